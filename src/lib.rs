@@ -1,1 +1,11 @@
 //! redrive
+mod failure;
+mod processor;
+mod record;
+mod settled;
+pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
+pub use processor::{
+    Attempt, BoxProcessor, ProcessorFn, ProcessorWith, RecordProcessor, processor_fn, processor_with,
+};
+pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, SequenceNumber, ShardId};
+pub use settled::{Halt, InvalidLetterId, LetterId, Settled, Unsettled};

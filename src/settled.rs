@@ -1,0 +1,146 @@
+//! How one record ended.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{BoxError, Failure};
+
+/// A record has ended: its shard's position may pass it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[must_use]
+#[non_exhaustive]
+pub enum Settled {
+    /// The handler succeeded.
+    Processed,
+    /// The idempotency store knew the record as processed; the handler was not called.
+    Duplicate,
+    /// The record is in the dead-letter queue, which confirmed it.
+    DeadLettered(LetterId),
+}
+
+/// A record has not ended: its shard's position must not pass it, and it will be delivered again.
+///
+/// An error, so that nothing which accepts a [`Settled`] accepts it.
+#[derive(Debug, thiserror::Error)]
+#[must_use]
+#[non_exhaustive]
+pub enum Unsettled {
+    /// The deadline came first.
+    #[error("not settled before the deadline")]
+    Deadline,
+    /// The service is shutting down.
+    #[error("not settled before the shutdown")]
+    Shutdown,
+    /// The shard belongs to another worker now.
+    #[error("the shard's lease was lost")]
+    LeaseLost,
+    /// The record failed for good and nothing takes it: the shard must halt.
+    #[error("the record can be neither processed nor dead-lettered")]
+    Halted(#[source] Halt),
+}
+
+/// Why a shard cannot go on past a record without losing it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Halt {
+    /// The record failed for good, and the processor was built `.without_dead_letters()`.
+    #[error(
+        "the record failed for good and there is no dead-letter sink; mend the handler and start again, or give the processor a sink"
+    )]
+    WithoutDeadLetters(#[source] Failure),
+    /// The sink can never take this letter.
+    #[error(
+        "the dead-letter sink can never take this letter ({size} bytes, its limit is {limit}); raise the sink's limit or add a fallback sink"
+    )]
+    DeadLetterRefused {
+        /// The letter's size as the sink would write it, in bytes.
+        size: u64,
+        /// The most the sink takes, in bytes.
+        limit: u64,
+        /// What the sink said.
+        #[source]
+        source: BoxError,
+    },
+}
+
+/// The id of a dead letter: SHA-256 of application, stream, shard, sequence number, sub-sequence
+/// number and redrive count. The same record's letter has the same id however often it is written, so
+/// a reader can drop what it has seen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LetterId([u8; 32]);
+
+impl LetterId {
+    /// The id with this digest.
+    pub const fn new(digest: [u8; 32]) -> Self {
+        LetterId(digest)
+    }
+
+    /// The digest.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// A text that is no letter id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a letter id (64 hex digits)")]
+pub struct InvalidLetterId;
+
+impl FromStr for LetterId {
+    type Err = InvalidLetterId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 {
+            return Err(InvalidLetterId);
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+            let value = |digit: u8| (digit as char).to_digit(16).ok_or(InvalidLetterId);
+            *byte = (value(pair[0])? << 4 | value(pair[1])?) as u8;
+        }
+        Ok(LetterId(digest))
+    }
+}
+
+impl TryFrom<String> for LetterId {
+    type Error = InvalidLetterId;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<LetterId> for String {
+    fn from(id: LetterId) -> Self {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_id_reads_back_from_its_text() {
+        let id = LetterId::new(std::array::from_fn(|i| (i * 7) as u8));
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!("xyz".parse::<LetterId>(), Err(InvalidLetterId));
+        assert_eq!("é".repeat(32).parse::<LetterId>(), Err(InvalidLetterId));
+    }
+}
