@@ -1,5 +1,8 @@
 //! redrive
+pub mod checkpoint;
+pub mod dead_letter;
 mod failure;
+pub mod observer;
 mod processor;
 mod record;
 mod settled;

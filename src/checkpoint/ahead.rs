@@ -1,0 +1,291 @@
+//! What is settled ahead of a checkpoint, so that a restart repeats almost nothing.
+//!
+//! Kept as its opposite: the last record settled, and the holes before it that are not. Both are named
+//! by sequence number, never counted: whatever was trimmed from the stream meanwhile, a record is only
+//! skipped if it is one that was settled.
+
+use crate::record::{Position, Record, SequenceNumber};
+
+/// A record's place: sequence and sub-sequence number.
+type Place = (SequenceNumber, u64);
+
+/// The records that are settled although one before them is not.
+///
+/// Written in the same conditional write as its checkpoint, carries that checkpoint's position, and is
+/// used only if the row still holds exactly that. Otherwise it is dropped: repeating is safe, skipping
+/// is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ahead {
+    base: Position,
+    through: Place,
+    holes: Vec<(Place, Place)>,
+}
+
+impl Ahead {
+    /// Collects the unsettled records behind `base`, in their order; see [`AheadBuilder`].
+    pub(crate) fn builder(base: Position) -> AheadBuilder {
+        AheadBuilder {
+            base,
+            holes: Vec::new(),
+        }
+    }
+
+    /// The checkpoint that it belongs to.
+    pub fn base(&self) -> &Position {
+        &self.base
+    }
+
+    /// Whether this record is settled.
+    pub fn covers(&self, record: &Record) -> bool {
+        let place = (record.sequence_number(), record.sub_sequence_number());
+        if place > as_ref(&self.through) {
+            return false;
+        }
+        let hole = self.holes.partition_point(|(_, last)| as_ref(last) < place);
+        self.holes
+            .get(hole)
+            .is_none_or(|(first, _)| place < as_ref(first))
+    }
+
+    /// How many runs of unsettled records it steps over.
+    pub fn holes(&self) -> usize {
+        self.holes.len()
+    }
+
+    /// A compact form. Neighbours share most of their leading digits, so each number is written as
+    /// what differs from the one before.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        let mut last: &str = "";
+        match &self.base {
+            Position::Record {
+                sequence_number,
+                sub_sequence_number,
+            } => {
+                out.push(1);
+                put_place(&mut out, &mut last, sequence_number, *sub_sequence_number);
+            }
+            _ => out.push(0),
+        }
+        put_place(&mut out, &mut last, &self.through.0, self.through.1);
+        put_number(&mut out, self.holes.len() as u64);
+        for (from, to) in &self.holes {
+            put_place(&mut out, &mut last, &from.0, from.1);
+            put_place(&mut out, &mut last, &to.0, to.1);
+        }
+        out
+    }
+
+    /// Reads what [`to_bytes`](Ahead::to_bytes) wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidAhead> {
+        let mut input = Input {
+            bytes,
+            last: String::new(),
+        };
+        if input.byte()? != VERSION {
+            return Err(InvalidAhead);
+        }
+        let base = match input.byte()? {
+            0 => Position::TrimHorizon,
+            1 => {
+                let (sequence_number, sub_sequence_number) = input.place()?;
+                Position::Record {
+                    sequence_number,
+                    sub_sequence_number,
+                }
+            }
+            _ => return Err(InvalidAhead),
+        };
+        let through = input.place()?;
+        let count = input.number()?;
+        let mut holes: Vec<(Place, Place)> = Vec::new();
+        for _ in 0..count {
+            let (from, to) = (input.place()?, input.place()?);
+            let in_order =
+                from <= to && to < through && holes.last().is_none_or(|(_, before)| *before < from);
+            if !in_order {
+                return Err(InvalidAhead);
+            }
+            holes.push((from, to));
+        }
+        if !input.bytes.is_empty() {
+            return Err(InvalidAhead);
+        }
+        Ok(Ahead { base, through, holes })
+    }
+}
+
+const VERSION: u8 = 1;
+
+/// Bytes that are no [`Ahead`], or one of a newer version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a list of what is settled ahead of a checkpoint")]
+pub struct InvalidAhead;
+
+/// Collects an [`Ahead`] while walking a window from its oldest record to its newest.
+#[derive(Debug)]
+pub(crate) struct AheadBuilder {
+    base: Position,
+    holes: Vec<(Place, Place)>,
+}
+
+impl AheadBuilder {
+    /// The records from `first` to `last` are unsettled, one after the other.
+    pub(crate) fn hole(&mut self, first: &Record, last: &Record) {
+        self.holes.push((place(first), place(last)));
+    }
+
+    /// Everything else up to and including this record is settled.
+    pub(crate) fn settled_through(self, record: &Record) -> Ahead {
+        Ahead {
+            base: self.base,
+            through: place(record),
+            holes: self.holes,
+        }
+    }
+}
+
+fn place(record: &Record) -> Place {
+    (record.sequence_number().clone(), record.sub_sequence_number())
+}
+
+fn as_ref(place: &Place) -> (&SequenceNumber, u64) {
+    (&place.0, place.1)
+}
+
+fn put_place<'a>(out: &mut Vec<u8>, last: &mut &'a str, sequence: &'a SequenceNumber, sub: u64) {
+    let digits = sequence.as_str();
+    let shared = digits
+        .bytes()
+        .zip(last.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
+    put_number(out, shared as u64);
+    put_number(out, (digits.len() - shared) as u64);
+    out.extend_from_slice(&digits.as_bytes()[shared..]);
+    put_number(out, sub);
+    *last = digits;
+}
+
+/// LEB128, as protobuf writes its integers.
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+struct Input<'a> {
+    bytes: &'a [u8],
+    last: String,
+}
+
+impl Input<'_> {
+    fn byte(&mut self) -> Result<u8, InvalidAhead> {
+        let (&first, rest) = self.bytes.split_first().ok_or(InvalidAhead)?;
+        self.bytes = rest;
+        Ok(first)
+    }
+
+    fn number(&mut self) -> Result<u64, InvalidAhead> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(InvalidAhead)
+    }
+
+    fn place(&mut self) -> Result<Place, InvalidAhead> {
+        let shared = usize::try_from(self.number()?).map_err(|_| InvalidAhead)?;
+        let rest = usize::try_from(self.number()?).map_err(|_| InvalidAhead)?;
+        if shared > self.last.len() || rest > self.bytes.len() {
+            return Err(InvalidAhead);
+        }
+        let (digits, bytes) = self.bytes.split_at(rest);
+        self.bytes = bytes;
+        self.last.truncate(shared);
+        self.last
+            .push_str(std::str::from_utf8(digits).map_err(|_| InvalidAhead)?);
+        let sequence = self.last.parse().map_err(|_| InvalidAhead)?;
+        Ok((sequence, self.number()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(number: u64, sub: u64) -> Record {
+        Record::builder("s", "shardId-0".into(), number.into())
+            .sub_sequence_number(sub)
+            .build()
+    }
+
+    /// Settled or not, in order, beginning behind the base.
+    fn ahead(settled: &[bool]) -> Option<Ahead> {
+        let records: Vec<Record> = (0..settled.len() as u64)
+            .map(|i| record(95 + i / 3, i % 3))
+            .collect();
+        let last = settled.iter().rposition(|&settled| settled)?;
+        let mut builder = Ahead::builder(Position::TrimHorizon);
+        let mut i = 0;
+        while i < last {
+            let run = settled[i..last].iter().take_while(|&&settled| !settled).count();
+            if run > 0 {
+                builder.hole(&records[i], &records[i + run - 1]);
+            }
+            i += run.max(1);
+        }
+        Some(builder.settled_through(&records[last]))
+    }
+
+    proptest! {
+        #[test]
+        fn covers_exactly_what_was_settled(settled in prop::collection::vec(any::<bool>(), 1..60)) {
+            let Some(ahead) = ahead(&settled) else { return Ok(()) };
+            let read = Ahead::from_bytes(&ahead.to_bytes()).expect("reads back");
+            prop_assert_eq!(&read, &ahead);
+            for (i, &settled) in settled.iter().enumerate() {
+                let i = i as u64;
+                prop_assert_eq!(read.covers(&record(95 + i / 3, i % 3)), settled);
+            }
+            prop_assert!(!read.covers(&record(1_000, 0)));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Ahead::from_bytes(&bytes);
+        }
+
+        #[test]
+        fn a_changed_byte_never_reads_back_as_the_same(at in 0usize..40, to in any::<u8>()) {
+            let ahead = ahead(&[false, true, false, false, true]).expect("some are settled");
+            let mut bytes = ahead.to_bytes();
+            let at = at % bytes.len();
+            prop_assume!(bytes[at] != to);
+            bytes[at] = to;
+            prop_assert_ne!(Ahead::from_bytes(&bytes), Ok(ahead));
+        }
+    }
+
+    #[test]
+    fn neighbours_take_few_bytes() {
+        let long = |tail: u64| -> Record {
+            let number = format!("495903382714902566085596925383615710959215759{tail:011}");
+            Record::builder("s", "shardId-0".into(), number.parse().expect("digits")).build()
+        };
+        let mut builder = Ahead::builder(long(0).position());
+        for i in 1..=1_000 {
+            builder.hole(&long(i * 10), &long(i * 10));
+        }
+        let bytes = builder.settled_through(&long(20_000)).to_bytes();
+        assert!(bytes.len() < 1_000 * 12, "{} bytes for 1,000 holes", bytes.len());
+    }
+}

@@ -1,0 +1,45 @@
+//! A store for tests.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+
+/// Keeps checkpoints in memory, where they are lost with the process: a restart begins at the trim
+/// horizon. A clone shares them.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    rows: Arc<Mutex<HashMap<ShardKey, Checkpoint>>>,
+}
+
+impl Memory {
+    /// An empty store.
+    pub fn new() -> Self {
+        Memory::default()
+    }
+
+    fn rows(&self) -> MutexGuard<'_, HashMap<ShardKey, Checkpoint>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for Memory {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        let rows = self.rows();
+        shards.iter().map(|shard| Ok(rows.get(shard).cloned())).collect()
+    }
+
+    async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        let mut rows = self.rows();
+        checkpoints
+            .iter()
+            .map(|(shard, checkpoint)| {
+                rows.insert(shard.clone(), checkpoint.clone());
+                Ok(())
+            })
+            .collect()
+    }
+}

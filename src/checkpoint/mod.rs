@@ -1,0 +1,151 @@
+//! Where a shard's position is kept: the port that a store implements, and the stores.
+//!
+//! | store | for |
+//! |---|---|
+//! | [`Memory`] | tests; a restart begins anew |
+#![cfg_attr(
+    feature = "redb",
+    doc = "| [`Redb`] | one process with a disk that outlives it |"
+)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::failure::BoxError;
+use crate::record::{Position, ShardId};
+
+mod ahead;
+mod memory;
+#[cfg(feature = "redb")]
+mod redb;
+
+pub use ahead::{Ahead, InvalidAhead};
+pub use memory::Memory;
+#[cfg(feature = "redb")]
+pub use redb::Redb;
+
+/// Keeps the checkpoints of an application's shards.
+///
+/// What an implementation promises (one conformance suite checks all of them):
+/// - One result for each shard asked about, in their order.
+/// - `Ok` from [`save`](CheckpointStore::save) only when the checkpoint is durable.
+/// - A checkpoint is written as a whole: position and [`Ahead`] together or neither.
+/// - [`load`](CheckpointStore::load) returns what was saved last; `None` if nothing ever was.
+#[async_trait]
+pub trait CheckpointStore: Send + Sync + fmt::Debug {
+    /// What is stored for each of these shards.
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>>;
+
+    /// Stores a checkpoint for each of these shards.
+    async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>>;
+
+    /// How often a shard that makes progress is written at most. Default: once a second.
+    fn write_interval(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+const _: Option<&dyn CheckpointStore> = None;
+
+#[async_trait]
+impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        (**self).load(shards).await
+    }
+
+    async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        (**self).save(checkpoints).await
+    }
+
+    fn write_interval(&self) -> Duration {
+        (**self).write_interval()
+    }
+}
+
+/// Whose checkpoint: two applications on one stream never share one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct ShardKey {
+    /// The application's name.
+    pub application: Arc<str>,
+    /// The stream's name.
+    pub stream: Arc<str>,
+    /// The shard.
+    pub shard: ShardId,
+}
+
+impl ShardKey {
+    /// This application's place in this shard.
+    pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>, shard: ShardId) -> Self {
+        ShardKey {
+            application: application.into(),
+            stream: stream.into(),
+            shard,
+        }
+    }
+}
+
+/// How far a shard is settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    position: Position,
+    ahead: Option<Ahead>,
+}
+
+impl Checkpoint {
+    /// Everything up to and including this position is settled.
+    pub fn at(position: Position) -> Self {
+        Checkpoint {
+            position,
+            ahead: None,
+        }
+    }
+
+    /// And this, ahead of the position. It is kept only if it belongs to that very position: whoever
+    /// moved the position without it (another program on the same table) made it worthless.
+    #[must_use]
+    pub fn with_ahead(mut self, ahead: Ahead) -> Self {
+        self.ahead = (*ahead.base() == self.position).then_some(ahead);
+        self
+    }
+
+    /// Everything up to and including this position is settled.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// What is settled ahead of the position.
+    pub fn ahead(&self) -> Option<&Ahead> {
+        self.ahead.as_ref()
+    }
+}
+
+/// Why a checkpoint could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The store does not answer; tried again.
+    #[error("the checkpoint store is unavailable")]
+    Unavailable(#[source] BoxError),
+    /// What is stored cannot be understood. Nothing is guessed: the shard does not start.
+    #[error("the checkpoint of shard {shard} cannot be understood: {text:?}; mend or delete it")]
+    Corrupt {
+        /// The shard.
+        shard: ShardId,
+        /// What is stored, its first 200 characters.
+        text: String,
+        /// What is wrong with it.
+        #[source]
+        source: BoxError,
+    },
+}
+
+impl CheckpointError {
+    /// The store does not answer.
+    pub fn unavailable(error: impl Into<BoxError>) -> Self {
+        CheckpointError::Unavailable(error.into())
+    }
+}

@@ -1,0 +1,149 @@
+//! Checkpoints in an embedded database file.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use redb::{Database, ReadableDatabase, TableDefinition, TableError};
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+
+use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use crate::failure::BoxError;
+use crate::record::Position;
+
+/// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. One process at a
+/// time can open it. A clone shares it.
+#[derive(Clone)]
+pub struct Redb {
+    database: Arc<Database>,
+    path: Arc<PathBuf>,
+}
+
+/// Application, stream, shard → a [`Row`] as JSON, which an operator can read.
+const TABLE: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("checkpoints");
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    position: Position,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ahead: Option<String>,
+}
+
+impl Redb {
+    /// Opens the file, or makes it (not its folder).
+    ///
+    /// An error if another process has it open, or if it is no redb file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let path = path.as_ref().to_path_buf();
+        let database = Database::create(&path).map_err(CheckpointError::unavailable)?;
+        Ok(Redb {
+            database: Arc::new(database),
+            path: Arc::new(path),
+        })
+    }
+}
+
+impl fmt::Debug for Redb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redb")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl CheckpointStore for Redb {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        let (database, keys) = (self.database.clone(), shards.to_vec());
+        blocking(shards.len(), move || read(&database, &keys)).await
+    }
+
+    async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        let (database, rows) = (self.database.clone(), checkpoints.to_vec());
+        blocking(checkpoints.len(), move || {
+            write(&database, &rows)?;
+            Ok(rows.iter().map(|_| Ok(())).collect())
+        })
+        .await
+    }
+}
+
+type Results<T> = Vec<Result<T, CheckpointError>>;
+
+/// Runs file access where it may block. If it fails as a whole, every entry has failed.
+async fn blocking<T: Send + 'static>(
+    count: usize,
+    work: impl FnOnce() -> Result<Results<T>, BoxError> + Send + 'static,
+) -> Results<T> {
+    let result = match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panicked) => Err(panicked.into()),
+    };
+    result.unwrap_or_else(|error| {
+        let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
+        (0..count)
+            .map(|_| Err(CheckpointError::unavailable(error.clone())))
+            .collect()
+    })
+}
+
+fn read(database: &Database, keys: &[ShardKey]) -> Result<Results<Option<Checkpoint>>, BoxError> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(TABLE) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(keys.iter().map(|_| Ok(None)).collect()),
+        Err(error) => return Err(error.into()),
+    };
+    keys.iter()
+        .map(|key| {
+            let stored = table.get((&*key.application, &*key.stream, key.shard.as_str()))?;
+            Ok(stored.map(|row| decode(key, row.value())).transpose())
+        })
+        .collect()
+}
+
+fn write(database: &Database, rows: &[(ShardKey, Checkpoint)]) -> Result<(), BoxError> {
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(TABLE)?;
+        for (key, checkpoint) in rows {
+            let row = serde_json::to_vec(&Row {
+                position: checkpoint.position().clone(),
+                ahead: checkpoint.ahead().map(|ahead| BASE64.encode(ahead.to_bytes())),
+            })?;
+            table.insert(
+                (&*key.application, &*key.stream, key.shard.as_str()),
+                row.as_slice(),
+            )?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn decode(key: &ShardKey, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
+    let row: Row = serde_json::from_slice(bytes).map_err(|error| CheckpointError::Corrupt {
+        shard: key.shard.clone(),
+        text: String::from_utf8_lossy(bytes).chars().take(200).collect(),
+        source: error.into(),
+    })?;
+    let checkpoint = Checkpoint::at(row.position);
+    let Some(ahead) = row.ahead else {
+        return Ok(checkpoint);
+    };
+    let ahead = BASE64
+        .decode(ahead)
+        .ok()
+        .and_then(|bytes| Ahead::from_bytes(&bytes).ok());
+    Ok(match ahead {
+        Some(ahead) => checkpoint.with_ahead(ahead),
+        None => {
+            tracing::warn!(shard = %key.shard, "what was settled ahead of the checkpoint cannot be read: those records are repeated");
+            checkpoint
+        }
+    })
+}

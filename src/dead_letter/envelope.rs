@@ -1,0 +1,488 @@
+//! What a dead letter says: everything needed to understand a record's failure and to drive it again.
+//!
+//! Two forms are written. [`DeadLetter::encode`] is a JSON header in one line, a line feed, and then
+//! the payload's own bytes: nothing grows by base64, and `head -n 1 | jq` reads it. A JSON line
+//! ([`DeadLetter::to_json_line`]) holds the payload as base64, for files that are read line by line.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::failure::{Class, Failure, Scope};
+use crate::record::{Record, SequenceNumber, ShardId};
+use crate::settled::LetterId;
+
+/// A record that failed for good, with its story. Schema version 1.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// Unique to this record and redrive; the same for every copy of this letter.
+    pub id: LetterId,
+    /// The id of the record's first letter: the same through all its redrives.
+    pub origin: LetterId,
+    /// The application whose handler failed.
+    pub application: String,
+    /// The stream's name.
+    pub stream: String,
+    /// The shard that the record was read from.
+    pub shard: ShardId,
+    /// The record's sequence number.
+    pub sequence_number: SequenceNumber,
+    /// Its index inside an aggregated record; 0 for a plain one.
+    pub sub_sequence_number: u64,
+    /// The partition key.
+    pub partition_key: Option<String>,
+    /// When Kinesis received the record.
+    #[serde(with = "rfc3339::optional", default)]
+    pub arrived_at: Option<SystemTime>,
+    /// When the letter was made.
+    #[serde(with = "rfc3339")]
+    pub dead_lettered_at: SystemTime,
+    /// Why the record was given up.
+    pub reason: Reason,
+    /// Whether another try was thought to help.
+    pub class: Class,
+    /// Whose fault it was thought to be.
+    pub scope: Scope,
+    /// The last error's short code, such as an AWS error code.
+    pub code: Option<String>,
+    /// The last error.
+    pub error: ErrorReport,
+    /// The attempts.
+    pub attempts: Attempts,
+    /// The handler's name, by default its Rust type.
+    pub processor: String,
+    /// The handler's version, if it was given one.
+    pub processor_version: Option<String>,
+    /// The trace that the record belonged to, as its producer wrote it.
+    pub trace_context: Option<String>,
+    /// How often the record was driven again before.
+    pub redrive_count: u32,
+    /// The payload's length in bytes.
+    pub payload_bytes: u64,
+    /// The record's payload.
+    #[serde(skip)]
+    pub payload: Bytes,
+}
+
+/// Why a record was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// Its error was classified as permanent.
+    Permanent,
+    /// It failed as often as the retry policy allows.
+    AttemptsExhausted,
+    /// It failed for as long as the retry policy allows.
+    TimeExhausted,
+    /// The handler panicked, twice.
+    Panicked,
+}
+
+impl Reason {
+    /// The name used in letters, logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::Permanent => "permanent",
+            Reason::AttemptsExhausted => "attempts_exhausted",
+            Reason::TimeExhausted => "time_exhausted",
+            Reason::Panicked => "panicked",
+        }
+    }
+}
+
+/// An error, bounded for writing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ErrorReport {
+    /// The Rust type that the handler returned.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// The texts of the error and its sources, outermost first; at most 8 KiB as JSON.
+    pub chain: Vec<String>,
+    /// Whether something was cut away to fit.
+    pub truncated: bool,
+}
+
+/// The attempts on a record: how many, and the first 2 and last 8 of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Attempts {
+    /// How many there were.
+    pub count: u32,
+    /// The first of them.
+    pub first: Vec<AttemptReport>,
+    /// The last of them, as far as they are not among the first.
+    pub last: Vec<AttemptReport>,
+}
+
+/// One attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AttemptReport {
+    /// Counts from 1.
+    pub number: u32,
+    /// When it ended.
+    #[serde(with = "rfc3339")]
+    pub ended_at: SystemTime,
+    /// How long the handler ran before it failed, in milliseconds; 0 if it never waited for anything.
+    pub duration_ms: u64,
+    /// Whether another try was thought to help.
+    pub class: Class,
+    /// The error's short code.
+    pub code: Option<String>,
+}
+
+impl Attempts {
+    const FIRST: usize = 2;
+    const LAST: usize = 8;
+
+    /// Adds the next attempt, which ended now.
+    pub(crate) fn push(&mut self, took: Duration, failure: &Failure) {
+        self.count = self.count.saturating_add(1);
+        let report = AttemptReport {
+            number: self.count,
+            ended_at: SystemTime::now(),
+            duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
+            class: failure.verdict().class(),
+            code: failure
+                .verdict()
+                .code()
+                .map(|code| cut(code, DeadLetter::MAX_CODE_BYTES)),
+        };
+        if self.first.len() < Self::FIRST {
+            self.first.push(report);
+        } else {
+            if self.last.len() == Self::LAST {
+                self.last.remove(0);
+            }
+            self.last.push(report);
+        }
+    }
+}
+
+impl ErrorReport {
+    /// The most bytes the chain takes as JSON.
+    pub const MAX_CHAIN_BYTES: usize = 8 * 1024;
+
+    fn new(type_name: &str, failure: &Failure) -> Self {
+        let mut report = ErrorReport {
+            type_name: cut(type_name, DeadLetter::MAX_NAME_BYTES),
+            ..ErrorReport::default()
+        };
+        let mut left = Self::MAX_CHAIN_BYTES - "[]".len();
+        for text in failure.chain() {
+            let Some(room) = left.checked_sub("\"\",".len()) else {
+                report.truncated = true;
+                break;
+            };
+            let kept = json_prefix(&text, room);
+            left = room - json_bytes(kept);
+            report.truncated |= kept.len() < text.len();
+            report.chain.push(kept.to_owned());
+            if report.truncated {
+                break;
+            }
+        }
+        report
+    }
+}
+
+/// A letter that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Not written by redrive.
+    #[error("not a redrive dead letter")]
+    Foreign,
+    /// Written by a newer redrive.
+    #[error("a dead letter of schema version {found}, this redrive reads up to {supported}; use a newer one")]
+    NewerSchema {
+        /// The letter's version.
+        found: u32,
+        /// The newest version read here.
+        supported: u32,
+    },
+    /// The payload is shorter or longer than the header says.
+    #[error("the payload has {found} bytes, the letter says {expected}: it was cut or mixed up")]
+    PayloadLength {
+        /// As the header says.
+        expected: u64,
+        /// As it is.
+        found: u64,
+    },
+    /// The header is damaged.
+    #[error("the dead letter's header cannot be read")]
+    Header(#[source] serde_json::Error),
+    /// The payload's base64 is damaged.
+    #[error("the dead letter's payload cannot be read")]
+    Payload(#[source] base64::DecodeError),
+}
+
+impl DeadLetter {
+    /// The newest schema version written and read here.
+    pub const SCHEMA_VERSION: u32 = 1;
+    /// What the header adds to the payload at most, in bytes.
+    pub const MAX_ENVELOPE_BYTES: usize = 32 * 1024;
+
+    const KIND: &str = "redrive.dead_letter";
+    const MAX_NAME_BYTES: usize = 512;
+    const MAX_CODE_BYTES: usize = 128;
+
+    /// A letter for this record, which `processor` gave up with this failure.
+    pub fn new(application: &str, record: &Record, reason: Reason, failure: &Failure) -> Self {
+        DeadLetter {
+            id: letter_id(application, record, Some(0)),
+            origin: letter_id(application, record, None),
+            application: application.to_owned(),
+            stream: record.stream().to_owned(),
+            shard: record.shard().clone(),
+            sequence_number: record.sequence_number().clone(),
+            sub_sequence_number: record.sub_sequence_number(),
+            partition_key: record.partition_key().map(str::to_owned),
+            arrived_at: record.arrival(),
+            dead_lettered_at: SystemTime::now(),
+            reason,
+            class: failure.verdict().class(),
+            scope: failure.verdict().scope(),
+            code: failure
+                .verdict()
+                .code()
+                .map(|code| cut(code, Self::MAX_CODE_BYTES)),
+            error: ErrorReport::new("", failure),
+            attempts: Attempts::default(),
+            processor: String::new(),
+            processor_version: None,
+            trace_context: None,
+            redrive_count: 0,
+            payload_bytes: record.payload().len() as u64,
+            payload: record.payload().clone(),
+        }
+    }
+
+    /// Adds the attempts, and who made them.
+    pub(crate) fn with_attempts(
+        mut self,
+        attempts: Attempts,
+        error_type: &str,
+        processor: &str,
+        version: Option<&str>,
+    ) -> Self {
+        self.attempts = attempts;
+        self.error.type_name = cut(error_type, Self::MAX_NAME_BYTES);
+        self.processor = cut(processor, Self::MAX_NAME_BYTES);
+        self.processor_version = version.map(|version| cut(version, Self::MAX_NAME_BYTES));
+        self
+    }
+
+    /// A JSON header in one line, a line feed, the payload's own bytes.
+    pub fn encode(&self) -> Bytes {
+        let header = self.header(None);
+        let mut out = BytesMut::with_capacity(header.len() + 1 + self.payload.len());
+        out.put_slice(&header);
+        out.put_u8(b'\n');
+        out.put_slice(&self.payload);
+        out.freeze()
+    }
+
+    /// Reads what [`encode`](DeadLetter::encode) wrote. The payload is a slice of `bytes`.
+    pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let end = bytes
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .unwrap_or(bytes.len());
+        let (mut letter, _) = Self::read_header(&bytes[..end])?;
+        letter.payload = bytes.slice((end + 1).min(bytes.len())..);
+        letter.checked()
+    }
+
+    /// The whole letter in one line of JSON, without the line feed; the payload as base64.
+    pub fn to_json_line(&self) -> Vec<u8> {
+        self.header(Some(BASE64.encode(&self.payload)))
+    }
+
+    /// Reads what [`to_json_line`](DeadLetter::to_json_line) wrote.
+    pub fn from_json_line(line: &[u8]) -> Result<Self, DecodeError> {
+        let (mut letter, payload) = Self::read_header(line)?;
+        letter.payload = BASE64
+            .decode(payload.unwrap_or_default())
+            .map_err(DecodeError::Payload)?
+            .into();
+        letter.checked()
+    }
+
+    fn header(&self, payload: Option<String>) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Header<'a> {
+            kind: &'a str,
+            schema_version: u32,
+            #[serde(flatten)]
+            letter: &'a DeadLetter,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            payload: Option<String>,
+        }
+        serde_json::to_vec(&Header {
+            kind: Self::KIND,
+            schema_version: Self::SCHEMA_VERSION,
+            letter: self,
+            payload,
+        })
+        // Strings, numbers and clamped times: nothing in a letter fails to serialize.
+        .unwrap_or_default()
+    }
+
+    fn read_header(json: &[u8]) -> Result<(Self, Option<String>), DecodeError> {
+        #[derive(Deserialize)]
+        struct Stamp {
+            kind: Option<String>,
+            schema_version: Option<u32>,
+        }
+        #[derive(Deserialize)]
+        struct Header {
+            #[serde(flatten)]
+            letter: DeadLetter,
+            payload: Option<String>,
+        }
+        let stamp: Stamp = serde_json::from_slice(json).map_err(|_| DecodeError::Foreign)?;
+        match stamp {
+            Stamp {
+                kind: Some(kind),
+                schema_version: Some(found),
+            } if kind == Self::KIND => {
+                if found > Self::SCHEMA_VERSION {
+                    return Err(DecodeError::NewerSchema {
+                        found,
+                        supported: Self::SCHEMA_VERSION,
+                    });
+                }
+            }
+            _ => return Err(DecodeError::Foreign),
+        }
+        let header: Header = serde_json::from_slice(json).map_err(DecodeError::Header)?;
+        Ok((header.letter, header.payload))
+    }
+
+    fn checked(self) -> Result<Self, DecodeError> {
+        let found = self.payload.len() as u64;
+        if found == self.payload_bytes {
+            Ok(self)
+        } else {
+            Err(DecodeError::PayloadLength {
+                expected: self.payload_bytes,
+                found,
+            })
+        }
+    }
+}
+
+impl std::fmt::Debug for DeadLetter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeadLetter")
+            .field("id", &self.id)
+            .field("application", &self.application)
+            .field("stream", &self.stream)
+            .field("shard", &self.shard)
+            .field("sequence_number", &self.sequence_number)
+            .field("sub_sequence_number", &self.sub_sequence_number)
+            .field("reason", &self.reason)
+            .field("class", &self.class)
+            .field("scope", &self.scope)
+            .field("code", &self.code)
+            .field("attempts", &self.attempts.count)
+            .field("payload_bytes", &self.payload_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The id of a record's letter (with its redrive count) or of its origin (without).
+fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> LetterId {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        // With its length in front no two lists of parts read the same.
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    part(application.as_bytes());
+    part(record.stream().as_bytes());
+    part(record.shard().as_str().as_bytes());
+    part(record.sequence_number().as_str().as_bytes());
+    part(&record.sub_sequence_number().to_be_bytes());
+    if let Some(count) = redrive_count {
+        part(&count.to_be_bytes());
+    }
+    LetterId::new(hash.finalize().into())
+}
+
+/// The text, cut to so many bytes at a character's edge.
+fn cut(text: &str, bytes: usize) -> String {
+    text[..text.floor_char_boundary(bytes)].to_owned()
+}
+
+/// The longest beginning of the text that takes at most so many bytes inside a JSON string.
+fn json_prefix(text: &str, bytes: usize) -> &str {
+    let mut used = 0;
+    for (at, character) in text.char_indices() {
+        used += json_char_bytes(character);
+        if used > bytes {
+            return &text[..at];
+        }
+    }
+    text
+}
+
+fn json_bytes(text: &str) -> usize {
+    text.chars().map(json_char_bytes).sum()
+}
+
+fn json_char_bytes(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        _ => character.len_utf8(),
+    }
+}
+
+/// Times as RFC 3339 with milliseconds: readable, and sortable as text.
+mod rfc3339 {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        // The format ends with the year 9999, and a clock that is off must not cost a letter.
+        let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        serializer.collect_str(&humantime::format_rfc3339_millis(*time.clamp(&UNIX_EPOCH, &last)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map_err(de::Error::custom)
+    }
+
+    pub(super) mod optional {
+        use super::*;
+
+        pub(in super::super) fn serialize<S: Serializer>(
+            time: &Option<SystemTime>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => super::serialize(time, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Option<SystemTime>, D::Error> {
+            Option::<String>::deserialize(deserializer)?
+                .map(|text| humantime::parse_rfc3339(&text).map_err(de::Error::custom))
+                .transpose()
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A sink for one process: JSON lines in a file.

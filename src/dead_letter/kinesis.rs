@@ -1,0 +1,1 @@
+//! A dead-letter stream.

@@ -1,0 +1,164 @@
+//! Where records go that failed for good: the port that a sink implements, and the sinks.
+//!
+//! A record counts as settled only after its sink has *confirmed* the letter. A sink that is down
+//! therefore stops the shard; it never loses a record.
+//!
+//! | sink | for |
+//! |---|---|
+//! | [`Memory`] | tests |
+//! | [`File`] | one process; JSON lines, fsynced |
+#![cfg_attr(
+    feature = "kinesis",
+    doc = "| [`Kinesis`] | a dead-letter stream, with the same limits as the source |"
+)]
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::failure::BoxError;
+
+mod envelope;
+mod file;
+#[cfg(feature = "kinesis")]
+mod kinesis;
+mod memory;
+
+pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
+// pub use file::{File, FileError};
+// pub use kinesis::{Kinesis, Payload};
+pub use memory::Memory;
+
+/// Takes dead letters and confirms them.
+///
+/// What an implementation promises:
+/// - One result for each letter, in their order.
+/// - `Ok` only when the letter is durable: it must survive the crash of this process.
+/// - Letters of one partition key become readable in the order given. When one of them fails, those
+///   of its key behind it are not written and fail as well ([`SinkError::Behind`]).
+/// - Writing a letter twice is harmless: it carries the same id, and readers skip an id they have
+///   seen.
+/// - No limit on retries is needed: the engine writes a letter again, with backoff, until it is
+///   confirmed or refused.
+#[async_trait]
+pub trait DeadLetterSink: Send + Sync + fmt::Debug {
+    /// Writes the letters and waits for their confirmation.
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>>;
+
+    /// Looks at the target before the first record is read: an error for what would lose records or
+    /// run in a circle, a [`Warning`] for what may. Default: nothing to say.
+    async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        let _ = source;
+        Ok(Vec::new())
+    }
+
+    /// What the sink is called in logs, without anything secret. Default: the type's name.
+    fn name(&self) -> String {
+        std::any::type_name::<Self>().to_owned()
+    }
+}
+
+const _: Option<&dyn DeadLetterSink> = None;
+
+/// A sink's word that a letter is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// Where the letter is, in the sink's own terms: a shard and sequence number, a file.
+    pub location: String,
+}
+
+impl Receipt {
+    /// The letter is durable at this place.
+    pub fn new(location: impl Into<String>) -> Self {
+        Receipt {
+            location: location.into(),
+        }
+    }
+}
+
+/// Why a letter is not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SinkError {
+    /// The sink could not take it now. The engine tries again, without limit.
+    #[error("the dead-letter sink is unavailable")]
+    Unavailable(#[source] BoxError),
+    /// The sink can never take it. The shard halts, unless a fallback sink takes it.
+    #[error("the dead-letter sink can never take this letter: {size} bytes, its limit is {limit}")]
+    Refused {
+        /// The letter's size as the sink would write it, in bytes.
+        size: u64,
+        /// The most the sink takes, in bytes.
+        limit: u64,
+        /// What more there is to know.
+        #[source]
+        source: BoxError,
+    },
+    /// Not tried, because a letter of the same partition key ahead of it failed.
+    #[error("not written, because a letter of the same partition key ahead of it was not")]
+    Behind,
+}
+
+impl SinkError {
+    /// The sink could not take the letter now.
+    pub fn unavailable(error: impl Into<BoxError>) -> Self {
+        SinkError::Unavailable(error.into())
+    }
+}
+
+/// What a sink may want to know of the stream whose records it will take.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SourceStream {
+    /// Its name.
+    pub name: String,
+    /// Its ARN, where the runtime knows it.
+    pub arn: Option<String>,
+    /// The most bytes a record of it can have (payload and partition key), where the runtime knows it.
+    pub max_record_bytes: Option<u64>,
+}
+
+impl SourceStream {
+    /// A stream of this name, all else unknown.
+    pub fn new(name: impl Into<String>) -> Self {
+        SourceStream {
+            name: name.into(),
+            arn: None,
+            max_record_bytes: None,
+        }
+    }
+}
+
+/// Something about a sink's target that may lose letters later, and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Warning {
+    /// What is wrong.
+    pub message: String,
+    /// The command that mends it.
+    pub remedy: String,
+}
+
+/// A sink's target that must not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// Dead letters would be read as records again, and fail again.
+    #[error(
+        "the dead-letter stream {name:?} is the stream that is being read; give the letters a stream of their own"
+    )]
+    SourceItself {
+        /// The stream.
+        name: String,
+    },
+    /// The target could not be looked at.
+    #[error("the dead-letter target {name:?} cannot be looked at")]
+    Unreachable {
+        /// The target.
+        name: String,
+        /// What went wrong.
+        #[source]
+        source: BoxError,
+    },
+}

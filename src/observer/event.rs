@@ -1,0 +1,265 @@
+//! What can happen.
+
+use std::time::Duration;
+
+use super::Interest;
+use crate::failure::{BoxError, Failure};
+use crate::record::{Position, Record, ShardId};
+use crate::settled::{LetterId, Settled, Unsettled};
+
+/// Something that happened. New kinds may come.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The handler failed, timed out or panicked.
+    #[non_exhaustive]
+    AttemptFailed {
+        /// The record.
+        record: &'a Record,
+        /// Counts from 1.
+        attempt: u32,
+        /// The error and its verdict. Its text is the user's, and may quote the payload.
+        failure: Redacted<'a>,
+        /// The Rust type of the handler's error.
+        error_type: &'static str,
+    },
+    /// The record will be tried again.
+    #[non_exhaustive]
+    RetryScheduled {
+        /// The record.
+        record: &'a Record,
+        /// The number of the attempt to come.
+        attempt: u32,
+        /// How long the backoff is.
+        delay: Duration,
+    },
+    /// A sink did not take a letter; it is written again.
+    #[non_exhaustive]
+    DeadLetterDelayed {
+        /// The sink's name.
+        sink: &'a str,
+        /// How many letters wait.
+        letters: usize,
+        /// How often the sink has failed in a row.
+        failures: u32,
+        /// What it said.
+        error: &'a BoxError,
+        /// When it is tried again.
+        delay: Duration,
+    },
+    /// A sink confirmed a letter.
+    #[non_exhaustive]
+    DeadLettered {
+        /// The record.
+        record: &'a Record,
+        /// The letter's id.
+        id: LetterId,
+        /// Why the record was given up.
+        reason: &'static str,
+        /// The last error and its verdict.
+        failure: Redacted<'a>,
+        /// Where the letter is, in the sink's terms.
+        location: &'a str,
+    },
+    /// A sink's target may lose letters later.
+    #[non_exhaustive]
+    DeadLetterTargetWarning {
+        /// The sink's name.
+        sink: &'a str,
+        /// What is wrong.
+        message: &'a str,
+        /// The command that mends it.
+        remedy: &'a str,
+    },
+    /// A record ended.
+    #[non_exhaustive]
+    Settled {
+        /// The record.
+        record: &'a Record,
+        /// How.
+        settled: Settled,
+        /// How often the handler was called.
+        attempts: u32,
+    },
+    /// A record was given back: it will be delivered again.
+    #[non_exhaustive]
+    Unsettled {
+        /// The record.
+        record: &'a Record,
+        /// Why.
+        reason: &'a Unsettled,
+    },
+    /// Reading of a shard begins.
+    #[non_exhaustive]
+    ShardStarted {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// Where it begins.
+        position: &'a Position,
+    },
+    /// All records of a closed shard are settled.
+    #[non_exhaustive]
+    ShardEnded {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+    },
+    /// A shard cannot go on without losing a record. It is tried again from its checkpoint.
+    #[non_exhaustive]
+    ShardHalted {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// Why.
+        error: &'a BoxError,
+    },
+    /// Records were read.
+    #[non_exhaustive]
+    Fetched {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How many.
+        records: usize,
+        /// Their payloads' bytes.
+        bytes: usize,
+        /// How far the reader is behind the stream's tip.
+        behind: Option<Duration>,
+    },
+    /// Reading failed; it is tried again.
+    #[non_exhaustive]
+    FetchFailed {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// What went wrong.
+        error: &'a BoxError,
+        /// When it is tried again.
+        delay: Duration,
+    },
+    /// Kinesis asked to be read more slowly; the call is repeated.
+    #[non_exhaustive]
+    FetchThrottled {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// When it is read again.
+        delay: Duration,
+    },
+    /// An iterator outlived its five minutes; another is made after the last record delivered.
+    #[non_exhaustive]
+    IteratorExpired {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+    },
+    /// No more is read until something settles.
+    #[non_exhaustive]
+    WindowFull {
+        /// Which bound is reached.
+        bound: Bound,
+        /// The record that everything waits for.
+        oldest: &'a Record,
+        /// How many records are read and not settled.
+        held: usize,
+    },
+    /// A checkpoint is stored.
+    #[non_exhaustive]
+    Checkpointed {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// Everything up to here is settled.
+        position: &'a Position,
+    },
+    /// A checkpoint could not be stored; it is tried again.
+    #[non_exhaustive]
+    CheckpointFailed {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// What went wrong.
+        error: &'a BoxError,
+        /// When it is tried again.
+        delay: Duration,
+    },
+}
+
+/// A failure inside an event: `Debug` shows its verdict, not the text of the user's error.
+#[derive(Clone, Copy)]
+pub struct Redacted<'a>(pub(crate) &'a Failure);
+
+impl<'a> Redacted<'a> {
+    /// The failure in full. Its text may quote the payload: mind where it goes.
+    pub fn reveal(self) -> &'a Failure {
+        self.0
+    }
+}
+
+impl std::fmt::Debug for Redacted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self.0.verdict(), f)
+    }
+}
+
+/// The bounds of a shard's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Bound {
+    /// Records read and not settled.
+    Held,
+    /// The distance from the watermark to the newest record read.
+    Span,
+    /// Payload bytes held by the process.
+    Bytes,
+}
+
+impl Bound {
+    /// The name used in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Bound::Held => "held",
+            Bound::Span => "span",
+            Bound::Bytes => "bytes",
+        }
+    }
+}
+
+impl Event<'_> {
+    /// The kind it belongs to.
+    pub fn kind(&self) -> Interest {
+        match self {
+            Event::AttemptFailed { .. }
+            | Event::RetryScheduled { .. }
+            | Event::DeadLetterDelayed { .. }
+            | Event::DeadLettered { .. }
+            | Event::Unsettled { .. } => Interest::FAILURES,
+            Event::Settled { .. } => Interest::SETTLEMENTS,
+            Event::DeadLetterTargetWarning { .. }
+            | Event::ShardStarted { .. }
+            | Event::ShardEnded { .. }
+            | Event::ShardHalted { .. }
+            | Event::Fetched { .. }
+            | Event::FetchFailed { .. }
+            | Event::FetchThrottled { .. }
+            | Event::IteratorExpired { .. }
+            | Event::WindowFull { .. }
+            | Event::Checkpointed { .. }
+            | Event::CheckpointFailed { .. } => Interest::SHARDS,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The observer that every processor has: `tracing` events.
+
+use tracing::{debug, error, info, trace, warn};
+
+use super::{Event, Interest, Observer};
+use crate::failure::{BoxError, Failure, chain};
+use crate::record::Record;
+
+/// Writes what happens as `tracing` events: what an operator must see at WARN and ERROR, failures of
+/// records at INFO, the rest at DEBUG and TRACE.
+///
+/// Payloads never appear, partition keys appear as a hash, and of a handler's error only type, class,
+/// scope and code do: its text may quote the payload.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Log {
+    error_text: bool,
+}
+
+impl Log {
+    /// With or without the text of the handler's errors. Default: without.
+    pub const fn new(error_text: bool) -> Self {
+        Log { error_text }
+    }
+
+    fn text(self, failure: &Failure) -> Option<String> {
+        self.error_text
+            .then(|| failure.chain().collect::<Vec<_>>().join(": "))
+    }
+}
+
+macro_rules! of_record {
+    ($level:ident, $record:expr, $($rest:tt)*) => {{
+        let record: &Record = $record;
+        $level!(
+            stream = record.stream(),
+            shard = %record.shard(),
+            sequence_number = %record.sequence_number(),
+            sub_sequence_number = record.sub_sequence_number(),
+            key_hash = record.key_hash().map(tracing::field::display),
+            $($rest)*
+        )
+    }};
+}
+
+impl Observer for Log {
+    fn interest(&self) -> Interest {
+        Interest::FAILURES | Interest::SHARDS
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::AttemptFailed {
+                record,
+                attempt,
+                failure,
+                error_type,
+            } => {
+                let verdict = failure.reveal().verdict();
+                of_record!(
+                    info,
+                    record,
+                    attempt,
+                    error_type,
+                    class = %verdict.class(),
+                    scope = %verdict.scope(),
+                    code = verdict.code(),
+                    error = self.text(failure.reveal()),
+                    "attempt failed"
+                );
+            }
+            Event::RetryScheduled {
+                record,
+                attempt,
+                delay,
+            } => {
+                of_record!(debug, record, attempt, ?delay, "retry scheduled");
+            }
+            Event::DeadLetterDelayed {
+                sink,
+                letters,
+                failures,
+                error,
+                delay,
+            } => {
+                warn!(
+                    sink,
+                    letters,
+                    failures,
+                    error = full(error),
+                    ?delay,
+                    "the dead-letter sink does not take letters; their shards wait and nothing is lost"
+                );
+            }
+            Event::DeadLettered {
+                record,
+                id,
+                reason,
+                failure,
+                location,
+            } => {
+                let verdict = failure.reveal().verdict();
+                of_record!(
+                    warn,
+                    record,
+                    %id,
+                    reason,
+                    class = %verdict.class(),
+                    scope = %verdict.scope(),
+                    code = verdict.code(),
+                    error = self.text(failure.reveal()),
+                    location,
+                    "record dead-lettered"
+                );
+            }
+            Event::DeadLetterTargetWarning {
+                sink,
+                message,
+                remedy,
+            } => {
+                warn!(sink, remedy, "{message}");
+            }
+            Event::Settled {
+                record,
+                settled,
+                attempts,
+            } => {
+                of_record!(trace, record, ?settled, attempts, "record settled");
+            }
+            Event::Unsettled { record, reason } => {
+                of_record!(info, record, %reason, "record given back, it will be delivered again");
+            }
+            Event::ShardStarted {
+                stream,
+                shard,
+                position,
+            } => info!(stream, %shard, %position, "shard started"),
+            Event::ShardEnded { stream, shard } => info!(stream, %shard, "shard ended"),
+            Event::ShardHalted { stream, shard, error } => error!(
+                stream, %shard, error = full(error),
+                "shard halted: it cannot go on without losing a record"
+            ),
+            Event::Fetched {
+                stream,
+                shard,
+                records,
+                bytes,
+                behind,
+            } => trace!(stream, %shard, records, bytes, ?behind, "fetched"),
+            Event::FetchFailed {
+                stream,
+                shard,
+                failures,
+                error,
+                delay,
+            } => warn!(
+                stream, %shard, failures, error = full(error), ?delay,
+                "reading failed and is tried again"
+            ),
+            Event::FetchThrottled { stream, shard, delay } => {
+                debug!(stream, %shard, ?delay, "reading throttled")
+            }
+            Event::IteratorExpired { stream, shard } => {
+                debug!(stream, %shard, "iterator expired, another is made")
+            }
+            Event::WindowFull { bound, oldest, held } => {
+                of_record!(
+                    warn,
+                    oldest,
+                    bound = bound.as_str(),
+                    held,
+                    "window full: the shard waits for its oldest unsettled record"
+                );
+            }
+            Event::Checkpointed {
+                stream,
+                shard,
+                position,
+            } => trace!(stream, %shard, %position, "checkpoint stored"),
+            Event::CheckpointFailed {
+                stream,
+                shard,
+                failures,
+                error,
+                delay,
+            } => warn!(
+                stream, %shard, failures, error = full(error), ?delay,
+                "the checkpoint could not be stored and is tried again; after a crash more would be repeated"
+            ),
+        }
+    }
+}
+
+/// Our own errors and a service's, with their sources.
+fn full(error: &BoxError) -> String {
+    let texts: Vec<String> = chain(&**error).map(ToString::to_string).collect();
+    texts.join(": ")
+}

@@ -1,0 +1,110 @@
+//! The one port through which everything reports: failures, settlements, the life of a shard.
+
+use std::fmt;
+use std::ops::BitOr;
+use std::sync::Arc;
+
+mod event;
+mod log;
+
+pub use event::{Bound, Event};
+pub use log::Log;
+
+/// Hears what happens.
+///
+/// Called on the task that processes the records: it must be quick, must not block and should not
+/// panic. `Debug` of an event shows no payload, no partition key and no text of a user's error.
+pub trait Observer: Send + Sync {
+    /// Which events it wants; asked once, when the processor is built. What nobody wants is not
+    /// even measured. Default: all.
+    fn interest(&self) -> Interest {
+        Interest::ALL
+    }
+
+    /// Something happened.
+    fn on(&self, event: &Event<'_>);
+}
+
+const _: Option<&dyn Observer> = None;
+
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn interest(&self) -> Interest {
+        (**self).interest()
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        (**self).on(event);
+    }
+}
+
+/// A set of kinds of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interest(u8);
+
+impl Interest {
+    /// Nothing.
+    pub const NONE: Interest = Interest(0);
+    /// Failed attempts, retries, dead letters: nothing on the success path.
+    pub const FAILURES: Interest = Interest(1);
+    /// Every settlement: the only kind that costs something for a record that succeeds.
+    pub const SETTLEMENTS: Interest = Interest(2);
+    /// Fetching, checkpoints, the life of shards.
+    pub const SHARDS: Interest = Interest(4);
+    /// Everything.
+    pub const ALL: Interest = Interest(7);
+
+    /// Whether all of `other` is wanted.
+    pub const fn contains(self, other: Interest) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Interest {
+    type Output = Interest;
+
+    fn bitor(self, other: Interest) -> Interest {
+        Interest(self.0 | other.0)
+    }
+}
+
+/// The observers of one processor. A clone shares them.
+#[derive(Clone)]
+pub(crate) struct Observers {
+    all: Arc<[(Interest, Arc<dyn Observer>)]>,
+    interest: Interest,
+}
+
+impl Observers {
+    pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
+        let all: Arc<[_]> = observers
+            .into_iter()
+            .map(|observer| (observer.interest(), observer))
+            .collect();
+        let interest = all
+            .iter()
+            .fold(Interest::NONE, |sum, (interest, _)| sum | *interest);
+        Observers { all, interest }
+    }
+
+    pub(crate) fn want(&self, kind: Interest) -> bool {
+        self.interest.contains(kind)
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        let kind = event.kind();
+        for (interest, observer) in self.all.iter() {
+            if interest.contains(kind) {
+                observer.on(event);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Observers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observers")
+            .field("count", &self.all.len())
+            .field("interest", &self.interest)
+            .finish()
+    }
+}
