@@ -64,6 +64,8 @@ pub trait RecordProcessor: Send + Sync {
     }
 }
 
+const A_LONG_TIME: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// One call of the handler, as the handler sees it.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -101,7 +103,9 @@ impl<'a> Attempt<'a> {
     /// When the attempt times out and its future is dropped, on tokio's clock.
     pub fn deadline(&self) -> Instant {
         *self.deadline.get_or_init(|| {
-            let own = Instant::now() + self.timeout;
+            let now = Instant::now();
+            // A timeout that no clock can hold is one that never comes.
+            let own = now.checked_add(self.timeout).unwrap_or(now + A_LONG_TIME);
             self.until.map_or(own, |until| own.min(until))
         })
     }

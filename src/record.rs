@@ -99,7 +99,7 @@ impl Record {
     }
 
     /// The record without its payload, for whoever only needs to know where it stood.
-    pub(crate) fn without_payload(&self) -> Record {
+    pub(crate) fn place(&self) -> Record {
         Record {
             meta: self.meta.clone(),
             payload: Bytes::new(),

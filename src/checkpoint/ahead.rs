@@ -47,6 +47,11 @@ impl Ahead {
             .is_none_or(|(first, _)| place < as_ref(first))
     }
 
+    /// Whether the record lies past everything that it knows.
+    pub(crate) fn ends_before(&self, record: &Record) -> bool {
+        (record.sequence_number(), record.sub_sequence_number()) > as_ref(&self.through)
+    }
+
     /// How many runs of unsettled records it steps over.
     pub fn holes(&self) -> usize {
         self.holes.len()

@@ -13,6 +13,7 @@
 )]
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -59,6 +60,21 @@ pub trait DeadLetterSink: Send + Sync + fmt::Debug {
 }
 
 const _: Option<&dyn DeadLetterSink> = None;
+
+#[async_trait]
+impl<S: DeadLetterSink + ?Sized> DeadLetterSink for Arc<S> {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        (**self).put(letters).await
+    }
+
+    async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        (**self).check(source).await
+    }
+
+    fn name(&self) -> String {
+        (**self).name()
+    }
+}
 
 /// A sink's word that a letter is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 mod event;
 mod log;
 
-pub use event::{Bound, Event};
+pub use event::{Bound, Event, Redacted};
 pub use log::Log;
 
 /// Hears what happens.

@@ -1,0 +1,138 @@
+//! Which records wait for which: the ordered sub-streams of a shard.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+
+use super::window::Ordinal;
+use crate::record::Record;
+
+/// In which order the records of a shard are processed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Ordering {
+    /// One record after the other, as the shard has them. One failing record holds up all.
+    Shard,
+    /// One after the other within a partition key; keys beside each other.
+    #[default]
+    PartitionKey,
+    /// All beside each other.
+    Unordered,
+}
+
+/// The last record of each lane that has any unsettled.
+///
+/// A key is known by a 64-bit hash with a random seed, so that no key is copied and nobody can choose
+/// keys that collide. Two keys with one hash share a lane, which costs a little and breaks nothing.
+#[derive(Debug)]
+pub(crate) enum Lanes {
+    Shard(Option<Ordinal>),
+    Keys {
+        seed: RandomState,
+        tails: HashMap<u64, Ordinal, BuildHasherDefault<Hashed>>,
+    },
+    Unordered,
+}
+
+impl Lanes {
+    pub(crate) fn new(ordering: Ordering) -> Self {
+        match ordering {
+            Ordering::Shard => Lanes::Shard(None),
+            Ordering::PartitionKey => Lanes::Keys {
+                seed: RandomState::new(),
+                tails: HashMap::default(),
+            },
+            Ordering::Unordered => Lanes::Unordered,
+        }
+    }
+
+    /// The lane that a record belongs to.
+    pub(crate) fn of(&self, record: &Record) -> u64 {
+        match (self, record.partition_key()) {
+            (Lanes::Keys { seed, .. }, Some(key)) => seed.hash_one(key),
+            _ => 0,
+        }
+    }
+
+    /// Lets a record enter its lane: it may start at once (`None`), or waits behind another one.
+    pub(crate) fn enter(&mut self, lane: u64, ordinal: Ordinal) -> Option<Ordinal> {
+        match self {
+            Lanes::Shard(tail) => tail.replace(ordinal),
+            Lanes::Keys { tails, .. } => tails.insert(lane, ordinal),
+            Lanes::Unordered => None,
+        }
+    }
+
+    /// A record has left its lane with none behind it.
+    pub(crate) fn leave(&mut self, lane: u64) {
+        match self {
+            Lanes::Shard(tail) => *tail = None,
+            Lanes::Keys { tails, .. } => {
+                tails.remove(&lane);
+            }
+            Lanes::Unordered => {}
+        }
+    }
+}
+
+/// Passes a hash on as it is: the lanes are hashed already.
+#[derive(Debug, Default)]
+pub(crate) struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write(&mut self, bytes: &[u8]) {
+        // The lanes write one `u64`; anything else still gives a hash.
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: Option<&str>) -> Record {
+        let builder = Record::builder("s", "shardId-0".into(), 1.into());
+        match key {
+            Some(key) => builder.partition_key(key).build(),
+            None => builder.build(),
+        }
+    }
+
+    #[test]
+    fn records_of_one_key_wait_for_each_other_and_for_nobody_else() {
+        let mut lanes = Lanes::new(Ordering::PartitionKey);
+        let (a, b) = (lanes.of(&record(Some("a"))), lanes.of(&record(Some("b"))));
+        assert_ne!(a, b);
+        assert_eq!(lanes.enter(a, 0), None);
+        assert_eq!(lanes.enter(b, 1), None);
+        assert_eq!(lanes.enter(a, 2), Some(0));
+        assert_eq!(lanes.enter(a, 3), Some(2));
+        lanes.leave(b);
+        assert_eq!(lanes.enter(b, 4), None);
+    }
+
+    #[test]
+    fn in_shard_order_every_record_waits_for_the_last() {
+        let mut lanes = Lanes::new(Ordering::Shard);
+        assert_eq!(lanes.enter(lanes.of(&record(Some("a"))), 0), None);
+        assert_eq!(lanes.enter(lanes.of(&record(Some("b"))), 1), Some(0));
+        lanes.leave(0);
+        assert_eq!(lanes.enter(0, 2), None);
+    }
+
+    #[test]
+    fn without_order_nobody_waits() {
+        let mut lanes = Lanes::new(Ordering::Unordered);
+        assert_eq!(lanes.enter(0, 0), None);
+        assert_eq!(lanes.enter(0, 1), None);
+    }
+}

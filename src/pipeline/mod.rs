@@ -1,0 +1,225 @@
+//! One shard: from batches of records to a watermark.
+//!
+//! Records enter in the shard's order, run beside each other as far as their [`Ordering`] allows, and
+//! settle in any order. What may be checkpointed is the watermark: the last position before which
+//! everything is settled.
+//!
+//! Four bounds, because one for everything would let 1 % of failing records cut the throughput to a
+//! twentieth:
+//!
+//! | bound | of | counts | default |
+//! |---|---|---|---|
+//! | running | the process | handler calls now; given back during backoff | 64 |
+//! | held | each shard | records read and not settled | 4,096 |
+//! | span | each shard | the distance from the watermark to the newest record read | 262,144 |
+//! | bytes | the process | payload bytes held, reserved before they are fetched | 256 MiB |
+//!
+//! A bound that is reached stops the reading, never anything else.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_core::Stream;
+use tokio_util::sync::CancellationToken;
+
+mod capacity;
+mod delays;
+mod fullness;
+mod lanes;
+mod progress;
+mod shard;
+mod slots;
+mod window;
+
+pub use capacity::Capacity;
+pub use lanes::Ordering;
+
+pub(crate) use capacity::Reservation;
+pub(crate) use progress::Progress;
+
+use crate::checkpoint::Checkpoint;
+use crate::processor::RecordProcessor;
+use crate::record::{Position, Record};
+use crate::resilient::Resilient;
+use crate::settled::Halt;
+
+/// How a shard's records are processed. Runtimes have one each; by hand it serves whoever reads records
+/// from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    ordering: Ordering,
+    held: usize,
+    span: usize,
+    capacity: Capacity,
+    drain: Duration,
+}
+
+impl Default for Pipeline {
+    /// [`Ordering::PartitionKey`], 4,096 records held, a span of 262,144, [`Capacity::default`], 20 s to
+    /// drain.
+    fn default() -> Self {
+        Pipeline {
+            ordering: Ordering::default(),
+            held: 4_096,
+            span: 262_144,
+            capacity: Capacity::default(),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Pipeline {
+    /// The defaults.
+    pub fn new() -> Self {
+        Pipeline::default()
+    }
+
+    /// In which order records are processed. Default: [`Ordering::PartitionKey`].
+    #[must_use]
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.ordering = ordering;
+        self
+    }
+
+    /// The most records of a shard that are read and not settled, at least 1. Default: 4,096.
+    #[must_use]
+    pub fn held(mut self, records: usize) -> Self {
+        self.held = records.max(1);
+        self
+    }
+
+    /// The most records between a shard's watermark and its newest record read, at least 1. Default:
+    /// 262,144.
+    #[must_use]
+    pub fn span(mut self, records: usize) -> Self {
+        self.span = records.max(1);
+        self
+    }
+
+    /// The bounds shared by all shards of the process. Default: its own [`Capacity::default`].
+    #[must_use]
+    pub fn capacity(mut self, capacity: Capacity) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// How long running handlers and letters may take once a shutdown has begun. Default: 20 s.
+    #[must_use]
+    pub fn drain(mut self, time: Duration) -> Self {
+        self.drain = time;
+        self
+    }
+
+    /// The bounds shared by all shards.
+    pub fn shared_capacity(&self) -> &Capacity {
+        &self.capacity
+    }
+
+    /// Settles the records of these batches, which come in the shard's order, until the batches end or
+    /// a record halts the shard.
+    ///
+    /// If the future is dropped, running handlers are dropped at their `.await`, and what was not
+    /// settled must be delivered again.
+    pub async fn run<P, S>(&self, resilient: &Resilient<P>, batches: S) -> Result<Finished, ShardHalted>
+    where
+        P: RecordProcessor,
+        S: Stream<Item = Batch> + Unpin,
+    {
+        let from = Checkpoint::at(Position::TrimHorizon);
+        self.run_from(
+            resilient,
+            batches,
+            from,
+            &Progress::new(),
+            &CancellationToken::new(),
+        )
+        .await
+    }
+
+    /// As [`run`](Pipeline::run), from a checkpoint: what it covers is skipped. When `shutdown` is
+    /// cancelled nothing new begins, and what runs has [`drain`](Pipeline::drain) to end.
+    pub(crate) async fn run_from<P, S>(
+        &self,
+        resilient: &Resilient<P>,
+        batches: S,
+        from: Checkpoint,
+        progress: &Progress,
+        shutdown: &CancellationToken,
+    ) -> Result<Finished, ShardHalted>
+    where
+        P: RecordProcessor,
+        S: Stream<Item = Batch> + Unpin,
+    {
+        shard::run(self, resilient, batches, from, progress, shutdown).await
+    }
+}
+
+/// Records that were read together, in the shard's order.
+#[derive(Debug)]
+pub struct Batch {
+    records: Vec<Record>,
+    reservation: Option<Reservation>,
+}
+
+impl From<Vec<Record>> for Batch {
+    fn from(records: Vec<Record>) -> Self {
+        Batch {
+            records,
+            reservation: None,
+        }
+    }
+}
+
+impl Batch {
+    /// With the memory that was reserved for the records' payloads.
+    #[cfg_attr(
+        not(feature = "kinesis"),
+        allow(dead_code, reason = "only runtimes that fetch reserve")
+    )]
+    pub(crate) fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
+        reservation.keep(records.iter().map(|record| record.payload().len()).sum());
+        Batch {
+            records,
+            reservation: Some(reservation),
+        }
+    }
+}
+
+/// How a shard's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finished {
+    /// How far it is settled.
+    pub checkpoint: Checkpoint,
+    /// Records that were read and not settled; they will be delivered again.
+    pub unsettled: usize,
+}
+
+/// A shard cannot go on without losing a record.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ShardHalted {
+    /// The record, without its payload.
+    pub record: Record,
+    /// Why it cannot be settled.
+    pub halt: Halt,
+    /// How far the shard is settled.
+    pub checkpoint: Checkpoint,
+}
+
+impl fmt::Display for ShardHalted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "shard {} halted at record {}",
+            self.record.shard(),
+            self.record.position()
+        )
+    }
+}
+
+impl std::error::Error for ShardHalted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.halt)
+    }
+}

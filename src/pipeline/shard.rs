@@ -1,0 +1,396 @@
+//! The task of one shard: polls the attempts that were woken, starts what may start, reads on while the
+//! bounds allow.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::vec;
+
+use futures_core::Stream;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use super::capacity::{Permits, Reservation};
+use super::delays::Delays;
+use super::fullness::Fullness;
+use super::lanes::Lanes;
+use super::progress::Progress;
+use super::slots::Slots;
+use super::window::{Ordinal, Window};
+use super::{Batch, Finished, Pipeline, ShardHalted};
+use crate::checkpoint::Checkpoint;
+use crate::observer::{Bound, Event, Interest, Observers};
+use crate::processor::RecordProcessor;
+use crate::record::Record;
+use crate::resilient::{Recovery, Resilient, Step, Term};
+use crate::settled::{Halt, Settled, Unsettled};
+
+/// After so many admissions others on this thread have their turn.
+const ADMISSIONS_A_TURN: usize = 256;
+
+pub(super) async fn run<P, S>(
+    pipeline: &Pipeline,
+    resilient: &Resilient<P>,
+    batches: S,
+    from: Checkpoint,
+    progress: &Progress,
+    shutdown: &CancellationToken,
+) -> Result<Finished, ShardHalted>
+where
+    P: RecordProcessor,
+    S: Stream<Item = Batch> + Unpin,
+{
+    let mut shard = Shard {
+        pipeline,
+        observers: resilient.observers(),
+        batches,
+        progress,
+        shutdown: Box::pin(shutdown.cancelled()),
+        step: |record: Record, recovery: Option<Box<Recovery>>| async move {
+            let step = resilient.step(&record, recovery, Term::default()).await;
+            (record, step)
+        },
+        window: Window::new(from.position().clone()),
+        lanes: Lanes::new(pipeline.ordering),
+        slots: Slots::new(pipeline.held),
+        stepped: Vec::new(),
+        delays: Delays::new(),
+        ready: VecDeque::new(),
+        permits: pipeline.capacity.permits(),
+        memory: pipeline.capacity.reservation(),
+        freed: 0,
+        batch: Vec::new().into_iter(),
+        batch_reserved: false,
+        skip: Some(from),
+        input_ended: false,
+        stop: None,
+        fullness: Fullness::default(),
+        changed: false,
+        urgent: false,
+    };
+    poll_fn(|cx| shard.turn(cx)).await;
+    shard.finish()
+}
+
+struct Shard<'a, S, F, M> {
+    pipeline: &'a Pipeline,
+    observers: &'a Observers,
+    batches: S,
+    progress: &'a Progress,
+    shutdown: Pin<Box<WaitForCancellationFuture<'a>>>,
+    /// Makes the future of one step.
+    step: M,
+    window: Window,
+    lanes: Lanes,
+    slots: Slots<F, Tag>,
+    /// Kept between turns for its allocation only.
+    stepped: Vec<(Tag, (Record, Step))>,
+    delays: Delays<Waiting>,
+    /// What may start as soon as it is allowed to run.
+    ready: VecDeque<Ready>,
+    permits: Permits,
+    memory: Reservation,
+    freed: usize,
+    batch: vec::IntoIter<Record>,
+    batch_reserved: bool,
+    /// Where the shard was left; gone once all that it covers has been read.
+    skip: Option<Checkpoint>,
+    input_ended: bool,
+    stop: Option<Stop>,
+    fullness: Fullness,
+    /// Something settled since the last checkpoint was made.
+    changed: bool,
+    /// And the checkpoint should not wait.
+    urgent: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Tag {
+    ordinal: Ordinal,
+    permit: bool,
+}
+
+/// A record in backoff.
+struct Waiting {
+    ordinal: Ordinal,
+    record: Record,
+    recovery: Box<Recovery>,
+}
+
+enum Ready {
+    First(Ordinal),
+    Again(Waiting),
+}
+
+/// Nothing new begins; what runs may end until the timer fires.
+struct Stop {
+    timer: Pin<Box<Sleep>>,
+    halted: Option<(Record, Halt)>,
+}
+
+impl<S, F, M> Shard<'_, S, F, M>
+where
+    S: Stream<Item = Batch> + Unpin,
+    F: Future<Output = (Record, Step)>,
+    M: Fn(Record, Option<Box<Recovery>>) -> F,
+{
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.progress.register(cx);
+        if self.stop.is_none() && self.shutdown.as_mut().poll(cx).is_ready() {
+            self.stop();
+        }
+        self.slots.poll_woken(cx, &mut self.stepped);
+        let mut stepped = std::mem::take(&mut self.stepped);
+        for (tag, (record, step)) in stepped.drain(..) {
+            if let Some((record, recovery)) = self.stepped(tag, record, step) {
+                self.start(tag.ordinal, record, Some(recovery));
+            }
+        }
+        self.stepped = stepped;
+
+        let mut admissions = ADMISSIONS_A_TURN;
+        let bound = loop {
+            while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
+                self.ready.push_back(Ready::Again(waiting));
+            }
+            self.start_ready(cx);
+            match self.read(cx, &mut admissions) {
+                Read::Some if admissions > 0 => {}
+                Read::Some => {
+                    cx.waker().wake_by_ref();
+                    break None;
+                }
+                Read::Nothing => break None,
+                Read::Bounded(bound) => break Some(bound),
+            }
+        };
+        self.end_turn(cx, bound);
+
+        if let Some(stop) = &mut self.stop {
+            if self.slots.is_empty() || stop.timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            return Poll::Pending;
+        }
+        let idle = self.slots.is_empty() && self.ready.is_empty() && self.delays.is_empty();
+        let nothing_more = self.input_ended && self.batch.len() == 0;
+        // Idle behind a bound: every lane in the window has stopped.
+        if idle && (nothing_more || bound.is_some()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
+        self.permits.end_turn(!self.ready.is_empty());
+        self.memory.release(std::mem::take(&mut self.freed));
+        if self.changed && self.progress.wanted(self.urgent) {
+            self.progress.publish(self.window.checkpoint());
+            self.changed = false;
+            self.urgent = false;
+        }
+        let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
+        self.fullness.observe(bound, &self.window, self.observers, cx);
+    }
+
+    /// Admits the next record, or reads the next batch.
+    fn read(&mut self, cx: &mut Context<'_>, admissions: &mut usize) -> Read {
+        if self.stop.is_some() {
+            return Read::Nothing;
+        }
+        if self.window.held() >= self.pipeline.held {
+            return Read::Bounded(Bound::Held);
+        }
+        if self.window.span() >= self.pipeline.span {
+            return Read::Bounded(Bound::Span);
+        }
+        if let Some(record) = self.batch.next() {
+            *admissions -= 1;
+            self.admit(record);
+            return Read::Some;
+        }
+        if self.input_ended {
+            return Read::Nothing;
+        }
+        match Pin::new(&mut self.batches).poll_next(cx) {
+            Poll::Ready(Some(batch)) => {
+                self.batch = batch.records.into_iter();
+                self.batch_reserved = batch.reservation.is_some();
+                if let Some(reservation) = batch.reservation {
+                    self.memory.absorb(reservation);
+                }
+                Read::Some
+            }
+            Poll::Ready(None) => {
+                self.input_ended = true;
+                Read::Nothing
+            }
+            Poll::Pending => Read::Nothing,
+        }
+    }
+
+    fn admit(&mut self, record: Record) {
+        let bytes = if self.batch_reserved {
+            record.payload().len()
+        } else {
+            0
+        };
+        if let Some(from) = &self.skip {
+            if from.position().covers(&record) {
+                self.freed += bytes;
+                return;
+            }
+            match from.ahead() {
+                Some(ahead) if ahead.covers(&record) => {
+                    // In the window, so that the next checkpoint remembers it as well.
+                    let lane = self.lanes.of(&record);
+                    let ordinal = self.window.admit(record, lane, 0);
+                    self.window.settle(ordinal, Settled::Processed);
+                    self.freed += bytes;
+                    self.changed = true;
+                    return;
+                }
+                // A hole: left unsettled, so processed now.
+                Some(ahead) if !ahead.ends_before(&record) => {}
+                _ => self.skip = None,
+            }
+        }
+        let lane = self.lanes.of(&record);
+        let ordinal = self
+            .window
+            .admit(record, lane, u32::try_from(bytes).unwrap_or(u32::MAX));
+        match self.lanes.enter(lane, ordinal) {
+            Some(ahead) => self.window.follow(ahead, ordinal),
+            None => self.ready.push_back(Ready::First(ordinal)),
+        }
+    }
+
+    fn start_ready(&mut self, cx: &mut Context<'_>) {
+        while !self.ready.is_empty() && self.permits.poll_take(cx).is_ready() {
+            match self.ready.pop_front() {
+                Some(Ready::First(ordinal)) => match self.window.take(ordinal) {
+                    Some(record) => self.start(ordinal, record, None),
+                    // Only unsettled records are ever ready.
+                    None => self.permits.give(),
+                },
+                Some(Ready::Again(waiting)) => {
+                    self.start(waiting.ordinal, waiting.record, Some(waiting.recovery));
+                }
+                None => self.permits.give(),
+            }
+        }
+    }
+
+    /// Begins a step. For one that calls the handler a permit has been taken.
+    fn start(&mut self, ordinal: Ordinal, record: Record, recovery: Option<Box<Recovery>>) {
+        let mut next = Some((record, recovery));
+        while let Some((record, recovery)) = next.take() {
+            let permit = recovery.as_ref().is_none_or(|recovery| recovery.calls_handler());
+            let future = (self.step)(record, recovery);
+            if let Some((tag, (record, step))) = self.slots.start(Tag { ordinal, permit }, future) {
+                next = self
+                    .stepped(tag, record, step)
+                    .map(|(record, recovery)| (record, Some(recovery)));
+            }
+        }
+    }
+
+    /// A step has ended. What comes back is to be gone on with at once, without a permit: a letter.
+    fn stepped(&mut self, tag: Tag, record: Record, step: Step) -> Option<(Record, Box<Recovery>)> {
+        if tag.permit {
+            self.permits.give();
+        }
+        match step {
+            Step::Done(Ok(settled)) => self.settle(tag.ordinal, settled),
+            Step::Done(Err(reason)) => self.unsettled(record, reason),
+            Step::Later(recovery) => match recovery.due() {
+                // The verdict is reached: the letter is written even while we stop.
+                None => return Some((record, recovery)),
+                Some(_) if self.stop.is_some() => self.unsettled(record, Unsettled::Shutdown),
+                Some(due) => self.delays.push(
+                    due,
+                    Waiting {
+                        ordinal: tag.ordinal,
+                        record,
+                        recovery,
+                    },
+                ),
+            },
+        }
+        None
+    }
+
+    fn settle(&mut self, ordinal: Ordinal, settled: Settled) {
+        let Some(released) = self.window.settle(ordinal, settled) else {
+            return;
+        };
+        self.changed = true;
+        self.urgent |= matches!(settled, Settled::DeadLettered(_));
+        self.freed += released.bytes;
+        match released.next {
+            Some(next) => self.ready.push_back(Ready::First(next)),
+            None => self.lanes.leave(released.lane),
+        }
+    }
+
+    /// A record is given back. Its lane stops here: nothing behind it may overtake it.
+    fn unsettled(&mut self, record: Record, reason: Unsettled) {
+        if self.observers.want(Interest::FAILURES) {
+            self.observers.tell(&Event::Unsettled {
+                record: &record,
+                reason: &reason,
+            });
+        }
+        if let Unsettled::Halted(halt) = reason {
+            let stop = self.stop();
+            stop.halted.get_or_insert((record.place(), halt));
+        }
+    }
+
+    /// Nothing new begins from here on.
+    fn stop(&mut self) -> &mut Stop {
+        let retries = self.ready.drain(..).filter_map(|ready| match ready {
+            Ready::First(_) => None,
+            Ready::Again(waiting) => Some(waiting),
+        });
+        for waiting in retries.chain(self.delays.drain()) {
+            if self.observers.want(Interest::FAILURES) {
+                self.observers.tell(&Event::Unsettled {
+                    record: &waiting.record,
+                    reason: &Unsettled::Shutdown,
+                });
+            }
+        }
+        let drain = self.pipeline.drain;
+        self.stop.get_or_insert_with(|| {
+            let now = Instant::now();
+            Stop {
+                timer: Box::pin(sleep_until(now.checked_add(drain).unwrap_or(now))),
+                halted: None,
+            }
+        })
+    }
+
+    fn finish(mut self) -> Result<Finished, ShardHalted> {
+        let checkpoint = self.window.checkpoint();
+        match self.stop.and_then(|stop| stop.halted) {
+            Some((record, halt)) => Err(ShardHalted {
+                record,
+                halt,
+                checkpoint,
+            }),
+            None => Ok(Finished {
+                checkpoint,
+                unsettled: self.window.held() + self.batch.len(),
+            }),
+        }
+    }
+}
+
+enum Read {
+    Some,
+    Nothing,
+    Bounded(Bound),
+}

@@ -1,0 +1,228 @@
+//! Places in which attempts run: reusable, so that a record costs no allocation.
+//!
+//! Like `FuturesUnordered`, but a place is made once and filled again and again, a future that is ready
+//! at once never touches a list, and polling stops when tokio's cooperation budget is used up: past
+//! that every timer and channel would answer `Pending` and be asked again in vain.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use atomic_waker::AtomicWaker;
+use tokio::task::coop::has_budget_remaining;
+
+/// Up to a fixed number of futures, each with a tag. Places are made as they are needed.
+pub(crate) struct Slots<F, T> {
+    slots: Vec<Slot<F, T>>,
+    free: Vec<usize>,
+    signals: Arc<Signals>,
+}
+
+struct Slot<F, T> {
+    future: Pin<Box<Option<F>>>,
+    tag: Option<T>,
+    waker: Waker,
+}
+
+/// One bit for each place that was woken.
+struct Signals {
+    words: Vec<AtomicU64>,
+    task: AtomicWaker,
+}
+
+struct SlotWaker {
+    signals: Arc<Signals>,
+    index: usize,
+}
+
+impl Wake for SlotWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if let Some(word) = self.signals.words.get(self.index / 64) {
+            // Release: what the waker's thread wrote before is seen by the poll that finds the bit.
+            word.fetch_or(1 << (self.index % 64), Ordering::Release);
+            self.signals.task.wake();
+        }
+    }
+}
+
+impl<F: Future, T> Slots<F, T> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Slots {
+            slots: Vec::new(),
+            free: Vec::new(),
+            signals: Arc::new(Signals {
+                words: (0..capacity.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+                task: AtomicWaker::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Puts a future in a place and polls it there. What is ready at once comes back at once.
+    pub(crate) fn start(&mut self, tag: T, future: F) -> Option<(T, F::Output)> {
+        let index = self.free.pop().unwrap_or_else(|| {
+            let index = self.slots.len();
+            self.slots.push(Slot {
+                future: Box::pin(None),
+                tag: None,
+                waker: Waker::from(Arc::new(SlotWaker {
+                    signals: self.signals.clone(),
+                    index,
+                })),
+            });
+            index
+        });
+        let slot = self.slots.get_mut(index)?;
+        slot.future.set(Some(future));
+        slot.tag = Some(tag);
+        self.poll(index)
+    }
+
+    /// Polls every place that was woken since the last round, once; what is ready goes to `ready`. The
+    /// task is woken for what is woken from now on, and for what the budget did not suffice for.
+    pub(crate) fn poll_woken(&mut self, cx: &Context<'_>, ready: &mut Vec<(T, F::Output)>) {
+        let signals = self.signals.clone();
+        signals.task.register(cx.waker());
+        for (number, word) in signals.words.iter().enumerate() {
+            // The load is for the many words in which nothing happened.
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            // Taken before the polls: a place that is woken during them has its turn in the next round,
+            // so one that always wakes itself starves nobody.
+            let mut bits = word.swap(0, Ordering::Acquire);
+            while bits != 0 {
+                if !has_budget_remaining() {
+                    word.fetch_or(bits, Ordering::Release);
+                    cx.waker().wake_by_ref();
+                    return;
+                }
+                let bit = bits.trailing_zeros();
+                bits &= bits - 1;
+                ready.extend(self.poll(number * 64 + bit as usize));
+            }
+        }
+    }
+
+    fn poll(&mut self, index: usize) -> Option<(T, F::Output)> {
+        let slot = self.slots.get_mut(index)?;
+        let future = slot.future.as_mut().as_pin_mut()?;
+        match future.poll(&mut Context::from_waker(&slot.waker)) {
+            Poll::Pending => None,
+            Poll::Ready(output) => {
+                slot.future.set(None);
+                self.free.push(index);
+                slot.tag.take().map(|tag| (tag, output))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    async fn next<F: Future, T>(slots: &mut Slots<F, T>) -> Vec<(T, F::Output)> {
+        let mut ready = Vec::new();
+        poll_fn(|cx| {
+            slots.poll_woken(cx, &mut ready);
+            if ready.is_empty() {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+        ready
+    }
+
+    #[tokio::test]
+    async fn what_is_ready_at_once_comes_back_at_once_and_the_place_is_used_again() {
+        let mut slots = Slots::new(4);
+        for tag in 0..100 {
+            assert_eq!(
+                slots.start(tag, std::future::ready(tag * 2)),
+                Some((tag, tag * 2))
+            );
+        }
+        assert_eq!(slots.slots.len(), 1);
+        assert!(slots.is_empty());
+    }
+
+    #[tokio::test]
+    async fn each_future_comes_back_with_its_tag_when_it_is_woken() {
+        let mut slots = Slots::new(200);
+        let mut senders = Vec::new();
+        for tag in 0..200u32 {
+            let (sender, receiver) = oneshot::channel::<u32>();
+            senders.push(Some(sender));
+            assert!(slots.start(tag, receiver).is_none());
+        }
+        for which in [3u32, 199, 64, 63, 0] {
+            let sender = senders[which as usize].take().expect("not sent yet");
+            tokio::spawn(async move { sender.send(which + 1) });
+            assert_eq!(next(&mut slots).await, [(which, Ok(which + 1))]);
+        }
+        assert_eq!(slots.free.len(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_place_that_always_wakes_itself_starves_nobody() {
+        let mut slots: Slots<Pin<Box<dyn Future<Output = u32>>>, u32> = Slots::new(2);
+        let restless = poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        });
+        assert!(slots.start(0, Box::pin(restless)).is_none());
+        let (sender, receiver) = oneshot::channel::<u32>();
+        assert!(
+            slots
+                .start(1, Box::pin(async { receiver.await.unwrap_or(0) }))
+                .is_none()
+        );
+        tokio::spawn(async { sender.send(7) });
+        assert_eq!(next(&mut slots).await, [(1, 7)]);
+    }
+
+    /// More work than one turn's budget: the round stops, and the task is woken to go on.
+    #[tokio::test]
+    async fn a_round_stops_when_the_budget_is_used_up() {
+        const MANY: usize = 1_000;
+        let mut slots = Slots::new(MANY);
+        let mut senders = Vec::new();
+        for tag in 0..MANY {
+            let (sender, receiver) = oneshot::channel::<()>();
+            assert!(slots.start(tag, receiver).is_none());
+            senders.push(sender);
+        }
+        tokio::task::yield_now().await;
+        for sender in senders {
+            sender.send(()).expect("still waiting");
+        }
+        let mut rounds = 0;
+        let mut ready = Vec::new();
+        poll_fn(|cx| {
+            rounds += 1;
+            slots.poll_woken(cx, &mut ready);
+            if ready.len() == MANY {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        assert!(rounds > 1, "128 operations a turn cannot have sufficed");
+    }
+}

@@ -1,0 +1,298 @@
+//! What has been read and where it stands: a pure state machine, without async, lock or clock.
+//!
+//! Records enter in the shard's order and get an ordinal. They settle in any order. The watermark is
+//! the last record before which everything is settled.
+
+use std::collections::VecDeque;
+
+use crate::checkpoint::{Ahead, Checkpoint};
+use crate::record::{Position, Record};
+use crate::settled::Settled;
+
+/// A record's place in the order of admission.
+pub(crate) type Ordinal = u64;
+
+const NONE: Ordinal = Ordinal::MAX;
+
+/// One shard's records from the watermark to the newest read.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// The ordinal of the ring's front, which is unsettled whenever there is one.
+    base: Ordinal,
+    ring: VecDeque<Entry>,
+    held: usize,
+    watermark: Position,
+    /// The last record of the settled run at the front; the watermark is made of it when asked for.
+    passed: Option<Record>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Gone once settled, but for the last record of a settled run: the watermark or the ahead-set may
+    /// end there.
+    record: Option<Record>,
+    /// The next record of the lane.
+    next: Ordinal,
+    lane: u64,
+    bytes: u32,
+    settled: bool,
+}
+
+/// What a settlement frees.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Released {
+    pub(crate) lane: u64,
+    /// The next record of the lane, which may start now.
+    pub(crate) next: Option<Ordinal>,
+    pub(crate) bytes: usize,
+}
+
+impl Window {
+    pub(crate) fn new(watermark: Position) -> Self {
+        Window {
+            base: 0,
+            ring: VecDeque::new(),
+            held: 0,
+            watermark,
+            passed: None,
+        }
+    }
+
+    /// Takes a record in, behind all others. `bytes` is what it counts for.
+    pub(crate) fn admit(&mut self, record: Record, lane: u64, bytes: u32) -> Ordinal {
+        let ordinal = self.base + self.ring.len() as u64;
+        self.ring.push_back(Entry {
+            record: Some(record),
+            next: NONE,
+            lane,
+            bytes,
+            settled: false,
+        });
+        self.held += 1;
+        ordinal
+    }
+
+    /// Puts a record behind another one in its lane.
+    pub(crate) fn follow(&mut self, ahead: Ordinal, ordinal: Ordinal) {
+        if let Some(entry) = self.entry(ahead) {
+            entry.next = ordinal;
+        }
+    }
+
+    /// Hands the record out to be processed. Its place stays; its payload goes with it.
+    pub(crate) fn take(&mut self, ordinal: Ordinal) -> Option<Record> {
+        let entry = self.entry(ordinal).filter(|entry| !entry.settled)?;
+        let record = entry.record.take()?;
+        entry.record = Some(record.place());
+        Some(record)
+    }
+
+    /// A record has ended. `None` if it is none of the unsettled ones.
+    pub(crate) fn settle(&mut self, ordinal: Ordinal, _how: Settled) -> Option<Released> {
+        let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
+        let entry = self.ring.get_mut(index).filter(|entry| !entry.settled)?;
+        entry.settled = true;
+        let released = Released {
+            lane: entry.lane,
+            next: (entry.next != NONE).then_some(entry.next),
+            bytes: entry.bytes as usize,
+        };
+        self.held -= 1;
+        if index == 0 {
+            self.advance();
+        } else {
+            self.settle_ahead(index);
+        }
+        Some(released)
+    }
+
+    /// Moves the watermark over the settled run at the front.
+    fn advance(&mut self) {
+        while self.ring.front().is_some_and(|entry| entry.settled) {
+            if let Some(entry) = self.ring.pop_front() {
+                self.base += 1;
+                // Only the last of a run still has its record, and it comes last.
+                if let Some(record) = entry.record {
+                    self.passed = Some(record.place());
+                }
+            }
+        }
+    }
+
+    /// Lets go of everything but the last place of a run that is settled ahead of the watermark.
+    fn settle_ahead(&mut self, index: usize) {
+        let within = self.ring.get(index + 1).is_some_and(|after| after.settled);
+        if let Some(entry) = self.ring.get_mut(index) {
+            entry.record = match entry.record.take() {
+                Some(record) if !within => Some(record.place()),
+                _ => None,
+            };
+        }
+        if let Some(before) = self.ring.get_mut(index - 1).filter(|before| before.settled) {
+            before.record = None;
+        }
+    }
+
+    fn entry(&mut self, ordinal: Ordinal) -> Option<&mut Entry> {
+        let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
+        self.ring.get_mut(index)
+    }
+
+    /// Records read and not settled.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// The distance from the watermark to the newest record.
+    pub(crate) fn span(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// The record that the watermark waits for.
+    pub(crate) fn oldest(&self) -> Option<(Ordinal, &Record)> {
+        let record = self.ring.front()?.record.as_ref()?;
+        Some((self.base, record))
+    }
+
+    /// The last position before which everything is settled.
+    pub(crate) fn watermark(&mut self) -> &Position {
+        if let Some(record) = self.passed.take() {
+            self.watermark = record.position();
+        }
+        &self.watermark
+    }
+
+    /// The watermark, and what is settled ahead of it.
+    pub(crate) fn checkpoint(&mut self) -> Checkpoint {
+        let checkpoint = Checkpoint::at(self.watermark().clone());
+        match self.ahead() {
+            Some(ahead) => checkpoint.with_ahead(ahead),
+            None => checkpoint,
+        }
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let last = self.ring.iter().rposition(|entry| entry.settled)?;
+        let mut builder = Ahead::builder(self.watermark.clone());
+        let mut hole: Option<(&Record, &Record)> = None;
+        for entry in self.ring.range(..last) {
+            match (&entry.record, entry.settled) {
+                (Some(record), false) => hole = Some((hole.map_or(record, |(first, _)| first), record)),
+                _ => {
+                    if let Some((first, last)) = hole.take() {
+                        builder.hole(first, last);
+                    }
+                }
+            }
+        }
+        if let Some((first, last)) = hole {
+            builder.hole(first, last);
+        }
+        let through = self.ring.get(last)?.record.as_ref()?;
+        Some(builder.settled_through(through))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(number: u64) -> Record {
+        Record::builder("s", "shardId-0".into(), (1_000 + number).into())
+            .payload(vec![0; 10])
+            .build()
+    }
+
+    /// The window beside a model of it that keeps everything and looks at all of it.
+    #[derive(Default)]
+    struct Model {
+        settled: Vec<bool>,
+    }
+
+    impl Model {
+        fn watermark(&self) -> Position {
+            match self.settled.iter().take_while(|&&settled| settled).count() {
+                0 => Position::TrimHorizon,
+                count => record(count as u64 - 1).position(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_model_that_looks_at_everything(
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..300)
+        ) {
+            let mut window = Window::new(Position::TrimHorizon);
+            let mut model = Model::default();
+            for (admit, which) in steps {
+                if admit || model.settled.is_empty() {
+                    let number = model.settled.len() as u64;
+                    prop_assert_eq!(window.admit(record(number), 0, 10), number);
+                    model.settled.push(false);
+                } else {
+                    let which = which.index(model.settled.len());
+                    let released = window.settle(which as u64, Settled::Processed);
+                    prop_assert_eq!(released.is_some(), !model.settled[which], "settled once only");
+                    model.settled[which] = true;
+                }
+                let unsettled = model.settled.iter().filter(|&&settled| !settled).count();
+                prop_assert_eq!(window.held(), unsettled);
+                prop_assert_eq!(window.watermark(), &model.watermark());
+                let oldest = model.settled.iter().position(|&settled| !settled);
+                prop_assert_eq!(window.oldest().map(|(ordinal, _)| ordinal as usize), oldest);
+
+                // A restart from this checkpoint repeats the unsettled records and no other.
+                let checkpoint = window.checkpoint();
+                for (number, &settled) in model.settled.iter().enumerate() {
+                    let record = record(number as u64);
+                    let skipped = checkpoint.position().covers(&record)
+                        || checkpoint.ahead().is_some_and(|ahead| ahead.covers(&record));
+                    prop_assert_eq!(skipped, settled, "record {}", number);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_settles_ahead_leaves_its_payload_and_all_but_the_last_place_of_its_run() {
+        let mut window = Window::new(Position::TrimHorizon);
+        for number in 0..100 {
+            window.admit(record(number), 0, 10);
+        }
+        for ordinal in (1..90).rev() {
+            assert!(window.settle(ordinal, Settled::Processed).is_some());
+        }
+        let kept: Vec<&Record> = window
+            .ring
+            .iter()
+            .filter(|entry| entry.settled)
+            .filter_map(|entry| entry.record.as_ref())
+            .collect();
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept[0].sequence_number(), record(89).sequence_number());
+        assert!(kept[0].payload().is_empty());
+    }
+
+    #[test]
+    fn a_settled_record_names_the_next_of_its_lane() {
+        let mut window = Window::new(Position::TrimHorizon);
+        let first = window.admit(record(0), 7, 10);
+        let other = window.admit(record(1), 8, 10);
+        let second = window.admit(record(2), 7, 10);
+        window.follow(first, second);
+        let released = window.settle(first, Settled::Processed).expect("unsettled");
+        assert_eq!(
+            (released.lane, released.next, released.bytes),
+            (7, Some(second), 10)
+        );
+        assert_eq!(
+            window.settle(other, Settled::Processed).expect("unsettled").next,
+            None
+        );
+        assert!(window.settle(first, Settled::Processed).is_none(), "only once");
+        assert!(window.settle(99, Settled::Processed).is_none(), "never admitted");
+    }
+}

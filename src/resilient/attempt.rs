@@ -1,0 +1,138 @@
+//! One attempt: the hot path. Nothing here allocates, locks or reads a clock for a handler that is
+//! ready at once.
+
+use std::any::Any;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::Inner;
+use crate::processor::{Attempt, RecordProcessor};
+use crate::record::Record;
+
+/// What bounds the settling of a record from outside.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Term<'a> {
+    /// No attempt runs past it.
+    pub(crate) deadline: Option<Instant>,
+    /// Tells a handler that nobody wants its result any more.
+    pub(crate) cancelled: Option<&'a CancellationToken>,
+}
+
+/// An attempt that did not succeed.
+pub(super) struct Stumble<E> {
+    pub(super) how: How<E>,
+    /// From the first time that the handler waited for something.
+    pub(super) took: Duration,
+}
+
+pub(super) enum How<E> {
+    Failed(E),
+    TimedOut,
+    Panicked(Panicked),
+    /// The term's deadline cut it short: it says nothing about the record.
+    Cut,
+}
+
+/// The handler did not finish in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the attempt timed out after {after:?}")]
+pub struct AttemptTimedOut {
+    /// The retry policy's `attempt_timeout`.
+    pub after: Duration,
+}
+
+/// The handler panicked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panicked {
+    message: Option<String>,
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.message {
+            Some(message) => write!(f, "the handler panicked: {message}"),
+            None => f.write_str("the handler panicked"),
+        }
+    }
+}
+
+impl std::error::Error for Panicked {}
+
+impl From<Box<dyn Any + Send>> for Panicked {
+    fn from(payload: Box<dyn Any + Send>) -> Self {
+        let message = match payload.downcast::<String>() {
+            Ok(message) => Some(*message),
+            Err(payload) => payload
+                .downcast::<&'static str>()
+                .ok()
+                .map(|text| text.to_string()),
+        };
+        Panicked { message }
+    }
+}
+
+/// Polls, and makes a panic a value.
+pub(super) fn poll_caught<T>(
+    future: std::pin::Pin<&mut impl Future<Output = T>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<T, Panicked>> {
+    // After a panic the future is never polled again, and what it shares is the user's to keep sound,
+    // as on any thread that may panic.
+    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(payload) => Poll::Ready(Err(payload.into())),
+    }
+}
+
+impl<P: RecordProcessor> Inner<P> {
+    /// Calls the handler once.
+    pub(super) async fn attempt(
+        &self,
+        record: &Record,
+        number: u32,
+        term: Term<'_>,
+    ) -> Result<(), Stumble<P::Error>> {
+        let timeout = self.policy.timeout();
+        let attempt = Attempt::new(number, timeout, term.deadline, term.cancelled);
+        // The call itself stands inside, so that a panic before the first await is caught as well.
+        let mut call = pin!(async { self.processor.process(record, &attempt).await });
+        let mut timer = pin!(None);
+        let mut armed: Option<Instant> = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {
+                let how = match result {
+                    Ok(Ok(())) => return Poll::Ready(Ok(())),
+                    Ok(Err(error)) => How::Failed(error),
+                    Err(panicked) => How::Panicked(panicked),
+                };
+                let took = armed.map_or(Duration::ZERO, |since| since.elapsed());
+                return Poll::Ready(Err(Stumble { how, took }));
+            }
+            // Only a handler that waits can be late: the timer is armed after the first `Pending`.
+            if timer.is_none() {
+                armed = Some(Instant::now());
+                timer.set(Some(sleep_until(attempt.deadline())));
+            }
+            match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
+                Some(Poll::Ready(())) => {
+                    let cut = term
+                        .deadline
+                        .is_some_and(|deadline| deadline <= attempt.deadline());
+                    Poll::Ready(Err(Stumble {
+                        how: if cut { How::Cut } else { How::TimedOut },
+                        took: armed.map_or(Duration::ZERO, |since| since.elapsed()),
+                    }))
+                }
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+}

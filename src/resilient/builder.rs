@@ -1,0 +1,207 @@
+//! How a processor is put together.
+
+use std::any::type_name;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::outbox::Outbox;
+use super::verdict::{Classifiers, Typed};
+use super::{Inner, Resilient};
+use crate::classify::Classify;
+use crate::config::ConfigError;
+use crate::dead_letter::DeadLetterSink;
+use crate::failure::Verdict;
+use crate::observer::{Log, Observer, Observers};
+use crate::processor::RecordProcessor;
+use crate::retry::RetryPolicy;
+
+/// Builds a [`Resilient`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`dead_letters`](ResilientBuilder::dead_letters) | none: must be given, or refused by name |
+/// | [`retry`](ResilientBuilder::retry) | [`RetryPolicy::exponential`] |
+/// | [`classify`](ResilientBuilder::classify), [`classifier`](ResilientBuilder::classifier) | [`StandardClassifier`](crate::StandardClassifier) alone |
+/// | [`observer`](ResilientBuilder::observer) | [`Log`] alone |
+/// | [`log_error_text`](ResilientBuilder::log_error_text) | off |
+/// | [`name`](ResilientBuilder::name) | the handler's Rust type |
+/// | [`version`](ResilientBuilder::version) | none |
+/// | [`seed`](ResilientBuilder::seed) | random |
+#[must_use]
+pub struct ResilientBuilder<P: RecordProcessor> {
+    processor: P,
+    application: String,
+    name: String,
+    version: Option<String>,
+    policy: RetryPolicy,
+    typed: Vec<Typed<P::Error>>,
+    erased: Vec<Box<dyn Classify>>,
+    sink: DeadLetters,
+    observers: Vec<Arc<dyn Observer>>,
+    log_error_text: bool,
+    seed: Option<u64>,
+}
+
+enum DeadLetters {
+    Unsaid,
+    Without,
+    To(Arc<dyn DeadLetterSink>),
+}
+
+/// Application names are part of keys in other stores, which bound them.
+const MAX_APPLICATION_BYTES: usize = 128;
+
+impl<P: RecordProcessor> ResilientBuilder<P> {
+    pub(super) fn new(application: String, processor: P) -> Self {
+        ResilientBuilder {
+            processor,
+            application,
+            name: type_name::<P>().to_owned(),
+            version: None,
+            policy: RetryPolicy::default(),
+            typed: Vec::new(),
+            erased: Vec::new(),
+            sink: DeadLetters::Unsaid,
+            observers: Vec::new(),
+            log_error_text: false,
+            seed: None,
+        }
+    }
+
+    /// When to try again, and when to stop.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Classifies the handler's own errors, before they lose their type; `None` asks the next. May be
+    /// called more than once: the first that knows decides, before any other classifier.
+    ///
+    /// ```
+    /// # use redrive::{Record, Resilient, dead_letter, processor_fn, Verdict};
+    /// # #[derive(Debug, thiserror::Error)] #[error("")] enum Declined { Card, Bank }
+    /// # async fn charge(_: Record) -> Result<(), Declined> { Ok(()) }
+    /// # let builder =
+    /// Resilient::builder("billing", processor_fn(charge)).classify(|error| match error {
+    ///     Declined::Card => Some(Verdict::permanent().with_code("card_declined")),
+    ///     Declined::Bank => None,
+    /// })
+    /// # ;
+    /// ```
+    pub fn classify(mut self, f: impl Fn(&P::Error) -> Option<Verdict> + Send + Sync + 'static) -> Self {
+        self.typed.push(Box::new(f));
+        self
+    }
+
+    /// Adds a classifier of any error, asked after the typed ones and before the standard one.
+    pub fn classifier(mut self, classifier: impl Classify + 'static) -> Self {
+        self.erased.push(Box::new(classifier));
+        self
+    }
+
+    /// Where records go that failed for good.
+    pub fn dead_letters(mut self, sink: impl DeadLetterSink + 'static) -> Self {
+        self.sink = DeadLetters::To(Arc::new(sink));
+        self
+    }
+
+    /// A record that fails for good halts its shard instead of leaving it: for those who would rather
+    /// stop than let anything pass.
+    pub fn without_dead_letters(mut self) -> Self {
+        self.sink = DeadLetters::Without;
+        self
+    }
+
+    /// Adds an observer. The log is always there.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Whether the log shows the text of the handler's errors. Off by default, as such a text can
+    /// quote the payload. (Rust's own panic hook prints a panic's message before anyone can catch it.)
+    pub fn log_error_text(mut self, on: bool) -> Self {
+        self.log_error_text = on;
+        self
+    }
+
+    /// The handler's name in dead letters.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The handler's version in dead letters.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.version = Some(version.into());
+        self
+    }
+
+    /// Makes the jitter repeatable.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The processor, or what is wrong with its settings.
+    pub fn build(self) -> Result<Resilient<P>, ConfigError> {
+        if self.application.trim().is_empty() {
+            return Err(ConfigError::new(
+                "builder",
+                "the application needs a name: Resilient::builder(\"billing\", …)",
+            ));
+        }
+        if self.application.len() > MAX_APPLICATION_BYTES {
+            return Err(ConfigError::new(
+                "builder",
+                format!("the application's name is longer than {MAX_APPLICATION_BYTES} bytes"),
+            ));
+        }
+        self.policy.validate()?;
+        let mut rng = match self.seed {
+            Some(seed) => SmallRng::seed_from_u64(seed),
+            None => SmallRng::from_rng(&mut rand::rng()),
+        };
+        let mut observers = self.observers;
+        observers.push(Arc::new(Log::new(self.log_error_text)));
+        let observers = Observers::new(observers);
+        let outbox = match self.sink {
+            DeadLetters::To(sink) => Some(Outbox::new(sink, observers.clone(), rng.random())),
+            DeadLetters::Without => None,
+            DeadLetters::Unsaid => {
+                return Err(ConfigError::new(
+                    "dead_letters",
+                    "say where records go that fail for good: .dead_letters(…), \
+                     or .without_dead_letters() to halt the shard instead",
+                ));
+            }
+        };
+        Ok(Resilient(Arc::new(Inner {
+            processor: self.processor,
+            application: self.application.into(),
+            name: self.name,
+            version: self.version,
+            policy: self.policy,
+            classifiers: Classifiers {
+                typed: self.typed,
+                erased: self.erased,
+            },
+            outbox,
+            observers,
+            rng: Mutex::new(rng),
+        })))
+    }
+}
+
+impl<P: RecordProcessor> fmt::Debug for ResilientBuilder<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResilientBuilder")
+            .field("application", &self.application)
+            .field("name", &self.name)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}

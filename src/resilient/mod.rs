@@ -1,0 +1,193 @@
+//! The engine: calls the handler, tries again what may succeed, and gives every record an end.
+//!
+//! [`Resilient`] wraps the handler. Runtimes call it for every record they read; by hand
+//! [`settle`](Resilient::settle) does the same.
+
+use std::any::type_name;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+mod attempt;
+mod builder;
+mod outbox;
+mod recover;
+mod verdict;
+
+pub use attempt::{AttemptTimedOut, Panicked};
+pub use builder::ResilientBuilder;
+
+pub(crate) use attempt::Term;
+pub(crate) use recover::Recovery;
+
+use crate::dead_letter::DeadLetterSink;
+use crate::observer::{Event, Interest, Observers};
+use crate::processor::RecordProcessor;
+use crate::record::Record;
+use crate::retry::RetryPolicy;
+use crate::settled::{Settled, Unsettled};
+use outbox::Outbox;
+use verdict::Classifiers;
+
+/// A handler made resilient: every record that it is given is settled, or given back.
+///
+/// A clone shares everything: policy, sink, observers.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use redrive::{Record, Resilient, Settled, dead_letter, processor_fn};
+///
+/// async fn store(record: Record) -> Result<(), std::io::Error> {
+///     Ok(())
+/// }
+///
+/// let orders = Resilient::builder("billing", processor_fn(store))
+///     .dead_letters(dead_letter::Memory::new())
+///     .build()?;
+///
+/// let record = Record::builder("orders", "shardId-000000000000".into(), 1.into()).build();
+/// assert_eq!(orders.settle(&record).await?, Settled::Processed);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Resilient<P: RecordProcessor>(Arc<Inner<P>>);
+
+struct Inner<P: RecordProcessor> {
+    processor: P,
+    application: Arc<str>,
+    name: String,
+    version: Option<String>,
+    policy: RetryPolicy,
+    classifiers: Classifiers<P::Error>,
+    outbox: Option<Outbox>,
+    observers: Observers,
+    // Drawn from on failure only.
+    rng: Mutex<SmallRng>,
+}
+
+/// How far one step brought a record.
+pub(crate) enum Step {
+    Done(Result<Settled, Unsettled>),
+    /// To be gone on with when it is due. Until then it holds nothing but its place.
+    Later(Box<Recovery>),
+}
+
+impl<P: RecordProcessor> Resilient<P> {
+    /// Begins with the application's name and the handler.
+    ///
+    /// The application is the user's name for this consumer: it is part of checkpoints and letter ids,
+    /// so that two applications on one stream never mistake each other's work.
+    pub fn builder(application: impl Into<String>, processor: P) -> ResilientBuilder<P> {
+        ResilientBuilder::new(application.into(), processor)
+    }
+
+    /// The application's name.
+    pub fn application(&self) -> &str {
+        &self.0.application
+    }
+
+    /// Processes the record to its end: attempts, retries, dead letter.
+    ///
+    /// Comes back when the record is settled, which may take as long as the dead-letter sink is down.
+    /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
+    /// letter may have been written all the same: harmless, as its id is the same next time.
+    pub async fn settle(&self, record: &Record) -> Result<Settled, Unsettled> {
+        self.settle_within(record, Term::default()).await
+    }
+
+    /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
+    /// that time comes first. No attempt runs past it.
+    pub async fn settle_by(&self, record: &Record, deadline: Instant) -> Result<Settled, Unsettled> {
+        let term = Term {
+            deadline: Some(deadline),
+            cancelled: None,
+        };
+        self.settle_within(record, term).await
+    }
+
+    async fn settle_within(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
+        let inner = &*self.0;
+        match inner.attempt(record, 1, term).await {
+            Ok(()) => Ok(inner.processed(record, 1)),
+            Err(stumble) => {
+                let step = inner.stumbled(record, None, stumble);
+                let result = Box::pin(inner.recover(record, step, term)).await;
+                if let Err(reason) = &result {
+                    inner.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
+                }
+                result
+            }
+        }
+    }
+
+    /// One step of the record's life: an attempt, or the writing of its letter. For the pipeline,
+    /// which lets others run while a record waits between its steps.
+    pub(crate) async fn step(
+        &self,
+        record: &Record,
+        recovery: Option<Box<Recovery>>,
+        term: Term<'_>,
+    ) -> Step {
+        let inner = &*self.0;
+        match recovery {
+            None => match inner.attempt(record, 1, term).await {
+                Ok(()) => Step::Done(Ok(inner.processed(record, 1))),
+                Err(stumble) => inner.stumbled(record, None, stumble),
+            },
+            Some(recovery) => Box::pin(inner.resume(record, recovery, term)).await,
+        }
+    }
+
+    pub(crate) fn observers(&self) -> &Observers {
+        &self.0.observers
+    }
+
+    pub(crate) fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
+        self.0.outbox.as_ref().map(Outbox::sink)
+    }
+}
+
+impl<P: RecordProcessor> Inner<P> {
+    fn processed(&self, record: &Record, attempts: u32) -> Settled {
+        self.tell_settled(record, Settled::Processed, attempts);
+        Settled::Processed
+    }
+
+    fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32) {
+        self.tell(Interest::SETTLEMENTS, || Event::Settled {
+            record,
+            settled,
+            attempts,
+        });
+    }
+
+    fn tell<'a>(&self, kind: Interest, event: impl FnOnce() -> Event<'a>) {
+        if self.observers.want(kind) {
+            self.observers.tell(&event());
+        }
+    }
+
+    fn draw<T>(&self, from: impl FnOnce(&mut SmallRng) -> T) -> T {
+        from(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<P: RecordProcessor> Clone for Resilient<P> {
+    fn clone(&self) -> Self {
+        Resilient(self.0.clone())
+    }
+}
+
+impl<P: RecordProcessor> fmt::Debug for Resilient<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resilient")
+            .field("application", &self.0.application)
+            .field("processor", &type_name::<P>())
+            .field("policy", &self.0.policy)
+            .field("dead_letters", &self.0.outbox)
+            .finish_non_exhaustive()
+    }
+}

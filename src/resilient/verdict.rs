@@ -1,0 +1,34 @@
+//! The classifiers of one processor, asked in turn.
+
+use std::error::Error;
+
+use crate::classify::{Classify, StandardClassifier};
+use crate::failure::{BoxError, Failure, Verdict};
+
+pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
+
+/// The user's typed ones first, while the error still has its type; then the erased ones; the standard
+/// one last.
+pub(super) struct Classifiers<E> {
+    pub(super) typed: Vec<Typed<E>>,
+    pub(super) erased: Vec<Box<dyn Classify>>,
+}
+
+impl<E: Into<BoxError>> Classifiers<E> {
+    /// What nobody knows is transient, and nobody's fault as far as one can tell.
+    pub(super) fn judge(&self, error: E) -> Failure {
+        let typed = self.typed.iter().find_map(|classify| classify(&error));
+        let error: BoxError = error.into();
+        let verdict = typed
+            .or_else(|| self.ask(&*error))
+            .unwrap_or(const { Verdict::transient() });
+        Failure::new(error, verdict)
+    }
+
+    fn ask(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
+        self.erased
+            .iter()
+            .find_map(|classifier| classifier.classify(error))
+            .or_else(|| StandardClassifier.classify(error))
+    }
+}

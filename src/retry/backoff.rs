@@ -1,0 +1,209 @@
+//! How long to wait before the next attempt.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+/// How the delays grow, before jitter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Backoff {
+    base: Duration,
+    factor: f64,
+    cap: Duration,
+}
+
+impl Backoff {
+    /// Always the same delay.
+    pub const fn constant(delay: Duration) -> Self {
+        Backoff {
+            base: delay,
+            factor: 1.0,
+            cap: delay,
+        }
+    }
+
+    /// `base × factorⁿ`, at most the cap. Defaults: base 100 ms, factor 2, cap 10 s.
+    pub const fn exponential() -> Self {
+        Backoff {
+            base: Duration::from_millis(100),
+            factor: 2.0,
+            cap: Duration::from_secs(10),
+        }
+    }
+
+    /// The first delay.
+    #[must_use]
+    pub const fn base(mut self, base: Duration) -> Self {
+        self.base = base;
+        self
+    }
+
+    /// What each delay is multiplied by to make the next; at least 1.
+    #[must_use]
+    pub const fn factor(mut self, factor: f64) -> Self {
+        self.factor = factor;
+        self
+    }
+
+    /// The longest delay, jitter included.
+    #[must_use]
+    pub const fn cap(mut self, cap: Duration) -> Self {
+        self.cap = cap;
+        self
+    }
+
+    /// The delay before retry number `retry`, which counts from 0. Never more than the cap.
+    pub fn delay(&self, retry: u32) -> Duration {
+        let exponent = i32::try_from(retry).unwrap_or(i32::MAX);
+        self.bounded(self.base.as_secs_f64() * self.factor.powi(exponent))
+    }
+
+    /// So many seconds, at most the cap; what grew past all numbers is the cap.
+    fn bounded(&self, seconds: f64) -> Duration {
+        Duration::try_from_secs_f64(seconds).map_or(self.cap, |delay| delay.min(self.cap))
+    }
+
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        if !(self.factor >= 1.0 && self.factor.is_finite()) {
+            Some("the backoff's factor must be a number and at least 1")
+        } else if self.cap < self.base {
+            Some("the backoff's cap must not be below its base")
+        } else {
+            None
+        }
+    }
+}
+
+/// How chance spreads the delays, so that clients that failed together do not come back together.
+///
+/// The first four as in "Exponential Backoff And Jitter" of the AWS Architecture Blog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Jitter {
+    /// The computed delay itself. Clients that failed together come back together: for tests.
+    None,
+    /// Anything between nothing and the delay. The least work for the failing side.
+    #[default]
+    Full,
+    /// At least half the delay.
+    Equal,
+    /// Between the base and three times the last delay: grows by chance, not by count.
+    Decorrelated,
+    /// The delay and up to as much again: never earlier than computed.
+    Proportional,
+}
+
+impl Jitter {
+    /// The delay before retry number `retry` (from 0), when the one before it was `previous` (zero
+    /// before the first). Never more than the backoff's cap.
+    pub fn delay<R: Rng + ?Sized>(
+        self,
+        backoff: &Backoff,
+        retry: u32,
+        previous: Duration,
+        rng: &mut R,
+    ) -> Duration {
+        let delay = backoff.delay(retry);
+        let chance: f64 = rng.random();
+        match self {
+            Jitter::None => delay,
+            Jitter::Full => delay.mul_f64(chance),
+            Jitter::Equal => delay.mul_f64(0.5 + chance / 2.0),
+            Jitter::Decorrelated => {
+                let low = backoff.base.as_secs_f64();
+                let high = previous.max(backoff.base).as_secs_f64() * 3.0;
+                backoff.bounded(low + chance * (high - low))
+            }
+            Jitter::Proportional => backoff.bounded(delay.as_secs_f64() * (1.0 + chance)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    const ALL: [Jitter; 5] = [
+        Jitter::None,
+        Jitter::Full,
+        Jitter::Equal,
+        Jitter::Decorrelated,
+        Jitter::Proportional,
+    ];
+
+    fn millis(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
+        range.prop_map(Duration::from_millis)
+    }
+
+    proptest! {
+        #[test]
+        fn no_delay_passes_the_cap(
+            base in millis(0..100_000),
+            more in millis(0..1_000_000),
+            factor in 1.0f64..1e6,
+            retry in prop_oneof![0u32..64, Just(10_000), Just(u32::MAX)],
+            previous in millis(0..10_000_000),
+            seed: u64,
+        ) {
+            let cap = base + more;
+            let backoff = Backoff::exponential().base(base).factor(factor).cap(cap);
+            let mut rng = SmallRng::seed_from_u64(seed);
+            for jitter in ALL {
+                prop_assert!(jitter.delay(&backoff, retry, previous, &mut rng) <= cap, "{jitter:?}");
+            }
+        }
+
+        #[test]
+        fn each_jitter_keeps_its_lower_bound(retry in 0u32..40, seed: u64) {
+            let backoff = Backoff::exponential();
+            let delay = backoff.delay(retry);
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let mut drawn = |jitter: Jitter| jitter.delay(&backoff, retry, delay, &mut rng);
+            prop_assert_eq!(drawn(Jitter::None), delay);
+            prop_assert!(drawn(Jitter::Full) <= delay);
+            prop_assert!(drawn(Jitter::Equal) >= delay / 2);
+            prop_assert!(drawn(Jitter::Decorrelated) >= Duration::from_millis(100));
+            prop_assert!(drawn(Jitter::Proportional) >= delay);
+        }
+
+        #[test]
+        fn the_same_seed_gives_the_same_delays(seed: u64) {
+            let draw = || {
+                let mut rng = SmallRng::seed_from_u64(seed);
+                (0..20).map(|retry| Jitter::Full.delay(&Backoff::exponential(), retry, Duration::ZERO, &mut rng))
+                    .collect::<Vec<_>>()
+            };
+            prop_assert_eq!(draw(), draw());
+        }
+    }
+
+    #[test]
+    fn exponential_delays_double_up_to_the_cap() {
+        let backoff = Backoff::exponential();
+        let millis: Vec<u128> = (0..9).map(|retry| backoff.delay(retry).as_millis()).collect();
+        assert_eq!(millis, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(backoff.delay(10_000), Duration::from_secs(10));
+    }
+
+    /// Full jitter is uniform: each tenth of the range gets about a tenth of the draws. With 10,000
+    /// draws a share's standard deviation is 0.3 %, so 2 % is more than six of them.
+    #[test]
+    fn jitter_is_spread_evenly() {
+        let backoff = Backoff::constant(Duration::from_secs(1));
+        let mut rng = SmallRng::seed_from_u64(7);
+        for (jitter, low, width) in [(Jitter::Full, 0.0, 1.0), (Jitter::Equal, 0.5, 0.5)] {
+            let mut tenths = [0u32; 10];
+            for _ in 0..10_000 {
+                let delay = jitter.delay(&backoff, 3, Duration::ZERO, &mut rng).as_secs_f64();
+                tenths[(((delay - low) / width * 10.0) as usize).min(9)] += 1;
+            }
+            for count in tenths {
+                assert!((800..1_200).contains(&count), "{jitter:?}: {tenths:?}");
+            }
+        }
+    }
+}

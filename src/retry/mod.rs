@@ -1,0 +1,208 @@
+//! When to try again, and when to stop.
+//!
+//! A retry holds its record's lane, so the defaults are short: what a few seconds do not mend is not
+//! mended by a few more, and a dead letter keeps the record safe. What fails because a dependency is
+//! down is another matter, and not this policy's.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+mod backoff;
+
+pub use backoff::{Backoff, Jitter};
+
+use crate::config::ConfigError;
+
+/// How often, how long and how far apart a record is tried.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`max_attempts`](RetryPolicy::max_attempts) | 5, the first included |
+/// | [`max_elapsed`](RetryPolicy::max_elapsed) | 30 s of attempts and backoff together |
+/// | [`attempt_timeout`](RetryPolicy::attempt_timeout) | 30 s |
+/// | [`backoff`](RetryPolicy::backoff) | [`Backoff::exponential`]: 100 ms doubling up to 10 s |
+/// | [`jitter`](RetryPolicy::jitter) | [`Jitter::Full`] |
+/// | [`max_retry_after`](RetryPolicy::max_retry_after) | 10 s |
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryPolicy {
+    backoff: Backoff,
+    jitter: Jitter,
+    max_attempts: u32,
+    max_elapsed: Duration,
+    attempt_timeout: Duration,
+    max_retry_after: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        RetryPolicy::exponential()
+    }
+}
+
+impl RetryPolicy {
+    /// The defaults.
+    pub const fn exponential() -> Self {
+        RetryPolicy {
+            backoff: Backoff::exponential(),
+            jitter: Jitter::Full,
+            max_attempts: 5,
+            max_elapsed: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(30),
+            max_retry_after: Duration::from_secs(10),
+        }
+    }
+
+    /// The same delay before every retry (jittered); all else as by default.
+    pub const fn constant(delay: Duration) -> Self {
+        RetryPolicy::exponential().backoff(Backoff::constant(delay))
+    }
+
+    /// One attempt, no retry.
+    pub const fn none() -> Self {
+        RetryPolicy::exponential().max_attempts(1)
+    }
+
+    /// How the delays grow.
+    #[must_use]
+    pub const fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How chance spreads the delays.
+    #[must_use]
+    pub const fn jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// How often the handler is called for a record at most, the first time included.
+    #[must_use]
+    pub const fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// How long attempts and backoffs of a record may take together. Waiting for anything else (a
+    /// sink, a free place to run) does not count. No backoff is begun that would pass it, but for the
+    /// first: a single attempt that hung until its timeout proves nothing, so one retry is always made.
+    #[must_use]
+    pub const fn max_elapsed(mut self, elapsed: Duration) -> Self {
+        self.max_elapsed = elapsed;
+        self
+    }
+
+    /// How long one attempt may take before its future is dropped.
+    #[must_use]
+    pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = timeout;
+        self
+    }
+
+    /// The longest wait that an error's own `retry_after` can ask for.
+    #[must_use]
+    pub const fn max_retry_after(mut self, delay: Duration) -> Self {
+        self.max_retry_after = delay;
+        self
+    }
+
+    pub(crate) const fn timeout(&self) -> Duration {
+        self.attempt_timeout
+    }
+
+    /// Whether so many attempts are all there are.
+    pub(crate) const fn attempts_exhausted(&self, attempts: u32) -> bool {
+        attempts >= self.max_attempts
+    }
+
+    /// Whether so much time is all there is, after so many attempts.
+    pub(crate) fn time_exhausted(&self, attempts: u32, spent: Duration) -> bool {
+        attempts > 1 && spent > self.max_elapsed
+    }
+
+    /// The wait before the next attempt, after so many failed ones. What the failing side asked for
+    /// wins over the computed delay.
+    pub fn delay<R: Rng + ?Sized>(
+        &self,
+        failed_attempts: u32,
+        previous: Duration,
+        retry_after: Option<Duration>,
+        rng: &mut R,
+    ) -> Duration {
+        match retry_after {
+            // All clients were told the same time: a tenth more, by chance, keeps them apart.
+            Some(asked) => {
+                let spread = match self.jitter {
+                    Jitter::None => 0.0,
+                    _ => rng.random::<f64>() / 10.0,
+                };
+                Duration::try_from_secs_f64(asked.as_secs_f64() * (1.0 + spread))
+                    .map_or(self.max_retry_after, |delay| delay.min(self.max_retry_after))
+            }
+            None => self
+                .jitter
+                .delay(&self.backoff, failed_attempts.saturating_sub(1), previous, rng),
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let wrong = |problem: &str| Err(ConfigError::new("retry", problem));
+        if let Some(problem) = self.backoff.problem() {
+            wrong(problem)
+        } else if self.max_attempts == 0 {
+            wrong("max_attempts must be at least 1, the first attempt included")
+        } else if self.attempt_timeout.is_zero() {
+            wrong("attempt_timeout must be longer than nothing")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults() {
+        let policy = RetryPolicy::default();
+        assert_eq!(policy.max_attempts, 5);
+        assert_eq!(policy.max_elapsed, Duration::from_secs(30));
+        assert_eq!(policy.attempt_timeout, Duration::from_secs(30));
+        assert_eq!(policy.max_retry_after, Duration::from_secs(10));
+        assert_eq!(policy.jitter, Jitter::Full);
+        assert_eq!(policy.backoff.delay(0), Duration::from_millis(100));
+        assert_eq!(policy.backoff.delay(99), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn retry_after_wins_and_is_bounded() {
+        let policy = RetryPolicy::exponential();
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut delay = |secs| policy.delay(1, Duration::ZERO, Some(Duration::from_secs(secs)), &mut rng);
+        for _ in 0..100 {
+            let asked = delay(3).as_secs_f64();
+            assert!((3.0..=3.3).contains(&asked), "{asked}");
+            assert_eq!(delay(3_600), Duration::from_secs(10));
+        }
+    }
+
+    #[test]
+    fn a_policy_that_cannot_work_is_refused() {
+        let bad = [
+            RetryPolicy::exponential().max_attempts(0),
+            RetryPolicy::exponential().attempt_timeout(Duration::ZERO),
+            RetryPolicy::exponential().backoff(Backoff::exponential().factor(0.5)),
+            RetryPolicy::exponential().backoff(Backoff::exponential().factor(f64::NAN)),
+            RetryPolicy::exponential().backoff(Backoff::exponential().cap(Duration::from_millis(1))),
+        ];
+        for policy in bad {
+            let error = policy.validate().expect_err("refused");
+            assert_eq!(error.setting(), "retry");
+        }
+    }
+}

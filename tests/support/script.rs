@@ -1,0 +1,81 @@
+//! A handler that does what each record's payload says, and remembers every call.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, SequenceNumber};
+
+/// Payloads are lists of steps, one an attempt, such as `fail,fail,ok` (the last is repeated):
+/// `ok`, `fail` (transient), `bad` (permanent), `panic`, `hang`, `sleep:<ms>` (then ok),
+/// `slowfail:<ms>` (then fails), `after:<ms>` (fails and asks for that delay).
+#[derive(Debug, Clone, Default)]
+pub struct Script {
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+/// One call of the handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub key: Option<String>,
+    pub sequence_number: SequenceNumber,
+    pub attempt: u32,
+    pub at: tokio::time::Instant,
+}
+
+impl Script {
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().expect("no panic while locked").clone()
+    }
+
+    /// The sequence numbers in the order in which they were first called.
+    pub fn first_calls(&self) -> Vec<u64> {
+        let calls = self.calls();
+        let first = calls.iter().filter(|call| call.attempt == 1);
+        first
+            .map(|call| call.sequence_number.as_str().parse().expect("a small number"))
+            .collect()
+    }
+}
+
+impl RecordProcessor for Script {
+    type Error = BoxError;
+
+    async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
+        self.calls.lock().expect("no panic while locked").push(Call {
+            key: record.partition_key().map(str::to_owned),
+            sequence_number: record.sequence_number().clone(),
+            attempt: attempt.number(),
+            at: tokio::time::Instant::now(),
+        });
+        let steps = std::str::from_utf8(record.payload())?;
+        let steps: Vec<&str> = steps.split(',').collect();
+        let step = steps[(attempt.number() as usize).min(steps.len()) - 1];
+        let (name, millis) = step.split_once(':').unwrap_or((step, "0"));
+        let time = Duration::from_millis(millis.parse()?);
+        match name {
+            "ok" | "" => Ok(()),
+            "fail" => Err("a failure of unknown cause".into()),
+            "bad" => Err(Failure::permanent("bad data").into()),
+            "panic" => panic!("scripted"),
+            "hang" => std::future::pending().await,
+            "sleep" => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+            "slowfail" => {
+                tokio::time::sleep(time).await;
+                Err("slow, and failed".into())
+            }
+            "after" => Err(Failure::transient("busy").with_retry_after(time).into()),
+            other => Err(Failure::permanent(format!("no such step: {other}")).into()),
+        }
+    }
+}
+
+/// A record of stream `orders`, shard `shardId-0`.
+pub fn record(number: u64, key: &str, script: &str) -> Record {
+    Record::builder("orders", "shardId-0".into(), number.into())
+        .partition_key(key)
+        .payload(script.to_owned())
+        .build()
+}
