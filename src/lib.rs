@@ -2,6 +2,8 @@
 pub mod checkpoint;
 pub mod classify;
 mod config;
+#[cfg(feature = "kinesis")]
+pub mod consumer;
 pub mod dead_letter;
 mod failure;
 pub mod observer;
@@ -10,10 +12,14 @@ mod processor;
 mod record;
 mod resilient;
 mod retry;
+#[cfg(feature = "kinesis")]
+mod sdk;
 mod settled;
 
 pub use classify::{Classify, StandardClassifier};
 pub use config::ConfigError;
+#[cfg(feature = "kinesis")]
+pub use consumer::{Consumer, ConsumerBuilder, ConsumerError, StreamId};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use processor::{
     Attempt, BoxProcessor, ProcessorFn, ProcessorWith, RecordProcessor, processor_fn, processor_with,

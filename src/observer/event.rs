@@ -1,9 +1,10 @@
 //! What can happen.
 
+use std::error::Error;
 use std::time::Duration;
 
 use super::Interest;
-use crate::failure::{BoxError, Failure};
+use crate::failure::Failure;
 use crate::record::{Position, Record, ShardId};
 use crate::settled::{LetterId, Settled, Unsettled};
 
@@ -43,7 +44,7 @@ pub enum Event<'a> {
         /// How often the sink has failed in a row.
         failures: u32,
         /// What it said.
-        error: &'a BoxError,
+        error: &'a (dyn Error + Send + Sync + 'static),
         /// When it is tried again.
         delay: Duration,
     },
@@ -89,6 +90,18 @@ pub enum Event<'a> {
         /// Why.
         reason: &'a Unsettled,
     },
+    /// The stream's shards could not be listed, or their checkpoints not be loaded; tried again.
+    #[non_exhaustive]
+    DiscoveryFailed {
+        /// The stream's name.
+        stream: &'a str,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// What went wrong.
+        error: &'a (dyn Error + Send + Sync + 'static),
+        /// When it is tried again.
+        delay: Duration,
+    },
     /// Reading of a shard begins.
     #[non_exhaustive]
     ShardStarted {
@@ -107,7 +120,7 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
-    /// A shard cannot go on without losing a record. It is tried again from its checkpoint.
+    /// A shard cannot go on without losing a record. It stands where it is; the others go on.
     #[non_exhaustive]
     ShardHalted {
         /// The stream's name.
@@ -115,7 +128,7 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
         /// Why.
-        error: &'a BoxError,
+        error: &'a (dyn Error + Send + Sync + 'static),
     },
     /// Records were read.
     #[non_exhaustive]
@@ -141,7 +154,7 @@ pub enum Event<'a> {
         /// How often it has failed in a row.
         failures: u32,
         /// What went wrong.
-        error: &'a BoxError,
+        error: &'a (dyn Error + Send + Sync + 'static),
         /// When it is tried again.
         delay: Duration,
     },
@@ -193,7 +206,7 @@ pub enum Event<'a> {
         /// How often it has failed in a row.
         failures: u32,
         /// What went wrong.
-        error: &'a BoxError,
+        error: &'a (dyn Error + Send + Sync + 'static),
         /// When it is tried again.
         delay: Duration,
     },
@@ -250,6 +263,7 @@ impl Event<'_> {
             | Event::Unsettled { .. } => Interest::FAILURES,
             Event::Settled { .. } => Interest::SETTLEMENTS,
             Event::DeadLetterTargetWarning { .. }
+            | Event::DiscoveryFailed { .. }
             | Event::ShardStarted { .. }
             | Event::ShardEnded { .. }
             | Event::ShardHalted { .. }

@@ -1,9 +1,11 @@
 //! The observer that every processor has: `tracing` events.
 
+use std::error::Error;
+
 use tracing::{debug, error, info, trace, warn};
 
 use super::{Event, Interest, Observer};
-use crate::failure::{BoxError, Failure, chain};
+use crate::failure::{Failure, chain};
 use crate::record::Record;
 
 /// Writes what happens as `tracing` events: what an operator must see at WARN and ERROR, failures of
@@ -86,7 +88,7 @@ impl Observer for Log {
                     sink,
                     letters,
                     failures,
-                    error = full(error),
+                    error = full(*error),
                     ?delay,
                     "the dead-letter sink does not take letters; their shards wait and nothing is lost"
                 );
@@ -129,6 +131,18 @@ impl Observer for Log {
             Event::Unsettled { record, reason } => {
                 of_record!(info, record, %reason, "record given back, it will be delivered again");
             }
+            Event::DiscoveryFailed {
+                stream,
+                failures,
+                error,
+                delay,
+            } => warn!(
+                stream,
+                failures,
+                error = full(*error),
+                ?delay,
+                "the stream's shards could not be found out; tried again"
+            ),
             Event::ShardStarted {
                 stream,
                 shard,
@@ -136,7 +150,7 @@ impl Observer for Log {
             } => info!(stream, %shard, %position, "shard started"),
             Event::ShardEnded { stream, shard } => info!(stream, %shard, "shard ended"),
             Event::ShardHalted { stream, shard, error } => error!(
-                stream, %shard, error = full(error),
+                stream, %shard, error = full(*error),
                 "shard halted: it cannot go on without losing a record"
             ),
             Event::Fetched {
@@ -153,7 +167,7 @@ impl Observer for Log {
                 error,
                 delay,
             } => warn!(
-                stream, %shard, failures, error = full(error), ?delay,
+                stream, %shard, failures, error = full(*error), ?delay,
                 "reading failed and is tried again"
             ),
             Event::FetchThrottled { stream, shard, delay } => {
@@ -183,7 +197,7 @@ impl Observer for Log {
                 error,
                 delay,
             } => warn!(
-                stream, %shard, failures, error = full(error), ?delay,
+                stream, %shard, failures, error = full(*error), ?delay,
                 "the checkpoint could not be stored and is tried again; after a crash more would be repeated"
             ),
         }
@@ -191,7 +205,7 @@ impl Observer for Log {
 }
 
 /// Our own errors and a service's, with their sources.
-fn full(error: &BoxError) -> String {
-    let texts: Vec<String> = chain(&**error).map(ToString::to_string).collect();
+fn full(error: &(dyn Error + 'static)) -> String {
+    let texts: Vec<String> = chain(error).map(ToString::to_string).collect();
     texts.join(": ")
 }

@@ -68,12 +68,9 @@ impl Capacity {
         }
     }
 
-    /// Waits until so many bytes are free, and takes them.
-    #[cfg_attr(
-        not(feature = "kinesis"),
-        allow(dead_code, reason = "only runtimes that fetch reserve")
-    )]
-    pub(crate) async fn reserve(&self, bytes: usize) -> Reservation {
+    /// Waits until so many payload bytes are free, and takes them; what is larger than all of the memory
+    /// goes through when nothing else does. For a [`Batch`](super::Batch) to be read.
+    pub async fn reserve(&self, bytes: usize) -> Reservation {
         let mut waiting = None;
         loop {
             // Enabled before the look, so that a release in between is not missed.
@@ -162,8 +159,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Bytes taken from the process' memory; given back when dropped.
-pub(crate) struct Reservation {
+/// Bytes taken from a [`Capacity`]; given back when dropped.
+pub struct Reservation {
     memory: Arc<Memory>,
     bytes: usize,
 }

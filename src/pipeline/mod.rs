@@ -31,11 +31,9 @@ mod shard;
 mod slots;
 mod window;
 
-pub use capacity::Capacity;
+pub use capacity::{Capacity, Reservation};
 pub use lanes::Ordering;
-
-pub(crate) use capacity::Reservation;
-pub(crate) use progress::Progress;
+pub use progress::{Progress, Published};
 
 use crate::checkpoint::Checkpoint;
 use crate::processor::RecordProcessor;
@@ -110,7 +108,7 @@ impl Pipeline {
         self
     }
 
-    /// The bounds shared by all shards.
+    /// The bounds shared with others.
     pub fn shared_capacity(&self) -> &Capacity {
         &self.capacity
     }
@@ -136,9 +134,10 @@ impl Pipeline {
         .await
     }
 
-    /// As [`run`](Pipeline::run), from a checkpoint: what it covers is skipped. When `shutdown` is
-    /// cancelled nothing new begins, and what runs has [`drain`](Pipeline::drain) to end.
-    pub(crate) async fn run_from<P, S>(
+    /// As [`run`](Pipeline::run), from a checkpoint: what it covers is skipped. `progress` gives the
+    /// next checkpoints while it runs. When `shutdown` is cancelled nothing new begins, and what runs
+    /// has [`drain`](Pipeline::drain) to end.
+    pub async fn run_from<P, S>(
         &self,
         resilient: &Resilient<P>,
         batches: S,
@@ -171,7 +170,8 @@ impl From<Vec<Record>> for Batch {
 }
 
 impl Batch {
-    /// With the memory that was reserved for the records' payloads.
+    /// With the memory that was [reserved](Capacity::reserve) before they were read. What the payloads
+    /// do not need is given back at once, the rest as the records settle.
     #[cfg_attr(
         not(feature = "kinesis"),
         allow(dead_code, reason = "only runtimes that fetch reserve")
@@ -193,6 +193,8 @@ pub struct Finished {
     pub checkpoint: Checkpoint,
     /// Records that were read and not settled; they will be delivered again.
     pub unsettled: usize,
+    /// Whether the batches came to their end and all their records are settled.
+    pub complete: bool,
 }
 
 /// A shard cannot go on without losing a record.

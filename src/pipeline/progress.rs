@@ -8,13 +8,25 @@ use tokio::sync::watch;
 
 use crate::checkpoint::Checkpoint;
 
-/// The shard's checkpoint, made when it is asked for: collecting what is settled ahead of the watermark
-/// takes a walk over the window.
+/// A shard's checkpoints while it runs, made when they are asked for: collecting what is settled ahead
+/// of the watermark takes a walk over the window.
+///
+/// Whoever stores them subscribes, asks for the next, waits for it, stores it, and asks again.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub struct Progress {
     demand: AtomicU8,
     shard: AtomicWaker,
-    latest: watch::Sender<Option<Checkpoint>>,
+    latest: watch::Sender<Option<Published>>,
+}
+
+/// A checkpoint to be stored.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Published {
+    /// How far the shard is settled.
+    pub checkpoint: Checkpoint,
+    /// No other follows.
+    pub last: bool,
 }
 
 /// One is being stored.
@@ -24,8 +36,15 @@ const URGENT: u8 = 1;
 /// The next is due.
 const ANY: u8 = 2;
 
+impl Default for Progress {
+    fn default() -> Self {
+        Progress::new()
+    }
+}
+
 impl Progress {
-    pub(crate) fn new() -> Self {
+    /// Nothing asked for, nothing published.
+    pub fn new() -> Self {
         Progress {
             demand: AtomicU8::new(NONE),
             shard: AtomicWaker::new(),
@@ -34,12 +53,12 @@ impl Progress {
     }
 
     /// Takes the next one only if it should not wait, as after a dead letter.
-    pub(crate) fn want_urgent(&self) {
+    pub fn want_urgent(&self) {
         self.ask(URGENT);
     }
 
     /// Takes the next one that differs from the last.
-    pub(crate) fn want_any(&self) {
+    pub fn want_any(&self) {
         self.ask(ANY);
     }
 
@@ -48,7 +67,8 @@ impl Progress {
         self.shard.wake();
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Checkpoint>> {
+    /// Where the checkpoints arrive.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Published>> {
         self.latest.subscribe()
     }
 
@@ -67,6 +87,15 @@ impl Progress {
 
     pub(super) fn publish(&self, checkpoint: Checkpoint) {
         self.demand.store(NONE, Ordering::Release);
-        self.latest.send_replace(Some(checkpoint));
+        self.send(checkpoint, false);
+    }
+
+    /// Publishes the last one: the shard's run has ended here.
+    pub fn finish(&self, checkpoint: Checkpoint) {
+        self.send(checkpoint, true);
+    }
+
+    fn send(&self, checkpoint: Checkpoint, last: bool) {
+        self.latest.send_replace(Some(Published { checkpoint, last }));
     }
 }

@@ -381,10 +381,14 @@ where
                 halt,
                 checkpoint,
             }),
-            None => Ok(Finished {
-                checkpoint,
-                unsettled: self.window.held() + self.batch.len(),
-            }),
+            None => {
+                let unsettled = self.window.held() + self.batch.len();
+                Ok(Finished {
+                    checkpoint,
+                    unsettled,
+                    complete: self.input_ended && unsettled == 0,
+                })
+            }
         }
     }
 }

@@ -221,9 +221,10 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn agrees_with_a_model_that_looks_at_everything(
-            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..300)
+            steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..120)
         ) {
             let mut window = Window::new(Position::TrimHorizon);
             let mut model = Model::default();

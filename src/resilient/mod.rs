@@ -141,12 +141,13 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
-    pub(crate) fn observers(&self) -> &Observers {
-        &self.0.observers
+    /// Where its dead letters go, if anywhere.
+    pub fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
+        self.0.outbox.as_ref().map(Outbox::sink)
     }
 
-    pub(crate) fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
-        self.0.outbox.as_ref().map(Outbox::sink)
+    pub(crate) fn observers(&self) -> &Observers {
+        &self.0.observers
     }
 }
 

@@ -232,7 +232,7 @@ impl Postman {
             sink: &self.sink.name(),
             letters: self.waiting.len(),
             failures: self.failures.max(1),
-            error: &error,
+            error: &*error,
             delay: longest,
         });
     }

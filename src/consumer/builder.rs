@@ -1,0 +1,170 @@
+//! How a consumer is put together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+
+use super::{Consumer, Polling, StreamId};
+use crate::checkpoint::CheckpointStore;
+use crate::config::ConfigError;
+use crate::pipeline::{Capacity, Ordering, Pipeline};
+use crate::sdk;
+
+/// Builds a [`Consumer`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: must be given |
+/// | [`ordering`](ConsumerBuilder::ordering) | [`Ordering::PartitionKey`] |
+/// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard, which is what Kinesis allows all readers of it together |
+/// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
+/// | [`idle_interval`](ConsumerBuilder::idle_interval) | 1 s |
+/// | [`calls_in_flight`](ConsumerBuilder::calls_in_flight) | 64 |
+/// | [`held`](ConsumerBuilder::held) | 4,096 records a shard |
+/// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
+/// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
+/// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
+///
+/// A shard without a checkpoint is read from its trim horizon: the oldest record that it holds.
+#[must_use]
+pub struct ConsumerBuilder {
+    client: Client,
+    stream: StreamId,
+    checkpoints: Option<Arc<dyn CheckpointStore>>,
+    pipeline: Pipeline,
+    calls_per_second: f64,
+    idle_interval: Duration,
+    records_per_call: u32,
+    calls_in_flight: usize,
+    shutdown_timeout: Duration,
+}
+
+impl ConsumerBuilder {
+    pub(super) fn new(client: Client, stream: StreamId) -> Self {
+        ConsumerBuilder {
+            client,
+            stream,
+            checkpoints: None,
+            pipeline: Pipeline::new(),
+            calls_per_second: 5.0,
+            idle_interval: Duration::from_secs(1),
+            records_per_call: 10_000,
+            calls_in_flight: 64,
+            shutdown_timeout: Duration::from_secs(20),
+        }
+    }
+
+    /// Where positions are kept.
+    pub fn checkpoints(mut self, store: impl CheckpointStore + 'static) -> Self {
+        self.checkpoints = Some(Arc::new(store));
+        self
+    }
+
+    /// In which order the records of a shard are processed.
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.pipeline = self.pipeline.ordering(ordering);
+        self
+    }
+
+    /// How often a shard is read at most. Kinesis allows 5 calls a second for each shard, to all its
+    /// readers together: give less where others read as well.
+    pub fn calls_per_second(mut self, calls: f64) -> Self {
+        self.calls_per_second = calls;
+        self
+    }
+
+    /// How many records a call asks for at most, 1 to 10,000.
+    pub fn records_per_call(mut self, records: u32) -> Self {
+        self.records_per_call = records;
+        self
+    }
+
+    /// How long a shard that has been read to its tip is left alone.
+    pub fn idle_interval(mut self, interval: Duration) -> Self {
+        self.idle_interval = interval;
+        self
+    }
+
+    /// How many reads of different shards are under way at once.
+    pub fn calls_in_flight(mut self, calls: usize) -> Self {
+        self.calls_in_flight = calls;
+        self
+    }
+
+    /// The most records of a shard that are read and not settled.
+    pub fn held(mut self, records: usize) -> Self {
+        self.pipeline = self.pipeline.held(records);
+        self
+    }
+
+    /// The most records between a shard's watermark and its newest record read.
+    pub fn span(mut self, records: usize) -> Self {
+        self.pipeline = self.pipeline.span(records);
+        self
+    }
+
+    /// Handler calls and payload bytes of the process. Give several consumers clones of one to bound
+    /// them together.
+    pub fn capacity(mut self, capacity: Capacity) -> Self {
+        self.pipeline = self.pipeline.capacity(capacity);
+        self
+    }
+
+    /// How long a shutdown may take. A tenth of it, 2 s at most, is kept for the last checkpoints.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// The consumer, or what is wrong with its settings.
+    pub fn build(self) -> Result<Consumer, ConfigError> {
+        let checkpoints = self.checkpoints.ok_or_else(|| {
+            ConfigError::new(
+                "checkpoints",
+                "say where positions are kept: .checkpoints(checkpoint::Redb::open(path)?), \
+                 or .checkpoints(checkpoint::Memory::new()) to begin anew after every restart",
+            )
+        })?;
+        if self.stream.name().is_empty() {
+            return Err(ConfigError::new("builder", "the stream needs a name or an ARN"));
+        }
+        if !(self.calls_per_second > 0.0) {
+            return Err(ConfigError::new("calls_per_second", "must be more than 0"));
+        }
+        if !(1..=10_000).contains(&self.records_per_call) {
+            return Err(ConfigError::new("records_per_call", "must be 1 to 10,000"));
+        }
+        if self.calls_in_flight == 0 {
+            return Err(ConfigError::new("calls_in_flight", "must be at least 1"));
+        }
+        let interval = Duration::try_from_secs_f64(1.0 / self.calls_per_second)
+            .map_err(|_| ConfigError::new("calls_per_second", "is too small"))?;
+        let last_checkpoint = (self.shutdown_timeout / 10).min(Duration::from_secs(2));
+        Ok(Consumer {
+            client: sdk::without_retries(&self.client),
+            stream: self.stream,
+            checkpoints,
+            pipeline: self.pipeline.drain(self.shutdown_timeout - last_checkpoint),
+            polling: Polling {
+                interval,
+                idle: self.idle_interval,
+                page: self.records_per_call as i32,
+                calls_in_flight: self.calls_in_flight,
+            },
+            shutdown_timeout: self.shutdown_timeout,
+            last_checkpoint,
+        })
+    }
+}
+
+impl fmt::Debug for ConsumerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsumerBuilder")
+            .field("stream", &self.stream)
+            .field("checkpoints", &self.checkpoints)
+            .field("pipeline", &self.pipeline)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,105 @@
+//! Stores one shard's checkpoints, on a task of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use crate::failure::BoxError;
+use crate::observer::{Event, Interest, Observers};
+use crate::pipeline::{Progress, Published};
+use crate::retry::{Backoff, Jitter};
+
+/// A store that has not answered by then has failed.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between writes that fail.
+const BACKOFF: Backoff = Backoff::exponential();
+
+/// The task that stores a shard's checkpoints.
+pub(super) struct Checkpointer {
+    pub(super) store: Arc<dyn CheckpointStore>,
+    pub(super) key: ShardKey,
+    pub(super) observers: Observers,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl Checkpointer {
+    /// Stores what the shard publishes, at most once in the store's interval unless it is urgent, until
+    /// the last one is stored.
+    pub(super) async fn run(self) {
+        let mut latest = self.progress.subscribe();
+        let interval = self.store.write_interval();
+        loop {
+            self.progress.want_urgent();
+            tokio::select! {
+                changed = latest.changed() => if changed.is_err() { return },
+                () = sleep(interval) => {
+                    self.progress.want_any();
+                    if latest.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+            if self.store_latest(&mut latest).await {
+                return;
+            }
+        }
+    }
+
+    /// Stores the latest one, however long the store is down. Whether it was the last.
+    async fn store_latest(&self, latest: &mut watch::Receiver<Option<Published>>) -> bool {
+        let mut failures = 0;
+        let mut rng = SmallRng::from_rng(&mut rand::rng());
+        loop {
+            let published = latest.borrow_and_update().clone();
+            let Some(Published { checkpoint, last }) = published else {
+                return false;
+            };
+            let error: BoxError = match self.save(&checkpoint).await {
+                Ok(()) => {
+                    self.tell(|stream, shard| Event::Checkpointed {
+                        stream,
+                        shard,
+                        position: checkpoint.position(),
+                    });
+                    return last;
+                }
+                Err(error) => error.into(),
+            };
+            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut rng);
+            failures = failures.saturating_add(1);
+            self.tell(|stream, shard| Event::CheckpointFailed {
+                stream,
+                shard,
+                failures,
+                error: &*error,
+                delay,
+            });
+            sleep(delay).await;
+            // What has settled meanwhile goes with it.
+            self.progress.want_any();
+        }
+    }
+
+    async fn save(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let rows = [(self.key.clone(), checkpoint.clone())];
+        match timeout(SAVE_TIMEOUT, self.store.save(&rows)).await {
+            Ok(mut results) => results
+                .pop()
+                .unwrap_or_else(|| Err(CheckpointError::unavailable("the store gave no result"))),
+            Err(_) => Err(CheckpointError::unavailable(format!(
+                "the store did not answer within {SAVE_TIMEOUT:?}"
+            ))),
+        }
+    }
+
+    fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a crate::record::ShardId) -> Event<'a>) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&event(&self.key.stream, &self.key.shard));
+        }
+    }
+}

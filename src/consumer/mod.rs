@@ -1,0 +1,141 @@
+//! A long-running service: reads every shard of a stream and settles its records.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+
+mod builder;
+mod checkpointing;
+mod polling;
+mod shard;
+mod shards;
+mod stream;
+
+pub use builder::ConsumerBuilder;
+pub use stream::StreamId;
+
+use crate::checkpoint::CheckpointStore;
+use crate::dead_letter::TargetError;
+use crate::failure::BoxError;
+use crate::pipeline::{Pipeline, ShardHalted};
+use crate::processor::RecordProcessor;
+use crate::record::ShardId;
+use crate::resilient::Resilient;
+
+/// Reads a Kinesis stream and settles its records with a [`Resilient`] handler.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn store(record: redrive::Record) -> Result<(), std::io::Error> { Ok(()) }
+/// # let client: aws_sdk_kinesis::Client = unimplemented!();
+/// use redrive::{Consumer, Resilient, checkpoint, dead_letter, processor_fn};
+///
+/// let orders = Resilient::builder("billing", processor_fn(store))
+///     .dead_letters(dead_letter::Kinesis::new(client.clone(), "orders-dlq"))
+///     .build()?;
+/// Consumer::builder(client, "orders")
+///     .checkpoints(checkpoint::Redb::open("billing.redb")?)
+///     .build()?
+///     .run_until(orders, async { tokio::signal::ctrl_c().await.ok(); })
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Consumer {
+    client: Client,
+    stream: StreamId,
+    checkpoints: Arc<dyn CheckpointStore>,
+    pipeline: Pipeline,
+    polling: Polling,
+    shutdown_timeout: Duration,
+    /// The part of it that is kept for storing the last checkpoint of each shard.
+    last_checkpoint: Duration,
+}
+
+/// How shards are read.
+#[derive(Debug, Clone)]
+struct Polling {
+    /// Between two calls for one shard at least.
+    interval: Duration,
+    /// After an empty page of a shard that is read to its tip.
+    idle: Duration,
+    page: i32,
+    calls_in_flight: usize,
+}
+
+impl Consumer {
+    /// Begins with a client and the stream's name or ARN.
+    ///
+    /// Of the client region, endpoint, credentials and HTTP stack are used. Retries are the consumer's
+    /// own, and a call without an operation-attempt timeout gets one of 30 s.
+    pub fn builder(client: Client, stream: impl Into<StreamId>) -> ConsumerBuilder {
+        ConsumerBuilder::new(client, stream.into())
+    }
+
+    /// Runs until all shards have ended, or nothing more can be settled.
+    pub async fn run<P>(self, resilient: Resilient<P>) -> Result<(), ConsumerError>
+    where
+        P: RecordProcessor + 'static,
+    {
+        self.run_until(resilient, std::future::pending()).await
+    }
+
+    /// Runs until `shutdown` completes. Then it stops reading, cancels backoffs, lets running handlers
+    /// end, writes letters and checkpoints, and returns, after 20 s at the latest by default.
+    ///
+    /// A shard that halts lets the others go on; it is the error returned at the end. If the future is
+    /// dropped, what was settled since the last checkpoint is repeated by the next run.
+    pub async fn run_until<P, S>(self, resilient: Resilient<P>, shutdown: S) -> Result<(), ConsumerError>
+    where
+        P: RecordProcessor + 'static,
+        S: Future<Output = ()> + Send,
+    {
+        shards::run(self, resilient, shutdown).await
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("stream", &self.stream)
+            .field("checkpoints", &self.checkpoints)
+            .field("pipeline", &self.pipeline)
+            .field("polling", &self.polling)
+            .field("shutdown_timeout", &self.shutdown_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a consumer came back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumerError {
+    /// There is no such stream for these credentials in this region.
+    #[error("the stream {stream:?} does not exist (in this account and region)")]
+    StreamNotFound {
+        /// Its name or ARN.
+        stream: String,
+        /// What Kinesis said.
+        #[source]
+        source: BoxError,
+    },
+    /// The dead-letter target must not be used.
+    #[error("the dead-letter target cannot be used")]
+    DeadLetterTarget(#[from] TargetError),
+    /// A record can be neither processed nor dead-lettered. Its shard stands where it is; the others
+    /// went on until the consumer was stopped.
+    #[error("a shard halted")]
+    ShardHalted(#[source] Box<ShardHalted>),
+    /// A shard's task broke down. Its position is where it was last stored.
+    #[error("the task of shard {shard} broke down")]
+    ShardFailed {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+}

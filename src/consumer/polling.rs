@@ -1,0 +1,226 @@
+//! Reads one shard with GetRecords, a page ahead of the pipeline.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
+use aws_sdk_kinesis::types::ShardIteratorType;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Polling, StreamId};
+use crate::failure::BoxError;
+use crate::observer::{Event, Interest, Observers};
+use crate::pipeline::{Batch, Capacity};
+use crate::record::{Position, Record, SequenceNumber, ShardId};
+use crate::retry::{Backoff, Jitter};
+
+/// What one GetRecords call can bring at most.
+const MAX_PAGE_BYTES: usize = 10 * 1024 * 1024;
+/// Between calls that fail.
+const BACKOFF: Backoff = Backoff::exponential();
+
+/// The task that reads a shard.
+pub(super) struct Poller {
+    pub(super) client: Client,
+    pub(super) stream: StreamId,
+    pub(super) shard: ShardId,
+    pub(super) polling: Polling,
+    pub(super) calls: Arc<Semaphore>,
+    pub(super) capacity: Capacity,
+    pub(super) observers: Observers,
+}
+
+/// Why reading came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadingEnded {
+    /// The shard is closed and every record of it was handed over.
+    ShardClosed,
+    /// Nobody takes the records any more.
+    NotWanted,
+}
+
+impl Poller {
+    /// Reads what comes after this position, until the shard ends.
+    pub(super) async fn run(self, from: Position, pages: mpsc::Sender<Batch>) -> ReadingEnded {
+        // Behind the last record handed over: where to go on when the iterator is lost.
+        let mut position = from;
+        let mut iterator: Option<String> = None;
+        let mut failures = Failures::new(&self);
+        let mut next_call = Instant::now();
+        loop {
+            // Room first, then memory, then the call: nothing is read that has no place.
+            let Ok(room) = pages.reserve().await else {
+                return ReadingEnded::NotWanted;
+            };
+            let token = match iterator.take() {
+                Some(token) => token,
+                None => match self.iterator_after(&position).await {
+                    Ok(token) => token,
+                    Err(error) => {
+                        drop(room);
+                        failures.wait(error).await;
+                        continue;
+                    }
+                },
+            };
+            let memory = self.capacity.reserve(MAX_PAGE_BYTES).await;
+            sleep_until(next_call).await;
+            let page = {
+                let _call = self.calls.acquire().await;
+                next_call = Instant::now() + self.polling.interval;
+                let call = self.client.get_records().shard_iterator(&token);
+                call.limit(self.polling.page).send().await
+            };
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    drop((room, memory));
+                    match error.code() {
+                        Some("ExpiredIteratorException") => {
+                            self.tell(|stream, shard| Event::IteratorExpired { stream, shard });
+                        }
+                        Some("ProvisionedThroughputExceededException" | "KMSThrottlingException") => {
+                            iterator = Some(token);
+                            failures.throttled().await;
+                        }
+                        // Whatever is wrong, a new iterator is no worse than the old one.
+                        _ => failures.wait(error.into()).await,
+                    }
+                    continue;
+                }
+            };
+            failures.none();
+            let behind = page
+                .millis_behind_latest
+                .and_then(|millis| u64::try_from(millis).ok());
+            let behind = behind.map(Duration::from_millis);
+            iterator = page.next_shard_iterator.clone();
+            let records = match self.records(page) {
+                Ok(records) => records,
+                Err(error) => {
+                    drop((room, memory));
+                    iterator = None;
+                    failures.wait(error).await;
+                    continue;
+                }
+            };
+            self.tell(|stream, shard| Event::Fetched {
+                stream,
+                shard,
+                records: records.len(),
+                bytes: records.iter().map(|record| record.payload().len()).sum(),
+                behind,
+            });
+            let at_tip = records.is_empty() && behind.is_none_or(|behind| behind.is_zero());
+            if let Some(last) = records.last() {
+                position = last.position();
+                room.send(Batch::reserved(records, memory));
+            } else {
+                drop((room, memory));
+            }
+            if iterator.is_none() {
+                return ReadingEnded::ShardClosed;
+            }
+            // An empty page of a shard that is behind says nothing: the next may be full.
+            if at_tip {
+                sleep(self.polling.idle).await;
+            }
+        }
+    }
+
+    async fn iterator_after(&self, position: &Position) -> Result<String, BoxError> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self
+            .client
+            .get_shard_iterator()
+            .set_stream_name(name)
+            .set_stream_arn(arn)
+            .shard_id(self.shard.as_str());
+        let call = match position {
+            Position::Record { sequence_number, .. } => call
+                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                .starting_sequence_number(sequence_number.as_str()),
+            Position::TrimHorizon | Position::ShardEnd => {
+                call.shard_iterator_type(ShardIteratorType::TrimHorizon)
+            }
+        };
+        let reply = call.send().await?;
+        reply
+            .shard_iterator
+            .ok_or_else(|| "GetShardIterator answered without an iterator".into())
+    }
+
+    fn records(&self, page: GetRecordsOutput) -> Result<Vec<Record>, BoxError> {
+        let records = page.records.into_iter().map(|record| {
+            let number: SequenceNumber = record.sequence_number.try_into()?;
+            let mut builder = Record::builder(self.stream.name().clone(), self.shard.clone(), number)
+                .payload(record.data.into_inner());
+            if let Some(key) = record.partition_key {
+                builder = builder.partition_key(key);
+            }
+            let arrival = record.approximate_arrival_timestamp;
+            if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
+                builder = builder.arrival(arrival);
+            }
+            Ok(builder.build())
+        });
+        records.collect()
+    }
+
+    fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&event(self.stream.name(), &self.shard));
+        }
+    }
+}
+
+/// Calls that fail, in a row.
+struct Failures<'a> {
+    poller: &'a Poller,
+    count: u32,
+    rng: SmallRng,
+}
+
+impl<'a> Failures<'a> {
+    fn new(poller: &'a Poller) -> Self {
+        Failures {
+            poller,
+            count: 0,
+            rng: SmallRng::from_rng(&mut rand::rng()),
+        }
+    }
+
+    fn none(&mut self) {
+        self.count = 0;
+    }
+
+    fn next_delay(&mut self) -> Duration {
+        let delay = Jitter::Equal.delay(&BACKOFF, self.count, Duration::ZERO, &mut self.rng);
+        self.count = self.count.saturating_add(1);
+        delay
+    }
+
+    async fn throttled(&mut self) {
+        let delay = self.next_delay();
+        self.poller
+            .tell(|stream, shard| Event::FetchThrottled { stream, shard, delay });
+        sleep(delay).await;
+    }
+
+    async fn wait(&mut self, error: BoxError) {
+        let delay = self.next_delay();
+        self.poller.tell(|stream, shard| Event::FetchFailed {
+            stream,
+            shard,
+            failures: self.count,
+            error: &*error,
+            delay,
+        });
+        sleep(delay).await;
+    }
+}

@@ -1,0 +1,129 @@
+//! The life of one shard in a service: read, settle, checkpoint, end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::checkpointing::Checkpointer;
+use super::polling::{Poller, ReadingEnded};
+use crate::checkpoint::Checkpoint;
+use crate::failure::BoxError;
+use crate::observer::{Event, Interest};
+use crate::pipeline::{Batch, Pipeline, Progress, ShardHalted};
+use crate::processor::RecordProcessor;
+use crate::record::Position;
+use crate::resilient::Resilient;
+
+/// How a shard's task ended.
+#[derive(Debug)]
+pub(super) enum ShardEnd {
+    /// The shard is closed, everything in it is settled, and its end is stored.
+    Ended,
+    /// The consumer is shutting down.
+    Stopped,
+    /// A record can be neither processed nor dead-lettered.
+    Halted(Box<ShardHalted>),
+    /// Something broke that should not.
+    Failed(BoxError),
+}
+
+pub(super) struct ShardTask<P: RecordProcessor> {
+    pub(super) resilient: Resilient<P>,
+    pub(super) pipeline: Pipeline,
+    pub(super) poller: Poller,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) progress: Arc<Progress>,
+    pub(super) from: Checkpoint,
+    pub(super) shutdown: CancellationToken,
+    /// How long the last checkpoint may take once everything else is done.
+    pub(super) last_checkpoint: Duration,
+}
+
+impl<P: RecordProcessor> ShardTask<P> {
+    pub(super) async fn run(self) -> ShardEnd {
+        let ShardTask {
+            resilient,
+            pipeline,
+            poller,
+            checkpointer,
+            progress,
+            from,
+            shutdown,
+            last_checkpoint,
+        } = self;
+        let (stream, shard) = (poller.stream.name().clone(), poller.shard.clone());
+        let observers = resilient.observers().clone();
+        let tell = |event: Event<'_>| {
+            if observers.want(Interest::SHARDS) {
+                observers.tell(&event);
+            }
+        };
+        tell(Event::ShardStarted {
+            stream: &stream,
+            shard: &shard,
+            position: from.position(),
+        });
+        // Tasks of their own: a handler that keeps this one busy starves neither.
+        let (sender, pages) = mpsc::channel(1);
+        let reading = AbortOnDropHandle::new(tokio::spawn(poller.run(from.position().clone(), sender)));
+        let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
+        let result = pipeline
+            .run_from(&resilient, Pages(pages), from, &progress, &shutdown)
+            .await;
+
+        let (end, checkpoint) = match result {
+            Ok(finished) if finished.complete => match reading.await {
+                // Only the reader knows that the shard is closed. Pages that merely stopped coming are
+                // no end: a checkpoint there would pass records that nobody has read.
+                Ok(ReadingEnded::ShardClosed) => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
+                Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
+                Err(error) => (ShardEnd::Failed(error.into()), finished.checkpoint),
+            },
+            Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
+            Err(halted) => {
+                let checkpoint = halted.checkpoint.clone();
+                (ShardEnd::Halted(Box::new(halted)), checkpoint)
+            }
+        };
+        progress.finish(checkpoint);
+        let stored = match end {
+            // Its children wait for it: as long as it takes, or until the shutdown.
+            ShardEnd::Ended => tokio::select! {
+                stored = &mut storing => stored.is_ok(),
+                () = shutdown.cancelled() => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
+            },
+            _ => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
+        };
+        if !stored {
+            return match end {
+                ShardEnd::Ended => ShardEnd::Stopped,
+                end => end,
+            };
+        }
+        if matches!(end, ShardEnd::Ended) {
+            tell(Event::ShardEnded {
+                stream: &stream,
+                shard: &shard,
+            });
+        }
+        end
+    }
+}
+
+/// The reader's pages as a stream.
+struct Pages(mpsc::Receiver<Batch>);
+
+impl Stream for Pages {
+    type Item = Batch;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Batch>> {
+        self.0.poll_recv(cx)
+    }
+}
