@@ -26,7 +26,7 @@ mod kinesis;
 mod memory;
 
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
-// pub use file::{File, FileError};
+pub use file::{File, FileError, ReadError, ReadLetters};
 // pub use kinesis::{Kinesis, Payload};
 pub use memory::Memory;
 

@@ -1,1 +1,0 @@
-//! A sink for one process: JSON lines in a file.

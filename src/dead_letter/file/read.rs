@@ -1,0 +1,146 @@
+//! Reading what was written.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::iter::FusedIterator;
+use std::path::{Path, PathBuf};
+
+use super::disk::{Os, successor, successors};
+use crate::dead_letter::{DeadLetter, DecodeError};
+
+/// The letters of a file and its successors; see [`File::read`](super::File::read).
+#[derive(Debug)]
+pub struct ReadLetters {
+    // Last file first.
+    files: Vec<PathBuf>,
+    current: Option<Lines>,
+    failed: Option<ReadError>,
+}
+
+#[derive(Debug)]
+struct Lines {
+    path: PathBuf,
+    reader: BufReader<fs::File>,
+    line: u64,
+}
+
+impl ReadLetters {
+    pub(super) fn new(path: &Path) -> Self {
+        let (numbers, failed) = match successors(&Os, path) {
+            Ok(numbers) => (numbers, None),
+            Err(error) => (Vec::new(), Some(ReadError::file(path, error))),
+        };
+        let mut files: Vec<PathBuf> = numbers
+            .into_iter()
+            .rev()
+            .map(|number| successor(path, number))
+            .collect();
+        // Where there are successors the first may have been taken away after it was read.
+        if failed.is_none() && (files.is_empty() || path.exists()) {
+            files.push(path.to_path_buf());
+        }
+        ReadLetters {
+            files,
+            current: None,
+            failed,
+        }
+    }
+}
+
+impl Iterator for ReadLetters {
+    type Item = Result<DeadLetter, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
+        loop {
+            let lines = match &mut self.current {
+                Some(lines) => lines,
+                current => {
+                    let path = self.files.pop()?;
+                    match fs::File::open(&path) {
+                        Ok(file) => current.insert(Lines {
+                            path,
+                            reader: BufReader::new(file),
+                            line: 0,
+                        }),
+                        Err(error) => return Some(Err(ReadError::file(&path, error))),
+                    }
+                }
+            };
+            match lines.next() {
+                Some(Err(error @ ReadError::File { .. })) => {
+                    self.current = None;
+                    return Some(Err(error));
+                }
+                Some(letter) => return Some(letter),
+                None => self.current = None,
+            }
+        }
+    }
+}
+
+impl FusedIterator for ReadLetters {}
+
+impl Lines {
+    fn next(&mut self) -> Option<Result<DeadLetter, ReadError>> {
+        let mut text = Vec::new();
+        loop {
+            text.clear();
+            self.line += 1;
+            match self.reader.read_until(b'\n', &mut text) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) => return Some(Err(ReadError::file(&self.path, error))),
+            }
+            let line = text.trim_ascii();
+            // A sink that goes on in an old file begins with an empty line.
+            if line.is_empty() {
+                continue;
+            }
+            return Some(
+                DeadLetter::from_json_line(line).map_err(|source| ReadError::Line {
+                    path: self.path.clone(),
+                    line: self.line,
+                    source,
+                }),
+            );
+        }
+    }
+}
+
+/// A part of a dead-letter file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// A line is no dead letter, or a torn one. Those behind it are read.
+    #[error("line {line} of {} is not a dead letter that can be read", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counts from 1.
+        line: u64,
+        /// What is wrong with it.
+        #[source]
+        source: DecodeError,
+    },
+    /// A file cannot be read, or not to its end. The next file is read.
+    #[error("the dead-letter file {} cannot be read", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ReadError {
+    fn file(path: &Path, source: io::Error) -> Self {
+        ReadError::File {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+}
