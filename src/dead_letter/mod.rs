@@ -27,7 +27,8 @@ mod memory;
 
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
 pub use file::{File, FileError, ReadError, ReadLetters};
-// pub use kinesis::{Kinesis, Payload};
+#[cfg(feature = "kinesis")]
+pub use kinesis::{Kinesis, Payload};
 pub use memory::Memory;
 
 /// Takes dead letters and confirms them.

@@ -94,10 +94,7 @@ impl Disk for Os {
 
 fn lock(file: fs::File) -> io::Result<Locked<fs::File>> {
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     match file.try_lock() {
         Ok(()) => Ok(Locked::Ours(file)),

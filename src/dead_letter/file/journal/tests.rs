@@ -179,10 +179,7 @@ impl Disk for Sim {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.fate()?;
-        self.state()
-            .names
-            .remove(path)
-            .ok_or(io::ErrorKind::NotFound)?;
+        self.state().names.remove(path).ok_or(io::ErrorKind::NotFound)?;
         Ok(())
     }
 }
@@ -197,10 +194,7 @@ impl Read for SimFile {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         self.disk.fate()?;
         let state = self.disk.state();
-        let rest = state.inodes[self.inode]
-            .cached
-            .get(self.at..)
-            .unwrap_or_default();
+        let rest = state.inodes[self.inode].cached.get(self.at..).unwrap_or_default();
         let count = rest.len().min(to.len());
         to[..count].copy_from_slice(&rest[..count]);
         self.at += count;
@@ -395,7 +389,17 @@ fn setting_a_torn_line_aside_loses_it_at_no_moment() {
 
 #[test]
 fn only_numbers_as_the_journal_writes_them_count_as_successors() {
-    let names = ["f", "f.2", "f.10", "f.1.torn-1", "f.02", "f.+3", "f.x", "ff.4", "g.5"];
+    let names = [
+        "f",
+        "f.2",
+        "f.10",
+        "f.1.torn-1",
+        "f.02",
+        "f.+3",
+        "f.x",
+        "ff.4",
+        "g.5",
+    ];
     let sim = Sim::with(&names.map(|name| (name, "")));
     assert_eq!(successors(&sim, Path::new("f")).expect("no fault"), [2, 10]);
 }

@@ -1,1 +1,0 @@
-//! A dead-letter stream.

@@ -1,0 +1,224 @@
+//! A dead-letter stream.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_kinesis::Client;
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{RngExt, make_rng};
+use sha2::{Digest, Sha256};
+
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+
+mod call;
+mod outbox;
+mod target;
+
+use outbox::{Entry, Outbox, Request, SharedError};
+
+/// Writes letters to a Kinesis stream, under the partition keys of their records.
+///
+/// - A letter goes as [`Payload::Enveloped`] unless told otherwise.
+/// - Letters of one partition key are written one after the other, each when the one ahead of it is
+///   confirmed; letters of different keys share requests.
+/// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
+///   [`Unavailable`](SinkError::Unavailable).
+/// - The client's own retries are switched off for writing: they know nothing of the entries of a
+///   request. An attempt ends after 30 s unless the client sets an operation-attempt timeout. All else
+///   of the client is kept.
+/// - Letters larger than the stream takes are [`Refused`](SinkError::Refused). The stream's limit is
+///   asked for in [`check`](DeadLetterSink::check), and when a letter is larger than the one known.
+///
+/// A record without a partition key goes under its letter's id. So does, hashed, a key that Kinesis
+/// takes in no record of its own (the KPL allows any inside an aggregated one).
+///
+/// Permissions: `kinesis:PutRecords` and `kinesis:DescribeStreamSummary` on the stream.
+pub struct Kinesis {
+    // Without retries: for PutRecords.
+    writer: Client,
+    // With the retries that the user set: for DescribeStreamSummary.
+    reader: Client,
+    stream: String,
+    payload: Payload,
+    // The most bytes of a record, 0 while unknown.
+    limit: AtomicU64,
+    jitter: Mutex<SmallRng>,
+}
+
+/// What a letter's record in the stream holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Payload {
+    /// The whole letter, as [`DeadLetter::encode`] writes it: a JSON header in one line, a line feed,
+    /// the failed record's payload.
+    #[default]
+    Enveloped,
+    /// The failed record's payload alone, for readers that expect just that. Why it failed and where it
+    /// stood is not in the stream then.
+    Raw,
+}
+
+/// How often a letter, or a call, is tried in one put.
+const TRIES: u32 = 5;
+/// The longest rest after the first failure; doubled with each further one.
+const BASE: Duration = Duration::from_millis(100);
+/// The SDK has no such timeout of its own: a call could hang for ever.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Kinesis {
+    /// A sink that writes to this stream (its name, not its ARN).
+    pub fn new(client: Client, stream: impl Into<String>) -> Self {
+        let config = client.config();
+        let timeouts = config
+            .timeout_config()
+            .map(TimeoutConfig::to_builder)
+            .unwrap_or_default()
+            .take_unset_from(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT))
+            .build();
+        let config = config.to_builder().timeout_config(timeouts);
+        Kinesis {
+            reader: Client::from_conf(config.clone().build()),
+            writer: Client::from_conf(config.retry_config(RetryConfig::disabled()).build()),
+            stream: stream.into(),
+            payload: Payload::default(),
+            limit: AtomicU64::new(0),
+            jitter: Mutex::new(make_rng()),
+        }
+    }
+
+    /// What a letter's record holds. Default: [`Payload::Enveloped`].
+    #[must_use]
+    pub fn payload(mut self, payload: Payload) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    fn entry(&self, letter: &DeadLetter) -> Entry {
+        Entry {
+            key: partition_key(letter),
+            data: match self.payload {
+                Payload::Enveloped => letter.encode(),
+                Payload::Raw => letter.payload.clone(),
+            },
+        }
+    }
+
+    /// Waits for up to the base time, doubled with each failure after the first.
+    async fn rest(&self, failures: u32) {
+        let longest = BASE * 2u32.pow(failures.saturating_sub(1).min(TRIES));
+        let time = self
+            .jitter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .random_range(Duration::ZERO..=longest);
+        tokio::time::sleep(time).await;
+    }
+
+    /// Refuses the letters that the stream does not take.
+    async fn refuse_too_large(&self, outbox: &mut Outbox) {
+        let known = self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT);
+        if outbox.largest() <= known {
+            return;
+        }
+        // Asked for again, because it may have been raised since. Where it stays unknown the service
+        // judges what no stream refuses as yet: nothing is refused on a guess.
+        let limit = self.ask_for_limit().await.unwrap_or(target::LARGEST_LIMIT);
+        outbox.refuse_larger_than(limit);
+    }
+
+    /// A request of one letter was refused for what it holds.
+    async fn refuse(&self, outbox: &mut Outbox, request: Request, error: SharedError, message: &str) {
+        let Some(entry) = outbox.entries(&request).next() else {
+            return;
+        };
+        let limit = if entry.bytes() <= target::SMALLEST_LIMIT {
+            None
+        } else {
+            match self.ask_for_limit().await {
+                Some(limit) => Some(limit).filter(|&limit| entry.bytes() > limit),
+                None => call::limit_named_in(message).filter(|&limit| entry.data.len() as u64 > limit),
+            }
+        };
+        outbox.refuse(request, |entry| match limit {
+            Some(limit) => entry.refused(limit, error.clone()),
+            None => SinkError::unavailable(error.clone()),
+        });
+    }
+}
+
+impl fmt::Debug for Kinesis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kinesis")
+            .field("stream", &self.stream)
+            .field("payload", &self.payload)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl DeadLetterSink for Kinesis {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        let mut outbox = Outbox::new(letters.iter().map(|letter| self.entry(letter)).collect());
+        self.refuse_too_large(&mut outbox).await;
+        let mut failed_calls = 0;
+        loop {
+            let Some(request) = outbox.next_request() else {
+                match outbox.wake() {
+                    Some(tries) => self.rest(tries).await,
+                    None => return outbox.into_results(),
+                }
+                continue;
+            };
+            let error = match self.call(&outbox, &request).await {
+                Ok(answers) => {
+                    failed_calls = 0;
+                    outbox.answered(request, answers, TRIES);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match error.refusal() {
+                // The service judges a request as a whole: one entry that it cannot take must not keep
+                // the others back.
+                Some(_) if request.len() > 1 => outbox.split(request),
+                Some(message) => {
+                    self.refuse(&mut outbox, request, Arc::new(error), &message).await;
+                }
+                None => {
+                    outbox.put_back(request);
+                    failed_calls += 1;
+                    if failed_calls == TRIES {
+                        let error: SharedError = Arc::new(error);
+                        outbox.give_up(&error);
+                    } else {
+                        self.rest(failed_calls).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        self.look_at_target(source).await
+    }
+
+    fn name(&self) -> String {
+        format!("kinesis:{}", self.stream)
+    }
+}
+
+/// The record's own key where Kinesis takes it (1 to 256 characters).
+fn partition_key(letter: &DeadLetter) -> String {
+    match letter.partition_key.as_deref() {
+        None => letter.id.to_string(),
+        Some(key) if (1..=256).contains(&key.chars().count()) => key.to_owned(),
+        // The same for every letter of the key, so that their order stays.
+        Some(key) => format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(key.as_bytes()))),
+    }
+}

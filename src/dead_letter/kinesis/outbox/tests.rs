@@ -1,0 +1,278 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const TRIES: u32 = 3;
+
+fn outbox<'a>(keys: impl IntoIterator<Item = &'a str>) -> Outbox {
+    sized(keys.into_iter().map(|key| (key, 1)))
+}
+
+fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Outbox {
+    Outbox::new(
+        entries
+            .into_iter()
+            .map(|(key, bytes)| Entry {
+                key: key.to_owned(),
+                data: Bytes::from(vec![0; bytes]),
+            })
+            .collect(),
+    )
+}
+
+fn keys(outbox: &Outbox, request: &Request) -> Vec<String> {
+    outbox.entries(request).map(|entry| entry.key.clone()).collect()
+}
+
+fn ok() -> Result<Receipt, SharedError> {
+    Ok(Receipt::new("there"))
+}
+
+fn failed() -> SharedError {
+    Arc::from(crate::BoxError::from("throttled"))
+}
+
+fn refused(entry: &Entry) -> SinkError {
+    entry.refused(0, "too large")
+}
+
+/// One letter a result: confirmed, unavailable, refused or behind.
+fn signs(outbox: Outbox) -> String {
+    outbox
+        .into_results()
+        .iter()
+        .map(|result| match result {
+            Ok(_) => 'c',
+            Err(SinkError::Unavailable(_)) => 'u',
+            Err(SinkError::Refused { .. }) => 'r',
+            Err(SinkError::Behind) => 'b',
+        })
+        .collect()
+}
+
+#[test]
+fn a_request_holds_one_entry_of_a_key_and_the_next_leaves_when_it_is_confirmed() {
+    let mut outbox = outbox(["a", "b", "a", "a", "c"]);
+    let first = outbox.next_request().expect("three keys");
+    assert_eq!(keys(&outbox, &first), ["a", "b", "c"]);
+    assert!(outbox.next_request().is_none(), "not before an answer");
+    outbox.answered(first, vec![ok(), ok(), ok()], TRIES);
+    let second = outbox.next_request().expect("the second of a");
+    assert_eq!(keys(&outbox, &second), ["a"]);
+    outbox.answered(second, vec![ok()], TRIES);
+    let third = outbox.next_request().expect("the third of a");
+    outbox.answered(third, vec![ok()], TRIES);
+    assert!(outbox.next_request().is_none() && outbox.wake().is_none());
+    assert_eq!(signs(outbox), "ccccc");
+}
+
+#[test]
+fn a_failed_entry_is_tried_again_alone_then_given_up_with_those_behind_it() {
+    let mut outbox = outbox(["a", "b", "a"]);
+    let mut sent = Vec::new();
+    loop {
+        let Some(request) = outbox.next_request() else {
+            match outbox.wake() {
+                Some(_) => continue,
+                None => break,
+            }
+        };
+        sent.push(keys(&outbox, &request).concat());
+        let answers = keys(&outbox, &request)
+            .iter()
+            .map(|key| if key == "a" { Err(failed()) } else { ok() })
+            .collect();
+        outbox.answered(request, answers, TRIES);
+    }
+    assert_eq!(sent, ["ab", "a", "a"]);
+    assert_eq!(signs(outbox), "ucb");
+}
+
+#[test]
+fn tries_are_counted_for_each_letter_of_a_key() {
+    let mut outbox = outbox(["a", "a"]);
+    for _ in 0..2 {
+        for answer in [Err(failed()), Err(failed()), ok()] {
+            let request = outbox.next_request().expect("a letter is left");
+            outbox.answered(request, vec![answer], TRIES);
+            outbox.wake();
+        }
+    }
+    assert_eq!(signs(outbox), "cc");
+}
+
+#[test]
+fn a_request_holds_500_entries_and_10_mib_with_keys() {
+    let names: Vec<String> = (0..501).map(|i| i.to_string()).collect();
+    let mut many = outbox(names.iter().map(String::as_str));
+    assert_eq!(many.next_request().expect("ready").len(), 500);
+    assert_eq!(many.next_request().expect("one more").len(), 1);
+
+    // Five of 2 MiB with their keys are exactly 10 MiB; a byte more and one has to wait.
+    let mib2 = 2 * 1024 * 1024;
+    let mut full = sized(["a", "b", "c", "d", "e"].map(|key| (key, mib2 - 1)));
+    assert_eq!(full.next_request().expect("ready").len(), 5);
+    let mut over = sized([
+        ("a", mib2),
+        ("b", mib2 - 1),
+        ("c", mib2 - 1),
+        ("d", mib2 - 1),
+        ("e", mib2 - 1),
+    ]);
+    assert_eq!(over.next_request().expect("ready").len(), 4);
+}
+
+#[test]
+fn letters_ahead_of_one_refused_leave_and_those_behind_stay() {
+    let mut outbox = sized([("a", 1), ("b", 9), ("a", 9), ("a", 1), ("b", 1)]);
+    outbox.refuse_larger_than(8);
+    let request = outbox.next_request().expect("the first of a");
+    assert_eq!(keys(&outbox, &request), ["a"]);
+    outbox.answered(request, vec![ok()], TRIES);
+    assert!(outbox.next_request().is_none() && outbox.wake().is_none());
+    assert_eq!(signs(outbox), "crrbb");
+}
+
+#[test]
+fn a_letter_too_large_stays_behind_one_that_failed() {
+    // Refused, it would go to the fallback sink and be readable before the one ahead of it.
+    let mut outbox = sized([("a", 1), ("a", 9)]);
+    outbox.refuse_larger_than(8);
+    outbox.give_up(&failed());
+    assert_eq!(signs(outbox), "ub");
+}
+
+#[test]
+fn one_poisoned_entry_of_500_is_found_in_a_few_calls() {
+    let names: Vec<String> = (0..500).map(|i| i.to_string()).collect();
+    let mut outbox = outbox(names.iter().map(String::as_str));
+    let mut calls = 0;
+    while let Some(request) = outbox.next_request() {
+        calls += 1;
+        if !keys(&outbox, &request).contains(&"321".to_owned()) {
+            let answers = (0..request.len()).map(|_| ok()).collect();
+            outbox.answered(request, answers, TRIES);
+        } else if request.len() > 1 {
+            outbox.split(request);
+        } else {
+            outbox.refuse(request, refused);
+        }
+    }
+    assert!(calls <= 20, "{calls} calls");
+    let signs = signs(outbox);
+    assert_eq!(signs.find('r'), Some(321));
+    assert_eq!(signs.matches('c').count(), 499);
+}
+
+#[test]
+fn giving_up_leaves_what_is_confirmed() {
+    let mut outbox = outbox(["a", "b", "a", "c", "a"]);
+    let request = outbox.next_request().expect("ready");
+    outbox.answered(request, vec![ok(), Err(failed()), ok()], TRIES);
+    outbox.give_up(&failed());
+    assert!(outbox.next_request().is_none() && outbox.wake().is_none());
+    assert_eq!(signs(outbox), "cuucb");
+}
+
+/// What a call comes to.
+#[derive(Debug, Clone)]
+enum Call {
+    /// Each entry, in turn, is written or not.
+    Answered(Vec<bool>),
+    /// The request is not answered, but its entries are written all the same or not.
+    Lost(bool),
+    Refused,
+}
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    let call = prop_oneof![
+        6 => prop::collection::vec(prop::bool::weighted(0.8), 1..12).prop_map(Call::Answered),
+        1 => any::<bool>().prop_map(Call::Lost),
+        1 => Just(Call::Refused),
+    ];
+    prop::collection::vec(call, 0..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn order_per_key_is_kept_and_nothing_is_confirmed_falsely(
+        entries in prop::collection::vec((0usize..6, 0usize..79_000), 0..40),
+        limit in 1_000_000u64..6_000_000,
+        calls in calls(),
+    ) {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        // The length tells the letters apart.
+        let zeros = Bytes::from_static(&[0; 64 * 80_000]);
+        let mut outbox = Outbox::new(entries.iter().enumerate().map(|(number, &(key, size))| Entry {
+            key: names[key].to_owned(),
+            data: zeros.slice(..size * 64 + number),
+        }).collect());
+        outbox.refuse_larger_than(limit);
+        let number_of = |entry: &Entry| entry.data.len() % 64;
+
+        // What the stream holds, in order; a letter may be there twice.
+        let mut stream: Vec<usize> = Vec::new();
+        let mut calls = calls.into_iter();
+        for round in 0.. {
+            prop_assert!(round < 10_000, "it comes to an end");
+            let Some(request) = outbox.next_request() else {
+                match outbox.wake() {
+                    Some(_) => continue,
+                    None => break,
+                }
+            };
+            let sent: Vec<usize> = outbox.entries(&request).map(number_of).collect();
+            let bytes: u64 = outbox.entries(&request).map(Entry::bytes).sum();
+            let distinct: BTreeSet<usize> = sent.iter().map(|&number| entries[number].0).collect();
+            prop_assert_eq!(distinct.len(), request.len(), "one entry of a key");
+            prop_assert!(request.len() == 1 || bytes <= MAX_REQUEST_BYTES);
+            match calls.next().unwrap_or(Call::Answered(vec![true])) {
+                Call::Answered(written) => {
+                    let answers: Vec<_> = sent.iter().zip(written.iter().cycle()).map(|(&number, &written)| {
+                        if written {
+                            stream.push(number);
+                            ok()
+                        } else {
+                            Err(failed())
+                        }
+                    }).collect();
+                    outbox.answered(request, answers, TRIES);
+                }
+                Call::Lost(written) => {
+                    stream.extend(sent.iter().filter(|_| written));
+                    outbox.put_back(request);
+                }
+                Call::Refused if request.len() > 1 => outbox.split(request),
+                Call::Refused => outbox.refuse(request, refused),
+            }
+        }
+
+        let signs = signs(outbox);
+        prop_assert_eq!(signs.len(), entries.len());
+        for key in 0..names.len() {
+            let own: Vec<usize> = (0..entries.len()).filter(|&number| entries[number].0 == key).collect();
+            let ends: String = own.iter().map(|&number| &signs[number..=number]).collect();
+            // Confirmed ones, then at most one with an error of its own, then those behind it.
+            let rest = ends.trim_start_matches('c').trim_start_matches(['u', 'r']);
+            prop_assert!(rest.chars().all(|sign| sign == 'b'), "{}", ends);
+            prop_assert!(ends.matches(['u', 'r']).count() <= 1, "{}", ends);
+            for &number in &own {
+                if signs[number..=number] == *"c" {
+                    prop_assert!(stream.contains(&number));
+                }
+                if signs[number..=number] == *"b" {
+                    prop_assert!(!stream.contains(&number));
+                }
+            }
+            // A reader that drops what it has seen reads them in order.
+            let mut read: Vec<usize> = stream.iter().copied().filter(|number| own.contains(number)).collect();
+            let mut seen = BTreeSet::new();
+            read.retain(|&number| seen.insert(number));
+            prop_assert!(read.is_sorted());
+        }
+    }
+}

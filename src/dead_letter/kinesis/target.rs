@@ -1,0 +1,132 @@
+//! Looking at the dead-letter stream before letters depend on it.
+
+use std::sync::atomic::Ordering;
+
+use aws_sdk_kinesis::types::{RecordDistributionStrategy, StreamDescriptionSummary};
+
+use super::{Kinesis, Payload};
+use crate::dead_letter::{DeadLetter, SourceStream, TargetError, Warning};
+use crate::failure::BoxError;
+
+/// The smallest record limit that a stream can have, and the one it has at first, in bytes: records up
+/// to it are never refused for their size (UpdateMaxRecordSize, Kinesis API reference).
+pub(super) const SMALLEST_LIMIT: u64 = 1024 * KIB;
+/// The largest record limit that a stream can have, in bytes (the same).
+pub(super) const LARGEST_LIMIT: u64 = 10 * 1024 * KIB;
+
+const KIB: u64 = 1024;
+const WEEK_HOURS: i32 = 7 * 24;
+
+impl Kinesis {
+    pub(super) async fn look_at_target(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        let target = self.describe().await.map_err(|error| TargetError::Unreachable {
+            name: self.stream.clone(),
+            source: error,
+        })?;
+        if is_source(&target, source) {
+            return Err(TargetError::SourceItself {
+                name: self.stream.clone(),
+            });
+        }
+        let order = self.order_warning(&target);
+        let retention = self.retention_warning(&target);
+        let limit = self.limit_warning(&target, source);
+        Ok([order, retention, limit].into_iter().flatten().collect())
+    }
+
+    /// The most bytes of a record, payload and partition key, that the stream takes at this moment.
+    /// `None` if it does not say.
+    pub(super) async fn ask_for_limit(&self) -> Option<u64> {
+        match self.describe().await {
+            Ok(target) => record_limit(&target),
+            Err(error) => {
+                tracing::warn!(
+                    stream = self.stream,
+                    error = &*error,
+                    "the record limit of the dead-letter stream cannot be asked for; the service judges the letter"
+                );
+                None
+            }
+        }
+    }
+
+    async fn describe(&self) -> Result<StreamDescriptionSummary, BoxError> {
+        let output = self
+            .reader
+            .describe_stream_summary()
+            .stream_name(&self.stream)
+            .send()
+            .await?;
+        let summary = output
+            .stream_description_summary
+            .ok_or("the answer holds no summary")?;
+        self.limit
+            .store(record_limit(&summary).unwrap_or(0), Ordering::Relaxed);
+        Ok(summary)
+    }
+
+    fn order_warning(&self, target: &StreamDescriptionSummary) -> Option<Warning> {
+        let strategy = target.record_distribution_strategy.as_ref()?;
+        (*strategy == RecordDistributionStrategy::Auto).then(|| Warning {
+            message: format!(
+                "the dead-letter stream {:?} distributes records by itself (AUTO): letters of one partition key keep no order",
+                self.stream
+            ),
+            remedy: format!(
+                "aws kinesis update-stream-record-distribution-strategy --stream-arn {} --record-distribution-strategy USER_PARTITION_KEY",
+                target.stream_arn
+            ),
+        })
+    }
+
+    fn retention_warning(&self, target: &StreamDescriptionSummary) -> Option<Warning> {
+        let hours = target.retention_period_hours;
+        (hours < WEEK_HOURS).then(|| Warning {
+            message: format!(
+                "the dead-letter stream {:?} keeps letters for {hours} hours only; after that they are lost",
+                self.stream
+            ),
+            remedy: format!(
+                "aws kinesis increase-stream-retention-period --stream-name {} --retention-period-hours {WEEK_HOURS}",
+                self.stream
+            ),
+        })
+    }
+
+    fn limit_warning(&self, target: &StreamDescriptionSummary, source: &SourceStream) -> Option<Warning> {
+        let limit = record_limit(target)?;
+        let envelope = match self.payload {
+            Payload::Enveloped => DeadLetter::MAX_ENVELOPE_BYTES as u64,
+            Payload::Raw => 0,
+        };
+        // Where the source's own limit is unknown, it is at least the smallest there is.
+        let needed = source.max_record_bytes.unwrap_or(SMALLEST_LIMIT) + envelope;
+        (limit < needed).then(|| Warning {
+            message: format!(
+                "the dead-letter stream {:?} takes records of up to {limit} bytes, a letter may have {needed}; larger ones are refused",
+                self.stream
+            ),
+            remedy: if limit < LARGEST_LIMIT {
+                format!(
+                    "aws kinesis update-max-record-size --stream-arn {} --max-record-size-in-ki-b {}",
+                    target.stream_arn,
+                    needed.min(LARGEST_LIMIT).div_ceil(KIB)
+                )
+            } else {
+                "add a fallback sink: 10240 KiB is the most that a Kinesis stream takes".to_owned()
+            },
+        })
+    }
+}
+
+fn is_source(target: &StreamDescriptionSummary, source: &SourceStream) -> bool {
+    match source.arn.as_deref() {
+        // Streams of one name exist in every account and region.
+        Some(arn) if !target.stream_arn.is_empty() => arn == target.stream_arn,
+        _ => source.name == target.stream_name,
+    }
+}
+
+fn record_limit(target: &StreamDescriptionSummary) -> Option<u64> {
+    Some(u64::try_from(target.max_record_size_in_kib?).ok()? * KIB)
+}
