@@ -1,4 +1,8 @@
 //! redrive
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+
 pub mod checkpoint;
 pub mod classify;
 mod config;

@@ -1,0 +1,66 @@
+//! `cargo run --example quickstart`: a stream of orders, some of which fail, settled to the last one.
+//!
+//! Everything runs in this process: a Kinesis API server on a local port, a producer, and a consumer
+//! with retries, a dead-letter file and checkpoints. At the end the stream is read once more by other
+//! means, and every record of it is looked for.
+
+#[path = "../../tests/support/embedded.rs"]
+mod embedded;
+mod orders;
+mod screen;
+mod verify;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use redrive::pipeline::Ordering;
+use redrive::{Consumer, Jitter, Resilient, RetryPolicy, checkpoint, dead_letter};
+
+use embedded::Embedded;
+use orders::Billing;
+use screen::Screen;
+
+const STREAM: &str = "orders";
+const SHARDS: i32 = 4;
+const ORDERS: u64 = 10_000;
+
+#[tokio::main]
+async fn main() -> Result<ExitCode, Box<dyn Error>> {
+    // redrive catches panics, but Rust's hook prints their message first, payload and all.
+    std::panic::set_hook(Box::new(|_| {}));
+    let folder = tempfile::tempdir()?;
+    let letters = folder.path().join("dead-letters.jsonl");
+
+    let server = Embedded::start().await?;
+    embedded::create_stream(&server.client(), STREAM, SHARDS).await?;
+    orders::put(&server.client(), STREAM, ORDERS).await?;
+    println!(
+        "{ORDERS} orders are in a stream of {SHARDS} shards at {}",
+        server.endpoint()
+    );
+
+    let billing = Arc::new(Billing::default());
+    let screen = Arc::new(Screen::new(ORDERS));
+    let orders = Resilient::builder("billing", billing.clone())
+        .retry(RetryPolicy::exponential().max_attempts(5).jitter(Jitter::Full))
+        .dead_letters(dead_letter::File::open(&letters)?)
+        .observer(screen.clone())
+        .build()?;
+    Consumer::builder(server.client(), STREAM)
+        .checkpoints(checkpoint::Redb::open(folder.path().join("checkpoints.redb"))?)
+        .ordering(Ordering::PartitionKey)
+        .build()?
+        .run_until(orders, screen.all_settled())
+        .await?;
+    screen.finish();
+
+    let found = verify::settled(&server.client(), STREAM, &billing, &letters).await?;
+    screen.print_table();
+    found.print();
+    Ok(if found.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
