@@ -268,7 +268,19 @@ pub(crate) fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> + 'a {
     // A chain is short; the bound is against one that runs in a circle.
-    std::iter::successors(Some(error), |&error| error.source()).take(64)
+    std::iter::successors(Some(error), |&error| inner(error)).take(64)
+}
+
+/// What an error wraps. The source of an `io::Error` is its *inner* error's source, so that one would
+/// be passed over.
+fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref)
+    {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
 }
 
 /// Says of a `Result`'s error, where it arises, whether another try can help.
