@@ -1,0 +1,246 @@
+//! The classifier that is always asked last.
+
+use std::error::Error;
+use std::io;
+use std::num::{ParseFloatError, ParseIntError};
+use std::str::Utf8Error;
+use std::string::FromUtf8Error;
+
+use super::Classify;
+use crate::failure::{Class, Marked, Scope, Verdict, chain};
+
+/// Knows marks, the errors of the standard library, tokio, serde_json, base64 and the AWS SDK.
+///
+/// It walks the error and its sources, outermost first. A mark anywhere in the chain decides; without
+/// one the first error that it knows does:
+///
+/// | error | verdict |
+/// |---|---|
+/// | a [`Failure`](crate::Failure) | what was said of it |
+/// | [`io::Error`]: connections, timeouts, a full disk, too many open files | transient, dependency |
+/// | [`io::Error`]: permission denied, a read-only file system | permanent, dependency |
+/// | [`io::Error`]: invalid data or input | permanent, record |
+/// | [`tokio::time::error::Elapsed`] | transient, scope unknown |
+/// | a number, UTF-8, JSON or base64 that does not parse | permanent, record |
+/// | JSON that could not be read or written | transient, dependency |
+#[cfg_attr(
+    feature = "kinesis",
+    doc = "| errors of the AWS SDK | see [`sdk_error`](super::sdk_error) and [`aws_code`](super::aws_code) |"
+)]
+///
+/// What does not parse is taken for the record's fault. Where it is the answer of a service that does
+/// not parse, say so at that place: `.transient()`.
+///
+/// An `io::Error` that wraps another error is asked last, as the wrapped one knows more.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StandardClassifier;
+
+impl StandardClassifier {
+    /// The classifier.
+    pub const fn new() -> Self {
+        StandardClassifier
+    }
+}
+
+impl Classify for StandardClassifier {
+    fn classify(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
+        mark(error)
+            .cloned()
+            .or_else(|| chain(error).find_map(known))
+            .or_else(|| chain(error).find_map(wrapper))
+    }
+}
+
+/// What the user said: the outermost mark in the chain.
+pub(super) fn mark<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Verdict> {
+    chain(error).find_map(|error| error.downcast_ref::<Marked>().map(Marked::verdict))
+}
+
+fn known(error: &(dyn Error + 'static)) -> Option<Verdict> {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return match error.get_ref() {
+            None => io_error(error),
+            Some(_) => None,
+        };
+    }
+    if error.is::<tokio::time::error::Elapsed>() {
+        return Some(Verdict::transient());
+    }
+    if let Some(error) = error.downcast_ref::<serde_json::Error>() {
+        return Some(if error.is_io() {
+            Verdict::new(Class::Transient, Scope::Dependency)
+        } else {
+            Verdict::permanent()
+        });
+    }
+    if error.is::<Utf8Error>()
+        || error.is::<FromUtf8Error>()
+        || error.is::<ParseIntError>()
+        || error.is::<ParseFloatError>()
+        || error.is::<base64::DecodeError>()
+    {
+        return Some(Verdict::permanent());
+    }
+    #[cfg(feature = "kinesis")]
+    return super::aws::known(error);
+    #[cfg(not(feature = "kinesis"))]
+    None
+}
+
+/// An `io::Error` around an error that said nothing.
+fn wrapper(error: &(dyn Error + 'static)) -> Option<Verdict> {
+    let error = error.downcast_ref::<io::Error>()?;
+    let inner = error.get_ref()?;
+    io_error(error).filter(|verdict| {
+        // TLS libraries report a bad certificate as invalid data around an error of their own. That
+        // is no record's fault: taken for one, an expired certificate would fill the dead-letter
+        // queue. A mere text is what a parser of data gives.
+        verdict.scope() != Scope::Record || is_text(inner)
+    })
+}
+
+/// Whether the error was made of a text: only then its `Debug` is the quoted text.
+fn is_text(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    format!("{error:?}") == format!("{:?}", error.to_string())
+}
+
+fn io_error(error: &io::Error) -> Option<Verdict> {
+    use io::ErrorKind::*;
+    // ENFILE and EMFILE, too many open files, have no kind; the numbers are the same on every Unix.
+    if cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24)) {
+        return Some(Verdict::new(Class::Transient, Scope::Dependency));
+    }
+    match error.kind() {
+        AddrInUse
+        | AddrNotAvailable
+        | BrokenPipe
+        | ConnectionAborted
+        | ConnectionRefused
+        | ConnectionReset
+        | HostUnreachable
+        | Interrupted
+        | NetworkDown
+        | NetworkUnreachable
+        | NotConnected
+        | OutOfMemory
+        | QuotaExceeded
+        | ResourceBusy
+        | StaleNetworkFileHandle
+        | StorageFull
+        | TimedOut
+        | UnexpectedEof
+        | WouldBlock
+        | WriteZero => Some(Verdict::new(Class::Transient, Scope::Dependency)),
+        PermissionDenied | ReadOnlyFilesystem => Some(Verdict::new(Class::Permanent, Scope::Dependency)),
+        InvalidData | InvalidInput => Some(Verdict::permanent()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+
+    use super::*;
+
+    const TRANSIENT: Option<(Class, Scope)> = Some((Class::Transient, Scope::Dependency));
+    const MENDABLE: Option<(Class, Scope)> = Some((Class::Permanent, Scope::Dependency));
+    const RECORD: Option<(Class, Scope)> = Some((Class::Permanent, Scope::Record));
+
+    fn said(error: impl Error + 'static) -> Option<(Class, Scope)> {
+        StandardClassifier::new()
+            .classify(&error)
+            .map(|verdict| (verdict.class(), verdict.scope()))
+    }
+
+    #[test]
+    fn io_errors_are_known_by_their_kind() {
+        use io::ErrorKind::*;
+        let table = [
+            (
+                TRANSIENT,
+                &[
+                    ConnectionRefused,
+                    ConnectionReset,
+                    BrokenPipe,
+                    TimedOut,
+                    UnexpectedEof,
+                    StorageFull,
+                    NetworkUnreachable,
+                ][..],
+            ),
+            (MENDABLE, &[PermissionDenied, ReadOnlyFilesystem]),
+            (RECORD, &[InvalidData, InvalidInput]),
+            (None, &[NotFound, AlreadyExists, Other]),
+        ];
+        for (expected, kinds) in table {
+            for &kind in kinds {
+                assert_eq!(said(io::Error::from(kind)), expected, "{kind}");
+                assert_eq!(
+                    said(io::Error::new(kind, "a text")),
+                    expected,
+                    "{kind} with a text"
+                );
+            }
+        }
+        #[cfg(unix)]
+        assert_eq!(said(io::Error::from_raw_os_error(24)), TRANSIENT, "EMFILE");
+    }
+
+    #[test]
+    fn what_an_io_error_wraps_knows_more_than_its_kind() {
+        let cut = serde_json::from_str::<u8>("").expect_err("empty");
+        assert!(cut.is_eof());
+        let wrapped = io::Error::from(cut);
+        assert_eq!(wrapped.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(said(wrapped), RECORD, "JSON that ends too soon never gets longer");
+
+        #[derive(Debug, thiserror::Error)]
+        #[error("invalid peer certificate: expired")]
+        struct Certificate;
+        let tls = io::Error::new(io::ErrorKind::InvalidData, Certificate);
+        assert_eq!(said(tls), None, "no record's fault");
+        let reset = io::Error::new(io::ErrorKind::ConnectionReset, Certificate);
+        assert_eq!(
+            said(reset),
+            TRANSIENT,
+            "the wrapped error says nothing, so its kind decides"
+        );
+    }
+
+    #[test]
+    fn what_does_not_parse_is_the_records_fault() {
+        assert_eq!(said("x".parse::<u8>().expect_err("no number")), RECORD);
+        assert_eq!(said("x".parse::<f32>().expect_err("no number")), RECORD);
+        let bytes = vec![0xff];
+        assert_eq!(
+            said(String::from_utf8(bytes.clone()).expect_err("no UTF-8")),
+            RECORD
+        );
+        assert_eq!(said(str::from_utf8(&bytes).expect_err("no UTF-8")), RECORD);
+        let base64 = base64::prelude::BASE64_STANDARD.decode("?");
+        assert_eq!(said(base64.expect_err("no base64")), RECORD);
+        for json in ["{", "nonsense", "\"text\""] {
+            assert_eq!(said(serde_json::from_str::<u8>(json).expect_err(json)), RECORD);
+        }
+    }
+
+    #[test]
+    fn json_that_cannot_be_read_is_not_bad_json() {
+        struct Down;
+        impl io::Read for Down {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
+        let error = serde_json::from_reader::<_, u8>(Down).expect_err("unreadable");
+        assert_eq!(said(error), TRANSIENT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_inside_the_handler_is_transient_and_of_unknown_scope() {
+        let elapsed = tokio::time::timeout(std::time::Duration::from_secs(1), std::future::pending::<()>());
+        let verdict = StandardClassifier.classify(&elapsed.await.expect_err("elapsed"));
+        assert_eq!(verdict, Some(Verdict::transient()));
+    }
+}
