@@ -1,0 +1,38 @@
+//! What a service does to an error on its way out of the handler.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use redrive::BoxError;
+
+#[derive(Debug, thiserror::Error)]
+#[error("storing failed")]
+struct Named(#[source] BoxError);
+
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Transparent(BoxError);
+
+pub(crate) type Layer = (&'static str, fn(BoxError) -> BoxError);
+
+const ITSELF: Layer = ("itself", |error| error);
+const NAMED: Layer = ("a named source", |error| Named(error).into());
+const IO: Layer = ("io::Error::other", |error| io::Error::other(error).into());
+
+/// Those in which a walk along `source()` and `get_ref()` meets the error itself.
+pub(crate) const SHOWING: [Layer; 3] = [ITSELF, NAMED, IO];
+
+pub(crate) const ALL: [Layer; 7] = [
+    ITSELF,
+    NAMED,
+    IO,
+    ("transparent", |error| Transparent(error).into()),
+    ("Arc", |error| {
+        Box::new(Arc::<dyn Error + Send + Sync>::from(error))
+    }),
+    ("anyhow", |error| anyhow::Error::from_boxed(error).into()),
+    ("anyhow with context", |error| {
+        anyhow::Error::from_boxed(error).context("storing").into()
+    }),
+];
