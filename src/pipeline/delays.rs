@@ -48,6 +48,13 @@ impl<T> Delays<T> {
         self.heap.drain().map(|Reverse(delayed)| delayed.item)
     }
 
+    /// Whether the timer is set to the earliest time: a [poll](Delays::poll_due) sets it.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.heap
+            .peek()
+            .is_none_or(|Reverse(next)| self.armed == Some(next.at))
+    }
+
     /// The next whose time has come. `Pending`: none has, and the task is woken when one does.
     pub(crate) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<T> {
         loop {

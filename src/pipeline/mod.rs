@@ -172,11 +172,7 @@ impl From<Vec<Record>> for Batch {
 impl Batch {
     /// With the memory that was [reserved](Capacity::reserve) before they were read. What the payloads
     /// do not need is given back at once, the rest as the records settle.
-    #[cfg_attr(
-        not(feature = "kinesis"),
-        allow(dead_code, reason = "only runtimes that fetch reserve")
-    )]
-    pub(crate) fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
+    pub fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
         reservation.keep(records.iter().map(|record| record.payload().len()).sum());
         Batch {
             records,

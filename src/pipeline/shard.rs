@@ -161,6 +161,8 @@ where
                     cx.waker().wake_by_ref();
                     break None;
                 }
+                // What was started just now may wait for a time that no timer is set to yet.
+                _ if !self.delays.is_armed() => {}
                 Read::Nothing => break None,
                 Read::Bounded(bound) => break Some(bound),
             }
@@ -330,6 +332,7 @@ where
         self.urgent |= matches!(settled, Settled::DeadLettered(_));
         self.freed += released.bytes;
         match released.next {
+            Some(_) if self.stop.is_some() => {}
             Some(next) => self.ready.push_back(Ready::First(next)),
             None => self.lanes.leave(released.lane),
         }

@@ -7,7 +7,7 @@ use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, SequenceNumbe
 
 /// Payloads are lists of steps, one an attempt, such as `fail,fail,ok` (the last is repeated):
 /// `ok`, `fail` (transient), `bad` (permanent), `panic`, `hang`, `sleep:<ms>` (then ok),
-/// `slowfail:<ms>` (then fails), `after:<ms>` (fails and asks for that delay).
+/// `slowfail:<ms>`, `slowbad:<ms>` (then fails), `after:<ms>` (fails and asks for that delay).
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     calls: Arc<Mutex<Vec<Call>>>,
@@ -65,6 +65,10 @@ impl RecordProcessor for Script {
             "slowfail" => {
                 tokio::time::sleep(time).await;
                 Err("slow, and failed".into())
+            }
+            "slowbad" => {
+                tokio::time::sleep(time).await;
+                Err(Failure::permanent("slow, and bad").into())
             }
             "after" => Err(Failure::transient("busy").with_retry_after(time).into()),
             other => Err(Failure::permanent(format!("no such step: {other}")).into()),
