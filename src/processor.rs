@@ -42,7 +42,7 @@ use crate::record::Record;
 /// For a plain `async fn` there is [`processor_fn`], for one with state [`processor_with`].
 pub trait RecordProcessor: Send + Sync {
     /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
-    type Error: Into<BoxError> + Send;
+    type Error: Into<BoxError> + Send + 'static;
 
     /// Processes the record once. Not called for a record that the idempotency store knows as
     /// processed, nor again once the verdict on a record is reached.
@@ -155,7 +155,7 @@ pub fn processor_fn<F, Fut, E>(handler: F) -> ProcessorFn<F>
 where
     F: Fn(Record) -> Fut + Send + Sync,
     Fut: Future<Output = Result<(), E>> + Send,
-    E: Into<BoxError> + Send,
+    E: Into<BoxError> + Send + 'static,
 {
     ProcessorFn(handler)
 }
@@ -168,7 +168,7 @@ impl<F, Fut, E> RecordProcessor for ProcessorFn<F>
 where
     F: Fn(Record) -> Fut + Send + Sync,
     Fut: Future<Output = Result<(), E>> + Send,
-    E: Into<BoxError> + Send,
+    E: Into<BoxError> + Send + 'static,
 {
     type Error = E;
 
@@ -200,7 +200,7 @@ where
     S: Clone + Send + Sync,
     F: Fn(S, Record) -> Fut + Send + Sync,
     Fut: Future<Output = Result<(), E>> + Send,
-    E: Into<BoxError> + Send,
+    E: Into<BoxError> + Send + 'static,
 {
     ProcessorWith { state, handler }
 }
@@ -217,7 +217,7 @@ where
     S: Clone + Send + Sync,
     F: Fn(S, Record) -> Fut + Send + Sync,
     Fut: Future<Output = Result<(), E>> + Send,
-    E: Into<BoxError> + Send,
+    E: Into<BoxError> + Send + 'static,
 {
     type Error = E;
 

@@ -349,6 +349,46 @@ async fn typed_classifiers_come_first_then_erased_ones_then_the_standard_one() {
     assert!(sink.letters()[0].error.type_name.ends_with("Declined"));
 }
 
+/// `anyhow::Error` shows a walker the source of what it holds, not what it holds.
+#[tokio::test(start_paused = true)]
+async fn an_error_inside_anyhow_is_seen() {
+    let parse = |_: Record| async {
+        serde_json::from_str::<u32>("no JSON")?;
+        anyhow::Ok(())
+    };
+    for context in [false, true] {
+        let sink = dead_letter::Memory::new();
+        let handler = redrive::processor_fn(move |record| async move {
+            let result = parse(record).await;
+            if context {
+                anyhow::Context::context(result, "while billing")
+            } else {
+                result
+            }
+        });
+        let resilient = Resilient::builder("billing", handler)
+            .dead_letters(sink.clone())
+            .build()
+            .expect("valid");
+        assert!(resilient.settle(&record(1, "k", "")).await.is_ok());
+        let letter = &sink.letters()[0];
+        assert_eq!(
+            (letter.reason, letter.attempts.count),
+            (Reason::Permanent, 1),
+            "context: {context}"
+        );
+        assert!(
+            letter
+                .error
+                .chain
+                .iter()
+                .any(|text| text.contains("expected ident")),
+            "{:?}",
+            letter.error
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn observers_hear_what_happens_and_debug_hides_the_error_text() {
     #[derive(Default)]

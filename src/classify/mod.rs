@@ -59,9 +59,9 @@ pub trait Classify: Send + Sync {
     /// The verdict; `None` when this classifier does not know the error, and the next is asked.
     ///
     /// `error` is what the handler returned: what it wraps is reached through `source()`. Beware of
-    /// wrappers that show the source of an error in place of the error itself, as `anyhow::Error`,
+    /// wrappers that show the source of an error in place of the error itself, as
     /// `#[error(transparent)]` and `Arc` do: the typed `.classify(…)` of the builder sees through
-    /// them, this does not.
+    /// them, this does not. (Through an `anyhow::Error` the engine looks, with feature `anyhow`.)
     fn classify(&self, error: &(dyn Error + 'static)) -> Option<Verdict>;
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::Inner;
 use crate::processor::{Attempt, RecordProcessor};
@@ -92,13 +93,29 @@ pub(super) fn poll_caught<T>(
 }
 
 impl<P: RecordProcessor> Inner<P> {
-    /// Calls the handler once.
+    /// Calls the handler once, in a span of its own if anybody wants spans at DEBUG.
     pub(super) async fn attempt(
         &self,
         record: &Record,
         number: u32,
         term: Term<'_>,
     ) -> Result<(), Stumble<P::Error>> {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return self.call(record, number, term).await;
+        }
+        let span = tracing::debug_span!(
+            "attempt",
+            stream = record.stream(),
+            shard = record.shard().as_str(),
+            sequence_number = record.sequence_number().as_str(),
+            sub_sequence_number = record.sub_sequence_number(),
+            attempt = number,
+        );
+        // Boxed, so that a place to run need not be twice as large for the sake of a span.
+        Box::pin(self.call(record, number, term).instrument(span)).await
+    }
+
+    async fn call(&self, record: &Record, number: u32, term: Term<'_>) -> Result<(), Stumble<P::Error>> {
         let timeout = self.policy.timeout();
         let attempt = Attempt::new(number, timeout, term.deadline, term.cancelled);
         // The call itself stands inside, so that a panic before the first await is caught as well.

@@ -14,12 +14,16 @@ pub(super) struct Classifiers<E> {
     pub(super) erased: Vec<Box<dyn Classify>>,
 }
 
-impl<E: Into<BoxError>> Classifiers<E> {
+impl<E: Into<BoxError> + 'static> Classifiers<E> {
     /// What nobody knows is transient, and nobody's fault as far as one can tell.
     pub(super) fn judge(&self, error: E) -> Failure {
-        let typed = self.typed.iter().find_map(|classify| classify(&error));
+        let early = self
+            .typed
+            .iter()
+            .find_map(|classify| classify(&error))
+            .or_else(|| self.ask(within_anyhow(&error)?));
         let error: BoxError = error.into();
-        let verdict = typed
+        let verdict = early
             .or_else(|| self.ask(&*error))
             .unwrap_or(const { Verdict::transient() });
         Failure::new(error, verdict)
@@ -31,4 +35,17 @@ impl<E: Into<BoxError>> Classifiers<E> {
             .find_map(|classifier| classifier.classify(error))
             .or_else(|| StandardClassifier.classify(error))
     }
+}
+
+/// The error inside an `anyhow::Error`. Once that is boxed, its `source()` is the *source* of the error
+/// that it holds, and the error itself is seen no more.
+#[cfg(feature = "anyhow")]
+fn within_anyhow<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
+    let error = (error as &dyn std::any::Any).downcast_ref::<anyhow::Error>()?;
+    Some(&**error)
+}
+
+#[cfg(not(feature = "anyhow"))]
+fn within_anyhow<E: 'static>(_: &E) -> Option<&(dyn Error + 'static)> {
+    None
 }
