@@ -4,7 +4,7 @@
 //! the payload's own bytes: nothing grows by base64, and `head -n 1 | jq` reads it. A JSON line
 //! ([`DeadLetter::to_json_line`]) holds the payload as base64, for files that are read line by line.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -147,7 +147,7 @@ impl Attempts {
         self.count = self.count.saturating_add(1);
         let report = AttemptReport {
             number: self.count,
-            ended_at: SystemTime::now(),
+            ended_at: to_millis(SystemTime::now()),
             duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
             class: failure.verdict().class(),
             code: failure
@@ -231,6 +231,8 @@ impl DeadLetter {
     pub const MAX_ENVELOPE_BYTES: usize = 32 * 1024;
 
     const KIND: &str = "redrive.dead_letter";
+    // How every letter written here begins: a torn one is told from a foreign text by it.
+    const BEGINNING: &[u8] = br#"{"kind":"redrive.dead_letter""#;
     const MAX_NAME_BYTES: usize = 512;
     const MAX_CODE_BYTES: usize = 128;
 
@@ -245,8 +247,8 @@ impl DeadLetter {
             sequence_number: record.sequence_number().clone(),
             sub_sequence_number: record.sub_sequence_number(),
             partition_key: record.partition_key().map(str::to_owned),
-            arrived_at: record.arrival(),
-            dead_lettered_at: SystemTime::now(),
+            arrived_at: record.arrival().map(to_millis),
+            dead_lettered_at: to_millis(SystemTime::now()),
             reason,
             class: failure.verdict().class(),
             scope: failure.verdict().scope(),
@@ -348,7 +350,13 @@ impl DeadLetter {
             letter: DeadLetter,
             payload: Option<String>,
         }
-        let stamp: Stamp = serde_json::from_slice(json).map_err(|_| DecodeError::Foreign)?;
+        let stamp: Stamp = serde_json::from_slice(json).map_err(|error| {
+            if json.starts_with(Self::BEGINNING) {
+                DecodeError::Header(error)
+            } else {
+                DecodeError::Foreign
+            }
+        })?;
         match stamp {
             Stamp {
                 kind: Some(kind),
@@ -418,9 +426,9 @@ fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> 
     LetterId::new(hash.finalize().into())
 }
 
-/// The text, cut to so many bytes at a character's edge.
+/// The text, cut to what takes so many bytes inside a JSON string.
 fn cut(text: &str, bytes: usize) -> String {
-    text[..text.floor_char_boundary(bytes)].to_owned()
+    json_prefix(text, bytes).to_owned()
 }
 
 /// The longest beginning of the text that takes at most so many bytes inside a JSON string.
@@ -445,6 +453,15 @@ fn json_char_bytes(character: char) -> usize {
         '\0'..='\u{1f}' => 6,
         _ => character.len_utf8(),
     }
+}
+
+/// The time without what is not written, so that a letter reads back as it was.
+fn to_millis(time: SystemTime) -> SystemTime {
+    let below = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.subsec_nanos() % 1_000_000);
+    time.checked_sub(Duration::from_nanos(u64::from(below)))
+        .unwrap_or(time)
 }
 
 /// Times as RFC 3339 with milliseconds: readable, and sortable as text.
@@ -486,3 +503,6 @@ mod rfc3339 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
