@@ -1,0 +1,248 @@
+//! What every dead-letter sink must do, whatever it writes to.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use redrive::dead_letter::{DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
+use redrive::{Failure, Record, SequenceNumber};
+
+/// An adapter with an empty target.
+pub trait Harness {
+    type Sink: DeadLetterSink;
+
+    fn sink(&self) -> &Self::Sink;
+
+    /// Every letter that the target holds. Those of one key in the order in which they can be read.
+    fn read_back(&self) -> impl Future<Output = Vec<DeadLetter>>;
+
+    /// The longest partition key that the target takes.
+    fn longest_key(&self) -> String {
+        "🦀".repeat(256)
+    }
+}
+
+/// Runs the suite: a test for each check, each with an adapter of its own.
+#[macro_export]
+macro_rules! sink_conformance {
+    ($adapter:ident, $fresh:expr) => {
+        $crate::sink_conformance!(
+            $adapter,
+            $fresh,
+            [
+                every_letter_has_its_result,
+                an_empty_put_has_no_results,
+                any_payload_reads_back_as_it_was,
+                a_payload_of_almost_1_mib_reads_back,
+                any_partition_key_reads_back_as_it_was,
+                letters_without_a_key_are_kept,
+                order_per_key_is_kept_inside_a_put,
+                order_per_key_is_kept_over_puts,
+                a_letter_written_twice_has_the_same_id,
+                twelve_hundred_letters_fit_in_one_put,
+                concurrent_puts_do_not_mix_letters,
+                a_dropped_put_does_no_harm,
+                its_name_is_fit_for_a_log,
+            ]
+        );
+    };
+    ($adapter:ident, $fresh:expr, [$($check:ident),* $(,)?]) => {
+        mod $adapter {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $check() {
+                    conformance::sinks::$check(&$fresh.await).await;
+                }
+            )*
+        }
+    };
+}
+
+/// A letter of the record with this number.
+pub fn letter(number: u64, key: Option<&str>, payload: impl Into<Vec<u8>>) -> DeadLetter {
+    let mut record = Record::builder(
+        "orders",
+        "shardId-000000000001".into(),
+        SequenceNumber::from(number),
+    )
+    .sub_sequence_number(number % 3)
+    .arrival(UNIX_EPOCH + Duration::from_millis(1_790_000_000_123 + number))
+    .payload(payload.into());
+    if let Some(key) = key {
+        record = record.partition_key(key);
+    }
+    let failure = Failure::permanent(format!("no such customer: \"{number}\"\n")).with_code("NoCustomer");
+    DeadLetter::new("billing", &record.build(), Reason::Permanent, &failure)
+}
+
+pub fn confirmed(results: Vec<Result<Receipt, SinkError>>) -> Vec<Receipt> {
+    results
+        .into_iter()
+        .map(|result| result.expect("the letter is confirmed"))
+        .collect()
+}
+
+/// The letters, by partition key and in their order.
+fn by_key(letters: &[DeadLetter]) -> BTreeMap<Option<String>, Vec<DeadLetter>> {
+    let mut lanes: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for letter in letters {
+        lanes
+            .entry(letter.partition_key.clone())
+            .or_default()
+            .push(letter.clone());
+    }
+    lanes
+}
+
+async fn write_and_read_back(harness: &impl Harness, letters: &[DeadLetter]) {
+    let receipts = confirmed(harness.sink().put(letters).await);
+    assert_eq!(receipts.len(), letters.len());
+    assert_eq!(by_key(&harness.read_back().await), by_key(letters));
+}
+
+pub async fn every_letter_has_its_result(harness: &impl Harness) {
+    let letters: Vec<_> = (0..7)
+        .map(|i| letter(i, Some(&format!("k{i}")), format!("payload {i}")))
+        .collect();
+    let receipts = confirmed(harness.sink().put(&letters).await);
+    assert_eq!(receipts.len(), 7);
+    assert!(receipts.iter().all(|receipt| !receipt.location.is_empty()));
+    assert_eq!(by_key(&harness.read_back().await), by_key(&letters));
+}
+
+pub async fn an_empty_put_has_no_results(harness: &impl Harness) {
+    assert!(harness.sink().put(&[]).await.is_empty());
+    assert!(harness.read_back().await.is_empty());
+}
+
+pub async fn any_payload_reads_back_as_it_was(harness: &impl Harness) {
+    let payloads: Vec<Vec<u8>> = vec![
+        vec![],
+        vec![b'\n'],
+        vec![0],
+        b"\n\n{\"kind\":\"redrive.dead_letter\"}\n".to_vec(),
+        b"\0\r\n\xff\xfe\0".to_vec(),
+        (0..=255).collect(),
+        "grün 🦀 \u{2028}".into(),
+    ];
+    let letters: Vec<_> = payloads
+        .into_iter()
+        .zip(0..)
+        .map(|(payload, i)| letter(i, Some("k"), payload))
+        .collect();
+    write_and_read_back(harness, &letters).await;
+}
+
+pub async fn a_payload_of_almost_1_mib_reads_back(harness: &impl Harness) {
+    let payload: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+    let letters: Vec<_> = (0..3)
+        .map(|i| letter(i, Some(&format!("k{i}")), payload.clone()))
+        .collect();
+    write_and_read_back(harness, &letters).await;
+}
+
+pub async fn any_partition_key_reads_back_as_it_was(harness: &impl Harness) {
+    let longest = harness.longest_key();
+    let keys = [
+        "a",
+        " ",
+        "\"\\\n",
+        "grün",
+        "🦀",
+        "a\u{301}",
+        "\u{1}",
+        &"k".repeat(256),
+        &longest,
+    ];
+    let letters: Vec<_> = (0..)
+        .zip(keys)
+        .map(|(i, key)| letter(i, Some(key), "x"))
+        .collect();
+    write_and_read_back(harness, &letters).await;
+}
+
+pub async fn letters_without_a_key_are_kept(harness: &impl Harness) {
+    let letters: Vec<_> = (0..20).map(|i| letter(i, None, format!("{i}"))).collect();
+    confirmed(harness.sink().put(&letters).await);
+    let mut read = harness.read_back().await;
+    // Without a key there is no order.
+    read.sort_by_key(|letter| letter.sequence_number.clone());
+    assert_eq!(read, letters);
+}
+
+pub async fn order_per_key_is_kept_inside_a_put(harness: &impl Harness) {
+    let letters: Vec<_> = (0..60)
+        .map(|i| letter(i, Some(&format!("k{}", i % 7)), format!("{i}")))
+        .collect();
+    write_and_read_back(harness, &letters).await;
+}
+
+pub async fn order_per_key_is_kept_over_puts(harness: &impl Harness) {
+    let letters: Vec<_> = (0..30)
+        .map(|i| letter(i, Some(&format!("k{}", i % 3)), format!("{i}")))
+        .collect();
+    for put in letters.chunks(4) {
+        confirmed(harness.sink().put(put).await);
+    }
+    assert_eq!(by_key(&harness.read_back().await), by_key(&letters));
+}
+
+pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
+    let one = letter(1, Some("k"), "x");
+    confirmed(harness.sink().put(&[one.clone(), one.clone()]).await);
+    confirmed(harness.sink().put(std::slice::from_ref(&one)).await);
+    let read = harness.read_back().await;
+    assert!(!read.is_empty());
+    assert!(read.iter().all(|letter| letter.id == one.id && *letter == one));
+}
+
+pub async fn twelve_hundred_letters_fit_in_one_put(harness: &impl Harness) {
+    let letters: Vec<_> = (0..1_200)
+        .map(|i| letter(i, Some(&format!("k{}", i % 700)), format!("{i}")))
+        .collect();
+    write_and_read_back(harness, &letters).await;
+}
+
+pub async fn concurrent_puts_do_not_mix_letters(harness: &impl Harness) {
+    let puts: Vec<Vec<DeadLetter>> = (0..16)
+        .map(|put| {
+            (0..20)
+                .map(|i| letter(put * 100 + i, Some(&format!("k{put}")), vec![b'x'; 5_000]))
+                .collect()
+        })
+        .collect();
+    for results in join_all(puts.iter().map(|letters| harness.sink().put(letters))).await {
+        confirmed(results);
+    }
+    assert_eq!(by_key(&harness.read_back().await), by_key(&puts.concat()));
+}
+
+pub async fn a_dropped_put_does_no_harm(harness: &impl Harness) {
+    let dropped: Vec<_> = (0..50)
+        .map(|i| letter(i, Some("dropped"), vec![b'x'; 10_000]))
+        .collect();
+    for polls in 1..4 {
+        let mut put = pin!(harness.sink().put(&dropped));
+        for _ in 0..polls {
+            if futures_util::poll!(put.as_mut()).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let letters: Vec<_> = (100..105).map(|i| letter(i, Some("k"), "x")).collect();
+    confirmed(harness.sink().put(&letters).await);
+    // The harness fails on what it cannot read.
+    let mut read = harness.read_back().await;
+    read.retain(|letter| letter.partition_key.as_deref() == Some("k"));
+    assert_eq!(read, letters);
+}
+
+pub async fn its_name_is_fit_for_a_log(harness: &impl Harness) {
+    let name = harness.sink().name();
+    assert!(!name.is_empty() && !name.contains('\n'), "{name:?}");
+    assert!(!format!("{:?}", harness.sink()).contains("Credentials"));
+}
