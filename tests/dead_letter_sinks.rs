@@ -184,7 +184,13 @@ mod file_only {
             error.to_string().contains("stop the process that holds it"),
             "{error}"
         );
+        let clone = first.clone();
         drop(first);
+        assert!(
+            matches!(File::open(&path), Err(FileError::Locked { .. })),
+            "a clone holds it"
+        );
+        drop(clone);
         File::open(&path).expect("it is free again");
     }
 

@@ -158,7 +158,7 @@ pub(super) fn successors(disk: &impl Disk, path: &Path) -> io::Result<Vec<u64>> 
                 .as_encoded_bytes()
                 .strip_prefix(own.as_encoded_bytes())?
                 .strip_prefix(b".")?;
-            let number = std::str::from_utf8(rest).ok()?.parse().ok()?;
+            let number = std::str::from_utf8(rest).ok()?.parse::<u32>().ok()?.into();
             // Only as it is written here: no sign, no leading zeros.
             (successor(Path::new(own), number).as_os_str() == name.as_os_str()).then_some(number)
         })

@@ -1,6 +1,6 @@
 //! Appending durably: one fsync a put, and a new file after a fault.
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::FileError;

@@ -24,7 +24,8 @@ pub use read::{ReadError, ReadLetters};
 /// Appends letters to a file, one line of JSON each, fsynced before they are confirmed.
 ///
 /// - One fsync a [`put`](DeadLetterSink::put), however many letters it brings. Puts take turns.
-/// - One sink at a time: the file is locked until the sink is dropped, by `flock` on Unix.
+/// - One sink at a time: the file is locked, by `flock` on Unix, until the sink and its clones, which
+///   share it, are dropped.
 /// - After a write or an fsync that failed the file is not written to again: a new one is begun beside
 ///   it, `<path>.1`, then `<path>.2` and so on, and [`open`](File::open) goes on in the last of them.
 ///   [`read`](File::read) reads them all, in the order of writing. So leave them to this sink: do not
@@ -32,6 +33,7 @@ pub use read::{ReadError, ReadLetters};
 /// - A file that was deleted while it was open counts as failed; its letters are not confirmed.
 ///
 /// Letters are readable by whoever may read the file: set the folder's permissions accordingly.
+#[derive(Clone)]
 pub struct File {
     journal: Arc<Mutex<Journal<Os>>>,
     path: PathBuf,

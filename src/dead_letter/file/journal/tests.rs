@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use proptest::prelude::*;
