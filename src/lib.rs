@@ -1,4 +1,71 @@
-//! redrive
+//! Resilient processing of Kinesis records, around the handler that a service already has.
+//!
+//! Every record of the stream is *settled*: processed, or safely in a dead-letter queue with everything
+//! needed to drive it again, or not passed over at all.
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "kinesis", feature = "redb"))]
+//! # async fn example(client: aws_sdk_kinesis::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn};
+//!
+//! async fn store_order(record: Record) -> Result<(), std::io::Error> {
+//!     /* the handler you have */
+//!     Ok(())
+//! }
+//!
+//! let orders = Resilient::builder("billing", processor_fn(store_order))    // application, handler
+//!     .dead_letters(dead_letter::Kinesis::new(client.clone(), "orders-dlq"))
+//!     .build()?;
+//!
+//! Consumer::builder(client, "orders")
+//!     .checkpoints(checkpoint::Redb::open("billing.redb")?)
+//!     .build()?
+//!     .run_until(orders, async { tokio::signal::ctrl_c().await.ok(); })
+//!     .await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which piece for what
+//!
+//! | you want to | use |
+//! |---|---|
+//! | wrap a handler | [`Resilient`], with [`processor_fn`], [`processor_with`] or [`RecordProcessor`] |
+#![cfg_attr(feature = "kinesis", doc = "| read a stream in a service | [`Consumer`] |")]
+//! | settle one record by hand | [`Resilient::settle`] |
+//! | run a shard that you read yourself | [`pipeline::Pipeline`] |
+//! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
+//! | set attempts, backoff, jitter, timeouts | [`RetryPolicy`] |
+//! | choose where failed records go | [`dead_letter`] |
+//! | choose where positions are kept | [`checkpoint`] |
+//! | hear what happens | [`observer`] |
+//!
+//! # What is promised
+//!
+//! - **Nothing is lost.** A shard's position never passes a record that is not settled, and a dead letter
+//!   is confirmed before its record counts as settled. If the sink is down the shard waits.
+//! - **A failing record blocks its own partition key and nobody else**, and only while it is retried.
+//!   (When records behind failing keys fill the window the shard waits, and says so.)
+//! - **Order within a partition key is kept**, unless it was given up by name.
+//! - **Payloads do not leak**: not into a log line, an event's `Debug` or an error of ours. The text of a
+//!   handler's error counts as payload; partition keys appear as a hash. Rust's own panic hook prints a
+//!   panic's message before anyone can catch it.
+//! - **A record that succeeds costs next to nothing**: the engine allocates nothing for it and takes no
+//!   lock of its own.
+//!
+//! Delivery is at least once: after a crash what was unsettled, or settled since the last checkpoint, is
+//! processed again.
+//!
+//! # Features
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `kinesis` | yes | the consumer, the Kinesis sink, classification of AWS SDK errors |
+//! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
+//! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
+//! | `redb` | | checkpoints in an embedded database file |
+//!
+//! Without default features the engine and the pipeline remain, and no AWS crate.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -25,6 +92,7 @@ pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
 pub use consumer::{Consumer, ConsumerBuilder, ConsumerError, StreamId};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
+pub use pipeline::Ordering;
 pub use processor::{
     Attempt, BoxProcessor, ProcessorFn, ProcessorWith, RecordProcessor, processor_fn, processor_with,
 };
@@ -32,3 +100,8 @@ pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};
 pub use retry::{Backoff, Jitter, RetryPolicy};
 pub use settled::{Halt, InvalidLetterId, LetterId, Settled, Unsettled};
+
+/// The README's snippets, compiled.
+#[cfg(all(doctest, feature = "kinesis", feature = "redb"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

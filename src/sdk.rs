@@ -9,18 +9,20 @@ use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 /// The SDK has none by default, and a call can hang for ever.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same client without the SDK's retries: who calls it owns them, and two owners multiply. An
-/// operation-attempt timeout is set unless the user has.
+/// The same client with an operation-attempt timeout, unless the user has set one.
+pub(crate) fn with_timeout(client: &Client) -> Client {
+    let config = client.config();
+    let timeouts = config
+        .timeout_config()
+        .map(TimeoutConfig::to_builder)
+        .unwrap_or_default()
+        .take_unset_from(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT))
+        .build();
+    Client::from_conf(config.to_builder().timeout_config(timeouts).build())
+}
+
+/// The same, and without the SDK's retries: who calls it owns them, and two owners multiply.
 pub(crate) fn without_retries(client: &Client) -> Client {
-    let given = client.config().timeout_config();
-    let mut timeouts = given.map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
-    if given.is_none_or(|given| given.operation_attempt_timeout().is_none()) {
-        timeouts = timeouts.operation_attempt_timeout(ATTEMPT_TIMEOUT);
-    }
-    let config = client
-        .config()
-        .to_builder()
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(timeouts.build());
-    Client::from_conf(config.build())
+    let config = with_timeout(client).config().to_builder();
+    Client::from_conf(config.retry_config(RetryConfig::disabled()).build())
 }

@@ -73,10 +73,17 @@ pub fn client(endpoint: &str) -> Client {
 
 /// Creates a stream and waits until it can be used.
 pub async fn create_stream(client: &Client, name: &str, shards: i32) -> Result<(), aws_sdk_kinesis::Error> {
-    client.create_stream().stream_name(name).shard_count(shards).send().await?;
+    client
+        .create_stream()
+        .stream_name(name)
+        .shard_count(shards)
+        .send()
+        .await?;
     loop {
         let summary = client.describe_stream_summary().stream_name(name).send().await?;
-        let status = summary.stream_description_summary.map(|summary| summary.stream_status);
+        let status = summary
+            .stream_description_summary
+            .map(|summary| summary.stream_status);
         if status == Some(StreamStatus::Active) {
             return Ok(());
         }

@@ -8,17 +8,17 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, PutRecordsResultEntry};
 
 use super::Kinesis;
-use super::outbox::{Outbox, Request, SharedError};
+use super::schedule::{Request, Schedule, SharedError};
 use crate::dead_letter::Receipt;
 
 impl Kinesis {
     /// One PutRecords call: an answer for each entry.
     pub(super) async fn call(
         &self,
-        outbox: &Outbox,
+        schedule: &Schedule,
         request: &Request,
     ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
-        let entries = outbox
+        let entries = schedule
             .entries(request)
             .map(|entry| {
                 PutRecordsRequestEntry::builder()

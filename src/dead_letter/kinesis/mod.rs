@@ -7,20 +7,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
-use aws_smithy_types::retry::RetryConfig;
-use aws_smithy_types::timeout::TimeoutConfig;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, make_rng};
 use sha2::{Digest, Sha256};
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use crate::sdk;
 
 mod call;
-mod outbox;
+mod schedule;
 mod target;
 
-use outbox::{Entry, Outbox, Request, SharedError};
+use schedule::{Entry, Request, Schedule, SharedError};
 
 /// Writes letters to a Kinesis stream, under the partition keys of their records.
 ///
@@ -68,23 +67,13 @@ pub enum Payload {
 const TRIES: u32 = 5;
 /// The longest rest after the first failure; doubled with each further one.
 const BASE: Duration = Duration::from_millis(100);
-/// The SDK has no such timeout of its own: a call could hang for ever.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Kinesis {
     /// A sink that writes to this stream (its name, not its ARN).
     pub fn new(client: Client, stream: impl Into<String>) -> Self {
-        let config = client.config();
-        let timeouts = config
-            .timeout_config()
-            .map(TimeoutConfig::to_builder)
-            .unwrap_or_default()
-            .take_unset_from(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT))
-            .build();
-        let config = config.to_builder().timeout_config(timeouts);
         Kinesis {
-            reader: Client::from_conf(config.clone().build()),
-            writer: Client::from_conf(config.retry_config(RetryConfig::disabled()).build()),
+            reader: sdk::with_timeout(&client),
+            writer: sdk::without_retries(&client),
             stream: stream.into(),
             payload: Payload::default(),
             limit: AtomicU64::new(0),
@@ -121,20 +110,20 @@ impl Kinesis {
     }
 
     /// Refuses the letters that the stream does not take.
-    async fn refuse_too_large(&self, outbox: &mut Outbox) {
+    async fn refuse_too_large(&self, schedule: &mut Schedule) {
         let known = self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT);
-        if outbox.largest() <= known {
+        if schedule.largest() <= known {
             return;
         }
         // Asked for again, because it may have been raised since. Where it stays unknown the service
         // judges what no stream refuses as yet: nothing is refused on a guess.
         let limit = self.ask_for_limit().await.unwrap_or(target::LARGEST_LIMIT);
-        outbox.refuse_larger_than(limit);
+        schedule.refuse_larger_than(limit);
     }
 
     /// A request of one letter was refused for what it holds.
-    async fn refuse(&self, outbox: &mut Outbox, request: Request, error: SharedError, message: &str) {
-        let Some(entry) = outbox.entries(&request).next() else {
+    async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, message: &str) {
+        let Some(entry) = schedule.entries(&request).next() else {
             return;
         };
         let limit = if entry.bytes() <= target::SMALLEST_LIMIT {
@@ -145,7 +134,7 @@ impl Kinesis {
                 None => call::limit_named_in(message).filter(|&limit| entry.data.len() as u64 > limit),
             }
         };
-        outbox.refuse(request, |entry| match limit {
+        schedule.refuse(request, |entry| match limit {
             Some(limit) => entry.refused(limit, error.clone()),
             None => SinkError::unavailable(error.clone()),
         });
@@ -164,21 +153,21 @@ impl fmt::Debug for Kinesis {
 #[async_trait]
 impl DeadLetterSink for Kinesis {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let mut outbox = Outbox::new(letters.iter().map(|letter| self.entry(letter)).collect());
-        self.refuse_too_large(&mut outbox).await;
+        let mut schedule = Schedule::new(letters.iter().map(|letter| self.entry(letter)).collect());
+        self.refuse_too_large(&mut schedule).await;
         let mut failed_calls = 0;
         loop {
-            let Some(request) = outbox.next_request() else {
-                match outbox.wake() {
+            let Some(request) = schedule.next_request() else {
+                match schedule.wake() {
                     Some(tries) => self.rest(tries).await,
-                    None => return outbox.into_results(),
+                    None => return schedule.into_results(),
                 }
                 continue;
             };
-            let error = match self.call(&outbox, &request).await {
+            let error = match self.call(&schedule, &request).await {
                 Ok(answers) => {
                     failed_calls = 0;
-                    outbox.answered(request, answers, TRIES);
+                    schedule.answered(request, answers, TRIES);
                     continue;
                 }
                 Err(error) => error,
@@ -186,16 +175,17 @@ impl DeadLetterSink for Kinesis {
             match error.refusal() {
                 // The service judges a request as a whole: one entry that it cannot take must not keep
                 // the others back.
-                Some(_) if request.len() > 1 => outbox.split(request),
+                Some(_) if request.len() > 1 => schedule.split(request),
                 Some(message) => {
-                    self.refuse(&mut outbox, request, Arc::new(error), &message).await;
+                    self.refuse(&mut schedule, request, Arc::new(error), &message)
+                        .await;
                 }
                 None => {
-                    outbox.put_back(request);
+                    schedule.put_back(request);
                     failed_calls += 1;
                     if failed_calls == TRIES {
                         let error: SharedError = Arc::new(error);
-                        outbox.give_up(&error);
+                        schedule.give_up(&error);
                     } else {
                         self.rest(failed_calls).await;
                     }

@@ -45,7 +45,7 @@ pub(super) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// What one put has still to write.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct Schedule {
     entries: Vec<Entry>,
     results: Vec<Option<Result<Receipt, SinkError>>>,
     // The most bytes of a letter that may leave.
@@ -67,7 +67,7 @@ struct Lane {
     most: Option<usize>,
 }
 
-/// Letters that leave together. To be given back to the outbox with what became of them.
+/// Letters that leave together. To be given back to the schedule with what became of them.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Request {
@@ -80,7 +80,7 @@ impl Request {
     }
 }
 
-impl Outbox {
+impl Schedule {
     pub(super) fn new(entries: Vec<Entry>) -> Self {
         let mut lanes: Vec<Lane> = Vec::new();
         let mut by_key: HashMap<&str, usize> = HashMap::new();
@@ -91,7 +91,7 @@ impl Outbox {
             });
             lanes[lane].letters.push_back(letter);
         }
-        Outbox {
+        Schedule {
             results: entries.iter().map(|_| None).collect(),
             limit: u64::MAX,
             ready: (0..lanes.len()).collect(),

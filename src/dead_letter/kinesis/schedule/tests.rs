@@ -6,12 +6,12 @@ use super::*;
 
 const TRIES: u32 = 3;
 
-fn outbox<'a>(keys: impl IntoIterator<Item = &'a str>) -> Outbox {
+fn schedule<'a>(keys: impl IntoIterator<Item = &'a str>) -> Schedule {
     sized(keys.into_iter().map(|key| (key, 1)))
 }
 
-fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Outbox {
-    Outbox::new(
+fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Schedule {
+    Schedule::new(
         entries
             .into_iter()
             .map(|(key, bytes)| Entry {
@@ -22,8 +22,8 @@ fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Outbox {
     )
 }
 
-fn keys(outbox: &Outbox, request: &Request) -> Vec<String> {
-    outbox.entries(request).map(|entry| entry.key.clone()).collect()
+fn keys(schedule: &Schedule, request: &Request) -> Vec<String> {
+    schedule.entries(request).map(|entry| entry.key.clone()).collect()
 }
 
 fn ok() -> Result<Receipt, SharedError> {
@@ -39,8 +39,8 @@ fn refused(entry: &Entry) -> SinkError {
 }
 
 /// One letter a result: confirmed, unavailable, refused or behind.
-fn signs(outbox: Outbox) -> String {
-    outbox
+fn signs(schedule: Schedule) -> String {
+    schedule
         .into_results()
         .iter()
         .map(|result| match result {
@@ -54,59 +54,59 @@ fn signs(outbox: Outbox) -> String {
 
 #[test]
 fn a_request_holds_one_entry_of_a_key_and_the_next_leaves_when_it_is_confirmed() {
-    let mut outbox = outbox(["a", "b", "a", "a", "c"]);
-    let first = outbox.next_request().expect("three keys");
-    assert_eq!(keys(&outbox, &first), ["a", "b", "c"]);
-    assert!(outbox.next_request().is_none(), "not before an answer");
-    outbox.answered(first, vec![ok(), ok(), ok()], TRIES);
-    let second = outbox.next_request().expect("the second of a");
-    assert_eq!(keys(&outbox, &second), ["a"]);
-    outbox.answered(second, vec![ok()], TRIES);
-    let third = outbox.next_request().expect("the third of a");
-    outbox.answered(third, vec![ok()], TRIES);
-    assert!(outbox.next_request().is_none() && outbox.wake().is_none());
-    assert_eq!(signs(outbox), "ccccc");
+    let mut schedule = schedule(["a", "b", "a", "a", "c"]);
+    let first = schedule.next_request().expect("three keys");
+    assert_eq!(keys(&schedule, &first), ["a", "b", "c"]);
+    assert!(schedule.next_request().is_none(), "not before an answer");
+    schedule.answered(first, vec![ok(), ok(), ok()], TRIES);
+    let second = schedule.next_request().expect("the second of a");
+    assert_eq!(keys(&schedule, &second), ["a"]);
+    schedule.answered(second, vec![ok()], TRIES);
+    let third = schedule.next_request().expect("the third of a");
+    schedule.answered(third, vec![ok()], TRIES);
+    assert!(schedule.next_request().is_none() && schedule.wake().is_none());
+    assert_eq!(signs(schedule), "ccccc");
 }
 
 #[test]
 fn a_failed_entry_is_tried_again_alone_then_given_up_with_those_behind_it() {
-    let mut outbox = outbox(["a", "b", "a"]);
+    let mut schedule = schedule(["a", "b", "a"]);
     let mut sent = Vec::new();
     loop {
-        let Some(request) = outbox.next_request() else {
-            match outbox.wake() {
+        let Some(request) = schedule.next_request() else {
+            match schedule.wake() {
                 Some(_) => continue,
                 None => break,
             }
         };
-        sent.push(keys(&outbox, &request).concat());
-        let answers = keys(&outbox, &request)
+        sent.push(keys(&schedule, &request).concat());
+        let answers = keys(&schedule, &request)
             .iter()
             .map(|key| if key == "a" { Err(failed()) } else { ok() })
             .collect();
-        outbox.answered(request, answers, TRIES);
+        schedule.answered(request, answers, TRIES);
     }
     assert_eq!(sent, ["ab", "a", "a"]);
-    assert_eq!(signs(outbox), "ucb");
+    assert_eq!(signs(schedule), "ucb");
 }
 
 #[test]
 fn tries_are_counted_for_each_letter_of_a_key() {
-    let mut outbox = outbox(["a", "a"]);
+    let mut schedule = schedule(["a", "a"]);
     for _ in 0..2 {
         for answer in [Err(failed()), Err(failed()), ok()] {
-            let request = outbox.next_request().expect("a letter is left");
-            outbox.answered(request, vec![answer], TRIES);
-            outbox.wake();
+            let request = schedule.next_request().expect("a letter is left");
+            schedule.answered(request, vec![answer], TRIES);
+            schedule.wake();
         }
     }
-    assert_eq!(signs(outbox), "cc");
+    assert_eq!(signs(schedule), "cc");
 }
 
 #[test]
 fn a_request_holds_500_entries_and_10_mib_with_keys() {
     let names: Vec<String> = (0..501).map(|i| i.to_string()).collect();
-    let mut many = outbox(names.iter().map(String::as_str));
+    let mut many = schedule(names.iter().map(String::as_str));
     assert_eq!(many.next_request().expect("ready").len(), 500);
     assert_eq!(many.next_request().expect("one more").len(), 1);
 
@@ -126,54 +126,54 @@ fn a_request_holds_500_entries_and_10_mib_with_keys() {
 
 #[test]
 fn letters_ahead_of_one_refused_leave_and_those_behind_stay() {
-    let mut outbox = sized([("a", 1), ("b", 9), ("a", 9), ("a", 1), ("b", 1)]);
-    outbox.refuse_larger_than(8);
-    let request = outbox.next_request().expect("the first of a");
-    assert_eq!(keys(&outbox, &request), ["a"]);
-    outbox.answered(request, vec![ok()], TRIES);
-    assert!(outbox.next_request().is_none() && outbox.wake().is_none());
-    assert_eq!(signs(outbox), "crrbb");
+    let mut schedule = sized([("a", 1), ("b", 9), ("a", 9), ("a", 1), ("b", 1)]);
+    schedule.refuse_larger_than(8);
+    let request = schedule.next_request().expect("the first of a");
+    assert_eq!(keys(&schedule, &request), ["a"]);
+    schedule.answered(request, vec![ok()], TRIES);
+    assert!(schedule.next_request().is_none() && schedule.wake().is_none());
+    assert_eq!(signs(schedule), "crrbb");
 }
 
 #[test]
 fn a_letter_too_large_stays_behind_one_that_failed() {
     // Refused, it would go to the fallback sink and be readable before the one ahead of it.
-    let mut outbox = sized([("a", 1), ("a", 9)]);
-    outbox.refuse_larger_than(8);
-    outbox.give_up(&failed());
-    assert_eq!(signs(outbox), "ub");
+    let mut schedule = sized([("a", 1), ("a", 9)]);
+    schedule.refuse_larger_than(8);
+    schedule.give_up(&failed());
+    assert_eq!(signs(schedule), "ub");
 }
 
 #[test]
 fn one_poisoned_entry_of_500_is_found_in_a_few_calls() {
     let names: Vec<String> = (0..500).map(|i| i.to_string()).collect();
-    let mut outbox = outbox(names.iter().map(String::as_str));
+    let mut schedule = schedule(names.iter().map(String::as_str));
     let mut calls = 0;
-    while let Some(request) = outbox.next_request() {
+    while let Some(request) = schedule.next_request() {
         calls += 1;
-        if !keys(&outbox, &request).contains(&"321".to_owned()) {
+        if !keys(&schedule, &request).contains(&"321".to_owned()) {
             let answers = (0..request.len()).map(|_| ok()).collect();
-            outbox.answered(request, answers, TRIES);
+            schedule.answered(request, answers, TRIES);
         } else if request.len() > 1 {
-            outbox.split(request);
+            schedule.split(request);
         } else {
-            outbox.refuse(request, refused);
+            schedule.refuse(request, refused);
         }
     }
     assert!(calls <= 20, "{calls} calls");
-    let signs = signs(outbox);
+    let signs = signs(schedule);
     assert_eq!(signs.find('r'), Some(321));
     assert_eq!(signs.matches('c').count(), 499);
 }
 
 #[test]
 fn giving_up_leaves_what_is_confirmed() {
-    let mut outbox = outbox(["a", "b", "a", "c", "a"]);
-    let request = outbox.next_request().expect("ready");
-    outbox.answered(request, vec![ok(), Err(failed()), ok()], TRIES);
-    outbox.give_up(&failed());
-    assert!(outbox.next_request().is_none() && outbox.wake().is_none());
-    assert_eq!(signs(outbox), "cuucb");
+    let mut schedule = schedule(["a", "b", "a", "c", "a"]);
+    let request = schedule.next_request().expect("ready");
+    schedule.answered(request, vec![ok(), Err(failed()), ok()], TRIES);
+    schedule.give_up(&failed());
+    assert!(schedule.next_request().is_none() && schedule.wake().is_none());
+    assert_eq!(signs(schedule), "cuucb");
 }
 
 /// What a call comes to.
@@ -207,11 +207,11 @@ proptest! {
         let names = ["a", "b", "c", "d", "e", "f"];
         // The length tells the letters apart.
         let zeros = Bytes::from_static(&[0; 64 * 80_000]);
-        let mut outbox = Outbox::new(entries.iter().enumerate().map(|(number, &(key, size))| Entry {
+        let mut schedule = Schedule::new(entries.iter().enumerate().map(|(number, &(key, size))| Entry {
             key: names[key].to_owned(),
             data: zeros.slice(..size * 64 + number),
         }).collect());
-        outbox.refuse_larger_than(limit);
+        schedule.refuse_larger_than(limit);
         let number_of = |entry: &Entry| entry.data.len() % 64;
 
         // What the stream holds, in order; a letter may be there twice.
@@ -219,14 +219,14 @@ proptest! {
         let mut calls = calls.into_iter();
         for round in 0.. {
             prop_assert!(round < 10_000, "it comes to an end");
-            let Some(request) = outbox.next_request() else {
-                match outbox.wake() {
+            let Some(request) = schedule.next_request() else {
+                match schedule.wake() {
                     Some(_) => continue,
                     None => break,
                 }
             };
-            let sent: Vec<usize> = outbox.entries(&request).map(number_of).collect();
-            let bytes: u64 = outbox.entries(&request).map(Entry::bytes).sum();
+            let sent: Vec<usize> = schedule.entries(&request).map(number_of).collect();
+            let bytes: u64 = schedule.entries(&request).map(Entry::bytes).sum();
             let distinct: BTreeSet<usize> = sent.iter().map(|&number| entries[number].0).collect();
             prop_assert_eq!(distinct.len(), request.len(), "one entry of a key");
             prop_assert!(request.len() == 1 || bytes <= MAX_REQUEST_BYTES);
@@ -240,18 +240,18 @@ proptest! {
                             Err(failed())
                         }
                     }).collect();
-                    outbox.answered(request, answers, TRIES);
+                    schedule.answered(request, answers, TRIES);
                 }
                 Call::Lost(written) => {
                     stream.extend(sent.iter().filter(|_| written));
-                    outbox.put_back(request);
+                    schedule.put_back(request);
                 }
-                Call::Refused if request.len() > 1 => outbox.split(request),
-                Call::Refused => outbox.refuse(request, refused),
+                Call::Refused if request.len() > 1 => schedule.split(request),
+                Call::Refused => schedule.refuse(request, refused),
             }
         }
 
-        let signs = signs(outbox);
+        let signs = signs(schedule);
         prop_assert_eq!(signs.len(), entries.len());
         for key in 0..names.len() {
             let own: Vec<usize> = (0..entries.len()).filter(|&number| entries[number].0 == key).collect();
