@@ -72,7 +72,15 @@ impl<P: RecordProcessor> ShardTask<P> {
         });
         // Tasks of their own: a handler that keeps this one busy starves neither.
         let (sender, pages) = mpsc::channel(1);
-        let reading = AbortOnDropHandle::new(tokio::spawn(poller.run(from.position().clone(), sender)));
+        let reading = poller.run(from.position().clone(), sender);
+        let reading = AbortOnDropHandle::new(tokio::spawn({
+            let shutdown = shutdown.clone();
+            // What is read now would be read in vain, however long running handlers still take.
+            async move {
+                let read = shutdown.run_until_cancelled(reading).await;
+                read.unwrap_or(ReadingEnded::NotWanted)
+            }
+        }));
         let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
         let result = pipeline
             .run_from(&resilient, Pages(pages), from, &progress, &shutdown)
