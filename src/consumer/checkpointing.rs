@@ -79,7 +79,12 @@ impl Checkpointer {
                 error: &*error,
                 delay,
             });
-            sleep(delay).await;
+            let newest_is_last = |newest: &Option<Published>| newest.as_ref().is_some_and(|it| it.last);
+            tokio::select! {
+                () = sleep(delay) => {}
+                // A shutdown has less time than the backoff may take.
+                _ = latest.wait_for(newest_is_last), if !last => {}
+            }
             // What has settled meanwhile goes with it.
             self.progress.want_any();
         }
