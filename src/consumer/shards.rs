@@ -250,7 +250,10 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Waits for what still runs. Each task bounds itself; the timeout is for one that cannot.
     async fn stop(&mut self) {
-        let limit = self.consumer.shutdown_timeout + Duration::from_secs(1);
+        let limit = self
+            .consumer
+            .shutdown_timeout
+            .saturating_add(Duration::from_secs(1));
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
                 self.ended(ended);

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::vec;
 
 use futures_core::Stream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::capacity::{Permits, Reservation};
@@ -367,12 +367,9 @@ where
             }
         }
         let drain = self.pipeline.drain;
-        self.stop.get_or_insert_with(|| {
-            let now = Instant::now();
-            Stop {
-                timer: Box::pin(sleep_until(now.checked_add(drain).unwrap_or(now))),
-                halted: None,
-            }
+        self.stop.get_or_insert_with(|| Stop {
+            timer: Box::pin(sleep(drain)),
+            halted: None,
         })
     }
 
