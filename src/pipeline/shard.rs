@@ -332,6 +332,7 @@ where
         self.urgent |= matches!(settled, Settled::DeadLettered(_));
         self.freed += released.bytes;
         match released.next {
+            // What stands behind it has not begun, and nothing new begins.
             Some(_) if self.stop.is_some() => {}
             Some(next) => self.ready.push_back(Ready::First(next)),
             None => self.lanes.leave(released.lane),
