@@ -1,6 +1,6 @@
 //! The letters on their way to the sink: written together, kept until confirmed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -155,21 +155,25 @@ impl Postman {
         }
     }
 
-    /// Takes what can be written now. A letter behind one of its key that must wait waits as well.
+    /// Takes what can be written now. A letter behind one of its key that must wait waits as long.
     fn due(&mut self) -> Vec<Entry> {
         let now = Instant::now();
-        let mut held: HashSet<String> = HashSet::new();
+        let mut held: HashMap<String, Instant> = HashMap::new();
         let mut batch = Vec::new();
         let mut rest = VecDeque::new();
-        for entry in self.waiting.drain(..) {
-            let key = entry.letter.partition_key.as_ref();
-            let waits = entry.not_before > now || key.is_some_and(|key| held.contains(key));
-            if waits || batch.len() == BATCH {
-                held.extend(key.cloned());
-                rest.push_back(entry);
-            } else {
+        for mut entry in self.waiting.drain(..) {
+            let key = entry.letter.partition_key.as_deref();
+            let ahead = key.and_then(|key| held.get(key)).copied();
+            let waits = ahead.is_some() || entry.not_before > now || batch.len() == BATCH;
+            if !waits {
                 batch.push(entry);
+                continue;
             }
+            entry.not_before = entry.not_before.max(ahead.unwrap_or(now));
+            if let Some(key) = key {
+                held.insert(key.to_owned(), entry.not_before);
+            }
+            rest.push_back(entry);
         }
         self.waiting = rest;
         batch

@@ -1,5 +1,6 @@
 //! A handler that does what each record's payload says, and remembers every call.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, SequenceNumbe
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     calls: Arc<Mutex<Vec<Call>>>,
+    done: Arc<Mutex<BTreeSet<SequenceNumber>>>,
 }
 
 /// One call of the handler.
@@ -25,6 +27,11 @@ pub struct Call {
 impl Script {
     pub fn calls(&self) -> Vec<Call> {
         self.calls.lock().expect("no panic while locked").clone()
+    }
+
+    /// The records whose work is done: what a database would know.
+    pub fn done(&self) -> BTreeSet<SequenceNumber> {
+        self.done.lock().expect("no panic while locked").clone()
     }
 
     /// The sequence numbers in the order in which they were first called.
@@ -52,7 +59,7 @@ impl RecordProcessor for Script {
         let step = steps[(attempt.number() as usize).min(steps.len()) - 1];
         let (name, millis) = step.split_once(':').unwrap_or((step, "0"));
         let time = Duration::from_millis(millis.parse()?);
-        match name {
+        let result = match name {
             "ok" | "" => Ok(()),
             "fail" => Err("a failure of unknown cause".into()),
             "bad" => Err(Failure::permanent("bad data").into()),
@@ -72,7 +79,12 @@ impl RecordProcessor for Script {
             }
             "after" => Err(Failure::transient("busy").with_retry_after(time).into()),
             other => Err(Failure::permanent(format!("no such step: {other}")).into()),
+        };
+        if result.is_ok() {
+            let mut done = self.done.lock().expect("no panic while locked");
+            done.insert(record.sequence_number().clone());
         }
+        result
     }
 }
 
