@@ -20,7 +20,7 @@ use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, DecodeError, File, FileError, Kinesis, Memory, ReadError, SinkError,
 };
 use support::embedded::{Embedded, create_stream};
-use support::stream::read_stream;
+use support::stream;
 use tempfile::TempDir;
 
 sink_conformance!(memory, async { Memory::new() });
@@ -95,10 +95,10 @@ impl Harness for OnStream {
     }
 
     async fn read_back(&self) -> Vec<DeadLetter> {
-        read_stream(&self.server.client(), "letters")
+        stream::read(&self.server.client(), "letters")
             .await
             .into_iter()
-            .map(|record| DeadLetter::decode(&record.data.into_inner().into()).expect("it reads back"))
+            .map(|record| DeadLetter::decode(&record.data.into()).expect("it reads back"))
             .collect()
     }
 

@@ -24,7 +24,7 @@ use redrive::dead_letter::{
 };
 use serde_json::json;
 use support::faulty::{Call, Fault, Faulty};
-use support::stream::read_stream;
+use support::stream::read;
 use tokio::time::Instant;
 
 const LETTERS: &str = "orders-dead-letters";
@@ -56,10 +56,10 @@ async fn is_active(client: &Client) -> bool {
 }
 
 async fn letters_in(server: &Faulty) -> Vec<DeadLetter> {
-    read_stream(&server.direct(), LETTERS)
+    read(&server.direct(), LETTERS)
         .await
         .into_iter()
-        .map(|record| DeadLetter::decode(&record.data.into_inner().into()).expect("it reads back"))
+        .map(|record| DeadLetter::decode(&record.data.into()).expect("it reads back"))
         .collect()
 }
 
@@ -129,9 +129,9 @@ mod what_is_written {
             .map(|(i, key)| letter(i, Some(key), "x"))
             .collect();
         confirmed(sink.put(&letters).await);
-        for record in read_stream(&server.direct(), LETTERS).await {
-            let letter = DeadLetter::decode(&record.data.into_inner().into()).expect("it reads back");
-            assert_eq!(record.partition_key, letter.partition_key);
+        for record in read(&server.direct(), LETTERS).await {
+            let letter = DeadLetter::decode(&record.data.into()).expect("it reads back");
+            assert_eq!(Some(record.key), letter.partition_key);
         }
     }
 
@@ -140,8 +140,8 @@ mod what_is_written {
         let (server, sink) = sink().await;
         let letter = letter(1, None, "x");
         confirmed(sink.put(std::slice::from_ref(&letter)).await);
-        let records = read_stream(&server.direct(), LETTERS).await;
-        assert_eq!(records[0].partition_key, Some(letter.id.to_string()));
+        let records = read(&server.direct(), LETTERS).await;
+        assert_eq!(records[0].key, letter.id.to_string());
     }
 
     #[tokio::test(start_paused = true)]
@@ -155,11 +155,8 @@ mod what_is_written {
             .collect();
         confirmed(sink.put(&letters).await);
         assert_eq!(numbers(&letters_in(&server).await), numbers(&letters));
-        let records = read_stream(&server.direct(), LETTERS).await;
-        let keys: BTreeSet<_> = records
-            .iter()
-            .filter_map(|record| record.partition_key.clone())
-            .collect();
+        let records = read(&server.direct(), LETTERS).await;
+        let keys: BTreeSet<_> = records.iter().map(|record| record.key.clone()).collect();
         // SHA-256 of 257 times "k" and of nothing, by Python's hashlib.
         let expected = [
             "a5de0e3c93b4322bf1d2e6cc13119219d665142374de7f2b06bae237759c73e2",
@@ -210,14 +207,10 @@ mod what_is_written {
             .map(|(i, payload)| letter(i, Some("a"), payload))
             .collect();
         confirmed(sink.put(&letters).await);
-        let records = read_stream(&server.direct(), LETTERS).await;
-        let written: Vec<_> = records.iter().map(|record| record.data.as_ref()).collect();
+        let records = read(&server.direct(), LETTERS).await;
+        let written: Vec<_> = records.iter().map(|record| &record.data[..]).collect();
         assert_eq!(written, payloads);
-        assert!(
-            records
-                .iter()
-                .all(|record| record.partition_key.as_deref() == Some("a"))
-        );
+        assert!(records.iter().all(|record| record.key == "a"));
     }
 
     #[tokio::test(start_paused = true)]

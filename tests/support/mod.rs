@@ -2,4 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod embedded;
+pub mod ledger;
+pub mod proxy;
 pub mod script;
+pub mod stream;
+pub mod waiting;

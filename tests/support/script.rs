@@ -5,14 +5,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, SequenceNumber};
+use tokio_util::sync::CancellationToken;
 
 /// Payloads are lists of steps, one an attempt, such as `fail,fail,ok` (the last is repeated):
 /// `ok`, `fail` (transient), `bad` (permanent), `panic`, `hang`, `sleep:<ms>` (then ok),
-/// `slowfail:<ms>`, `slowbad:<ms>` (then fails), `after:<ms>` (fails and asks for that delay).
+/// `slowfail:<ms>`, `slowbad:<ms>` (then fails), `after:<ms>` (fails and asks for that delay), `gate` (ok
+/// as soon as the gate is opened).
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     calls: Arc<Mutex<Vec<Call>>>,
     done: Arc<Mutex<BTreeSet<SequenceNumber>>>,
+    gate: CancellationToken,
 }
 
 /// One call of the handler.
@@ -32,6 +35,11 @@ impl Script {
     /// The records whose work is done: what a database would know.
     pub fn done(&self) -> BTreeSet<SequenceNumber> {
         self.done.lock().expect("no panic while locked").clone()
+    }
+
+    /// Opens the gate, for good.
+    pub fn open_gate(&self) {
+        self.gate.cancel();
     }
 
     /// The sequence numbers in the order in which they were first called.
@@ -67,6 +75,10 @@ impl RecordProcessor for Script {
             "hang" => std::future::pending().await,
             "sleep" => {
                 tokio::time::sleep(time).await;
+                Ok(())
+            }
+            "gate" => {
+                self.gate.cancelled().await;
                 Ok(())
             }
             "slowfail" => {

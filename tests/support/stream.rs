@@ -1,29 +1,129 @@
-//! What a stream holds.
+//! Puts records into a stream and reads them back, without redrive.
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::types::{Record, ShardIteratorType};
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
+use redrive::{Record, SequenceNumber, ShardId};
 
-/// All records, shard by shard, each shard from its oldest record.
-pub async fn read_stream(client: &Client, name: &str) -> Vec<Record> {
-    let shards = client.list_shards().stream_name(name).send().await;
-    let shards = shards.expect("the stream is there").shards.unwrap_or_default();
-    let mut records = Vec::new();
-    for shard in shards {
-        let iterator = client
-            .get_shard_iterator()
-            .stream_name(name)
-            .shard_id(shard.shard_id)
-            .shard_iterator_type(ShardIteratorType::TrimHorizon)
-            .send()
-            .await
-            .expect("the shard is there");
-        let mut iterator = iterator.shard_iterator;
-        while let Some(from) = iterator {
-            let page = client.get_records().shard_iterator(from).send().await;
-            let page = page.expect("the iterator is fresh");
-            iterator = page.next_shard_iterator.filter(|_| !page.records.is_empty());
-            records.extend(page.records);
+/// Where a record stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    pub shard: ShardId,
+    pub number: SequenceNumber,
+}
+
+impl Place {
+    pub fn of(record: &Record) -> Self {
+        Place {
+            shard: record.shard().clone(),
+            number: record.sequence_number().clone(),
         }
+    }
+}
+
+/// A record as the stream has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub place: Place,
+    pub key: String,
+    pub data: Vec<u8>,
+}
+
+impl Sent {
+    /// As redrive sees it, without its payload: for asking a checkpoint.
+    pub fn record(&self) -> Record {
+        let Place { shard, number } = self.place.clone();
+        Record::builder("orders", shard, number)
+            .partition_key(self.key.clone())
+            .build()
+    }
+}
+
+/// Kinesis takes at most 500 records and 5 MiB in a request, base64 included by some servers.
+const MAX_ENTRIES: usize = 500;
+const MAX_BYTES: usize = 3 * 1024 * 1024;
+
+/// Puts records, one request after the other.
+pub async fn put<K, D>(client: &Client, stream: &str, records: impl IntoIterator<Item = (K, D)>)
+where
+    K: Into<String>,
+    D: Into<Vec<u8>>,
+{
+    let mut entries = Vec::new();
+    let mut bytes = 0;
+    for (key, data) in records {
+        let data = data.into();
+        if entries.len() == MAX_ENTRIES || (bytes + data.len() > MAX_BYTES && !entries.is_empty()) {
+            request(client, stream, std::mem::take(&mut entries)).await;
+            bytes = 0;
+        }
+        bytes += data.len();
+        let entry = PutRecordsRequestEntry::builder().partition_key(key);
+        entries.push(entry.data(Blob::new(data)).build().expect("a key and data"));
+    }
+    if !entries.is_empty() {
+        request(client, stream, entries).await;
+    }
+}
+
+async fn request(client: &Client, stream: &str, entries: Vec<PutRecordsRequestEntry>) {
+    let call = client.put_records().stream_name(stream);
+    let reply = call.set_records(Some(entries)).send().await.expect("PutRecords");
+    for entry in reply.records() {
+        assert_eq!(entry.error_code(), None, "{:?}", entry.error_message());
+    }
+}
+
+/// Every record of the stream, shard by shard in the order of their names, so that the records of a key
+/// are in order: children have higher names than their parents.
+pub async fn read(client: &Client, stream: &str) -> Vec<Sent> {
+    let mut records = Vec::new();
+    for shard in shards(client, stream).await {
+        records.extend(read_shard(client, stream, &shard).await);
+    }
+    records
+}
+
+/// The names of the stream's shards, sorted.
+pub async fn shards(client: &Client, stream: &str) -> Vec<ShardId> {
+    let reply = client.list_shards().stream_name(stream).send().await;
+    let reply = reply.expect("ListShards");
+    let mut shards: Vec<ShardId> = reply
+        .shards()
+        .iter()
+        .map(|shard| shard.shard_id().into())
+        .collect();
+    shards.sort();
+    shards
+}
+
+async fn read_shard(client: &Client, stream: &str, shard: &ShardId) -> Vec<Sent> {
+    let start = client
+        .get_shard_iterator()
+        .stream_name(stream)
+        .shard_id(shard.as_str())
+        .shard_iterator_type(ShardIteratorType::TrimHorizon)
+        .send()
+        .await
+        .expect("GetShardIterator");
+    let mut records = Vec::new();
+    let mut iterator = start.shard_iterator;
+    while let Some(token) = iterator {
+        let page = client.get_records().shard_iterator(token).send().await;
+        let page = page.expect("GetRecords");
+        // A page at the tip that still brings records says nothing of the next.
+        let at_tip = page.records.is_empty() && page.millis_behind_latest == Some(0);
+        for record in page.records {
+            records.push(Sent {
+                place: Place {
+                    shard: shard.clone(),
+                    number: record.sequence_number.try_into().expect("a sequence number"),
+                },
+                key: record.partition_key.unwrap_or_default(),
+                data: record.data.into_inner(),
+            });
+        }
+        iterator = page.next_shard_iterator.filter(|_| !at_tip);
     }
     records
 }

@@ -1,0 +1,88 @@
+//! Checkpoints: whatever befalls the store, none passes a record that is not settled, and none is lost
+//! once the store is back. (That none ever passes one is asked in every test, at its end.)
+
+use std::time::Duration;
+
+use crate::scene::{Scene, records};
+use crate::support::ledger::Note;
+use crate::support::waiting::eventually;
+
+#[tokio::test]
+async fn while_the_store_is_down_processing_goes_on() {
+    let scene = Scene::new(2).await;
+    scene.store.set_down(true);
+    // The shards are found first: where to begin is asked of the store as well.
+    let running = scene.start();
+    eventually("the start is tried again", || {
+        scene.ledger.events("DiscoveryFailed") >= 2
+    })
+    .await;
+    scene
+        .put(records(400, 40, |number| match number % 40 {
+            3 => "fail,ok",
+            5 => "bad",
+            _ => "ok",
+        }))
+        .await;
+    scene.store.set_down(false);
+    scene.ledger.settled(100).await;
+    scene.store.set_down(true);
+    scene.put(records(400, 40, |_| "ok")).await;
+    scene.ledger.settled(800).await;
+    eventually("the store is tried again", || {
+        scene.ledger.events("CheckpointFailed") >= 4
+    })
+    .await;
+    let sent = scene.read().await;
+    assert!(!scene.ledger.is_stored(&sent));
+
+    scene.store.set_down(false);
+    scene.ledger.stored(&sent).await;
+    scene.settle_all(running).await;
+}
+
+/// By then the store is left alone for longer than a shutdown has for the last checkpoint.
+#[tokio::test]
+async fn a_shutdown_asks_a_store_again_that_was_down() {
+    let scene = Scene::new(1).await;
+    scene.put(records(100, 10, |_| "ok")).await;
+    let consumer = scene.consumer().shutdown_timeout(Duration::from_secs(4));
+    let running = scene.run(consumer, scene.resilient());
+    scene.ledger.settled(100).await;
+    scene.store.set_down(true);
+    scene.put(records(100, 10, |_| "ok")).await;
+    eventually("the store fails", || scene.ledger.events("CheckpointFailed") >= 6).await;
+    scene.store.set_down(false);
+    scene.settle_all(running).await;
+}
+
+/// A letter's checkpoint does not wait for the interval, which is longer than the test.
+#[tokio::test]
+async fn a_letter_is_checkpointed_at_once() {
+    let mut scene = Scene::new(1).await;
+    scene.store = scene.store.interval(Duration::from_secs(600));
+    scene
+        .put(records(100, 10, |number| if number == 50 { "bad" } else { "ok" }))
+        .await;
+    let running = scene.start();
+    eventually("the letter is checkpointed", || {
+        let book = scene.ledger.book();
+        let lettered = book
+            .notes
+            .iter()
+            .position(|note| matches!(note, Note::Lettered(_)));
+        lettered.is_some_and(|at| {
+            let after = &book.notes[at..];
+            after.iter().any(|note| matches!(note, Note::Saved(..)))
+        })
+    })
+    .await;
+    let saved = |note: &&Note| matches!(note, Note::Saved(..));
+    assert_eq!(scene.ledger.book().notes.iter().filter(saved).count(), 1);
+    scene.settle_all(running).await;
+    assert_eq!(
+        scene.ledger.book().notes.iter().filter(saved).count(),
+        2,
+        "after the letter and at the end"
+    );
+}

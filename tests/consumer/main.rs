@@ -1,0 +1,11 @@
+//! The polling consumer against a Kinesis server in this process, over HTTP, through a proxy that makes
+//! calls fail.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod checkpoints;
+mod letters;
+mod reading;
+mod scene;
+mod shutdown;

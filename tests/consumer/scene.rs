@@ -1,0 +1,173 @@
+//! What a test of the consumer needs: a server with a proxy in front, and everything noted down.
+
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use ferrokinesis::store::StoreOptions;
+use redrive::{
+    Consumer, ConsumerBuilder, ConsumerError, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy,
+    dead_letter,
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::embedded::{self, Embedded};
+use crate::support::ledger::{Handler, Ledger, Note, Sink, Store};
+use crate::support::proxy::Proxy;
+use crate::support::script::Script;
+use crate::support::stream::{self, Sent};
+use crate::support::waiting::finished;
+
+pub const STREAM: &str = "orders";
+
+pub struct Scene {
+    pub server: Embedded,
+    pub proxy: Proxy,
+    pub ledger: Ledger,
+    pub letters: dead_letter::Memory,
+    pub sink: Sink,
+    pub store: Store,
+}
+
+impl Scene {
+    /// A stream of so many shards, empty.
+    pub async fn new(shards: i32) -> Self {
+        Scene::with(shards, |_| {}).await
+    }
+
+    /// The same, on a server with other options.
+    pub async fn with(shards: i32, change: impl FnOnce(&mut StoreOptions)) -> Self {
+        let mut options = StoreOptions {
+            create_stream_ms: 0,
+            delete_stream_ms: 0,
+            update_stream_ms: 0,
+            shard_limit: 1_000,
+            ..StoreOptions::default()
+        };
+        change(&mut options);
+        let server = Embedded::start_with(options).await.expect("a free port");
+        let created = embedded::create_stream(&server.client(), STREAM, shards).await;
+        created.expect("a stream");
+        let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+        let ledger = Ledger::default();
+        let letters = dead_letter::Memory::new();
+        Scene {
+            sink: Sink::new(&ledger, letters.clone()),
+            store: Store::new(&ledger),
+            server,
+            proxy,
+            ledger,
+            letters,
+        }
+    }
+
+    /// A client past the proxy.
+    pub fn client(&self) -> Client {
+        self.server.client()
+    }
+
+    /// Puts records: key, and what the [`Script`] is to do with them.
+    pub async fn put(&self, records: impl IntoIterator<Item = (String, String)>) {
+        stream::put(&self.client(), STREAM, records).await;
+    }
+
+    /// The whole stream, past the proxy.
+    pub async fn read(&self) -> Vec<Sent> {
+        stream::read(&self.client(), STREAM).await
+    }
+
+    /// Does what the payloads say, and tries again soon.
+    pub fn resilient(&self) -> ResilientBuilder<Handler<Script>> {
+        self.resilient_with(Script::default())
+    }
+
+    pub fn resilient_with<P: RecordProcessor>(&self, handler: P) -> ResilientBuilder<Handler<P>> {
+        Resilient::builder("billing", self.ledger.handler(handler))
+            .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(4))
+            .dead_letters(self.sink.clone())
+            .observer(self.ledger.clone())
+    }
+
+    /// Reads through the proxy, more often than one would, so that tests are short.
+    pub fn consumer(&self) -> ConsumerBuilder {
+        self.consumer_of(self.proxy.client())
+    }
+
+    pub fn consumer_of(&self, client: Client) -> ConsumerBuilder {
+        Consumer::builder(client, STREAM)
+            .checkpoints(self.store.clone())
+            .calls_per_second(200.0)
+            .idle_interval(Duration::from_millis(20))
+    }
+
+    /// Starts a consumer as the scene has it.
+    pub fn start(&self) -> Running {
+        self.run(self.consumer(), self.resilient())
+    }
+
+    pub fn run<P: RecordProcessor + 'static>(
+        &self,
+        consumer: ConsumerBuilder,
+        resilient: ResilientBuilder<P>,
+    ) -> Running {
+        self.ledger.note(Note::Run);
+        let consumer = consumer.build().expect("a valid consumer");
+        let resilient = resilient.build().expect("a valid processor");
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        Running {
+            stop,
+            task: tokio::spawn(consumer.run_until(resilient, stopped)),
+        }
+    }
+
+    /// Reads what is in the stream to its end, once, in order and without a loss.
+    pub async fn settle_all(&self, running: Running) -> Vec<Sent> {
+        let sent = self.read().await;
+        self.ledger.settled(sent.len()).await;
+        running.stop().await.expect("nothing halted");
+        self.ledger.check_settled_once(&sent);
+        assert!(
+            self.ledger.is_stored(&sent),
+            "a shutdown stores the last checkpoints"
+        );
+        sent
+    }
+}
+
+/// A running consumer; dropped, it goes down with its test.
+pub struct Running {
+    pub stop: CancellationToken,
+    task: JoinHandle<Result<(), ConsumerError>>,
+}
+
+impl Running {
+    /// Shuts it down, and waits for it.
+    pub async fn stop(self) -> Result<(), ConsumerError> {
+        self.stop.cancel();
+        self.end().await
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn end(self) -> Result<(), ConsumerError> {
+        let ended = finished("the consumer ends", self.task).await;
+        ended.expect("the consumer does not panic")
+    }
+
+    /// Drops it in the middle of what it does.
+    pub async fn abort(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err_and(|error| error.is_cancelled()));
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+/// So many records over so many keys, each of which does `steps(number)`.
+pub fn records(count: usize, keys: usize, steps: impl Fn(usize) -> &'static str) -> Vec<(String, String)> {
+    (0..count)
+        .map(|number| (format!("key-{}", number % keys), steps(number).to_owned()))
+        .collect()
+}

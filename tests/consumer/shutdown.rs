@@ -1,0 +1,191 @@
+//! Shutdown: nothing new begins, what runs may end, and the next run goes on exactly there.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use redrive::{BoxError, Record, RetryPolicy, processor_fn};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::scene::{Scene, records};
+use crate::support::ledger::{Note, SinkState, covers};
+use crate::support::script::Script;
+use crate::support::stream::{Place, Sent};
+use crate::support::waiting::{eventually, finished};
+
+fn one(key: &str, steps: &str) -> (String, String) {
+    (key.to_owned(), steps.to_owned())
+}
+
+fn places<'a>(sent: impl IntoIterator<Item = &'a Sent>) -> HashSet<Place> {
+    sent.into_iter().map(|sent| sent.place.clone()).collect()
+}
+
+/// The records that the last run called the handler for.
+fn begun(scene: &Scene) -> HashSet<Place> {
+    let book = scene.ledger.book();
+    let begun = book.last_run().iter().filter_map(|note| match note {
+        Note::Began(place) => Some(place.clone()),
+        _ => None,
+    });
+    begun.collect()
+}
+
+fn unsettled(scene: &Scene, sent: &[Sent]) -> HashSet<Place> {
+    let book = scene.ledger.book();
+    places(sent.iter().filter(|sent| !book.settled.contains(&sent.place)))
+}
+
+/// Waits until no more reads come. Reads that go on come every 20 ms.
+async fn reading_stops(scene: &Scene) {
+    let stops = async {
+        loop {
+            let before = scene.proxy.calls("GetRecords").len();
+            sleep(Duration::from_millis(300)).await;
+            if scene.proxy.calls("GetRecords").len() == before {
+                return;
+            }
+        }
+    };
+    finished("the reading stops", stops).await;
+}
+
+#[tokio::test]
+async fn what_runs_may_end_and_nothing_new_begins() {
+    let scene = Scene::new(1).await;
+    let sink_opens = CancellationToken::new();
+    scene.sink.set(SinkState::Waits(sink_opens.clone()));
+    scene
+        .put([
+            one("backoff", "fail"),
+            one("running", "gate"),
+            one("letter", "bad"),
+        ])
+        .await;
+    scene.put(records(60, 6, |_| "ok")).await;
+    scene.put([one("backoff", "ok"), one("running", "ok")]).await;
+    let sent = scene.read().await;
+    let left = places(
+        sent.iter()
+            .filter(|sent| sent.key == "backoff" || (sent.key == "running" && sent.data == b"ok")),
+    );
+
+    let script = Script::default();
+    let patient = RetryPolicy::constant(Duration::from_secs(1_000)).max_elapsed(Duration::from_secs(5_000));
+    let running = scene.run(
+        scene.consumer().shutdown_timeout(Duration::from_secs(300)),
+        scene.resilient_with(script.clone()).retry(patient),
+    );
+    scene.ledger.settled(60).await;
+    running.stop.cancel();
+    eventually("the backoff is cancelled", || {
+        scene.ledger.events("Unsettled") == 1
+    })
+    .await;
+    // A handler that runs and a letter on its way hold it up, and meanwhile nothing more is read.
+    reading_stops(&scene).await;
+    assert!(!running.is_finished());
+    script.open_gate();
+    sink_opens.cancel();
+    running.end().await.expect("nothing halted");
+    assert_eq!(unsettled(&scene, &sent), left);
+    scene.ledger.check(&sent);
+    assert!(scene.ledger.is_stored(&sent));
+
+    scene.sink.set(SinkState::Up);
+    let running = scene.start();
+    scene.settle_all(running).await;
+    assert_eq!(begun(&scene), left, "nothing else is repeated");
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_is_given_up_in_time_and_its_record_comes_again() {
+    let scene = Scene::new(2).await;
+    scene
+        .put(records(
+            200,
+            20,
+            |number| if number == 45 { "hang" } else { "ok" },
+        ))
+        .await;
+    let sent = scene.read().await;
+    let hanging = sent
+        .iter()
+        .position(|sent| sent.data == b"hang")
+        .expect("one hangs");
+    let behind = sent[hanging..].iter().filter(|sent| sent.key == "key-5");
+    let left = places(behind);
+
+    let shutdown_timeout = Duration::from_secs(2);
+    let consumer = scene.consumer().shutdown_timeout(shutdown_timeout);
+    let running = scene.run(consumer, scene.resilient());
+    scene.ledger.settled(sent.len() - left.len()).await;
+    let start = Instant::now();
+    running.stop().await.expect("nothing halted");
+    let took = start.elapsed();
+    assert!(
+        took >= shutdown_timeout * 9 / 10,
+        "the handler had {took:?} to end"
+    );
+    assert!(took < shutdown_timeout * 8, "{took:?} is more than it may take");
+    assert_eq!(unsettled(&scene, &sent), left);
+    scene.ledger.check(&sent);
+    assert!(scene.ledger.is_stored(&sent));
+
+    let mended = processor_fn(async |_: Record| -> Result<(), BoxError> { Ok(()) });
+    let running = scene.run(scene.consumer(), scene.resilient_with(mended));
+    scene.settle_all(running).await;
+    assert_eq!(begun(&scene), left, "nothing else is repeated");
+}
+
+/// As long as it takes: no time that is given makes it panic, or end at once.
+#[tokio::test]
+async fn a_shutdown_may_have_all_the_time_there_is() {
+    let scene = Scene::new(1).await;
+    scene.put([one("running", "gate")]).await;
+    let script = Script::default();
+    let running = scene.run(
+        scene.consumer().shutdown_timeout(Duration::MAX),
+        scene.resilient_with(script.clone()),
+    );
+    eventually("the handler runs", || !script.calls().is_empty()).await;
+    running.stop.cancel();
+    reading_stops(&scene).await;
+    assert!(!running.is_finished(), "the handler has the time that it needs");
+    script.open_gate();
+    scene.settle_all(running).await;
+}
+
+/// Without a shutdown nothing is written at the end: the next run repeats what no checkpoint covers.
+#[tokio::test]
+async fn a_consumer_that_is_dropped_leaves_nothing_behind_and_loses_nothing() {
+    let scene = Scene::new(2).await;
+    scene
+        .put(records(1_000, 50, |number| match number % 100 {
+            3 => "sleep:40",
+            7 => "fail,fail,ok",
+            11 => "bad",
+            _ => "sleep:1",
+        }))
+        .await;
+    let sent = scene.read().await;
+    let running = scene.run(scene.consumer().records_per_call(50), scene.resilient());
+    scene.ledger.settled(400).await;
+    running.abort().await;
+    reading_stops(&scene).await;
+    let before = scene.ledger.book().notes.len();
+    let stored = scene.ledger.book().last_saved();
+
+    let running = scene.start();
+    scene.ledger.settled(sent.len()).await;
+    running.stop().await.expect("nothing halted");
+    scene.ledger.check(&sent);
+    assert!(scene.ledger.is_stored(&sent));
+    let begun = begun(&scene);
+    let repeated: Vec<&Sent> = sent
+        .iter()
+        .filter(|sent| covers(&stored, sent) && begun.contains(&sent.place))
+        .collect();
+    assert_eq!(repeated, [] as [&Sent; 0], "stored as settled, and begun again");
+    assert!(scene.ledger.book().notes.len() > before);
+}

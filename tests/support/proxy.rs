@@ -1,0 +1,236 @@
+//! A proxy in front of a Kinesis server, which makes calls fail as a test scripts it.
+
+use std::io::{self, Error, ErrorKind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::embedded;
+
+/// The running proxy; it stops when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    endpoint: String,
+    desk: Arc<Desk>,
+    server: JoinHandle<()>,
+}
+
+/// A call on its way to the server.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The operation, such as `GetRecords`.
+    pub target: String,
+    /// Counts the calls of this operation, from 1.
+    pub number: usize,
+    pub body: Value,
+    pub at: Instant,
+}
+
+/// What becomes of a call.
+pub enum Fault {
+    /// It goes through.
+    None,
+    /// This is answered in the server's place.
+    Reply(u16, Value),
+    /// Nothing is ever answered.
+    Hang,
+    /// It goes through after this time.
+    Delay(Duration),
+    /// The connection is closed; the server never sees the call.
+    Drop,
+    /// The server has the call, and the connection is closed without its reply.
+    LoseReply,
+    /// The server has the call, and the connection breaks in the middle of its reply.
+    CutReply,
+    /// It goes through, and the reply is changed.
+    Rewrite(Box<dyn FnOnce(&mut Value) + Send>),
+}
+
+impl Fault {
+    /// An error of the service, such as `ProvisionedThroughputExceededException`.
+    pub fn error(status: u16, name: &str) -> Self {
+        Fault::Reply(status, json!({"__type": name, "message": "as the test wants it"}))
+    }
+}
+
+type Script = Box<dyn FnMut(&Call) -> Fault + Send>;
+
+struct Desk {
+    upstream: String,
+    calls: Mutex<Vec<Call>>,
+    script: Mutex<Script>,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk")
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Proxy {
+    /// Starts one in front of the server at this endpoint. Everything goes through at first.
+    pub async fn start(endpoint: &str) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let own = format!("http://{}", listener.local_addr()?);
+        let desk = Arc::new(Desk {
+            upstream: endpoint.trim_start_matches("http://").to_owned(),
+            calls: Mutex::new(Vec::new()),
+            script: Mutex::new(Box::new(|_| Fault::None)),
+        });
+        let app = Router::new().fallback(handle).with_state(desk.clone());
+        let server = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, app).await {
+                eprintln!("the proxy stopped: {error}");
+            }
+        });
+        Ok(Proxy {
+            endpoint: own,
+            desk,
+            server,
+        })
+    }
+
+    /// Asks the script what is to become of each call from now on.
+    pub fn script(&self, script: impl FnMut(&Call) -> Fault + Send + 'static) {
+        *self.desk.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(script);
+    }
+
+    /// The calls of this operation so far.
+    pub fn calls(&self, target: &str) -> Vec<Call> {
+        let calls = self.desk.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_target = calls.iter().filter(|call| call.target == target);
+        of_target.cloned().collect()
+    }
+
+    /// A client that goes through it.
+    pub fn client(&self) -> Client {
+        embedded::client(&self.endpoint)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) -> Response {
+    let target = headers
+        .get("x-amz-target")
+        .and_then(|target| target.to_str().ok());
+    let target = target.expect("a Kinesis call names its target");
+    let operation = target
+        .rsplit_once('.')
+        .map_or(target, |(_, operation)| operation)
+        .to_owned();
+    let fault = desk.consult(operation, &body);
+    match fault {
+        Fault::None => {}
+        Fault::Reply(status, body) => return reply(status, &body),
+        Fault::Hang => std::future::pending().await,
+        Fault::Delay(time) => tokio::time::sleep(time).await,
+        Fault::Drop => close_connection(),
+        Fault::LoseReply | Fault::CutReply | Fault::Rewrite(_) => {}
+    }
+    let (status, mut answer) = match desk.forward(target, &body).await {
+        Ok(answered) => answered,
+        Err(error) => panic!("the server behind the proxy does not answer: {error}"),
+    };
+    match fault {
+        Fault::LoseReply => close_connection(),
+        Fault::CutReply => return cut(status, answer),
+        Fault::Rewrite(change) => {
+            let mut value = serde_json::from_slice(&answer).expect("a reply in JSON");
+            change(&mut value);
+            answer = value.to_string().into_bytes();
+        }
+        _ => {}
+    }
+    respond(status, answer.len(), Body::from(answer))
+}
+
+impl Desk {
+    fn consult(&self, target: String, body: &[u8]) -> Fault {
+        let call = {
+            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            let call = Call {
+                number: calls.iter().filter(|call| call.target == target).count() + 1,
+                target,
+                body: serde_json::from_slice(body).unwrap_or_default(),
+                at: Instant::now(),
+            };
+            calls.push(call.clone());
+            call
+        };
+        let mut script = self.script.lock().unwrap_or_else(PoisonError::into_inner);
+        script(&call)
+    }
+
+    /// One call on a connection of its own: status and body of the reply.
+    async fn forward(&self, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+        let mut upstream = TcpStream::connect(&self.upstream).await?;
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nX-Amz-Target: {target}\r\n\
+             Content-Type: application/x-amz-json-1.1\r\nAuthorization: AWS4-HMAC-SHA256 Credential=test/\
+             20250101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=0\r\n\
+             X-Amz-Date: 20250101T000000Z\r\nContent-Length: {}\r\n\r\n",
+            self.upstream,
+            body.len()
+        );
+        upstream.write_all(head.as_bytes()).await?;
+        upstream.write_all(body).await?;
+        let mut answer = Vec::new();
+        upstream.read_to_end(&mut answer).await?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let head = end.and_then(|end| std::str::from_utf8(&answer[..end]).ok());
+        let status = head.and_then(|head| head.split(' ').nth(1)?.parse().ok());
+        match (status, end) {
+            (Some(status), Some(end)) => Ok((status, answer.split_off(end + 4))),
+            _ => Err(Error::new(ErrorKind::InvalidData, "no HTTP reply")),
+        }
+    }
+}
+
+fn reply(status: u16, body: &Value) -> Response {
+    let body = body.to_string();
+    respond(status, body.len(), Body::from(body))
+}
+
+/// Promises the whole and breaks off in the middle.
+fn cut(status: u16, answer: Vec<u8>) -> Response {
+    let whole = answer.len();
+    let half = Bytes::from(answer).slice(..whole / 2);
+    let parts = [Ok(half), Err(Error::from(ErrorKind::ConnectionReset))];
+    respond(
+        status,
+        whole,
+        Body::from_stream(futures_util::stream::iter(parts)),
+    )
+}
+
+fn respond(status: u16, length: usize, body: Body) -> Response {
+    Response::builder()
+        .status(status)
+        .header("Content-Type", "application/x-amz-json-1.1")
+        .header("Content-Length", length)
+        .body(body)
+        .expect("a valid response")
+}
+
+/// Unwinds the task that serves the connection, which closes it. No panic: the hook stays silent.
+fn close_connection() -> ! {
+    std::panic::resume_unwind(Box::new("the proxy closes the connection"))
+}

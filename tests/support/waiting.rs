@@ -1,0 +1,25 @@
+//! Waiting for what must happen, never for a time to pass.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+/// Many times what anything takes on an idle machine: only a test that fails waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until the condition holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for the future's result.
+pub async fn finished<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(PATIENCE, future).await {
+        Ok(result) => result,
+        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
+    }
+}
