@@ -12,6 +12,9 @@ use crate::config::ConfigError;
 use crate::pipeline::{Capacity, Ordering, Pipeline};
 use crate::sdk;
 
+/// Iterators expire after it (GetShardIterator, Kinesis API reference).
+const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
+
 /// Builds a [`Consumer`].
 ///
 /// | setting | default |
@@ -69,7 +72,7 @@ impl ConsumerBuilder {
     }
 
     /// How often a shard is read at most. Kinesis allows 5 calls a second for each shard, to all its
-    /// readers together: give less where others read as well.
+    /// readers together: give less where others read as well. At least one in 5 minutes.
     pub fn calls_per_second(mut self, calls: f64) -> Self {
         self.calls_per_second = calls;
         self
@@ -140,7 +143,14 @@ impl ConsumerBuilder {
             return Err(ConfigError::new("calls_in_flight", "must be at least 1"));
         }
         let interval = Duration::try_from_secs_f64(1.0 / self.calls_per_second)
-            .map_err(|_| ConfigError::new("calls_per_second", "is too small"))?;
+            .ok()
+            .filter(|interval| *interval <= ITERATOR_LIFE)
+            .ok_or_else(|| {
+                ConfigError::new(
+                    "calls_per_second",
+                    "must be at least a call in 5 minutes, as an iterator lives no longer",
+                )
+            })?;
         let last_checkpoint = (self.shutdown_timeout / 10).min(Duration::from_secs(2));
         Ok(Consumer {
             client: sdk::without_retries(&self.client),
