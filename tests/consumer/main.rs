@@ -7,5 +7,7 @@ mod support;
 mod checkpoints;
 mod letters;
 mod reading;
+mod resharding;
 mod scene;
 mod shutdown;
+mod starting;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use redrive::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::dead_letter::{
+    DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
+};
 use redrive::observer::{Event, Observer};
 use redrive::{Attempt, Position, Record, RecordProcessor, ShardId};
 use tokio_util::sync::CancellationToken;
@@ -309,6 +311,14 @@ impl DeadLetterSink for Sink {
             results.push(result);
         }
         results
+    }
+
+    async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        self.inner.check(source).await
+    }
+
+    fn name(&self) -> String {
+        self.inner.name()
     }
 }
 

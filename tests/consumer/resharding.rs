@@ -1,0 +1,231 @@
+//! Splits and merges: parents to their end before their children, whatever the order of events.
+
+use std::collections::{HashMap, HashSet};
+
+use aws_sdk_kinesis::types::{ScalingType, Shard, StreamStatus};
+use redrive::{ConsumerError, Position, ShardId};
+
+use crate::scene::{STREAM, Scene, records};
+use crate::support::ledger::{Note, SinkState};
+use crate::support::waiting::{eventually, finished};
+
+impl Scene {
+    async fn list(&self) -> Vec<Shard> {
+        let reply = self.client().list_shards().stream_name(STREAM).send().await;
+        reply.expect("ListShards").shards.unwrap_or_default()
+    }
+
+    /// The shards that still take records, in the order of their hash keys.
+    async fn open_shards(&self) -> Vec<Shard> {
+        let mut open = self.list().await;
+        open.retain(|shard| {
+            let range = shard.sequence_number_range();
+            range.is_some_and(|range| range.ending_sequence_number().is_none())
+        });
+        open.sort_by_key(|shard| hash_keys(shard).0);
+        open
+    }
+
+    async fn split(&self, shard: &Shard) {
+        let (first, last) = hash_keys(shard);
+        let call = self.client().split_shard().stream_name(STREAM);
+        let call = call.shard_to_split(shard.shard_id());
+        let middle = (first / 2 + last / 2).to_string();
+        call.new_starting_hash_key(middle)
+            .send()
+            .await
+            .expect("SplitShard");
+        self.is_active().await;
+    }
+
+    async fn merge(&self, shard: &Shard, next: &Shard) {
+        let call = self.client().merge_shards().stream_name(STREAM);
+        let call = call.shard_to_merge(shard.shard_id());
+        let call = call.adjacent_shard_to_merge(next.shard_id());
+        call.send().await.expect("MergeShards");
+        self.is_active().await;
+    }
+
+    async fn scale(&self, shards: i32) {
+        let call = self.client().update_shard_count().stream_name(STREAM);
+        let call = call.target_shard_count(shards);
+        let call = call.scaling_type(ScalingType::UniformScaling);
+        call.send().await.expect("UpdateShardCount");
+        self.is_active().await;
+    }
+
+    async fn is_active(&self) {
+        let active = async {
+            loop {
+                let call = self.client().describe_stream_summary().stream_name(STREAM);
+                let summary = call.send().await.expect("DescribeStreamSummary");
+                let summary = summary.stream_description_summary.expect("a summary");
+                if summary.stream_status == StreamStatus::Active {
+                    return;
+                }
+            }
+        };
+        finished("the resharding", active).await;
+    }
+
+    /// No record of a shard begins before the ends of its parents are stored.
+    async fn check_lineage(&self) {
+        let shards = self.list().await;
+        let book = self.ledger.book();
+        let mut parents: HashMap<ShardId, Vec<ShardId>> = HashMap::new();
+        for shard in &shards {
+            let of_shard = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+            let of_shard = of_shard.into_iter().flatten().map(ShardId::from);
+            parents.insert(shard.shard_id().into(), of_shard.collect());
+        }
+        let mut ended = HashSet::new();
+        for note in &book.notes {
+            match note {
+                Note::Saved(shard, checkpoint) if *checkpoint.position() == Position::ShardEnd => {
+                    ended.insert(shard);
+                }
+                Note::Began(place) => {
+                    let open = parents[&place.shard]
+                        .iter()
+                        .find(|parent| !ended.contains(parent));
+                    assert_eq!(open, None, "{place:?} begins before its parent has ended");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The shards whose end is stored.
+    fn ended(&self) -> HashSet<ShardId> {
+        let stored = self.ledger.book().last_saved();
+        let ended = stored
+            .into_iter()
+            .filter(|(_, checkpoint)| *checkpoint.position() == Position::ShardEnd);
+        ended.map(|(shard, _)| shard).collect()
+    }
+}
+
+fn hash_keys(shard: &Shard) -> (u128, u128) {
+    let range = shard.hash_key_range().expect("a range of hash keys");
+    let key = |text: &str| text.parse().expect("a number");
+    (key(range.starting_hash_key()), key(range.ending_hash_key()))
+}
+
+fn ids<'a>(shards: impl IntoIterator<Item = &'a Shard>) -> HashSet<ShardId> {
+    shards.into_iter().map(|shard| shard.shard_id().into()).collect()
+}
+
+/// Some fail, some take their time: a parent is not at its end when its children already have records.
+fn steps(number: usize) -> &'static str {
+    match number % 50 {
+        3 => "fail,fail,ok",
+        5 => "sleep:150",
+        11 => "bad",
+        _ => "ok",
+    }
+}
+
+#[tokio::test]
+async fn shards_are_split_and_merged_while_they_are_read() {
+    let scene = Scene::new(2).await;
+    let put = || scene.put(records(250, 50, steps));
+    put().await;
+    let running = scene.start();
+    scene.ledger.settled(50).await;
+
+    let open = scene.open_shards().await;
+    scene.split(&open[0]).await;
+    put().await;
+    let open = scene.open_shards().await;
+    assert_eq!(open.len(), 3);
+    scene.merge(&open[1], &open[2]).await;
+    put().await;
+    scene.ledger.settled(400).await;
+    let open = scene.open_shards().await;
+    scene.split(&open[1]).await;
+    put().await;
+    scene.split(&open[0]).await;
+    put().await;
+    let open = scene.open_shards().await;
+    assert_eq!(open.len(), 4);
+    let all = scene.list().await;
+    let closed = &ids(&all) - &ids(&open);
+    eventually("every closed shard has ended", || scene.ended() == closed).await;
+    scene.settle_all(running).await;
+    scene.check_lineage().await;
+
+    // What has ended is not read again.
+    let calls = scene.proxy.calls("GetShardIterator").len();
+    put().await;
+    let running = scene.start();
+    scene.settle_all(running).await;
+    scene.check_lineage().await;
+    let read: HashSet<ShardId> = scene.proxy.calls("GetShardIterator")[calls..]
+        .iter()
+        .filter_map(|call| call.body["ShardId"].as_str().map(ShardId::from))
+        .collect();
+    assert_eq!(read, ids(&open));
+}
+
+#[tokio::test]
+async fn a_stream_that_was_resharded_before_is_read_from_its_beginning() {
+    let scene = Scene::new(1).await;
+    scene.put(records(100, 30, steps)).await;
+    scene.split(&scene.open_shards().await[0]).await;
+    scene.put(records(100, 30, steps)).await;
+    let open = scene.open_shards().await;
+    scene.merge(&open[0], &open[1]).await;
+    scene.put(records(100, 30, steps)).await;
+    let running = scene.start();
+    scene.settle_all(running).await;
+    scene.check_lineage().await;
+    assert_eq!(scene.ended().len(), 3);
+}
+
+/// The embedded server names no parents of the shards that UpdateShardCount makes, so that order is kept
+/// within each shard only.
+#[tokio::test]
+async fn a_stream_is_scaled_while_it_is_read() {
+    let scene = Scene::new(2).await;
+    scene.put(records(250, 50, steps)).await;
+    let running = scene.start();
+    scene.ledger.settled(100).await;
+    scene.scale(4).await;
+    scene.put(records(250, 50, steps)).await;
+    scene.ledger.settled(300).await;
+    scene.scale(3).await;
+    scene.put(records(250, 50, steps)).await;
+    let mut sent = scene.read().await;
+    for sent in &mut sent {
+        sent.key = format!("{}/{}", sent.place.shard, sent.key);
+    }
+    scene.ledger.settled(sent.len()).await;
+    eventually("every closed shard has ended", || scene.ended().len() == 6).await;
+    running.stop().await.expect("nothing halted");
+    scene.ledger.check_settled_once(&sent);
+    assert!(scene.ledger.is_stored(&sent));
+}
+
+/// What a parent cannot settle keeps its children from beginning, through a restart as well.
+#[tokio::test]
+async fn the_children_of_a_halted_shard_wait_for_it() {
+    let scene = Scene::new(1).await;
+    scene
+        .put(records(50, 5, |number| if number == 30 { "bad" } else { "ok" }))
+        .await;
+    scene.split(&scene.open_shards().await[0]).await;
+    scene.put(records(50, 5, |_| "ok")).await;
+    scene.sink.set(SinkState::Refuses("key-0".to_owned()));
+    for _ in 0..2 {
+        let running = scene.start();
+        let error = running.end().await.expect_err("nothing is left that may begin");
+        assert!(matches!(error, ConsumerError::ShardHalted(_)), "{error:?}");
+        assert_eq!(scene.ledger.events("ShardEnded"), 0);
+    }
+    scene.check_lineage().await;
+
+    scene.sink.set(SinkState::Up);
+    let running = scene.start();
+    scene.settle_all(running).await;
+    scene.check_lineage().await;
+}

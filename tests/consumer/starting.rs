@@ -1,0 +1,120 @@
+//! What cannot work is said at the start, before the first record.
+
+use std::time::Duration;
+
+use redrive::dead_letter::TargetError;
+use redrive::{Consumer, ConsumerBuilder, ConsumerError, checkpoint, dead_letter};
+
+use crate::scene::{STREAM, Scene, records};
+use crate::support::embedded::create_stream;
+use crate::support::ledger::Sink;
+
+fn consumer(scene: &Scene, stream: &str) -> ConsumerBuilder {
+    Consumer::builder(scene.proxy.client(), stream).checkpoints(scene.store.clone())
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_exist_is_an_error() {
+    let scene = Scene::new(1).await;
+    // With a dead-letter sink the stream is looked at before its shards are, without one it is not.
+    for resilient in [scene.resilient(), scene.resilient().without_dead_letters()] {
+        let running = scene.run(consumer(&scene, "invoices"), resilient);
+        let error = running.end().await.expect_err("no such stream");
+        assert!(
+            matches!(&error, ConsumerError::StreamNotFound { stream, .. } if stream == "invoices"),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_source_cannot_be_the_dead_letter_stream() {
+    let scene = Scene::new(1).await;
+    scene.put(records(10, 5, |_| "bad")).await;
+    let sink = dead_letter::Kinesis::new(scene.client(), STREAM);
+    let running = scene.run(scene.consumer(), scene.resilient().dead_letters(sink));
+    let error = running.end().await.expect_err("a circle");
+    assert!(
+        matches!(
+            &error,
+            ConsumerError::DeadLetterTarget(TargetError::SourceItself { name }) if name == STREAM
+        ),
+        "{error:?}"
+    );
+    assert!(scene.proxy.calls("GetRecords").is_empty());
+}
+
+#[tokio::test]
+async fn a_dead_letter_stream_that_does_not_exist_is_an_error() {
+    let scene = Scene::new(1).await;
+    let sink = dead_letter::Kinesis::new(scene.client(), "nowhere");
+    let running = scene.run(scene.consumer(), scene.resilient().dead_letters(sink));
+    let error = running.end().await.expect_err("no such stream");
+    assert!(
+        matches!(
+            &error,
+            ConsumerError::DeadLetterTarget(TargetError::Unreachable { name, .. }) if name == "nowhere"
+        ),
+        "{error:?}"
+    );
+    assert!(scene.proxy.calls("GetRecords").is_empty());
+}
+
+/// A stream keeps its records for a day by default, which is little for a dead letter.
+#[tokio::test]
+async fn a_dead_letter_stream_that_forgets_soon_is_warned_of_and_used() {
+    let scene = Scene::new(1).await;
+    create_stream(&scene.client(), "orders-dlq", 1)
+        .await
+        .expect("a stream");
+    scene
+        .put(records(
+            40,
+            4,
+            |number| if number % 4 == 1 { "bad" } else { "ok" },
+        ))
+        .await;
+    let sink = Sink::new(
+        &scene.ledger,
+        dead_letter::Kinesis::new(scene.client(), "orders-dlq"),
+    );
+    let running = scene.run(scene.consumer(), scene.resilient().dead_letters(sink));
+    scene.settle_all(running).await;
+    assert!(scene.ledger.events("DeadLetterTargetWarning") > 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_built_is_refused_by_name() {
+    let scene = Scene::new(1).await;
+    let refused = |builder: ConsumerBuilder| builder.build().expect_err("refused").setting();
+    let valid = || consumer(&scene, STREAM);
+    assert!(valid().build().is_ok());
+    assert_eq!(refused(Consumer::builder(scene.client(), STREAM)), "checkpoints");
+    assert_eq!(refused(consumer(&scene, "")), "builder");
+    for calls in [0.0, -1.0, f64::NAN, 1e-9, 1e-19, 1e-300] {
+        assert_eq!(
+            refused(valid().calls_per_second(calls)),
+            "calls_per_second",
+            "{calls}"
+        );
+    }
+    for records in [0, 10_001, u32::MAX] {
+        assert_eq!(
+            refused(valid().records_per_call(records)),
+            "records_per_call",
+            "{records}"
+        );
+    }
+    assert_eq!(refused(valid().calls_in_flight(0)), "calls_in_flight");
+
+    let text = Consumer::builder(scene.client(), STREAM)
+        .build()
+        .expect_err("refused")
+        .to_string();
+    assert!(text.contains(".checkpoints("), "{text}");
+    let memory = Consumer::builder(scene.client(), STREAM).checkpoints(checkpoint::Memory::new());
+    let endless = memory
+        .shutdown_timeout(Duration::MAX)
+        .idle_interval(Duration::MAX);
+    assert!(endless.build().is_ok());
+}
