@@ -9,6 +9,7 @@ use redrive::{
     dead_letter,
 };
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::embedded::{self, Embedded};
@@ -119,6 +120,20 @@ impl Scene {
             stop,
             task: tokio::spawn(consumer.run_until(resilient, stopped)),
         }
+    }
+
+    /// Waits until no more reads come. Reads that go on come every 20 ms.
+    pub async fn reading_stops(&self) {
+        let stops = async {
+            loop {
+                let before = self.proxy.calls("GetRecords").len();
+                sleep(Duration::from_millis(300)).await;
+                if self.proxy.under_way() == 0 && self.proxy.calls("GetRecords").len() == before {
+                    return;
+                }
+            }
+        };
+        finished("the reading stops", stops).await;
     }
 
     /// Reads what is in the stream to its end, once, in order and without a loss.

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use redrive::{BoxError, Record, RetryPolicy, processor_fn};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Scene, records};
 use crate::support::ledger::{Note, SinkState, covers};
 use crate::support::script::Script;
 use crate::support::stream::{Place, Sent};
-use crate::support::waiting::{eventually, finished};
+use crate::support::waiting::eventually;
 
 fn one(key: &str, steps: &str) -> (String, String) {
     (key.to_owned(), steps.to_owned())
@@ -34,20 +34,6 @@ fn begun(scene: &Scene) -> HashSet<Place> {
 fn unsettled(scene: &Scene, sent: &[Sent]) -> HashSet<Place> {
     let book = scene.ledger.book();
     places(sent.iter().filter(|sent| !book.settled.contains(&sent.place)))
-}
-
-/// Waits until no more reads come. Reads that go on come every 20 ms.
-async fn reading_stops(scene: &Scene) {
-    let stops = async {
-        loop {
-            let before = scene.proxy.calls("GetRecords").len();
-            sleep(Duration::from_millis(300)).await;
-            if scene.proxy.calls("GetRecords").len() == before {
-                return;
-            }
-        }
-    };
-    finished("the reading stops", stops).await;
 }
 
 #[tokio::test]
@@ -83,7 +69,7 @@ async fn what_runs_may_end_and_nothing_new_begins() {
     })
     .await;
     // A handler that runs and a letter on its way hold it up, and meanwhile nothing more is read.
-    reading_stops(&scene).await;
+    scene.reading_stops().await;
     assert!(!running.is_finished());
     script.open_gate();
     sink_opens.cancel();
@@ -150,7 +136,7 @@ async fn a_shutdown_may_have_all_the_time_there_is() {
     );
     eventually("the handler runs", || !script.calls().is_empty()).await;
     running.stop.cancel();
-    reading_stops(&scene).await;
+    scene.reading_stops().await;
     assert!(!running.is_finished(), "the handler has the time that it needs");
     script.open_gate();
     scene.settle_all(running).await;
@@ -172,7 +158,7 @@ async fn a_consumer_that_is_dropped_leaves_nothing_behind_and_loses_nothing() {
     let running = scene.run(scene.consumer().records_per_call(50), scene.resilient());
     scene.ledger.settled(400).await;
     running.abort().await;
-    reading_stops(&scene).await;
+    scene.reading_stops().await;
     let before = scene.ledger.book().notes.len();
     let stored = scene.ledger.book().last_saved();
 

@@ -1,13 +1,14 @@
 //! A proxy in front of a Kinesis server, which makes calls fail as a test scripts it.
 
 use std::io::{self, Error, ErrorKind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -68,6 +69,7 @@ type Script = Box<dyn FnMut(&Call) -> Fault + Send>;
 
 struct Desk {
     upstream: String,
+    under_way: AtomicUsize,
     calls: Mutex<Vec<Call>>,
     script: Mutex<Script>,
 }
@@ -87,10 +89,12 @@ impl Proxy {
         let own = format!("http://{}", listener.local_addr()?);
         let desk = Arc::new(Desk {
             upstream: endpoint.trim_start_matches("http://").to_owned(),
+            under_way: AtomicUsize::new(0),
             calls: Mutex::new(Vec::new()),
             script: Mutex::new(Box::new(|_| Fault::None)),
         });
         let app = Router::new().fallback(handle).with_state(desk.clone());
+        let app = app.layer(DefaultBodyLimit::disable());
         let server = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 eprintln!("the proxy stopped: {error}");
@@ -115,6 +119,11 @@ impl Proxy {
         of_target.cloned().collect()
     }
 
+    /// How many calls are not answered yet, those included that never are.
+    pub fn under_way(&self) -> usize {
+        self.desk.under_way.load(Ordering::Relaxed)
+    }
+
     /// A client that goes through it.
     pub fn client(&self) -> Client {
         embedded::client(&self.endpoint)
@@ -136,6 +145,7 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
         .rsplit_once('.')
         .map_or(target, |(_, operation)| operation)
         .to_owned();
+    let _under_way = UnderWay::new(&desk.under_way);
     let fault = desk.consult(operation, &body);
     match fault {
         Fault::None => {}
@@ -160,6 +170,22 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
         _ => {}
     }
     respond(status, answer.len(), Body::from(answer))
+}
+
+/// Counts a call as long as it lives.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Desk {
