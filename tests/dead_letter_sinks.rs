@@ -6,8 +6,8 @@
 mod conformance {
     pub mod sinks;
 }
+#[allow(dead_code, reason = "each test file uses a part of it")]
 mod support {
-    #[allow(dead_code)]
     pub mod embedded;
     pub mod stream;
 }

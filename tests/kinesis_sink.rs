@@ -7,6 +7,7 @@ mod conformance {
     #[allow(dead_code, unused_macros)]
     pub mod sinks;
 }
+#[allow(dead_code, reason = "each test file uses a part of it")]
 mod support {
     pub mod faulty;
     pub mod stream;

@@ -46,7 +46,10 @@ fn position(number: u64) -> Position {
     record(number, "", "").position()
 }
 
-async fn run(ordering: Ordering, records: Vec<Record>) -> (Script, Result<Finished, ShardHalted>, Duration) {
+async fn run(
+    ordering: Ordering,
+    records: Vec<Record>,
+) -> (Script, Result<Finished, Box<ShardHalted>>, Duration) {
     let script = Script::default();
     let start = Instant::now();
     let pipeline = Pipeline::new().ordering(ordering);

@@ -94,7 +94,7 @@ impl Observer for Screen {
             Event::Settled { .. } => {
                 let settled = self.settled.fetch_add(1, Ordering::Relaxed) + 1;
                 self.bar.set_position(settled);
-                if settled % 100 == 0 {
+                if settled.is_multiple_of(100) {
                     let retries = self.retries.load(Ordering::Relaxed);
                     let letters = self.letters.load(Ordering::Relaxed);
                     self.bar

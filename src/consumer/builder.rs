@@ -133,7 +133,7 @@ impl ConsumerBuilder {
         if self.stream.name().is_empty() {
             return Err(ConfigError::new("builder", "the stream needs a name or an ARN"));
         }
-        if !(self.calls_per_second > 0.0) {
+        if self.calls_per_second.is_nan() || self.calls_per_second <= 0.0 {
             return Err(ConfigError::new("calls_per_second", "must be more than 0"));
         }
         if !(1..=10_000).contains(&self.records_per_call) {

@@ -97,7 +97,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
             Err(halted) => {
                 let checkpoint = halted.checkpoint.clone();
-                (ShardEnd::Halted(Box::new(halted)), checkpoint)
+                (ShardEnd::Halted(halted), checkpoint)
             }
         };
         progress.finish(checkpoint);

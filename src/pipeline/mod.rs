@@ -118,7 +118,7 @@ impl Pipeline {
     ///
     /// If the future is dropped, running handlers are dropped at their `.await`, and what was not
     /// settled must be delivered again.
-    pub async fn run<P, S>(&self, resilient: &Resilient<P>, batches: S) -> Result<Finished, ShardHalted>
+    pub async fn run<P, S>(&self, resilient: &Resilient<P>, batches: S) -> Result<Finished, Box<ShardHalted>>
     where
         P: RecordProcessor,
         S: Stream<Item = Batch> + Unpin,
@@ -144,7 +144,7 @@ impl Pipeline {
         from: Checkpoint,
         progress: &Progress,
         shutdown: &CancellationToken,
-    ) -> Result<Finished, ShardHalted>
+    ) -> Result<Finished, Box<ShardHalted>>
     where
         P: RecordProcessor,
         S: Stream<Item = Batch> + Unpin,

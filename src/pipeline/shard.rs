@@ -36,7 +36,7 @@ pub(super) async fn run<P, S>(
     from: Checkpoint,
     progress: &Progress,
     shutdown: &CancellationToken,
-) -> Result<Finished, ShardHalted>
+) -> Result<Finished, Box<ShardHalted>>
 where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
@@ -374,14 +374,14 @@ where
         })
     }
 
-    fn finish(mut self) -> Result<Finished, ShardHalted> {
+    fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
         let checkpoint = self.window.checkpoint();
         match self.stop.and_then(|stop| stop.halted) {
-            Some((record, halt)) => Err(ShardHalted {
+            Some((record, halt)) => Err(Box::new(ShardHalted {
                 record,
                 halt,
                 checkpoint,
-            }),
+            })),
             None => {
                 let unsettled = self.window.held() + self.batch.len();
                 Ok(Finished {
