@@ -9,6 +9,7 @@ use aws_sdk_kinesis::Client;
 
 mod builder;
 mod checkpointing;
+mod discovery;
 mod polling;
 mod shard;
 mod shards;

@@ -90,7 +90,8 @@ pub enum Event<'a> {
         /// Why.
         reason: &'a Unsettled,
     },
-    /// The stream's shards could not be listed, or their checkpoints not be loaded; tried again.
+    /// What must be known before reading (the stream's shards, their checkpoints, the dead-letter target)
+    /// could not be found out; tried again.
     #[non_exhaustive]
     DiscoveryFailed {
         /// The stream's name.

@@ -141,7 +141,7 @@ impl Observer for Log {
                 failures,
                 error = full(*error),
                 ?delay,
-                "the stream's shards could not be found out; tried again"
+                "what must be known before reading could not be found out; tried again"
             ),
             Event::ShardStarted {
                 stream,

@@ -1,0 +1,219 @@
+//! What a consumer must know before it reads: the stream, its shards, what is stored of them, and whether
+//! the dead-letter sink may be used.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::types::Shard;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::time::sleep;
+
+use super::{ConsumerError, StreamId};
+use crate::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
+use crate::classify::{Classify, StandardClassifier};
+use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
+use crate::failure::{BoxError, Class};
+use crate::observer::{Event, Interest, Observers};
+use crate::record::{Position, ShardId};
+use crate::retry::{Backoff, Jitter};
+
+/// Asks until it is answered.
+pub(super) struct Discovery<'a> {
+    pub(super) client: &'a Client,
+    pub(super) stream: &'a StreamId,
+    pub(super) application: &'a Arc<str>,
+    pub(super) checkpoints: &'a dyn CheckpointStore,
+    pub(super) observers: &'a Observers,
+}
+
+/// The stream's shards, and what is stored of them.
+pub(super) struct Found {
+    shards: Vec<Shard>,
+    pub(super) checkpoints: HashMap<ShardId, Checkpoint>,
+}
+
+/// Why a question was not answered.
+enum Problem {
+    /// Asking again gives no other answer.
+    Final(ConsumerError),
+    /// It may be answered later.
+    Passing(BoxError),
+}
+
+impl Discovery<'_> {
+    /// Before the first record is read: may the dead-letter sink be used?
+    pub(super) async fn check(&self, sink: &dyn DeadLetterSink) -> Result<(), ConsumerError> {
+        let mut patience = Patience::new();
+        let warnings = loop {
+            match self.look_at(sink).await {
+                Ok(warnings) => break warnings,
+                Err(Problem::Final(error)) => return Err(error),
+                Err(Problem::Passing(error)) => patience.wait(self, error).await,
+            }
+        };
+        let name = sink.name();
+        for warning in warnings {
+            self.tell(|_| Event::DeadLetterTargetWarning {
+                sink: &name,
+                message: &warning.message,
+                remedy: &warning.remedy,
+            });
+        }
+        Ok(())
+    }
+
+    async fn look_at(&self, sink: &dyn DeadLetterSink) -> Result<Vec<Warning>, Problem> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.describe_stream_summary();
+        let mut source = SourceStream::new(&**self.stream.name());
+        match call.set_stream_name(name).set_stream_arn(arn).send().await {
+            Ok(reply) => {
+                if let Some(summary) = reply.stream_description_summary {
+                    source.arn = Some(summary.stream_arn);
+                    source.max_record_bytes = summary
+                        .max_record_size_in_kib
+                        .and_then(|kib| u64::try_from(kib).ok())
+                        .map(|kib| kib * 1024);
+                }
+            }
+            Err(error) if is_not_found(&error) => return Err(self.not_found(error.into())),
+            Err(error) if is_passing(&error) => return Err(Problem::Passing(error.into())),
+            // Reading needs no right to describe; what is unknown then is only the stream's record limit.
+            Err(error) => tracing::debug!(%error, "the stream cannot be described"),
+        }
+        sink.check(&source).await.map_err(|error| match &error {
+            TargetError::Unreachable { source, .. } if is_passing(&**source) => {
+                Problem::Passing(error.into())
+            }
+            _ => Problem::Final(error.into()),
+        })
+    }
+
+    /// The stream's shards, and what is stored of them.
+    pub(super) async fn shards(&self) -> Result<Found, ConsumerError> {
+        let mut patience = Patience::new();
+        loop {
+            match self.find().await {
+                Ok(found) => return Ok(found),
+                Err(Problem::Final(error)) => return Err(error),
+                Err(Problem::Passing(error)) => patience.wait(self, error).await,
+            }
+        }
+    }
+
+    async fn find(&self) -> Result<Found, Problem> {
+        let mut shards = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            let call = self.client.list_shards();
+            let call = match &next {
+                // The token names the stream.
+                Some(token) => call.next_token(token),
+                None => {
+                    let (name, arn) = self.stream.name_or_arn();
+                    call.set_stream_name(name).set_stream_arn(arn)
+                }
+            };
+            let page = call.send().await.map_err(|error| match is_not_found(&error) {
+                true => self.not_found(error.into()),
+                false => Problem::Passing(error.into()),
+            })?;
+            shards.extend(page.shards.unwrap_or_default());
+            next = page.next_token;
+            if next.is_none() {
+                break;
+            }
+        }
+        let keys: Vec<ShardKey> = shards
+            .iter()
+            .map(|shard| self.key(shard.shard_id().into()))
+            .collect();
+        let mut checkpoints = HashMap::new();
+        for (key, stored) in keys.iter().zip(self.checkpoints.load(&keys).await) {
+            if let Some(checkpoint) = stored.map_err(|error| Problem::Passing(error.into()))? {
+                checkpoints.insert(key.shard.clone(), checkpoint);
+            }
+        }
+        Ok(Found { shards, checkpoints })
+    }
+
+    pub(super) fn key(&self, shard: ShardId) -> ShardKey {
+        ShardKey::new(self.application.clone(), self.stream.name().clone(), shard)
+    }
+
+    fn not_found(&self, source: BoxError) -> Problem {
+        let name = self.stream.arn().unwrap_or(self.stream.name());
+        Problem::Final(ConsumerError::StreamNotFound {
+            stream: name.to_owned(),
+            source,
+        })
+    }
+
+    fn tell<'a>(&'a self, event: impl FnOnce(&'a str) -> Event<'a>) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&event(self.stream.name()));
+        }
+    }
+}
+
+impl Found {
+    /// The shards that may be read: not at their end, and no parent that the stream still has is short
+    /// of its own. (A parent that the stream has no more was trimmed: nothing of it is left to read.)
+    pub(super) fn ready(&self) -> Vec<ShardId> {
+        let known: HashSet<&str> = self.shards.iter().map(Shard::shard_id).collect();
+        let done = |shard: &str| {
+            let stored = self.checkpoints.get(&ShardId::from(shard));
+            stored.is_some_and(|checkpoint| *checkpoint.position() == Position::ShardEnd)
+        };
+        let open =
+            |parent: Option<&str>| parent.is_some_and(|parent| known.contains(parent) && !done(parent));
+        self.shards
+            .iter()
+            .filter(|shard| !done(shard.shard_id()))
+            .filter(|shard| !open(shard.parent_shard_id()) && !open(shard.adjacent_parent_shard_id()))
+            .map(|shard| shard.shard_id().into())
+            .collect()
+    }
+}
+
+/// How long to wait before asking again.
+struct Patience {
+    failures: u32,
+    rng: SmallRng,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Patience {
+            failures: 0,
+            rng: SmallRng::from_rng(&mut rand::rng()),
+        }
+    }
+
+    async fn wait(&mut self, discovery: &Discovery<'_>, error: BoxError) {
+        let backoff = const { Backoff::exponential() };
+        let delay = Jitter::Equal.delay(&backoff, self.failures, Duration::ZERO, &mut self.rng);
+        self.failures = self.failures.saturating_add(1);
+        discovery.tell(|stream| Event::DiscoveryFailed {
+            stream,
+            failures: self.failures,
+            error: &*error,
+            delay,
+        });
+        sleep(delay).await;
+    }
+}
+
+fn is_not_found(error: &impl ProvideErrorMetadata) -> bool {
+    error.code() == Some("ResourceNotFoundException")
+}
+
+/// Whether it may be gone the next time.
+fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let verdict = StandardClassifier.classify(error);
+    verdict.is_none_or(|verdict| verdict.class() == Class::Transient)
+}
