@@ -6,6 +6,7 @@ mod support;
 
 mod bounds;
 mod checkpoints;
+mod killing;
 mod letters;
 mod reading;
 mod resharding;

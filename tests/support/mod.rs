@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod embedded;
+pub mod kill;
 pub mod ledger;
 pub mod proxy;
 pub mod script;

@@ -1,0 +1,472 @@
+//! A consumer in a process of its own, to be killed.
+//!
+//! The process is this test binary again: [`child`] is called by an ignored test, which the parent starts
+//! by its name. What it does is in a journal, each line one write, so that a kill tears none; where it
+//! stands is in a redb file; its dead letters are in a Kinesis stream.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_kinesis::Client;
+use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use redrive::dead_letter::{self, DeadLetter};
+use redrive::pipeline::Capacity;
+use redrive::{
+    Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, ShardId,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::embedded;
+use super::ledger::covers;
+use super::stream::{self, Place, Sent};
+use super::waiting::eventually;
+
+const TASK: &str = "REDRIVE_TEST_CONSUMER";
+const APPLICATION: &str = "billing";
+const KILLS: usize = 3;
+
+/// What the child is to do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Task {
+    endpoint: String,
+    stream: String,
+    letters: String,
+    folder: PathBuf,
+}
+
+impl Task {
+    fn journal(&self) -> PathBuf {
+        self.folder.join("journal")
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints.redb")
+    }
+}
+
+/// The child's whole life; nothing if this process is no child.
+pub fn child() {
+    let Ok(task) = std::env::var(TASK) else {
+        return;
+    };
+    let task: Task = serde_json::from_str(&task).expect("a task");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(consume(task));
+}
+
+async fn consume(task: Task) {
+    let journal = Journal::open(&task.journal());
+    let client = embedded::client(&task.endpoint);
+    let resilient = Resilient::builder(APPLICATION, journal.clone())
+        .retry(RetryPolicy::exponential().max_attempts(10))
+        .dead_letters(dead_letter::Kinesis::new(client.clone(), &task.letters))
+        .build()
+        .expect("a valid processor");
+    let store = checkpoint::Redb::open(task.checkpoints()).expect("a checkpoint file");
+    // Slow enough to be killed in the middle.
+    let consumer = Consumer::builder(client, &*task.stream)
+        .checkpoints(Noted { store, journal })
+        .capacity(Capacity::new(4, 64 * 1024 * 1024).expect("valid"))
+        .records_per_call(200)
+        .idle_interval(Duration::from_millis(100))
+        .build()
+        .expect("a valid consumer");
+    // The parent says so by closing its end; if it dies, that is closed as well.
+    let (closed, shutdown) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        drop(closed);
+    });
+    let shutdown = async {
+        let _ = shutdown.await;
+    };
+    let ended = consumer.run_until(resilient, shutdown).await;
+    ended.expect("the consumer ends well");
+}
+
+/// Where the child writes what it did.
+#[derive(Debug, Clone)]
+struct Journal(Arc<File>);
+
+impl Journal {
+    fn open(path: &Path) -> Self {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Journal(Arc::new(file.expect("a journal")))
+    }
+
+    fn write(&self, line: &str) {
+        let written = (&*self.0).write(line.as_bytes()).expect("room on the disk");
+        assert_eq!(written, line.len(), "a line is one write");
+    }
+}
+
+impl RecordProcessor for Journal {
+    type Error = BoxError;
+
+    async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
+        tokio::time::sleep(Duration::from_millis(8)).await;
+        match &record.payload()[..] {
+            b"bad" => return Err(Failure::permanent("bad data").into()),
+            // For about three seconds, and anew after each restart.
+            b"late" if attempt.number() < 5 => {
+                let busy = Failure::transient("busy");
+                return Err(busy.with_retry_after(Duration::from_millis(750)).into());
+            }
+            _ => {}
+        }
+        self.write(&format!(
+            "processed {} {}\n",
+            record.shard(),
+            record.sequence_number()
+        ));
+        Ok(())
+    }
+}
+
+/// Writes into the journal what is stored.
+#[derive(Debug)]
+struct Noted {
+    store: checkpoint::Redb,
+    journal: Journal,
+}
+
+#[async_trait]
+impl CheckpointStore for Noted {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        self.store.load(shards).await
+    }
+
+    async fn save(&self, rows: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        let results = self.store.save(rows).await;
+        for ((key, _), result) in rows.iter().zip(&results) {
+            if result.is_ok() {
+                self.journal.write(&format!("saved {} -\n", key.shard));
+            }
+        }
+        results
+    }
+
+    fn write_interval(&self) -> Duration {
+        self.store.write_interval()
+    }
+}
+
+/// Puts so many records into this stream, has a child process them which is killed thrice, and holds what
+/// is left behind against what is in the stream.
+///
+/// `test` is the full name of the ignored test that calls [`child`].
+pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i32, count: usize) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let task = Task {
+        endpoint: endpoint.to_owned(),
+        stream: stream.to_owned(),
+        letters: format!("{stream}-dlq"),
+        folder: folder.path().to_owned(),
+    };
+    let client = embedded::client(endpoint);
+    for (name, shards) in [(&task.stream, shards), (&task.letters, 1)] {
+        embedded::create_stream(&client, name, shards)
+            .await
+            .expect("a stream");
+    }
+    let records = (0..count).map(|number| {
+        let payload = match number % 60 {
+            7 => "late",
+            19 | 49 => "bad",
+            _ => "ok",
+        };
+        (format!("key-{}", number % 97), payload)
+    });
+    stream::put(&client, stream, records).await;
+    let sent = stream::read(&client, stream).await;
+    assert_eq!(sent.len(), count);
+
+    let mut kills = Vec::new();
+    for kill in 1..=KILLS {
+        let before = task.done().len();
+        let mut child = task.start(test);
+        eventually("the child has done its part and stored some of it", || {
+            child.must_run();
+            let done = task.done();
+            let enough = done.len() - before >= count / (KILLS + 2);
+            enough && before_last_save(&done, before).len() > count / 20
+        })
+        .await;
+        child.kill();
+        let killed = Killed::look(&task, &client, before).await;
+        killed.check(&sent);
+        println!("kill {kill}: {}", killed.figures(&sent));
+        kills.push(killed);
+    }
+
+    let child = task.start(test);
+    let mut letters = Vec::new();
+    eventually("every record is settled", || {
+        let mut left: HashSet<&Place> = sent.iter().map(|sent| &sent.place).collect();
+        let done = task.done();
+        for (_, place) in processed(&done) {
+            left.remove(&place);
+        }
+        // Those that end as letters are looked for below.
+        sent.iter().filter(|sent| sent.data == b"bad").for_each(|sent| {
+            left.remove(&sent.place);
+        });
+        left.is_empty()
+    })
+    .await;
+    let bad = sent.iter().filter(|sent| sent.data == b"bad").count();
+    while letters.iter().collect::<HashSet<_>>().len() < bad {
+        letters = task.letters(&client).await;
+    }
+    child.stop();
+
+    let last = Killed::look(&task, &client, 0).await;
+    let lost: Vec<&Sent> = sent
+        .iter()
+        .filter(|sent| !last.settled().contains(&sent.place))
+        .collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    let open = sent.iter().find(|sent| !covers(&last.stored, sent));
+    assert_eq!(open, None, "a shutdown stores the last checkpoint");
+    check_order(&last.done, &kills, &sent);
+    for killed in &kills {
+        killed.check_repeats(&last, &sent);
+    }
+    let processed = processed(&last.done).count();
+    println!(
+        "{count} records, {KILLS} kills: {processed} processed, {} letters; {} repeated",
+        last.letters.len(),
+        processed + last.letters.len() - count
+    );
+}
+
+/// A line of the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Done {
+    Processed(Place),
+    Saved(ShardId),
+}
+
+impl Task {
+    fn start(&self, test: &str) -> Running {
+        let log = self.folder.join("log");
+        let output = OpenOptions::new().create(true).append(true).open(&log);
+        let output = output.expect("a log");
+        let child = Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env(TASK, serde_json::to_string(self).expect("JSON"))
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone().expect("a second handle"))
+            .stderr(output)
+            .spawn();
+        Running {
+            child: child.expect("a child"),
+            log,
+        }
+    }
+
+    /// What the journal says.
+    fn done(&self) -> Vec<Done> {
+        let journal = fs::read_to_string(self.journal()).unwrap_or_default();
+        assert!(journal.is_empty() || journal.ends_with('\n'), "a torn line");
+        let parse = |line: &str| {
+            let parts: Vec<&str> = line.split(' ').collect();
+            match parts[..] {
+                ["processed", shard, number] => Done::Processed(Place {
+                    shard: shard.into(),
+                    number: number.parse().expect("a sequence number"),
+                }),
+                ["saved", shard, _] => Done::Saved(shard.into()),
+                _ => panic!("not a line of the journal: {line:?}"),
+            }
+        };
+        journal.lines().map(parse).collect()
+    }
+
+    /// The records of the letters in the dead-letter stream, in order.
+    async fn letters(&self, client: &Client) -> Vec<Place> {
+        let letters = stream::read(client, &self.letters).await;
+        let place = |sent: Sent| {
+            let letter = DeadLetter::decode(&sent.data.into()).expect("a letter");
+            Place {
+                shard: letter.shard,
+                number: letter.sequence_number,
+            }
+        };
+        letters.into_iter().map(place).collect()
+    }
+
+    /// What the checkpoint file says, which no process has open.
+    async fn stored(&self, client: &Client) -> HashMap<ShardId, Checkpoint> {
+        let store = checkpoint::Redb::open(self.checkpoints()).expect("the file outlives the kill");
+        let shards = stream::shards(client, &self.stream).await;
+        let keys: Vec<ShardKey> = shards
+            .into_iter()
+            .map(|shard| ShardKey::new(APPLICATION, &*self.stream, shard))
+            .collect();
+        let stored = store.load(&keys).await.into_iter();
+        let stored = keys.into_iter().zip(stored).filter_map(|(key, row)| {
+            let row = row.expect("can be understood");
+            row.map(|checkpoint| (key.shard, checkpoint))
+        });
+        stored.collect()
+    }
+}
+
+fn processed(done: &[Done]) -> impl Iterator<Item = (usize, Place)> + '_ {
+    done.iter().enumerate().filter_map(|(at, done)| match done {
+        Done::Processed(place) => Some((at, place.clone())),
+        Done::Saved(_) => None,
+    })
+}
+
+/// What was processed in this run before the last but one checkpoint of its shard was stored. The last one
+/// was made after that, so that it must cover all of it.
+fn before_last_save(done: &[Done], start: usize) -> HashSet<Place> {
+    let mut saves: HashMap<&ShardId, Vec<usize>> = HashMap::new();
+    for (at, done) in done.iter().enumerate().skip(start) {
+        if let Done::Saved(shard) = done {
+            saves.entry(shard).or_default().push(at);
+        }
+    }
+    let due = |&(at, ref place): &(usize, Place)| match saves.get(&place.shard).map(Vec::as_slice) {
+        Some([.., last_but_one, _]) => at < *last_but_one,
+        _ => false,
+    };
+    processed(done).filter(due).map(|(_, place)| place).collect()
+}
+
+/// A child that runs; it does not outlive this value.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn must_run(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("a child") {
+            panic!("the child ended: {status}\n{}", self.log());
+        }
+    }
+
+    /// With SIGKILL.
+    fn kill(&mut self) {
+        self.child.kill().expect("a child that runs");
+        self.child.wait().expect("a child");
+    }
+
+    fn stop(mut self) {
+        // Closes its standard input, which is what ends it.
+        let status = self.child.wait().expect("a child");
+        assert!(status.success(), "{status}\n{}", self.log());
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a child left behind.
+struct Killed {
+    /// Where in the journal its run began.
+    start: usize,
+    done: Vec<Done>,
+    letters: Vec<Place>,
+    stored: HashMap<ShardId, Checkpoint>,
+}
+
+impl Killed {
+    async fn look(task: &Task, client: &Client, start: usize) -> Self {
+        Killed {
+            start,
+            done: task.done(),
+            letters: task.letters(client).await,
+            stored: task.stored(client).await,
+        }
+    }
+
+    fn settled(&self) -> HashSet<Place> {
+        let processed = processed(&self.done).map(|(_, place)| place);
+        processed.chain(self.letters.iter().cloned()).collect()
+    }
+
+    /// Its checkpoints pass nothing that is not settled, and are no older than the last that was due.
+    fn check(&self, sent: &[Sent]) {
+        let settled = self.settled();
+        let due = before_last_save(&self.done, self.start);
+        for sent in sent {
+            if covers(&self.stored, sent) {
+                assert!(settled.contains(&sent.place), "stored as settled: {sent:?}");
+            } else {
+                assert!(!due.contains(&sent.place), "repeated without need: {sent:?}");
+            }
+        }
+    }
+
+    /// What its checkpoints cover was neither processed nor dead-lettered after it.
+    fn check_repeats(&self, last: &Killed, sent: &[Sent]) {
+        let again: HashSet<Place> = processed(&last.done[self.done.len()..])
+            .map(|(_, place)| place)
+            .chain(last.letters[self.letters.len()..].iter().cloned())
+            .collect();
+        let repeated = sent
+            .iter()
+            .find(|sent| covers(&self.stored, sent) && again.contains(&sent.place));
+        assert_eq!(repeated, None, "stored as settled, and done again");
+    }
+
+    fn figures(&self, sent: &[Sent]) -> String {
+        let covered: Vec<&Sent> = sent.iter().filter(|sent| covers(&self.stored, sent)).collect();
+        let ahead = covered.iter().filter(|sent| {
+            let checkpoint = &self.stored[&sent.place.shard];
+            !checkpoint.position().covers(&sent.record())
+        });
+        let settled = self.settled().len();
+        format!(
+            "{settled} settled, {} stored as such ({} of them ahead of the watermark): {} to repeat",
+            covered.len(),
+            ahead.count(),
+            settled - covered.len()
+        )
+    }
+}
+
+/// In each run the records of a key are processed in order, and none for the first time before those ahead
+/// of it.
+fn check_order(done: &[Done], kills: &[Killed], sent: &[Sent]) {
+    let mut ranks: HashMap<&Place, (&str, usize)> = HashMap::new();
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for sent in sent.iter().filter(|sent| sent.data != b"bad") {
+        let count = counts.entry(&sent.key).or_default();
+        ranks.insert(&sent.place, (&sent.key, *count));
+        *count += 1;
+    }
+    let mut firsts: HashMap<&str, usize> = HashMap::new();
+    let mut last: HashMap<&str, usize> = HashMap::new();
+    let mut runs = kills.iter().map(|killed| killed.done.len()).peekable();
+    for (at, place) in processed(done) {
+        while runs.next_if(|&end| end <= at).is_some() {
+            last.clear();
+        }
+        let (key, rank) = ranks[&place];
+        let first = firsts.entry(key).or_default();
+        assert!(rank <= *first, "{place:?} overtakes a record of its key");
+        *first = (*first).max(rank + 1);
+        let before = last.insert(key, rank);
+        assert!(before.is_none_or(|before| before < rank), "{place:?} comes late");
+    }
+}
