@@ -152,7 +152,7 @@ pub struct Failure(Marked);
 
 /// The inner layer of a [`Failure`]: what a walk over the chain finds.
 #[derive(Debug)]
-pub(crate) struct Marked {
+struct Marked {
     verdict: Verdict,
     error: BoxError,
 }
@@ -257,10 +257,9 @@ impl Error for Marked {
     }
 }
 
-impl Marked {
-    pub(crate) fn verdict(&self) -> &Verdict {
-        &self.verdict
-    }
+/// What was said of the error: the outermost mark in its chain.
+pub(crate) fn mark<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Verdict> {
+    chain(error).find_map(|error| error.downcast_ref::<Marked>().map(|marked| &marked.verdict))
 }
 
 /// An error and its sources, outermost first.

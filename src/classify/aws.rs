@@ -15,8 +15,7 @@ use aws_smithy_types::event_stream::RawMessage;
 
 use super::Classify;
 use super::aws_code::{aws_code, with_aws_code};
-use super::standard::mark;
-use crate::failure::{Class, Scope, Verdict, chain};
+use crate::failure::{Class, Scope, Verdict, chain, mark};
 
 /// What an error of any AWS service means.
 ///

@@ -7,7 +7,7 @@ use std::str::Utf8Error;
 use std::string::FromUtf8Error;
 
 use super::Classify;
-use crate::failure::{Class, Marked, Scope, Verdict, chain};
+use crate::failure::{Class, Scope, Verdict, chain, mark};
 
 /// Knows marks, the errors of the standard library, tokio, serde_json, base64 and the AWS SDK.
 ///
@@ -49,11 +49,6 @@ impl Classify for StandardClassifier {
             .or_else(|| chain(error).find_map(known))
             .or_else(|| chain(error).find_map(wrapper))
     }
-}
-
-/// What the user said: the outermost mark in the chain.
-pub(super) fn mark<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Verdict> {
-    chain(error).find_map(|error| error.downcast_ref::<Marked>().map(Marked::verdict))
 }
 
 fn known(error: &(dyn Error + 'static)) -> Option<Verdict> {
