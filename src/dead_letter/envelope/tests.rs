@@ -1,3 +1,5 @@
+use std::time::{Duration, UNIX_EPOCH};
+
 use proptest::prelude::*;
 use serde_json::Value;
 

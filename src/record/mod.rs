@@ -1,14 +1,18 @@
 //! A record of a Kinesis stream and where it stands in its shard.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+mod position;
+mod sequence_number;
+
+pub use position::Position;
+pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};
 
 /// One user record, as the handler sees it.
 ///
@@ -202,152 +206,6 @@ impl fmt::Debug for ShardId {
     }
 }
 
-/// A Kinesis sequence number: up to 129 decimal digits, so no integer holds it.
-///
-/// Ordered as the number it is. (The API's pattern is `0|([1-9]\d{0,128})`, see `SequenceNumber` in
-/// the Kinesis API reference.)
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SequenceNumber(Box<str>);
-
-impl SequenceNumber {
-    /// The most digits a sequence number has.
-    pub const MAX_DIGITS: usize = 129;
-
-    /// The decimal digits.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// A text that is no Kinesis sequence number.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a Kinesis sequence number (1 to 129 decimal digits without leading zeros): {text:?}")]
-pub struct InvalidSequenceNumber {
-    text: String,
-}
-
-fn is_sequence_number(text: &str) -> bool {
-    let digits = text.as_bytes();
-    (1..=SequenceNumber::MAX_DIGITS).contains(&digits.len())
-        && digits.iter().all(u8::is_ascii_digit)
-        && (digits[0] != b'0' || digits.len() == 1)
-}
-
-impl TryFrom<String> for SequenceNumber {
-    type Error = InvalidSequenceNumber;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if is_sequence_number(&text) {
-            Ok(SequenceNumber(text.into_boxed_str()))
-        } else {
-            // What came is cut: it may be anything, and an error is for reading.
-            Err(InvalidSequenceNumber {
-                text: text.chars().take(160).collect(),
-            })
-        }
-    }
-}
-
-impl FromStr for SequenceNumber {
-    type Err = InvalidSequenceNumber;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.to_owned().try_into()
-    }
-}
-
-impl From<u64> for SequenceNumber {
-    fn from(number: u64) -> Self {
-        SequenceNumber(number.to_string().into_boxed_str())
-    }
-}
-
-impl From<SequenceNumber> for String {
-    fn from(number: SequenceNumber) -> Self {
-        number.0.into_string()
-    }
-}
-
-impl Ord for SequenceNumber {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        // Without leading zeros more digits mean a larger number.
-        (self.0.len(), &self.0).cmp(&(other.0.len(), &other.0))
-    }
-}
-
-impl PartialOrd for SequenceNumber {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl fmt::Display for SequenceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for SequenceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A place in a shard, in the order in which KCL sorts checkpoints: everything up to and including
-/// it is settled.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Position {
-    /// Before the oldest record that the shard still holds.
-    TrimHorizon,
-    /// At this record, which is settled.
-    Record {
-        /// Its sequence number.
-        sequence_number: SequenceNumber,
-        /// Its index inside an aggregated record; 0 for a plain one.
-        sub_sequence_number: u64,
-    },
-    /// Past the last record of a shard that was split, merged or closed.
-    ShardEnd,
-}
-
-impl Position {
-    /// Whether this record lies at or before the position.
-    pub fn covers(&self, record: &Record) -> bool {
-        match self {
-            Position::TrimHorizon => false,
-            Position::Record {
-                sequence_number,
-                sub_sequence_number,
-            } => {
-                (record.sequence_number(), record.sub_sequence_number())
-                    <= (sequence_number, *sub_sequence_number)
-            }
-            Position::ShardEnd => true,
-        }
-    }
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text: Cow<'_, str> = match self {
-            Position::TrimHorizon => "TRIM_HORIZON".into(),
-            Position::ShardEnd => "SHARD_END".into(),
-            Position::Record {
-                sequence_number,
-                sub_sequence_number: 0,
-            } => sequence_number.as_str().into(),
-            Position::Record {
-                sequence_number,
-                sub_sequence_number,
-            } => format!("{sequence_number}:{sub_sequence_number}").into(),
-        };
-        f.write_str(&text)
-    }
-}
-
 /// A partition key as it may appear in logs: the first 8 bytes of its SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash([u8; 8]);
@@ -376,57 +234,6 @@ impl fmt::Debug for KeyHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn number(text: &str) -> SequenceNumber {
-        text.parse().expect("a sequence number")
-    }
-
-    #[test]
-    fn sequence_numbers_sort_as_numbers_not_as_text() {
-        assert!(number("9") < number("10"));
-        assert!(number("0") < number("1"));
-        assert!(number(&"9".repeat(56)) < number(&format!("1{}", "0".repeat(56))));
-    }
-
-    #[test]
-    fn what_is_no_sequence_number_is_refused() {
-        for text in ["", "01", "-1", "1e3", "12x", &"1".repeat(130)] {
-            assert!(text.parse::<SequenceNumber>().is_err(), "{text:?}");
-        }
-        assert!("1".repeat(129).parse::<SequenceNumber>().is_ok());
-    }
-
-    #[test]
-    fn positions_sort_as_kcl_sorts_them() {
-        let at = |n: u64, sub| Position::Record {
-            sequence_number: n.into(),
-            sub_sequence_number: sub,
-        };
-        let sorted = [
-            Position::TrimHorizon,
-            at(9, 0),
-            at(9, 1),
-            at(10, 0),
-            Position::ShardEnd,
-        ];
-        assert!(sorted.is_sorted());
-        assert_eq!(sorted[2].to_string(), "9:1");
-    }
-
-    #[test]
-    fn a_position_covers_what_stands_at_or_before_it() {
-        let record = |n: u64, sub| {
-            Record::builder("s", "shardId-0".into(), n.into())
-                .sub_sequence_number(sub)
-                .build()
-        };
-        let position = record(10, 1).position();
-        assert!(position.covers(&record(9, 7)));
-        assert!(position.covers(&record(10, 1)));
-        assert!(!position.covers(&record(10, 2)));
-        assert!(!Position::TrimHorizon.covers(&record(0, 0)));
-        assert!(Position::ShardEnd.covers(&record(99, 0)));
-    }
 
     #[test]
     fn debug_shows_neither_payload_nor_partition_key() {

@@ -4,7 +4,7 @@
 //! the payload's own bytes: nothing grows by base64, and `head -n 1 | jq` reads it. A JSON line
 //! ([`DeadLetter::to_json_line`]) holds the payload as base64, for files that are read line by line.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -15,6 +15,18 @@ use sha2::{Digest, Sha256};
 use crate::failure::{Class, Failure, Scope};
 use crate::record::{Record, SequenceNumber, ShardId};
 use crate::settled::LetterId;
+
+mod bounded;
+mod report;
+mod rfc3339;
+
+use bounded::cut;
+use rfc3339::to_millis;
+
+pub use report::{AttemptReport, Attempts, ErrorReport};
+
+const MAX_NAME_BYTES: usize = 512;
+const MAX_CODE_BYTES: usize = 128;
 
 /// A record that failed for good, with its story. Schema version 1.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -96,103 +108,6 @@ impl Reason {
     }
 }
 
-/// An error, bounded for writing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ErrorReport {
-    /// The Rust type that the handler returned.
-    #[serde(rename = "type")]
-    pub type_name: String,
-    /// The texts of the error and its sources, outermost first; at most 8 KiB as JSON.
-    pub chain: Vec<String>,
-    /// Whether something was cut away to fit.
-    pub truncated: bool,
-}
-
-/// The attempts on a record: how many, and the first 2 and last 8 of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Attempts {
-    /// How many there were.
-    pub count: u32,
-    /// The first of them.
-    pub first: Vec<AttemptReport>,
-    /// The last of them, as far as they are not among the first.
-    pub last: Vec<AttemptReport>,
-}
-
-/// One attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct AttemptReport {
-    /// Counts from 1.
-    pub number: u32,
-    /// When it ended.
-    #[serde(with = "rfc3339")]
-    pub ended_at: SystemTime,
-    /// How long the handler ran before it failed, in milliseconds; 0 if it never waited for anything.
-    pub duration_ms: u64,
-    /// Whether another try was thought to help.
-    pub class: Class,
-    /// The error's short code.
-    pub code: Option<String>,
-}
-
-impl Attempts {
-    const FIRST: usize = 2;
-    const LAST: usize = 8;
-
-    /// Adds the next attempt, which ended now.
-    pub(crate) fn push(&mut self, took: Duration, failure: &Failure) {
-        self.count = self.count.saturating_add(1);
-        let report = AttemptReport {
-            number: self.count,
-            ended_at: to_millis(SystemTime::now()),
-            duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
-            class: failure.verdict().class(),
-            code: failure
-                .verdict()
-                .code()
-                .map(|code| cut(code, DeadLetter::MAX_CODE_BYTES)),
-        };
-        if self.first.len() < Self::FIRST {
-            self.first.push(report);
-        } else {
-            if self.last.len() == Self::LAST {
-                self.last.remove(0);
-            }
-            self.last.push(report);
-        }
-    }
-}
-
-impl ErrorReport {
-    /// The most bytes the chain takes as JSON.
-    pub const MAX_CHAIN_BYTES: usize = 8 * 1024;
-
-    fn new(type_name: &str, failure: &Failure) -> Self {
-        let mut report = ErrorReport {
-            type_name: cut(type_name, DeadLetter::MAX_NAME_BYTES),
-            ..ErrorReport::default()
-        };
-        let mut left = Self::MAX_CHAIN_BYTES - "[]".len();
-        for text in failure.chain() {
-            let Some(room) = left.checked_sub("\"\",".len()) else {
-                report.truncated = true;
-                break;
-            };
-            let kept = json_prefix(&text, room);
-            left = room - json_bytes(kept);
-            report.truncated |= kept.len() < text.len();
-            report.chain.push(kept.to_owned());
-            if report.truncated {
-                break;
-            }
-        }
-        report
-    }
-}
-
 /// A letter that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -233,8 +148,6 @@ impl DeadLetter {
     const KIND: &str = "redrive.dead_letter";
     // How every letter written here begins: a torn one is told from a foreign text by it.
     const BEGINNING: &[u8] = br#"{"kind":"redrive.dead_letter""#;
-    const MAX_NAME_BYTES: usize = 512;
-    const MAX_CODE_BYTES: usize = 128;
 
     /// A letter for this record, which `processor` gave up with this failure.
     pub fn new(application: &str, record: &Record, reason: Reason, failure: &Failure) -> Self {
@@ -252,10 +165,7 @@ impl DeadLetter {
             reason,
             class: failure.verdict().class(),
             scope: failure.verdict().scope(),
-            code: failure
-                .verdict()
-                .code()
-                .map(|code| cut(code, Self::MAX_CODE_BYTES)),
+            code: failure.verdict().code().map(|code| cut(code, MAX_CODE_BYTES)),
             error: ErrorReport::new("", failure),
             attempts: Attempts::default(),
             processor: String::new(),
@@ -276,9 +186,9 @@ impl DeadLetter {
         version: Option<&str>,
     ) -> Self {
         self.attempts = attempts;
-        self.error.type_name = cut(error_type, Self::MAX_NAME_BYTES);
-        self.processor = cut(processor, Self::MAX_NAME_BYTES);
-        self.processor_version = version.map(|version| cut(version, Self::MAX_NAME_BYTES));
+        self.error.type_name = cut(error_type, MAX_NAME_BYTES);
+        self.processor = cut(processor, MAX_NAME_BYTES);
+        self.processor_version = version.map(|version| cut(version, MAX_NAME_BYTES));
         self
     }
 
@@ -424,84 +334,6 @@ fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> 
         part(&count.to_be_bytes());
     }
     LetterId::new(hash.finalize().into())
-}
-
-/// The text, cut to what takes so many bytes inside a JSON string.
-fn cut(text: &str, bytes: usize) -> String {
-    json_prefix(text, bytes).to_owned()
-}
-
-/// The longest beginning of the text that takes at most so many bytes inside a JSON string.
-fn json_prefix(text: &str, bytes: usize) -> &str {
-    let mut used = 0;
-    for (at, character) in text.char_indices() {
-        used += json_char_bytes(character);
-        if used > bytes {
-            return &text[..at];
-        }
-    }
-    text
-}
-
-fn json_bytes(text: &str) -> usize {
-    text.chars().map(json_char_bytes).sum()
-}
-
-fn json_char_bytes(character: char) -> usize {
-    match character {
-        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
-        '\0'..='\u{1f}' => 6,
-        _ => character.len_utf8(),
-    }
-}
-
-/// The time without what is not written, so that a letter reads back as it was.
-fn to_millis(time: SystemTime) -> SystemTime {
-    let below = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.subsec_nanos() % 1_000_000);
-    time.checked_sub(Duration::from_nanos(u64::from(below)))
-        .unwrap_or(time)
-}
-
-/// Times as RFC 3339 with milliseconds: readable, and sortable as text.
-mod rfc3339 {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-    use serde::{Deserialize, Deserializer, Serializer, de};
-
-    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        // The format ends with the year 9999, and a clock that is off must not cost a letter.
-        let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-        serializer.collect_str(&humantime::format_rfc3339_millis(*time.clamp(&UNIX_EPOCH, &last)))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_rfc3339(&text).map_err(de::Error::custom)
-    }
-
-    pub(super) mod optional {
-        use super::*;
-
-        pub(in super::super) fn serialize<S: Serializer>(
-            time: &Option<SystemTime>,
-            serializer: S,
-        ) -> Result<S::Ok, S::Error> {
-            match time {
-                Some(time) => super::serialize(time, serializer),
-                None => serializer.serialize_none(),
-            }
-        }
-
-        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-            deserializer: D,
-        ) -> Result<Option<SystemTime>, D::Error> {
-            Option::<String>::deserialize(deserializer)?
-                .map(|text| humantime::parse_rfc3339(&text).map_err(de::Error::custom))
-                .transpose()
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,104 @@
+//! The failure's story, bounded: the error's texts and the attempts.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::bounded::{cut, json_bytes, json_prefix};
+use super::rfc3339::{self, to_millis};
+use super::{MAX_CODE_BYTES, MAX_NAME_BYTES};
+use crate::failure::{Class, Failure};
+
+/// An error, bounded for writing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ErrorReport {
+    /// The Rust type that the handler returned.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// The texts of the error and its sources, outermost first; at most 8 KiB as JSON.
+    pub chain: Vec<String>,
+    /// Whether something was cut away to fit.
+    pub truncated: bool,
+}
+
+/// The attempts on a record: how many, and the first 2 and last 8 of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Attempts {
+    /// How many there were.
+    pub count: u32,
+    /// The first of them.
+    pub first: Vec<AttemptReport>,
+    /// The last of them, as far as they are not among the first.
+    pub last: Vec<AttemptReport>,
+}
+
+/// One attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AttemptReport {
+    /// Counts from 1.
+    pub number: u32,
+    /// When it ended.
+    #[serde(with = "rfc3339")]
+    pub ended_at: SystemTime,
+    /// How long the handler ran before it failed, in milliseconds; 0 if it never waited for anything.
+    pub duration_ms: u64,
+    /// Whether another try was thought to help.
+    pub class: Class,
+    /// The error's short code.
+    pub code: Option<String>,
+}
+
+impl Attempts {
+    const FIRST: usize = 2;
+    const LAST: usize = 8;
+
+    /// Adds the next attempt, which ended now.
+    pub(crate) fn push(&mut self, took: Duration, failure: &Failure) {
+        self.count = self.count.saturating_add(1);
+        let report = AttemptReport {
+            number: self.count,
+            ended_at: to_millis(SystemTime::now()),
+            duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
+            class: failure.verdict().class(),
+            code: failure.verdict().code().map(|code| cut(code, MAX_CODE_BYTES)),
+        };
+        if self.first.len() < Self::FIRST {
+            self.first.push(report);
+        } else {
+            if self.last.len() == Self::LAST {
+                self.last.remove(0);
+            }
+            self.last.push(report);
+        }
+    }
+}
+
+impl ErrorReport {
+    /// The most bytes the chain takes as JSON.
+    pub const MAX_CHAIN_BYTES: usize = 8 * 1024;
+
+    pub(super) fn new(type_name: &str, failure: &Failure) -> Self {
+        let mut report = ErrorReport {
+            type_name: cut(type_name, MAX_NAME_BYTES),
+            ..ErrorReport::default()
+        };
+        let mut left = Self::MAX_CHAIN_BYTES - "[]".len();
+        for text in failure.chain() {
+            let Some(room) = left.checked_sub("\"\",".len()) else {
+                report.truncated = true;
+                break;
+            };
+            let kept = json_prefix(&text, room);
+            left = room - json_bytes(kept);
+            report.truncated |= kept.len() < text.len();
+            report.chain.push(kept.to_owned());
+            if report.truncated {
+                break;
+            }
+        }
+        report
+    }
+}
