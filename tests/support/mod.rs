@@ -4,6 +4,7 @@
 pub mod embedded;
 pub mod kill;
 pub mod ledger;
+pub mod localstack;
 pub mod proxy;
 pub mod script;
 pub mod stream;
