@@ -340,7 +340,8 @@ fn before_last_save(done: &[Done], start: usize) -> HashSet<Place> {
         }
     }
     let due = |&(at, ref place): &(usize, Place)| match saves.get(&place.shard).map(Vec::as_slice) {
-        Some([.., last_but_one, _]) => at < *last_but_one,
+        // What an earlier run processed and did not store in time is repeated, and may be so only later.
+        Some([.., last_but_one, _]) => (start..*last_but_one).contains(&at),
         _ => false,
     };
     processed(done).filter(due).map(|(_, place)| place).collect()
