@@ -1,0 +1,335 @@
+//! What a `Consumer` costs beside a bare GetRecords loop: `cargo bench --bench consumer`.
+//!
+//! Both read the same 500,000 records of 200 bytes from the same 4 shards of the embedded Kinesis
+//! server, as fast as they can, with the same client: the same HTTP stack, no retries, an attempt
+//! timeout of 30 s, and the same limit a call. Both hand each record to a handler that only counts. The
+//! consumer has key order, checkpoints and dead letters in memory, a page read ahead, and its window;
+//! the loop has nothing.
+//!
+//! What is measured is **this process's CPU time** a record: the server runs in a process of its own,
+//! where it takes most of the machine and sets the pace. Runs alternate, and as single ones are noisy
+//! the figure that counts is the median of the paired differences.
+
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/support/embedded.rs"]
+mod embedded;
+mod support;
+
+use std::env;
+use std::error::Error;
+use std::hint::black_box;
+use std::io::{self, BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::retry::RetryConfig;
+use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
+use redrive::observer::{Event, Interest, Observer};
+use redrive::{Attempt, Consumer, Record, RecordProcessor, Resilient, checkpoint, dead_letter};
+use rustix::time::{ClockId, clock_gettime};
+use support::median;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+const STREAM: &str = "orders";
+const SHARDS: i32 = 4;
+const KEYS: u64 = 1_000;
+const PAYLOAD_BYTES: usize = 200;
+/// Microseconds of CPU a record that the consumer may cost more than the bare loop.
+const TARGET: f64 = 0.4;
+/// Says to this program that it is the server.
+const SERVE: &str = "REDRIVE_BENCH_SERVE";
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    if env::var_os(SERVE).is_some() {
+        serve().await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (records, rounds) = if support::is_bench() {
+        (500_000, 9)
+    } else {
+        (2_000, 1)
+    };
+    let server = Server::start()?;
+    embedded::create_stream(&embedded::client(&server.endpoint), STREAM, SHARDS).await?;
+    put(&embedded::client(&server.endpoint), records).await?;
+    println!(
+        "{records} records of {PAYLOAD_BYTES} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU a record"
+    );
+    println!(
+        "{:>7} {:>9} {:>12} {:>13} {:>18} {:>16} {:>13} {:>13}",
+        "limit", "raw", "consumer", "difference", "all differences", "calls", "raw", "consumer"
+    );
+    let mut missed = false;
+    for limit in [10_000, 1_000] {
+        let (mut raw, mut whole) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            // Whoever goes first finds the server as the other left it: take turns.
+            if round % 2 == 0 {
+                raw.push(bare_loop(&server, records, limit).await?);
+                whole.push(consumer(&server, records, limit).await?);
+            } else {
+                whole.push(consumer(&server, records, limit).await?);
+                raw.push(bare_loop(&server, records, limit).await?);
+            }
+        }
+        let mut differences: Vec<f64> = whole
+            .iter()
+            .zip(&raw)
+            .map(|(whole, raw)| whole.cpu - raw.cpu)
+            .collect();
+        let difference = median(&mut differences);
+        let middle = |runs: &[Run], of: fn(&Run) -> f64| median(&mut runs.iter().map(of).collect::<Vec<_>>());
+        println!(
+            "{limit:>7} {:>6.2} µs {:>9.2} µs {difference:>+10.2} µs {:>+8.2} to {:<+6.2} {:>7} and {:<5} {:>11.0}/s {:>11.0}/s",
+            middle(&raw, |run| run.cpu),
+            middle(&whole, |run| run.cpu),
+            differences[0],
+            differences[differences.len() - 1],
+            middle(&raw, |run| run.calls as f64),
+            middle(&whole, |run| run.calls as f64),
+            middle(&raw, |run| run.rate),
+            middle(&whole, |run| run.rate),
+        );
+        missed |= difference > TARGET;
+    }
+    if support::is_bench() && missed {
+        println!("the consumer costs more than {TARGET} µs a record");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The server's side: runs until nobody holds the other end of its standard input.
+async fn serve() -> Result<()> {
+    let server = embedded::Embedded::start().await?;
+    println!("{}", server.endpoint());
+    tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new())).await??;
+    Ok(())
+}
+
+/// The embedded server in a process of its own.
+struct Server {
+    child: Child,
+    endpoint: String,
+}
+
+impl Server {
+    fn start() -> Result<Self> {
+        let mut child = Command::new(env::current_exe()?)
+            .env(SERVE, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut endpoint = String::new();
+        let stdout = child.stdout.take().ok_or("the server has no output")?;
+        BufReader::new(stdout).read_line(&mut endpoint)?;
+        Ok(Server {
+            child,
+            endpoint: endpoint.trim().to_owned(),
+        })
+    }
+
+    /// A client with connections of its own.
+    fn client(&self) -> Client {
+        let client = embedded::client(&self.endpoint);
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(30));
+        let config = client.config().to_builder();
+        let config = config
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts.build());
+        Client::from_conf(config.build())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+async fn put(client: &Client, records: u64) -> Result<()> {
+    let mut calls = JoinSet::new();
+    for first in (0..records).step_by(500) {
+        let entries = (first..records.min(first + 500)).map(|number| {
+            PutRecordsRequestEntry::builder()
+                .partition_key(format!("customer-{:06}", number % KEYS))
+                .data(Blob::new(vec![b'x'; PAYLOAD_BYTES]))
+                .build()
+        });
+        let entries = entries.collect::<std::result::Result<Vec<_>, _>>()?;
+        let call = client
+            .put_records()
+            .stream_name(STREAM)
+            .set_records(Some(entries));
+        if calls.len() >= 4
+            && let Some(done) = calls.join_next().await
+        {
+            assert_eq!(done??, Some(0));
+        }
+        calls.spawn(async move { call.send().await.map(|reply| reply.failed_record_count) });
+    }
+    while let Some(done) = calls.join_next().await {
+        assert_eq!(done??, Some(0));
+    }
+    Ok(())
+}
+
+/// What one run took.
+struct Run {
+    /// Microseconds of this process's CPU a record.
+    cpu: f64,
+    /// Records a second.
+    rate: f64,
+    /// GetRecords calls.
+    calls: u64,
+}
+
+impl Run {
+    async fn measure(records: u64, reading: impl Future<Output = Result<u64>>) -> Result<Run> {
+        let (cpu, start) = (cpu_time(), Instant::now());
+        let calls = reading.await?;
+        Ok(Run {
+            cpu: (cpu_time() - cpu).as_secs_f64() * 1e6 / records as f64,
+            rate: records as f64 / start.elapsed().as_secs_f64(),
+            calls,
+        })
+    }
+}
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Counts records, and says when all have come.
+struct Counter {
+    left: AtomicU64,
+    done: Notify,
+}
+
+impl Counter {
+    fn new(records: u64) -> Arc<Self> {
+        Arc::new(Counter {
+            left: AtomicU64::new(records),
+            done: Notify::new(),
+        })
+    }
+
+    /// The handler of both.
+    fn handle(&self, payload: &[u8]) {
+        black_box(payload.len());
+        if self.left.fetch_sub(1, Relaxed) == 1 {
+            self.done.notify_one();
+        }
+    }
+}
+
+async fn bare_loop(server: &Server, records: u64, limit: u32) -> Result<Run> {
+    let client = server.client();
+    let counter = Counter::new(records);
+    Run::measure(records, async {
+        let shards = client.list_shards().stream_name(STREAM).send().await?;
+        let mut loops = JoinSet::new();
+        for shard in shards.shards() {
+            loops.spawn(read(
+                client.clone(),
+                shard.shard_id().to_owned(),
+                limit as i32,
+                counter.clone(),
+            ));
+        }
+        let mut calls = 0;
+        while let Some(done) = loops.join_next().await {
+            calls += done??;
+        }
+        assert_eq!(counter.left.load(Relaxed), 0);
+        Ok(calls)
+    })
+    .await
+}
+
+/// One shard to its tip.
+async fn read(client: Client, shard: String, limit: i32, counter: Arc<Counter>) -> Result<u64> {
+    let first = client.get_shard_iterator().stream_name(STREAM).shard_id(shard);
+    let first = first
+        .shard_iterator_type(ShardIteratorType::TrimHorizon)
+        .send()
+        .await?;
+    let mut iterator = first.shard_iterator;
+    let mut calls = 0;
+    while let Some(token) = iterator {
+        let page = client
+            .get_records()
+            .shard_iterator(token)
+            .limit(limit)
+            .send()
+            .await?;
+        calls += 1;
+        for record in page.records() {
+            counter.handle(record.data.as_ref());
+        }
+        if page.records.is_empty() {
+            break;
+        }
+        iterator = page.next_shard_iterator;
+    }
+    Ok(calls)
+}
+
+async fn consumer(server: &Server, records: u64, limit: u32) -> Result<Run> {
+    let client = server.client();
+    let counter = Counter::new(records);
+    let calls = Arc::new(Calls::default());
+    let resilient = Resilient::builder("bench", Counting(counter.clone()))
+        .dead_letters(dead_letter::Memory::new())
+        .observer(calls.clone())
+        .build()?;
+    let consumer = Consumer::builder(client, STREAM)
+        .checkpoints(checkpoint::Memory::new())
+        .calls_per_second(1e6)
+        .records_per_call(limit)
+        .build()?;
+    Run::measure(records, async {
+        consumer.run_until(resilient, counter.done.notified()).await?;
+        assert_eq!(counter.left.load(Relaxed), 0);
+        Ok(calls.0.load(Relaxed))
+    })
+    .await
+}
+
+struct Counting(Arc<Counter>);
+
+impl RecordProcessor for Counting {
+    type Error = io::Error;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> io::Result<()> {
+        self.0.handle(record.payload());
+        Ok(())
+    }
+}
+
+/// Counts GetRecords calls.
+#[derive(Default)]
+struct Calls(AtomicU64);
+
+impl Observer for Calls {
+    fn interest(&self) -> Interest {
+        Interest::SHARDS
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        if matches!(event, Event::Fetched { .. }) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+}

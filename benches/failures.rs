@@ -1,0 +1,131 @@
+//! What failing records cost the others, in real time: `cargo bench --bench failures`.
+//!
+//! 1 % of the records fail twice before they succeed, with 50 ms of backoff (no jitter) each time. A
+//! handler call sleeps 1 ms; 64 run at once, 4,096 records are held; 10,000 keys, evenly chosen. Runs
+//! with and without failures alternate; the figure is the median of the pairs' ratios.
+//!
+//! `Shard` order is here for contrast: there a failing record holds up all, as it must.
+
+mod support;
+
+use std::future::Future;
+use std::io;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use futures_util::stream;
+use redrive::pipeline::{Batch, Capacity, Ordering, Pipeline};
+use redrive::{Attempt, Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
+use support::{median, records};
+
+const WORK: Duration = Duration::from_millis(1);
+const BACKOFF: Duration = Duration::from_millis(50);
+const FAILING: u32 = 100;
+const FAILURES: u32 = 2;
+const KEYS: u64 = 10_000;
+const BATCH: usize = 5_000;
+const RUNNING: usize = 64;
+const HELD: usize = 4_096;
+const BYTES: usize = 256 * 1024 * 1024;
+/// What key order keeps of its throughput, at least.
+const TARGET: f64 = 0.90;
+
+/// Sleeps; fails the first attempts of one record in [`FAILING`] if it is told to.
+struct Work {
+    fails: bool,
+}
+
+impl RecordProcessor for Work {
+    type Error = io::Error;
+
+    fn process(
+        &self,
+        record: &Record,
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), io::Error>> + Send {
+        // By chance, not by turns: failures come in clusters as well.
+        let unlucky = u32::from_be_bytes(record.payload()[..4].try_into().expect("4 bytes")) % FAILING == 0;
+        let fails = self.fails && unlucky && attempt.number() <= FAILURES;
+        async move {
+            tokio::time::sleep(WORK).await;
+            if fails {
+                Err(io::Error::other("not yet"))
+            } else {
+                Ok(())
+            }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let (scale, rounds) = if support::is_bench() { (1, 5) } else { (100, 1) };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    println!(
+        "1 of {FAILING} records fails {FAILURES} times, {BACKOFF:?} apart; a call takes {WORK:?}; \
+         {RUNNING} running, {HELD} held, {KEYS} keys"
+    );
+    println!(
+        "{:14} {:>10} {:>12} {:>12} {:>8} {:>16}",
+        "order", "records", "without", "with", "kept", "all pairs"
+    );
+    let mut kept_by_key = 0.0;
+    for (ordering, count) in [
+        (Ordering::PartitionKey, 100_000),
+        (Ordering::Unordered, 100_000),
+        (Ordering::Shard, 2_000),
+    ] {
+        let count = count / scale;
+        let batches = records::batches(count, KEYS, BATCH);
+        let mut without = Vec::new();
+        let mut with = Vec::new();
+        let mut kept = Vec::new();
+        for _ in 0..rounds {
+            let calm = rate(&runtime, ordering, &batches, false);
+            let failing = rate(&runtime, ordering, &batches, true);
+            without.push(calm);
+            with.push(failing);
+            kept.push(failing / calm);
+        }
+        kept.sort_by(f64::total_cmp);
+        let share = median(&mut kept.clone());
+        println!(
+            "{:14} {count:>10} {:>10.0}/s {:>10.0}/s {:>7.1}% {:>7.1}-{:.1}%",
+            format!("{ordering:?}"),
+            median(&mut without),
+            median(&mut with),
+            share * 100.0,
+            kept[0] * 100.0,
+            kept[kept.len() - 1] * 100.0,
+        );
+        if ordering == Ordering::PartitionKey {
+            kept_by_key = share;
+        }
+    }
+    if support::is_bench() && kept_by_key < TARGET {
+        println!("PartitionKey keeps less than {:.0} %", TARGET * 100.0);
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Records a second.
+fn rate(runtime: &tokio::runtime::Runtime, ordering: Ordering, batches: &[Vec<Record>], fails: bool) -> f64 {
+    let resilient = Resilient::builder("bench", Work { fails })
+        .retry(RetryPolicy::constant(BACKOFF).jitter(Jitter::None))
+        .dead_letters(dead_letter::Memory::new())
+        .build()
+        .expect("valid settings");
+    let pipeline = Pipeline::new()
+        .ordering(ordering)
+        .held(HELD)
+        .capacity(Capacity::new(RUNNING, BYTES).expect("valid settings"));
+    let count: usize = batches.iter().map(Vec::len).sum();
+    let batches = stream::iter(batches.iter().cloned().map(Batch::from));
+    let start = Instant::now();
+    let finished = runtime.block_on(pipeline.run(&resilient, batches));
+    assert!(finished.expect("nothing halts").complete);
+    count as f64 / start.elapsed().as_secs_f64()
+}

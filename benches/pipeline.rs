@@ -1,0 +1,111 @@
+//! Records a second through `pipeline::Pipeline`, beside a loop over `FuturesUnordered` that keeps the
+//! same order and the same watermark (support/bare_loop.rs says what it does and does not):
+//! `cargo bench --bench pipeline`. Compare within one run only.
+//!
+//! 1,000,000 records of 1,000 keys chosen by chance, 200 bytes each, in batches of 5,000, all made
+//! beforehand; one thread; 64 running, 4,096 held. A handler that is ready at once, and one that gives
+//! way once. `one_by_one` is a plain loop that awaits each record: the least that shard order can cost.
+
+mod support;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::measurement::WallTime;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+};
+use futures_util::stream;
+use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::{Record, RecordProcessor, Resilient};
+use support::handlers::{Noop, YieldOnce, resilient};
+use support::{bare_loop, records};
+use tokio::runtime::Runtime;
+
+const RECORDS: usize = 1_000_000;
+const KEYS: u64 = 1_000;
+const BATCH: usize = 5_000;
+
+type Batches = Vec<Vec<Record>>;
+
+fn throughput(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let batches = records::batches(RECORDS, KEYS, BATCH);
+    contest(criterion, "ready at once", &runtime, &batches, resilient(Noop));
+    contest(criterion, "yields once", &runtime, &batches, resilient(YieldOnce));
+}
+
+fn contest<P: RecordProcessor>(
+    criterion: &mut Criterion,
+    handler: &str,
+    runtime: &Runtime,
+    batches: &Batches,
+    resilient: Resilient<P>,
+) {
+    let mut group = criterion.benchmark_group(handler);
+    group
+        .throughput(Throughput::Elements(RECORDS as u64))
+        .sampling_mode(SamplingMode::Flat)
+        .sample_size(20)
+        .warm_up_time(Duration::from_secs(1));
+    for ordering in [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered] {
+        let name = format!("{ordering:?}");
+        let pipeline = Pipeline::new().ordering(ordering);
+        measure(
+            &mut group,
+            BenchmarkId::new("redrive", &name),
+            batches,
+            |batches| {
+                let batches = stream::iter(batches.into_iter().map(Batch::from));
+                let finished = runtime.block_on(pipeline.run(&resilient, batches));
+                assert!(finished.expect("nothing halts").complete);
+            },
+        );
+        measure(
+            &mut group,
+            BenchmarkId::new("bare_loop", &name),
+            batches,
+            |batches| {
+                let watermark = runtime.block_on(bare_loop::run(&resilient, ordering, stream::iter(batches)));
+                black_box(watermark.expect("all settled"));
+            },
+        );
+    }
+    measure(
+        &mut group,
+        BenchmarkId::new("one_by_one", "Shard"),
+        batches,
+        |batches| {
+            let watermark = runtime.block_on(bare_loop::one_by_one(&resilient, stream::iter(batches)));
+            black_box(watermark.expect("all settled"));
+        },
+    );
+    group.finish();
+}
+
+/// The batches are copied before each run (which shares payloads and metadata): that is not measured.
+fn measure(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    id: BenchmarkId,
+    batches: &Batches,
+    mut run: impl FnMut(Batches),
+) {
+    group.bench_function(id, |b| {
+        b.iter_custom(|iterations| {
+            let mut total = Duration::ZERO;
+            for _ in 0..iterations {
+                let copy = batches.clone();
+                let start = Instant::now();
+                run(copy);
+                total += start.elapsed();
+            }
+            total
+        });
+    });
+}
+
+criterion_group!(benches, throughput);
+criterion_main!(benches);

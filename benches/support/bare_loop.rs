@@ -1,0 +1,189 @@
+//! The loop that one writes over `FuturesUnordered` without this crate, with the same promises as far
+//! as the happy path goes: the same handler calls through the same [`Resilient::settle`], the same
+//! order, no more than 64 at once and 4,096 held, and a watermark that could be checkpointed.
+//!
+//! In its favour: a lane is found by one look at a hash map and kept for ever (redrive forgets lanes
+//! that are empty); a settled record's payload is kept until the watermark passes; there are no bounds
+//! on span, bytes or the whole process, no shutdown, no shared backoff timer, no observers, and while
+//! it waits for a batch it would poll nothing. What is the same: batches come from a stream, records are
+//! moved and never cloned, keys are hashed by the standard library's hasher with a random seed.
+
+use std::collections::{HashMap, VecDeque};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use redrive::pipeline::Ordering;
+use redrive::{Position, Record, RecordProcessor, Resilient, Settled};
+
+const RUNNING: usize = 64;
+const HELD: usize = 4_096;
+
+/// Settles all records; returns the watermark.
+pub async fn run<P, S>(resilient: &Resilient<P>, ordering: Ordering, mut batches: S) -> Option<Position>
+where
+    P: RecordProcessor,
+    S: futures_util::Stream<Item = Vec<Record>> + Unpin,
+{
+    let attempt = |place: Place, record: Record| async move {
+        let settled = resilient.settle(&record).await;
+        (place, record, settled)
+    };
+    let mut batch = Vec::new().into_iter();
+    let mut lanes = Lanes::new(ordering);
+    let mut window = Window::default();
+    let mut running = FuturesUnordered::new();
+    loop {
+        while running.len() < RUNNING && window.held < HELD {
+            let Some(record) = batch.next() else {
+                match batches.next().await {
+                    Some(next) => batch = next.into_iter(),
+                    None => break,
+                }
+                continue;
+            };
+            let ordinal = window.admit();
+            if let Some((place, record)) = lanes.enter(ordinal, record) {
+                running.push(attempt(place, record));
+            }
+        }
+        let Some((place, record, settled)) = running.next().await else {
+            break;
+        };
+        assert!(matches!(settled, Ok(Settled::Processed)));
+        if let Some((place, record)) = lanes.leave(place.lane) {
+            running.push(attempt(place, record));
+        }
+        window.settle(place.ordinal, record);
+    }
+    window.passed.map(|record| record.position())
+}
+
+/// One record after the other, without anything that could run two: the least that shard order costs.
+pub async fn one_by_one<P, S>(resilient: &Resilient<P>, mut batches: S) -> Option<Position>
+where
+    P: RecordProcessor,
+    S: futures_util::Stream<Item = Vec<Record>> + Unpin,
+{
+    let mut passed = None;
+    while let Some(batch) = batches.next().await {
+        for record in batch {
+            let settled = resilient.settle(&record).await;
+            assert!(matches!(settled, Ok(Settled::Processed)));
+            passed = Some(record);
+        }
+    }
+    passed.map(|record| record.position())
+}
+
+struct Place {
+    ordinal: u64,
+    lane: usize,
+}
+
+/// Which records wait for which.
+enum Lanes {
+    Shard(Lane),
+    Keys {
+        numbers: HashMap<String, usize>,
+        lanes: Vec<Lane>,
+    },
+    Unordered,
+}
+
+#[derive(Default)]
+struct Lane {
+    busy: bool,
+    queue: VecDeque<(u64, Record)>,
+}
+
+impl Lanes {
+    fn new(ordering: Ordering) -> Self {
+        match ordering {
+            Ordering::Shard => Lanes::Shard(Lane::default()),
+            Ordering::PartitionKey => Lanes::Keys {
+                numbers: HashMap::new(),
+                lanes: Vec::new(),
+            },
+            _ => Lanes::Unordered,
+        }
+    }
+
+    /// The record itself if it may start now.
+    fn enter(&mut self, ordinal: u64, record: Record) -> Option<(Place, Record)> {
+        let (number, lane) = match self {
+            Lanes::Shard(lane) => (0, lane),
+            Lanes::Keys { numbers, lanes } => {
+                let key = record.partition_key().unwrap_or_default();
+                let number = match numbers.get(key) {
+                    Some(number) => *number,
+                    None => {
+                        lanes.push(Lane::default());
+                        numbers.insert(key.to_owned(), lanes.len() - 1);
+                        lanes.len() - 1
+                    }
+                };
+                (number, &mut lanes[number])
+            }
+            Lanes::Unordered => return Some((Place { ordinal, lane: 0 }, record)),
+        };
+        if lane.busy {
+            lane.queue.push_back((ordinal, record));
+            return None;
+        }
+        lane.busy = true;
+        Some((
+            Place {
+                ordinal,
+                lane: number,
+            },
+            record,
+        ))
+    }
+
+    /// The next of the lane, which may start now.
+    fn leave(&mut self, number: usize) -> Option<(Place, Record)> {
+        let lane = match self {
+            Lanes::Shard(lane) => lane,
+            Lanes::Keys { lanes, .. } => &mut lanes[number],
+            Lanes::Unordered => return None,
+        };
+        match lane.queue.pop_front() {
+            Some((ordinal, record)) => Some((
+                Place {
+                    ordinal,
+                    lane: number,
+                },
+                record,
+            )),
+            None => {
+                lane.busy = false;
+                None
+            }
+        }
+    }
+}
+
+/// From the watermark to the newest record read. A place is filled when its record is settled.
+#[derive(Default)]
+struct Window {
+    base: u64,
+    ring: VecDeque<Option<Record>>,
+    held: usize,
+    passed: Option<Record>,
+}
+
+impl Window {
+    fn admit(&mut self) -> u64 {
+        self.ring.push_back(None);
+        self.held += 1;
+        self.base + self.ring.len() as u64 - 1
+    }
+
+    fn settle(&mut self, ordinal: u64, record: Record) {
+        self.held -= 1;
+        self.ring[(ordinal - self.base) as usize] = Some(record);
+        while let Some(Some(_)) = self.ring.front() {
+            self.passed = self.ring.pop_front().flatten();
+            self.base += 1;
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Handlers that do nothing, so that what is left is the price of what stands around them.
+
+use std::future::poll_fn;
+use std::hint::black_box;
+use std::io;
+use std::task::Poll;
+
+use redrive::{Attempt, Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
+
+/// Ready at once. The same for every contestant.
+pub async fn handle(record: &Record) -> Result<(), io::Error> {
+    black_box(record.payload().len());
+    Ok(())
+}
+
+/// The same with a record of its own.
+pub async fn handle_owned(record: Record) -> Result<(), io::Error> {
+    handle(&record).await
+}
+
+/// [`handle`] as a processor.
+pub struct Noop;
+
+impl RecordProcessor for Noop {
+    type Error = io::Error;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), io::Error> {
+        handle(record).await
+    }
+}
+
+/// Gives way once: `Pending` and woken at once, as by a socket that has the answer already.
+pub struct YieldOnce;
+
+impl RecordProcessor for YieldOnce {
+    type Error = io::Error;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), io::Error> {
+        let mut yielded = false;
+        poll_fn(|cx| {
+            if yielded {
+                return Poll::Ready(());
+            }
+            yielded = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+        handle(record).await
+    }
+}
+
+/// With what every contestant has: exponential backoff from 100 ms to 10 s, 5 attempts.
+pub fn resilient<P: RecordProcessor>(processor: P) -> Resilient<P> {
+    Resilient::builder("bench", processor)
+        .retry(RetryPolicy::exponential().max_attempts(5).jitter(Jitter::Full))
+        .dead_letters(dead_letter::Memory::new())
+        .build()
+        .expect("valid settings")
+}

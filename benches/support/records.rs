@@ -1,0 +1,44 @@
+//! Records as a shard has them, made before anything is measured.
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use redrive::Record;
+
+const PAYLOAD_BYTES: usize = 200;
+
+/// One record of one key.
+pub fn one() -> Record {
+    batches(1, 1, 1).remove(0).remove(0)
+}
+
+/// So many records of so many keys, chosen by chance (the same every time), in batches. The first bytes
+/// of a payload are left to chance too.
+pub fn batches(records: usize, keys: u64, batch: usize) -> Vec<Vec<Record>> {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let numbers: Vec<usize> = (0..records).collect();
+    numbers
+        .chunks(batch)
+        .map(|numbers| {
+            numbers
+                .iter()
+                .map(|number| record(*number, keys, &mut rng))
+                .collect()
+        })
+        .collect()
+}
+
+fn record(number: usize, keys: u64, rng: &mut SmallRng) -> Record {
+    let key = rng.random_range(0..keys);
+    let mut payload = vec![b'x'; PAYLOAD_BYTES];
+    rng.fill(&mut payload[..8]);
+    // 56 digits, as Kinesis has them.
+    let sequence_number = format!("4959033827149025660855969253836157109592157{number:013}");
+    Record::builder(
+        "orders",
+        "shardId-000000000000".into(),
+        sequence_number.parse().expect("digits"),
+    )
+    .partition_key(format!("customer-{key:06}"))
+    .payload(payload)
+    .build()
+}
