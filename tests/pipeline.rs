@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use proptest::prelude::*;
 use redrive::checkpoint::{Ahead, Checkpoint};
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Receipt, SinkError};
@@ -351,7 +351,7 @@ async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
         record(4, "a", "ok"),
     ];
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
-    let never_ends = stream::StreamExt::chain(batches(records, 5), stream::pending());
+    let never_ends = batches(records, 5).chain(stream::pending());
     let start = Instant::now();
     let stop = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -428,7 +428,7 @@ async fn memory_is_given_back_as_records_settle_and_when_the_run_is_dropped() {
         "what the payloads do not need is given back"
     );
     let pipeline = Pipeline::new().capacity(capacity.clone());
-    let never_ends = stream::StreamExt::chain(stream::iter([batch]), stream::pending());
+    let never_ends = stream::iter([batch]).chain(stream::pending());
     {
         let mut running = pin!(pipeline.run(&resilient, never_ends));
         assert!(
@@ -451,6 +451,8 @@ struct Plan {
     /// The key and script of each record.
     records: Vec<(u8, &'static str)>,
     batch: usize,
+    /// Milliseconds before each batch.
+    gap: u64,
     held: usize,
     span: usize,
     running: usize,
@@ -477,20 +479,24 @@ fn plan() -> impl Strategy<Value = Plan> {
         ordering,
         prop::collection::vec((0u8..6, script), 1..80),
         1usize..30,
+        prop_oneof![Just(0u64), 1u64..30],
         1usize..40,
         1usize..60,
         1usize..8,
         prop::collection::vec(0u64..400, 0..4),
     )
-        .prop_map(|(ordering, records, batch, held, span, running, cuts)| Plan {
-            ordering,
-            records,
-            batch,
-            held,
-            span,
-            running,
-            cuts,
-        })
+        .prop_map(
+            |(ordering, records, batch, gap, held, span, running, cuts)| Plan {
+                ordering,
+                records,
+                batch,
+                gap,
+                held,
+                span,
+                running,
+                cuts,
+            },
+        )
 }
 
 /// Takes letters late, or not at all for a while, and sometimes without saying so.
@@ -557,17 +563,25 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
         .span(plan.span)
         .capacity(capacity.clone());
     let mut from = Checkpoint::at(Position::TrimHorizon);
+    let mut covered: BTreeSet<u64> = BTreeSet::new();
     let cuts = plan.cuts.iter().map(|&millis| Some(millis)).chain([None]);
     for cut in cuts {
         let (progress, shutdown) = (Progress::new(), CancellationToken::new());
         let mut published = progress.subscribe();
         let calls_before = script.calls().len();
-        let covered: BTreeSet<u64> = (0..records.len() as u64)
-            .filter(|&number| covers(&from, &records[number as usize]))
-            .collect();
+        // By any checkpoint so far: a later one must not forget what an earlier one knew.
+        covered.extend(
+            (0u64..)
+                .zip(&records)
+                .filter(|(_, record)| covers(&from, record))
+                .map(|(number, _)| number),
+        );
         let mut finished = None;
         {
-            let input = batches(records.clone(), plan.batch);
+            let input = Box::pin(batches(records.clone(), plan.batch).then(|batch| async {
+                tokio::time::sleep(Duration::from_millis(plan.gap)).await;
+                batch
+            }));
             let mut running = pin!(pipeline.run_from(&resilient, input, from.clone(), &progress, &shutdown));
             let mut end = pin!(async {
                 match cut {

@@ -52,6 +52,11 @@ impl Ahead {
         (record.sequence_number(), record.sub_sequence_number()) > as_ref(&self.through)
     }
 
+    /// Whether it knows nothing past this record.
+    pub(crate) fn ends_at(&self, record: &Record) -> bool {
+        as_ref(&self.through) <= (record.sequence_number(), record.sub_sequence_number())
+    }
+
     /// How many runs of unsettled records it steps over.
     pub fn holes(&self) -> usize {
         self.holes.len()
@@ -138,6 +143,26 @@ impl AheadBuilder {
     /// The records from `first` to `last` are unsettled, one after the other.
     pub(crate) fn hole(&mut self, first: &Record, last: &Record) {
         self.holes.push((place(first), place(last)));
+    }
+
+    /// Everything else up to and including `read` is settled, and behind it what an earlier run knew: that
+    /// has not been read again yet.
+    pub(crate) fn settled_as_before(mut self, read: Option<&Record>, before: &Ahead) -> Ahead {
+        let read = read.map(place);
+        for (first, last) in &before.holes {
+            let first = match &read {
+                Some(read) if last <= read => continue,
+                // The hole begins with whatever comes next.
+                Some((sequence, sub)) if first <= &(sequence.clone(), *sub) => (sequence.clone(), sub + 1),
+                _ => first.clone(),
+            };
+            self.holes.push((first, last.clone()));
+        }
+        Ahead {
+            base: self.base,
+            through: before.through.clone(),
+            holes: self.holes,
+        }
     }
 
     /// Everything else up to and including this record is settled.

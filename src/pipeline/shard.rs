@@ -17,7 +17,7 @@ use super::fullness::Fullness;
 use super::lanes::Lanes;
 use super::progress::Progress;
 use super::slots::Slots;
-use super::window::{Ordinal, Window};
+use super::window::{Earlier, Ordinal, Window};
 use super::{Batch, Finished, Pipeline, ShardHalted};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
@@ -51,7 +51,7 @@ where
             let step = resilient.step(&record, recovery, Term::default()).await;
             (record, step)
         },
-        window: Window::new(from.position().clone()),
+        window: Window::new(from),
         lanes: Lanes::new(pipeline.ordering),
         slots: Slots::new(pipeline.held),
         stepped: Vec::new(),
@@ -62,7 +62,6 @@ where
         freed: 0,
         batch: Vec::new().into_iter(),
         batch_reserved: false,
-        skip: Some(from),
         input_ended: false,
         stop: None,
         fullness: Fullness::default(),
@@ -94,8 +93,6 @@ struct Shard<'a, S, F, M> {
     freed: usize,
     batch: vec::IntoIter<Record>,
     batch_reserved: bool,
-    /// Where the shard was left; gone once all that it covers has been read.
-    skip: Option<Checkpoint>,
     input_ended: bool,
     stop: Option<Stop>,
     fullness: Fullness,
@@ -239,25 +236,20 @@ where
         } else {
             0
         };
-        if let Some(from) = &self.skip {
-            if from.position().covers(&record) {
+        match self.window.earlier(&record) {
+            Earlier::Passed => {
                 self.freed += bytes;
                 return;
             }
-            match from.ahead() {
-                Some(ahead) if ahead.covers(&record) => {
-                    // In the window, so that the next checkpoint remembers it as well.
-                    let lane = self.lanes.of(&record);
-                    let ordinal = self.window.admit(record, lane, 0);
-                    self.window.settle(ordinal, Settled::Processed);
-                    self.freed += bytes;
-                    self.changed = true;
-                    return;
-                }
-                // A hole: left unsettled, so processed now.
-                Some(ahead) if !ahead.ends_before(&record) => {}
-                _ => self.skip = None,
+            Earlier::Settled => {
+                // In the window, so that the next checkpoint remembers it as well.
+                let ordinal = self.window.admit(record, 0, 0);
+                self.window.settle(ordinal, Settled::Processed);
+                self.freed += bytes;
+                self.changed = true;
+                return;
             }
+            Earlier::Unsettled => {}
         }
         let lane = self.lanes.of(&record);
         let ordinal = self

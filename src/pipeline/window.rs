@@ -24,6 +24,21 @@ pub(crate) struct Window {
     watermark: Position,
     /// The last record of the settled run at the front; the watermark is made of it when asked for.
     passed: Option<Record>,
+    /// What an earlier run settled; gone once all that it covers has been read again.
+    earlier: Option<Checkpoint>,
+    /// The newest record read.
+    newest: Option<Record>,
+}
+
+/// What an earlier run did with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Earlier {
+    /// Its watermark had passed the record.
+    Passed,
+    /// It was settled ahead of the watermark.
+    Settled,
+    /// It was not settled.
+    Unsettled,
 }
 
 #[derive(Debug)]
@@ -48,19 +63,43 @@ pub(crate) struct Released {
 }
 
 impl Window {
-    pub(crate) fn new(watermark: Position) -> Self {
+    pub(crate) fn new(from: Checkpoint) -> Self {
         Window {
             base: 0,
             ring: VecDeque::new(),
             held: 0,
-            watermark,
+            watermark: from.position().clone(),
             passed: None,
+            earlier: Some(from),
+            newest: None,
+        }
+    }
+
+    /// What an earlier run did with the next record.
+    pub(crate) fn earlier(&mut self, record: &Record) -> Earlier {
+        let Some(earlier) = &self.earlier else {
+            return Earlier::Unsettled;
+        };
+        if earlier.position().covers(record) {
+            return Earlier::Passed;
+        }
+        match earlier.ahead() {
+            Some(ahead) if ahead.covers(record) => Earlier::Settled,
+            Some(ahead) if !ahead.ends_before(record) => Earlier::Unsettled,
+            _ => {
+                self.earlier = None;
+                self.newest = None;
+                Earlier::Unsettled
+            }
         }
     }
 
     /// Takes a record in, behind all others. `bytes` is what it counts for.
     pub(crate) fn admit(&mut self, record: Record, lane: u64, bytes: u32) -> Ordinal {
         let ordinal = self.base + self.ring.len() as u64;
+        if self.earlier.is_some() {
+            self.newest = Some(record.place());
+        }
         self.ring.push_back(Entry {
             record: Some(record),
             next: NONE,
@@ -172,10 +211,17 @@ impl Window {
     }
 
     fn ahead(&self) -> Option<Ahead> {
-        let last = self.ring.iter().rposition(|entry| entry.settled)?;
+        // What an earlier run settled and this one has not read yet must not be forgotten: a checkpoint
+        // of this run takes the place of the one that knew it.
+        let before = self.earlier.as_ref().and_then(Checkpoint::ahead);
+        let before = before.filter(|ahead| self.newest.as_ref().is_none_or(|newest| !ahead.ends_at(newest)));
+        let end = match before {
+            Some(_) => self.ring.len(),
+            None => self.ring.iter().rposition(|entry| entry.settled)?,
+        };
         let mut builder = Ahead::builder(self.watermark.clone());
         let mut hole: Option<(&Record, &Record)> = None;
-        for entry in self.ring.range(..last) {
+        for entry in self.ring.range(..end) {
             match (&entry.record, entry.settled) {
                 (Some(record), false) => hole = Some((hole.map_or(record, |(first, _)| first), record)),
                 _ => {
@@ -188,8 +234,10 @@ impl Window {
         if let Some((first, last)) = hole {
             builder.hole(first, last);
         }
-        let through = self.ring.get(last)?.record.as_ref()?;
-        Some(builder.settled_through(through))
+        match before {
+            Some(before) => Some(builder.settled_as_before(self.newest.as_ref(), before)),
+            None => Some(builder.settled_through(self.ring.get(end)?.record.as_ref()?)),
+        }
     }
 }
 
@@ -226,7 +274,7 @@ mod tests {
         fn agrees_with_a_model_that_looks_at_everything(
             steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..120)
         ) {
-            let mut window = Window::new(Position::TrimHorizon);
+            let mut window = Window::new(Checkpoint::at(Position::TrimHorizon));
             let mut model = Model::default();
             for (admit, which) in steps {
                 if admit || model.settled.is_empty() {
@@ -257,9 +305,61 @@ mod tests {
         }
     }
 
+    /// Whether a restart from this checkpoint skips the record.
+    fn skips(checkpoint: &Checkpoint, record: &Record) -> bool {
+        checkpoint.position().covers(record) || checkpoint.ahead().is_some_and(|ahead| ahead.covers(record))
+    }
+
+    proptest! {
+        /// A second run that is cut off before it has read again all that the first one settled.
+        #[test]
+        fn a_checkpoint_forgets_nothing_that_an_earlier_run_settled(
+            first in prop::collection::vec(any::<bool>(), 1..60),
+            again in prop::collection::vec(any::<bool>(), 0..60),
+        ) {
+            let mut window = Window::new(Checkpoint::at(Position::TrimHorizon));
+            for (number, &settle) in first.iter().enumerate() {
+                window.admit(record(number as u64), 0, 10);
+                if settle {
+                    window.settle(number as u64, Settled::Processed);
+                }
+            }
+            let earlier = window.checkpoint();
+            let mut window = Window::new(earlier.clone());
+            let mut settled = first.clone();
+            for (number, &settle) in again.iter().enumerate().take(first.len()) {
+                let record = record(number as u64);
+                match window.earlier(&record) {
+                    Earlier::Passed => prop_assert!(earlier.position().covers(&record)),
+                    Earlier::Settled => {
+                        prop_assert!(first[number]);
+                        let ordinal = window.admit(record, 0, 10);
+                        window.settle(ordinal, Settled::Processed);
+                    }
+                    Earlier::Unsettled => {
+                        prop_assert!(!first[number]);
+                        let ordinal = window.admit(record, 0, 10);
+                        if settle {
+                            window.settle(ordinal, Settled::Processed);
+                            settled[number] = true;
+                        }
+                    }
+                }
+                let checkpoint = window.checkpoint();
+                let bytes = checkpoint.ahead().map(Ahead::to_bytes);
+                let read = bytes.map(|bytes| Ahead::from_bytes(&bytes).expect("reads back"));
+                prop_assert_eq!(read.as_ref(), checkpoint.ahead());
+                for (number, &settled) in settled.iter().enumerate() {
+                    let record = self::record(number as u64);
+                    prop_assert_eq!(skips(&checkpoint, &record), settled, "record {}", number);
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_settles_ahead_leaves_its_payload_and_all_but_the_last_place_of_its_run() {
-        let mut window = Window::new(Position::TrimHorizon);
+        let mut window = Window::new(Checkpoint::at(Position::TrimHorizon));
         for number in 0..100 {
             window.admit(record(number), 0, 10);
         }
@@ -279,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_settled_record_names_the_next_of_its_lane() {
-        let mut window = Window::new(Position::TrimHorizon);
+        let mut window = Window::new(Checkpoint::at(Position::TrimHorizon));
         let first = window.admit(record(0), 7, 10);
         let other = window.admit(record(1), 8, 10);
         let second = window.admit(record(2), 7, 10);
