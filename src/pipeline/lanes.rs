@@ -47,9 +47,10 @@ impl Lanes {
 
     /// The lane that a record belongs to.
     pub(crate) fn of(&self, record: &Record) -> u64 {
-        match (self, record.partition_key()) {
-            (Lanes::Keys { seed, .. }, Some(key)) => seed.hash_one(key),
-            _ => 0,
+        match self {
+            // Without keys (AUTO distribution) there is one lane: order is kept where none was asked for.
+            Lanes::Keys { seed, .. } => record.partition_key().map_or(0, |key| seed.hash_one(key)),
+            Lanes::Shard(_) | Lanes::Unordered => 0,
         }
     }
 
