@@ -1,7 +1,7 @@
 //! Instructions a record, counted by valgrind: the same in every run, however busy the machine.
 //! `cargo bench --bench instructions`; it says what to install if that is missing.
 //!
-//! `settle` counts 1,000 records, `pipeline` 100,000 records of 1,000 keys in batches of 5,000, from
+//! `settle` counts 1,000 records, `pipeline` 20,000 records of 1,000 keys in batches of 5,000, from
 //! start to end. The records are kept alive, so that what freeing them costs is not part of it. What
 //! the contestants are is told in settle.rs and support/bare_loop.rs.
 
@@ -69,7 +69,7 @@ mod counted {
     use crate::support::{bare_loop, records, retries};
 
     const SETTLED: usize = 1_000;
-    const RECORDS: usize = 100_000;
+    const RECORDS: usize = 20_000;
     const KEYS: u64 = 1_000;
     const BATCH: usize = 5_000;
 
@@ -208,7 +208,7 @@ mod counted {
 
     library_benchmark_group!(name = of_1000_records, benchmarks = [settle]);
     library_benchmark_group!(
-        name = of_100000_records,
+        name = of_20000_records,
         benchmarks = [
             pipeline,
             futures_unordered,
@@ -219,6 +219,6 @@ mod counted {
     gungraun::main!(
         config = LibraryBenchmarkConfig::default()
             .tool(Callgrind::default().entry_point(EntryPoint::Custom("*counted::count".to_owned()))),
-        library_benchmark_groups = [of_1000_records, of_100000_records]
+        library_benchmark_groups = [of_1000_records, of_20000_records]
     );
 }
