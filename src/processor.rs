@@ -76,7 +76,7 @@ pub struct Attempt<'a> {
     cancelled: Option<&'a CancellationToken>,
     // Filled by whoever asks first: for a handler that is ready at once nobody does, and a clock read
     // costs more than the rest of the engine.
-    deadline: OnceLock<Instant>,
+    began: OnceLock<Instant>,
 }
 
 impl<'a> Attempt<'a> {
@@ -91,7 +91,7 @@ impl<'a> Attempt<'a> {
             timeout,
             until,
             cancelled,
-            deadline: OnceLock::new(),
+            began: OnceLock::new(),
         }
     }
 
@@ -102,12 +102,20 @@ impl<'a> Attempt<'a> {
 
     /// When the attempt times out and its future is dropped, on tokio's clock.
     pub fn deadline(&self) -> Instant {
-        *self.deadline.get_or_init(|| {
-            let now = Instant::now();
-            // A timeout that no clock can hold is one that never comes.
-            let own = now.checked_add(self.timeout).unwrap_or(now + A_LONG_TIME);
-            self.until.map_or(own, |until| own.min(until))
-        })
+        let began = *self.began.get_or_init(Instant::now);
+        // A timeout that no clock can hold is one that never comes.
+        let own = began.checked_add(self.timeout).unwrap_or(began + A_LONG_TIME);
+        self.until.map_or(own, |until| own.min(until))
+    }
+
+    /// Whether it is not its own timeout that ends it, but its term.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.until.is_some_and(|until| until <= self.deadline())
+    }
+
+    /// How long it has taken, from the first time that its handler waited for something.
+    pub(crate) fn took(&self) -> Duration {
+        self.began.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// Whether the result is no longer wanted: the shard now belongs to another worker.

@@ -23,7 +23,7 @@ use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::resilient::{Recovery, Resilient, Step, Term};
+use crate::resilient::{Recovery, Resilient, Step};
 use crate::settled::{Halt, Settled, Unsettled};
 
 /// After so many admissions others on this thread have their turn.
@@ -47,10 +47,7 @@ where
         batches,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
-        step: |record: Record, recovery: Option<Box<Recovery>>| async move {
-            let step = resilient.step(&record, recovery, Term::default()).await;
-            (record, step)
-        },
+        step: |record, recovery| resilient.step(record, recovery),
         window: Window::new(from),
         lanes: Lanes::new(pipeline.ordering),
         slots: Slots::new(pipeline.held),

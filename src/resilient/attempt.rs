@@ -94,62 +94,69 @@ pub(super) fn poll_caught<T>(
 
 impl<P: RecordProcessor> Inner<P> {
     /// Calls the handler once, in a span of its own if anybody wants spans at DEBUG.
-    pub(super) async fn attempt(
+    ///
+    /// No `async fn`, here and below: that would keep every argument twice, and each place to run is as
+    /// large as this future.
+    pub(super) fn attempt(
         &self,
         record: &Record,
         number: u32,
         term: Term<'_>,
-    ) -> Result<(), Stumble<P::Error>> {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
-            return self.call(record, number, term).await;
+    ) -> impl Future<Output = Result<(), Stumble<P::Error>>> + Send {
+        let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
+        async move {
+            if !tracing::enabled!(tracing::Level::DEBUG) {
+                return self.call(record, &attempt).await;
+            }
+            let span = tracing::debug_span!(
+                "attempt",
+                stream = record.stream(),
+                shard = record.shard().as_str(),
+                sequence_number = record.sequence_number().as_str(),
+                sub_sequence_number = record.sub_sequence_number(),
+                attempt = attempt.number(),
+            );
+            // Boxed, so that a place to run need not be twice as large for the sake of a span.
+            Box::pin(self.call(record, &attempt).instrument(span)).await
         }
-        let span = tracing::debug_span!(
-            "attempt",
-            stream = record.stream(),
-            shard = record.shard().as_str(),
-            sequence_number = record.sequence_number().as_str(),
-            sub_sequence_number = record.sub_sequence_number(),
-            attempt = number,
-        );
-        // Boxed, so that a place to run need not be twice as large for the sake of a span.
-        Box::pin(self.call(record, number, term).instrument(span)).await
     }
 
-    async fn call(&self, record: &Record, number: u32, term: Term<'_>) -> Result<(), Stumble<P::Error>> {
-        let timeout = self.policy.timeout();
-        let attempt = Attempt::new(number, timeout, term.deadline, term.cancelled);
-        // The call itself stands inside, so that a panic before the first await is caught as well.
-        let mut call = pin!(async { self.processor.process(record, &attempt).await });
-        let mut timer = pin!(None);
-        let mut armed: Option<Instant> = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {
-                let how = match result {
-                    Ok(Ok(())) => return Poll::Ready(Ok(())),
-                    Ok(Err(error)) => How::Failed(error),
-                    Err(panicked) => How::Panicked(panicked),
-                };
-                let took = armed.map_or(Duration::ZERO, |since| since.elapsed());
-                return Poll::Ready(Err(Stumble { how, took }));
-            }
-            // Only a handler that waits can be late: the timer is armed after the first `Pending`.
-            if timer.is_none() {
-                armed = Some(Instant::now());
-                timer.set(Some(sleep_until(attempt.deadline())));
-            }
-            match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                Some(Poll::Ready(())) => {
-                    let cut = term
-                        .deadline
-                        .is_some_and(|deadline| deadline <= attempt.deadline());
-                    Poll::Ready(Err(Stumble {
-                        how: if cut { How::Cut } else { How::TimedOut },
-                        took: armed.map_or(Duration::ZERO, |since| since.elapsed()),
-                    }))
+    fn call(
+        &self,
+        record: &Record,
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), Stumble<P::Error>>> + Send {
+        async move {
+            // The call itself stands inside, so that a panic before the first await is caught as well.
+            let mut call = pin!(async move { self.processor.process(record, attempt).await });
+            let mut timer = pin!(None);
+            poll_fn(move |cx| {
+                if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {
+                    let how = match result {
+                        Ok(Ok(())) => return Poll::Ready(Ok(())),
+                        Ok(Err(error)) => How::Failed(error),
+                        Err(panicked) => How::Panicked(panicked),
+                    };
+                    let took = attempt.took();
+                    return Poll::Ready(Err(Stumble { how, took }));
                 }
-                _ => Poll::Pending,
-            }
-        })
-        .await
+                // Only a handler that waits can be late: the timer is armed after the first `Pending`.
+                if timer.is_none() {
+                    timer.set(Some(sleep_until(attempt.deadline())));
+                }
+                match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
+                    Some(Poll::Ready(())) => Poll::Ready(Err(Stumble {
+                        how: if attempt.is_cut_short() {
+                            How::Cut
+                        } else {
+                            How::TimedOut
+                        },
+                        took: attempt.took(),
+                    })),
+                    _ => Poll::Pending,
+                }
+            })
+            .await
+        }
     }
 }

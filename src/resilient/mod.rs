@@ -19,7 +19,6 @@ mod verdict;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 
-pub(crate) use attempt::Term;
 pub(crate) use recover::Recovery;
 
 use crate::dead_letter::DeadLetterSink;
@@ -28,6 +27,7 @@ use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::retry::RetryPolicy;
 use crate::settled::{Settled, Unsettled};
+use attempt::Term;
 use outbox::Outbox;
 use verdict::Classifiers;
 
@@ -95,7 +95,10 @@ impl<P: RecordProcessor> Resilient<P> {
     /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
     /// letter may have been written all the same: harmless, as its id is the same next time.
     pub async fn settle(&self, record: &Record) -> Result<Settled, Unsettled> {
-        self.settle_within(record, Term::default()).await
+        match self.0.attempt(record, 1, Term::default()).await {
+            Ok(()) => Ok(self.0.processed(record, 1)),
+            Err(stumble) => Box::pin(self.0.recover(record, stumble, Term::default())).await,
+        }
     }
 
     /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
@@ -105,39 +108,29 @@ impl<P: RecordProcessor> Resilient<P> {
             deadline: Some(deadline),
             cancelled: None,
         };
-        self.settle_within(record, term).await
-    }
-
-    async fn settle_within(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        let inner = &*self.0;
-        match inner.attempt(record, 1, term).await {
-            Ok(()) => Ok(inner.processed(record, 1)),
-            Err(stumble) => {
-                let step = inner.stumbled(record, None, stumble);
-                let result = Box::pin(inner.recover(record, step, term)).await;
-                if let Err(reason) = &result {
-                    inner.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
-                }
-                result
-            }
+        match self.0.attempt(record, 1, term).await {
+            Ok(()) => Ok(self.0.processed(record, 1)),
+            Err(stumble) => Box::pin(self.0.recover(record, stumble, term)).await,
         }
     }
 
-    /// One step of the record's life: an attempt, or the writing of its letter. For the pipeline,
-    /// which lets others run while a record waits between its steps.
-    pub(crate) async fn step(
+    /// One step of the record's life: an attempt, or the writing of its letter. Gives the record back.
+    /// For the pipeline, which lets others run while a record waits between its steps.
+    pub(crate) fn step(
         &self,
-        record: &Record,
+        record: Record,
         recovery: Option<Box<Recovery>>,
-        term: Term<'_>,
-    ) -> Step {
+    ) -> impl Future<Output = (Record, Step)> + Send {
         let inner = &*self.0;
-        match recovery {
-            None => match inner.attempt(record, 1, term).await {
-                Ok(()) => Step::Done(Ok(inner.processed(record, 1))),
-                Err(stumble) => inner.stumbled(record, None, stumble),
-            },
-            Some(recovery) => Box::pin(inner.resume(record, recovery, term)).await,
+        async move {
+            let step = match recovery {
+                None => match inner.attempt(&record, 1, Term::default()).await {
+                    Ok(()) => Step::Done(Ok(inner.processed(&record, 1))),
+                    Err(stumble) => inner.stumbled(&record, None, stumble),
+                },
+                Some(recovery) => Box::pin(inner.resume(&record, recovery, Term::default())).await,
+            };
+            (record, step)
         }
     }
 

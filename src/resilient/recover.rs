@@ -58,13 +58,24 @@ impl Recovery {
 }
 
 impl<P: RecordProcessor> Inner<P> {
-    /// Goes on until the record is settled or its term is over.
+    /// Goes on after a first attempt that did not succeed, until the record is settled or its term is
+    /// over.
     pub(super) async fn recover(
         &self,
         record: &Record,
-        mut step: Step,
+        stumble: Stumble<P::Error>,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
+        let result = self
+            .go_on(record, self.stumbled(record, None, stumble), term)
+            .await;
+        if let Err(reason) = &result {
+            self.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
+        }
+        result
+    }
+
+    async fn go_on(&self, record: &Record, mut step: Step, term: Term<'_>) -> Result<Settled, Unsettled> {
         loop {
             match step {
                 Step::Done(result) => return result,
