@@ -209,23 +209,31 @@ pub(crate) struct Permits {
 
 impl Permits {
     /// Takes one. `Pending`: all are in use, and the task is woken when one is its own.
+    #[inline]
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.idle == 0 {
-            // `None` never comes: the semaphore is never closed.
-            let Poll::Ready(Some(permit)) = self.semaphore.poll_acquire(cx) else {
-                self.queued = true;
-                return Poll::Pending;
-            };
-            permit.forget();
-            self.queued = false;
-            self.idle += 1;
+        if self.idle == 0 && self.poll_share(cx).is_pending() {
+            return Poll::Pending;
         }
         self.idle -= 1;
         self.busy += 1;
         Poll::Ready(())
     }
 
+    /// Takes one of all into this share.
+    fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // `None` never comes: the semaphore is never closed.
+        let Poll::Ready(Some(permit)) = self.semaphore.poll_acquire(cx) else {
+            self.queued = true;
+            return Poll::Pending;
+        };
+        permit.forget();
+        self.queued = false;
+        self.idle += 1;
+        Poll::Ready(())
+    }
+
     /// Gives one back, for the next record of this turn.
+    #[inline]
     pub(crate) fn give(&mut self) {
         self.busy -= 1;
         self.idle += 1;

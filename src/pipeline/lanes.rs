@@ -46,6 +46,7 @@ impl Lanes {
     }
 
     /// The lane that a record belongs to.
+    #[inline]
     pub(crate) fn of(&self, record: &Record) -> u64 {
         match self {
             // Without keys (AUTO distribution) there is one lane: order is kept where none was asked for.
@@ -55,6 +56,7 @@ impl Lanes {
     }
 
     /// Lets a record enter its lane: it may start at once (`None`), or waits behind another one.
+    #[inline]
     pub(crate) fn enter(&mut self, lane: u64, ordinal: Ordinal) -> Option<Ordinal> {
         match self {
             Lanes::Shard(tail) => tail.replace(ordinal),
@@ -64,6 +66,7 @@ impl Lanes {
     }
 
     /// A record has left its lane with none behind it.
+    #[inline]
     pub(crate) fn leave(&mut self, lane: u64) {
         match self {
             Lanes::Shard(tail) => *tail = None,

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::vec;
 
 use futures_core::Stream;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
@@ -26,8 +27,8 @@ use crate::record::Record;
 use crate::resilient::{Recovery, Resilient, Step};
 use crate::settled::{Halt, Settled, Unsettled};
 
-/// After so many admissions others on this thread have their turn.
-const ADMISSIONS_A_TURN: usize = 256;
+/// After so many records were read and attempts polled, others on this thread have their turn.
+const WORK_A_TURN: usize = 256;
 
 pub(super) async fn run<P, S>(
     pipeline: &Pipeline,
@@ -134,33 +135,17 @@ where
         if self.stop.is_none() && self.shutdown.as_mut().poll(cx).is_ready() {
             self.stop();
         }
-        self.slots.poll_woken(cx, &mut self.stepped);
-        let mut stepped = std::mem::take(&mut self.stepped);
-        for (tag, (record, step)) in stepped.drain(..) {
-            if let Some((record, recovery)) = self.stepped(tag, record, step) {
-                self.start(tag.ordinal, record, Some(recovery));
-            }
-        }
-        self.stepped = stepped;
-
-        let mut admissions = ADMISSIONS_A_TURN;
+        self.slots.stop_listening();
+        let mut work = WORK_A_TURN;
         let bound = loop {
-            while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
-                self.ready.push_back(Ready::Again(waiting));
-            }
-            self.start_ready(cx);
-            match self.read(cx, &mut admissions) {
-                Read::Some if admissions > 0 => {}
-                Read::Some => {
-                    cx.waker().wake_by_ref();
-                    break None;
-                }
-                // What was started just now may wait for a time that no timer is set to yet.
-                _ if !self.delays.is_armed() => {}
-                Read::Nothing => break None,
-                Read::Bounded(bound) => break Some(bound),
+            self.go_on(&mut work);
+            let bound = self.begin(cx, &mut work);
+            // What was woken meanwhile need not wait for another turn of the task.
+            if work == 0 || !self.slots.has_woken() || !has_budget_remaining() {
+                break bound;
             }
         };
+        self.slots.listen(cx);
         self.end_turn(cx, bound);
 
         if let Some(stop) = &mut self.stop {
@@ -179,6 +164,39 @@ where
         }
     }
 
+    /// Polls the attempts that were woken.
+    fn go_on(&mut self, work: &mut usize) {
+        let mut stepped = std::mem::take(&mut self.stepped);
+        *work = work.saturating_sub(self.slots.poll_woken(&mut stepped));
+        for (tag, (record, step)) in stepped.drain(..) {
+            if let Some((record, recovery)) = self.stepped(tag, record, step) {
+                self.start(tag.ordinal, record, Some(recovery));
+            }
+        }
+        self.stepped = stepped;
+    }
+
+    /// Begins what may begin, and reads on. Returns the bound that stops the reading, if one does.
+    fn begin(&mut self, cx: &mut Context<'_>, work: &mut usize) -> Option<Bound> {
+        loop {
+            while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
+                self.ready.push_back(Ready::Again(waiting));
+            }
+            self.start_ready(cx);
+            match self.read(cx, work) {
+                Read::Some if *work > 0 => {}
+                Read::Some => {
+                    cx.waker().wake_by_ref();
+                    return None;
+                }
+                // What was started just now may wait for a time that no timer is set to yet.
+                _ if !self.delays.is_armed() => {}
+                Read::Nothing => return None,
+                Read::Bounded(bound) => return Some(bound),
+            }
+        }
+    }
+
     fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
         self.permits.end_turn(!self.ready.is_empty());
         self.memory.release(std::mem::take(&mut self.freed));
@@ -192,7 +210,7 @@ where
     }
 
     /// Admits the next record, or reads the next batch.
-    fn read(&mut self, cx: &mut Context<'_>, admissions: &mut usize) -> Read {
+    fn read(&mut self, cx: &mut Context<'_>, work: &mut usize) -> Read {
         if self.stop.is_some() {
             return Read::Nothing;
         }
@@ -203,8 +221,8 @@ where
             return Read::Bounded(Bound::Span);
         }
         if let Some(record) = self.batch.next() {
-            *admissions -= 1;
-            self.admit(record);
+            *work = work.saturating_sub(1);
+            self.admit(record, cx);
             return Read::Some;
         }
         if self.input_ended {
@@ -227,7 +245,7 @@ where
         }
     }
 
-    fn admit(&mut self, record: Record) {
+    fn admit(&mut self, record: Record, cx: &mut Context<'_>) {
         let bytes = if self.batch_reserved {
             record.payload().len()
         } else {
@@ -248,13 +266,22 @@ where
             }
             Earlier::Unsettled => {}
         }
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let lane = self.lanes.of(&record);
-        let ordinal = self
-            .window
-            .admit(record, lane, u32::try_from(bytes).unwrap_or(u32::MAX));
-        match self.lanes.enter(lane, ordinal) {
-            Some(ahead) => self.window.follow(ahead, ordinal),
-            None => self.ready.push_back(Ready::First(ordinal)),
+        match self.lanes.enter(lane, self.window.next()) {
+            Some(ahead) => {
+                let ordinal = self.window.admit(record, lane, bytes);
+                self.window.follow(ahead, ordinal);
+            }
+            // It may run: only its place is kept.
+            None if self.ready.is_empty() && self.permits.poll_take(cx).is_ready() => {
+                let ordinal = self.window.admit(record.place(), lane, bytes);
+                self.start(ordinal, record, None);
+            }
+            None => {
+                let ordinal = self.window.admit(record, lane, bytes);
+                self.ready.push_back(Ready::First(ordinal));
+            }
         }
     }
 
@@ -279,8 +306,8 @@ where
         let mut next = Some((record, recovery));
         while let Some((record, recovery)) = next.take() {
             let permit = recovery.as_ref().is_none_or(|recovery| recovery.calls_handler());
-            let future = (self.step)(record, recovery);
-            if let Some((tag, (record, step))) = self.slots.start(Tag { ordinal, permit }, future) {
+            let step = || (self.step)(record, recovery);
+            if let Some((tag, (record, step))) = self.slots.start(Tag { ordinal, permit }, step) {
                 next = self
                     .stepped(tag, record, step)
                     .map(|(record, recovery)| (record, Some(recovery)));

@@ -67,32 +67,46 @@ impl<F: Future, T> Slots<F, T> {
     }
 
     /// Puts a future in a place and polls it there. What is ready at once comes back at once.
-    pub(crate) fn start(&mut self, tag: T, future: F) -> Option<(T, F::Output)> {
-        let index = self.free.pop().unwrap_or_else(|| {
-            let index = self.slots.len();
-            self.slots.push(Slot {
-                future: Box::pin(None),
-                tag: None,
-                waker: Waker::from(Arc::new(SlotWaker {
-                    signals: self.signals.clone(),
-                    index,
-                })),
-            });
-            index
-        });
+    #[inline]
+    pub(crate) fn start(&mut self, tag: T, future: impl FnOnce() -> F) -> Option<(T, F::Output)> {
+        let index = self.free.pop().unwrap_or_else(|| self.add());
         let slot = self.slots.get_mut(index)?;
-        slot.future.set(Some(future));
-        slot.tag = Some(tag);
-        self.poll(index)
+        slot.future.set(Some(future()));
+        match slot.poll() {
+            Some(output) => {
+                self.free.push(index);
+                Some((tag, output))
+            }
+            None => {
+                slot.tag = Some(tag);
+                None
+            }
+        }
     }
 
-    /// Polls every place that was woken since the last round, once; what is ready goes to `ready`. The
-    /// task is woken for what is woken from now on, and for what the budget did not suffice for.
-    pub(crate) fn poll_woken(&mut self, cx: &Context<'_>, ready: &mut Vec<(T, F::Output)>) {
-        let signals = self.signals.clone();
-        signals.task.register(cx.waker());
-        for (number, word) in signals.words.iter().enumerate() {
-            // The load is for the many words in which nothing happened.
+    #[cold]
+    fn add(&mut self) -> usize {
+        let index = self.slots.len();
+        self.slots.push(Slot {
+            future: Box::pin(None),
+            tag: None,
+            waker: Waker::from(Arc::new(SlotWaker {
+                signals: self.signals.clone(),
+                index,
+            })),
+        });
+        index
+    }
+
+    /// Polls every place that was woken since the last round, once; what is ready goes to `ready`. Stops
+    /// when the task's budget is used up. Returns how many it has polled.
+    pub(crate) fn poll_woken(&mut self, ready: &mut Vec<(T, F::Output)>) -> usize {
+        let mut polled = 0;
+        for number in 0..self.slots.len().div_ceil(64) {
+            let Some(word) = self.signals.words.get(number) else {
+                break;
+            };
+            // The load is for words in which nothing happened.
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
@@ -101,26 +115,55 @@ impl<F: Future, T> Slots<F, T> {
             let mut bits = word.swap(0, Ordering::Acquire);
             while bits != 0 {
                 if !has_budget_remaining() {
-                    word.fetch_or(bits, Ordering::Release);
-                    cx.waker().wake_by_ref();
-                    return;
+                    if let Some(word) = self.signals.words.get(number) {
+                        word.fetch_or(bits, Ordering::Release);
+                    }
+                    return polled;
                 }
-                let bit = bits.trailing_zeros();
+                let index = number * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                ready.extend(self.poll(number * 64 + bit as usize));
+                let Some(slot) = self.slots.get_mut(index) else {
+                    continue;
+                };
+                polled += 1;
+                if let Some(output) = slot.poll() {
+                    self.free.push(index);
+                    ready.extend(slot.tag.take().map(|tag| (tag, output)));
+                }
             }
         }
+        polled
     }
 
-    fn poll(&mut self, index: usize) -> Option<(T, F::Output)> {
-        let slot = self.slots.get_mut(index)?;
-        let future = slot.future.as_mut().as_pin_mut()?;
-        match future.poll(&mut Context::from_waker(&slot.waker)) {
+    /// Whether a place was woken and not polled yet.
+    pub(crate) fn has_woken(&self) -> bool {
+        let words = self.signals.words.iter().take(self.slots.len().div_ceil(64));
+        words.fold(0, |sum, word| sum | word.load(Ordering::Relaxed)) != 0
+    }
+
+    /// From now on the task is not woken: it looks by itself.
+    pub(crate) fn stop_listening(&self) {
+        self.signals.task.take();
+    }
+
+    /// From now on the task is woken for what is woken; for what is left from before at once.
+    pub(crate) fn listen(&self, cx: &Context<'_>) {
+        self.signals.task.register(cx.waker());
+        if self.has_woken() {
+            cx.waker().wake_by_ref();
+        }
+    }
+}
+
+impl<F: Future, T> Slot<F, T> {
+    #[inline]
+    fn poll(&mut self) -> Option<F::Output> {
+        let future = self.future.as_mut().as_pin_mut()?;
+        match future.poll(&mut Context::from_waker(&self.waker)) {
             Poll::Pending => None,
             Poll::Ready(output) => {
-                slot.future.set(None);
-                self.free.push(index);
-                slot.tag.take().map(|tag| (tag, output))
+                self.future.set(None);
+                Some(output)
             }
         }
     }
@@ -137,8 +180,9 @@ mod tests {
     async fn next<F: Future, T>(slots: &mut Slots<F, T>) -> Vec<(T, F::Output)> {
         let mut ready = Vec::new();
         poll_fn(|cx| {
-            slots.poll_woken(cx, &mut ready);
+            slots.poll_woken(&mut ready);
             if ready.is_empty() {
+                slots.listen(cx);
                 Poll::Pending
             } else {
                 Poll::Ready(())
@@ -153,7 +197,7 @@ mod tests {
         let mut slots = Slots::new(4);
         for tag in 0..100 {
             assert_eq!(
-                slots.start(tag, std::future::ready(tag * 2)),
+                slots.start(tag, || std::future::ready(tag * 2)),
                 Some((tag, tag * 2))
             );
         }
@@ -168,7 +212,7 @@ mod tests {
         for tag in 0..200u32 {
             let (sender, receiver) = oneshot::channel::<u32>();
             senders.push(Some(sender));
-            assert!(slots.start(tag, receiver).is_none());
+            assert!(slots.start(tag, || receiver).is_none());
         }
         for which in [3u32, 199, 64, 63, 0] {
             let sender = senders[which as usize].take().expect("not sent yet");
@@ -185,11 +229,11 @@ mod tests {
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        assert!(slots.start(0, Box::pin(restless)).is_none());
+        assert!(slots.start(0, || Box::pin(restless)).is_none());
         let (sender, receiver) = oneshot::channel::<u32>();
         assert!(
             slots
-                .start(1, Box::pin(async { receiver.await.unwrap_or(0) }))
+                .start(1, || Box::pin(async { receiver.await.unwrap_or(0) }))
                 .is_none()
         );
         tokio::spawn(async { sender.send(7) });
@@ -204,7 +248,7 @@ mod tests {
         let mut senders = Vec::new();
         for tag in 0..MANY {
             let (sender, receiver) = oneshot::channel::<()>();
-            assert!(slots.start(tag, receiver).is_none());
+            assert!(slots.start(tag, || receiver).is_none());
             senders.push(sender);
         }
         tokio::task::yield_now().await;
@@ -215,10 +259,11 @@ mod tests {
         let mut ready = Vec::new();
         poll_fn(|cx| {
             rounds += 1;
-            slots.poll_woken(cx, &mut ready);
+            slots.poll_woken(&mut ready);
             if ready.len() == MANY {
                 Poll::Ready(())
             } else {
+                slots.listen(cx);
                 Poll::Pending
             }
         })

@@ -76,6 +76,7 @@ impl Window {
     }
 
     /// What an earlier run did with the next record.
+    #[inline]
     pub(crate) fn earlier(&mut self, record: &Record) -> Earlier {
         let Some(earlier) = &self.earlier else {
             return Earlier::Unsettled;
@@ -94,9 +95,16 @@ impl Window {
         }
     }
 
+    /// The ordinal of the next record that is admitted.
+    #[inline]
+    pub(crate) fn next(&self) -> Ordinal {
+        self.base + self.ring.len() as u64
+    }
+
     /// Takes a record in, behind all others. `bytes` is what it counts for.
+    #[inline]
     pub(crate) fn admit(&mut self, record: Record, lane: u64, bytes: u32) -> Ordinal {
-        let ordinal = self.base + self.ring.len() as u64;
+        let ordinal = self.next();
         if self.earlier.is_some() {
             self.newest = Some(record.place());
         }
@@ -112,6 +120,7 @@ impl Window {
     }
 
     /// Puts a record behind another one in its lane.
+    #[inline]
     pub(crate) fn follow(&mut self, ahead: Ordinal, ordinal: Ordinal) {
         if let Some(entry) = self.entry(ahead) {
             entry.next = ordinal;
@@ -119,6 +128,7 @@ impl Window {
     }
 
     /// Hands the record out to be processed. Its place stays; its payload goes with it.
+    #[inline]
     pub(crate) fn take(&mut self, ordinal: Ordinal) -> Option<Record> {
         let entry = self.entry(ordinal).filter(|entry| !entry.settled)?;
         let record = entry.record.take()?;
@@ -127,6 +137,7 @@ impl Window {
     }
 
     /// A record has ended. `None` if it is none of the unsettled ones.
+    #[inline]
     pub(crate) fn settle(&mut self, ordinal: Ordinal, _how: Settled) -> Option<Released> {
         let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
         let entry = self.ring.get_mut(index).filter(|entry| !entry.settled)?;
@@ -146,13 +157,14 @@ impl Window {
     }
 
     /// Moves the watermark over the settled run at the front.
+    #[inline]
     fn advance(&mut self) {
         while self.ring.front().is_some_and(|entry| entry.settled) {
             if let Some(entry) = self.ring.pop_front() {
                 self.base += 1;
                 // Only the last of a run still has its record, and it comes last.
                 if let Some(record) = entry.record {
-                    self.passed = Some(record.place());
+                    self.passed = Some(record.into_place());
                 }
             }
         }
@@ -163,7 +175,7 @@ impl Window {
         let within = self.ring.get(index + 1).is_some_and(|after| after.settled);
         if let Some(entry) = self.ring.get_mut(index) {
             entry.record = match entry.record.take() {
-                Some(record) if !within => Some(record.place()),
+                Some(record) if !within => Some(record.into_place()),
                 _ => None,
             };
         }
@@ -172,17 +184,20 @@ impl Window {
         }
     }
 
+    #[inline]
     fn entry(&mut self, ordinal: Ordinal) -> Option<&mut Entry> {
         let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
         self.ring.get_mut(index)
     }
 
     /// Records read and not settled.
+    #[inline]
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
     /// The distance from the watermark to the newest record.
+    #[inline]
     pub(crate) fn span(&self) -> usize {
         self.ring.len()
     }

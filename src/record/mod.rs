@@ -103,11 +103,21 @@ impl Record {
     }
 
     /// The record without its payload, for whoever only needs to know where it stood.
+    #[inline]
     pub(crate) fn place(&self) -> Record {
         Record {
             meta: self.meta.clone(),
             payload: Bytes::new(),
         }
+    }
+
+    /// The same, made of a record that nobody needs any more.
+    #[inline]
+    pub(crate) fn into_place(mut self) -> Record {
+        if !self.payload.is_empty() {
+            self.payload = Bytes::new();
+        }
+        self
     }
 }
 
