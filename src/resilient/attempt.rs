@@ -95,8 +95,8 @@ pub(super) fn poll_caught<T>(
 impl<P: RecordProcessor> Inner<P> {
     /// Calls the handler once, in a span of its own if anybody wants spans at DEBUG.
     ///
-    /// No `async fn`, here and below: that would keep every argument twice, and each place to run is as
-    /// large as this future.
+    /// No `async fn`: that would keep every argument twice, and each place to run is as large as this
+    /// future.
     pub(super) fn attempt(
         &self,
         record: &Record,
@@ -121,42 +121,36 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    fn call(
-        &self,
-        record: &Record,
-        attempt: &Attempt<'_>,
-    ) -> impl Future<Output = Result<(), Stumble<P::Error>>> + Send {
-        async move {
-            // The call itself stands inside, so that a panic before the first await is caught as well.
-            let mut call = pin!(async move { self.processor.process(record, attempt).await });
-            let mut timer = pin!(None);
-            poll_fn(move |cx| {
-                if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {
-                    let how = match result {
-                        Ok(Ok(())) => return Poll::Ready(Ok(())),
-                        Ok(Err(error)) => How::Failed(error),
-                        Err(panicked) => How::Panicked(panicked),
-                    };
-                    let took = attempt.took();
-                    return Poll::Ready(Err(Stumble { how, took }));
-                }
-                // Only a handler that waits can be late: the timer is armed after the first `Pending`.
-                if timer.is_none() {
-                    timer.set(Some(sleep_until(attempt.deadline())));
-                }
-                match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                    Some(Poll::Ready(())) => Poll::Ready(Err(Stumble {
-                        how: if attempt.is_cut_short() {
-                            How::Cut
-                        } else {
-                            How::TimedOut
-                        },
-                        took: attempt.took(),
-                    })),
-                    _ => Poll::Pending,
-                }
-            })
-            .await
-        }
+    async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Stumble<P::Error>> {
+        // The call itself stands inside, so that a panic before the first await is caught as well.
+        let mut call = pin!(async move { self.processor.process(record, attempt).await });
+        let mut timer = pin!(None);
+        poll_fn(move |cx| {
+            if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {
+                let how = match result {
+                    Ok(Ok(())) => return Poll::Ready(Ok(())),
+                    Ok(Err(error)) => How::Failed(error),
+                    Err(panicked) => How::Panicked(panicked),
+                };
+                let took = attempt.took();
+                return Poll::Ready(Err(Stumble { how, took }));
+            }
+            // Only a handler that waits can be late: the timer is armed after the first `Pending`.
+            if timer.is_none() {
+                timer.set(Some(sleep_until(attempt.deadline())));
+            }
+            match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
+                Some(Poll::Ready(())) => Poll::Ready(Err(Stumble {
+                    how: if attempt.is_cut_short() {
+                        How::Cut
+                    } else {
+                        How::TimedOut
+                    },
+                    took: attempt.took(),
+                })),
+                _ => Poll::Pending,
+            }
+        })
+        .await
     }
 }
