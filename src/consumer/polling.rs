@@ -53,7 +53,8 @@ impl Poller {
         let mut failures = Failures::new(&self);
         let mut next_call = Instant::now();
         loop {
-            // Room first, then memory, then the call: nothing is read that has no place.
+            // Room first, then memory, then the call: nothing is read that has no place. Memory last of
+            // what may take its time, so that it lies idle for nobody.
             let Ok(room) = pages.reserve().await else {
                 return ReadingEnded::NotWanted;
             };
@@ -68,8 +69,8 @@ impl Poller {
                     }
                 },
             };
-            let memory = self.capacity.reserve(MAX_PAGE_BYTES).await;
             sleep_until(next_call).await;
+            let memory = self.capacity.reserve(MAX_PAGE_BYTES).await;
             let page = {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
