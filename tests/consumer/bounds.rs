@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use redrive::pipeline::{Capacity, Ordering};
 use redrive::{Attempt, BoxError, Record, RecordProcessor};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene, records};
 use crate::support::ledger::Note;
 use crate::support::proxy::Fault;
+use crate::support::script::Script;
 use crate::support::stream::{self, Place, Sent};
 use crate::support::waiting::eventually;
 
@@ -155,6 +156,55 @@ async fn no_more_records_are_open_than_may_be_held_nor_lie_apart_more_than_the_s
     assert!(most_open <= HELD, "{most_open} open");
     assert!(most_apart <= SPAN, "{most_apart} apart");
     assert!(most_apart > HELD, "what is settled ahead is not held");
+}
+
+/// More handler calls are allowed, and every record has a key of its own.
+#[tokio::test]
+async fn what_may_be_held_bounds_the_records_begun() {
+    const HELD: usize = 12;
+    let scene = Scene::new(2).await;
+    scene.put(records(200, 200, |_| "gate")).await;
+    let script = Script::default();
+    let running = scene.run(
+        scene.consumer().held(HELD).records_per_call(10),
+        scene.resilient_with(script.clone()),
+    );
+    eventually("handlers run", || script.calls().len() >= 2 * HELD).await;
+    scene.reading_stops().await;
+    assert_eq!(script.calls().len(), 2 * HELD, "each shard holds its own");
+    script.open_gate();
+    scene.settle_all(running).await;
+}
+
+/// A shard that waits for its next call leaves the memory to others. One page needs all of it.
+#[tokio::test]
+async fn memory_is_taken_when_a_call_may_be_made_and_not_before() {
+    const SHARDS: usize = 6;
+    let interval = Duration::from_secs(2);
+    let scene = Scene::new(SHARDS as i32).await;
+    scene.proxy.script(|call| match &*call.target {
+        "GetRecords" => Fault::Reply(
+            200,
+            json!({
+                "Records": [],
+                "NextShardIterator": call.body["ShardIterator"],
+                "MillisBehindLatest": 5_000,
+            }),
+        ),
+        _ => Fault::None,
+    });
+    let consumer = scene.consumer().calls_per_second(1.0 / interval.as_secs_f64());
+    let consumer = consumer.capacity(Capacity::new(4, PAGE).expect("valid"));
+    let running = scene.run(consumer, scene.resilient());
+    let reads = || scene.proxy.calls("GetRecords");
+    eventually("each shard is read twice", || reads().len() >= 2 * SHARDS).await;
+    running.stop().await.expect("nothing halted");
+    let reads = reads();
+    let took = reads[2 * SHARDS - 1].at - reads[0].at;
+    assert!(
+        took < interval * SHARDS as u32 * 2 / 3,
+        "{took:?}: one after the other"
+    );
 }
 
 /// Of the records begun and not settled the most at a time, and of the distance from the oldest unsettled
