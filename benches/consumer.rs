@@ -54,7 +54,7 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let (records, rounds) = if support::is_bench() {
-        (500_000, 9)
+        (500_000, 21)
     } else {
         (2_000, 1)
     };

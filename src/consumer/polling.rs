@@ -16,7 +16,7 @@ use super::{Polling, StreamId};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Batch, Capacity};
-use crate::record::{Position, Record, SequenceNumber, ShardId};
+use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::retry::{Backoff, Jitter};
 
 /// What one GetRecords call can bring at most.
@@ -156,11 +156,16 @@ impl Poller {
             .ok_or_else(|| "GetShardIterator answered without an iterator".into())
     }
 
+    /// The records of a page, all of which share their source.
     fn records(&self, page: GetRecordsOutput) -> Result<Vec<Record>, BoxError> {
-        let records = page.records.into_iter().map(|record| {
+        let source = Arc::new(Source {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+        });
+        let mut records = Vec::with_capacity(page.records.len());
+        for record in page.records {
             let number: SequenceNumber = record.sequence_number.try_into()?;
-            let mut builder = Record::builder(self.stream.name().clone(), self.shard.clone(), number)
-                .payload(record.data.into_inner());
+            let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
             if let Some(key) = record.partition_key {
                 builder = builder.partition_key(key);
             }
@@ -168,9 +173,9 @@ impl Poller {
             if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
                 builder = builder.arrival(arrival);
             }
-            Ok(builder.build())
-        });
-        records.collect()
+            records.push(builder.build());
+        }
+        Ok(records)
     }
 
     fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {

@@ -30,6 +30,7 @@ mod progress;
 mod shard;
 mod slots;
 mod window;
+mod work;
 
 pub use capacity::{Capacity, Reservation};
 pub use lanes::Ordering;

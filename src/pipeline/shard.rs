@@ -19,16 +19,14 @@ use super::lanes::Lanes;
 use super::progress::Progress;
 use super::slots::Slots;
 use super::window::{Earlier, Ordinal, Window};
+use super::work::Work;
 use super::{Batch, Finished, Pipeline, ShardHalted};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::resilient::{Recovery, Resilient, Step};
+use crate::resilient::{Recovery, Resilient, Step, Stepped};
 use crate::settled::{Halt, Settled, Unsettled};
-
-/// After so many records were read and attempts polled, others on this thread have their turn.
-const WORK_A_TURN: usize = 256;
 
 pub(super) async fn run<P, S>(
     pipeline: &Pipeline,
@@ -82,7 +80,7 @@ struct Shard<'a, S, F, M> {
     lanes: Lanes,
     slots: Slots<F, Tag>,
     /// Kept between turns for its allocation only.
-    stepped: Vec<(Tag, (Record, Step))>,
+    stepped: Vec<(Tag, Stepped)>,
     delays: Delays<Waiting>,
     /// What may start as soon as it is allowed to run.
     ready: VecDeque<Ready>,
@@ -127,7 +125,7 @@ struct Stop {
 impl<S, F, M> Shard<'_, S, F, M>
 where
     S: Stream<Item = Batch> + Unpin,
-    F: Future<Output = (Record, Step)>,
+    F: Future<Output = Stepped>,
     M: Fn(Record, Option<Box<Recovery>>) -> F,
 {
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -136,12 +134,12 @@ where
             self.stop();
         }
         self.slots.stop_listening();
-        let mut work = WORK_A_TURN;
+        let mut work = Work::new();
         let bound = loop {
             self.go_on(&mut work);
             let bound = self.begin(cx, &mut work);
             // What was woken meanwhile need not wait for another turn of the task.
-            if work == 0 || !self.slots.has_woken() || !has_budget_remaining() {
+            if work.is_used_up() || !self.slots.has_woken() || !has_budget_remaining() {
                 break bound;
             }
         };
@@ -165,26 +163,24 @@ where
     }
 
     /// Polls the attempts that were woken.
-    fn go_on(&mut self, work: &mut usize) {
+    fn go_on(&mut self, work: &mut Work) {
         let mut stepped = std::mem::take(&mut self.stepped);
-        *work = work.saturating_sub(self.slots.poll_woken(&mut stepped));
-        for (tag, (record, step)) in stepped.drain(..) {
-            if let Some((record, recovery)) = self.stepped(tag, record, step) {
-                self.start(tag.ordinal, record, Some(recovery));
-            }
+        work.did(self.slots.poll_woken(&mut stepped));
+        for (tag, step) in stepped.drain(..) {
+            self.stepped(tag, step);
         }
         self.stepped = stepped;
     }
 
     /// Begins what may begin, and reads on. Returns the bound that stops the reading, if one does.
-    fn begin(&mut self, cx: &mut Context<'_>, work: &mut usize) -> Option<Bound> {
+    fn begin(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Option<Bound> {
         loop {
             while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
                 self.ready.push_back(Ready::Again(waiting));
             }
             self.start_ready(cx);
             match self.read(cx, work) {
-                Read::Some if *work > 0 => {}
+                Read::Some if !work.is_used_up() => {}
                 Read::Some => {
                     cx.waker().wake_by_ref();
                     return None;
@@ -210,7 +206,7 @@ where
     }
 
     /// Admits the next record, or reads the next batch.
-    fn read(&mut self, cx: &mut Context<'_>, work: &mut usize) -> Read {
+    fn read(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Read {
         if self.stop.is_some() {
             return Read::Nothing;
         }
@@ -221,7 +217,7 @@ where
             return Read::Bounded(Bound::Span);
         }
         if let Some(record) = self.batch.next() {
-            *work = work.saturating_sub(1);
+            work.did(1);
             self.admit(record, cx);
             return Read::Some;
         }
@@ -303,29 +299,29 @@ where
 
     /// Begins a step. For one that calls the handler a permit has been taken.
     fn start(&mut self, ordinal: Ordinal, record: Record, recovery: Option<Box<Recovery>>) {
-        let mut next = Some((record, recovery));
-        while let Some((record, recovery)) = next.take() {
-            let permit = recovery.as_ref().is_none_or(|recovery| recovery.calls_handler());
-            let step = || (self.step)(record, recovery);
-            if let Some((tag, (record, step))) = self.slots.start(Tag { ordinal, permit }, step) {
-                next = self
-                    .stepped(tag, record, step)
-                    .map(|(record, recovery)| (record, Some(recovery)));
-            }
+        let permit = recovery.as_ref().is_none_or(|recovery| recovery.calls_handler());
+        let step = || (self.step)(record, recovery);
+        if let Some((tag, step)) = self.slots.start(Tag { ordinal, permit }, step) {
+            self.stepped(tag, step);
         }
     }
 
-    /// A step has ended. What comes back is to be gone on with at once, without a permit: a letter.
-    fn stepped(&mut self, tag: Tag, record: Record, step: Step) -> Option<(Record, Box<Recovery>)> {
+    /// A step has ended.
+    fn stepped(&mut self, tag: Tag, step: Stepped) {
         if tag.permit {
             self.permits.give();
         }
+        let (record, step) = match step {
+            Stepped::Processed => return self.settle(tag.ordinal, Settled::Processed),
+            Stepped::Otherwise(otherwise) => *otherwise,
+        };
         match step {
             Step::Done(Ok(settled)) => self.settle(tag.ordinal, settled),
             Step::Done(Err(reason)) => self.unsettled(record, reason),
             Step::Later(recovery) => match recovery.due() {
-                // The verdict is reached: the letter is written even while we stop.
-                None => return Some((record, recovery)),
+                // The verdict is reached: the letter is written even while we stop. It takes no permit,
+                // and it is the record's last step.
+                None => self.start(tag.ordinal, record, Some(recovery)),
                 Some(_) if self.stop.is_some() => self.unsettled(record, Unsettled::Shutdown),
                 Some(due) => self.delays.push(
                     due,
@@ -337,7 +333,6 @@ where
                 ),
             },
         }
-        None
     }
 
     fn settle(&mut self, ordinal: Ordinal, settled: Settled) {

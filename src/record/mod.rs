@@ -25,12 +25,17 @@ pub struct Record {
 }
 
 struct Meta {
-    stream: Arc<str>,
-    shard: ShardId,
+    source: Arc<Source>,
     sequence_number: SequenceNumber,
     sub_sequence_number: u64,
     partition_key: Option<Box<str>>,
     arrival: Option<SystemTime>,
+}
+
+/// Where records are read: one for the records of a page, so that each counts a single reference.
+pub(crate) struct Source {
+    pub(crate) stream: Arc<str>,
+    pub(crate) shard: ShardId,
 }
 
 impl Record {
@@ -40,10 +45,14 @@ impl Record {
         shard: ShardId,
         sequence_number: SequenceNumber,
     ) -> RecordBuilder {
+        let stream = stream.into();
+        Record::read_from(Arc::new(Source { stream, shard }), sequence_number)
+    }
+
+    pub(crate) fn read_from(source: Arc<Source>, sequence_number: SequenceNumber) -> RecordBuilder {
         RecordBuilder {
             meta: Meta {
-                stream: stream.into(),
-                shard,
+                source,
                 sequence_number,
                 sub_sequence_number: 0,
                 partition_key: None,
@@ -55,12 +64,12 @@ impl Record {
 
     /// The name of the stream.
     pub fn stream(&self) -> &str {
-        &self.meta.stream
+        &self.meta.source.stream
     }
 
     /// The shard that the record was read from.
     pub fn shard(&self) -> &ShardId {
-        &self.meta.shard
+        &self.meta.source.shard
     }
 
     /// The number that Kinesis gave the record; unique and growing within its shard.

@@ -75,6 +75,13 @@ pub(crate) enum Step {
     Later(Box<Recovery>),
 }
 
+/// What a step hands back. One word, as it passes through many hands; whatever went on after the first
+/// attempt is boxed.
+pub(crate) enum Stepped {
+    Processed,
+    Otherwise(Box<(Record, Step)>),
+}
+
 impl<P: RecordProcessor> Resilient<P> {
     /// Begins with the application's name and the handler.
     ///
@@ -114,23 +121,26 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
-    /// One step of the record's life: an attempt, or the writing of its letter. Gives the record back.
-    /// For the pipeline, which lets others run while a record waits between its steps.
+    /// One step of the record's life: an attempt, or the writing of its letter. For the pipeline,
+    /// which lets others run while a record waits between its steps.
     pub(crate) fn step(
         &self,
         record: Record,
         recovery: Option<Box<Recovery>>,
-    ) -> impl Future<Output = (Record, Step)> + Send {
+    ) -> impl Future<Output = Stepped> + Send {
         let inner = &*self.0;
         async move {
             let step = match recovery {
                 None => match inner.attempt(&record, 1, Term::default()).await {
-                    Ok(()) => Step::Done(Ok(inner.processed(&record, 1))),
+                    Ok(()) => {
+                        inner.tell_settled(&record, Settled::Processed, 1);
+                        return Stepped::Processed;
+                    }
                     Err(stumble) => inner.stumbled(&record, None, stumble),
                 },
                 Some(recovery) => Box::pin(inner.resume(&record, recovery, Term::default())).await,
             };
-            (record, step)
+            Stepped::Otherwise(Box::new((record, step)))
         }
     }
 

@@ -1,0 +1,81 @@
+//! When a shard's task gives way to others on its thread.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Records read and attempts polled between two looks at the clock.
+const STRIDE: usize = 64;
+/// How long a turn may go on once it has seen the clock. Giving way wakes another thread, which costs
+/// some 20 µs: with turns of 100 µs the whole consumer took 0.15 µs of CPU a record more.
+const TURN: Duration = Duration::from_micros(500);
+/// The longest turn, whatever the clock says.
+const STRIDES: usize = 64;
+
+/// What a turn has left to do. Short turns look at no clock.
+#[derive(Debug)]
+pub(super) struct Work {
+    left: usize,
+    strides: usize,
+    since: Option<Instant>,
+}
+
+impl Work {
+    pub(super) fn new() -> Self {
+        Work {
+            left: STRIDE,
+            strides: STRIDES,
+            since: None,
+        }
+    }
+
+    #[inline]
+    pub(super) fn did(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count);
+    }
+
+    #[inline]
+    pub(super) fn is_used_up(&mut self) -> bool {
+        self.left == 0 && !self.goes_on()
+    }
+
+    #[cold]
+    fn goes_on(&mut self) -> bool {
+        let now = Instant::now();
+        let in_time = now - *self.since.get_or_insert(now) < TURN;
+        self.strides = self.strides.saturating_sub(1);
+        let goes_on = in_time && self.strides > 0;
+        if goes_on {
+            self.left = STRIDE;
+        }
+        goes_on
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn turn(work: &mut Work) -> usize {
+        let mut count = 0;
+        while !work.is_used_up() {
+            work.did(1);
+            count += 1;
+        }
+        count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_ends_soon_where_records_take_their_time_and_late_where_they_do_not() {
+        assert_eq!(turn(&mut Work::new()), STRIDE * STRIDES);
+
+        let mut slow = Work::new();
+        slow.did(STRIDE);
+        assert!(!slow.is_used_up());
+        advance(TURN).await;
+        slow.did(STRIDE);
+        assert!(slow.is_used_up() && slow.is_used_up());
+    }
+}
