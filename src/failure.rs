@@ -72,6 +72,7 @@ pub struct Verdict {
     scope: Scope,
     retry_after: Option<Duration>,
     code: Option<Cow<'static, str>>,
+    dependency: Option<Cow<'static, str>>,
 }
 
 impl Verdict {
@@ -92,6 +93,7 @@ impl Verdict {
             scope,
             retry_after: None,
             code: None,
+            dependency: None,
         }
     }
 
@@ -107,6 +109,15 @@ impl Verdict {
     #[must_use]
     pub const fn with_retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
+        self
+    }
+
+    /// The fault of this dependency: it counts for the breaker of that name, if the processor has
+    /// [one](crate::ResilientBuilder::dependency_breaker).
+    #[must_use]
+    pub fn with_dependency(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.scope = Scope::Dependency;
+        self.dependency = Some(name.into());
         self
     }
 
@@ -131,6 +142,11 @@ impl Verdict {
     /// How long the failing side asked to be left alone.
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// The dependency whose fault it is, if the classifier named it.
+    pub fn dependency(&self) -> Option<&str> {
+        self.dependency.as_deref()
     }
 
     /// The short code, if the classifier knew one.
@@ -182,6 +198,12 @@ impl Failure {
     #[must_use]
     pub fn with_scope(self, scope: Scope) -> Self {
         self.with_verdict(|verdict| verdict.with_scope(scope))
+    }
+
+    /// The same failure, as the fault of this dependency; see [`Verdict::with_dependency`].
+    #[must_use]
+    pub fn with_dependency(self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.with_verdict(|verdict| verdict.with_dependency(name))
     }
 
     /// The same failure, not to be tried before this time has passed.

@@ -36,6 +36,7 @@
 //! | run a shard that you read yourself | [`pipeline::Pipeline`] |
 //! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
 //! | set attempts, backoff, jitter, timeouts | [`RetryPolicy`] |
+//! | change what protects all records together, or share it | [`Breaker`], [`Guard`], [`RetryBudget`] |
 //! | choose where failed records go | [`dead_letter`] |
 //! | choose where positions are kept | [`checkpoint`] |
 //! | hear what happens | [`observer`] |
@@ -46,7 +47,10 @@
 //!   is confirmed before its record counts as settled. If the sink is down the shard waits.
 //! - **A failing record blocks its own partition key and nobody else**, and only while it is retried.
 //!   (When records behind failing keys fill the window the shard waits, and says so.)
+//! - **An outage or a bad deploy does not turn good records into dead letters.** A [`Breaker`] pauses while
+//!   a dependency is sick, and a [`Guard`] stops a flood of dead letters; Kinesis keeps the data.
 //! - **Order within a partition key is kept**, unless it was given up by name.
+//! - **Retries do not make an outage worse**: jitter always, and a [`RetryBudget`] for all together.
 //! - **Payloads do not leak**: not into a log line, an event's `Debug` or an error of ours. The text of a
 //!   handler's error counts as payload; partition keys appear as a hash. Rust's own panic hook prints a
 //!   panic's message before anyone can catch it.
@@ -70,6 +74,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod breaker;
 pub mod checkpoint;
 pub mod classify;
 mod config;
@@ -77,6 +82,7 @@ mod config;
 pub mod consumer;
 pub mod dead_letter;
 mod failure;
+mod guard;
 pub mod observer;
 pub mod pipeline;
 mod processor;
@@ -86,19 +92,22 @@ mod retry;
 #[cfg(feature = "kinesis")]
 mod sdk;
 mod settled;
+mod tally;
 
+pub use breaker::{Breaker, BreakerBuilder, BreakerState};
 pub use classify::{Classify, StandardClassifier};
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
 pub use consumer::{Consumer, ConsumerBuilder, ConsumerError, StreamId};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
+pub use guard::{Guard, StoppedShard};
 pub use pipeline::Ordering;
 pub use processor::{
     Attempt, BoxProcessor, ProcessorFn, ProcessorWith, RecordProcessor, processor_fn, processor_with,
 };
 pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, SequenceNumber, ShardId};
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};
-pub use retry::{Backoff, Jitter, RetryPolicy};
+pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
 pub use settled::{Halt, InvalidLetterId, LetterId, Settled, Unsettled};
 
 /// The README's snippets, compiled.

@@ -33,6 +33,12 @@ pub enum Unsettled {
     /// The service is shutting down.
     #[error("not settled before the shutdown")]
     Shutdown,
+    /// The deadline came while a breaker let nothing through, or the record was held.
+    #[error("not settled before the deadline, as a breaker is open")]
+    BreakerOpen,
+    /// The deadline came while the dead-letter guard kept the record's letter back.
+    #[error("not settled before the deadline, as the dead-letter guard has stopped the shard")]
+    GuardStopped,
     /// The shard belongs to another worker now.
     #[error("the shard's lease was lost")]
     LeaseLost,

@@ -26,9 +26,12 @@ fn policy() -> RetryPolicy {
     RetryPolicy::exponential().jitter(Jitter::None)
 }
 
+/// What the tests here make fail is no dependency's fault, however much it is.
 fn resilient(script: &Script) -> Resilient<Script> {
     let builder = Resilient::builder("billing", script.clone()).retry(policy());
     builder
+        .without_breaker()
+        .without_guard()
         .dead_letters(dead_letter::Memory::new())
         .build()
         .expect("valid")
@@ -166,6 +169,8 @@ async fn a_record_in_backoff_gives_its_place_to_run_back() {
     let gauge = Arc::new(Gauge::default());
     let builder = Resilient::builder("billing", gauge.clone())
         .without_dead_letters()
+        .without_breaker()
+        .without_retry_budget()
         .retry(RetryPolicy::constant(Duration::from_secs(5)).jitter(Jitter::None));
     let resilient = builder.build().expect("valid");
     let pipeline = Pipeline::new().capacity(Capacity::new(2, 1 << 20).expect("valid"));
@@ -536,6 +541,9 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
     let sink = Arc::new(Moody::default());
     let resilient = Resilient::builder("billing", script.clone())
         .retry(policy().backoff(Backoff::constant(Duration::from_millis(20))))
+        .without_breaker()
+        .without_guard()
+        .without_retry_budget()
         .dead_letters(sink.clone())
         .build()
         .expect("valid");

@@ -34,6 +34,68 @@ pub enum Event<'a> {
         /// How long the backoff is.
         delay: Duration,
     },
+    /// The retry budget is empty: the record waits longer before its next attempt.
+    #[non_exhaustive]
+    RetryDelayed {
+        /// The record.
+        record: &'a Record,
+        /// How long it waits.
+        delay: Duration,
+    },
+    /// The record would be given up, but it may not be to blame: nothing else has succeeded since. It is
+    /// held, and tried again.
+    #[non_exhaustive]
+    RecordHeld {
+        /// The record.
+        record: &'a Record,
+        /// The last error and its verdict.
+        failure: Redacted<'a>,
+        /// For how long at most, if nothing else succeeds.
+        at_most: Duration,
+    },
+    /// A breaker has opened: nothing is attempted and nothing given up until a few probes succeed.
+    #[non_exhaustive]
+    BreakerOpened {
+        /// The dependency that the breaker is for, if it is for one.
+        dependency: Option<&'a str>,
+        /// How many attempts failed within its window, or in the last round of probes.
+        failures: u64,
+        /// How many there were.
+        attempts: u64,
+        /// When the next probes are made.
+        pause: Duration,
+    },
+    /// A breaker's pause is over: a few records are tried.
+    #[non_exhaustive]
+    BreakerHalfOpened {
+        /// The dependency that the breaker is for, if it is for one.
+        dependency: Option<&'a str>,
+    },
+    /// A breaker has closed: all goes on.
+    #[non_exhaustive]
+    BreakerClosed {
+        /// The dependency that the breaker is for, if it is for one.
+        dependency: Option<&'a str>,
+        /// How long it was not closed.
+        after: Duration,
+    },
+    /// Most of what a shard settles becomes dead letters. It has stopped before the next one, and waits
+    /// for [`Guard::resume`](crate::Guard::resume).
+    #[non_exhaustive]
+    DeadLetterGuardStopped {
+        /// The record whose letter was next.
+        record: &'a Record,
+        /// How many of the records settled lately became dead letters.
+        letters: u64,
+        /// How many were settled.
+        settled: u64,
+    },
+    /// A shard that the dead-letter guard had stopped goes on.
+    #[non_exhaustive]
+    DeadLetterGuardResumed {
+        /// The record whose letter is next.
+        record: &'a Record,
+    },
     /// A sink did not take a letter; it is written again.
     #[non_exhaustive]
     DeadLetterDelayed {
@@ -259,6 +321,13 @@ impl Event<'_> {
         match self {
             Event::AttemptFailed { .. }
             | Event::RetryScheduled { .. }
+            | Event::RetryDelayed { .. }
+            | Event::RecordHeld { .. }
+            | Event::BreakerOpened { .. }
+            | Event::BreakerHalfOpened { .. }
+            | Event::BreakerClosed { .. }
+            | Event::DeadLetterGuardStopped { .. }
+            | Event::DeadLetterGuardResumed { .. }
             | Event::DeadLetterDelayed { .. }
             | Event::DeadLettered { .. }
             | Event::Unsettled { .. } => Interest::FAILURES,

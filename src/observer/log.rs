@@ -77,6 +77,65 @@ impl Observer for Log {
             } => {
                 of_record!(debug, record, attempt, ?delay, "retry scheduled");
             }
+            Event::RetryDelayed { record, delay } => {
+                of_record!(
+                    debug,
+                    record,
+                    ?delay,
+                    "the retry budget is empty, the record waits longer"
+                );
+            }
+            Event::RecordHeld {
+                record,
+                failure,
+                at_most,
+            } => {
+                let verdict = failure.reveal().verdict();
+                of_record!(
+                    warn,
+                    record,
+                    class = %verdict.class(),
+                    scope = %verdict.scope(),
+                    code = verdict.code(),
+                    error = self.text(failure.reveal()),
+                    ?at_most,
+                    "record held: nothing else has succeeded since it failed; if it is to blame, classify its error as the record's"
+                );
+            }
+            Event::BreakerOpened {
+                dependency,
+                failures,
+                attempts,
+                pause,
+            } => warn!(
+                dependency,
+                failures,
+                attempts,
+                ?pause,
+                "breaker opened: nothing is attempted and nothing dead-lettered until a few records succeed"
+            ),
+            Event::BreakerHalfOpened { dependency } => {
+                info!(dependency, "breaker half-open: a few records are tried")
+            }
+            Event::BreakerClosed { dependency, after } => {
+                info!(dependency, ?after, "breaker closed: all goes on");
+            }
+            Event::DeadLetterGuardStopped {
+                record,
+                letters,
+                settled,
+            } => {
+                of_record!(
+                    error,
+                    record,
+                    letters,
+                    settled,
+                    "too many dead letters: the shard has stopped before the next one and waits for Guard::resume"
+                );
+            }
+            Event::DeadLetterGuardResumed { record } => {
+                of_record!(info, record, "the shard goes on after too many dead letters");
+            }
             Event::DeadLetterDelayed {
                 sink,
                 letters,

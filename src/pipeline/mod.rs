@@ -27,6 +27,7 @@ mod delays;
 mod fullness;
 mod lanes;
 mod progress;
+mod ready;
 mod shard;
 mod slots;
 mod window;

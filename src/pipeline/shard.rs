@@ -1,13 +1,13 @@
 //! The task of one shard: polls the attempts that were woken, starts what may start, reads on while the
 //! bounds allow.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::vec;
 
 use futures_core::Stream;
+use futures_core::future::BoxFuture;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
@@ -17,6 +17,7 @@ use super::delays::Delays;
 use super::fullness::Fullness;
 use super::lanes::Lanes;
 use super::progress::Progress;
+use super::ready::{Next, Ready, Waiting};
 use super::slots::Slots;
 use super::window::{Earlier, Ordinal, Window};
 use super::work::Work;
@@ -25,8 +26,12 @@ use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::resilient::{Recovery, Resilient, Step, Stepped};
+use crate::resilient::{Pass, Protection, Recovery, Resilient, Run, Step, Stepped};
 use crate::settled::{Halt, Settled, Unsettled};
+
+/// While a breaker is not closed, reading goes on until so many records are there that were not tried
+/// yet: probes made of nothing but records that failed before might never succeed.
+const UNTRIED: usize = 8;
 
 pub(super) async fn run<P, S>(
     pipeline: &Pipeline,
@@ -40,19 +45,23 @@ where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
 {
+    let run = resilient.protection().begin_run();
     let mut shard = Shard {
         pipeline,
+        protection: resilient.protection(),
+        run: &run,
+        breaker_change: None,
         observers: resilient.observers(),
         batches,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
-        step: |record, recovery| resilient.step(record, recovery),
+        step: |record, recovery, pass| resilient.step(record, recovery, pass, &run),
         window: Window::new(from),
         lanes: Lanes::new(pipeline.ordering),
         slots: Slots::new(pipeline.held),
         stepped: Vec::new(),
         delays: Delays::new(),
-        ready: VecDeque::new(),
+        ready: Ready::default(),
         permits: pipeline.capacity.permits(),
         memory: pipeline.capacity.reservation(),
         freed: 0,
@@ -70,6 +79,10 @@ where
 
 struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,
+    protection: &'a Protection,
+    run: &'a Run,
+    /// While a breaker is not closed: wakes the task when that changes.
+    breaker_change: Option<BoxFuture<'a, ()>>,
     observers: &'a Observers,
     batches: S,
     progress: &'a Progress,
@@ -82,8 +95,7 @@ struct Shard<'a, S, F, M> {
     /// Kept between turns for its allocation only.
     stepped: Vec<(Tag, Stepped)>,
     delays: Delays<Waiting>,
-    /// What may start as soon as it is allowed to run.
-    ready: VecDeque<Ready>,
+    ready: Ready,
     permits: Permits,
     memory: Reservation,
     freed: usize,
@@ -104,18 +116,6 @@ struct Tag {
     permit: bool,
 }
 
-/// A record in backoff.
-struct Waiting {
-    ordinal: Ordinal,
-    record: Record,
-    recovery: Box<Recovery>,
-}
-
-enum Ready {
-    First(Ordinal),
-    Again(Waiting),
-}
-
 /// Nothing new begins; what runs may end until the timer fires.
 struct Stop {
     timer: Pin<Box<Sleep>>,
@@ -126,7 +126,7 @@ impl<S, F, M> Shard<'_, S, F, M>
 where
     S: Stream<Item = Batch> + Unpin,
     F: Future<Output = Stepped>,
-    M: Fn(Record, Option<Box<Recovery>>) -> F,
+    M: Fn(Record, Option<Box<Recovery>>, Pass) -> F,
 {
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.progress.register(cx);
@@ -144,6 +144,7 @@ where
             }
         };
         self.slots.listen(cx);
+        self.await_breakers(cx);
         self.end_turn(cx, bound);
 
         if let Some(stop) = &mut self.stop {
@@ -162,6 +163,24 @@ where
         }
     }
 
+    /// While a breaker is not closed the task is woken when that changes.
+    fn await_breakers(&mut self, cx: &mut Context<'_>) {
+        if self.protection.is_clear() {
+            self.breaker_change = None;
+            return;
+        }
+        let protection = self.protection;
+        let change = self.breaker_change.get_or_insert_with(|| {
+            // What changed before is seen in a turn of its own.
+            cx.waker().wake_by_ref();
+            Box::pin(protection.change())
+        });
+        if change.as_mut().poll(cx).is_ready() {
+            self.breaker_change = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+
     /// Polls the attempts that were woken.
     fn go_on(&mut self, work: &mut Work) {
         let mut stepped = std::mem::take(&mut self.stepped);
@@ -176,7 +195,7 @@ where
     fn begin(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Option<Bound> {
         loop {
             while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
-                self.ready.push_back(Ready::Again(waiting));
+                self.ready.push_again(waiting);
             }
             self.start_ready(cx);
             match self.read(cx, work) {
@@ -207,7 +226,10 @@ where
 
     /// Admits the next record, or reads the next batch.
     fn read(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Read {
-        if self.stop.is_some() {
+        if self.stop.is_some() || self.run.is_stopped() {
+            return Read::Nothing;
+        }
+        if !self.protection.is_clear() && self.ready.untried() >= UNTRIED {
             return Read::Nothing;
         }
         if self.window.held() >= self.pipeline.held {
@@ -270,37 +292,72 @@ where
                 self.window.follow(ahead, ordinal);
             }
             // It may run: only its place is kept.
-            None if self.ready.is_empty() && self.permits.poll_take(cx).is_ready() => {
+            None if self.may_run_at_once(cx) => {
                 let ordinal = self.window.admit(record.place(), lane, bytes);
-                self.start(ordinal, record, None);
+                self.start(ordinal, record, None, Pass::FREE);
             }
             None => {
                 let ordinal = self.window.admit(record, lane, bytes);
-                self.ready.push_back(Ready::First(ordinal));
+                self.ready.push_first(ordinal);
             }
         }
     }
 
+    /// Whether a record need not queue: nothing is ready before it, and it has a permit now.
+    #[inline]
+    fn may_run_at_once(&mut self, cx: &mut Context<'_>) -> bool {
+        self.ready.is_empty()
+            && self.protection.is_clear()
+            && !self.run.is_stopped()
+            && self.permits.poll_take(cx).is_ready()
+    }
+
     fn start_ready(&mut self, cx: &mut Context<'_>) {
-        while !self.ready.is_empty() && self.permits.poll_take(cx).is_ready() {
-            match self.ready.pop_front() {
-                Some(Ready::First(ordinal)) => match self.window.take(ordinal) {
-                    Some(record) => self.start(ordinal, record, None),
+        while !self.ready.is_empty() && !self.run.is_stopped() && self.permits.poll_take(cx).is_ready() {
+            let next = if self.protection.is_clear() {
+                self.ready.pop().map(|next| (next, Pass::FREE))
+            } else {
+                self.next_probe()
+            };
+            let Some((next, pass)) = next else {
+                self.permits.give();
+                return;
+            };
+            match next {
+                Next::First(ordinal) => match self.window.take(ordinal) {
+                    Some(record) => self.start(ordinal, record, None, pass),
                     // Only unsettled records are ever ready.
                     None => self.permits.give(),
                 },
-                Some(Ready::Again(waiting)) => {
-                    self.start(waiting.ordinal, waiting.record, Some(waiting.recovery));
+                Next::Again(waiting) => {
+                    self.start(waiting.ordinal, waiting.record, Some(waiting.recovery), pass);
                 }
-                None => self.permits.give(),
+            }
+        }
+    }
+
+    /// The record that may be tried although a breaker is not closed: lanes have turns.
+    #[cold]
+    fn next_probe(&mut self) -> Option<(Next, Pass)> {
+        let rounds = self.protection.rounds()?;
+        let next = self.ready.pop_if(|recovery| !recovery.has_probed(&rounds))?;
+        match self.protection.pass() {
+            Some(pass) => Some((next, pass)),
+            // Another shard took it.
+            None => {
+                match next {
+                    Next::First(ordinal) => self.ready.push_first(ordinal),
+                    Next::Again(waiting) => self.ready.push_again(waiting),
+                }
+                None
             }
         }
     }
 
     /// Begins a step. For one that calls the handler a permit has been taken.
-    fn start(&mut self, ordinal: Ordinal, record: Record, recovery: Option<Box<Recovery>>) {
+    fn start(&mut self, ordinal: Ordinal, record: Record, recovery: Option<Box<Recovery>>, pass: Pass) {
         let permit = recovery.as_ref().is_none_or(|recovery| recovery.calls_handler());
-        let step = || (self.step)(record, recovery);
+        let step = || (self.step)(record, recovery, pass);
         if let Some((tag, step)) = self.slots.start(Tag { ordinal, permit }, step) {
             self.stepped(tag, step);
         }
@@ -321,7 +378,7 @@ where
             Step::Later(recovery) => match recovery.due() {
                 // The verdict is reached: the letter is written even while we stop. It takes no permit,
                 // and it is the record's last step.
-                None => self.start(tag.ordinal, record, Some(recovery)),
+                None => self.start(tag.ordinal, record, Some(recovery), Pass::FREE),
                 Some(_) if self.stop.is_some() => self.unsettled(record, Unsettled::Shutdown),
                 Some(due) => self.delays.push(
                     due,
@@ -345,7 +402,7 @@ where
         match released.next {
             // What stands behind it has not begun, and nothing new begins.
             Some(_) if self.stop.is_some() => {}
-            Some(next) => self.ready.push_back(Ready::First(next)),
+            Some(next) => self.ready.push_first(next),
             None => self.lanes.leave(released.lane),
         }
     }
@@ -366,11 +423,7 @@ where
 
     /// Nothing new begins from here on.
     fn stop(&mut self) -> &mut Stop {
-        let retries = self.ready.drain(..).filter_map(|ready| match ready {
-            Ready::First(_) => None,
-            Ready::Again(waiting) => Some(waiting),
-        });
-        for waiting in retries.chain(self.delays.drain()) {
+        for waiting in self.ready.drain().chain(self.delays.drain()) {
             if self.observers.want(Interest::FAILURES) {
                 self.observers.tell(&Event::Unsettled {
                     record: &waiting.record,

@@ -13,17 +13,30 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::Inner;
+use super::{Inner, Run};
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
 
 /// What bounds the settling of a record from outside.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
+    /// What it shares with the other records of its shard.
+    pub(crate) run: &'a Run,
     /// No attempt runs past it.
     pub(crate) deadline: Option<Instant>,
     /// Tells a handler that nobody wants its result any more.
     pub(crate) cancelled: Option<&'a CancellationToken>,
+}
+
+impl<'a> Term<'a> {
+    /// Without a deadline.
+    pub(crate) fn of(run: &'a Run) -> Self {
+        Term {
+            run,
+            deadline: None,
+            cancelled: None,
+        }
+    }
 }
 
 /// An attempt that did not succeed.

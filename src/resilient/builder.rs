@@ -8,15 +8,18 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::outbox::Outbox;
+use super::protection::{Named, Protection};
 use super::verdict::{Classifiers, Typed};
 use super::{Inner, Resilient};
+use crate::breaker::Breaker;
 use crate::classify::Classify;
 use crate::config::ConfigError;
 use crate::dead_letter::DeadLetterSink;
 use crate::failure::Verdict;
+use crate::guard::Guard;
 use crate::observer::{Log, Observer, Observers};
 use crate::processor::RecordProcessor;
-use crate::retry::RetryPolicy;
+use crate::retry::{RetryBudget, RetryPolicy};
 
 /// Builds a [`Resilient`].
 ///
@@ -25,6 +28,10 @@ use crate::retry::RetryPolicy;
 /// | [`dead_letters`](ResilientBuilder::dead_letters) | none: must be given, or refused by name |
 /// | [`retry`](ResilientBuilder::retry) | [`RetryPolicy::exponential`] |
 /// | [`classify`](ResilientBuilder::classify), [`classifier`](ResilientBuilder::classifier) | [`StandardClassifier`](crate::StandardClassifier) alone |
+/// | [`breaker`](ResilientBuilder::breaker) | [`Breaker::default`], its own |
+/// | [`dependency_breaker`](ResilientBuilder::dependency_breaker) | none |
+/// | [`guard`](ResilientBuilder::guard) | [`Guard::default`], its own |
+/// | [`retry_budget`](ResilientBuilder::retry_budget) | [`RetryBudget::default`], its own |
 /// | [`observer`](ResilientBuilder::observer) | [`Log`] alone |
 /// | [`log_error_text`](ResilientBuilder::log_error_text) | off |
 /// | [`name`](ResilientBuilder::name) | the handler's Rust type |
@@ -40,9 +47,29 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     typed: Vec<Typed<P::Error>>,
     erased: Vec<Box<dyn Classify>>,
     sink: DeadLetters,
+    breaker: Protecting<Breaker>,
+    dependencies: Vec<Named>,
+    guard: Protecting<Guard>,
+    budget: Protecting<RetryBudget>,
     observers: Vec<Arc<dyn Observer>>,
     log_error_text: bool,
     seed: Option<u64>,
+}
+
+enum Protecting<T> {
+    Default,
+    Without,
+    With(T),
+}
+
+impl<T> Protecting<T> {
+    fn or(self, default: impl FnOnce() -> T) -> Option<T> {
+        match self {
+            Protecting::Default => Some(default()),
+            Protecting::Without => None,
+            Protecting::With(given) => Some(given),
+        }
+    }
 }
 
 enum DeadLetters {
@@ -65,6 +92,10 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             typed: Vec::new(),
             erased: Vec::new(),
             sink: DeadLetters::Unsaid,
+            breaker: Protecting::Default,
+            dependencies: Vec::new(),
+            guard: Protecting::Default,
+            budget: Protecting::Default,
             observers: Vec::new(),
             log_error_text: false,
             seed: None,
@@ -112,6 +143,53 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
     /// stop than let anything pass.
     pub fn without_dead_letters(mut self) -> Self {
         self.sink = DeadLetters::Without;
+        self
+    }
+
+    /// The breaker: its settings, or one that others share.
+    pub fn breaker(mut self, breaker: Breaker) -> Self {
+        self.breaker = Protecting::With(breaker);
+        self
+    }
+
+    /// No breaker: a dependency that is down makes dead letters of all records that need it, as soon as
+    /// their attempts are used up.
+    pub fn without_breaker(mut self) -> Self {
+        self.breaker = Protecting::Without;
+        self
+    }
+
+    /// A breaker for one dependency, to be shared by the processors that need it. It counts the failures
+    /// that [name](Verdict::with_dependency) the dependency; all others count for the processor's own.
+    pub fn dependency_breaker(mut self, dependency: impl Into<String>, breaker: Breaker) -> Self {
+        self.dependencies.push(Named {
+            dependency: Some(dependency.into()),
+            breaker,
+        });
+        self
+    }
+
+    /// The dead-letter guard: its settings, or one that others share.
+    pub fn guard(mut self, guard: Guard) -> Self {
+        self.guard = Protecting::With(guard);
+        self
+    }
+
+    /// No dead-letter guard: when every record fails for good, every record becomes a dead letter.
+    pub fn without_guard(mut self) -> Self {
+        self.guard = Protecting::Without;
+        self
+    }
+
+    /// The retry budget: its settings, or one that others share.
+    pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
+        self.budget = Protecting::With(budget);
+        self
+    }
+
+    /// No retry budget: nothing bounds the retries of all records together.
+    pub fn without_retry_budget(mut self) -> Self {
+        self.budget = Protecting::Without;
         self
     }
 
@@ -179,7 +257,20 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
                 ));
             }
         };
+        let own = self.breaker.or(|| Breaker::builder().seed(rng.random()).make());
+        let own = own.map(|breaker| Named {
+            dependency: None,
+            breaker,
+        });
+        let protection = Protection {
+            breakers: own.into_iter().chain(self.dependencies).collect(),
+            budget: self.budget.or(RetryBudget::default),
+            guard: self.guard.or(Guard::default),
+            observers,
+        };
         Ok(Resilient(Arc::new(Inner {
+            run: protection.begin_run(),
+            protection,
             processor: self.processor,
             application: self.application.into(),
             name: self.name,
@@ -190,7 +281,6 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
                 erased: self.erased,
             },
             outbox,
-            observers,
             rng: Mutex::new(rng),
         })))
     }

@@ -13,19 +13,23 @@ use tokio::time::Instant;
 mod attempt;
 mod builder;
 mod outbox;
+mod protection;
 mod recover;
 mod verdict;
 
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 
+pub(crate) use protection::{Pass, Protection, Run};
 pub(crate) use recover::Recovery;
 
+use crate::breaker::Breaker;
 use crate::dead_letter::DeadLetterSink;
+use crate::guard::Guard;
 use crate::observer::{Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::retry::RetryPolicy;
+use crate::retry::{RetryBudget, RetryPolicy};
 use crate::settled::{Settled, Unsettled};
 use attempt::Term;
 use outbox::Outbox;
@@ -63,7 +67,9 @@ struct Inner<P: RecordProcessor> {
     policy: RetryPolicy,
     classifiers: Classifiers<P::Error>,
     outbox: Option<Outbox>,
-    observers: Observers,
+    protection: Protection,
+    /// Of the records that are settled by hand.
+    run: Run,
     // Drawn from on failure only.
     rng: Mutex<SmallRng>,
 }
@@ -102,10 +108,7 @@ impl<P: RecordProcessor> Resilient<P> {
     /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
     /// letter may have been written all the same: harmless, as its id is the same next time.
     pub async fn settle(&self, record: &Record) -> Result<Settled, Unsettled> {
-        match self.0.attempt(record, 1, Term::default()).await {
-            Ok(()) => Ok(self.0.processed(record, 1)),
-            Err(stumble) => Box::pin(self.0.recover(record, stumble, Term::default())).await,
-        }
+        self.settle_in(record, Term::of(&self.0.run)).await
     }
 
     /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
@@ -113,32 +116,44 @@ impl<P: RecordProcessor> Resilient<P> {
     pub async fn settle_by(&self, record: &Record, deadline: Instant) -> Result<Settled, Unsettled> {
         let term = Term {
             deadline: Some(deadline),
-            cancelled: None,
+            ..Term::of(&self.0.run)
+        };
+        self.settle_in(record, term).await
+    }
+
+    async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
+        let pass = if self.0.protection.is_clear() {
+            Pass::FREE
+        } else {
+            Box::pin(self.0.admitted(&[], term)).await?
         };
         match self.0.attempt(record, 1, term).await {
-            Ok(()) => Ok(self.0.processed(record, 1)),
-            Err(stumble) => Box::pin(self.0.recover(record, stumble, term)).await,
+            Ok(()) => Ok(self.0.processed(record, 1, pass, term.run)),
+            Err(stumble) => Box::pin(self.0.recover(record, stumble, pass, term)).await,
         }
     }
 
     /// One step of the record's life: an attempt, or the writing of its letter. For the pipeline,
-    /// which lets others run while a record waits between its steps.
+    /// which lets others run while a record waits between its steps, and gives each attempt its pass.
     pub(crate) fn step(
         &self,
         record: Record,
         recovery: Option<Box<Recovery>>,
+        pass: Pass,
+        run: &Run,
     ) -> impl Future<Output = Stepped> + Send {
         let inner = &*self.0;
         async move {
+            let term = Term::of(run);
             let step = match recovery {
-                None => match inner.attempt(&record, 1, Term::default()).await {
+                None => match inner.attempt(&record, 1, term).await {
                     Ok(()) => {
-                        inner.tell_settled(&record, Settled::Processed, 1);
+                        let _ = inner.processed(&record, 1, pass, run);
                         return Stepped::Processed;
                     }
-                    Err(stumble) => inner.stumbled(&record, None, stumble),
+                    Err(stumble) => inner.stumbled(&record, None, stumble, pass),
                 },
-                Some(recovery) => Box::pin(inner.resume(&record, recovery, Term::default())).await,
+                Some(recovery) => Box::pin(inner.resume(&record, recovery, pass, term)).await,
             };
             Stepped::Otherwise(Box::new((record, step)))
         }
@@ -149,13 +164,35 @@ impl<P: RecordProcessor> Resilient<P> {
         self.0.outbox.as_ref().map(Outbox::sink)
     }
 
+    /// Its own breaker, if it has one.
+    pub fn breaker(&self) -> Option<&Breaker> {
+        let mut breakers = self.0.protection.breakers.iter();
+        let own = breakers.find(|named| named.dependency.is_none());
+        own.map(|named| &named.breaker)
+    }
+
+    /// Its dead-letter guard, if it has one.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.0.protection.guard.as_ref()
+    }
+
+    /// Its retry budget, if it has one.
+    pub fn retry_budget(&self) -> Option<&RetryBudget> {
+        self.0.protection.budget.as_ref()
+    }
+
     pub(crate) fn observers(&self) -> &Observers {
-        &self.0.observers
+        &self.0.protection.observers
+    }
+
+    pub(crate) fn protection(&self) -> &Protection {
+        &self.0.protection
     }
 }
 
 impl<P: RecordProcessor> Inner<P> {
-    fn processed(&self, record: &Record, attempts: u32) -> Settled {
+    fn processed(&self, record: &Record, attempts: u32, pass: Pass, run: &Run) -> Settled {
+        self.protection.succeeded(run, pass);
         self.tell_settled(record, Settled::Processed, attempts);
         Settled::Processed
     }
@@ -169,8 +206,9 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     fn tell<'a>(&self, kind: Interest, event: impl FnOnce() -> Event<'a>) {
-        if self.observers.want(kind) {
-            self.observers.tell(&event());
+        let observers = &self.protection.observers;
+        if observers.want(kind) {
+            observers.tell(&event());
         }
     }
 

@@ -7,13 +7,20 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{AttemptTimedOut, How, Stumble, Term};
 use super::outbox::Refused;
+use super::protection::{Pass, Run};
 use super::{Inner, Step};
+use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
-use crate::failure::{Class, Failure, Verdict};
+use crate::failure::{Class, Failure, Scope, Verdict};
+use crate::guard::Permission;
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
+use crate::retry::{Backoff, Jitter, RetryBudget};
 use crate::settled::{Halt, Settled, Unsettled};
+
+/// Between two tries of a record that is held, or whose retry the budget refused.
+const RECHECK: Backoff = Backoff::exponential();
 
 /// Where a record stands that has failed and is not settled yet.
 pub(crate) struct Recovery {
@@ -22,7 +29,20 @@ pub(crate) struct Recovery {
     spent: Duration,
     delay: Duration,
     panics: u32,
+    /// How many successes the blamed breaker had seen when the record failed first.
+    successes: Option<u64>,
+    held: Option<Held>,
+    /// The rounds of probes that it has taken part in last.
+    probed: Vec<Round>,
+    /// How often in a row the budget refused its retry.
+    refused: u32,
     phase: Phase,
+}
+
+/// It is kept from being given up, as it may not be to blame.
+struct Held {
+    since: Instant,
+    rechecks: u32,
 }
 
 enum Phase {
@@ -39,6 +59,10 @@ impl Recovery {
             spent: Duration::ZERO,
             delay: Duration::ZERO,
             panics: 0,
+            successes: None,
+            held: None,
+            probed: Vec::new(),
+            refused: 0,
             phase: Phase::Retry { at: Instant::now() },
         }
     }
@@ -55,6 +79,19 @@ impl Recovery {
     pub(crate) fn calls_handler(&self) -> bool {
         matches!(self.phase, Phase::Retry { .. })
     }
+
+    /// Whether it took part in one of these rounds of probes: others come first.
+    pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
+        self.probed.iter().any(|round| rounds.contains(round))
+    }
+
+    fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
+        let now = Instant::now();
+        self.phase = Phase::Retry {
+            at: now.checked_add(delay).unwrap_or(now),
+        };
+        Step::Later(self)
+    }
 }
 
 impl<P: RecordProcessor> Inner<P> {
@@ -64,11 +101,11 @@ impl<P: RecordProcessor> Inner<P> {
         &self,
         record: &Record,
         stumble: Stumble<P::Error>,
+        pass: Pass,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let result = self
-            .go_on(record, self.stumbled(record, None, stumble), term)
-            .await;
+        let step = self.stumbled(record, None, stumble, pass);
+        let result = self.go_on(record, step, term).await;
         if let Err(reason) = &result {
             self.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
         }
@@ -80,39 +117,132 @@ impl<P: RecordProcessor> Inner<P> {
             match step {
                 Step::Done(result) => return result,
                 Step::Later(recovery) => {
+                    let mut pass = Pass::FREE;
                     if let Some(due) = recovery.due() {
                         // An attempt that begins when it must end is none.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
-                            return Err(Unsettled::Deadline);
+                            return Err(match recovery.held {
+                                Some(_) => Unsettled::BreakerOpen,
+                                None => Unsettled::Deadline,
+                            });
                         }
                         sleep_until(due).await;
+                        if !self.protection.is_clear() {
+                            pass = self.admitted(&recovery.probed, term).await?;
+                        }
                     }
-                    step = self.resume(record, recovery, term).await;
+                    step = self.resume(record, recovery, pass, term).await;
                 }
             }
         }
     }
 
+    /// Waits until the breakers let an attempt through.
+    pub(super) async fn admitted(&self, probed: &[Round], term: Term<'_>) -> Result<Pass, Unsettled> {
+        let admitted = async {
+            loop {
+                let change = self.protection.change();
+                let rounds = self.protection.rounds().unwrap_or_default();
+                let again = probed.iter().any(|round| rounds.contains(round));
+                match self.protection.pass().filter(|_| !again) {
+                    Some(pass) => return pass,
+                    None => change.await,
+                }
+            }
+        };
+        match term.deadline {
+            None => Ok(admitted.await),
+            Some(deadline) => timeout_at(deadline, admitted)
+                .await
+                .map_err(|_| Unsettled::BreakerOpen),
+        }
+    }
+
     /// What its phase asks for, once.
-    pub(super) async fn resume(&self, record: &Record, recovery: Box<Recovery>, term: Term<'_>) -> Step {
+    pub(super) async fn resume(
+        &self,
+        record: &Record,
+        mut recovery: Box<Recovery>,
+        pass: Pass,
+        term: Term<'_>,
+    ) -> Step {
         match recovery.phase {
             Phase::Retry { .. } => {
+                // A probe is what a breaker asks for, and there are few.
+                if pass.is_free() && !self.withdraw(&mut recovery) {
+                    let delay =
+                        self.draw(|rng| Jitter::Equal.delay(&RECHECK, recovery.refused, Duration::ZERO, rng));
+                    recovery.refused = recovery.refused.saturating_add(1);
+                    self.tell(Interest::FAILURES, || Event::RetryDelayed { record, delay });
+                    return recovery.retry_after(delay);
+                }
                 let number = recovery.attempts.count + 1;
                 match self.attempt(record, number, term).await {
-                    Ok(()) => Step::Done(Ok(self.processed(record, number))),
-                    Err(stumble) => self.stumbled(record, Some(recovery), stumble),
+                    Ok(()) => Step::Done(Ok(self.processed(record, number, pass, term.run))),
+                    Err(stumble) => self.stumbled(record, Some(recovery), stumble, pass),
                 }
             }
             Phase::Letter(letter) => {
+                let allowed = self.may_give_up(record, term.run);
                 let written = self.write(record, &letter.0, &letter.1, recovery.attempts.count);
                 Step::Done(match term.deadline {
-                    None => written.await,
-                    Some(deadline) => match timeout_at(deadline, written).await {
-                        Ok(result) => result,
-                        Err(_) => Err(Unsettled::Deadline),
+                    None => {
+                        allowed.await;
+                        written.await
+                    }
+                    Some(deadline) => match timeout_at(deadline, allowed).await {
+                        Ok(()) => match timeout_at(deadline, written).await {
+                            Ok(result) => result,
+                            Err(_) => Err(Unsettled::Deadline),
+                        },
+                        Err(_) if self.protection.is_open() => Err(Unsettled::BreakerOpen),
+                        Err(_) => Err(Unsettled::GuardStopped),
                     },
                 })
             }
+        }
+    }
+
+    fn withdraw(&self, recovery: &mut Recovery) -> bool {
+        let granted = self.protection.budget.as_ref().is_none_or(RetryBudget::withdraw);
+        if granted {
+            recovery.refused = 0;
+        }
+        granted
+    }
+
+    /// Waits until no breaker is open and the dead-letter guard lets the letter through.
+    async fn may_give_up(&self, record: &Record, run: &Run) {
+        let mut stopped = false;
+        loop {
+            if self.protection.is_open() {
+                self.protection.change().await;
+                continue;
+            }
+            let Some(guard) = &run.guard else {
+                return;
+            };
+            // Before the question, so that an answer's end is not missed.
+            let mut resumed = guard.resumed();
+            match guard.ask(record) {
+                Permission::Granted => {
+                    if stopped {
+                        self.tell(Interest::FAILURES, || Event::DeadLetterGuardResumed { record });
+                    }
+                    return;
+                }
+                Permission::Stopped(shard) => {
+                    stopped = true;
+                    self.tell(Interest::FAILURES, || Event::DeadLetterGuardStopped {
+                        record,
+                        letters: shard.letters,
+                        settled: shard.settled,
+                    });
+                }
+                Permission::Waits => {}
+            }
+            // The sender lives as long as the guard.
+            let _ = resumed.changed().await;
         }
     }
 
@@ -122,6 +252,7 @@ impl<P: RecordProcessor> Inner<P> {
         record: &Record,
         recovery: Option<Box<Recovery>>,
         stumble: Stumble<P::Error>,
+        pass: Pass,
     ) -> Step {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
         let failure = match stumble.how {
@@ -135,55 +266,106 @@ impl<P: RecordProcessor> Inner<P> {
                 recovery.panics += 1;
                 // Once may be chance, such as a poisoned connection; twice is the record.
                 let verdict = if recovery.panics < 2 {
-                    Verdict::transient()
+                    Verdict::transient().with_scope(Scope::Record)
                 } else {
                     Verdict::permanent()
                 };
                 Failure::new(panicked, verdict.with_code("panicked"))
             }
         };
-        recovery.attempts.push(stumble.took, &failure);
-        recovery.spent += stumble.took;
-        let failed = recovery.attempts.count;
+        let number = recovery.attempts.count + 1;
         self.tell(Interest::FAILURES, || Event::AttemptFailed {
             record,
-            attempt: failed,
+            attempt: number,
             failure: Redacted(&failure),
             error_type: type_name::<P::Error>(),
         });
-        if failure.verdict().class() == Class::Permanent {
-            let reason = if recovery.panics >= 2 {
-                Reason::Panicked
-            } else {
-                Reason::Permanent
-            };
-            return self.give_up(record, recovery, reason, failure);
+        // What a sick dependency fails, uses up nothing.
+        let in_health = pass.is_free() && self.protection.is_clear();
+        let verdict = failure.verdict();
+        let blamed = self.protection.blamed(verdict);
+        if !pass.is_free() {
+            recovery.probed = pass.rounds();
         }
-        if self.policy.attempts_exhausted(failed) {
-            return self.give_up(record, recovery, Reason::AttemptsExhausted, failure);
+        self.protection.failed(record, pass, blamed);
+        let successes = blamed.map(Breaker::successes);
+        let others_succeed = match (recovery.successes, successes) {
+            (Some(at_first), Some(now)) => now > at_first,
+            _ => false,
+        };
+        recovery.successes = recovery.successes.or(successes);
+
+        let is_final = verdict.class() == Class::Permanent && blamed.is_none();
+        if !in_health && !is_final {
+            return recovery.retry_after(Duration::ZERO);
         }
+        if recovery.held.is_none() {
+            recovery.attempts.push(stumble.took, &failure);
+            recovery.spent += stumble.took;
+        }
+        let failed = recovery.attempts.count;
         let delay = self.draw(|rng| {
             let asked = failure.verdict().retry_after();
             self.policy.delay(failed, recovery.delay, asked, rng)
         });
-        if self
+        let reason = if recovery.panics >= 2 {
+            Reason::Panicked
+        } else if failure.verdict().class() == Class::Permanent {
+            Reason::Permanent
+        } else if self.policy.attempts_exhausted(failed) {
+            Reason::AttemptsExhausted
+        } else if self
             .policy
             .time_exhausted(failed, recovery.spent.saturating_add(delay))
         {
-            return self.give_up(record, recovery, Reason::TimeExhausted, failure);
-        }
-        recovery.spent += delay;
-        recovery.delay = delay;
-        let now = Instant::now();
-        recovery.phase = Phase::Retry {
-            at: now.checked_add(delay).unwrap_or(now),
+            Reason::TimeExhausted
+        } else {
+            recovery.spent += delay;
+            recovery.delay = delay;
+            self.tell(Interest::FAILURES, || Event::RetryScheduled {
+                record,
+                attempt: failed + 1,
+                delay,
+            });
+            return recovery.retry_after(delay);
         };
-        self.tell(Interest::FAILURES, || Event::RetryScheduled {
-            record,
-            attempt: failed + 1,
-            delay,
+        match blamed {
+            Some(breaker) if !others_succeed => {
+                self.hold(record, recovery, reason, failure, breaker.hold_at_most())
+            }
+            _ => self.give_up(record, recovery, reason, failure),
+        }
+    }
+
+    /// The record would be given up, but nothing else succeeds either: as long as that is so it is tried
+    /// again, which uses up nothing.
+    fn hold(
+        &self,
+        record: &Record,
+        mut recovery: Box<Recovery>,
+        reason: Reason,
+        failure: Failure,
+        at_most: Duration,
+    ) -> Step {
+        let now = Instant::now();
+        let held = recovery.held.get_or_insert(Held {
+            since: now,
+            rechecks: 0,
         });
-        Step::Later(recovery)
+        if now.saturating_duration_since(held.since) >= at_most {
+            return self.give_up(record, recovery, reason, failure);
+        }
+        // The first time it is only not known yet.
+        if held.rechecks == 1 {
+            self.tell(Interest::FAILURES, || Event::RecordHeld {
+                record,
+                failure: Redacted(&failure),
+                at_most,
+            });
+        }
+        let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, held.rechecks, Duration::ZERO, rng));
+        held.rechecks = held.rechecks.saturating_add(1);
+        recovery.retry_after(delay)
     }
 
     /// The verdict is reached. It is kept from here on: the handler is not called again.

@@ -63,7 +63,7 @@ impl Backoff {
         Duration::try_from_secs_f64(seconds).map_or(self.cap, |delay| delay.min(self.cap))
     }
 
-    pub(super) fn problem(&self) -> Option<&'static str> {
+    pub(crate) fn problem(&self) -> Option<&'static str> {
         if !(self.factor >= 1.0 && self.factor.is_finite()) {
             Some("the backoff's factor must be a number and at least 1")
         } else if self.cap < self.base {

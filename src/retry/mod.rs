@@ -9,8 +9,10 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 
 mod backoff;
+mod budget;
 
 pub use backoff::{Backoff, Jitter};
+pub use budget::RetryBudget;
 
 use crate::config::ConfigError;
 

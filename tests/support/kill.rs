@@ -18,7 +18,7 @@ use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, Sh
 use redrive::dead_letter::{self, DeadLetter};
 use redrive::pipeline::Capacity;
 use redrive::{
-    Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, ShardId,
+    Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Scope, ShardId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -116,7 +116,7 @@ impl RecordProcessor for Journal {
             b"bad" => return Err(Failure::permanent("bad data").into()),
             // For about three seconds, and anew after each restart.
             b"late" if attempt.number() < 5 => {
-                let busy = Failure::transient("busy");
+                let busy = Failure::transient("busy").with_scope(Scope::Record);
                 return Err(busy.with_retry_after(Duration::from_millis(750)).into());
             }
             _ => {}

@@ -1,0 +1,240 @@
+//! When to pause and when to go on: a pure state machine, without lock, clock or task.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+use super::Settings;
+use crate::retry::Jitter;
+use crate::tally::{Growth, Recent};
+
+/// A time in which probes are made: its number is given once in a process.
+pub(crate) type Round = u64;
+
+static ROUNDS: AtomicU64 = AtomicU64::new(1);
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    settings: Settings,
+    phase: Phase,
+    failures: Recent,
+    successes: Growth,
+    /// The keys whose records failed since the last success.
+    streak: Vec<u64>,
+    /// How long the next pause is: how often it has opened, half of that after each time that it closed,
+    /// nothing once it has stayed closed for a window.
+    openings: u32,
+    opened: Option<Instant>,
+    closed: Option<Instant>,
+    rng: SmallRng,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Phase {
+    Closed,
+    Open { until: Instant },
+    HalfOpen(Probing),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Probing {
+    round: Round,
+    since: Instant,
+    running: u32,
+    succeeded: u32,
+    failed: u32,
+}
+
+/// The breaker has changed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Change {
+    Opened {
+        failures: u64,
+        attempts: u64,
+        pause: Duration,
+    },
+    HalfOpened,
+    Closed {
+        after: Duration,
+    },
+}
+
+/// What a probe showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    Works,
+    Fails,
+    /// A record's own fault, or an attempt that was given up.
+    Nothing,
+}
+
+impl Machine {
+    pub(super) fn new(settings: Settings, rng: SmallRng) -> Self {
+        Machine {
+            phase: Phase::Closed,
+            failures: Recent::new(settings.window),
+            successes: Growth::new(settings.window),
+            streak: Vec::new(),
+            openings: 0,
+            opened: None,
+            closed: None,
+            rng,
+            settings,
+        }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// An attempt failed that began while it was closed. `successes` is their total.
+    pub(super) fn failed(&mut self, now: Instant, key: u64, successes: u64) -> Option<Change> {
+        if !matches!(self.phase, Phase::Closed) {
+            return None;
+        }
+        if self.successes.observe(now, successes) > 0 {
+            self.streak.clear();
+        }
+        if !self.streak.contains(&key) {
+            self.streak.push(key);
+        }
+        self.failures.add(now, 1);
+        let failures = self.failures.sum(now);
+        let attempts = failures + self.successes.sum(now);
+        let too_many =
+            attempts >= self.settings.attempts && failures as f64 >= self.settings.share * attempts as f64;
+        (too_many || self.streak.len() >= self.settings.in_a_row).then(|| self.open(now, failures, attempts))
+    }
+
+    fn open(&mut self, now: Instant, failures: u64, attempts: u64) -> Change {
+        let stayed_closed = self
+            .closed
+            .take()
+            .is_some_and(|closed| now.saturating_duration_since(closed) >= self.settings.window);
+        if stayed_closed {
+            self.openings = 0;
+        }
+        let pause = Jitter::Equal.delay(&self.settings.pause, self.openings, Duration::ZERO, &mut self.rng);
+        self.openings = self.openings.saturating_add(1);
+        self.opened.get_or_insert(now);
+        self.phase = Phase::Open { until: now + pause };
+        Change::Opened {
+            failures,
+            attempts,
+            pause,
+        }
+    }
+
+    fn close(&mut self, now: Instant, successes: u64) -> Change {
+        self.phase = Phase::Closed;
+        // Most of the probes succeeded: if it opens again it is not as sick as it was.
+        self.openings /= 2;
+        self.failures.clear();
+        self.successes.restart(now, successes);
+        self.streak.clear();
+        self.closed = Some(now);
+        let opened = self.opened.take().unwrap_or(now);
+        Change::Closed {
+            after: now.saturating_duration_since(opened),
+        }
+    }
+
+    /// Lets time pass: a pause may be over, or a round of probes.
+    pub(super) fn tick(&mut self, now: Instant, successes: u64) -> Option<Change> {
+        match self.phase {
+            Phase::Open { until } if now >= until => {
+                self.phase = Phase::HalfOpen(Probing {
+                    round: ROUNDS.fetch_add(1, Ordering::Relaxed),
+                    since: now,
+                    running: 0,
+                    succeeded: 0,
+                    failed: 0,
+                });
+                Some(Change::HalfOpened)
+            }
+            // Fewer records came than there are probes: those that did come decide.
+            Phase::HalfOpen(probing) if self.round_ends().is_some_and(|end| now >= end) => {
+                Some(if probing.succeeded > probing.failed {
+                    self.close(now, successes)
+                } else {
+                    self.reopen(now, probing)
+                })
+            }
+            _ => None,
+        }
+    }
+
+    fn reopen(&mut self, now: Instant, probing: Probing) -> Change {
+        let (failed, succeeded) = (probing.failed.into(), u64::from(probing.succeeded));
+        self.open(now, failed, failed + succeeded)
+    }
+
+    fn round_ends(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::HalfOpen(probing) if probing.succeeded + probing.failed > 0 => {
+                Some(probing.since + self.settings.window)
+            }
+            _ => None,
+        }
+    }
+
+    /// When time alone will change something.
+    pub(super) fn next_tick(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open { until } => Some(until),
+            _ => self.round_ends(),
+        }
+    }
+
+    /// The round in which there is a probe left to make.
+    pub(super) fn round(&self) -> Option<Round> {
+        match self.phase {
+            Phase::HalfOpen(probing) => {
+                let used = probing.running + probing.succeeded + probing.failed;
+                (used < self.settings.probes).then_some(probing.round)
+            }
+            _ => None,
+        }
+    }
+
+    /// Makes a probe.
+    pub(super) fn probe(&mut self) -> Option<Round> {
+        let round = self.round()?;
+        if let Phase::HalfOpen(probing) = &mut self.phase {
+            probing.running += 1;
+        }
+        Some(round)
+    }
+
+    /// A probe has ended.
+    pub(super) fn proved(
+        &mut self,
+        now: Instant,
+        round: Round,
+        proof: Proof,
+        successes: u64,
+    ) -> Option<Change> {
+        let probing = match &mut self.phase {
+            Phase::HalfOpen(probing) if probing.round == round => probing,
+            // Its round is over, and decided without it.
+            _ => return None,
+        };
+        probing.running = probing.running.saturating_sub(1);
+        match proof {
+            Proof::Works => probing.succeeded += 1,
+            Proof::Fails => probing.failed += 1,
+            Proof::Nothing => {}
+        }
+        let probing = *probing;
+        let majority = self.settings.probes / 2 + 1;
+        if probing.succeeded >= majority {
+            Some(self.close(now, successes))
+        } else if probing.failed >= majority || probing.succeeded + probing.failed >= self.settings.probes {
+            Some(self.reopen(now, probing))
+        } else {
+            None
+        }
+    }
+}

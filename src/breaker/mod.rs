@@ -1,0 +1,376 @@
+//! Pauses while a dependency is sick, so that an outage makes no dead letters and no retry makes it
+//! worse.
+//!
+//! A retry policy knows one record. When the database is down every record fails, each would use up its
+//! attempts within seconds, and all of them would be dead letters though nothing is wrong with any. The
+//! breaker looks at all records together: when too many fail it opens, nothing is attempted, nothing is
+//! given up, and the stream keeps its data. After a pause a few records are tried; when most of them
+//! succeed all go on.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+mod machine;
+
+pub(crate) use machine::{Change, Proof, Round};
+
+use crate::config::ConfigError;
+use crate::record::Record;
+use crate::retry::Backoff;
+use crate::tally::{Tallies, Tally};
+use machine::{Machine, Phase};
+
+/// A circuit breaker. On by default in every [`Resilient`](crate::Resilient).
+///
+/// It counts failures whose [scope](crate::Scope) is a dependency or unknown, among all attempts. A
+/// clone is the same breaker: give one to several processors that need the same dependency.
+#[derive(Clone)]
+pub struct Breaker(Arc<Shared>);
+
+struct Shared {
+    /// What every attempt looks at.
+    state: AtomicU8,
+    hold_at_most: Duration,
+    inner: Mutex<Inner>,
+    changes: watch::Sender<()>,
+    keys: RandomState,
+}
+
+struct Inner {
+    machine: Machine,
+    successes: Tallies,
+}
+
+const CLOSED: u8 = 0;
+const OPEN: u8 = 1;
+const HALF_OPEN: u8 = 2;
+
+/// Whether a [`Breaker`] lets attempts through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// All go through.
+    Closed,
+    /// None does.
+    Open,
+    /// A few do, to see whether the dependency works again.
+    HalfOpen,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Settings {
+    share: f64,
+    attempts: u64,
+    window: Duration,
+    in_a_row: usize,
+    probes: u32,
+    pause: Backoff,
+    hold_at_most: Duration,
+}
+
+/// Builds a [`Breaker`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`failure_share`](BreakerBuilder::failure_share) | 0.5 |
+/// | [`min_attempts`](BreakerBuilder::min_attempts) | 20 |
+/// | [`window`](BreakerBuilder::window) | 10 s |
+/// | [`keys_in_a_row`](BreakerBuilder::keys_in_a_row) | 5 |
+/// | [`pause`](BreakerBuilder::pause) | 1 s doubling up to 1 min, the second half of it by chance |
+/// | [`probes`](BreakerBuilder::probes) | 5 |
+/// | [`hold_at_most`](BreakerBuilder::hold_at_most) | 15 min |
+/// | [`seed`](BreakerBuilder::seed) | random |
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct BreakerBuilder {
+    settings: Settings,
+    seed: Option<u64>,
+}
+
+impl BreakerBuilder {
+    /// Opens when at least this share of the attempts within the window failed, more than 0 and at most 1.
+    pub fn failure_share(mut self, share: f64) -> Self {
+        self.settings.share = share;
+        self
+    }
+
+    /// As long as there are fewer attempts within the window, their share says nothing.
+    pub fn min_attempts(mut self, attempts: u64) -> Self {
+        self.settings.attempts = attempts;
+        self
+    }
+
+    /// How long an attempt counts.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.settings.window = window;
+        self
+    }
+
+    /// Opens also when records of so many different partition keys failed, one after the other, with no
+    /// success between: what a quiet stream has before any share says something.
+    pub fn keys_in_a_row(mut self, keys: usize) -> Self {
+        self.settings.in_a_row = keys;
+        self
+    }
+
+    /// How long nothing is attempted: longer each time that the probes fail.
+    pub fn pause(mut self, pause: Backoff) -> Self {
+        self.settings.pause = pause;
+        self
+    }
+
+    /// How many attempts decide, by majority, whether the dependency works again; odd.
+    pub fn probes(mut self, probes: u32) -> Self {
+        self.settings.probes = probes;
+        self
+    }
+
+    /// How long a record may be held because nothing else succeeds either: afterwards it is a dead
+    /// letter. The time in which the breaker is not closed does not count.
+    pub fn hold_at_most(mut self, time: Duration) -> Self {
+        self.settings.hold_at_most = time;
+        self
+    }
+
+    /// Makes the jitter repeatable.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The breaker, or what is wrong with its settings.
+    pub fn build(self) -> Result<Breaker, ConfigError> {
+        let settings = &self.settings;
+        let wrong = |problem: &str| Err(ConfigError::new("breaker", problem));
+        if !(settings.share > 0.0 && settings.share <= 1.0) {
+            return wrong("failure_share must be more than 0 and at most 1");
+        }
+        if settings.attempts == 0 || settings.in_a_row == 0 {
+            return wrong("min_attempts and keys_in_a_row must be at least 1");
+        }
+        if settings.window.is_zero() {
+            return wrong("window must be longer than nothing");
+        }
+        if settings.probes.is_multiple_of(2) {
+            return wrong("probes must be odd, so that there is a majority");
+        }
+        if let Some(problem) = settings.pause.problem() {
+            return wrong(problem);
+        }
+        Ok(self.make())
+    }
+
+    pub(crate) fn make(self) -> Breaker {
+        let rng = match self.seed {
+            Some(seed) => SmallRng::seed_from_u64(seed),
+            None => SmallRng::from_rng(&mut rand::rng()),
+        };
+        Breaker(Arc::new(Shared {
+            state: AtomicU8::new(CLOSED),
+            hold_at_most: self.settings.hold_at_most,
+            inner: Mutex::new(Inner {
+                machine: Machine::new(self.settings, rng),
+                successes: Tallies::default(),
+            }),
+            changes: watch::Sender::new(()),
+            keys: RandomState::new(),
+        }))
+    }
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Breaker::builder().make()
+    }
+}
+
+impl Breaker {
+    /// Starts with the defaults.
+    pub fn builder() -> BreakerBuilder {
+        BreakerBuilder {
+            settings: Settings {
+                share: 0.5,
+                attempts: 20,
+                window: Duration::from_secs(10),
+                in_a_row: 5,
+                probes: 5,
+                pause: Backoff::exponential()
+                    .base(Duration::from_secs(1))
+                    .cap(Duration::from_secs(60)),
+                hold_at_most: Duration::from_secs(15 * 60),
+            },
+            seed: None,
+        }
+    }
+
+    /// Whether it lets attempts through.
+    pub fn state(&self) -> BreakerState {
+        match self.0.state.load(Ordering::Relaxed) {
+            CLOSED => BreakerState::Closed,
+            OPEN => BreakerState::Open,
+            _ => BreakerState::HalfOpen,
+        }
+    }
+
+    pub(crate) fn is(&self, other: &Breaker) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.state.load(Ordering::Relaxed) == CLOSED
+    }
+
+    pub(crate) fn hold_at_most(&self) -> Duration {
+        self.0.hold_at_most
+    }
+
+    /// From now on these successes count.
+    pub(crate) fn enlist(&self, tally: Arc<Tally>) {
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.successes.enlist(tally);
+    }
+
+    /// All successes so far.
+    pub(crate) fn successes(&self) -> u64 {
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.successes.total()
+    }
+
+    /// An attempt failed that began while it was closed.
+    pub(crate) fn failed(&self, record: &Record) -> Option<Change> {
+        // Without a key each record stands for itself.
+        let key = match record.partition_key() {
+            Some(key) => self.0.keys.hash_one(key),
+            None => self.0.keys.hash_one(record.sequence_number()),
+        };
+        self.with(|machine, successes| machine.failed(Instant::now(), key, successes))
+    }
+
+    /// Lets time pass. To be called when [`Changes::next`] has returned.
+    pub(crate) fn tick(&self) -> Option<Change> {
+        self.with(|machine, successes| machine.tick(Instant::now(), successes))
+    }
+
+    /// The round in which there is a probe left to make.
+    pub(crate) fn round(&self) -> Option<Round> {
+        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.machine.round()
+    }
+
+    /// Makes a probe, if there is one left.
+    pub(crate) fn probe(&self) -> Option<Probe> {
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.machine.probe().map(|round| Probe {
+            breaker: self.clone(),
+            round,
+            ended: false,
+        })
+    }
+
+    fn proved(&self, round: Round, proof: Proof) -> Option<Change> {
+        let change = self.with(|machine, successes| machine.proved(Instant::now(), round, proof, successes));
+        // One that showed nothing may be made again, by another record.
+        if proof == Proof::Nothing {
+            self.0.changes.send_replace(());
+        }
+        change
+    }
+
+    /// What changes from here on.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes {
+            breaker: self.clone(),
+            seen: self.0.changes.subscribe(),
+        }
+    }
+
+    fn with(&self, f: impl FnOnce(&mut Machine, u64) -> Option<Change>) -> Option<Change> {
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inner { machine, successes } = &mut *inner;
+        let change = f(machine, successes.total());
+        let state = match machine.phase() {
+            Phase::Closed => CLOSED,
+            Phase::Open { .. } => OPEN,
+            Phase::HalfOpen(_) => HALF_OPEN,
+        };
+        self.0.state.store(state, Ordering::Relaxed);
+        if change.is_some() {
+            self.0.changes.send_replace(());
+        }
+        change
+    }
+}
+
+impl fmt::Debug for Breaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Breaker")
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits for a breaker to change.
+pub(crate) struct Changes {
+    breaker: Breaker,
+    seen: watch::Receiver<()>,
+}
+
+impl Changes {
+    /// Returns when the breaker has changed, or its time has come to.
+    pub(crate) async fn next(&mut self) {
+        let tick = {
+            let inner = &self.breaker.0.inner;
+            let inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.machine.next_tick()
+        };
+        let changed = self.seen.changed();
+        // The sender lives in the breaker that we hold.
+        let _ = match tick {
+            Some(tick) => tokio::select! {
+                changed = changed => changed,
+                () = sleep_until(tick) => Ok(()),
+            },
+            None => changed.await,
+        };
+    }
+}
+
+/// An attempt that shows whether the dependency works again. If it is dropped it has shown nothing.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    breaker: Breaker,
+    round: Round,
+    ended: bool,
+}
+
+impl Probe {
+    pub(crate) fn round(&self) -> Round {
+        self.round
+    }
+
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    pub(crate) fn showed(mut self, proof: Proof) -> Option<Change> {
+        self.ended = true;
+        self.breaker.proved(self.round, proof)
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.breaker.proved(self.round, Proof::Nothing);
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Stops a flood of dead letters, whatever its reason.
+//!
+//! A bad deploy fails every record for good, one by one, and each alone looks like bad data. So each
+//! shard counts: when most of what it settled lately became dead letters, it stops before the next one,
+//! says so, and waits for somebody to look. The stream keeps its data.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config::ConfigError;
+use crate::record::{Record, ShardId};
+use crate::tally::{Growth, Recent, Tally};
+
+/// The dead-letter guard. On by default in every [`Resilient`](crate::Resilient).
+///
+/// A shard stops before the next letter when more than half of at least 100 records that it settled
+/// within a minute became dead letters. [`resume`](Guard::resume) lets it go on. A clone is the same
+/// guard.
+#[derive(Clone)]
+pub struct Guard(Arc<Shared>);
+
+struct Shared {
+    share: f64,
+    records: u64,
+    window: Duration,
+    stopped: Mutex<Vec<StoppedShard>>,
+    /// How often it was told to resume.
+    resumed: watch::Sender<u64>,
+}
+
+/// A shard that waits because of its dead letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoppedShard {
+    /// The stream's name.
+    pub stream: Arc<str>,
+    /// The shard.
+    pub shard: ShardId,
+    /// How many of the records settled within the window became dead letters.
+    pub letters: u64,
+    /// How many were settled.
+    pub settled: u64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Guard::of(0.5, 100, Duration::from_secs(60))
+    }
+}
+
+impl Guard {
+    /// Stops a shard when more than this share (0.5 is half) of at least so many records that it settled
+    /// within the window became dead letters.
+    pub fn new(share: f64, records: u64, window: Duration) -> Result<Self, ConfigError> {
+        let wrong = |problem: &str| Err(ConfigError::new("guard", problem));
+        if !(0.0..1.0).contains(&share) {
+            return wrong(
+                "the share must be at least 0 and less than 1; to have no guard, say without_guard()",
+            );
+        }
+        if records == 0 || window.is_zero() {
+            return wrong("it needs records and a window to judge by");
+        }
+        Ok(Guard::of(share, records, window))
+    }
+
+    fn of(share: f64, records: u64, window: Duration) -> Self {
+        Guard(Arc::new(Shared {
+            share,
+            records,
+            window,
+            stopped: Mutex::new(Vec::new()),
+            resumed: watch::Sender::new(0),
+        }))
+    }
+
+    /// The shards that wait for [`resume`](Guard::resume).
+    pub fn state(&self) -> Vec<StoppedShard> {
+        self.0
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Lets all shards go on. What was counted is forgotten: a shard that is no better stops again after
+    /// as many letters.
+    pub fn resume(&self) {
+        self.0
+            .stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.0.resumed.send_modify(|times| *times += 1);
+    }
+
+    /// Begins to watch a shard, whose successes are counted there.
+    pub(crate) fn watch(&self, tally: Arc<Tally>) -> Watch {
+        Watch {
+            is_stopped: AtomicBool::new(false),
+            counts: Mutex::new(Counts {
+                letters: Recent::new(self.0.window),
+                successes: Growth::new(self.0.window),
+                resumed: *self.0.resumed.borrow(),
+                stopped: None,
+            }),
+            tally,
+            guard: self.clone(),
+        }
+    }
+}
+
+impl Shared {
+    fn forget(&self, stopped: &StoppedShard) {
+        let mut all = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = all.iter().position(|one| one == stopped) {
+            all.swap_remove(index);
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("share", &self.0.share)
+            .field("records", &self.0.records)
+            .field("window", &self.0.window)
+            .field("stopped", &self.state())
+            .finish()
+    }
+}
+
+/// The guard's eye on one shard.
+pub(crate) struct Watch {
+    is_stopped: AtomicBool,
+    counts: Mutex<Counts>,
+    tally: Arc<Tally>,
+    guard: Guard,
+}
+
+struct Counts {
+    letters: Recent,
+    successes: Growth,
+    resumed: u64,
+    stopped: Option<StoppedShard>,
+}
+
+/// Whether a letter may be written.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Permission {
+    Granted,
+    /// The shard has stopped just now.
+    Stopped(StoppedShard),
+    /// It had before.
+    Waits,
+}
+
+impl Watch {
+    /// Whether the shard waits: nothing more is to be begun.
+    #[inline]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// To be asked before each letter.
+    pub(crate) fn ask(&self, record: &Record) -> Permission {
+        let now = Instant::now();
+        let shared = &self.guard.0;
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let resumed = *shared.resumed.borrow();
+        if counts.resumed != resumed {
+            counts.resumed = resumed;
+            if let Some(stopped) = counts.stopped.take() {
+                shared.forget(&stopped);
+            }
+            counts.letters.clear();
+            counts.successes.restart(now, self.tally.count());
+            self.is_stopped.store(false, Ordering::Relaxed);
+        }
+        if counts.stopped.is_some() {
+            return Permission::Waits;
+        }
+        counts.successes.observe(now, self.tally.count());
+        let letters = counts.letters.sum(now);
+        let settled = letters + counts.successes.sum(now);
+        if settled < shared.records || letters as f64 <= shared.share * settled as f64 {
+            counts.letters.add(now, 1);
+            return Permission::Granted;
+        }
+        let stopped = StoppedShard {
+            stream: record.stream().into(),
+            shard: record.shard().clone(),
+            letters,
+            settled,
+        };
+        counts.stopped = Some(stopped.clone());
+        self.is_stopped.store(true, Ordering::Relaxed);
+        let mut all = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(stopped.clone());
+        Permission::Stopped(stopped)
+    }
+
+    /// What [`Guard::resume`] wakes.
+    pub(crate) fn resumed(&self) -> watch::Receiver<u64> {
+        self.guard.0.resumed.subscribe()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let counts = self.counts.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stopped) = counts.stopped.take() {
+            self.guard.0.forget(&stopped);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record::builder("orders", "shardId-0".into(), 1.into()).build()
+    }
+
+    fn granted(watch: &Watch, most: usize) -> usize {
+        (0..most)
+            .take_while(|_| watch.ask(&record()) == Permission::Granted)
+            .count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_of_failures_stops_after_100_letters_and_again_after_100_more() {
+        let guard = Guard::default();
+        let watch = guard.watch(Arc::new(Tally::default()));
+        assert_eq!(granted(&watch, 1_000), 100);
+        assert!(watch.is_stopped());
+        assert_eq!(watch.ask(&record()), Permission::Waits);
+        let [stopped] = &guard.state()[..] else {
+            panic!("one shard has stopped: {guard:?}")
+        };
+        assert_eq!((stopped.letters, stopped.settled), (100, 100));
+        guard.resume();
+        assert!(guard.state().is_empty());
+        assert_eq!(granted(&watch, 1_000), 100);
+        drop(watch);
+        assert!(guard.state().is_empty(), "a shard that is gone waits for nobody");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_dead_letters_are_let_through_and_more_are_not() {
+        let tally = Arc::new(Tally::default());
+        let guard = Guard::default();
+        let watch = guard.watch(tally.clone());
+        for _ in 0..1_000 {
+            tally.add();
+            assert_eq!(watch.ask(&record()), Permission::Granted);
+        }
+        assert_eq!(granted(&watch, 1_000), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_of_dead_letters_is_no_flood() {
+        let guard = Guard::default();
+        let watch = guard.watch(Arc::new(Tally::default()));
+        for _ in 0..1_000 {
+            assert_eq!(watch.ask(&record()), Permission::Granted);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+}

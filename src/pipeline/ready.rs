@@ -1,0 +1,75 @@
+//! What may run as soon as it is allowed to.
+
+use std::collections::VecDeque;
+
+use super::window::Ordinal;
+use crate::record::Record;
+use crate::resilient::Recovery;
+
+/// A record that was tried and will be tried again.
+pub(super) struct Waiting {
+    pub(super) ordinal: Ordinal,
+    pub(super) record: Record,
+    pub(super) recovery: Box<Recovery>,
+}
+
+pub(super) enum Next {
+    First(Ordinal),
+    Again(Waiting),
+}
+
+/// Records not tried yet and records to be tried again, each in the order in which they came. They have
+/// turns, so that neither keeps the other out: not when there is much to do, and not when a breaker lets
+/// only a few of them through.
+#[derive(Default)]
+pub(super) struct Ready {
+    first: VecDeque<Ordinal>,
+    again: VecDeque<Waiting>,
+    again_is_next: bool,
+}
+
+impl Ready {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.again.is_empty()
+    }
+
+    /// How many have not been tried yet.
+    pub(super) fn untried(&self) -> usize {
+        self.first.len()
+    }
+
+    #[inline]
+    pub(super) fn push_first(&mut self, ordinal: Ordinal) {
+        self.first.push_back(ordinal);
+    }
+
+    pub(super) fn push_again(&mut self, waiting: Waiting) {
+        self.again.push_back(waiting);
+    }
+
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<Next> {
+        self.pop_if(|_| true)
+    }
+
+    /// The next one; of those to be tried again, the first that may.
+    #[inline]
+    pub(super) fn pop_if(&mut self, may: impl Fn(&Recovery) -> bool) -> Option<Next> {
+        if self.again_is_next || self.first.is_empty() {
+            self.again_is_next = false;
+            let index = self.again.iter().position(|waiting| may(&waiting.recovery));
+            if let Some(waiting) = index.and_then(|index| self.again.remove(index)) {
+                return Some(Next::Again(waiting));
+            }
+        }
+        self.again_is_next = true;
+        self.first.pop_front().map(Next::First)
+    }
+
+    /// Empties it. Returns what was tried before.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Waiting> + '_ {
+        self.first.clear();
+        self.again.drain(..)
+    }
+}

@@ -1,0 +1,206 @@
+//! What looks at all records together: breakers, budget, guard.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures_core::future::BoxFuture;
+
+use crate::breaker::{Breaker, BreakerState, Change, Probe, Proof, Round};
+use crate::failure::{Class, Scope, Verdict};
+use crate::guard::{Guard, Watch};
+use crate::observer::{Event, Interest, Observers};
+use crate::record::Record;
+use crate::retry::RetryBudget;
+use crate::tally::Tally;
+
+/// The protections of one processor.
+#[derive(Debug)]
+pub(crate) struct Protection {
+    pub(super) breakers: Vec<Named>,
+    pub(super) budget: Option<RetryBudget>,
+    pub(super) guard: Option<Guard>,
+    pub(super) observers: Observers,
+}
+
+/// A breaker, and the dependency that it is for; the one without is for all that have none of their own.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) dependency: Option<String>,
+    pub(super) breaker: Breaker,
+}
+
+/// What the records of one run of a shard share.
+pub(crate) struct Run {
+    pub(super) tally: Arc<Tally>,
+    pub(super) guard: Option<Watch>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.tally.end();
+    }
+}
+
+impl Run {
+    /// Whether the dead-letter guard has stopped the shard.
+    #[inline]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.guard.as_ref().is_some_and(Watch::is_stopped)
+    }
+}
+
+/// Allows one attempt.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// None where every breaker is closed.
+    probes: Vec<Probe>,
+}
+
+impl Pass {
+    /// For an attempt that begins while every breaker is closed.
+    pub(crate) const FREE: Pass = Pass { probes: Vec::new() };
+
+    pub(super) fn is_free(&self) -> bool {
+        self.probes.is_empty()
+    }
+
+    pub(super) fn rounds(&self) -> Vec<Round> {
+        self.probes.iter().map(Probe::round).collect()
+    }
+}
+
+impl Protection {
+    pub(crate) fn begin_run(&self) -> Run {
+        let tally = Arc::new(Tally::default());
+        for named in &self.breakers {
+            named.breaker.enlist(tally.clone());
+        }
+        if let Some(budget) = &self.budget {
+            budget.enlist(tally.clone());
+        }
+        Run {
+            guard: self.guard.as_ref().map(|guard| guard.watch(tally.clone())),
+            tally,
+        }
+    }
+
+    /// Whether every breaker is closed: any attempt may begin.
+    #[inline]
+    pub(crate) fn is_clear(&self) -> bool {
+        self.breakers.iter().all(|named| named.breaker.is_closed())
+    }
+
+    /// Whether a breaker is open: nothing begins, and nothing is given up.
+    pub(crate) fn is_open(&self) -> bool {
+        let open = |named: &Named| matches!(named.breaker.state(), BreakerState::Open);
+        self.breakers.iter().any(open)
+    }
+
+    /// The rounds that a probe made now would take part in; `None`: none can be made.
+    pub(crate) fn rounds(&self) -> Option<Vec<Round>> {
+        let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
+        unclosed.map(|named| named.breaker.round()).collect()
+    }
+
+    /// Allows an attempt, if there is no breaker against it.
+    pub(crate) fn pass(&self) -> Option<Pass> {
+        let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
+        let probes: Option<Vec<Probe>> = unclosed.map(|named| named.breaker.probe()).collect();
+        probes.map(|probes| Pass { probes })
+    }
+
+    /// Returns when a breaker that is not closed has changed. What changes after the call is not missed.
+    pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + '_ {
+        let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
+        let mut waits: Vec<(&Named, BoxFuture<'_, ()>)> = unclosed
+            .map(|named| {
+                let mut changes = named.breaker.changes();
+                let wait: BoxFuture<'_, ()> = Box::pin(async move { changes.next().await });
+                (named, wait)
+            })
+            .collect();
+        poll_fn(move |cx| {
+            let mut changed = waits.is_empty();
+            for (named, wait) in &mut waits {
+                if wait.as_mut().poll(cx).is_ready() {
+                    changed = true;
+                    self.tell(named, named.breaker.tick());
+                }
+            }
+            if changed { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
+    /// The breaker that a failure counts for.
+    pub(super) fn blamed(&self, verdict: &Verdict) -> Option<&Breaker> {
+        match (verdict.scope(), verdict.class()) {
+            (Scope::Dependency, _) | (Scope::Unknown, Class::Transient) => {}
+            _ => return None,
+        }
+        let own = self
+            .breakers
+            .iter()
+            .find(|named| named.dependency.is_some() && named.dependency.as_deref() == verdict.dependency());
+        let any = || self.breakers.iter().find(|named| named.dependency.is_none());
+        own.or_else(any).map(|named| &named.breaker)
+    }
+
+    #[inline]
+    pub(super) fn succeeded(&self, run: &Run, pass: Pass) {
+        run.tally.add();
+        if !pass.is_free() {
+            self.showed(pass, |_| Proof::Works);
+        }
+    }
+
+    /// An attempt failed.
+    pub(super) fn failed(&self, record: &Record, pass: Pass, blamed: Option<&Breaker>) {
+        if !pass.is_free() {
+            // What failed for another reason has shown nothing.
+            self.showed(pass, |breaker| match blamed {
+                Some(blamed) if blamed.is(breaker) => Proof::Fails,
+                _ => Proof::Nothing,
+            });
+        } else if let Some(breaker) = blamed {
+            let change = breaker.failed(record);
+            self.tell_of(breaker, change);
+        }
+    }
+
+    fn showed(&self, pass: Pass, proof: impl Fn(&Breaker) -> Proof) {
+        for probe in pass.probes {
+            let breaker = probe.breaker().clone();
+            let proof = proof(&breaker);
+            self.tell_of(&breaker, probe.showed(proof));
+        }
+    }
+
+    fn tell_of(&self, breaker: &Breaker, change: Option<Change>) {
+        if let Some(named) = self.breakers.iter().find(|named| named.breaker.is(breaker)) {
+            self.tell(named, change);
+        }
+    }
+
+    fn tell(&self, named: &Named, change: Option<Change>) {
+        let Some(change) = change.filter(|_| self.observers.want(Interest::FAILURES)) else {
+            return;
+        };
+        let dependency = named.dependency.as_deref();
+        self.observers.tell(&match change {
+            Change::Opened {
+                failures,
+                attempts,
+                pause,
+            } => Event::BreakerOpened {
+                dependency,
+                failures,
+                attempts,
+                pause,
+            },
+            Change::HalfOpened => Event::BreakerHalfOpened { dependency },
+            Change::Closed { after } => Event::BreakerClosed { dependency, after },
+        });
+    }
+}

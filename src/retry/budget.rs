@@ -1,0 +1,179 @@
+//! How many retries all records together may make.
+//!
+//! A limit on the retries of one record does not protect a dependency: when every second call fails,
+//! four more tries each make its load three times what it was, at the worst of times. A budget bounds
+//! them by what succeeds. (Finagle's and tower's retry budgets do the same.)
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::ConfigError;
+use crate::tally::{Growth, Tallies, Tally};
+
+/// Retries may be a share of the successes, and so many a second besides.
+///
+/// An empty budget makes a record wait longer before its retry; that wait uses up neither its attempts
+/// nor its time, so a budget never makes a dead letter. A clone is the same budget: give one to several
+/// processors that need the same dependency.
+///
+/// Default: 20 % of the successes, and 10 a second. What was not used is kept for 10 s.
+#[derive(Clone)]
+pub struct RetryBudget(Arc<Shared>);
+
+struct Shared {
+    share: f64,
+    per_second: f64,
+    bucket: Mutex<Bucket>,
+}
+
+struct Bucket {
+    balance: f64,
+    at: Option<Instant>,
+    successes: Tallies,
+    lately: Growth,
+}
+
+/// How long what was not used is kept.
+const KEPT: Duration = Duration::from_secs(10);
+
+impl RetryBudget {
+    /// So many retries for each success (0.2 is 20 %), and so many a second whatever succeeds.
+    pub fn new(share_of_successes: f64, per_second: f64) -> Result<Self, ConfigError> {
+        let valid = |number: f64| number.is_finite() && number >= 0.0;
+        if !valid(share_of_successes) || !valid(per_second) {
+            return Err(ConfigError::new(
+                "retry_budget",
+                "its numbers must not be negative",
+            ));
+        }
+        if per_second == 0.0 {
+            return Err(ConfigError::new(
+                "retry_budget",
+                "without any retry a second, nothing would ever be tried again once nothing succeeds",
+            ));
+        }
+        Ok(RetryBudget::of(share_of_successes, per_second))
+    }
+
+    fn of(share: f64, per_second: f64) -> Self {
+        RetryBudget(Arc::new(Shared {
+            share,
+            per_second,
+            bucket: Mutex::new(Bucket {
+                balance: 0.0,
+                at: None,
+                successes: Tallies::default(),
+                lately: Growth::new(KEPT),
+            }),
+        }))
+    }
+
+    /// How many retries could be made now.
+    pub fn state(&self) -> u64 {
+        let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fill(&mut bucket);
+        bucket.balance as u64
+    }
+
+    /// From now on these successes count.
+    pub(crate) fn enlist(&self, tally: Arc<Tally>) {
+        let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.successes.enlist(tally);
+    }
+
+    /// Takes a retry, if there is one.
+    pub(crate) fn withdraw(&self) -> bool {
+        let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fill(&mut bucket);
+        let granted = bucket.balance >= 1.0;
+        if granted {
+            bucket.balance -= 1.0;
+        }
+        granted
+    }
+
+    fn fill(&self, bucket: &mut Bucket) {
+        let now = Instant::now();
+        let Shared {
+            share, per_second, ..
+        } = *self.0;
+        let total = bucket.successes.total();
+        let grown = bucket.lately.observe(now, total);
+        let passed = match bucket.at.replace(now) {
+            Some(at) => now.saturating_duration_since(at),
+            None => KEPT,
+        };
+        let most = per_second * KEPT.as_secs_f64() + share * bucket.lately.sum(now) as f64;
+        let earned = per_second * passed.as_secs_f64() + share * grown as f64;
+        // A floor below one a while must add up to one all the same.
+        bucket.balance = (bucket.balance + earned).min(most.max(1.0));
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        RetryBudget::of(0.2, 10.0)
+    }
+}
+
+impl fmt::Debug for RetryBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryBudget")
+            .field("share_of_successes", &self.0.share)
+            .field("per_second", &self.0.per_second)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn take_all(budget: &RetryBudget) -> usize {
+        std::iter::from_fn(|| budget.withdraw().then_some(())).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_succeeds_and_ten_a_second_remain() {
+        let budget = RetryBudget::default();
+        assert_eq!(take_all(&budget), 100, "ten seconds' worth to begin with");
+        advance(Duration::from_secs(3)).await;
+        assert_eq!(take_all(&budget), 30);
+        advance(Duration::from_secs(3_600)).await;
+        assert_eq!(budget.state(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_fifth_success_pays_for_a_retry() {
+        let budget = RetryBudget::default();
+        let tally = Arc::new(Tally::default());
+        budget.enlist(tally.clone());
+        take_all(&budget);
+        for _ in 0..1_000 {
+            tally.add();
+        }
+        assert_eq!(take_all(&budget), 200);
+        for _ in 0..1_000 {
+            tally.add();
+        }
+        advance(Duration::from_secs(60)).await;
+        let left = take_all(&budget);
+        assert!(
+            (100..200).contains(&left),
+            "an old success is worth nothing: {left}"
+        );
+    }
+
+    #[test]
+    fn a_budget_that_would_end_all_retries_is_refused() {
+        for (share, floor) in [(0.2, 0.0), (-0.1, 1.0), (0.1, f64::NAN), (f64::INFINITY, 1.0)] {
+            assert!(RetryBudget::new(share, floor).is_err());
+        }
+        assert!(RetryBudget::new(0.0, 0.5).is_ok());
+    }
+}

@@ -1,0 +1,207 @@
+//! How many records succeeded: counted where they do, added up where a failure asks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The successes of one run of a shard. Each has its own, so that shards share no cache line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Tally {
+    count: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Tally {
+    #[inline]
+    pub(crate) fn add(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Nothing is added from now on.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+/// The successes of all runs that share something.
+#[derive(Debug, Default)]
+pub(crate) struct Tallies {
+    running: Vec<Arc<Tally>>,
+    ended: u64,
+}
+
+impl Tallies {
+    pub(crate) fn enlist(&mut self, tally: Arc<Tally>) {
+        self.total();
+        self.running.push(tally);
+    }
+
+    pub(crate) fn total(&mut self) -> u64 {
+        let (mut total, mut ended) = (0, 0);
+        self.running.retain(|tally| {
+            // In this order: once it has ended, the count is final.
+            let has_ended = tally.ended.load(Ordering::Acquire);
+            let count = tally.count();
+            *(if has_ended { &mut ended } else { &mut total }) += count;
+            !has_ended
+        });
+        self.ended += ended;
+        self.ended + total
+    }
+}
+
+const BUCKETS: u64 = 10;
+
+/// What happened lately, in tenths of a window.
+#[derive(Debug)]
+pub(crate) struct Recent {
+    bucket: Duration,
+    origin: Option<Instant>,
+    newest: u64,
+    counts: [u64; BUCKETS as usize],
+}
+
+impl Recent {
+    pub(crate) fn new(window: Duration) -> Self {
+        Recent {
+            bucket: (window / BUCKETS as u32).max(Duration::from_nanos(1)),
+            origin: None,
+            newest: 0,
+            counts: [0; BUCKETS as usize],
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.counts = [0; BUCKETS as usize];
+    }
+
+    pub(crate) fn add(&mut self, now: Instant, count: u64) {
+        let newest = self.advance(now);
+        self.counts[newest] += count;
+    }
+
+    /// Adds what happened at times unknown since then (`None`: within the window), as if evenly.
+    pub(crate) fn add_since(&mut self, then: Option<Instant>, now: Instant, count: u64) {
+        let newest = self.advance(now);
+        let passed = match then {
+            Some(then) => now.saturating_duration_since(then).as_nanos() / self.bucket.as_nanos(),
+            None => u128::from(BUCKETS) - 1,
+        };
+        let spread = u64::try_from(passed).unwrap_or(u64::MAX).saturating_add(1);
+        let each = count / spread;
+        for back in 1..spread.min(BUCKETS) {
+            let index = (self.newest + BUCKETS - back) % BUCKETS;
+            self.counts[index as usize] += each;
+        }
+        // What does not divide is counted as new.
+        self.counts[newest] += each + count % spread;
+    }
+
+    pub(crate) fn sum(&mut self, now: Instant) -> u64 {
+        self.advance(now);
+        self.counts.iter().sum()
+    }
+
+    fn advance(&mut self, now: Instant) -> usize {
+        let origin = *self.origin.get_or_insert(now);
+        let passed = now.saturating_duration_since(origin).as_nanos() / self.bucket.as_nanos();
+        let newest = u64::try_from(passed).unwrap_or(u64::MAX).max(self.newest);
+        for step in 1..=(newest - self.newest).min(BUCKETS) {
+            self.counts[((self.newest + step) % BUCKETS) as usize] = 0;
+        }
+        self.newest = newest;
+        (newest % BUCKETS) as usize
+    }
+}
+
+/// A growing total, seen as what it grew by lately.
+#[derive(Debug)]
+pub(crate) struct Growth {
+    recent: Recent,
+    total: u64,
+    at: Option<Instant>,
+}
+
+impl Growth {
+    pub(crate) fn new(window: Duration) -> Self {
+        Growth {
+            recent: Recent::new(window),
+            total: 0,
+            at: None,
+        }
+    }
+
+    /// Takes the total of now. Returns by how much it has grown since the last time.
+    pub(crate) fn observe(&mut self, now: Instant, total: u64) -> u64 {
+        let grown = total.saturating_sub(self.total);
+        self.recent.add_since(self.at, now, grown);
+        self.total = total;
+        self.at = Some(now);
+        grown
+    }
+
+    /// Forgets what was, but for the total.
+    pub(crate) fn restart(&mut self, now: Instant, total: u64) {
+        self.recent.clear();
+        self.total = total;
+        self.at = Some(now);
+    }
+
+    pub(crate) fn sum(&mut self, now: Instant) -> u64 {
+        self.recent.sum(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_has_ended_still_counts() {
+        let (first, second) = (Arc::new(Tally::default()), Arc::new(Tally::default()));
+        let mut tallies = Tallies::default();
+        tallies.enlist(first.clone());
+        tallies.enlist(second.clone());
+        first.add();
+        second.add();
+        assert_eq!(tallies.total(), 2);
+        first.add();
+        first.end();
+        assert_eq!(tallies.total(), 3);
+        assert_eq!(tallies.running.len(), 1);
+        second.add();
+        assert_eq!(tallies.total(), 4);
+    }
+
+    #[test]
+    fn only_the_window_counts() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut recent = Recent::new(Duration::from_secs(10));
+        recent.add(at(0), 5);
+        recent.add(at(4), 3);
+        assert_eq!(recent.sum(at(9)), 8);
+        assert_eq!(recent.sum(at(10)), 3);
+        assert_eq!(recent.sum(at(14)), 0);
+        recent.add(at(1_000_000), 2);
+        assert_eq!(recent.sum(at(1_000_000)), 2);
+    }
+
+    #[test]
+    fn what_happened_over_an_hour_counts_for_its_last_seconds_only() {
+        let start = Instant::now();
+        let mut growth = Growth::new(Duration::from_secs(10));
+        assert_eq!(growth.observe(start, 0), 0);
+        let later = start + Duration::from_secs(3_600);
+        assert_eq!(growth.observe(later, 36_010), 36_010);
+        let sum = growth.sum(later);
+        assert!((90..=110).contains(&sum), "ten a second for ten seconds: {sum}");
+    }
+}

@@ -1,0 +1,394 @@
+//! What looks at all records together: an outage makes no dead letters, a flood of them is stopped, and
+//! whoever fails alone holds nobody up. Time is paused throughout.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering as Atomic};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream, StreamExt};
+use redrive::observer::{Event, Observer};
+use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::{
+    Attempt, BoxError, Breaker, BreakerState, Failure, Guard, Record, RecordProcessor, Resilient,
+    ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+
+fn record(number: u64, key: &str, text: &str) -> Record {
+    Record::builder("orders", "shardId-000000000000".into(), (1_000 + number).into())
+        .partition_key(key)
+        .payload(text.to_owned())
+        .build()
+}
+
+/// A database that is down for a while, and a handler that says no more than that it failed.
+#[derive(Debug)]
+struct Database {
+    down: std::ops::Range<Instant>,
+    calls_while_down: AtomicU64,
+    stored: Mutex<HashMap<String, u64>>,
+}
+
+impl Database {
+    fn down(from: Duration, secs: u64) -> Arc<Self> {
+        let from = Instant::now() + from;
+        Arc::new(Database {
+            down: from..from + Duration::from_secs(secs),
+            calls_while_down: AtomicU64::new(0),
+            stored: Mutex::default(),
+        })
+    }
+
+    fn stored(&self) -> usize {
+        self.stored.lock().expect("no panic while locked").len()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("could not store the order")]
+struct CouldNotStore;
+
+impl RecordProcessor for Database {
+    type Error = CouldNotStore;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), CouldNotStore> {
+        sleep(Duration::from_millis(5)).await;
+        if self.down.contains(&Instant::now()) {
+            self.calls_while_down.fetch_add(1, Atomic::Relaxed);
+            return Err(CouldNotStore);
+        }
+        let mut stored = self.stored.lock().expect("no panic while locked");
+        *stored.entry(record.sequence_number().to_string()).or_default() += 1;
+        Ok(())
+    }
+}
+
+/// Batches that come in every 100 ms, or a record at a time where they are fewer than that.
+fn arriving(records: u64, per_second: u64) -> impl Stream<Item = Batch> + Unpin {
+    let start = Instant::now();
+    let batch = (per_second / 10).max(1);
+    let batches = stream::iter((0..records).step_by(batch as usize)).then(move |first| async move {
+        sleep_until(start + Duration::from_millis(first * 1_000 / per_second)).await;
+        let records = (first..records.min(first + batch))
+            .map(|number| record(number, &format!("customer-{}", number % 1_000), "order"));
+        Batch::from(records.collect::<Vec<_>>())
+    });
+    Box::pin(batches)
+}
+
+struct Outcome {
+    letters: usize,
+    stored: usize,
+    calls_while_down: u64,
+}
+
+/// A minute's outage in the stream of so many records a second.
+async fn outage(
+    per_second: u64,
+    records: u64,
+    set: impl FnOnce(ResilientBuilder<Arc<Database>>) -> ResilientBuilder<Arc<Database>>,
+) -> Outcome {
+    let database = Database::down(Duration::from_secs(5), 60);
+    let sink = dead_letter::Memory::new();
+    let builder = Resilient::builder("billing", database.clone()).dead_letters(sink.clone());
+    let resilient = set(builder.seed(7)).build().expect("valid");
+    let finished = Pipeline::new()
+        .run(&resilient, arriving(records, per_second))
+        .await;
+    assert!(finished.expect("nothing halts").complete);
+    Outcome {
+        letters: sink.letters().len(),
+        stored: database.stored(),
+        calls_while_down: database.calls_while_down.load(Atomic::Relaxed),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_makes_no_dead_letters() {
+    for (per_second, records) in [(10_000, 100_000), (1, 120)] {
+        let with = outage(per_second, records, |builder| builder).await;
+        let without = outage(per_second, records, |builder| {
+            builder.without_breaker().without_retry_budget().without_guard()
+        })
+        .await;
+        println!(
+            "60 s outage at {per_second} records/s: {} dead letters, {} calls to the sick database; \
+             without breaker, budget and guard: {} dead letters, {} calls",
+            with.letters, with.calls_while_down, without.letters, without.calls_while_down
+        );
+        assert_eq!((with.letters, with.stored), (0, records as usize));
+        assert!(without.letters > 0, "or nothing was shown");
+        assert_eq!(without.letters + without.stored, records as usize);
+        assert!(with.calls_while_down < without.calls_while_down);
+    }
+}
+
+/// Counts guard alarms.
+#[derive(Default)]
+struct Alarms(AtomicUsize);
+
+impl Observer for Alarms {
+    fn on(&self, event: &Event<'_>) {
+        if matches!(event, Event::DeadLetterGuardStopped { .. }) {
+            self.0.fetch_add(1, Atomic::Relaxed);
+        }
+    }
+}
+
+/// A deploy that is bad until somebody takes it back.
+#[derive(Default)]
+struct Deploy {
+    mended: AtomicBool,
+    panics: bool,
+    processed: AtomicUsize,
+}
+
+impl RecordProcessor for Deploy {
+    type Error = Failure;
+
+    async fn process(&self, _: &Record, _: &Attempt<'_>) -> Result<(), Failure> {
+        sleep(Duration::from_millis(1)).await;
+        if self.mended.load(Atomic::Relaxed) {
+            self.processed.fetch_add(1, Atomic::Relaxed);
+            return Ok(());
+        }
+        assert!(!self.panics, "a bug");
+        Err(Failure::permanent("cannot be read"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_dead_letters_is_stopped_until_somebody_has_looked() {
+    const RECORDS: u64 = 5_000;
+    for panics in [false, true] {
+        let deploy = Arc::new(Deploy {
+            panics,
+            ..Deploy::default()
+        });
+        let (sink, alarms, guard) = (
+            dead_letter::Memory::new(),
+            Arc::new(Alarms::default()),
+            Guard::default(),
+        );
+        let resilient = Resilient::builder("billing", deploy.clone())
+            .dead_letters(sink.clone())
+            .observer(alarms.clone())
+            .guard(guard.clone())
+            .build()
+            .expect("valid");
+        let running = tokio::spawn(async move {
+            Pipeline::new()
+                .run(&resilient, arriving(RECORDS, 10_000))
+                .await
+                .is_ok_and(|finished| finished.complete)
+        });
+        sleep(Duration::from_secs(3_600)).await;
+        let letters = sink.letters().len();
+        assert!((100..=200).contains(&letters), "{letters} (panics: {panics})");
+        assert_eq!(guard.state().len(), 1);
+        assert_eq!(alarms.0.load(Atomic::Relaxed), 1);
+
+        deploy.mended.store(true, Atomic::Relaxed);
+        guard.resume();
+        assert!(running.await.expect("no panic"));
+        let processed = deploy.processed.load(Atomic::Relaxed);
+        assert_eq!(
+            sink.letters().len() + processed,
+            RECORDS as usize,
+            "nothing is lost"
+        );
+        assert!(processed > 0);
+    }
+}
+
+/// One tenant's credentials are refused.
+struct Tenants;
+
+impl RecordProcessor for Tenants {
+    type Error = Failure;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), Failure> {
+        sleep(Duration::from_millis(2)).await;
+        match record.partition_key() {
+            Some("customer-7") => Err(Failure::permanent("access denied").with_scope(Scope::Dependency)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_tenant_whose_calls_are_refused_is_dead_lettered_and_the_others_flow() {
+    let sink = dead_letter::Memory::new();
+    let resilient = Resilient::builder("billing", Tenants)
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    let start = Instant::now();
+    let finished = Pipeline::new().run(&resilient, arriving(20_000, 1_000)).await;
+    assert!(finished.expect("nothing halts").complete);
+    assert_eq!(sink.letters().len(), 20);
+    assert!(
+        sink.letters()
+            .iter()
+            .all(|letter| letter.partition_key.as_deref() == Some("customer-7"))
+    );
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    assert_eq!(
+        resilient.breaker().map(Breaker::state),
+        Some(BreakerState::Closed)
+    );
+}
+
+/// Fails as its records say.
+async fn obey(record: Record) -> Result<(), BoxError> {
+    match &record.payload()[..] {
+        b"ok" => Ok(()),
+        b"db" => Err(Failure::transient("no connection").with_dependency("db").into()),
+        b"own" => Err(Failure::transient("too long").with_scope(Scope::Record).into()),
+        _ => Err("of unknown cause".into()),
+    }
+}
+
+fn obedient(sink: &dead_letter::Memory) -> ResilientBuilder<impl RecordProcessor + use<>> {
+    Resilient::builder("billing", redrive::processor_fn(obey)).dead_letters(sink.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_fails_alone_is_held_until_another_succeeds() {
+    let sink = dead_letter::Memory::new();
+    let resilient = obedient(&sink).build().expect("valid");
+    let lone = tokio::spawn({
+        let resilient = resilient.clone();
+        async move { resilient.settle(&record(0, "a", "unknown")).await }
+    });
+    sleep(Duration::from_secs(10 * 60)).await;
+    assert!(!lone.is_finished() && sink.letters().is_empty());
+    assert!(matches!(
+        resilient.settle(&record(1, "b", "ok")).await,
+        Ok(Settled::Processed)
+    ));
+    assert!(matches!(lone.await, Ok(Ok(Settled::DeadLettered(_)))));
+    assert_eq!(
+        sink.letters()[0].attempts.count,
+        5,
+        "what it was held for is not counted"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_has_an_end() {
+    let sink = dead_letter::Memory::new();
+    let start = Instant::now();
+    let resilient = obedient(&sink).build().expect("valid");
+    let settled = resilient.settle(&record(0, "a", "unknown")).await;
+    assert!(matches!(settled, Ok(Settled::DeadLettered(_))));
+    let minutes = start.elapsed().as_secs_f64() / 60.0;
+    assert!((15.0..15.5).contains(&minutes), "{minutes}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_to_blame_is_not_held() {
+    let sink = dead_letter::Memory::new();
+    let start = Instant::now();
+    let resilient = obedient(&sink).build().expect("valid");
+    let settled = resilient.settle(&record(0, "a", "own")).await;
+    assert!(matches!(settled, Ok(Settled::DeadLettered(_))));
+    assert!(start.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_gives_back_what_a_breaker_holds() {
+    let sink = dead_letter::Memory::new();
+    let resilient = obedient(&sink).build().expect("valid");
+    let soon = Instant::now() + Duration::from_secs(60);
+    let result = resilient.settle_by(&record(0, "a", "unknown"), soon).await;
+    assert!(matches!(result, Err(Unsettled::BreakerOpen)), "{result:?}");
+    assert!(sink.letters().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
+    let sink = dead_letter::Memory::new();
+    let db = Breaker::default();
+    let first = obedient(&sink)
+        .dependency_breaker("db", db.clone())
+        .build()
+        .expect("valid");
+    let second = obedient(&sink)
+        .dependency_breaker("db", db.clone())
+        .build()
+        .expect("valid");
+    let third = obedient(&sink).build().expect("valid");
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..5 {
+        let first = first.clone();
+        tasks.spawn(async move { first.settle(&record(number, &number.to_string(), "db")).await });
+    }
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(db.state(), BreakerState::Open);
+    assert_eq!(first.breaker().map(Breaker::state), Some(BreakerState::Closed));
+
+    let start = Instant::now();
+    assert!(matches!(
+        third.settle(&record(9, "z", "ok")).await,
+        Ok(Settled::Processed)
+    ));
+    assert_eq!(start.elapsed(), Duration::ZERO, "it does not need the database");
+    assert!(matches!(
+        second.settle(&record(9, "z", "ok")).await,
+        Ok(Settled::Processed)
+    ));
+    assert!(
+        start.elapsed() >= Duration::from_millis(500),
+        "it waited for the breaker"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn poisoned_lanes_do_not_keep_a_breaker_from_closing() {
+    let sink = dead_letter::Memory::new();
+    let resilient = obedient(&sink).build().expect("valid");
+    // More than there are probes in a round, and all of them before the first that works.
+    let records = (0..400)
+        .map(|number| {
+            record(
+                number,
+                &number.to_string(),
+                if number < 20 { "unknown" } else { "ok" },
+            )
+        })
+        .collect::<Vec<_>>();
+    let start = Instant::now();
+    let batches = stream::iter(
+        records
+            .chunks(50)
+            .map(|some| Batch::from(some.to_vec()))
+            .collect::<Vec<_>>(),
+    );
+    let finished = Pipeline::new()
+        .ordering(Ordering::PartitionKey)
+        .run(&resilient, batches)
+        .await;
+    assert!(finished.expect("nothing halts").complete);
+    assert_eq!(sink.letters().len(), 20);
+    // Twenty in a row look like an outage, and some rounds of probes meet nothing else.
+    assert!(
+        start.elapsed() < Duration::from_secs(600),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    assert!(Breaker::builder().probes(4).build().is_err());
+    assert!(Breaker::builder().failure_share(0.0).build().is_err());
+    assert!(Breaker::builder().window(Duration::ZERO).build().is_err());
+    assert!(Breaker::builder().keys_in_a_row(0).build().is_err());
+    assert!(Breaker::builder().build().is_ok());
+    assert!(Guard::new(1.0, 100, Duration::from_secs(60)).is_err());
+    assert!(Guard::new(0.5, 0, Duration::from_secs(60)).is_err());
+    assert!(Guard::new(0.5, 100, Duration::from_secs(60)).is_ok());
+    let _: Verdict = Verdict::transient().with_dependency("db");
+}
