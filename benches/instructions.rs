@@ -65,7 +65,7 @@ mod counted {
     use redrive::{RecordProcessor, processor_fn};
     use tokio::runtime::Runtime;
 
-    use crate::support::handlers::{Noop, YieldOnce, handle, handle_owned, resilient};
+    use crate::support::handlers::{Noop, YieldOnce, handle, handle_owned, resilient, unprotected};
     use crate::support::{bare_loop, records, retries};
 
     const SETTLED: usize = 1_000;
@@ -94,6 +94,7 @@ mod counted {
     enum Loop {
         Bare,
         Redrive,
+        RedriveUnprotected,
         RedriveFn,
         Backon,
         BackonJitter,
@@ -105,6 +106,7 @@ mod counted {
     #[library_benchmark]
     #[bench::bare(Loop::Bare)]
     #[bench::redrive(Loop::Redrive)]
+    #[bench::redrive_unprotected(Loop::RedriveUnprotected)]
     #[bench::redrive_fn(Loop::RedriveFn)]
     #[bench::backon(Loop::Backon)]
     #[bench::backon_jitter(Loop::BackonJitter)]
@@ -118,6 +120,10 @@ mod counted {
             Loop::Bare => repeat(async || handle(black_box(record)).await),
             Loop::Redrive => {
                 let resilient = resilient(Noop);
+                repeat(async || resilient.settle(black_box(record)).await);
+            }
+            Loop::RedriveUnprotected => {
+                let resilient = unprotected(Noop);
                 repeat(async || resilient.settle(black_box(record)).await);
             }
             Loop::RedriveFn => {

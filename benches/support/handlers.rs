@@ -5,7 +5,9 @@ use std::hint::black_box;
 use std::io;
 use std::task::Poll;
 
-use redrive::{Attempt, Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
+use redrive::{
+    Attempt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, dead_letter,
+};
 
 /// Ready at once. The same for every contestant.
 pub async fn handle(record: &Record) -> Result<(), io::Error> {
@@ -52,9 +54,21 @@ impl RecordProcessor for YieldOnce {
 
 /// With what every contestant has: exponential backoff from 100 ms to 10 s, 5 attempts.
 pub fn resilient<P: RecordProcessor>(processor: P) -> Resilient<P> {
+    builder(processor).build().expect("valid settings")
+}
+
+/// The same without what looks at all records together: breaker, dead-letter guard, retry budget.
+pub fn unprotected<P: RecordProcessor>(processor: P) -> Resilient<P> {
+    builder(processor)
+        .without_breaker()
+        .without_guard()
+        .without_retry_budget()
+        .build()
+        .expect("valid settings")
+}
+
+fn builder<P: RecordProcessor>(processor: P) -> ResilientBuilder<P> {
     Resilient::builder("bench", processor)
         .retry(RetryPolicy::exponential().max_attempts(5).jitter(Jitter::Full))
         .dead_letters(dead_letter::Memory::new())
-        .build()
-        .expect("valid settings")
 }

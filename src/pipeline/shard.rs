@@ -26,7 +26,7 @@ use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::resilient::{Pass, Protection, Recovery, Resilient, Run, Step, Stepped};
+use crate::resilient::{Pass, Protection, Recovery, Resilient, Run, Stage, Step, Stepped};
 use crate::settled::{Halt, Settled, Unsettled};
 
 /// While a breaker is not closed, reading goes on until so many records are there that were not tried
@@ -55,7 +55,7 @@ where
         batches,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
-        step: |record, recovery, pass| resilient.step(record, recovery, pass, &run),
+        step: |record, stage| resilient.step(record, stage, &run),
         window: Window::new(from),
         lanes: Lanes::new(pipeline.ordering),
         slots: Slots::new(pipeline.held),
@@ -126,7 +126,7 @@ impl<S, F, M> Shard<'_, S, F, M>
 where
     S: Stream<Item = Batch> + Unpin,
     F: Future<Output = Stepped>,
-    M: Fn(Record, Option<Box<Recovery>>, Pass) -> F,
+    M: Fn(Record, Option<Box<Stage>>) -> F,
 {
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.progress.register(cx);
@@ -294,7 +294,7 @@ where
             // It may run: only its place is kept.
             None if self.may_run_at_once(cx) => {
                 let ordinal = self.window.admit(record.place(), lane, bytes);
-                self.start(ordinal, record, None, Pass::FREE);
+                self.start(ordinal, record, None);
             }
             None => {
                 let ordinal = self.window.admit(record, lane, bytes);
@@ -325,12 +325,16 @@ where
             };
             match next {
                 Next::First(ordinal) => match self.window.take(ordinal) {
-                    Some(record) => self.start(ordinal, record, None, pass),
+                    Some(record) => {
+                        let recovery = None;
+                        let stage = (!pass.is_free()).then(|| Box::new(Stage { recovery, pass }));
+                        self.start(ordinal, record, stage);
+                    }
                     // Only unsettled records are ever ready.
                     None => self.permits.give(),
                 },
                 Next::Again(waiting) => {
-                    self.start(waiting.ordinal, waiting.record, Some(waiting.recovery), pass);
+                    self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, pass);
                 }
             }
         }
@@ -355,12 +359,19 @@ where
     }
 
     /// Begins a step. For one that calls the handler a permit has been taken.
-    fn start(&mut self, ordinal: Ordinal, record: Record, recovery: Option<Box<Recovery>>, pass: Pass) {
-        let permit = recovery.as_ref().is_none_or(|recovery| recovery.calls_handler());
-        let step = || (self.step)(record, recovery, pass);
+    #[inline]
+    fn start(&mut self, ordinal: Ordinal, record: Record, stage: Option<Box<Stage>>) {
+        let recovery = stage.as_ref().and_then(|stage| stage.recovery.as_ref());
+        let permit = recovery.is_none_or(|recovery| recovery.calls_handler());
+        let step = || (self.step)(record, stage);
         if let Some((tag, step)) = self.slots.start(Tag { ordinal, permit }, step) {
             self.stepped(tag, step);
         }
+    }
+
+    fn go_on_with(&mut self, ordinal: Ordinal, record: Record, recovery: Box<Recovery>, pass: Pass) {
+        let recovery = Some(recovery);
+        self.start(ordinal, record, Some(Box::new(Stage { recovery, pass })));
     }
 
     /// A step has ended.
@@ -378,7 +389,7 @@ where
             Step::Later(recovery) => match recovery.due() {
                 // The verdict is reached: the letter is written even while we stop. It takes no permit,
                 // and it is the record's last step.
-                None => self.start(tag.ordinal, record, Some(recovery), Pass::FREE),
+                None => self.go_on_with(tag.ordinal, record, recovery, Pass::FREE),
                 Some(_) if self.stop.is_some() => self.unsettled(record, Unsettled::Shutdown),
                 Some(due) => self.delays.push(
                     due,

@@ -21,7 +21,7 @@ pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 
 pub(crate) use protection::{Pass, Protection, Run};
-pub(crate) use recover::Recovery;
+pub(crate) use recover::{Recovery, Stage};
 
 use crate::breaker::Breaker;
 use crate::dead_letter::DeadLetterSink;
@@ -107,53 +107,54 @@ impl<P: RecordProcessor> Resilient<P> {
     /// Comes back when the record is settled, which may take as long as the dead-letter sink is down.
     /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
     /// letter may have been written all the same: harmless, as its id is the same next time.
-    pub async fn settle(&self, record: &Record) -> Result<Settled, Unsettled> {
-        self.settle_in(record, Term::of(&self.0.run)).await
+    pub fn settle(&self, record: &Record) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
+        self.settle_in(record, Term::of(&self.0.run))
     }
 
     /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
     /// that time comes first. No attempt runs past it.
-    pub async fn settle_by(&self, record: &Record, deadline: Instant) -> Result<Settled, Unsettled> {
+    pub fn settle_by(
+        &self,
+        record: &Record,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
         let term = Term {
             deadline: Some(deadline),
             ..Term::of(&self.0.run)
         };
-        self.settle_in(record, term).await
+        self.settle_in(record, term)
     }
 
     async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        let pass = if self.0.protection.is_clear() {
-            Pass::FREE
-        } else {
-            Box::pin(self.0.admitted(&[], term)).await?
-        };
+        if !self.0.protection.is_clear() {
+            return Box::pin(self.0.settle_when_admitted(record, term)).await;
+        }
         match self.0.attempt(record, 1, term).await {
-            Ok(()) => Ok(self.0.processed(record, 1, pass, term.run)),
-            Err(stumble) => Box::pin(self.0.recover(record, stumble, pass, term)).await,
+            Ok(()) => Ok(self.0.processed(record, 1, term.run)),
+            Err(stumble) => Box::pin(self.0.recover(record, stumble, Pass::FREE, term)).await,
         }
     }
 
     /// One step of the record's life: an attempt, or the writing of its letter. For the pipeline,
-    /// which lets others run while a record waits between its steps, and gives each attempt its pass.
+    /// which lets others run while a record waits between its steps.
     pub(crate) fn step(
         &self,
         record: Record,
-        recovery: Option<Box<Recovery>>,
-        pass: Pass,
+        stage: Option<Box<Stage>>,
         run: &Run,
     ) -> impl Future<Output = Stepped> + Send {
         let inner = &*self.0;
         async move {
             let term = Term::of(run);
-            let step = match recovery {
+            let step = match stage {
                 None => match inner.attempt(&record, 1, term).await {
                     Ok(()) => {
-                        let _ = inner.processed(&record, 1, pass, run);
+                        let _ = inner.processed(&record, 1, run);
                         return Stepped::Processed;
                     }
-                    Err(stumble) => inner.stumbled(&record, None, stumble, pass),
+                    Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE),
                 },
-                Some(recovery) => Box::pin(inner.resume(&record, recovery, pass, term)).await,
+                Some(stage) => Box::pin(inner.resume(&record, *stage, term)).await,
             };
             Stepped::Otherwise(Box::new((record, step)))
         }
@@ -191,8 +192,8 @@ impl<P: RecordProcessor> Resilient<P> {
 }
 
 impl<P: RecordProcessor> Inner<P> {
-    fn processed(&self, record: &Record, attempts: u32, pass: Pass, run: &Run) -> Settled {
-        self.protection.succeeded(run, pass);
+    fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {
+        run.tally.add();
         self.tell_settled(record, Settled::Processed, attempts);
         Settled::Processed
     }

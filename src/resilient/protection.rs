@@ -62,7 +62,7 @@ impl Pass {
     /// For an attempt that begins while every breaker is closed.
     pub(crate) const FREE: Pass = Pass { probes: Vec::new() };
 
-    pub(super) fn is_free(&self) -> bool {
+    pub(crate) fn is_free(&self) -> bool {
         self.probes.is_empty()
     }
 
@@ -147,12 +147,9 @@ impl Protection {
         own.or_else(any).map(|named| &named.breaker)
     }
 
-    #[inline]
-    pub(super) fn succeeded(&self, run: &Run, pass: Pass) {
-        run.tally.add();
-        if !pass.is_free() {
-            self.showed(pass, |_| Proof::Works);
-        }
+    /// An attempt succeeded.
+    pub(super) fn succeeded(&self, pass: Pass) {
+        self.showed(pass, |_| Proof::Works);
     }
 
     /// An attempt failed.

@@ -45,6 +45,12 @@ struct Held {
     rechecks: u32,
 }
 
+/// What a record's next step goes on from; a first attempt that nothing stands against has none.
+pub(crate) struct Stage {
+    pub(crate) recovery: Option<Box<Recovery>>,
+    pub(crate) pass: Pass,
+}
+
 enum Phase {
     /// Another attempt, at this time.
     Retry { at: Instant },
@@ -131,14 +137,31 @@ impl<P: RecordProcessor> Inner<P> {
                             pass = self.admitted(&recovery.probed, term).await?;
                         }
                     }
-                    step = self.resume(record, recovery, pass, term).await;
+                    let recovery = Some(recovery);
+                    step = self.resume(record, Stage { recovery, pass }, term).await;
                 }
             }
         }
     }
 
+    /// As `settle`, for when a breaker is not closed.
+    pub(super) async fn settle_when_admitted(
+        &self,
+        record: &Record,
+        term: Term<'_>,
+    ) -> Result<Settled, Unsettled> {
+        let pass = self.admitted(&[], term).await?;
+        match self.attempt(record, 1, term).await {
+            Ok(()) => {
+                self.protection.succeeded(pass);
+                Ok(self.processed(record, 1, term.run))
+            }
+            Err(stumble) => self.recover(record, stumble, pass, term).await,
+        }
+    }
+
     /// Waits until the breakers let an attempt through.
-    pub(super) async fn admitted(&self, probed: &[Round], term: Term<'_>) -> Result<Pass, Unsettled> {
+    async fn admitted(&self, probed: &[Round], term: Term<'_>) -> Result<Pass, Unsettled> {
         let admitted = async {
             loop {
                 let change = self.protection.change();
@@ -159,28 +182,22 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     /// What its phase asks for, once.
-    pub(super) async fn resume(
-        &self,
-        record: &Record,
-        mut recovery: Box<Recovery>,
-        pass: Pass,
-        term: Term<'_>,
-    ) -> Step {
+    pub(super) async fn resume(&self, record: &Record, stage: Stage, term: Term<'_>) -> Step {
+        let Stage { recovery, pass } = stage;
+        let Some(mut recovery) = recovery else {
+            return self.try_once(record, None, pass, term).await;
+        };
         match recovery.phase {
             Phase::Retry { .. } => {
                 // A probe is what a breaker asks for, and there are few.
                 if pass.is_free() && !self.withdraw(&mut recovery) {
-                    let delay =
-                        self.draw(|rng| Jitter::Equal.delay(&RECHECK, recovery.refused, Duration::ZERO, rng));
-                    recovery.refused = recovery.refused.saturating_add(1);
+                    let refused = recovery.refused;
+                    let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
+                    recovery.refused = refused.saturating_add(1);
                     self.tell(Interest::FAILURES, || Event::RetryDelayed { record, delay });
                     return recovery.retry_after(delay);
                 }
-                let number = recovery.attempts.count + 1;
-                match self.attempt(record, number, term).await {
-                    Ok(()) => Step::Done(Ok(self.processed(record, number, pass, term.run))),
-                    Err(stumble) => self.stumbled(record, Some(recovery), stumble, pass),
-                }
+                self.try_once(record, Some(recovery), pass, term).await
             }
             Phase::Letter(letter) => {
                 let allowed = self.may_give_up(record, term.run);
@@ -200,6 +217,23 @@ impl<P: RecordProcessor> Inner<P> {
                     },
                 })
             }
+        }
+    }
+
+    async fn try_once(
+        &self,
+        record: &Record,
+        recovery: Option<Box<Recovery>>,
+        pass: Pass,
+        term: Term<'_>,
+    ) -> Step {
+        let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
+        match self.attempt(record, number, term).await {
+            Ok(()) => {
+                self.protection.succeeded(pass);
+                Step::Done(Ok(self.processed(record, number, term.run)))
+            }
+            Err(stumble) => self.stumbled(record, recovery, stumble, pass),
         }
     }
 
