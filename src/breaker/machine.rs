@@ -89,15 +89,16 @@ impl Machine {
         self.phase
     }
 
-    /// An attempt failed that began while it was closed. `successes` is their total.
-    pub(super) fn failed(&mut self, now: Instant, key: u64, successes: u64) -> Option<Change> {
+    /// An attempt failed that began while it was closed. `key` is the record's, unless others have
+    /// succeeded since it failed first; `successes` is their total.
+    pub(super) fn failed(&mut self, now: Instant, key: Option<u64>, successes: u64) -> Option<Change> {
         if !matches!(self.phase, Phase::Closed) {
             return None;
         }
         if self.successes.observe(now, successes) > 0 {
             self.streak.clear();
         }
-        if !self.streak.contains(&key) {
+        if let Some(key) = key.filter(|key| !self.streak.contains(key)) {
             self.streak.push(key);
         }
         self.failures.add(now, 1);
@@ -238,3 +239,6 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

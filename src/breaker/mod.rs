@@ -115,7 +115,8 @@ impl BreakerBuilder {
     }
 
     /// Opens also when records of so many different partition keys failed, one after the other, with no
-    /// success between: what a quiet stream has before any share says something.
+    /// success between: what a quiet stream has before any share says something. A record that others
+    /// have succeeded beside, since it failed first, is none of these: the fault is its own.
     pub fn keys_in_a_row(mut self, keys: usize) -> Self {
         self.settings.in_a_row = keys;
         self
@@ -245,14 +246,16 @@ impl Breaker {
         inner.successes.total()
     }
 
-    /// An attempt failed that began while it was closed.
-    pub(crate) fn failed(&self, record: &Record) -> Option<Change> {
+    /// An attempt failed that began while it was closed. `others_succeed`: since the record failed first.
+    pub(crate) fn failed(&self, record: &Record, others_succeed: bool) -> Option<Change> {
         // Without a key each record stands for itself.
         let key = match record.partition_key() {
             Some(key) => self.0.keys.hash_one(key),
             None => self.0.keys.hash_one(record.sequence_number()),
         };
-        self.with(|machine, successes| machine.failed(Instant::now(), key, successes))
+        self.with(|machine, successes| {
+            machine.failed(Instant::now(), Some(key).filter(|_| !others_succeed), successes)
+        })
     }
 
     /// Lets time pass. To be called when [`Changes::next`] has returned.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 mod attempt;
 mod builder;
+mod letter;
 mod outbox;
 mod protection;
 mod recover;

@@ -152,16 +152,16 @@ impl Protection {
         self.showed(pass, |_| Proof::Works);
     }
 
-    /// An attempt failed.
-    pub(super) fn failed(&self, record: &Record, pass: Pass, blamed: Option<&Breaker>) {
+    /// An attempt failed. `others_succeed`: since the record failed first.
+    pub(super) fn failed(&self, record: &Record, pass: Pass, blamed: Option<&Breaker>, others_succeed: bool) {
         if !pass.is_free() {
             // What failed for another reason has shown nothing.
             self.showed(pass, |breaker| match blamed {
-                Some(blamed) if blamed.is(breaker) => Proof::Fails,
+                Some(blamed) if blamed.is(breaker) && !others_succeed => Proof::Fails,
                 _ => Proof::Nothing,
             });
         } else if let Some(breaker) = blamed {
-            let change = breaker.failed(record);
+            let change = breaker.failed(record, others_succeed);
             self.tell_of(breaker, change);
         }
     }

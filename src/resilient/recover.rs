@@ -1,4 +1,4 @@
-//! After a failure: classify, decide, wait, write the letter. The cold path, boxed.
+//! After a failure: classify, decide, wait, try again. The cold path, boxed.
 
 use std::any::type_name;
 use std::time::Duration;
@@ -6,25 +6,23 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{AttemptTimedOut, How, Stumble, Term};
-use super::outbox::Refused;
-use super::protection::{Pass, Run};
+use super::protection::Pass;
 use super::{Inner, Step};
 use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{Class, Failure, Scope, Verdict};
-use crate::guard::Permission;
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::retry::{Backoff, Jitter, RetryBudget};
-use crate::settled::{Halt, Settled, Unsettled};
+use crate::settled::{Settled, Unsettled};
 
 /// Between two tries of a record that is held, or whose retry the budget refused.
 const RECHECK: Backoff = Backoff::exponential();
 
 /// Where a record stands that has failed and is not settled yet.
 pub(crate) struct Recovery {
-    attempts: Attempts,
+    pub(super) attempts: Attempts,
     /// Attempts and backoffs; nothing else counts.
     spent: Duration,
     delay: Duration,
@@ -36,7 +34,7 @@ pub(crate) struct Recovery {
     probed: Vec<Round>,
     /// How often in a row the budget refused its retry.
     refused: u32,
-    phase: Phase,
+    pub(super) phase: Phase,
 }
 
 /// It is kept from being given up, as it may not be to blame.
@@ -51,7 +49,7 @@ pub(crate) struct Stage {
     pub(crate) pass: Pass,
 }
 
-enum Phase {
+pub(super) enum Phase {
     /// Another attempt, at this time.
     Retry { at: Instant },
     /// The verdict is reached and kept: only the letter is left to write.
@@ -245,41 +243,6 @@ impl<P: RecordProcessor> Inner<P> {
         granted
     }
 
-    /// Waits until no breaker is open and the dead-letter guard lets the letter through.
-    async fn may_give_up(&self, record: &Record, run: &Run) {
-        let mut stopped = false;
-        loop {
-            if self.protection.is_open() {
-                self.protection.change().await;
-                continue;
-            }
-            let Some(guard) = &run.guard else {
-                return;
-            };
-            // Before the question, so that an answer's end is not missed.
-            let mut resumed = guard.resumed();
-            match guard.ask(record) {
-                Permission::Granted => {
-                    if stopped {
-                        self.tell(Interest::FAILURES, || Event::DeadLetterGuardResumed { record });
-                    }
-                    return;
-                }
-                Permission::Stopped(shard) => {
-                    stopped = true;
-                    self.tell(Interest::FAILURES, || Event::DeadLetterGuardStopped {
-                        record,
-                        letters: shard.letters,
-                        settled: shard.settled,
-                    });
-                }
-                Permission::Waits => {}
-            }
-            // The sender lives as long as the guard.
-            let _ = resumed.changed().await;
-        }
-    }
-
     /// An attempt did not succeed: what now?
     pub(super) fn stumbled(
         &self,
@@ -321,16 +284,18 @@ impl<P: RecordProcessor> Inner<P> {
         if !pass.is_free() {
             recovery.probed = pass.rounds();
         }
-        self.protection.failed(record, pass, blamed);
         let successes = blamed.map(Breaker::successes);
         let others_succeed = match (recovery.successes, successes) {
             (Some(at_first), Some(now)) => now > at_first,
             _ => false,
         };
         recovery.successes = recovery.successes.or(successes);
+        self.protection.failed(record, pass, blamed, others_succeed);
 
         let is_final = verdict.class() == Class::Permanent && blamed.is_none();
         if !in_health && !is_final {
+            // What succeeded before that says nothing of the time after it.
+            recovery.successes = successes.or(recovery.successes);
             return recovery.retry_after(Duration::ZERO);
         }
         if recovery.held.is_none() {
@@ -400,57 +365,5 @@ impl<P: RecordProcessor> Inner<P> {
         let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, held.rechecks, Duration::ZERO, rng));
         held.rechecks = held.rechecks.saturating_add(1);
         recovery.retry_after(delay)
-    }
-
-    /// The verdict is reached. It is kept from here on: the handler is not called again.
-    fn give_up(
-        &self,
-        record: &Record,
-        mut recovery: Box<Recovery>,
-        reason: Reason,
-        failure: Failure,
-    ) -> Step {
-        if self.outbox.is_none() {
-            return Step::Done(Err(Unsettled::Halted(Halt::WithoutDeadLetters(failure))));
-        }
-        let letter = DeadLetter::new(&self.application, record, reason, &failure).with_attempts(
-            recovery.attempts.clone(),
-            type_name::<P::Error>(),
-            &self.name,
-            self.version.as_deref(),
-        );
-        recovery.phase = Phase::Letter(Box::new((letter, failure)));
-        Step::Later(recovery)
-    }
-
-    /// Writes the letter, however long the sink is down.
-    async fn write(
-        &self,
-        record: &Record,
-        letter: &DeadLetter,
-        failure: &Failure,
-        attempts: u32,
-    ) -> Result<Settled, Unsettled> {
-        let Some(outbox) = &self.outbox else {
-            // `give_up` writes no letter without a sink.
-            return Err(Unsettled::Shutdown);
-        };
-        match outbox.write(letter).await {
-            Ok(receipt) => {
-                self.tell(Interest::FAILURES, || Event::DeadLettered {
-                    record,
-                    id: letter.id,
-                    reason: letter.reason.as_str(),
-                    failure: Redacted(failure),
-                    location: &receipt.location,
-                });
-                let settled = Settled::DeadLettered(letter.id);
-                self.tell_settled(record, settled, attempts);
-                Ok(settled)
-            }
-            Err(Refused { size, limit, source }) => {
-                Err(Unsettled::Halted(Halt::DeadLetterRefused { size, limit, source }))
-            }
-        }
     }
 }

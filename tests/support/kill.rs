@@ -98,13 +98,23 @@ struct Journal(Arc<File>);
 impl Journal {
     fn open(path: &Path) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(path);
-        Journal(Arc::new(file.expect("a journal")))
+        let file = file.expect("a journal");
+        // A line that the last process was killed in: what it would have said was not done.
+        let whole = whole_lines(&fs::read(path).expect("a journal")).len();
+        file.set_len(whole as u64).expect("a journal");
+        Journal(Arc::new(file))
     }
 
     fn write(&self, line: &str) {
         let written = (&*self.0).write(line.as_bytes()).expect("room on the disk");
         assert_eq!(written, line.len(), "a line is one write");
     }
+}
+
+/// All but a last line that is not whole: a reader can see the half of one that is being written.
+fn whole_lines(journal: &[u8]) -> &[u8] {
+    let end = journal.iter().rposition(|&byte| byte == b'\n');
+    &journal[..end.map_or(0, |end| end + 1)]
 }
 
 impl RecordProcessor for Journal {
@@ -277,8 +287,8 @@ impl Task {
 
     /// What the journal says.
     fn done(&self) -> Vec<Done> {
-        let journal = fs::read_to_string(self.journal()).unwrap_or_default();
-        assert!(journal.is_empty() || journal.ends_with('\n'), "a torn line");
+        let journal = fs::read(self.journal()).unwrap_or_default();
+        let journal = std::str::from_utf8(whole_lines(&journal)).expect("text");
         let parse = |line: &str| {
             let parts: Vec<&str> = line.split(' ').collect();
             match parts[..] {

@@ -1,0 +1,223 @@
+use proptest::prelude::*;
+use rand::SeedableRng;
+
+use super::*;
+use crate::breaker::Breaker;
+
+fn machine() -> Machine {
+    Machine::new(Breaker::builder().settings, SmallRng::seed_from_u64(1))
+}
+
+fn opened(change: Option<Change>) -> bool {
+    matches!(change, Some(Change::Opened { .. }))
+}
+
+/// Opens it, and lets its pause pass.
+fn half_open(machine: &mut Machine, now: Instant) -> Instant {
+    assert!(opened((0..5).find_map(|key| machine.failed(now, Some(key), 0))));
+    let Phase::Open { until } = machine.phase else {
+        panic!("{machine:?}")
+    };
+    assert_eq!(machine.tick(until, 0), Some(Change::HalfOpened));
+    until
+}
+
+#[test]
+fn five_keys_in_a_row_open_it_and_one_key_does_not() {
+    let now = Instant::now();
+    let mut one = machine();
+    assert!((0..19).all(|_| one.failed(now, Some(7), 0).is_none()));
+    let mut five = machine();
+    assert!((0..4).all(|key| five.failed(now, Some(key), 0).is_none()));
+    assert!(opened(five.failed(now, Some(4), 0)));
+}
+
+#[test]
+fn those_beside_whom_others_succeed_do_not_make_a_row() {
+    let now = Instant::now();
+    let mut machine = machine();
+    assert!((0..19).all(|_| machine.failed(now, None, 0).is_none()));
+}
+
+#[test]
+fn a_success_between_begins_the_row_anew() {
+    let now = Instant::now();
+    let mut machine = machine();
+    assert!((0..4).all(|key| machine.failed(now, Some(key), 0).is_none()));
+    assert!((4..8).all(|key| machine.failed(now, Some(key), 100).is_none()));
+    assert!(opened(machine.failed(now, Some(8), 100)));
+}
+
+#[test]
+fn half_of_twenty_attempts_open_it_and_fewer_do_not() {
+    let now = Instant::now();
+    let mut machine = machine();
+    // A success before every failure.
+    assert!((1..=9).all(|n| machine.failed(now, Some(n), n).is_none()));
+    assert!(opened(machine.failed(now, Some(10), 10)));
+}
+
+#[test]
+fn what_was_long_ago_does_not_count() {
+    let start = Instant::now();
+    let mut machine = machine();
+    for n in 0..1_000 {
+        let now = start + Duration::from_secs(n);
+        assert_eq!(
+            machine.failed(now, Some(7), 0),
+            None,
+            "one a second is never twenty in ten"
+        );
+    }
+}
+
+#[test]
+fn the_majority_of_the_probes_decides() {
+    for (failures, closes) in [(0, true), (2, true), (3, false), (5, false)] {
+        let mut machine = machine();
+        let now = half_open(&mut machine, Instant::now());
+        let rounds: Vec<Round> = std::iter::from_fn(|| machine.probe()).collect();
+        assert_eq!(rounds.len(), 5);
+        let mut changes = rounds.iter().enumerate().filter_map(|(index, &round)| {
+            let proof = if index < failures {
+                Proof::Fails
+            } else {
+                Proof::Works
+            };
+            machine.proved(now, round, proof, 0)
+        });
+        let change = changes.next();
+        assert_eq!(
+            matches!(change, Some(Change::Closed { .. })),
+            closes,
+            "{failures}: {change:?}"
+        );
+        assert_eq!(opened(change), !closes);
+        assert_eq!(changes.next(), None, "a round decides once");
+    }
+}
+
+#[test]
+fn a_probe_that_shows_nothing_is_made_again() {
+    let mut machine = machine();
+    let now = half_open(&mut machine, Instant::now());
+    for _ in 0..100 {
+        let round = machine.probe().expect("one is left");
+        assert_eq!(machine.proved(now, round, Proof::Nothing, 0), None);
+    }
+}
+
+#[test]
+fn too_few_probes_decide_when_their_time_is_over() {
+    let mut machine = machine();
+    let now = half_open(&mut machine, Instant::now());
+    assert_eq!(
+        machine.next_tick(),
+        None,
+        "without any there is nothing to decide"
+    );
+    let round = machine.probe().expect("five are left");
+    assert_eq!(machine.proved(now, round, Proof::Works, 1), None);
+    let over = machine.next_tick().expect("the round ends");
+    assert!(matches!(machine.tick(over, 1), Some(Change::Closed { .. })));
+}
+
+#[test]
+fn pauses_grow_while_it_stays_sick_and_never_past_their_cap() {
+    let mut machine = machine();
+    let mut now = half_open(&mut machine, Instant::now());
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        let change = (0..3).find_map(|_| {
+            let round = machine.probe().expect("one is left");
+            machine.proved(now, round, Proof::Fails, 0)
+        });
+        let Some(Change::Opened { pause, .. }) = change else {
+            panic!("{change:?}")
+        };
+        pauses.push(pause);
+        now += pause;
+        assert_eq!(machine.tick(now, 0), Some(Change::HalfOpened));
+    }
+    assert!(pauses[0] >= Duration::from_secs(1) && pauses[0] <= Duration::from_secs(2));
+    assert!(
+        pauses[10..]
+            .iter()
+            .all(|pause| (30.0..=60.0).contains(&pause.as_secs_f64()))
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Failed(u64),
+    Succeeded,
+    Pass(u64),
+    Probe,
+    Proved(Proof),
+}
+
+proptest! {
+    /// Whatever happens: never more probes than there may be, a change is one of the phase, and with
+    /// a dependency that works again it closes.
+    #[test]
+    fn it_never_gets_stuck(moves in prop::collection::vec(
+        prop_oneof![
+            3 => (0u64..8).prop_map(Move::Failed),
+            1 => Just(Move::Succeeded),
+            2 => (0u64..30_000).prop_map(Move::Pass),
+            3 => Just(Move::Probe),
+            3 => prop_oneof![Just(Proof::Works), Just(Proof::Fails), Just(Proof::Nothing)]
+                .prop_map(Move::Proved),
+        ],
+        0..200,
+    )) {
+        let mut machine = machine();
+        let (mut now, mut successes, mut running) = (Instant::now(), 0, Vec::new());
+        for step in moves {
+            let before = matches!(machine.phase, Phase::Closed);
+            let change = match step {
+                Move::Failed(key) => machine.failed(now, Some(key), successes),
+                Move::Succeeded => {
+                    successes += 1;
+                    None
+                }
+                Move::Pass(millis) => {
+                    now += Duration::from_millis(millis);
+                    machine.tick(now, successes)
+                }
+                Move::Probe => {
+                    running.extend(machine.probe());
+                    None
+                }
+                Move::Proved(proof) => match running.pop() {
+                    Some(round) => machine.proved(now, round, proof, successes),
+                    None => None,
+                },
+            };
+            match (change, machine.phase) {
+                (Some(Change::Opened { .. }), Phase::Open { until }) => prop_assert!(until > now),
+                (Some(Change::HalfOpened), Phase::HalfOpen(_)) => {}
+                (Some(Change::Closed { .. }), Phase::Closed) => {}
+                (None, phase) => prop_assert_eq!(before, matches!(phase, Phase::Closed)),
+                (change, phase) => prop_assert!(false, "{change:?} in {phase:?}"),
+            }
+            if let Phase::HalfOpen(probing) = machine.phase {
+                prop_assert!(probing.running + probing.succeeded + probing.failed <= 5);
+            }
+        }
+        // It works again: what runs ends, and a success at a time comes.
+        for round in running {
+            machine.proved(now, round, Proof::Works, successes);
+        }
+        for _ in 0..10 {
+            if let Some(at) = machine.next_tick() {
+                now = now.max(at);
+            }
+            machine.tick(now, successes);
+            if let Some(round) = machine.probe() {
+                machine.proved(now, round, Proof::Works, successes);
+            }
+        }
+        prop_assert!(matches!(machine.phase, Phase::Closed), "{:?}", machine);
+    }
+}

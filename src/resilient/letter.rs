@@ -1,0 +1,104 @@
+//! The verdict is reached: what is left is the letter.
+
+use std::any::type_name;
+
+use super::outbox::Refused;
+use super::protection::Run;
+use super::recover::{Phase, Recovery};
+use super::{Inner, Step};
+use crate::dead_letter::{DeadLetter, Reason};
+use crate::failure::Failure;
+use crate::guard::Permission;
+use crate::observer::{Event, Interest, Redacted};
+use crate::processor::RecordProcessor;
+use crate::record::Record;
+use crate::settled::{Halt, Settled, Unsettled};
+
+impl<P: RecordProcessor> Inner<P> {
+    /// The verdict is reached. It is kept from here on: the handler is not called again.
+    pub(super) fn give_up(
+        &self,
+        record: &Record,
+        mut recovery: Box<Recovery>,
+        reason: Reason,
+        failure: Failure,
+    ) -> Step {
+        if self.outbox.is_none() {
+            return Step::Done(Err(Unsettled::Halted(Halt::WithoutDeadLetters(failure))));
+        }
+        let letter = DeadLetter::new(&self.application, record, reason, &failure).with_attempts(
+            recovery.attempts.clone(),
+            type_name::<P::Error>(),
+            &self.name,
+            self.version.as_deref(),
+        );
+        recovery.phase = Phase::Letter(Box::new((letter, failure)));
+        Step::Later(recovery)
+    }
+
+    /// Writes the letter, however long the sink is down.
+    pub(super) async fn write(
+        &self,
+        record: &Record,
+        letter: &DeadLetter,
+        failure: &Failure,
+        attempts: u32,
+    ) -> Result<Settled, Unsettled> {
+        let Some(outbox) = &self.outbox else {
+            // `give_up` writes no letter without a sink.
+            return Err(Unsettled::Shutdown);
+        };
+        match outbox.write(letter).await {
+            Ok(receipt) => {
+                self.tell(Interest::FAILURES, || Event::DeadLettered {
+                    record,
+                    id: letter.id,
+                    reason: letter.reason.as_str(),
+                    failure: Redacted(failure),
+                    location: &receipt.location,
+                });
+                let settled = Settled::DeadLettered(letter.id);
+                self.tell_settled(record, settled, attempts);
+                Ok(settled)
+            }
+            Err(Refused { size, limit, source }) => {
+                Err(Unsettled::Halted(Halt::DeadLetterRefused { size, limit, source }))
+            }
+        }
+    }
+
+    /// Waits until no breaker is open and the dead-letter guard lets the letter through.
+    pub(super) async fn may_give_up(&self, record: &Record, run: &Run) {
+        let mut stopped = false;
+        loop {
+            if self.protection.is_open() {
+                self.protection.change().await;
+                continue;
+            }
+            let Some(guard) = &run.guard else {
+                return;
+            };
+            // Before the question, so that an answer's end is not missed.
+            let mut resumed = guard.resumed();
+            match guard.ask(record) {
+                Permission::Granted => {
+                    if stopped {
+                        self.tell(Interest::FAILURES, || Event::DeadLetterGuardResumed { record });
+                    }
+                    return;
+                }
+                Permission::Stopped(shard) => {
+                    stopped = true;
+                    self.tell(Interest::FAILURES, || Event::DeadLetterGuardStopped {
+                        record,
+                        letters: shard.letters,
+                        settled: shard.settled,
+                    });
+                }
+                Permission::Waits => {}
+            }
+            // The sender lives as long as the guard.
+            let _ = resumed.changed().await;
+        }
+    }
+}
