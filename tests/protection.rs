@@ -380,6 +380,24 @@ async fn poisoned_lanes_do_not_keep_a_breaker_from_closing() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn records_to_blame_at_the_quiet_end_of_a_stream_open_no_breaker() {
+    let sink = dead_letter::Memory::new();
+    let resilient = obedient(&sink).build().expect("valid");
+    let script = |number| if number % 20 == 7 { "unknown" } else { "ok" };
+    let records = (0..400).map(|number| record(number, &number.to_string(), script(number)));
+    let start = Instant::now();
+    let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
+    let finished = Pipeline::new().run(&resilient, batches).await;
+    assert!(finished.expect("nothing halts").complete);
+    assert_eq!(sink.letters().len(), 20);
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert_eq!(
+        resilient.breaker().map(Breaker::state),
+        Some(BreakerState::Closed)
+    );
+}
+
 #[test]
 fn what_cannot_work_is_refused() {
     assert!(Breaker::builder().probes(4).build().is_err());
