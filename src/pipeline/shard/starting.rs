@@ -1,0 +1,113 @@
+//! What may begin: within the permits, and as far as breakers and the dead-letter guard let it.
+
+use std::task::Context;
+
+use futures_core::Stream;
+
+use super::super::ready::Next;
+use super::super::window::Ordinal;
+use super::{Shard, Tag};
+use crate::record::Record;
+use crate::resilient::{Pass, Recovery, Stage, Stepped};
+
+impl<S, F, M> Shard<'_, S, F, M>
+where
+    S: Stream<Item = super::Batch> + Unpin,
+    F: Future<Output = Stepped>,
+    M: Fn(Record, Option<Box<Stage>>) -> F,
+{
+    /// Whether a record need not queue: nothing is ready before it, and it has a permit now.
+    #[inline]
+    pub(super) fn may_run_at_once(&mut self, cx: &mut Context<'_>) -> bool {
+        self.ready.is_empty()
+            && self.protection.is_clear()
+            && !self.run.is_stopped()
+            && self.permits.poll_take(cx).is_ready()
+    }
+
+    pub(super) fn start_ready(&mut self, cx: &mut Context<'_>) {
+        while !self.ready.is_empty() && !self.run.is_stopped() && self.permits.poll_take(cx).is_ready() {
+            let next = if self.protection.is_clear() {
+                self.ready.pop().map(|next| (next, Pass::FREE))
+            } else {
+                self.next_probe()
+            };
+            let Some((next, pass)) = next else {
+                self.permits.give();
+                return;
+            };
+            match next {
+                Next::First(ordinal) => match self.window.take(ordinal) {
+                    Some(record) => {
+                        let recovery = None;
+                        let stage = (!pass.is_free()).then(|| Box::new(Stage { recovery, pass }));
+                        self.start(ordinal, record, stage);
+                    }
+                    // Only unsettled records are ever ready.
+                    None => self.permits.give(),
+                },
+                Next::Again(waiting) => {
+                    self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, pass);
+                }
+            }
+        }
+    }
+
+    /// The record that may be tried although a breaker is not closed: lanes have turns.
+    #[cold]
+    fn next_probe(&mut self) -> Option<(Next, Pass)> {
+        let rounds = self.protection.rounds()?;
+        let next = self.ready.pop_if(|recovery| !recovery.has_probed(&rounds))?;
+        match self.protection.pass() {
+            Some(pass) => Some((next, pass)),
+            // Another shard took it.
+            None => {
+                match next {
+                    Next::First(ordinal) => self.ready.push_first(ordinal),
+                    Next::Again(waiting) => self.ready.push_again(waiting),
+                }
+                None
+            }
+        }
+    }
+
+    /// Begins a step. For one that calls the handler a permit has been taken.
+    #[inline]
+    pub(super) fn start(&mut self, ordinal: Ordinal, record: Record, stage: Option<Box<Stage>>) {
+        let recovery = stage.as_ref().and_then(|stage| stage.recovery.as_ref());
+        let permit = recovery.is_none_or(|recovery| recovery.calls_handler());
+        let step = || (self.step)(record, stage);
+        if let Some((tag, step)) = self.slots.start(Tag { ordinal, permit }, step) {
+            self.stepped(tag, step);
+        }
+    }
+
+    pub(super) fn go_on_with(
+        &mut self,
+        ordinal: Ordinal,
+        record: Record,
+        recovery: Box<Recovery>,
+        pass: Pass,
+    ) {
+        let recovery = Some(recovery);
+        self.start(ordinal, record, Some(Box::new(Stage { recovery, pass })));
+    }
+
+    /// While a breaker is not closed the task is woken when that changes.
+    pub(super) fn await_breakers(&mut self, cx: &mut Context<'_>) {
+        if self.protection.is_clear() {
+            self.breaker_change = None;
+            return;
+        }
+        let protection = self.protection;
+        let change = self.breaker_change.get_or_insert_with(|| {
+            // What changed before is seen in a turn of its own.
+            cx.waker().wake_by_ref();
+            Box::pin(protection.change())
+        });
+        if change.as_mut().poll(cx).is_ready() {
+            self.breaker_change = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+}
