@@ -60,7 +60,7 @@ impl RetryPolicy {
         RetryPolicy::exponential().backoff(Backoff::constant(delay))
     }
 
-    /// One attempt, no retry.
+    /// One attempt, no retry; but a record that a [`Breaker`](crate::Breaker) holds is tried again.
     pub const fn none() -> Self {
         RetryPolicy::exponential().max_attempts(1)
     }
@@ -79,7 +79,8 @@ impl RetryPolicy {
         self
     }
 
-    /// How often the handler is called for a record at most, the first time included.
+    /// How often the handler is called for a record at most, the first time included. What fails while
+    /// a [`Breaker`](crate::Breaker) is not closed, or while the record is held, does not count.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
