@@ -308,6 +308,53 @@ async fn a_deadline_gives_back_what_a_breaker_holds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn records_settled_by_hand_wait_for_the_end_of_an_outage() {
+    let database = Database::down(Duration::ZERO, 60);
+    let sink = dead_letter::Memory::new();
+    // Fewer records than there are probes: each waits for the next round once it has probed.
+    let breaker = Breaker::builder().keys_in_a_row(2).build().expect("valid");
+    let builder = Resilient::builder("billing", database.clone()).dead_letters(sink.clone());
+    let resilient = builder.breaker(breaker).build().expect("valid");
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..2 {
+        let resilient = resilient.clone();
+        tasks.spawn(async move { resilient.settle(&record(number, &number.to_string(), "")).await });
+    }
+    let settled = tasks.join_all().await;
+    assert!(settled.iter().all(|one| matches!(one, Ok(Settled::Processed))));
+    assert_eq!((sink.letters().len(), database.stored()), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_of_two_dependencies_are_not_held_against_each_other() {
+    // The database works for another processor, which says nothing of this one's own failures.
+    async fn changes_its_mind(record: Record) -> Result<(), BoxError> {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        match (&record.payload()[..], CALLS.fetch_add(1, Atomic::Relaxed)) {
+            (b"ok", _) => Ok(()),
+            (_, 0) => Err("of unknown cause".into()),
+            _ => Err(Failure::transient("no connection").with_dependency("db").into()),
+        }
+    }
+    let (sink, db) = (dead_letter::Memory::new(), Breaker::default());
+    let other = obedient(&sink).dependency_breaker("db", db.clone());
+    let other = other.build().expect("valid");
+    for number in 0..10 {
+        let settled = other.settle(&record(number, &number.to_string(), "ok")).await;
+        assert!(matches!(settled, Ok(Settled::Processed)));
+    }
+    let resilient = Resilient::builder("billing", redrive::processor_fn(changes_its_mind))
+        .dead_letters(sink.clone())
+        .dependency_breaker("db", db)
+        .build()
+        .expect("valid");
+    let soon = Instant::now() + Duration::from_secs(60);
+    let result = resilient.settle_by(&record(99, "a", ""), soon).await;
+    assert!(matches!(result, Err(Unsettled::BreakerOpen)), "{result:?}");
+    assert!(sink.letters().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
     let sink = dead_letter::Memory::new();
     let db = Breaker::default();

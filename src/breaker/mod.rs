@@ -258,7 +258,7 @@ impl Breaker {
         })
     }
 
-    /// Lets time pass. To be called when [`Changes::next`] has returned.
+    /// Lets time pass. To be called when [`change`](Breaker::change) has returned.
     pub(crate) fn tick(&self) -> Option<Change> {
         self.with(|machine, successes| machine.tick(Instant::now(), successes))
     }
@@ -288,11 +288,24 @@ impl Breaker {
         change
     }
 
-    /// What changes from here on.
-    pub(crate) fn changes(&self) -> Changes {
-        Changes {
-            breaker: self.clone(),
-            seen: self.0.changes.subscribe(),
+    /// Returns when the breaker has changed since the call, or its time has come to: then
+    /// [`tick`](Breaker::tick).
+    pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (breaker, mut seen) = (self.clone(), self.0.changes.subscribe());
+        async move {
+            let tick = {
+                let inner = breaker.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+                inner.machine.next_tick()
+            };
+            let changed = seen.changed();
+            // The sender lives in the breaker that we hold.
+            let _ = match tick {
+                Some(tick) => tokio::select! {
+                    changed = changed => changed,
+                    () = sleep_until(tick) => Ok(()),
+                },
+                None => changed.await,
+            };
         }
     }
 
@@ -318,32 +331,6 @@ impl fmt::Debug for Breaker {
         f.debug_struct("Breaker")
             .field("state", &self.state())
             .finish_non_exhaustive()
-    }
-}
-
-/// Waits for a breaker to change.
-pub(crate) struct Changes {
-    breaker: Breaker,
-    seen: watch::Receiver<()>,
-}
-
-impl Changes {
-    /// Returns when the breaker has changed, or its time has come to.
-    pub(crate) async fn next(&mut self) {
-        let tick = {
-            let inner = &self.breaker.0.inner;
-            let inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
-            inner.machine.next_tick()
-        };
-        let changed = self.seen.changed();
-        // The sender lives in the breaker that we hold.
-        let _ = match tick {
-            Some(tick) => tokio::select! {
-                changed = changed => changed,
-                () = sleep_until(tick) => Ok(()),
-            },
-            None => changed.await,
-        };
     }
 }
 

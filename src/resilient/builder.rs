@@ -46,36 +46,31 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     policy: RetryPolicy,
     typed: Vec<Typed<P::Error>>,
     erased: Vec<Box<dyn Classify>>,
-    sink: DeadLetters,
-    breaker: Protecting<Breaker>,
+    sink: Setting<Arc<dyn DeadLetterSink>>,
+    breaker: Setting<Breaker>,
     dependencies: Vec<Named>,
-    guard: Protecting<Guard>,
-    budget: Protecting<RetryBudget>,
+    guard: Setting<Guard>,
+    budget: Setting<RetryBudget>,
     observers: Vec<Arc<dyn Observer>>,
     log_error_text: bool,
     seed: Option<u64>,
 }
 
-enum Protecting<T> {
-    Default,
+/// A setting that can be left unsaid, or refused by name.
+enum Setting<T> {
+    Unsaid,
     Without,
     With(T),
 }
 
-impl<T> Protecting<T> {
+impl<T> Setting<T> {
     fn or(self, default: impl FnOnce() -> T) -> Option<T> {
         match self {
-            Protecting::Default => Some(default()),
-            Protecting::Without => None,
-            Protecting::With(given) => Some(given),
+            Setting::Unsaid => Some(default()),
+            Setting::Without => None,
+            Setting::With(given) => Some(given),
         }
     }
-}
-
-enum DeadLetters {
-    Unsaid,
-    Without,
-    To(Arc<dyn DeadLetterSink>),
 }
 
 /// Application names are part of keys in other stores, which bound them.
@@ -91,11 +86,11 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             policy: RetryPolicy::default(),
             typed: Vec::new(),
             erased: Vec::new(),
-            sink: DeadLetters::Unsaid,
-            breaker: Protecting::Default,
+            sink: Setting::Unsaid,
+            breaker: Setting::Unsaid,
             dependencies: Vec::new(),
-            guard: Protecting::Default,
-            budget: Protecting::Default,
+            guard: Setting::Unsaid,
+            budget: Setting::Unsaid,
             observers: Vec::new(),
             log_error_text: false,
             seed: None,
@@ -135,27 +130,27 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
 
     /// Where records go that failed for good.
     pub fn dead_letters(mut self, sink: impl DeadLetterSink + 'static) -> Self {
-        self.sink = DeadLetters::To(Arc::new(sink));
+        self.sink = Setting::With(Arc::new(sink));
         self
     }
 
     /// A record that fails for good halts its shard instead of leaving it: for those who would rather
     /// stop than let anything pass.
     pub fn without_dead_letters(mut self) -> Self {
-        self.sink = DeadLetters::Without;
+        self.sink = Setting::Without;
         self
     }
 
     /// The breaker: its settings, or one that others share.
     pub fn breaker(mut self, breaker: Breaker) -> Self {
-        self.breaker = Protecting::With(breaker);
+        self.breaker = Setting::With(breaker);
         self
     }
 
     /// No breaker: a dependency that is down makes dead letters of all records that need it, as soon as
     /// their attempts are used up.
     pub fn without_breaker(mut self) -> Self {
-        self.breaker = Protecting::Without;
+        self.breaker = Setting::Without;
         self
     }
 
@@ -171,25 +166,25 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
 
     /// The dead-letter guard: its settings, or one that others share.
     pub fn guard(mut self, guard: Guard) -> Self {
-        self.guard = Protecting::With(guard);
+        self.guard = Setting::With(guard);
         self
     }
 
     /// No dead-letter guard: when every record fails for good, every record becomes a dead letter.
     pub fn without_guard(mut self) -> Self {
-        self.guard = Protecting::Without;
+        self.guard = Setting::Without;
         self
     }
 
     /// The retry budget: its settings, or one that others share.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
-        self.budget = Protecting::With(budget);
+        self.budget = Setting::With(budget);
         self
     }
 
     /// No retry budget: nothing bounds the retries of all records together.
     pub fn without_retry_budget(mut self) -> Self {
-        self.budget = Protecting::Without;
+        self.budget = Setting::Without;
         self
     }
 
@@ -247,9 +242,9 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         observers.push(Arc::new(Log::new(self.log_error_text)));
         let observers = Observers::new(observers);
         let outbox = match self.sink {
-            DeadLetters::To(sink) => Some(Outbox::new(sink, observers.clone(), rng.random())),
-            DeadLetters::Without => None,
-            DeadLetters::Unsaid => {
+            Setting::With(sink) => Some(Outbox::new(sink, observers.clone(), rng.random())),
+            Setting::Without => None,
+            Setting::Unsaid => {
                 return Err(ConfigError::new(
                     "dead_letters",
                     "say where records go that fail for good: .dead_letters(…), \

@@ -168,9 +168,7 @@ impl<P: RecordProcessor> Resilient<P> {
 
     /// Its own breaker, if it has one.
     pub fn breaker(&self) -> Option<&Breaker> {
-        let mut breakers = self.0.protection.breakers.iter();
-        let own = breakers.find(|named| named.dependency.is_none());
-        own.map(|named| &named.breaker)
+        self.0.protection.own_breaker()
     }
 
     /// Its dead-letter guard, if it has one.

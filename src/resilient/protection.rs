@@ -116,8 +116,7 @@ impl Protection {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         let mut waits: Vec<(&Named, BoxFuture<'_, ()>)> = unclosed
             .map(|named| {
-                let mut changes = named.breaker.changes();
-                let wait: BoxFuture<'_, ()> = Box::pin(async move { changes.next().await });
+                let wait: BoxFuture<'_, ()> = Box::pin(named.breaker.change());
                 (named, wait)
             })
             .collect();
@@ -143,8 +142,13 @@ impl Protection {
             .breakers
             .iter()
             .find(|named| named.dependency.is_some() && named.dependency.as_deref() == verdict.dependency());
-        let any = || self.breakers.iter().find(|named| named.dependency.is_none());
-        own.or_else(any).map(|named| &named.breaker)
+        own.map(|named| &named.breaker).or_else(|| self.own_breaker())
+    }
+
+    /// The one that is for no dependency in particular.
+    pub(super) fn own_breaker(&self) -> Option<&Breaker> {
+        let own = self.breakers.iter().find(|named| named.dependency.is_none());
+        own.map(|named| &named.breaker)
     }
 
     /// An attempt succeeded.

@@ -27,8 +27,8 @@ pub(crate) struct Recovery {
     spent: Duration,
     delay: Duration,
     panics: u32,
-    /// How many successes the blamed breaker had seen when the record failed first.
-    successes: Option<u64>,
+    /// The breaker that it blamed, and how many successes that had seen when the record failed first.
+    blamed: Option<(Breaker, u64)>,
     held: Option<Held>,
     /// The rounds of probes that it has taken part in last.
     probed: Vec<Round>,
@@ -63,7 +63,7 @@ impl Recovery {
             spent: Duration::ZERO,
             delay: Duration::ZERO,
             panics: 0,
-            successes: None,
+            blamed: None,
             held: None,
             probed: Vec::new(),
             refused: 0,
@@ -87,6 +87,18 @@ impl Recovery {
     /// Whether it took part in one of these rounds of probes: others come first.
     pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
         self.probed.iter().any(|round| rounds.contains(round))
+    }
+
+    /// Blames the breaker's dependency. Returns whether others have succeeded there since the first time.
+    fn blames(&mut self, breaker: &Breaker) -> bool {
+        let now = breaker.successes();
+        match &self.blamed {
+            Some((first, before)) if first.is(breaker) => now > *before,
+            _ => {
+                self.blamed = Some((breaker.clone(), now));
+                false
+            }
+        }
     }
 
     fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
@@ -132,7 +144,7 @@ impl<P: RecordProcessor> Inner<P> {
                         }
                         sleep_until(due).await;
                         if !self.protection.is_clear() {
-                            pass = self.admitted(&recovery.probed, term).await?;
+                            pass = self.admitted(Some(&recovery), term).await?;
                         }
                     }
                     let recovery = Some(recovery);
@@ -148,7 +160,7 @@ impl<P: RecordProcessor> Inner<P> {
         record: &Record,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let pass = self.admitted(&[], term).await?;
+        let pass = self.admitted(None, term).await?;
         match self.attempt(record, 1, term).await {
             Ok(()) => {
                 self.protection.succeeded(pass);
@@ -159,13 +171,14 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     /// Waits until the breakers let an attempt through.
-    async fn admitted(&self, probed: &[Round], term: Term<'_>) -> Result<Pass, Unsettled> {
+    async fn admitted(&self, recovery: Option<&Recovery>, term: Term<'_>) -> Result<Pass, Unsettled> {
+        let may = |rounds: &Vec<Round>| recovery.is_none_or(|recovery| !recovery.has_probed(rounds));
         let admitted = async {
             loop {
                 let change = self.protection.change();
-                let rounds = self.protection.rounds().unwrap_or_default();
-                let again = probed.iter().any(|round| rounds.contains(round));
-                match self.protection.pass().filter(|_| !again) {
+                // Looked at before it is taken: a probe given back wakes all who wait for one.
+                let rounds = self.protection.rounds().filter(may);
+                match rounds.and_then(|_| self.protection.pass()) {
                     Some(pass) => return pass,
                     None => change.await,
                 }
@@ -284,18 +297,13 @@ impl<P: RecordProcessor> Inner<P> {
         if !pass.is_free() {
             recovery.probed = pass.rounds();
         }
-        let successes = blamed.map(Breaker::successes);
-        let others_succeed = match (recovery.successes, successes) {
-            (Some(at_first), Some(now)) => now > at_first,
-            _ => false,
-        };
-        recovery.successes = recovery.successes.or(successes);
+        let others_succeed = blamed.is_some_and(|breaker| recovery.blames(breaker));
         self.protection.failed(record, pass, blamed, others_succeed);
 
         let is_final = verdict.class() == Class::Permanent && blamed.is_none();
         if !in_health && !is_final {
             // What succeeded before that says nothing of the time after it.
-            recovery.successes = successes.or(recovery.successes);
+            recovery.blamed = blamed.map(|breaker| (breaker.clone(), breaker.successes()));
             return recovery.retry_after(Duration::ZERO);
         }
         if recovery.held.is_none() {
