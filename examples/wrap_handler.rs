@@ -1,6 +1,6 @@
 //! `cargo run --example wrap_handler`: the handler that you have, made resilient in ten lines.
 
-use redrive::{Record, Resilient, SequenceNumber, Verdict, dead_letter, processor_fn};
+use redrive::{Record, Resilient, Scope, SequenceNumber, Verdict, dead_letter, processor_fn};
 use serde::Deserialize;
 
 // What you have.
@@ -42,7 +42,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     )
     .classify(|error: &anyhow::Error| match error.downcast_ref()? {
         MyError::NoPrice(_) => Some(Verdict::permanent().with_code("no_price")),
-        MyError::Locked => Some(Verdict::transient().with_code("ledger_locked")),
+        // This order's ledger, not all of them: said so, nobody takes it for an outage and waits for its end.
+        MyError::Locked => Some(
+            Verdict::transient()
+                .with_scope(Scope::Record)
+                .with_code("ledger_locked"),
+        ),
     })
     .dead_letters(letters.clone())
     .build()?;
