@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 
 use super::{Consumer, Polling, StreamId};
 use crate::checkpoint::CheckpointStore;
@@ -29,6 +31,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
 /// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
+/// | [`seed`](ConsumerBuilder::seed) | random |
 ///
 /// A shard without a checkpoint is read from its trim horizon: the oldest record that it holds.
 #[must_use]
@@ -42,6 +45,7 @@ pub struct ConsumerBuilder {
     records_per_call: u32,
     calls_in_flight: usize,
     shutdown_timeout: Duration,
+    seed: Option<u64>,
 }
 
 impl ConsumerBuilder {
@@ -56,6 +60,7 @@ impl ConsumerBuilder {
             records_per_call: 10_000,
             calls_in_flight: 64,
             shutdown_timeout: Duration::from_secs(20),
+            seed: None,
         }
     }
 
@@ -121,6 +126,12 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Makes the jitter repeatable.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// The consumer, or what is wrong with its settings.
     pub fn build(self) -> Result<Consumer, ConfigError> {
         let checkpoints = self.checkpoints.ok_or_else(|| {
@@ -165,6 +176,10 @@ impl ConsumerBuilder {
             },
             shutdown_timeout: self.shutdown_timeout,
             last_checkpoint,
+            rng: match self.seed {
+                Some(seed) => SmallRng::seed_from_u64(seed),
+                None => SmallRng::from_rng(&mut rand::rng()),
+            },
         })
     }
 }

@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::ANSWER_TIMEOUT;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, Published};
 use crate::retry::{Backoff, Jitter};
 
-/// A store that has not answered by then has failed.
-const SAVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between writes that fail.
 const BACKOFF: Backoff = Backoff::exponential();
 
@@ -25,17 +23,19 @@ pub(super) struct Checkpointer {
     pub(super) key: ShardKey,
     pub(super) observers: Observers,
     pub(super) progress: Arc<Progress>,
+    pub(super) rng: SmallRng,
 }
 
 impl Checkpointer {
     /// Stores what the shard publishes, at most once in the store's interval unless it is urgent, until
     /// the last one is stored.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let mut latest = self.progress.subscribe();
         let interval = self.store.write_interval();
         loop {
             self.progress.want_urgent();
             tokio::select! {
+                biased;
                 changed = latest.changed() => if changed.is_err() { return },
                 () = sleep(interval) => {
                     self.progress.want_any();
@@ -51,9 +51,8 @@ impl Checkpointer {
     }
 
     /// Stores the latest one, however long the store is down. Whether it was the last.
-    async fn store_latest(&self, latest: &mut watch::Receiver<Option<Published>>) -> bool {
+    async fn store_latest(&mut self, latest: &mut watch::Receiver<Option<Published>>) -> bool {
         let mut failures = 0;
-        let mut rng = SmallRng::from_rng(&mut rand::rng());
         loop {
             let published = latest.borrow_and_update().clone();
             let Some(Published { checkpoint, last }) = published else {
@@ -70,7 +69,7 @@ impl Checkpointer {
                 }
                 Err(error) => error.into(),
             };
-            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut rng);
+            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut self.rng);
             failures = failures.saturating_add(1);
             self.tell(|stream, shard| Event::CheckpointFailed {
                 stream,
@@ -81,9 +80,10 @@ impl Checkpointer {
             });
             let newest_is_last = |newest: &Option<Published>| newest.as_ref().is_some_and(|it| it.last);
             tokio::select! {
-                () = sleep(delay) => {}
+                biased;
                 // A shutdown has less time than the backoff may take.
                 _ = latest.wait_for(newest_is_last), if !last => {}
+                () = sleep(delay) => {}
             }
             // What has settled meanwhile goes with it.
             self.progress.want_any();
@@ -92,12 +92,12 @@ impl Checkpointer {
 
     async fn save(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let rows = [(self.key.clone(), checkpoint.clone())];
-        match timeout(SAVE_TIMEOUT, self.store.save(&rows)).await {
+        match timeout(ANSWER_TIMEOUT, self.store.save(&rows)).await {
             Ok(mut results) => results
                 .pop()
                 .unwrap_or_else(|| Err(CheckpointError::unavailable("the store gave no result"))),
             Err(_) => Err(CheckpointError::unavailable(format!(
-                "the store did not answer within {SAVE_TIMEOUT:?}"
+                "the store did not answer within {ANSWER_TIMEOUT:?}"
             ))),
         }
     }

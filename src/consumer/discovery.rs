@@ -8,11 +8,10 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::Shard;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::{ConsumerError, StreamId};
+use super::{ANSWER_TIMEOUT, ConsumerError, StreamId};
 use crate::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
@@ -28,6 +27,7 @@ pub(super) struct Discovery<'a> {
     pub(super) application: &'a Arc<str>,
     pub(super) checkpoints: &'a dyn CheckpointStore,
     pub(super) observers: &'a Observers,
+    pub(super) rng: SmallRng,
 }
 
 /// The stream's shards, and what is stored of them.
@@ -47,7 +47,7 @@ enum Problem {
 impl Discovery<'_> {
     /// Before the first record is read: may the dead-letter sink be used?
     pub(super) async fn check(&self, sink: &dyn DeadLetterSink) -> Result<(), ConsumerError> {
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self);
         let warnings = loop {
             match self.look_at(sink).await {
                 Ok(warnings) => break warnings,
@@ -85,7 +85,10 @@ impl Discovery<'_> {
             // Reading needs no right to describe; what is unknown then is only the stream's record limit.
             Err(error) => tracing::debug!(%error, "the stream cannot be described"),
         }
-        sink.check(&source).await.map_err(|error| match &error {
+        let Ok(checked) = timeout(ANSWER_TIMEOUT, sink.check(&source)).await else {
+            return Err(unanswered("the dead-letter target"));
+        };
+        checked.map_err(|error| match &error {
             TargetError::Unreachable { source, .. } if is_passing(&**source) => {
                 Problem::Passing(error.into())
             }
@@ -95,7 +98,7 @@ impl Discovery<'_> {
 
     /// The stream's shards, and what is stored of them.
     pub(super) async fn shards(&self) -> Result<Found, ConsumerError> {
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self);
         loop {
             match self.find().await {
                 Ok(found) => return Ok(found),
@@ -132,8 +135,16 @@ impl Discovery<'_> {
             .iter()
             .map(|shard| self.key(shard.shard_id().into()))
             .collect();
+        let Ok(stored) = timeout(ANSWER_TIMEOUT, self.checkpoints.load(&keys)).await else {
+            return Err(unanswered("the checkpoint store"));
+        };
+        if stored.len() != keys.len() {
+            let (asked, got) = (keys.len(), stored.len());
+            let error = format!("the checkpoint store was asked for {asked} shards and answered for {got}");
+            return Err(Problem::Passing(error.into()));
+        }
         let mut checkpoints = HashMap::new();
-        for (key, stored) in keys.iter().zip(self.checkpoints.load(&keys).await) {
+        for (key, stored) in keys.iter().zip(stored) {
             if let Some(checkpoint) = stored.map_err(|error| Problem::Passing(error.into()))? {
                 checkpoints.insert(key.shard.clone(), checkpoint);
             }
@@ -180,6 +191,10 @@ impl Found {
     }
 }
 
+fn unanswered(who: &str) -> Problem {
+    Problem::Passing(format!("{who} did not answer within {ANSWER_TIMEOUT:?}").into())
+}
+
 /// How long to wait before asking again.
 struct Patience {
     failures: u32,
@@ -187,10 +202,10 @@ struct Patience {
 }
 
 impl Patience {
-    fn new() -> Self {
+    fn new(discovery: &Discovery<'_>) -> Self {
         Patience {
             failures: 0,
-            rng: SmallRng::from_rng(&mut rand::rng()),
+            rng: discovery.rng.clone(),
         }
     }
 

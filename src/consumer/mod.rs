@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use rand::rngs::SmallRng;
 
 mod builder;
 mod checkpointing;
@@ -54,7 +55,12 @@ pub struct Consumer {
     shutdown_timeout: Duration,
     /// The part of it that is kept for storing the last checkpoint of each shard.
     last_checkpoint: Duration,
+    /// What the jitter of all its tasks comes from.
+    rng: SmallRng,
 }
+
+/// A checkpoint store or a dead-letter target that has not answered by then has failed.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How shards are read.
 #[derive(Debug, Clone)]

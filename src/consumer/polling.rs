@@ -7,7 +7,6 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::types::ShardIteratorType;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -33,6 +32,7 @@ pub(super) struct Poller {
     pub(super) calls: Arc<Semaphore>,
     pub(super) capacity: Capacity,
     pub(super) observers: Observers,
+    pub(super) rng: SmallRng,
 }
 
 /// Why reading came to its end.
@@ -197,7 +197,7 @@ impl<'a> Failures<'a> {
         Failures {
             poller,
             count: 0,
-            rng: SmallRng::from_rng(&mut rand::rng()),
+            rng: poller.rng.clone(),
         }
     }
 

@@ -104,6 +104,7 @@ impl<P: RecordProcessor> ShardTask<P> {
         let stored = match end {
             // Its children wait for it: as long as it takes, or until the shutdown.
             ShardEnd::Ended => tokio::select! {
+                biased;
                 stored = &mut storing => stored.is_ok(),
                 () = shutdown.cancelled() => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
             },

@@ -6,6 +6,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
@@ -47,13 +49,14 @@ where
     };
     let mut shutdown = pin!(shutdown);
     let running = async {
-        if let Some(sink) = shards.resilient.dead_letters() {
-            shards.discovery().check(&**sink).await?;
+        if let Some(sink) = shards.resilient.dead_letters().cloned() {
+            shards.discovery().check(&*sink).await?;
         }
         shards.start_ready().await?;
         shards.watch().await
     };
     let result = tokio::select! {
+        biased;
         result = running => result,
         () = &mut shutdown => Ok(()),
     };
@@ -93,8 +96,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         Ok(())
     }
 
-    fn discovery(&self) -> Discovery<'_> {
+    fn discovery(&mut self) -> Discovery<'_> {
         Discovery {
+            rng: self.rng(),
             client: &self.consumer.client,
             stream: &self.consumer.stream,
             application: &self.application,
@@ -103,9 +107,14 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
+    fn rng(&mut self) -> SmallRng {
+        SmallRng::from_rng(&mut self.consumer.rng)
+    }
+
     fn start(&mut self, shard: ShardId, from: Checkpoint) {
         let progress = Arc::new(Progress::new());
         let observers = self.resilient.observers().clone();
+        let key = self.discovery().key(shard.clone());
         let task = ShardTask {
             resilient: self.resilient.clone(),
             pipeline: self.consumer.pipeline.clone(),
@@ -117,12 +126,14 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 calls: self.calls.clone(),
                 capacity: self.consumer.pipeline.shared_capacity().clone(),
                 observers: observers.clone(),
+                rng: self.rng(),
             },
             checkpointer: Checkpointer {
                 store: self.consumer.checkpoints.clone(),
-                key: self.discovery().key(shard.clone()),
+                key,
                 observers,
                 progress: progress.clone(),
+                rng: self.rng(),
             },
             progress,
             from,

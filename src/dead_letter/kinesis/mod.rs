@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
-use rand::{RngExt, make_rng};
+use rand::{RngExt, SeedableRng, make_rng};
 use sha2::{Digest, Sha256};
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
@@ -85,6 +85,13 @@ impl Kinesis {
     #[must_use]
     pub fn payload(mut self, payload: Payload) -> Self {
         self.payload = payload;
+        self
+    }
+
+    /// Makes the jitter repeatable.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.jitter = Mutex::new(SmallRng::seed_from_u64(seed));
         self
     }
 
