@@ -89,6 +89,7 @@ mod processor;
 mod record;
 mod resilient;
 mod retry;
+mod sabotage;
 #[cfg(feature = "kinesis")]
 mod sdk;
 mod settled;
@@ -108,6 +109,9 @@ pub use processor::{
 pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, SequenceNumber, ShardId};
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};
 pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub use sabotage::Sabotage;
 pub use settled::{Halt, InvalidLetterId, LetterId, Settled, Unsettled};
 
 /// The README's snippets, compiled.

@@ -21,7 +21,7 @@ pub(super) struct Machine {
     phase: Phase,
     failures: Recent,
     successes: Growth,
-    /// The keys whose records failed since the last success.
+    /// The keys whose records failed since the last success, as many as are worth knowing.
     streak: Vec<u64>,
     /// How long the next pause is: how often it has opened, half of that after each time that it closed,
     /// nothing once it has stayed closed for a window.
@@ -45,6 +45,21 @@ pub(super) struct Probing {
     running: u32,
     succeeded: u32,
     failed: u32,
+    /// Whether a probe has ended, whatever it showed.
+    begun: bool,
+}
+
+impl Probing {
+    fn begin(now: Instant) -> Self {
+        Probing {
+            round: ROUNDS.fetch_add(1, Ordering::Relaxed),
+            since: now,
+            running: 0,
+            succeeded: 0,
+            failed: 0,
+            begun: false,
+        }
+    }
 }
 
 /// The breaker has changed.
@@ -98,15 +113,44 @@ impl Machine {
         if self.successes.observe(now, successes) > 0 {
             self.streak.clear();
         }
-        if let Some(key) = key.filter(|key| !self.streak.contains(key)) {
-            self.streak.push(key);
-        }
+        self.blame(key);
         self.failures.add(now, 1);
         let failures = self.failures.sum(now);
         let attempts = failures + self.successes.sum(now);
         let too_many =
             attempts >= self.settings.attempts && failures as f64 >= self.settings.share * attempts as f64;
         (too_many || self.streak.len() >= self.settings.in_a_row).then(|| self.open(now, failures, attempts))
+    }
+
+    fn blame(&mut self, key: Option<u64>) {
+        let enough = self.settings.in_a_row.max(self.enough_keys());
+        if let Some(key) = key.filter(|key| self.streak.len() < enough && !self.streak.contains(key)) {
+            self.streak.push(key);
+        }
+    }
+
+    /// Different keys that make an outage of what may also be a few bad records.
+    fn enough_keys(&self) -> usize {
+        usize::try_from(self.settings.attempts).unwrap_or(usize::MAX)
+    }
+
+    /// Whether a key has failed since the last success.
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.streak.is_empty()
+    }
+
+    /// Whether only a few keys have failed since the last success: so few that their records may be to
+    /// blame themselves, and nothing else is there that could succeed.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.streak.len() < self.enough_keys()
+    }
+
+    /// Whether it has been closed for so long.
+    pub(super) fn is_closed_for(&self, now: Instant, time: Duration) -> bool {
+        let closed = self
+            .closed
+            .is_none_or(|closed| now.saturating_duration_since(closed) >= time);
+        matches!(self.phase, Phase::Closed) && closed
     }
 
     fn open(&mut self, now: Instant, failures: u64, attempts: u64) -> Change {
@@ -146,22 +190,20 @@ impl Machine {
     pub(super) fn tick(&mut self, now: Instant, successes: u64) -> Option<Change> {
         match self.phase {
             Phase::Open { until } if now >= until => {
-                self.phase = Phase::HalfOpen(Probing {
-                    round: ROUNDS.fetch_add(1, Ordering::Relaxed),
-                    since: now,
-                    running: 0,
-                    succeeded: 0,
-                    failed: 0,
-                });
+                self.phase = Phase::HalfOpen(Probing::begin(now));
                 Some(Change::HalfOpened)
             }
             // Fewer records came than there are probes: those that did come decide.
             Phase::HalfOpen(probing) if self.round_ends().is_some_and(|end| now >= end) => {
-                Some(if probing.succeeded > probing.failed {
-                    self.close(now, successes)
-                } else {
-                    self.reopen(now, probing)
-                })
+                match probing.succeeded.cmp(&probing.failed) {
+                    std::cmp::Ordering::Greater => Some(self.close(now, successes)),
+                    // They showed nothing. They may once more, as there may be no others.
+                    std::cmp::Ordering::Equal if probing.failed == 0 => {
+                        self.phase = Phase::HalfOpen(Probing::begin(now));
+                        None
+                    }
+                    _ => Some(self.reopen(now, probing)),
+                }
             }
             _ => None,
         }
@@ -174,9 +216,7 @@ impl Machine {
 
     fn round_ends(&self) -> Option<Instant> {
         match self.phase {
-            Phase::HalfOpen(probing) if probing.succeeded + probing.failed > 0 => {
-                Some(probing.since + self.settings.window)
-            }
+            Phase::HalfOpen(probing) if probing.begun => Some(probing.since + self.settings.window),
             _ => None,
         }
     }
@@ -215,14 +255,21 @@ impl Machine {
         now: Instant,
         round: Round,
         proof: Proof,
+        key: u64,
         successes: u64,
     ) -> Option<Change> {
+        match proof {
+            Proof::Works => self.streak.clear(),
+            Proof::Fails => self.blame(Some(key)),
+            Proof::Nothing => {}
+        }
         let probing = match &mut self.phase {
             Phase::HalfOpen(probing) if probing.round == round => probing,
             // Its round is over, and decided without it.
             _ => return None,
         };
         probing.running = probing.running.saturating_sub(1);
+        probing.begun = true;
         match proof {
             Proof::Works => probing.succeeded += 1,
             Proof::Fails => probing.failed += 1,

@@ -39,6 +39,7 @@ struct Shared {
     /// What every attempt looks at.
     state: AtomicU8,
     hold_at_most: Duration,
+    window: Duration,
     inner: Mutex<Inner>,
     changes: watch::Sender<()>,
     keys: RandomState,
@@ -135,7 +136,9 @@ impl BreakerBuilder {
     }
 
     /// How long a record may be held because nothing else succeeds either: afterwards it is a dead
-    /// letter. The time in which the breaker is not closed does not count.
+    /// letter. While the breaker is not closed that is so only as long as fewer different partition keys
+    /// have failed than [`min_attempts`](BreakerBuilder::min_attempts): more are an outage, which no
+    /// record is given up for however long it lasts.
     pub fn hold_at_most(mut self, time: Duration) -> Self {
         self.settings.hold_at_most = time;
         self
@@ -177,6 +180,7 @@ impl BreakerBuilder {
         Breaker(Arc::new(Shared {
             state: AtomicU8::new(CLOSED),
             hold_at_most: self.settings.hold_at_most,
+            window: self.settings.window,
             inner: Mutex::new(Inner {
                 machine: Machine::new(self.settings, rng),
                 successes: Tallies::default(),
@@ -234,6 +238,10 @@ impl Breaker {
         self.0.hold_at_most
     }
 
+    pub(crate) fn window(&self) -> Duration {
+        self.0.window
+    }
+
     /// From now on these successes count.
     pub(crate) fn enlist(&self, tally: Arc<Tally>) {
         let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -248,14 +256,34 @@ impl Breaker {
 
     /// An attempt failed that began while it was closed. `others_succeed`: since the record failed first.
     pub(crate) fn failed(&self, record: &Record, others_succeed: bool) -> Option<Change> {
+        let key = Some(self.key(record)).filter(|_| !others_succeed);
+        self.with(|machine, successes| machine.failed(Instant::now(), key, successes))
+    }
+
+    fn key(&self, record: &Record) -> u64 {
         // Without a key each record stands for itself.
-        let key = match record.partition_key() {
+        match record.partition_key() {
             Some(key) => self.0.keys.hash_one(key),
             None => self.0.keys.hash_one(record.sequence_number()),
-        };
-        self.with(|machine, successes| {
-            machine.failed(Instant::now(), Some(key).filter(|_| !others_succeed), successes)
-        })
+        }
+    }
+
+    /// Whether it has been closed for so long.
+    pub(crate) fn is_closed_for(&self, time: Duration) -> bool {
+        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.machine.is_closed_for(Instant::now(), time)
+    }
+
+    /// Whether records failed since the last success beside which none had succeeded.
+    pub(crate) fn has_suspects(&self) -> bool {
+        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.machine.has_suspects()
+    }
+
+    /// Whether only a few keys have failed since the last success: they may be to blame themselves.
+    pub(crate) fn is_narrow(&self) -> bool {
+        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.machine.is_narrow()
     }
 
     /// Lets time pass. To be called when [`change`](Breaker::change) has returned.
@@ -279,12 +307,12 @@ impl Breaker {
         })
     }
 
-    fn proved(&self, round: Round, proof: Proof) -> Option<Change> {
-        let change = self.with(|machine, successes| machine.proved(Instant::now(), round, proof, successes));
-        // One that showed nothing may be made again, by another record.
-        if proof == Proof::Nothing {
-            self.0.changes.send_replace(());
-        }
+    fn proved(&self, round: Round, proof: Proof, key: u64) -> Option<Change> {
+        let change =
+            self.with(|machine, successes| machine.proved(Instant::now(), round, proof, key, successes));
+        // One that showed nothing may be made again by another record, and the first that showed something
+        // sets the round an end: who waits must look again.
+        self.0.changes.send_replace(());
         change
     }
 
@@ -301,6 +329,7 @@ impl Breaker {
             // The sender lives in the breaker that we hold.
             let _ = match tick {
                 Some(tick) => tokio::select! {
+                    biased;
                     changed = changed => changed,
                     () = sleep_until(tick) => Ok(()),
                 },
@@ -351,16 +380,16 @@ impl Probe {
         &self.breaker
     }
 
-    pub(crate) fn showed(mut self, proof: Proof) -> Option<Change> {
+    pub(crate) fn showed(mut self, proof: Proof, record: &Record) -> Option<Change> {
         self.ended = true;
-        self.breaker.proved(self.round, proof)
+        self.breaker.proved(self.round, proof, self.breaker.key(record))
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
         if !self.ended {
-            self.breaker.proved(self.round, Proof::Nothing);
+            self.breaker.proved(self.round, Proof::Nothing, 0);
         }
     }
 }

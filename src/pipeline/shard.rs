@@ -29,6 +29,7 @@ use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::resilient::{Pass, Protection, Resilient, Run, Stage, Step, Stepped};
+use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
 
 /// While a breaker is not closed, reading goes on until so many records are there that were not tried
@@ -217,6 +218,9 @@ where
             return Read::Nothing;
         }
         if self.window.held() >= self.pipeline.held {
+            if Sabotage::DropWhenFull.is_committed() {
+                self.batch.next();
+            }
             return Read::Bounded(Bound::Held);
         }
         if self.window.span() >= self.pipeline.span {
@@ -270,7 +274,8 @@ where
         }
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let lane = self.lanes.of(&record);
-        match self.lanes.enter(lane, self.window.next()) {
+        let ahead = self.lanes.enter(lane, self.window.next());
+        match ahead.filter(|_| !Sabotage::LoseOrder.is_committed()) {
             Some(ahead) => {
                 let ordinal = self.window.admit(record, lane, bytes);
                 self.window.follow(ahead, ordinal);

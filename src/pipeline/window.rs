@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use crate::checkpoint::{Ahead, Checkpoint};
 use crate::record::{Position, Record};
+use crate::sabotage::Sabotage;
 use crate::settled::Settled;
 
 /// A record's place in the order of admission.
@@ -218,6 +219,9 @@ impl Window {
 
     /// The watermark, and what is settled ahead of it.
     pub(crate) fn checkpoint(&mut self) -> Checkpoint {
+        if let Some((_, oldest)) = self.oldest().filter(|_| Sabotage::CheckpointEarly.is_committed()) {
+            return Checkpoint::at(oldest.position());
+        }
         let checkpoint = Checkpoint::at(self.watermark().clone());
         match self.ahead() {
             Some(ahead) => checkpoint.with_ahead(ahead),

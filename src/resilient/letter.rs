@@ -12,6 +12,7 @@ use crate::guard::Permission;
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
+use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
 
 impl<P: RecordProcessor> Inner<P> {
@@ -71,7 +72,7 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) async fn may_give_up(&self, record: &Record, run: &Run) {
         let mut stopped = false;
         loop {
-            if self.protection.is_open() {
+            if self.protection.is_open() && !Sabotage::LetterWhileOpen.is_committed() {
                 self.protection.change().await;
                 continue;
             }

@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 mod attempt;
+mod blame;
 mod builder;
 mod letter;
 mod outbox;

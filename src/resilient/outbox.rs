@@ -17,6 +17,7 @@ use crate::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
 use crate::failure::BoxError;
 use crate::observer::{Event, Observers};
 use crate::retry::{Backoff, Jitter};
+use crate::sabotage::Sabotage;
 
 /// One sink and the task that writes to it. The task begins with the first letter, and ends when the
 /// processor is dropped.
@@ -77,6 +78,10 @@ impl Outbox {
                 not_before: Instant::now(),
                 failures: 0,
             });
+            if Sabotage::SettleUnconfirmed.is_committed() {
+                std::mem::forget(result);
+                return Ok(Receipt::new("on its way"));
+            }
             // The task went away only if its runtime did; on this one a new task begins.
             if let Ok(result) = result.await {
                 return result;
@@ -143,6 +148,7 @@ impl Postman {
                     None => open = false,
                 },
                 (true, Some(next)) => tokio::select! {
+                    biased;
                     entry = inbox.recv() => match entry {
                         Some(entry) => self.waiting.push_back(entry),
                         None => open = false,

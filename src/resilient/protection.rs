@@ -152,15 +152,15 @@ impl Protection {
     }
 
     /// An attempt succeeded.
-    pub(super) fn succeeded(&self, pass: Pass) {
-        self.showed(pass, |_| Proof::Works);
+    pub(super) fn succeeded(&self, record: &Record, pass: Pass) {
+        self.showed(record, pass, |_| Proof::Works);
     }
 
     /// An attempt failed. `others_succeed`: since the record failed first.
     pub(super) fn failed(&self, record: &Record, pass: Pass, blamed: Option<&Breaker>, others_succeed: bool) {
         if !pass.is_free() {
             // What failed for another reason has shown nothing.
-            self.showed(pass, |breaker| match blamed {
+            self.showed(record, pass, |breaker| match blamed {
                 Some(blamed) if blamed.is(breaker) && !others_succeed => Proof::Fails,
                 _ => Proof::Nothing,
             });
@@ -170,11 +170,11 @@ impl Protection {
         }
     }
 
-    fn showed(&self, pass: Pass, proof: impl Fn(&Breaker) -> Proof) {
+    fn showed(&self, record: &Record, pass: Pass, proof: impl Fn(&Breaker) -> Proof) {
         for probe in pass.probes {
             let breaker = probe.breaker().clone();
             let proof = proof(&breaker);
-            self.tell_of(&breaker, probe.showed(proof));
+            self.tell_of(&breaker, probe.showed(proof, record));
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{AttemptTimedOut, How, Stumble, Term};
+use super::blame::{Blame, Others};
 use super::protection::Pass;
 use super::{Inner, Step};
 use crate::breaker::{Breaker, Round};
@@ -15,6 +16,7 @@ use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::retry::{Backoff, Jitter, RetryBudget};
+use crate::sabotage::Sabotage;
 use crate::settled::{Settled, Unsettled};
 
 /// Between two tries of a record that is held, or whose retry the budget refused.
@@ -27,8 +29,10 @@ pub(crate) struct Recovery {
     spent: Duration,
     delay: Duration,
     panics: u32,
-    /// The breaker that it blamed, and how many successes that had seen when the record failed first.
-    blamed: Option<(Breaker, u64)>,
+    blame: Option<Blame>,
+    /// Nothing else has succeeded since it failed first, as far as it knows: what it used up by that it
+    /// may get back.
+    doubtful: bool,
     held: Option<Held>,
     /// The rounds of probes that it has taken part in last.
     probed: Vec<Round>,
@@ -39,6 +43,8 @@ pub(crate) struct Recovery {
 
 /// It is kept from being given up, as it may not be to blame.
 struct Held {
+    /// Since when others are known to have done so.
+    others: Others,
     since: Instant,
     rechecks: u32,
 }
@@ -63,7 +69,8 @@ impl Recovery {
             spent: Duration::ZERO,
             delay: Duration::ZERO,
             panics: 0,
-            blamed: None,
+            blame: None,
+            doubtful: true,
             held: None,
             probed: Vec::new(),
             refused: 0,
@@ -89,16 +96,53 @@ impl Recovery {
         self.probed.iter().any(|round| rounds.contains(round))
     }
 
-    /// Blames the breaker's dependency. Returns whether others have succeeded there since the first time.
-    fn blames(&mut self, breaker: &Breaker) -> bool {
-        let now = breaker.successes();
-        match &self.blamed {
-            Some((first, before)) if first.is(breaker) => now > *before,
-            _ => {
-                self.blamed = Some((breaker.clone(), now));
-                false
+    /// What the others say to an attempt that has failed. `blamed`: the breaker that it counts for.
+    fn others(&mut self, blamed: Option<&Breaker>, timed_out: bool) -> Others {
+        match (&mut self.blame, blamed) {
+            (None, None) => Others::Succeed,
+            // The record's own failure; those before it may have been others'.
+            (Some(blame), None) => blame.others(timed_out),
+            (Some(blame), Some(breaker)) if blame.is_on(breaker) => {
+                let others = blame.others(timed_out);
+                blame.attempt_failed();
+                others
+            }
+            (blame, Some(breaker)) => {
+                *blame = Some(Blame::new(breaker));
+                Others::Unknown
             }
         }
+    }
+
+    /// It fails while a breaker is not closed, which uses up nothing; nor did it before, as far as nothing
+    /// else has succeeded since.
+    fn excuse(&mut self) {
+        if let Some(blame) = &mut self.blame {
+            blame.forget();
+        }
+        if self.doubtful {
+            self.reset();
+        }
+    }
+
+    fn reset(&mut self) {
+        self.held = None;
+        (self.attempts, self.spent) = (Attempts::default(), Duration::ZERO);
+    }
+
+    /// It failed again and again while nothing else succeeded, and now something does: its attempts begin
+    /// anew.
+    fn begins_anew(&mut self) -> bool {
+        let anew = self.doubtful && (self.held.is_some() || self.attempts.count >= 2);
+        if anew {
+            self.reset();
+            self.doubtful = false;
+        }
+        anew
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        self.blame.as_ref().is_some_and(Blame::is_out_of_patience)
     }
 
     fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
@@ -163,7 +207,7 @@ impl<P: RecordProcessor> Inner<P> {
         let pass = self.admitted(None, term).await?;
         match self.attempt(record, 1, term).await {
             Ok(()) => {
-                self.protection.succeeded(pass);
+                self.protection.succeeded(record, pass);
                 Ok(self.processed(record, 1, term.run))
             }
             Err(stumble) => self.recover(record, stumble, pass, term).await,
@@ -211,6 +255,9 @@ impl<P: RecordProcessor> Inner<P> {
                 self.try_once(record, Some(recovery), pass, term).await
             }
             Phase::Letter(letter) => {
+                if Sabotage::RunAfterVerdict.is_committed() {
+                    let _ = self.attempt(record, 1, term).await;
+                }
                 let allowed = self.may_give_up(record, term.run);
                 let written = self.write(record, &letter.0, &letter.1, recovery.attempts.count);
                 Step::Done(match term.deadline {
@@ -234,14 +281,17 @@ impl<P: RecordProcessor> Inner<P> {
     async fn try_once(
         &self,
         record: &Record,
-        recovery: Option<Box<Recovery>>,
+        mut recovery: Option<Box<Recovery>>,
         pass: Pass,
         term: Term<'_>,
     ) -> Step {
+        if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
+            blame.attempt_begins();
+        }
         let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
         match self.attempt(record, number, term).await {
             Ok(()) => {
-                self.protection.succeeded(pass);
+                self.protection.succeeded(record, pass);
                 Step::Done(Ok(self.processed(record, number, term.run)))
             }
             Err(stumble) => self.stumbled(record, recovery, stumble, pass),
@@ -265,6 +315,7 @@ impl<P: RecordProcessor> Inner<P> {
         pass: Pass,
     ) -> Step {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
+        let timed_out = matches!(stumble.how, How::TimedOut);
         let failure = match stumble.how {
             How::Cut => return Step::Done(Err(Unsettled::Deadline)),
             How::Failed(error) => self.classifiers.judge(error),
@@ -290,25 +341,38 @@ impl<P: RecordProcessor> Inner<P> {
             failure: Redacted(&failure),
             error_type: type_name::<P::Error>(),
         });
-        // What a sick dependency fails, uses up nothing.
-        let in_health = pass.is_free() && self.protection.is_clear();
         let verdict = failure.verdict();
         let blamed = self.protection.blamed(verdict);
+        // What a sick dependency fails, uses up nothing.
+        let in_health = pass.is_free()
+            && self.protection.is_clear()
+            && blamed.is_none_or(|breaker| breaker.is_closed_for(stumble.took));
         if !pass.is_free() {
             recovery.probed = pass.rounds();
         }
-        let others_succeed = blamed.is_some_and(|breaker| recovery.blames(breaker));
-        self.protection.failed(record, pass, blamed, others_succeed);
+        let others = recovery.others(blamed, timed_out);
+        let beside = others != Others::Unknown;
+        // What a record shows that is held beside others' successes is known already.
+        let counts = blamed.filter(|_| recovery.held.is_none() || !beside);
+        self.protection.failed(record, pass, counts, beside);
 
         let is_final = verdict.class() == Class::Permanent && blamed.is_none();
-        if !in_health && !is_final {
-            // What succeeded before that says nothing of the time after it.
-            recovery.blamed = blamed.map(|breaker| (breaker.clone(), breaker.successes()));
+        let out_of_patience = !in_health && recovery.is_out_of_patience();
+        if !in_health && !is_final && !out_of_patience && !Sabotage::CountHeldAttempts.is_committed() {
+            recovery.excuse();
             return recovery.retry_after(Duration::ZERO);
         }
-        if recovery.held.is_none() {
+        let own = blamed.is_none();
+        let anew = (own || beside) && recovery.begins_anew();
+        if anew && !own {
+            let asked = verdict.retry_after();
+            let delay = self.draw(|rng| self.policy.delay(1, Duration::ZERO, asked, rng));
+            return recovery.retry_after(delay);
+        }
+        if recovery.held.is_none() || Sabotage::CountHeldAttempts.is_committed() {
             recovery.attempts.push(stumble.took, &failure);
             recovery.spent += stumble.took;
+            recovery.doubtful &= !own && !beside;
         }
         let failed = recovery.attempts.count;
         let delay = self.draw(|rng| {
@@ -319,6 +383,8 @@ impl<P: RecordProcessor> Inner<P> {
             Reason::Panicked
         } else if failure.verdict().class() == Class::Permanent {
             Reason::Permanent
+        } else if out_of_patience {
+            Reason::TimeExhausted
         } else if self.policy.attempts_exhausted(failed) {
             Reason::AttemptsExhausted
         } else if self
@@ -336,11 +402,10 @@ impl<P: RecordProcessor> Inner<P> {
             });
             return recovery.retry_after(delay);
         };
-        match blamed {
-            Some(breaker) if !others_succeed => {
-                self.hold(record, recovery, reason, failure, breaker.hold_at_most())
-            }
-            _ => self.give_up(record, recovery, reason, failure),
+        let doubt = recovery.blame.as_ref().filter(|_| !is_final && !out_of_patience);
+        match doubt.map_or(Duration::ZERO, |blame| blame.hold_at_most(others)) {
+            Duration::ZERO => self.give_up(record, recovery, reason, failure),
+            at_most => self.hold(record, recovery, reason, failure, others, at_most),
         }
     }
 
@@ -352,13 +417,18 @@ impl<P: RecordProcessor> Inner<P> {
         mut recovery: Box<Recovery>,
         reason: Reason,
         failure: Failure,
+        others: Others,
         at_most: Duration,
     ) -> Step {
         let now = Instant::now();
         let held = recovery.held.get_or_insert(Held {
+            others,
             since: now,
             rechecks: 0,
         });
+        if held.others != others {
+            (held.others, held.since) = (others, now);
+        }
         if now.saturating_duration_since(held.since) >= at_most {
             return self.give_up(record, recovery, reason, failure);
         }

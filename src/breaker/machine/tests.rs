@@ -84,7 +84,7 @@ fn the_majority_of_the_probes_decides() {
             } else {
                 Proof::Works
             };
-            machine.proved(now, round, proof, 0)
+            machine.proved(now, round, proof, 1, 0)
         });
         let change = changes.next();
         assert_eq!(
@@ -103,7 +103,7 @@ fn a_probe_that_shows_nothing_is_made_again() {
     let now = half_open(&mut machine, Instant::now());
     for _ in 0..100 {
         let round = machine.probe().expect("one is left");
-        assert_eq!(machine.proved(now, round, Proof::Nothing, 0), None);
+        assert_eq!(machine.proved(now, round, Proof::Nothing, 1, 0), None);
     }
 }
 
@@ -117,7 +117,7 @@ fn too_few_probes_decide_when_their_time_is_over() {
         "without any there is nothing to decide"
     );
     let round = machine.probe().expect("five are left");
-    assert_eq!(machine.proved(now, round, Proof::Works, 1), None);
+    assert_eq!(machine.proved(now, round, Proof::Works, 1, 1), None);
     let over = machine.next_tick().expect("the round ends");
     assert!(matches!(machine.tick(over, 1), Some(Change::Closed { .. })));
 }
@@ -130,7 +130,7 @@ fn pauses_grow_while_it_stays_sick_and_never_past_their_cap() {
     for _ in 0..20 {
         let change = (0..3).find_map(|_| {
             let round = machine.probe().expect("one is left");
-            machine.proved(now, round, Proof::Fails, 0)
+            machine.proved(now, round, Proof::Fails, 1, 0)
         });
         let Some(Change::Opened { pause, .. }) = change else {
             panic!("{change:?}")
@@ -190,7 +190,7 @@ proptest! {
                     None
                 }
                 Move::Proved(proof) => match running.pop() {
-                    Some(round) => machine.proved(now, round, proof, successes),
+                    Some(round) => machine.proved(now, round, proof, 1, successes),
                     None => None,
                 },
             };
@@ -207,7 +207,7 @@ proptest! {
         }
         // It works again: what runs ends, and a success at a time comes.
         for round in running {
-            machine.proved(now, round, Proof::Works, successes);
+            machine.proved(now, round, Proof::Works, 1, successes);
         }
         for _ in 0..10 {
             if let Some(at) = machine.next_tick() {
@@ -215,7 +215,7 @@ proptest! {
             }
             machine.tick(now, successes);
             if let Some(round) = machine.probe() {
-                machine.proved(now, round, Proof::Works, successes);
+                machine.proved(now, round, Proof::Works, 1, successes);
             }
         }
         prop_assert!(matches!(machine.phase, Phase::Closed), "{:?}", machine);

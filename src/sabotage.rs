@@ -1,0 +1,66 @@
+//! Deliberate faults: each breaks a promise, to show that the tests would notice.
+//!
+//! They exist with feature `sabotage` only, which is for this crate's own tests, and are switched on for
+//! one thread. Without the feature the question is a constant and no code is left of it.
+
+/// A fault that the code commits when it is told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "sabotage"), allow(unreachable_pub))]
+pub enum Sabotage {
+    /// A checkpoint passes the oldest record that is not settled.
+    CheckpointEarly,
+    /// A record counts as settled while its letter is still on the way.
+    SettleUnconfirmed,
+    /// A record that finds the window full is dropped.
+    DropWhenFull,
+    /// A record does not wait for the one ahead of it in its lane.
+    LoseOrder,
+    /// The handler is called once more for a record whose verdict is reached.
+    RunAfterVerdict,
+    /// What fails while a breaker is not closed, or while a record is held, uses up its attempts.
+    CountHeldAttempts,
+    /// A letter does not wait while a breaker is open.
+    LetterWhileOpen,
+}
+
+#[cfg(feature = "sabotage")]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Sabotage;
+
+    thread_local! {
+        static COMMITTED: Cell<Option<Sabotage>> = const { Cell::new(None) };
+    }
+
+    impl Sabotage {
+        /// All of them.
+        pub const ALL: [Sabotage; 7] = [
+            Sabotage::CheckpointEarly,
+            Sabotage::SettleUnconfirmed,
+            Sabotage::DropWhenFull,
+            Sabotage::LoseOrder,
+            Sabotage::RunAfterVerdict,
+            Sabotage::CountHeldAttempts,
+            Sabotage::LetterWhileOpen,
+        ];
+
+        /// Commits this fault, and no other, on this thread from now on.
+        pub fn commit(fault: Option<Sabotage>) {
+            COMMITTED.set(fault);
+        }
+
+        #[inline]
+        pub(crate) fn is_committed(self) -> bool {
+            COMMITTED.get() == Some(self)
+        }
+    }
+}
+
+#[cfg(not(feature = "sabotage"))]
+impl Sabotage {
+    #[inline]
+    pub(crate) const fn is_committed(self) -> bool {
+        false
+    }
+}

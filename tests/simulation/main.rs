@@ -1,0 +1,125 @@
+//! The real consumer in a simulated world, under faults of every kind: an oracle asks at every step whether
+//! a promise is broken. `examples/simulate.rs` runs more seeds than fit in a test.
+
+#![allow(missing_docs, unreachable_pub)]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use redrive::Sabotage;
+
+#[allow(dead_code, reason = "the example uses the rest")]
+mod simulator;
+
+use simulator::{Counts, Fault, Options, Outcome, Promise, Violation, minimise, simulate};
+
+/// Runs seeds on all cores until `enough` says so of what they came to, or there are no more.
+fn run(
+    seeds: u64,
+    sabotage: Option<Sabotage>,
+    enough: impl Fn(u64, &Outcome) -> bool + Sync,
+) -> Vec<(u64, Outcome)> {
+    let (next, outcomes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        Sabotage::commit(sabotage);
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                return;
+            }
+            let outcome = simulate(&Options::of(seed), false);
+            if enough(seed, &outcome) {
+                next.store(seeds, Ordering::Relaxed);
+            }
+            outcomes
+                .lock()
+                .expect("no panic while locked")
+                .push((seed, outcome));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let mut outcomes = outcomes.into_inner().expect("no panic while locked");
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    outcomes
+}
+
+#[test]
+fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
+    let outcomes = run(300, None, |_, outcome| outcome.violation.is_some());
+    let mut counts = Counts::default();
+    for (seed, outcome) in &outcomes {
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        counts.add_all(&outcome.counts);
+    }
+    assert_eq!(outcomes.len(), 300);
+    let never: Vec<Fault> = counts
+        .iter()
+        .filter(|(_, count)| *count == 0)
+        .map(|(fault, _)| fault)
+        .collect();
+    assert_eq!(never, [], "of these none was injected");
+}
+
+#[test]
+fn a_seed_does_the_same_each_time() {
+    for seed in 0..10 {
+        let [first, second] = [(), ()].map(|()| simulate(&Options::of(seed), false));
+        assert_eq!(first.trace, second.trace, "seed {seed}");
+        assert_eq!(
+            (first.counts, first.took),
+            (second.counts, second.took),
+            "seed {seed}"
+        );
+    }
+}
+
+/// What each deliberate fault must be seen by, among others perhaps.
+fn promises(sabotage: Sabotage) -> &'static [Promise] {
+    match sabotage {
+        Sabotage::CheckpointEarly => &[Promise::NothingPassed],
+        Sabotage::SettleUnconfirmed => &[Promise::NothingPassed, Promise::Order],
+        Sabotage::DropWhenFull => &[Promise::NothingPassed, Promise::Order],
+        Sabotage::LoseOrder => &[Promise::Order],
+        Sabotage::RunAfterVerdict => &[Promise::VerdictKept],
+        Sabotage::CountHeldAttempts => &[Promise::NoOutageLetter, Promise::LetterWhole],
+        Sabotage::LetterWhileOpen => &[Promise::BreakerHolds],
+    }
+}
+
+#[test]
+fn every_deliberate_fault_is_caught() {
+    for sabotage in Sabotage::ALL {
+        let expected = promises(sabotage);
+        let caught = |violation: &Option<Violation>| {
+            violation
+                .as_ref()
+                .is_some_and(|violation| expected.contains(&violation.promise))
+        };
+        let outcomes = run(1_000, Some(sabotage), |_, outcome| caught(&outcome.violation));
+        let first = outcomes.iter().find(|(_, outcome)| caught(&outcome.violation));
+        let (seed, outcome) = first.unwrap_or_else(|| panic!("{sabotage:?} is not caught"));
+        let violation = outcome.violation.as_ref().expect("caught");
+        println!("{sabotage:?} is caught by seed {seed}: {:?}", violation.promise);
+    }
+}
+
+#[test]
+fn a_failing_seed_is_made_smaller_and_still_fails() {
+    Sabotage::commit(Some(Sabotage::LoseOrder));
+    let options = Options::of(1);
+    let violation = simulate(&options, false).violation.expect("caught");
+    let (least, outcome) = minimise(&options, &violation);
+    assert_eq!(
+        outcome.violation.map(|found| found.promise),
+        Some(violation.promise)
+    );
+    assert!(least.records < 20 && least.without.len() > 20, "{least:?}");
+    let again = simulate(&least, false);
+    assert_eq!(again.trace, outcome.trace, "it replays");
+    Sabotage::commit(None);
+}

@@ -1,0 +1,307 @@
+//! Kinesis, as the SDK's client sees it: requests and responses, without a network.
+
+use std::fmt;
+use std::future::pending;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::retry::RetryConfig;
+use aws_sdk_kinesis::config::{BehaviorVersion, Config, Credentials, Region};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::body::SdkBody;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use redrive::dead_letter::DeadLetter;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::fault::Fault;
+use super::oracle::Promise;
+use super::world::{World, place, shard_id};
+use super::{LETTERS, STREAM};
+
+/// A client of the simulated Kinesis. Without retries of its own, whose jitter has no seed.
+pub fn client(world: &World) -> Client {
+    let connector = SharedHttpConnector::new(Kinesis(world.clone()));
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "static"))
+        .endpoint_url("http://simulated")
+        .retry_config(RetryConfig::disabled())
+        .http_client(http_client_fn(move |_, _| connector.clone()));
+    Client::from_conf(config.build())
+}
+
+#[derive(Clone)]
+struct Kinesis(World);
+
+/// An error of the service, by its code.
+type Refusal = (u16, &'static str);
+
+const THROTTLED: Refusal = (400, "ProvisionedThroughputExceededException");
+const INVALID: Refusal = (400, "InvalidArgumentException");
+
+/// Shard iterators live so long (GetShardIterator, Kinesis API reference).
+const ITERATOR_LIFE_MILLIS: u128 = 5 * 60 * 1_000;
+/// Shards on a page of ListShards.
+const SHARD_PAGE: usize = 2;
+
+impl Kinesis {
+    async fn call(
+        &self,
+        operation: &'static str,
+        body: Value,
+    ) -> Result<Result<Value, Refusal>, ConnectorError> {
+        let world = &self.0;
+        world.contact(operation, 0, 0).await;
+        let letters = body["StreamName"] == LETTERS;
+        if operation == "PutRecords" {
+            self.note_letters(&body);
+        }
+        if world.strikes(Fault::RequestLost) || world.is_down(Fault::KinesisOutage) {
+            return Err(ConnectorError::io("connection refused".into()));
+        }
+        sleep(world.latency()).await;
+        if letters && world.is_down(Fault::SinkOutage) {
+            return Ok(Err((500, "InternalFailure")));
+        }
+        let refusals = [
+            (Fault::Throttled, THROTTLED),
+            (Fault::KmsThrottled, (400, "KMSThrottlingException")),
+            (Fault::ServerError, (500, "InternalFailure")),
+        ];
+        for (fault, refusal) in refusals {
+            if world.strikes(fault) {
+                return Ok(Err(refusal));
+            }
+        }
+        if world.is_down(Fault::AccessDenied) && operation != "DescribeStreamSummary" {
+            return Ok(Err((400, "AccessDeniedException")));
+        }
+        let answer = self.answer(operation, &body);
+        let answer = if world.strikes(Fault::RequestDoubled) {
+            self.answer(operation, &body)
+        } else {
+            answer
+        };
+        world.contact("answered", 0, 0).await;
+        if world.strikes(Fault::Silence) {
+            return pending().await;
+        }
+        if world.strikes(Fault::ResponseLost) {
+            return Err(ConnectorError::io("connection reset".into()));
+        }
+        Ok(answer)
+    }
+
+    fn answer(&self, operation: &str, body: &Value) -> Result<Value, Refusal> {
+        match operation {
+            "ListShards" => self.list_shards(body),
+            "DescribeStreamSummary" => Ok(summary(body["StreamName"].as_str().unwrap_or_default())),
+            "GetShardIterator" => self.get_shard_iterator(body),
+            "GetRecords" => self.get_records(body),
+            "PutRecords" => Ok(self.put_records(body)),
+            _ => Err((400, "UnknownOperationException")),
+        }
+    }
+
+    fn list_shards(&self, body: &Value) -> Result<Value, Refusal> {
+        let first: usize = match body["NextToken"].as_str() {
+            Some(token) => token.parse().map_err(|_| INVALID)?,
+            None => 0,
+        };
+        let all = self.0.plan().shards;
+        let shards: Vec<Value> = (first..all.min(first + SHARD_PAGE))
+            .map(|shard| {
+                json!({
+                    "ShardId": shard_id(shard),
+                    "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "1"},
+                    "SequenceNumberRange": {"StartingSequenceNumber": "1"},
+                })
+            })
+            .collect();
+        let next = (first + SHARD_PAGE < all).then(|| (first + SHARD_PAGE).to_string());
+        Ok(json!({"Shards": shards, "NextToken": next}))
+    }
+
+    fn iterator(&self, shard: usize, index: usize) -> String {
+        format!("{shard}/{index}/{}", self.0.now().as_millis())
+    }
+
+    fn get_shard_iterator(&self, body: &Value) -> Result<Value, Refusal> {
+        let shard = body["ShardId"].as_str().ok_or(INVALID)?;
+        let (shard, index) = match body["StartingSequenceNumber"].as_str() {
+            Some(number) => {
+                let number = number.to_owned().try_into().map_err(|_| INVALID)?;
+                let (shard, index) = place(shard, &number).ok_or(INVALID)?;
+                (shard, index + 1)
+            }
+            None => {
+                let index = shard
+                    .strip_prefix("shardId-")
+                    .and_then(|index| index.parse().ok());
+                (index.ok_or(INVALID)?, 0)
+            }
+        };
+        Ok(json!({"ShardIterator": self.iterator(shard, index)}))
+    }
+
+    fn get_records(&self, body: &Value) -> Result<Value, Refusal> {
+        let iterator: Vec<u128> = body["ShardIterator"]
+            .as_str()
+            .and_then(|token| token.split('/').map(|part| part.parse().ok()).collect())
+            .ok_or(INVALID)?;
+        let [shard, index, made] = iterator[..] else {
+            return Err(INVALID);
+        };
+        let (shard, index) = (shard as usize, index as usize);
+        let limit = body["Limit"].as_u64().unwrap_or(10_000) as usize;
+        let expired = self.0.now().as_millis() - made > ITERATOR_LIFE_MILLIS;
+        if expired || self.0.strikes(Fault::ExpiredIterator) {
+            return Err((400, "ExpiredIteratorException"));
+        }
+        let empty = self.0.strikes(Fault::EmptyPage);
+        let mut state = self.0.state();
+        let now = state.now();
+        let visible = state.visible(self.0.plan(), shard);
+        let end = if empty { index } else { visible.min(index + limit) };
+        let fates = &state.oracle.shards[shard];
+        let records: Vec<Value> = fates[index..end]
+            .iter()
+            .map(|fate| {
+                let arrival = fate
+                    .record
+                    .arrival()
+                    .and_then(|arrival| arrival.elapsed_since_epoch());
+                json!({
+                    "SequenceNumber": fate.record.sequence_number().as_str(),
+                    "PartitionKey": fate.planned.key,
+                    "ApproximateArrivalTimestamp": arrival,
+                    "Data": BASE64.encode(fate.record.payload()),
+                })
+            })
+            .collect();
+        let behind = fates[end..visible]
+            .first()
+            .map_or(0, |next| (now - next.planned.at).as_millis() as u64 + 1);
+        state.note("page", shard, end);
+        drop(state);
+        Ok(json!({
+            "Records": records,
+            "NextShardIterator": self.iterator(shard, end),
+            "MillisBehindLatest": behind,
+        }))
+    }
+
+    fn put_records(&self, body: &Value) -> Value {
+        let mut failed = 0;
+        let entries: Vec<Value> = letters(body)
+            .map(|letter| {
+                if self.0.strikes(Fault::EntryFailed) {
+                    failed += 1;
+                    return json!({"ErrorCode": THROTTLED.1, "ErrorMessage": "slow down"});
+                }
+                match letter {
+                    Ok(letter) => self.0.letter_stored(&letter),
+                    Err(error) => self.0.violated(Promise::LetterWhole, error),
+                }
+                json!({"ShardId": shard_id(0), "SequenceNumber": "1"})
+            })
+            .collect();
+        json!({"FailedRecordCount": failed, "Records": entries})
+    }
+
+    fn note_letters(&self, body: &Value) {
+        letters(body)
+            .flatten()
+            .for_each(|letter| self.0.letter_sent(&letter));
+    }
+}
+
+fn letters(body: &Value) -> impl Iterator<Item = Result<DeadLetter, String>> + '_ {
+    body["Records"].as_array().into_iter().flatten().map(|entry| {
+        let data = BASE64.decode(entry["Data"].as_str().unwrap_or_default());
+        let data = Bytes::from(data.map_err(|error| error.to_string())?);
+        DeadLetter::decode(&data).map_err(|error| error.to_string())
+    })
+}
+
+fn summary(stream: &str) -> Value {
+    json!({"StreamDescriptionSummary": {
+        "StreamName": stream,
+        "StreamARN": format!("arn:aws:kinesis:us-east-1:000000000000:stream/{stream}"),
+        "StreamStatus": "ACTIVE",
+        "RetentionPeriodHours": 168,
+        "StreamCreationTimestamp": 1_700_000_000,
+        "EnhancedMonitoring": [],
+        "OpenShardCount": 1,
+        "MaxRecordSizeInKiB": if stream == STREAM { 1_024 } else { 10_240 },
+    }})
+}
+
+/// Seconds since 1970, as the service writes times.
+trait ElapsedSinceEpoch {
+    fn elapsed_since_epoch(self) -> Option<f64>;
+}
+
+impl ElapsedSinceEpoch for std::time::SystemTime {
+    fn elapsed_since_epoch(self) -> Option<f64> {
+        let elapsed = self.duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
+        Some(elapsed.as_secs_f64())
+    }
+}
+
+impl fmt::Debug for Kinesis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kinesis")
+    }
+}
+
+const OPERATIONS: [&str; 5] = [
+    "ListShards",
+    "DescribeStreamSummary",
+    "GetShardIterator",
+    "GetRecords",
+    "PutRecords",
+];
+
+impl HttpConnector for Kinesis {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let target = request.headers().get("x-amz-target").unwrap_or_default();
+        let name = target.rsplit('.').next().unwrap_or_default();
+        let operation = OPERATIONS
+            .iter()
+            .find(|operation| **operation == name)
+            .copied()
+            .unwrap_or("?");
+        let body = request.body().bytes().unwrap_or_default();
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let kinesis = self.clone();
+        HttpConnectorFuture::new(async move {
+            let (status, body) = match kinesis.call(operation, body).await? {
+                Ok(answer) if kinesis.0.strikes(Fault::Garbled) => {
+                    let text = answer.to_string();
+                    (200, text[..text.len() / 2].to_owned())
+                }
+                Ok(answer) => (200, answer.to_string()),
+                Err((status, code)) => (
+                    status,
+                    json!({"__type": code, "message": "simulated"}).to_string(),
+                ),
+            };
+            let status =
+                StatusCode::try_from(status).map_err(|error| ConnectorError::other(error.into(), None))?;
+            let mut response = HttpResponse::new(status, SdkBody::from(body));
+            response
+                .headers_mut()
+                .insert("content-type", "application/x-amz-json-1.1");
+            Ok(response)
+        })
+    }
+}

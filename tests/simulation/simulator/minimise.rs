@@ -1,0 +1,39 @@
+//! Makes a failing seed smaller: fewer kinds of faults, fewer records.
+
+use super::fault::Fault;
+use super::plan::Options;
+use super::{Outcome, Violation, simulate};
+
+/// The least that still breaks the same promise, and what it came to.
+pub fn minimise(options: &Options, violation: &Violation) -> (Options, Outcome) {
+    let breaks = |options: &Options| {
+        let outcome = simulate(options, false);
+        let same = outcome
+            .violation
+            .as_ref()
+            .is_some_and(|found| found.promise == violation.promise);
+        same.then_some(outcome)
+    };
+    let mut least = options.clone();
+    let mut outcome = simulate(options, false);
+    // What the seed does not do can be left out in any case.
+    for &fault in Fault::ALL {
+        let mut less = least.clone();
+        if less.without.insert(fault)
+            && let Some(found) = breaks(&less)
+        {
+            (least, outcome) = (less, found);
+        }
+    }
+    let mut step = outcome.records as usize;
+    least.records = least.records.min(step);
+    while step > 0 {
+        let mut less = least.clone();
+        less.records = less.records.saturating_sub(step);
+        match breaks(&less) {
+            Some(found) if less.records < least.records => (least, outcome) = (less, found),
+            _ => step /= 2,
+        }
+    }
+    (least, outcome)
+}

@@ -1,0 +1,257 @@
+//! The real consumer, engine and pipeline in a world that is simulated: Kinesis, the stores, the handler,
+//! the clock and all that goes wrong come from one seed.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use rand::RngExt;
+use redrive::pipeline::Capacity;
+use redrive::{Breaker, Consumer, Guard, Resilient, dead_letter};
+use tokio::runtime;
+use tokio::time::{advance, sleep};
+use tokio_util::sync::CancellationToken;
+
+mod fault;
+mod handler;
+mod kinesis;
+mod minimise;
+mod oracle;
+mod plan;
+mod sink;
+mod store;
+mod world;
+
+pub use fault::{Counts, Fault};
+pub use minimise::minimise;
+pub use oracle::{Promise, Violation};
+pub use plan::Options;
+
+use handler::Handler;
+use plan::{End, Plan, stream};
+use sink::Sink;
+use store::Store;
+use world::World;
+
+const APPLICATION: &str = "billing";
+const STREAM: &str = "orders";
+const LETTERS: &str = "orders-dlq";
+
+/// What went wrong before it was calm may take so long to be over: a late write, a call that hangs.
+const AFTERMATH: Duration = Duration::from_secs(2 * 60);
+
+/// What a seed came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    pub counts: Counts,
+    /// Everything that happened and when, in a number.
+    pub trace: u64,
+    /// How long it took, in the time of the world.
+    pub took: Duration,
+    pub records: u64,
+    pub calls: u64,
+    pub letters: u64,
+}
+
+/// Runs a seed to its end, or to the first promise that is broken.
+pub fn simulate(options: &Options, print: bool) -> Outcome {
+    let world = World::new(Plan::new(options), print);
+    let mut life = Life {
+        ends: world.plan().ends.clone().into_iter(),
+        seeds: stream(options.seed, "jitter"),
+        world: world.clone(),
+    };
+    loop {
+        let clock = runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
+        let Ok(runtime) = clock else {
+            world.violated(Promise::GoesOn, "no runtime".to_owned());
+            break;
+        };
+        let after = runtime.block_on(life.process());
+        // What still runs in it dies with it.
+        drop(runtime);
+        if after.is_break() {
+            break;
+        }
+    }
+    let state = world.state();
+    Outcome {
+        violation: state.oracle.violation.clone(),
+        counts: state.counts.clone(),
+        trace: state.trace(),
+        took: state.now(),
+        records: state.oracle.shards.iter().map(|shard| shard.len() as u64).sum(),
+        calls: state.oracle.calls,
+        letters: state.oracle.letters,
+    }
+}
+
+type After = std::ops::ControlFlow<()>;
+
+struct Life {
+    world: World,
+    ends: std::vec::IntoIter<(End, Duration)>,
+    seeds: rand::rngs::SmallRng,
+}
+
+impl Life {
+    /// From the start of a process to its end.
+    async fn process(&mut self) -> After {
+        let world = self.world.clone();
+        world.process_begins();
+        let resilient = self.resilient();
+        let guard = resilient.guard().cloned().unwrap_or_default();
+        tokio::spawn(operate(world.clone(), guard));
+        tokio::spawn(stand_still(world.clone()));
+        loop {
+            let (end, pause) = match self.ends.next() {
+                Some((end, pause)) => (Some(end), pause),
+                None => (None, Duration::ZERO),
+            };
+            self.run(resilient.clone(), end).await;
+            let broken = world.state().oracle.violation.is_some();
+            if broken || end.is_none() {
+                world.process_ends(Duration::ZERO);
+                return After::Break(());
+            }
+            if !matches!(end, Some(End::Dropped(_))) || world.is_dead() {
+                world.process_ends(pause);
+                return After::Continue(());
+            }
+        }
+    }
+
+    fn resilient(&mut self) -> Resilient<Handler> {
+        let plan = self.world.plan();
+        let client = kinesis::client(&self.world);
+        let builder = Resilient::builder(APPLICATION, Handler(self.world.clone()))
+            .retry(plan.policy.clone())
+            .guard(Guard::new(0.5, plan.guard_records, Duration::from_secs(60)).unwrap_or_default())
+            .breaker(
+                Breaker::builder()
+                    .seed(self.seeds.random())
+                    .build()
+                    .unwrap_or_default(),
+            )
+            .observer(self.world.clone())
+            .seed(self.seeds.random());
+        let builder = if plan.to_kinesis {
+            builder.dead_letters(dead_letter::Kinesis::new(client, LETTERS).seed(self.seeds.random()))
+        } else {
+            builder.dead_letters(Sink(self.world.clone()))
+        };
+        builder.build().expect("valid settings")
+    }
+
+    /// A run of the consumer.
+    async fn run(&mut self, resilient: Resilient<Handler>, end: Option<End>) {
+        let (world, plan) = (&self.world, self.world.plan());
+        let capacity = Capacity::new(plan.running, plan.bytes).expect("valid bounds");
+        let consumer = Consumer::builder(kinesis::client(world), STREAM)
+            .checkpoints(Store(world.clone()))
+            .ordering(plan.ordering)
+            .calls_per_second(plan.calls_per_second)
+            .records_per_call(plan.page)
+            .idle_interval(plan.idle)
+            .held(plan.held)
+            .capacity(capacity.clone())
+            .seed(self.seeds.random())
+            .build()
+            .expect("valid settings");
+        world.run_begins(
+            &capacity,
+            match end {
+                Some(End::Crash(contact)) => Some(contact),
+                _ => None,
+            },
+        );
+        let stop = CancellationToken::new();
+        let told = async {
+            match end {
+                Some(End::Shutdown(after) | End::Dropped(after)) => sleep(after).await,
+                Some(End::Crash(_)) | None => self.all_settled(end.is_none()).await,
+            }
+        };
+        {
+            let mut running = pin!(consumer.run_until(resilient, stop.clone().cancelled_owned()));
+            tokio::select! {
+                biased;
+                () = world.over() => return,
+                ended = &mut running => {
+                    return world.violated(Promise::GoesOn, format!("the run ended by itself: {ended:?}"));
+                }
+                () = told => {}
+            }
+            match end {
+                Some(End::Dropped(_)) => world.count(Fault::Dropped),
+                _ => {
+                    if end.is_some() {
+                        world.count(Fault::Shutdown);
+                    }
+                    stop.cancel();
+                    tokio::select! {
+                        biased;
+                        () = world.over() => return,
+                        ended = running => if let Err(error) = ended {
+                            world.violated(Promise::GoesOn, format!("the run ended with {error:?}"));
+                        },
+                        () = sleep(Duration::from_secs(25)) => {
+                            world.violated(Promise::GoesOn, "the shutdown takes more than 20 s".to_owned());
+                        }
+                    }
+                }
+            }
+        }
+        // What was dropped is gone once its tasks have had a turn.
+        sleep(Duration::from_millis(1)).await;
+        if (capacity.running(), capacity.bytes()) != (0, 0) {
+            world.violated(Promise::NothingLeaks, format!("{capacity:?}"));
+        }
+        if end.is_none() {
+            let checked = world.state().check_stored();
+            world.check(checked);
+        }
+    }
+
+    /// Returns when all is settled, if that is what the run ends with, and when that takes too long.
+    async fn all_settled(&self, ends: bool) {
+        let (world, plan) = (&self.world, self.world.plan());
+        let left = (plan.calm + plan.patience()).saturating_sub(world.now());
+        let all = async {
+            sleep((plan.calm + AFTERMATH).saturating_sub(world.now())).await;
+            world
+                .until(|state| ends && state.oracle.is_all_settled_in_run())
+                .await;
+        };
+        if tokio::time::timeout(left, all).await.is_err() {
+            let open = world.state().oracle.unsettled();
+            world.violated(Promise::AllSettled, format!("{} open: {open:?}", open.len()));
+        }
+    }
+}
+
+/// Somebody looks at what the dead-letter guard has stopped, once a bad deploy is mended.
+async fn operate(world: World, guard: Guard) {
+    loop {
+        sleep(Duration::from_secs(60)).await;
+        if !guard.state().is_empty() && !world.plan().is_bad_deploy(world.now()) {
+            world.state().oracle.guard_resumed();
+            guard.resume();
+        }
+    }
+}
+
+/// The process gets no time for a while, as on a machine that sleeps.
+async fn stand_still(world: World) {
+    for &(at, length) in &world.plan().jumps {
+        let Some(left) = at.checked_sub(world.now()) else {
+            continue;
+        };
+        sleep(left).await;
+        world.count(Fault::ClockJump);
+        advance(length).await;
+    }
+}

@@ -1,0 +1,494 @@
+//! What must hold, whatever goes wrong: asked at every step of the world, and at the end.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::time::Duration;
+
+use redrive::checkpoint::Checkpoint;
+use redrive::dead_letter::DeadLetter;
+use redrive::{Ordering, Record};
+
+use super::plan::{Behaviour, Plan, Planned};
+
+/// A promise that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    pub promise: Promise,
+    pub what: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Promise {
+    /// Every record is settled in the end.
+    AllSettled,
+    /// What is settled is stored by the end of a shutdown.
+    AllStored,
+    /// A record begins only when those before it in its lane are settled.
+    Order,
+    /// A record is handled by one call at a time.
+    OneAtATime,
+    /// A checkpoint passes no record that is not settled.
+    NothingPassed,
+    /// A run never goes back behind a checkpoint of its own.
+    NoWayBack,
+    /// What a run's first checkpoint covers, or the run has settled, is not handled again.
+    NoRepeat,
+    /// No handler call after the verdict.
+    VerdictKept,
+    /// A letter is readable and says what happened.
+    LetterWhole,
+    /// The letters of a lane are written in its order.
+    LetterOrder,
+    /// A record that only an outage kept from succeeding is no dead letter.
+    NoOutageLetter,
+    /// Nothing is given up while a breaker is open.
+    BreakerHolds,
+    /// A flood of dead letters is stopped.
+    FloodStopped,
+    /// No more calls, records and bytes than allowed.
+    Bounds,
+    /// A run that has ended holds nothing.
+    NothingLeaks,
+    /// A run goes on until it is told to end.
+    GoesOn,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.promise, self.what)
+    }
+}
+
+/// Where a record stands.
+#[derive(Debug)]
+pub struct Fate {
+    pub planned: Planned,
+    pub record: Record,
+    /// How often it was processed.
+    pub processed: u32,
+    /// How many copies of its letter the sink has.
+    pub letters: u32,
+    /// How often it has failed by itself.
+    pub own_failures: u32,
+    pub running: bool,
+    /// A bad deploy has failed it.
+    bad_deploy: bool,
+    /// How often a run saw it fail by itself, or because the process stood still, and for how long.
+    failed_alone: u32,
+    failed_alone_for: Duration,
+    /// When a run saw it fail first, and how often others had succeeded by then.
+    first_failed: Option<(Duration, u64)>,
+    run: InRun,
+}
+
+/// What this run of the consumer did with a record.
+#[derive(Debug, Default)]
+struct InRun {
+    covered: bool,
+    processed: bool,
+    letter_sent: bool,
+    failed_alone: u32,
+    failed_alone_for: Duration,
+    /// The number of the step in which it failed last.
+    failed_in: u64,
+}
+
+impl Fate {
+    pub fn is_settled(&self) -> bool {
+        self.processed > 0 || self.letters > 0
+    }
+
+    fn is_known_in_run(&self) -> bool {
+        self.run.covered || self.run.processed || (self.run.letter_sent && self.letters > 0)
+    }
+
+    fn name(&self) -> String {
+        format!(
+            "{}#{} ({})",
+            self.record.shard(),
+            self.record.position(),
+            self.planned.key
+        )
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    Itself,
+    /// The process stood still, and the attempt was over its time.
+    StoodStill,
+    Outage,
+    BadDeploy,
+}
+
+#[derive(Debug)]
+pub struct Oracle {
+    /// The records of each shard.
+    pub shards: Vec<Vec<Fate>>,
+    pub violation: Option<Violation>,
+    /// Handler calls now.
+    running: usize,
+    /// The last calls that ended, at least one of them of another record than the last.
+    ended: Vec<((usize, usize), Duration)>,
+    failed: Vec<((usize, usize), Duration)>,
+    succeeded: u64,
+    /// The number of the step in which a breaker opened that is still open.
+    open_since: Option<u64>,
+    /// Letters of records that a bad deploy failed, since a shard's guard began to count.
+    flood: Vec<u64>,
+    saved_in_run: HashMap<usize, Checkpoint>,
+    pub letters: u64,
+    pub calls: u64,
+    pub calls_in_outages: u64,
+}
+
+/// As long as a record is held at most.
+const HOLD: Duration = Duration::from_secs(15 * 60);
+/// So many keys in a row open a breaker.
+const FEW: usize = 5;
+const LATELY: Duration = Duration::from_secs(2 * 60);
+/// As long as a breaker looks back.
+const QUIET: Duration = Duration::from_secs(10);
+
+type Checked = Result<(), Violation>;
+
+fn ensure(promise: Promise, holds: bool, what: impl FnOnce() -> String) -> Checked {
+    if holds {
+        Ok(())
+    } else {
+        Err(Violation {
+            promise,
+            what: what(),
+        })
+    }
+}
+
+pub fn covers(checkpoint: &Checkpoint, record: &Record) -> bool {
+    checkpoint.position().covers(record) || checkpoint.ahead().is_some_and(|ahead| ahead.covers(record))
+}
+
+impl Oracle {
+    pub fn new(shards: usize) -> Self {
+        Oracle {
+            shards: (0..shards).map(|_| Vec::new()).collect(),
+            violation: None,
+            running: 0,
+            ended: Vec::new(),
+            failed: Vec::new(),
+            succeeded: 0,
+            open_since: None,
+            flood: vec![0; shards],
+            saved_in_run: HashMap::new(),
+            letters: 0,
+            calls: 0,
+            calls_in_outages: 0,
+        }
+    }
+
+    pub fn put(&mut self, planned: Planned, record: Record) {
+        self.shards[planned.shard].push(Fate {
+            planned,
+            record,
+            processed: 0,
+            letters: 0,
+            own_failures: 0,
+            running: false,
+            bad_deploy: false,
+            failed_alone: 0,
+            failed_alone_for: Duration::ZERO,
+            first_failed: None,
+            run: InRun::default(),
+        });
+    }
+
+    fn fates(&self) -> impl Iterator<Item = &Fate> {
+        self.shards.iter().flatten()
+    }
+
+    /// Whether this run knows that all records of the plan are settled: those that only keep the stream
+    /// alive have such a key.
+    pub fn is_plan_settled(&self, alive: &str) -> bool {
+        let planned = |fate: &&Fate| !fate.planned.key.starts_with(alive);
+        self.fates().filter(planned).all(Fate::is_known_in_run)
+    }
+
+    /// Whether this run knows of all records that they are settled.
+    pub fn is_all_settled_in_run(&self) -> bool {
+        self.fates().all(Fate::is_known_in_run)
+    }
+
+    /// A consumer begins to run.
+    pub fn run_begins(&mut self) {
+        for fate in self.shards.iter_mut().flatten() {
+            fate.run = InRun::default();
+            fate.first_failed = None;
+        }
+        self.flood.fill(0);
+        self.saved_in_run.clear();
+    }
+
+    /// It has read what is stored for a shard.
+    pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
+        for fate in &mut self.shards[shard] {
+            fate.run.covered = checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
+        }
+    }
+
+    /// A process is gone, and with it all that ran in it.
+    pub fn process_ends(&mut self) {
+        for fate in self.shards.iter_mut().flatten() {
+            fate.running = false;
+        }
+        self.running = 0;
+        self.open_since = None;
+    }
+
+    pub fn handler_begins(&mut self, plan: &Plan, (shard, index): (usize, usize)) -> Checked {
+        self.calls += 1;
+        let (before, rest) = self.shards[shard].split_at(index);
+        let fate = &rest[0];
+        ensure(Promise::OneAtATime, !fate.running, || {
+            format!("{} runs twice at once", fate.name())
+        })?;
+        ensure(Promise::NoRepeat, !fate.run.covered, || {
+            format!("{} is run again, which the checkpoint covers", fate.name())
+        })?;
+        ensure(Promise::NoRepeat, !fate.run.processed, || {
+            format!("{} is run again, which this run has processed", fate.name())
+        })?;
+        let failed_for_good = fate.planned.behaviour == Behaviour::IsBad && fate.run.failed_alone > 0;
+        ensure(
+            Promise::VerdictKept,
+            !fate.run.letter_sent && !failed_for_good,
+            || format!("{} is run again after its verdict", fate.name()),
+        )?;
+        let ahead = before.iter().find(|before| {
+            let same_lane = match plan.ordering {
+                Ordering::Unordered => false,
+                Ordering::Shard => true,
+                _ => before.planned.key == fate.planned.key,
+            };
+            same_lane && (before.running || !before.is_settled())
+        });
+        ensure(Promise::Order, ahead.is_none(), || {
+            format!(
+                "{} overtakes {}",
+                fate.name(),
+                ahead.map_or(String::new(), Fate::name)
+            )
+        })?;
+        self.running += 1;
+        ensure(Promise::Bounds, self.running <= plan.running, || {
+            format!(
+                "{} handler calls at once, {} are allowed",
+                self.running, plan.running
+            )
+        })?;
+        self.shards[shard][index].running = true;
+        Ok(())
+    }
+
+    pub fn handler_ended(&mut self, now: Duration, (shard, index): (usize, usize)) {
+        self.ended
+            .retain(|(other, at)| *other != (shard, index) && *at + QUIET >= now);
+        self.ended.push(((shard, index), now));
+        let fate = &mut self.shards[shard][index];
+        // What a process that is gone ran is forgotten already.
+        if std::mem::take(&mut fate.running) {
+            self.running -= 1;
+        }
+    }
+
+    /// How many keys have failed lately.
+    fn failing_keys(&self, now: Duration) -> usize {
+        let lately = self.failed.iter().filter(|(_, at)| *at + LATELY >= now);
+        let keys: HashSet<&str> = lately
+            .map(|((shard, index), _)| &*self.shards[*shard][*index].planned.key)
+            .collect();
+        keys.len()
+    }
+
+    pub fn handler_succeeded(&mut self, (shard, index): (usize, usize)) {
+        let fate = &mut self.shards[shard][index];
+        self.succeeded += 1;
+        fate.processed += 1;
+        fate.run.processed = true;
+    }
+
+    pub fn handler_failed(
+        &mut self,
+        (step, now): (u64, Duration),
+        (shard, index): (usize, usize),
+        cause: Cause,
+        took: Duration,
+    ) {
+        self.failed.retain(|(_, at)| *at + LATELY >= now);
+        self.failed.push(((shard, index), now));
+        let fate = &mut self.shards[shard][index];
+        fate.first_failed.get_or_insert((now, self.succeeded));
+        if cause == Cause::Itself {
+            fate.own_failures += 1;
+        }
+        fate.run.failed_in = step;
+        match cause {
+            Cause::Itself | Cause::StoodStill => {
+                fate.run.failed_alone += 1;
+                fate.run.failed_alone_for += took;
+                // A letter may be written when its run is gone.
+                fate.failed_alone = fate.failed_alone.max(fate.run.failed_alone);
+                fate.failed_alone_for = fate.failed_alone_for.max(fate.run.failed_alone_for);
+            }
+            Cause::BadDeploy => fate.bad_deploy = true,
+            Cause::Outage => self.calls_in_outages += 1,
+        }
+    }
+
+    pub fn breaker_opened(&mut self, step: u64) {
+        self.open_since = Some(step);
+    }
+
+    pub fn breaker_ended(&mut self) {
+        self.open_since = None;
+    }
+
+    pub fn guard_resumed(&mut self) {
+        self.flood.fill(0);
+    }
+
+    /// A letter is given to the sink.
+    pub fn letter_sent(&mut self, plan: &Plan, place: (usize, usize)) -> Checked {
+        let (shard, index) = place;
+        let processed = self.shards[shard]
+            .iter()
+            .filter(|fate| fate.run.processed)
+            .count() as u64;
+        let fate = &mut self.shards[shard][index];
+        // Of a run that was dropped.
+        let foreign = fate.run.failed_in == 0;
+        if foreign || std::mem::replace(&mut fate.run.letter_sent, true) {
+            return Ok(());
+        }
+        // One that failed before the breaker opened had its permission then.
+        let failed_in = fate.run.failed_in;
+        let waits = self.open_since.is_some_and(|open_since| failed_in > open_since);
+        ensure(Promise::BreakerHolds, !waits, || {
+            format!("{} is given up while a breaker is open", fate.name())
+        })?;
+        if fate.bad_deploy && fate.planned.behaviour.can_succeed() {
+            self.flood[shard] += 1;
+            // So many in each of the minutes that a deploy lasts.
+            let allowed = (plan.guard_records + processed) * 3;
+            ensure(Promise::FloodStopped, self.flood[shard] <= allowed, || {
+                format!("{} letters of a bad deploy in shard {shard}", self.flood[shard])
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The sink has a letter.
+    pub fn letter_stored(
+        &mut self,
+        plan: &Plan,
+        now: Duration,
+        place: (usize, usize),
+        letter: &DeadLetter,
+    ) -> Checked {
+        self.letters += 1;
+        let few = self.failing_keys(now) < FEW;
+        let quiet = self
+            .ended
+            .iter()
+            .filter(|(other, _)| *other != place)
+            .all(|(_, at)| *at + QUIET < now);
+        let (shard, index) = place;
+        let (before, rest) = self.shards[shard].split_at_mut(index);
+        let fate = &mut rest[0];
+        let record = &fate.record;
+        let whole = letter.application == super::APPLICATION
+            && letter.stream == record.stream()
+            && letter.partition_key.as_deref() == record.partition_key()
+            && letter.payload == *record.payload()
+            && letter.arrived_at.is_some()
+            && (1..=plan.max_attempts.max(2)).contains(&letter.attempts.count)
+            && letter.attempts.first.len() as u32 == letter.attempts.count.min(2)
+            && !letter.error.chain.is_empty()
+            && !letter.processor.is_empty();
+        ensure(Promise::LetterWhole, whole, || {
+            format!("of {}: {letter:?}", fate.name())
+        })?;
+        fate.letters += 1;
+        if plan.ordering != Ordering::Unordered {
+            let lane =
+                |other: &Fate| plan.ordering == Ordering::Shard || other.planned.key == fate.planned.key;
+            let late = before.iter().find(|other| lane(other) && !other.is_settled());
+            ensure(Promise::LetterOrder, late.is_none(), || {
+                format!(
+                    "the letter of {} overtakes {}",
+                    fate.name(),
+                    late.map_or(String::new(), Fate::name)
+                )
+            })?;
+        }
+        let mostly_alone = fate.failed_alone + 2 > plan.max_attempts
+            || fate.failed_alone_for * 2 > plan.max_elapsed
+            // After one that hung there is one more attempt, which may fail by itself.
+            || (fate.failed_alone > 0 && plan.attempt_timeout * 2 > plan.max_elapsed)
+            // What so few keys meet is no outage to anyone.
+            || (fate.failed_alone > 0 && few)
+            // Where nothing else is tried nobody can know.
+            || fate.first_failed.is_some_and(|(at, succeeded)| {
+                (quiet && self.succeeded > succeeded) || now >= at + HOLD
+            });
+        let to_blame = !fate.planned.behaviour.can_succeed() || fate.bad_deploy || mostly_alone;
+        ensure(Promise::NoOutageLetter, to_blame, || {
+            format!("{} ({:?}): {:?}", fate.name(), fate.planned.behaviour, letter)
+        })
+    }
+
+    /// A checkpoint is stored.
+    pub fn checkpoint_stored(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
+        let passed = self.shards[shard]
+            .iter()
+            .find(|fate| !fate.is_settled() && covers(checkpoint, &fate.record));
+        ensure(Promise::NothingPassed, passed.is_none(), || {
+            format!(
+                "{checkpoint:?} passes {}",
+                passed.map_or(String::new(), Fate::name)
+            )
+        })
+    }
+
+    /// A run asks for a checkpoint to be stored.
+    pub fn checkpoint_sent(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
+        let before = self.saved_in_run.insert(shard, checkpoint.clone());
+        let back = before.filter(|before| before.position() > checkpoint.position());
+        ensure(Promise::NoWayBack, back.is_none(), || {
+            format!("shard {shard}: {checkpoint:?} after {back:?}")
+        })
+    }
+
+    /// After a shutdown with nothing in its way: a restart would repeat nothing.
+    pub fn check_stored<'a>(&self, checkpoint: impl Fn(usize) -> Option<&'a Checkpoint>) -> Checked {
+        for (shard, fates) in self.shards.iter().enumerate() {
+            let checkpoint = checkpoint(shard);
+            let missing = fates.iter().find(|fate| {
+                fate.is_settled() && !checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record))
+            });
+            ensure(Promise::AllStored, missing.is_none(), || {
+                format!(
+                    "{} is settled, {checkpoint:?} is stored",
+                    missing.map_or(String::new(), Fate::name)
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What this run has not settled.
+    pub fn unsettled(&self) -> Vec<String> {
+        let open = self.fates().filter(|fate| !fate.is_known_in_run());
+        open.map(|fate| format!("{} {:?}", fate.name(), fate.planned.behaviour))
+            .collect()
+    }
+}

@@ -1,0 +1,387 @@
+//! Everything that is drawn from a seed before a run begins: the stream, the settings, what fails when.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use redrive::{Backoff, Jitter, Ordering, RetryPolicy};
+
+use super::fault::Fault;
+
+/// A seed, and what is left out of what it draws: what remains is drawn as before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    pub seed: u64,
+    pub without: BTreeSet<Fault>,
+    /// The most records that the stream begins with.
+    pub records: usize,
+}
+
+impl Options {
+    /// With everything that the seed draws.
+    pub fn of(seed: u64) -> Self {
+        Options {
+            seed,
+            without: BTreeSet::new(),
+            records: usize::MAX,
+        }
+    }
+}
+
+/// How a record's handler behaves, each time it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    Succeeds,
+    /// Succeeds after so many failures.
+    FailsFirst(u32),
+    /// Succeeds after it has failed once and asked for a delay.
+    AsksForTime(Duration),
+    /// Never comes back the first time.
+    HangsFirst,
+    /// Panics the first time.
+    PanicsFirst,
+    /// Fails for good: bad data.
+    IsBad,
+    /// Fails for good: not allowed.
+    IsRefused,
+    /// Fails each time, for a reason that nobody knows.
+    NeverSucceeds,
+    AlwaysHangs,
+    AlwaysPanics,
+}
+
+impl Behaviour {
+    /// Whether it succeeds in the end, if it is tried often enough.
+    pub fn can_succeed(self) -> bool {
+        use Behaviour::*;
+        matches!(
+            self,
+            Succeeds | FailsFirst(_) | AsksForTime(_) | HangsFirst | PanicsFirst
+        )
+    }
+
+    pub fn fault(self) -> Option<Fault> {
+        use Behaviour::*;
+        match self {
+            Succeeds => None,
+            FailsFirst(_) | AsksForTime(_) => Some(Fault::Flaky),
+            HangsFirst | AlwaysHangs => Some(Fault::Hanging),
+            PanicsFirst | AlwaysPanics => Some(Fault::Panicking),
+            IsBad | IsRefused | NeverSucceeds => Some(Fault::Poison),
+        }
+    }
+}
+
+/// A record of the stream.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    pub shard: usize,
+    pub key: String,
+    /// When it is put into the stream.
+    pub at: Duration,
+    pub takes: Duration,
+    pub behaviour: Behaviour,
+}
+
+/// How a run of the consumer ends.
+#[derive(Debug, Clone, Copy)]
+pub enum End {
+    /// The process dies at its so-manieth contact with the world.
+    Crash(u64),
+    /// It is shut down.
+    Shutdown(Duration),
+    /// The consumer's future is dropped; the process goes on with another.
+    Dropped(Duration),
+}
+
+/// How the handler fails while what it needs is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outage {
+    /// With an error that says nothing.
+    Unknown,
+    /// With one that blames the dependency.
+    Dependency,
+    /// Not at all: it waits.
+    Hangs,
+}
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub options: Options,
+    pub shards: usize,
+    /// In the order in which they are put.
+    pub records: Vec<Planned>,
+    pub ordering: Ordering,
+    pub policy: RetryPolicy,
+    pub max_attempts: u32,
+    pub attempt_timeout: Duration,
+    pub max_elapsed: Duration,
+    pub guard_records: u64,
+    pub running: usize,
+    pub bytes: usize,
+    pub held: usize,
+    pub page: u32,
+    pub calls_per_second: f64,
+    pub idle: Duration,
+    pub write_interval: Duration,
+    pub to_kinesis: bool,
+    /// From here on nothing is injected any more.
+    pub calm: Duration,
+    pub outages: Vec<(Range<Duration>, Outage)>,
+    pub deploys: Vec<Range<Duration>>,
+    pub windows: Vec<(Fault, Range<Duration>)>,
+    pub jumps: Vec<(Duration, Duration)>,
+    pub ends: Vec<(End, Duration)>,
+    /// How likely each kind of fault is at each occasion for it.
+    pub rates: Vec<f64>,
+}
+
+/// Random numbers for one concern only: what another concern draws does not change them.
+pub fn stream(seed: u64, concern: &str) -> SmallRng {
+    // FNV-1a.
+    let hash = concern.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    SmallRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash)
+}
+
+fn millis(rng: &mut SmallRng, range: Range<u64>) -> Duration {
+    Duration::from_millis(rng.random_range(range))
+}
+
+/// From the range, small numbers as likely as large ones.
+fn log_uniform(rng: &mut SmallRng, range: Range<f64>) -> f64 {
+    (range.start.ln() + rng.random::<f64>() * (range.end.ln() - range.start.ln())).exp()
+}
+
+impl Plan {
+    pub fn new(options: &Options) -> Self {
+        let seed = options.seed;
+        let wanted = |fault: Fault| !options.without.contains(&fault);
+        let mut rng = stream(seed, "settings");
+        let shards = rng.random_range(1..=3);
+        let max_attempts = rng.random_range(2..=5);
+        let (attempt_timeout, max_elapsed) = if rng.random_bool(0.3) {
+            (Duration::from_secs(30), Duration::from_secs(30))
+        } else {
+            (Duration::from_secs(5), Duration::from_secs(60))
+        };
+        let cap = Duration::from_millis(*[500, 10_000].choose(&mut rng).unwrap_or(&500));
+        let policy = RetryPolicy::exponential()
+            .max_attempts(max_attempts)
+            .attempt_timeout(attempt_timeout)
+            .max_elapsed(max_elapsed)
+            .backoff(Backoff::exponential().cap(cap))
+            .jitter(if rng.random_bool(0.8) {
+                Jitter::Full
+            } else {
+                Jitter::Decorrelated
+            });
+        let ordering = match rng.random_range(0..10) {
+            0 => Ordering::Shard,
+            1 => Ordering::Unordered,
+            _ => Ordering::PartitionKey,
+        };
+        let small = rng.random_bool(0.3);
+        let mut plan = Plan {
+            shards,
+            records: Vec::new(),
+            ordering,
+            policy,
+            max_attempts,
+            attempt_timeout,
+            max_elapsed,
+            guard_records: rng.random_range(10..=40),
+            running: if small { rng.random_range(1..=4) } else { 64 },
+            bytes: if small { 11 << 20 } else { 64 << 20 },
+            held: if small { rng.random_range(1..=20) } else { 4_096 },
+            page: rng.random_range(1..=60),
+            calls_per_second: *[0.5, 2.0, 5.0].choose(&mut rng).unwrap_or(&5.0),
+            idle: millis(&mut rng, 1_000..10_000),
+            write_interval: millis(&mut rng, 10..5_000),
+            to_kinesis: rng.random_bool(0.5),
+            calm: millis(&mut rng, 60_000..600_000),
+            outages: Vec::new(),
+            deploys: Vec::new(),
+            windows: Vec::new(),
+            jumps: Vec::new(),
+            ends: Vec::new(),
+            rates: Vec::new(),
+            options: options.clone(),
+        };
+        plan.draw_records(&wanted);
+        plan.draw_windows(&wanted);
+        plan.draw_ends(&wanted);
+        let mut rng = stream(seed, "rates");
+        for &fault in Fault::ALL {
+            let rate = match rng.random_range(0..10) {
+                0..6 => 0.0,
+                _ => log_uniform(&mut rng, 0.002..0.3),
+            };
+            plan.rates.push(if wanted(fault) { rate } else { 0.0 });
+        }
+        plan
+    }
+
+    fn draw_records(&mut self, wanted: &impl Fn(Fault) -> bool) {
+        let mut rng = stream(self.options.seed, "records");
+        let count = log_uniform(&mut rng, 5.0..200.0) as usize;
+        let keys = rng.random_range(1..=count);
+        let over = millis(&mut rng, 1..self.calm.as_millis() as u64);
+        let (odd, bad) = (rng.random_range(0.0..0.3), rng.random_range(0.0..0.2));
+        let mut times: Vec<Duration> = (0..count).map(|_| over.mul_f64(rng.random())).collect();
+        times.sort();
+        for at in times {
+            // Some keys are much more frequent than others.
+            let key = (keys as f64 * rng.random::<f64>().powi(2)) as usize;
+            let own_failures = rng.random_range(1..=self.max_attempts);
+            let delay = millis(&mut rng, 1..20_000);
+            let behaviour = if rng.random_bool(odd) {
+                *[
+                    Behaviour::FailsFirst(own_failures),
+                    Behaviour::FailsFirst(1),
+                    Behaviour::AsksForTime(delay),
+                    Behaviour::HangsFirst,
+                    Behaviour::PanicsFirst,
+                ]
+                .choose(&mut rng)
+                .unwrap_or(&Behaviour::Succeeds)
+            } else if rng.random_bool(bad) {
+                *[
+                    Behaviour::IsBad,
+                    Behaviour::IsBad,
+                    Behaviour::IsRefused,
+                    Behaviour::NeverSucceeds,
+                    Behaviour::NeverSucceeds,
+                    Behaviour::AlwaysHangs,
+                    Behaviour::AlwaysPanics,
+                ]
+                .choose(&mut rng)
+                .unwrap_or(&Behaviour::IsBad)
+            } else {
+                Behaviour::Succeeds
+            };
+            let slow = rng.random_bool(0.05);
+            let takes = if slow {
+                millis(&mut rng, 500..4_000)
+            } else {
+                millis(&mut rng, 0..30)
+            };
+            self.records.push(Planned {
+                // A key is always in the same shard.
+                shard: key % self.shards,
+                key: format!("key-{key}"),
+                at,
+                takes: if slow && !wanted(Fault::Slow) {
+                    Duration::ZERO
+                } else {
+                    takes
+                },
+                behaviour: if behaviour.fault().is_none_or(wanted) {
+                    behaviour
+                } else {
+                    Behaviour::Succeeds
+                },
+            });
+        }
+        self.records.truncate(self.options.records);
+    }
+
+    fn draw_windows(&mut self, wanted: &impl Fn(Fault) -> bool) {
+        let end = self.calm.as_millis() as u64;
+        let draw = |fault: Fault, most: u32, lengths: Range<f64>| {
+            let mut rng = stream(self.options.seed, fault.name());
+            let count = rng.random_range(0..=most);
+            let windows = (0..if wanted(fault) { count } else { 0 }).map(|_| {
+                let from = millis(&mut rng, 0..end);
+                let length = log_uniform(&mut rng, lengths.clone());
+                from..(from + Duration::from_secs_f64(length)).min(self.calm)
+            });
+            let windows: Vec<Range<Duration>> = windows.collect();
+            (windows, rng)
+        };
+        let (outages, mut rng) = draw(Fault::Outage, 2, 2.0..300.0);
+        let (deploys, _) = draw(Fault::BadDeploy, 1, 2.0..120.0);
+        let (jumps, mut jump_rng) = draw(Fault::ClockJump, 2, 5.0..1_200.0);
+        let others = [
+            (Fault::SinkOutage, 2),
+            (Fault::StoreOutage, 2),
+            (Fault::KinesisOutage, 1),
+            (Fault::AccessDenied, 1),
+        ];
+        for (fault, most) in others {
+            let (windows, _) = draw(fault, most, 1.0..120.0);
+            self.windows
+                .extend(windows.into_iter().map(|window| (fault, window)));
+        }
+        self.outages = outages
+            .into_iter()
+            .map(|window| {
+                let how = [Outage::Unknown, Outage::Dependency, Outage::Hangs];
+                (window, *how.choose(&mut rng).unwrap_or(&Outage::Unknown))
+            })
+            .collect();
+        // Half of the seeds have none.
+        if rng.random_bool(0.5) {
+            self.deploys = deploys;
+        }
+        if jump_rng.random_bool(0.3) {
+            self.jumps = jumps
+                .into_iter()
+                .map(|jump| (jump.start, jump.end - jump.start))
+                .collect();
+        }
+    }
+
+    fn draw_ends(&mut self, wanted: &impl Fn(Fault) -> bool) {
+        let mut rng = stream(self.options.seed, "ends");
+        for _ in 0..rng.random_range(0..=5) {
+            let crash = log_uniform(&mut rng, 1.0..500.0) as u64;
+            let after = Duration::from_secs_f64(log_uniform(&mut rng, 0.01..60.0));
+            let pause = millis(&mut rng, 0..60_000);
+            let (fault, end) = match rng.random_range(0..10) {
+                0..6 => (Fault::Crash, End::Crash(crash)),
+                6..8 => (Fault::Shutdown, End::Shutdown(after)),
+                _ => (Fault::Dropped, End::Dropped(after)),
+            };
+            if wanted(fault) {
+                self.ends.push((end, pause));
+            }
+        }
+    }
+
+    /// Once everything is calm, all must be settled within this.
+    pub fn patience(&self) -> Duration {
+        let patience = Duration::from_secs(3 * 60 * 60);
+        if self.ordering != Ordering::Shard && self.held > 20 {
+            return patience;
+        }
+        // Where nothing else can succeed meanwhile, each that never does is held for 15 minutes.
+        let hopeless = self
+            .records
+            .iter()
+            .filter(|record| !record.behaviour.can_succeed())
+            .count();
+        patience + Duration::from_secs(20 * 60) * hopeless as u32
+    }
+
+    /// Whether such a window is open.
+    pub fn is_within(&self, fault: Fault, now: Duration) -> bool {
+        self.windows
+            .iter()
+            .any(|(kind, window)| *kind == fault && window.contains(&now))
+    }
+
+    /// How the handler fails at this time, if it does so for all records.
+    pub fn outage(&self, now: Duration) -> Option<Outage> {
+        let outage = self.outages.iter().find(|(window, _)| window.contains(&now));
+        outage.map(|(_, how)| *how)
+    }
+
+    pub fn is_bad_deploy(&self, now: Duration) -> bool {
+        self.deploys.iter().any(|window| window.contains(&now))
+    }
+}

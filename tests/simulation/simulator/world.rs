@@ -1,0 +1,422 @@
+//! What is outside of the process and outlives it: the stream, what is stored, the time, the faults.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use redrive::checkpoint::Checkpoint;
+use redrive::dead_letter::DeadLetter;
+use redrive::observer::{Event, Observer};
+use redrive::pipeline::Capacity;
+use redrive::{Record, SequenceNumber};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::STREAM;
+use super::fault::{Counts, Fault};
+use super::oracle::{Oracle, Promise, Violation};
+use super::plan::{Behaviour, Plan, Planned, stream};
+
+/// A clone is the same world.
+#[derive(Clone)]
+pub struct World(Arc<Shared>);
+
+struct Shared {
+    plan: Plan,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// The time of the world at which it was 2026.
+const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
+/// Between the records that keep the stream alive once everything is calm.
+const BEAT: Duration = Duration::from_secs(5);
+const BEAT_KEY: &str = "beat";
+
+pub struct State {
+    pub oracle: Oracle,
+    pub counts: Counts,
+    /// The time at which the clock of this process began.
+    epoch: Duration,
+    started: Option<Instant>,
+    /// The process is dead: nothing that it does has an effect any more.
+    dead: bool,
+    contacts: u64,
+    dies_at: Option<u64>,
+    rngs: Vec<SmallRng>,
+    timing: SmallRng,
+    stored: HashMap<usize, Checkpoint>,
+    late: Vec<(Duration, usize, Checkpoint)>,
+    beats: u32,
+    capacity: Option<Capacity>,
+    step: u64,
+    trace: DefaultHasher,
+    print: bool,
+}
+
+impl World {
+    pub fn new(plan: Plan, print: bool) -> Self {
+        if print {
+            println!("{plan:#?}");
+        }
+        let seed = plan.options.seed;
+        let mut oracle = Oracle::new(plan.shards);
+        for planned in &plan.records {
+            put(&mut oracle, planned.clone());
+        }
+        World(Arc::new(Shared {
+            state: Mutex::new(State {
+                oracle,
+                counts: Counts::default(),
+                epoch: Duration::ZERO,
+                started: None,
+                dead: false,
+                contacts: 0,
+                dies_at: None,
+                rngs: Fault::ALL
+                    .iter()
+                    .map(|fault| stream(seed, fault.name()))
+                    .collect(),
+                timing: stream(seed, "timing"),
+                stored: HashMap::new(),
+                late: Vec::new(),
+                beats: 0,
+                capacity: None,
+                step: 0,
+                trace: DefaultHasher::new(),
+                print,
+            }),
+            plan,
+            changed: Notify::new(),
+        }))
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.0.plan
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A process begins, at this moment of its own clock.
+    pub fn process_begins(&self) {
+        let mut state = self.state();
+        state.started = Some(Instant::now());
+        state.dead = false;
+    }
+
+    /// It is gone. The next begins after a while.
+    pub fn process_ends(&self, pause: Duration) {
+        let mut state = self.state();
+        state.epoch = state.now() + pause;
+        state.started = None;
+        state.dead = true;
+        state.oracle.process_ends();
+    }
+
+    /// A consumer begins to run, and may die at its so-manieth contact with the world.
+    pub fn run_begins(&self, capacity: &Capacity, dies_at: Option<u64>) {
+        let mut state = self.state();
+        state.note("run", 0, 0);
+        state.contacts = 0;
+        state.dies_at = dies_at;
+        state.capacity = Some(capacity.clone());
+        state.oracle.run_begins();
+    }
+
+    /// A moment at which the process may die; if it does, this never returns.
+    pub async fn contact(&self, what: &'static str, a: usize, b: usize) {
+        let dead = {
+            let mut state = self.state();
+            if !state.dead {
+                state.note(what, a, b);
+                state.contacts += 1;
+                if state.dies_at == Some(state.contacts) {
+                    state.dead = true;
+                    state.counts.add(Fault::Crash);
+                    self.0.changed.notify_waiters();
+                }
+            }
+            state.dead
+        };
+        if dead {
+            pending::<()>().await;
+        }
+    }
+
+    /// Notes a promise that is broken. The simulation ends with it.
+    pub fn check(&self, checked: Result<(), Violation>) {
+        if let Err(violation) = checked {
+            let mut state = self.state();
+            if !state.dead {
+                state.oracle.violation.get_or_insert(violation);
+                self.0.changed.notify_waiters();
+            }
+        }
+    }
+
+    pub fn violated(&self, promise: Promise, what: String) {
+        self.check(Err(Violation { promise, what }));
+    }
+
+    /// Returns when this is so, seen whenever something [changes](World::changed).
+    pub async fn until(&self, mut holds: impl FnMut(&State) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if holds(&self.state()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Something has changed that somebody may wait for.
+    pub fn changed(&self) {
+        self.0.changed.notify_waiters();
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.state().dead
+    }
+
+    /// The process is dead, or a promise is broken.
+    pub async fn over(&self) {
+        self.until(|state| state.dead || state.oracle.violation.is_some())
+            .await;
+    }
+
+    /// Whether this kind of fault strikes now.
+    pub fn strikes(&self, fault: Fault) -> bool {
+        let rate = self.plan().rates[fault as usize];
+        let mut state = self.state();
+        if rate == 0.0 || state.now() >= self.plan().calm {
+            return false;
+        }
+        let strikes = state.rngs[fault as usize].random_bool(rate);
+        if strikes {
+            state.note(fault.name(), 0, 0);
+            state.counts.add(fault);
+        }
+        strikes
+    }
+
+    /// Whether such a window is open.
+    pub fn is_down(&self, fault: Fault) -> bool {
+        let mut state = self.state();
+        let down = self.plan().is_within(fault, state.now());
+        if down {
+            state.counts.add(fault);
+        }
+        down
+    }
+
+    pub fn count(&self, fault: Fault) {
+        self.state().counts.add(fault);
+    }
+
+    /// So long an answer takes.
+    pub fn latency(&self) -> Duration {
+        let slow = self.strikes(Fault::SlowResponse);
+        let mut state = self.state();
+        Duration::from_millis(if slow {
+            state.timing.random_range(1_000..20_000)
+        } else {
+            state.timing.random_range(1..40)
+        })
+    }
+
+    pub fn now(&self) -> Duration {
+        self.state().now()
+    }
+
+    /// The letter in the sink.
+    pub fn letter_stored(&self, letter: &DeadLetter) {
+        let Some(place) = place(&letter.shard.to_string(), &letter.sequence_number) else {
+            return self.violated(Promise::LetterWhole, format!("of no record: {letter:?}"));
+        };
+        let checked = {
+            let mut state = self.state();
+            state.note("letter", place.0, place.1);
+            let now = state.now();
+            state.oracle.letter_stored(self.plan(), now, place, letter)
+        };
+        self.check(checked);
+        self.changed();
+    }
+
+    /// A letter that is given to the sink.
+    pub fn letter_sent(&self, letter: &DeadLetter) {
+        if let Some(place) = place(&letter.shard.to_string(), &letter.sequence_number) {
+            let checked = self.state().oracle.letter_sent(self.plan(), place);
+            self.check(checked);
+        }
+    }
+
+    /// What is stored for a shard, as a run reads it.
+    pub fn load(&self, shard: usize) -> Option<Checkpoint> {
+        let mut state = self.state();
+        state.apply_late();
+        let stored = state.stored.get(&shard).cloned();
+        state.oracle.checkpoint_loaded(shard, stored.as_ref());
+        drop(state);
+        self.changed();
+        stored
+    }
+
+    pub fn save(&self, shard: usize, checkpoint: Checkpoint) {
+        let checked = {
+            let mut state = self.state();
+            state.apply_late();
+            state.note("saved", shard, 0);
+            let checked = state.oracle.checkpoint_stored(shard, &checkpoint);
+            state.stored.insert(shard, checkpoint);
+            checked
+        };
+        self.check(checked);
+    }
+
+    /// A write that takes effect some time later.
+    pub fn save_late(&self, shard: usize, checkpoint: Checkpoint) {
+        let mut state = self.state();
+        let due = state.now() + Duration::from_secs(state.timing.random_range(1..90));
+        state.late.push((due, shard, checkpoint));
+    }
+}
+
+impl State {
+    pub fn now(&self) -> Duration {
+        self.epoch + self.started.map_or(Duration::ZERO, |started| started.elapsed())
+    }
+
+    /// The number of the last step.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    pub fn note(&mut self, what: &'static str, a: usize, b: usize) {
+        self.step += 1;
+        let now = self.now().as_micros();
+        (now, what, a, b).hash(&mut self.trace);
+        if self.print {
+            println!("{:>12.3} {what} {a} {b}", now as f64 / 1e6);
+        }
+    }
+
+    /// What the seed does, in a number.
+    pub fn trace(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    fn apply_late(&mut self) {
+        let now = self.now();
+        let due = self.late.extract_if(.., |(due, ..)| *due <= now);
+        for (_, shard, checkpoint) in due {
+            self.stored.insert(shard, checkpoint);
+        }
+    }
+
+    /// The records of a shard that are there by now.
+    pub fn visible(&mut self, plan: &Plan, shard: usize) -> usize {
+        let now = self.now();
+        while now >= plan.calm + BEAT * self.beats && !self.oracle.is_plan_settled(BEAT_KEY) {
+            let at = plan.calm + BEAT * self.beats;
+            for shard in 0..plan.shards {
+                put(
+                    &mut self.oracle,
+                    Planned {
+                        shard,
+                        key: format!("{BEAT_KEY}-{}", self.beats),
+                        at,
+                        takes: Duration::from_millis(1),
+                        behaviour: Behaviour::Succeeds,
+                    },
+                );
+            }
+            self.beats += 1;
+        }
+        self.oracle.shards[shard].partition_point(|fate| fate.planned.at <= now)
+    }
+
+    /// What is stored, whatever was on its way.
+    pub fn check_stored(&self) -> Result<(), Violation> {
+        self.oracle.check_stored(|shard| self.stored.get(&shard))
+    }
+}
+
+fn put(oracle: &mut Oracle, planned: Planned) {
+    let index = oracle.shards[planned.shard].len();
+    let arrival = SystemTime::UNIX_EPOCH + YEAR_2026 + planned.at;
+    let record = Record::builder(STREAM, shard_id(planned.shard).into(), sequence_number(index))
+        .partition_key(planned.key.clone())
+        .payload(format!("order {index} of shard {}", planned.shard))
+        .arrival(arrival)
+        .build();
+    oracle.put(planned, record);
+}
+
+pub fn shard_id(shard: usize) -> String {
+    format!("shardId-{shard:012}")
+}
+
+/// As long as they are in Kinesis, with gaps between.
+fn sequence_number(index: usize) -> SequenceNumber {
+    let text = format!("4965{:052}", index * 7 + 100);
+    text.try_into().unwrap_or_else(|_| (index as u64).into())
+}
+
+/// Shard and index of the record with this sequence number.
+pub fn place(shard: &str, number: &SequenceNumber) -> Option<(usize, usize)> {
+    let shard = shard.strip_prefix("shardId-")?.parse().ok()?;
+    let number: usize = number.as_str().strip_prefix("4965")?.parse().ok()?;
+    Some((shard, number.checked_sub(100)? / 7))
+}
+
+/// Hears what the engine says.
+impl Observer for World {
+    fn on(&self, event: &Event<'_>) {
+        let mut state = self.state();
+        if state.dead {
+            return;
+        }
+        match event {
+            Event::BreakerOpened { .. } => {
+                state.note("opened", 0, 0);
+                let step = state.step;
+                state.oracle.breaker_opened(step);
+            }
+            Event::BreakerHalfOpened { .. } => {
+                state.note("half-open", 0, 0);
+                state.oracle.breaker_ended();
+            }
+            Event::BreakerClosed { .. } => {
+                state.note("closed", 0, 0);
+                state.oracle.breaker_ended();
+            }
+            Event::DeadLetterGuardStopped { .. } => state.note("guard stopped", 0, 0),
+            Event::Settled { .. } => {
+                drop(state);
+                self.changed();
+            }
+            Event::WindowFull { held, .. } if *held > self.plan().held => {
+                drop(state);
+                self.violated(Promise::Bounds, format!("{held} records held"));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl World {
+    /// How many bytes are held, looked at while the handler runs.
+    pub fn check_bytes(&self) {
+        let bytes = self.state().capacity.as_ref().map_or(0, Capacity::bytes);
+        if bytes > self.plan().bytes {
+            self.violated(Promise::Bounds, format!("{bytes} bytes held"));
+        }
+    }
+}
