@@ -5,11 +5,11 @@
 //! says so, and waits for somebody to look. The stream keeps its data.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::ConfigError;
@@ -30,7 +30,8 @@ struct Shared {
     window: Duration,
     stopped: Mutex<Vec<StoppedShard>>,
     /// How often it was told to resume.
-    resumed: watch::Sender<u64>,
+    resumptions: AtomicU64,
+    resumed: Notify,
 }
 
 /// A shard that waits because of its dead letters.
@@ -75,7 +76,8 @@ impl Guard {
             records,
             window,
             stopped: Mutex::new(Vec::new()),
-            resumed: watch::Sender::new(0),
+            resumptions: AtomicU64::new(0),
+            resumed: Notify::new(),
         }))
     }
 
@@ -96,7 +98,8 @@ impl Guard {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-        self.0.resumed.send_modify(|times| *times += 1);
+        self.0.resumptions.fetch_add(1, Ordering::Release);
+        self.0.resumed.notify_waiters();
     }
 
     /// Begins to watch a shard, whose successes are counted there.
@@ -106,7 +109,7 @@ impl Guard {
             counts: Mutex::new(Counts {
                 letters: Recent::new(self.0.window),
                 successes: Growth::new(self.0.window),
-                resumed: *self.0.resumed.borrow(),
+                resumed: self.0.resumptions.load(Ordering::Acquire),
                 stopped: None,
             }),
             tally,
@@ -172,7 +175,7 @@ impl Watch {
         let now = Instant::now();
         let shared = &self.guard.0;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let resumed = *shared.resumed.borrow();
+        let resumed = shared.resumptions.load(Ordering::Acquire);
         if counts.resumed != resumed {
             counts.resumed = resumed;
             if let Some(stopped) = counts.stopped.take() {
@@ -205,9 +208,9 @@ impl Watch {
         Permission::Stopped(stopped)
     }
 
-    /// What [`Guard::resume`] wakes.
-    pub(crate) fn resumed(&self) -> watch::Receiver<u64> {
-        self.guard.0.resumed.subscribe()
+    /// Returns when [`Guard::resume`] was called after this call.
+    pub(crate) fn resumed(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.guard.0.resumed.notified()
     }
 }
 

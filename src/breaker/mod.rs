@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 mod machine;
@@ -41,7 +41,8 @@ struct Shared {
     hold_at_most: Duration,
     window: Duration,
     inner: Mutex<Inner>,
-    changes: watch::Sender<()>,
+    /// Wakes in the order of waiting, which a watch channel would not.
+    changes: Arc<Notify>,
     keys: RandomState,
 }
 
@@ -185,7 +186,7 @@ impl BreakerBuilder {
                 machine: Machine::new(self.settings, rng),
                 successes: Tallies::default(),
             }),
-            changes: watch::Sender::new(()),
+            changes: Arc::default(),
             keys: RandomState::new(),
         }))
     }
@@ -312,29 +313,27 @@ impl Breaker {
             self.with(|machine, successes| machine.proved(Instant::now(), round, proof, key, successes));
         // One that showed nothing may be made again by another record, and the first that showed something
         // sets the round an end: who waits must look again.
-        self.0.changes.send_replace(());
+        self.0.changes.notify_waiters();
         change
     }
 
     /// Returns when the breaker has changed since the call, or its time has come to: then
     /// [`tick`](Breaker::tick).
     pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (breaker, mut seen) = (self.clone(), self.0.changes.subscribe());
+        let (breaker, changed) = (self.clone(), self.0.changes.clone().notified_owned());
         async move {
             let tick = {
                 let inner = breaker.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
                 inner.machine.next_tick()
             };
-            let changed = seen.changed();
-            // The sender lives in the breaker that we hold.
-            let _ = match tick {
+            match tick {
                 Some(tick) => tokio::select! {
                     biased;
-                    changed = changed => changed,
-                    () = sleep_until(tick) => Ok(()),
+                    () = changed => {}
+                    () = sleep_until(tick) => {}
                 },
                 None => changed.await,
-            };
+            }
         }
     }
 
@@ -349,7 +348,7 @@ impl Breaker {
         };
         self.0.state.store(state, Ordering::Relaxed);
         if change.is_some() {
-            self.0.changes.send_replace(());
+            self.0.changes.notify_waiters();
         }
         change
     }

@@ -11,18 +11,20 @@ pub(super) struct Blame {
     breaker: Breaker,
     /// When the record failed first.
     since: Instant,
-    at_first: u64,
+    /// By its last failure.
     at_last: u64,
     /// When its last attempt began.
     at_begin: u64,
+    /// Whether it has failed where others did succeed.
+    proven: bool,
 }
 
 /// Whether others succeed where a record fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Others {
-    /// None has since the record failed first: it may be an outage.
+    /// None has between its failures so far: it may be an outage.
     Unknown,
-    /// Some have, but it may be that they no longer do.
+    /// None has since its last failure, but it has failed before where others did succeed.
     Succeeded,
     /// They do: the last attempt began after a success that came after the failure before it.
     Succeed,
@@ -35,9 +37,9 @@ impl Blame {
         Blame {
             breaker: breaker.clone(),
             since: Instant::now(),
-            at_first: now,
             at_last: now,
             at_begin: now,
+            proven: false,
         }
     }
 
@@ -50,32 +52,28 @@ impl Blame {
         self.at_begin = self.breaker.successes();
     }
 
-    /// It has failed.
-    pub(super) fn attempt_failed(&mut self) {
-        self.at_last = self.breaker.successes();
-    }
-
     /// What succeeded so far says nothing of the time to come.
     pub(super) fn forget(&mut self) {
         let now = self.breaker.successes();
-        (self.at_first, self.at_last, self.at_begin) = (now, now, now);
+        (self.at_last, self.at_begin, self.proven) = (now, now, false);
     }
 
-    /// What the others say to the last attempt, if it has failed.
-    pub(super) fn others(&self, timed_out: bool) -> Others {
+    /// It has failed. What do the others say?
+    pub(super) fn attempt_failed(&mut self, timed_out: bool) -> Others {
         let now = self.breaker.successes();
         // An attempt that hung may have begun before an outage, or ended after it.
-        if self.at_begin > self.at_last && (!timed_out || now > self.at_begin) {
-            Others::Succeed
-        } else if now > self.at_first {
-            Others::Succeeded
-        } else {
-            Others::Unknown
+        let succeed = self.at_begin > self.at_last && (!timed_out || now > self.at_begin);
+        self.at_last = now;
+        self.proven |= succeed;
+        match (succeed, self.proven) {
+            (true, _) => Others::Succeed,
+            (false, true) => Others::Succeeded,
+            (false, false) => Others::Unknown,
         }
     }
 
-    /// How long a record may be held that has used up its attempts.
-    pub(super) fn hold_at_most(&self, others: Others) -> Duration {
+    /// For how long it may be in doubt whether the record is to blame.
+    pub(super) fn doubt_at_most(&self, others: Others) -> Duration {
         match others {
             Others::Succeed => Duration::ZERO,
             // Nobody else has trouble; if somebody had, the breaker would know within its window.

@@ -80,7 +80,7 @@ impl<P: RecordProcessor> Inner<P> {
                 return;
             };
             // Before the question, so that an answer's end is not missed.
-            let mut resumed = guard.resumed();
+            let resumed = guard.resumed();
             match guard.ask(record) {
                 Permission::Granted => {
                     if stopped {
@@ -98,8 +98,7 @@ impl<P: RecordProcessor> Inner<P> {
                 }
                 Permission::Waits => {}
             }
-            // The sender lives as long as the guard.
-            let _ = resumed.changed().await;
+            resumed.await;
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 mod attempt;
 mod blame;
 mod builder;
+mod doubt;
 mod letter;
 mod outbox;
 mod protection;

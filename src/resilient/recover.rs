@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::attempt::{AttemptTimedOut, How, Stumble, Term};
+use super::attempt::{How, Stumble, Term};
 use super::blame::{Blame, Others};
+use super::doubt::Doubt;
 use super::protection::Pass;
 use super::{Inner, Step};
 use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
-use crate::failure::{Class, Failure, Scope, Verdict};
+use crate::failure::{Class, Failure};
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
@@ -19,34 +20,26 @@ use crate::retry::{Backoff, Jitter, RetryBudget};
 use crate::sabotage::Sabotage;
 use crate::settled::{Settled, Unsettled};
 
-/// Between two tries of a record that is held, or whose retry the budget refused.
-const RECHECK: Backoff = Backoff::exponential();
+/// Between two tries of a record whose retry the budget refused, or that may not be to blame.
+pub(super) const RECHECK: Backoff = Backoff::exponential();
 
 /// Where a record stands that has failed and is not settled yet.
 pub(crate) struct Recovery {
+    /// All that were made.
     pub(super) attempts: Attempts,
-    /// Attempts and backoffs; nothing else counts.
+    /// How many of them used up one of those that there are.
+    used: u32,
+    /// The time of those, and of the backoffs between.
     spent: Duration,
     delay: Duration,
     panics: u32,
-    blame: Option<Blame>,
-    /// Nothing else has succeeded since it failed first, as far as it knows: what it used up by that it
-    /// may get back.
-    doubtful: bool,
-    held: Option<Held>,
+    pub(super) blame: Option<Blame>,
+    pub(super) doubt: Option<Doubt>,
     /// The rounds of probes that it has taken part in last.
     probed: Vec<Round>,
     /// How often in a row the budget refused its retry.
     refused: u32,
     pub(super) phase: Phase,
-}
-
-/// It is kept from being given up, as it may not be to blame.
-struct Held {
-    /// Since when others are known to have done so.
-    others: Others,
-    since: Instant,
-    rechecks: u32,
 }
 
 /// What a record's next step goes on from; a first attempt that nothing stands against has none.
@@ -66,12 +59,12 @@ impl Recovery {
     fn new() -> Self {
         Recovery {
             attempts: Attempts::default(),
+            used: 0,
             spent: Duration::ZERO,
             delay: Duration::ZERO,
             panics: 0,
             blame: None,
-            doubtful: true,
-            held: None,
+            doubt: None,
             probed: Vec::new(),
             refused: 0,
             phase: Phase::Retry { at: Instant::now() },
@@ -99,14 +92,9 @@ impl Recovery {
     /// What the others say to an attempt that has failed. `blamed`: the breaker that it counts for.
     fn others(&mut self, blamed: Option<&Breaker>, timed_out: bool) -> Others {
         match (&mut self.blame, blamed) {
-            (None, None) => Others::Succeed,
-            // The record's own failure; those before it may have been others'.
-            (Some(blame), None) => blame.others(timed_out),
-            (Some(blame), Some(breaker)) if blame.is_on(breaker) => {
-                let others = blame.others(timed_out);
-                blame.attempt_failed();
-                others
-            }
+            // Nobody else has to do with it.
+            (_, None) => Others::Succeed,
+            (Some(blame), Some(breaker)) if blame.is_on(breaker) => blame.attempt_failed(timed_out),
             (blame, Some(breaker)) => {
                 *blame = Some(Blame::new(breaker));
                 Others::Unknown
@@ -114,38 +102,11 @@ impl Recovery {
         }
     }
 
-    /// It fails while a breaker is not closed, which uses up nothing; nor did it before, as far as nothing
-    /// else has succeeded since.
-    fn excuse(&mut self) {
-        if let Some(blame) = &mut self.blame {
-            blame.forget();
-        }
-        if self.doubtful {
-            self.reset();
-        }
-    }
-
-    fn reset(&mut self) {
-        self.held = None;
-        (self.attempts, self.spent) = (Attempts::default(), Duration::ZERO);
-    }
-
-    /// It failed again and again while nothing else succeeded, and now something does: its attempts begin
-    /// anew.
-    fn begins_anew(&mut self) -> bool {
-        let anew = self.doubtful && (self.held.is_some() || self.attempts.count >= 2);
-        if anew {
-            self.reset();
-            self.doubtful = false;
-        }
-        anew
-    }
-
     fn is_out_of_patience(&self) -> bool {
         self.blame.as_ref().is_some_and(Blame::is_out_of_patience)
     }
 
-    fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
+    pub(super) fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
         let now = Instant::now();
         self.phase = Phase::Retry {
             at: now.checked_add(delay).unwrap_or(now),
@@ -181,7 +142,7 @@ impl<P: RecordProcessor> Inner<P> {
                     if let Some(due) = recovery.due() {
                         // An attempt that begins when it must end is none.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
-                            return Err(match recovery.held {
+                            return Err(match recovery.doubt {
                                 Some(_) => Unsettled::BreakerOpen,
                                 None => Unsettled::Deadline,
                             });
@@ -316,23 +277,8 @@ impl<P: RecordProcessor> Inner<P> {
     ) -> Step {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
         let timed_out = matches!(stumble.how, How::TimedOut);
-        let failure = match stumble.how {
-            How::Cut => return Step::Done(Err(Unsettled::Deadline)),
-            How::Failed(error) => self.classifiers.judge(error),
-            How::TimedOut => {
-                let after = self.policy.timeout();
-                Failure::transient(AttemptTimedOut { after }).with_code("attempt_timed_out")
-            }
-            How::Panicked(panicked) => {
-                recovery.panics += 1;
-                // Once may be chance, such as a poisoned connection; twice is the record.
-                let verdict = if recovery.panics < 2 {
-                    Verdict::transient().with_scope(Scope::Record)
-                } else {
-                    Verdict::permanent()
-                };
-                Failure::new(panicked, verdict.with_code("panicked"))
-            }
+        let Some(failure) = self.failure(stumble.how, &mut recovery.panics) else {
+            return Step::Done(Err(Unsettled::Deadline));
         };
         let number = recovery.attempts.count + 1;
         self.tell(Interest::FAILURES, || Event::AttemptFailed {
@@ -341,6 +287,7 @@ impl<P: RecordProcessor> Inner<P> {
             failure: Redacted(&failure),
             error_type: type_name::<P::Error>(),
         });
+        recovery.attempts.push(stumble.took, &failure);
         let verdict = failure.verdict();
         let blamed = self.protection.blamed(verdict);
         // What a sick dependency fails, uses up nothing.
@@ -352,96 +299,57 @@ impl<P: RecordProcessor> Inner<P> {
         }
         let others = recovery.others(blamed, timed_out);
         let beside = others != Others::Unknown;
-        // What a record shows that is held beside others' successes is known already.
-        let counts = blamed.filter(|_| recovery.held.is_none() || !beside);
+        // What a record shows that is in doubt beside others' successes is known already.
+        let counts = blamed.filter(|_| recovery.doubt.is_none() || !beside);
         self.protection.failed(record, pass, counts, beside);
 
         let is_final = verdict.class() == Class::Permanent && blamed.is_none();
         let out_of_patience = !in_health && recovery.is_out_of_patience();
         if !in_health && !is_final && !out_of_patience && !Sabotage::CountHeldAttempts.is_committed() {
-            recovery.excuse();
+            if let Some(blame) = &mut recovery.blame {
+                blame.forget();
+            }
             return recovery.retry_after(Duration::ZERO);
         }
-        let own = blamed.is_none();
-        let anew = (own || beside) && recovery.begins_anew();
-        if anew && !own {
-            let asked = verdict.retry_after();
-            let delay = self.draw(|rng| self.policy.delay(1, Duration::ZERO, asked, rng));
-            return recovery.retry_after(delay);
+        let certain = others == Others::Succeed || out_of_patience;
+        if certain {
+            recovery.doubt = None;
         }
-        if recovery.held.is_none() || Sabotage::CountHeldAttempts.is_committed() {
-            recovery.attempts.push(stumble.took, &failure);
+        let first = recovery.used == 0;
+        if certain || first || Sabotage::CountHeldAttempts.is_committed() {
+            recovery.used += 1;
             recovery.spent += stumble.took;
-            recovery.doubtful &= !own && !beside;
         }
-        let failed = recovery.attempts.count;
+        let used = recovery.used;
         let delay = self.draw(|rng| {
             let asked = failure.verdict().retry_after();
-            self.policy.delay(failed, recovery.delay, asked, rng)
+            self.policy.delay(used, recovery.delay, asked, rng)
         });
+        let spent = recovery.spent.saturating_add(delay);
         let reason = if recovery.panics >= 2 {
-            Reason::Panicked
+            Some(Reason::Panicked)
         } else if failure.verdict().class() == Class::Permanent {
-            Reason::Permanent
-        } else if out_of_patience {
-            Reason::TimeExhausted
-        } else if self.policy.attempts_exhausted(failed) {
-            Reason::AttemptsExhausted
-        } else if self
-            .policy
-            .time_exhausted(failed, recovery.spent.saturating_add(delay))
-        {
-            Reason::TimeExhausted
+            Some(Reason::Permanent)
+        } else if self.policy.attempts_exhausted(used) {
+            Some(Reason::AttemptsExhausted)
+        } else if out_of_patience || self.policy.time_exhausted(used, spent) {
+            Some(Reason::TimeExhausted)
         } else {
-            recovery.spent += delay;
-            recovery.delay = delay;
-            self.tell(Interest::FAILURES, || Event::RetryScheduled {
-                record,
-                attempt: failed + 1,
-                delay,
-            });
-            return recovery.retry_after(delay);
+            None
         };
-        let doubt = recovery.blame.as_ref().filter(|_| !is_final && !out_of_patience);
-        match doubt.map_or(Duration::ZERO, |blame| blame.hold_at_most(others)) {
-            Duration::ZERO => self.give_up(record, recovery, reason, failure),
-            at_most => self.hold(record, recovery, reason, failure, others, at_most),
+        match reason {
+            Some(reason) if certain => self.give_up(record, recovery, reason, failure),
+            None if certain || first => {
+                recovery.spent = spent;
+                recovery.delay = delay;
+                self.tell(Interest::FAILURES, || Event::RetryScheduled {
+                    record,
+                    attempt: recovery.attempts.count + 1,
+                    delay,
+                });
+                recovery.retry_after(delay)
+            }
+            _ => self.doubt(record, recovery, reason, failure, others),
         }
-    }
-
-    /// The record would be given up, but nothing else succeeds either: as long as that is so it is tried
-    /// again, which uses up nothing.
-    fn hold(
-        &self,
-        record: &Record,
-        mut recovery: Box<Recovery>,
-        reason: Reason,
-        failure: Failure,
-        others: Others,
-        at_most: Duration,
-    ) -> Step {
-        let now = Instant::now();
-        let held = recovery.held.get_or_insert(Held {
-            others,
-            since: now,
-            rechecks: 0,
-        });
-        if held.others != others {
-            (held.others, held.since) = (others, now);
-        }
-        if now.saturating_duration_since(held.since) >= at_most {
-            return self.give_up(record, recovery, reason, failure);
-        }
-        // The first time it is only not known yet.
-        if held.rechecks == 1 {
-            self.tell(Interest::FAILURES, || Event::RecordHeld {
-                record,
-                failure: Redacted(&failure),
-                at_most,
-            });
-        }
-        let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, held.rechecks, Duration::ZERO, rng));
-        held.rechecks = held.rechecks.saturating_add(1);
-        recovery.retry_after(delay)
     }
 }

@@ -1,9 +1,12 @@
-//! The classifiers of one processor, asked in turn.
+//! What an attempt's failure means: the classifiers of one processor, asked in turn.
 
 use std::error::Error;
 
+use super::Inner;
+use super::attempt::{AttemptTimedOut, How};
 use crate::classify::{Classify, StandardClassifier};
-use crate::failure::{BoxError, Failure, Verdict};
+use crate::failure::{BoxError, Failure, Scope, Verdict};
+use crate::processor::RecordProcessor;
 
 pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
 
@@ -34,6 +37,31 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
             .iter()
             .find_map(|classifier| classifier.classify(error))
             .or_else(|| StandardClassifier.classify(error))
+    }
+}
+
+impl<P: RecordProcessor> Inner<P> {
+    /// The failure that an attempt ended in; `None`: it was cut short, which says nothing. `panics` counts
+    /// the record's.
+    pub(super) fn failure(&self, how: How<P::Error>, panics: &mut u32) -> Option<Failure> {
+        Some(match how {
+            How::Cut => return None,
+            How::Failed(error) => self.classifiers.judge(error),
+            How::TimedOut => {
+                let after = self.policy.timeout();
+                Failure::transient(AttemptTimedOut { after }).with_code("attempt_timed_out")
+            }
+            How::Panicked(panicked) => {
+                *panics += 1;
+                // Once may be chance, such as a poisoned connection; twice is the record.
+                let verdict = if *panics < 2 {
+                    Verdict::transient().with_scope(Scope::Record)
+                } else {
+                    Verdict::permanent()
+                };
+                Failure::new(panicked, verdict.with_code("panicked"))
+            }
+        })
     }
 }
 

@@ -76,8 +76,10 @@ pub struct Fate {
     /// How often a run saw it fail by itself, or because the process stood still, and for how long.
     failed_alone: u32,
     failed_alone_for: Duration,
-    /// When a run saw it fail first, and how often others had succeeded by then.
-    first_failed: Option<(Duration, u64)>,
+    /// How often it failed in each run before this one.
+    failed_before: Vec<u32>,
+    /// When a run saw it fail first.
+    first_failed: Option<Duration>,
     run: InRun,
 }
 
@@ -87,6 +89,7 @@ struct InRun {
     covered: bool,
     processed: bool,
     letter_sent: bool,
+    failed: u32,
     failed_alone: u32,
     failed_alone_for: Duration,
     /// The number of the step in which it failed last.
@@ -132,7 +135,6 @@ pub struct Oracle {
     /// The last calls that ended, at least one of them of another record than the last.
     ended: Vec<((usize, usize), Duration)>,
     failed: Vec<((usize, usize), Duration)>,
-    succeeded: u64,
     /// The number of the step in which a breaker opened that is still open.
     open_since: Option<u64>,
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
@@ -176,7 +178,6 @@ impl Oracle {
             running: 0,
             ended: Vec::new(),
             failed: Vec::new(),
-            succeeded: 0,
             open_since: None,
             flood: vec![0; shards],
             saved_in_run: HashMap::new(),
@@ -197,6 +198,7 @@ impl Oracle {
             bad_deploy: false,
             failed_alone: 0,
             failed_alone_for: Duration::ZERO,
+            failed_before: Vec::new(),
             first_failed: None,
             run: InRun::default(),
         });
@@ -221,7 +223,8 @@ impl Oracle {
     /// A consumer begins to run.
     pub fn run_begins(&mut self) {
         for fate in self.shards.iter_mut().flatten() {
-            fate.run = InRun::default();
+            let before = std::mem::take(&mut fate.run);
+            fate.failed_before.push(before.failed);
             fate.first_failed = None;
         }
         self.flood.fill(0);
@@ -311,7 +314,6 @@ impl Oracle {
 
     pub fn handler_succeeded(&mut self, (shard, index): (usize, usize)) {
         let fate = &mut self.shards[shard][index];
-        self.succeeded += 1;
         fate.processed += 1;
         fate.run.processed = true;
     }
@@ -326,10 +328,11 @@ impl Oracle {
         self.failed.retain(|(_, at)| *at + LATELY >= now);
         self.failed.push(((shard, index), now));
         let fate = &mut self.shards[shard][index];
-        fate.first_failed.get_or_insert((now, self.succeeded));
+        fate.first_failed.get_or_insert(now);
         if cause == Cause::Itself {
             fate.own_failures += 1;
         }
+        fate.run.failed += 1;
         fate.run.failed_in = step;
         match cause {
             Cause::Itself | Cause::StoodStill => {
@@ -410,7 +413,8 @@ impl Oracle {
             && letter.partition_key.as_deref() == record.partition_key()
             && letter.payload == *record.payload()
             && letter.arrived_at.is_some()
-            && (1..=plan.max_attempts.max(2)).contains(&letter.attempts.count)
+            && (letter.attempts.count == fate.run.failed
+                || fate.failed_before.contains(&letter.attempts.count))
             && letter.attempts.first.len() as u32 == letter.attempts.count.min(2)
             && !letter.error.chain.is_empty()
             && !letter.processor.is_empty();
@@ -430,17 +434,17 @@ impl Oracle {
                 )
             })?;
         }
-        let mostly_alone = fate.failed_alone + 2 > plan.max_attempts
+        let alone = fate.failed_alone > 0;
+        // Each outage may use up one attempt, before anybody can know of it.
+        let mostly_alone = fate.failed_alone + plan.outages.len() as u32 >= plan.max_attempts
             || fate.failed_alone_for * 2 > plan.max_elapsed
             // After one that hung there is one more attempt, which may fail by itself.
-            || (fate.failed_alone > 0 && plan.attempt_timeout * 2 > plan.max_elapsed)
-            // What so few keys meet is no outage to anyone.
-            || (fate.failed_alone > 0 && few)
-            // Where nothing else is tried nobody can know.
-            || fate.first_failed.is_some_and(|(at, succeeded)| {
-                (quiet && self.succeeded > succeeded) || now >= at + HOLD
-            });
-        let to_blame = !fate.planned.behaviour.can_succeed() || fate.bad_deploy || mostly_alone;
+            || (alone && plan.attempt_timeout * 2 > plan.max_elapsed)
+            // It has failed beside others before: by itself, or as one outage ended and the next began. What so
+            // few keys meet is no outage then to anyone, and where nothing else is tried nobody can know.
+            || ((alone || plan.outages.len() > 1) && (few || quiet));
+        let held = fate.first_failed.is_some_and(|at| now >= at + HOLD);
+        let to_blame = !fate.planned.behaviour.can_succeed() || fate.bad_deploy || mostly_alone || held;
         ensure(Promise::NoOutageLetter, to_blame, || {
             format!("{} ({:?}): {:?}", fate.name(), fate.planned.behaviour, letter)
         })

@@ -264,7 +264,8 @@ impl Plan {
             } else {
                 Behaviour::Succeeds
             };
-            let slow = rng.random_bool(0.05);
+            // Most that goes wrong beside a failure goes wrong while that takes its time.
+            let slow = rng.random_bool(if behaviour.can_succeed() { 0.05 } else { 0.3 });
             let takes = if slow {
                 millis(&mut rng, 500..4_000)
             } else {
