@@ -246,6 +246,13 @@ async fn obey(record: Record) -> Result<(), BoxError> {
         b"ok" => Ok(()),
         b"db" => Err(Failure::transient("no connection").with_dependency("db").into()),
         b"own" => Err(Failure::transient("too long").with_scope(Scope::Record).into()),
+        b"refused" => Err(Failure::permanent("not allowed")
+            .with_scope(Scope::Dependency)
+            .into()),
+        b"slow" => {
+            sleep(Duration::from_millis(1)).await;
+            Err("of unknown cause, after a while".into())
+        }
         _ => Err("of unknown cause".into()),
     }
 }
@@ -447,6 +454,92 @@ async fn records_to_blame_at_the_quiet_end_of_a_stream_open_no_breaker() {
         resilient.breaker().map(Breaker::state),
         Some(BreakerState::Closed)
     );
+}
+
+/// Settles them one behind the other, or as many at a time as may be held.
+async fn settle_all(records: &[(&str, &str)], pipeline: Pipeline, breaker: Breaker) -> (usize, Duration) {
+    let sink = dead_letter::Memory::new();
+    let resilient = obedient(&sink).breaker(breaker).build().expect("valid");
+    let records = (0..).zip(records);
+    let records: Vec<Record> = records
+        .map(|(number, (key, text))| record(number, key, text))
+        .collect();
+    let start = Instant::now();
+    let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
+    let finished = tokio::time::timeout(Duration::from_secs(24 * 60 * 60), run).await;
+    let finished = finished
+        .expect("it does not stand for ever")
+        .expect("nothing halts");
+    assert!(finished.complete);
+    (sink.letters().len(), start.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_is_not_blocked_for_ever_by_a_record_that_fails_alone() {
+    for how in ["unknown", "refused"] {
+        // Nothing else can succeed meanwhile, and that need not be an outage.
+        let records = [("a", "ok"), ("b", how), ("c", "ok"), ("b", "ok")];
+        let pipeline = Pipeline::new().ordering(Ordering::Shard);
+        let (letters, took) = settle_all(&records, pipeline, Breaker::default()).await;
+        assert_eq!(letters, 1, "{how}");
+        let minutes = took.as_secs_f64() / 60.0;
+        assert!((15.0..17.5).contains(&minutes), "{how}: {minutes}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_of_probes_ends_though_there_are_fewer_records_than_probes() {
+    // No more is held than the two that fail, so nothing else is there to be tried.
+    let records = [
+        ("a", "slow"),
+        ("b", "slow"),
+        ("c", "ok"),
+        ("d", "ok"),
+        ("e", "ok"),
+    ];
+    let breaker = Breaker::builder().keys_in_a_row(2).build().expect("valid");
+    let (letters, took) = settle_all(&records, Pipeline::new().held(2), breaker).await;
+    assert_eq!(letters, 2);
+    assert!(took < Duration::from_secs(20 * 60), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_across_the_end_of_an_outage_makes_no_letter() {
+    // Each attempt hangs for 5 s. Two records are too few to open the breaker.
+    struct Hangs(Instant);
+    impl RecordProcessor for Hangs {
+        type Error = BoxError;
+        async fn process(&self, _: &Record, _: &Attempt<'_>) -> Result<(), BoxError> {
+            if Instant::now() < self.0 {
+                std::future::pending().await
+            }
+            Ok(())
+        }
+    }
+    let sink = dead_letter::Memory::new();
+    let outage_ends = Instant::now() + Duration::from_secs(62);
+    let policy = redrive::RetryPolicy::exponential()
+        .attempt_timeout(Duration::from_secs(5))
+        .max_attempts(2);
+    let resilient = Resilient::builder("billing", Hangs(outage_ends))
+        .dead_letters(sink.clone())
+        .retry(policy)
+        .seed(3)
+        .build()
+        .expect("valid");
+    let batches = stream::iter([0, 1]).then(|number| async move {
+        sleep(Duration::from_secs(2 * number)).await;
+        Batch::from(vec![record(number, &number.to_string(), "")])
+    });
+    let batches: std::pin::Pin<Box<dyn Stream<Item = Batch>>> =
+        Box::pin(batches.chain(stream::once(async move {
+            // It succeeds while the others' last attempts still hang.
+            sleep_until(outage_ends).await;
+            Batch::from(vec![record(9, "other", "")])
+        })));
+    let finished = Pipeline::new().run(&resilient, batches).await;
+    assert!(finished.expect("nothing halts").complete);
+    assert_eq!(sink.letters(), []);
 }
 
 #[test]

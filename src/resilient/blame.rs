@@ -88,3 +88,75 @@ impl Blame {
         self.since.elapsed() >= self.breaker.hold_at_most() && self.breaker.is_narrow()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::tally::Tally;
+
+    fn breaker() -> (Breaker, Arc<Tally>) {
+        let (breaker, tally) = (Breaker::default(), Arc::new(Tally::default()));
+        breaker.enlist(tally.clone());
+        (breaker, tally)
+    }
+
+    #[test]
+    fn only_an_attempt_begun_after_a_success_tells_that_others_succeed() {
+        let (breaker, others) = breaker();
+        others.add();
+        let mut blame = Blame::new(&breaker);
+        blame.attempt_begins();
+        assert_eq!(blame.attempt_failed(false), Others::Unknown);
+        blame.attempt_begins();
+        // Too late: the attempt may have begun in an outage that is over now.
+        others.add();
+        assert_eq!(blame.attempt_failed(false), Others::Unknown);
+        others.add();
+        blame.attempt_begins();
+        assert_eq!(blame.attempt_failed(false), Others::Succeed);
+        blame.attempt_begins();
+        assert_eq!(blame.attempt_failed(false), Others::Succeeded);
+        blame.forget();
+        blame.attempt_begins();
+        assert_eq!(blame.attempt_failed(false), Others::Unknown);
+    }
+
+    #[test]
+    fn one_that_hung_needs_a_success_on_either_side() {
+        let (breaker, others) = breaker();
+        let mut blame = Blame::new(&breaker);
+        others.add();
+        blame.attempt_begins();
+        assert_eq!(blame.attempt_failed(true), Others::Unknown);
+        others.add();
+        blame.attempt_begins();
+        others.add();
+        assert_eq!(blame.attempt_failed(true), Others::Succeed);
+    }
+
+    #[test]
+    fn a_doubt_is_short_where_nobody_else_has_trouble() {
+        let (breaker, _) = breaker();
+        let blame = Blame::new(&breaker);
+        let record = crate::Record::builder("s", "shardId-0".into(), 1.into()).build();
+        assert_eq!(blame.doubt_at_most(Others::Succeed), Duration::ZERO);
+        assert_eq!(blame.doubt_at_most(Others::Succeeded), Duration::from_secs(10));
+        assert_eq!(blame.doubt_at_most(Others::Unknown), Duration::from_secs(15 * 60));
+        breaker.failed(&record, false);
+        assert_eq!(
+            blame.doubt_at_most(Others::Succeeded),
+            Duration::from_secs(15 * 60)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_where_few_have_failed() {
+        let (breaker, _) = breaker();
+        let blame = Blame::new(&breaker);
+        assert!(!blame.is_out_of_patience());
+        tokio::time::advance(Duration::from_secs(15 * 60)).await;
+        assert!(blame.is_out_of_patience());
+    }
+}

@@ -108,6 +108,75 @@ fn a_probe_that_shows_nothing_is_made_again() {
 }
 
 #[test]
+fn a_round_in_which_nothing_was_shown_is_followed_by_another() {
+    let mut machine = machine();
+    let now = half_open(&mut machine, Instant::now());
+    let round = machine.probe().expect("one is left");
+    machine.proved(now, round, Proof::Nothing, 1, 0);
+    let over = machine.next_tick().expect("the round ends");
+    assert_eq!(machine.tick(over, 0), None);
+    let next = machine.round().expect("who probed before may probe again");
+    assert_ne!(next, round);
+    assert_eq!(machine.next_tick(), None, "nothing was tried in it yet");
+}
+
+#[test]
+fn few_keys_are_no_outage_however_often_they_fail() {
+    let now = Instant::now();
+    let mut machine = Machine::new(
+        Breaker::builder().keys_in_a_row(100).min_attempts(20).settings,
+        SmallRng::seed_from_u64(1),
+    );
+    assert!(machine.is_narrow() && !machine.has_suspects());
+    for key in 0..19 {
+        machine.failed(now, Some(key), 1_000);
+        machine.failed(now, None, 1_000);
+    }
+    assert!(machine.is_narrow() && machine.has_suspects());
+    machine.failed(now, Some(19), 1_000);
+    assert!(!machine.is_narrow());
+    machine.failed(now, None, 1_001);
+    assert!(
+        machine.is_narrow() && !machine.has_suspects(),
+        "a success in between clears them"
+    );
+}
+
+#[test]
+fn what_a_probe_shows_of_a_key_counts_as_well() {
+    let mut machine = machine();
+    let mut now = half_open(&mut machine, Instant::now());
+    // Five were needed to open it; three that fail open it again.
+    for key in 5..20 {
+        let round = machine.probe().expect("one is left");
+        if opened(machine.proved(now, round, Proof::Fails, key, 0)) {
+            now = machine.next_tick().expect("it is open");
+            machine.tick(now, 0);
+        }
+    }
+    assert!(!machine.is_narrow());
+    let round = machine.probe().expect("one is left");
+    machine.proved(now, round, Proof::Works, 1, 1);
+    assert!(machine.is_narrow());
+}
+
+#[test]
+fn it_has_been_closed_for_as_long_as_it_has() {
+    let mut machine = machine();
+    let start = Instant::now();
+    assert!(machine.is_closed_for(start, Duration::from_secs(3_600)));
+    let now = half_open(&mut machine, start);
+    assert!(!machine.is_closed_for(now, Duration::ZERO));
+    for _ in 0..3 {
+        let round = machine.probe().expect("one is left");
+        machine.proved(now, round, Proof::Works, 1, 3);
+    }
+    let later = now + Duration::from_secs(5);
+    assert!(machine.is_closed_for(later, Duration::from_secs(5)));
+    assert!(!machine.is_closed_for(later, Duration::from_secs(6)));
+}
+
+#[test]
 fn too_few_probes_decide_when_their_time_is_over() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
