@@ -195,6 +195,34 @@ mod tests {
     }
 
     #[test]
+    fn what_happened_since_the_last_look_is_spread_over_the_time_since() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut recent = Recent::new(Duration::from_secs(10));
+        recent.add(at(0), 0);
+        recent.add_since(Some(at(0)), at(2), 300);
+        assert_eq!(
+            [2, 5, 9, 10, 11, 12].map(|secs| recent.sum(at(secs))),
+            [300, 300, 300, 200, 100, 0]
+        );
+        // Without a last look, over the whole window.
+        let mut recent = Recent::new(Duration::from_secs(10));
+        recent.add_since(None, at(0), 1_000);
+        assert_eq!([0, 5, 9].map(|secs| recent.sum(at(secs))), [1_000, 500, 100]);
+    }
+
+    #[test]
+    fn a_restart_forgets_what_was() {
+        let now = Instant::now();
+        let mut growth = Growth::new(Duration::from_secs(10));
+        growth.observe(now, 50);
+        growth.restart(now, 60);
+        assert_eq!(growth.sum(now), 0);
+        assert_eq!(growth.observe(now, 61), 1);
+        assert_eq!(growth.sum(now), 1);
+    }
+
+    #[test]
     fn what_happened_over_an_hour_counts_for_its_last_seconds_only() {
         let start = Instant::now();
         let mut growth = Growth::new(Duration::from_secs(10));

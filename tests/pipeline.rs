@@ -329,6 +329,9 @@ async fn a_halt_stops_the_shard_before_the_record_and_keeps_what_was_done() {
         .expect_err("halted");
     assert_eq!(halted.record.sequence_number(), &10.into());
     assert!(matches!(halted.halt, Halt::WithoutDeadLetters(_)));
+    assert_eq!(halted.to_string(), "shard shardId-0 halted at record 10");
+    let source = std::error::Error::source(&*halted).expect("why");
+    assert!(source.downcast_ref::<Halt>().is_some(), "{source:?}");
     assert_eq!(halted.checkpoint.position(), &position(9));
     assert!(
         script.calls().len() < 200,

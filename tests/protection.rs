@@ -474,6 +474,82 @@ async fn settle_all(records: &[(&str, &str)], pipeline: Pipeline, breaker: Break
     (sink.letters().len(), start.elapsed())
 }
 
+/// The keys that were tried in each round of probes.
+#[derive(Default)]
+struct Rounds(Mutex<Vec<Vec<String>>>);
+
+impl Observer for Rounds {
+    fn on(&self, event: &Event<'_>) {
+        let mut rounds = self.0.lock().expect("no panic while locked");
+        match event {
+            Event::BreakerHalfOpened { .. } => rounds.push(Vec::new()),
+            Event::AttemptFailed { record, .. } => {
+                let key = record.partition_key().unwrap_or_default().to_owned();
+                rounds
+                    .iter_mut()
+                    .last()
+                    .into_iter()
+                    .for_each(|round| round.push(key.clone()));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_come_from_different_lanes_in_turn() {
+    let database = Database::down(Duration::ZERO, 60);
+    let rounds = Arc::new(Rounds::default());
+    let resilient = Resilient::builder("billing", database.clone())
+        .dead_letters(dead_letter::Memory::new())
+        .observer(rounds.clone())
+        .seed(5)
+        .build()
+        .expect("valid");
+    // Two records of each of nine keys.
+    let records = (0..18).map(|number| record(number, &(number % 9).to_string(), ""));
+    let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
+    let finished = Pipeline::new().run(&resilient, batches).await;
+    assert!(finished.expect("nothing halts").complete);
+    let mut rounds = rounds.0.lock().expect("no panic while locked").clone();
+    rounds.retain(|round| !round.is_empty());
+    assert!(rounds.len() > 4, "{rounds:?}");
+    for round in &rounds {
+        let different: std::collections::HashSet<&String> = round.iter().collect();
+        assert_eq!(different.len(), round.len(), "a lane was tried twice: {round:?}");
+    }
+    let tried: std::collections::HashSet<&String> = rounds.iter().flatten().collect();
+    assert_eq!(tried.len(), 9, "some lane never had its turn: {rounds:?}");
+}
+
+#[test]
+fn what_a_processor_is_given_can_be_looked_at() {
+    let sink = dead_letter::Memory::new();
+    let guard = Guard::new(0.25, 7, Duration::from_secs(3)).expect("valid");
+    let budget = redrive::RetryBudget::new(0.5, 3.0).expect("valid");
+    let resilient = obedient(&sink)
+        .guard(guard.clone())
+        .retry_budget(budget.clone())
+        .build()
+        .expect("valid");
+    assert_eq!(resilient.application(), "billing");
+    assert_eq!(
+        resilient.dead_letters().map(|sink| sink.name()).as_deref(),
+        Some("memory")
+    );
+    assert_eq!(format!("{:?}", resilient.guard()), format!("{:?}", Some(guard)));
+    assert_eq!(
+        format!("{:?}", resilient.retry_budget()),
+        format!("{:?}", Some(budget))
+    );
+    let without = obedient(&sink)
+        .without_breaker()
+        .without_guard()
+        .without_retry_budget();
+    let without = without.build().expect("valid");
+    assert!(without.breaker().is_none() && without.guard().is_none() && without.retry_budget().is_none());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_shard_is_not_blocked_for_ever_by_a_record_that_fails_alone() {
     for how in ["unknown", "refused"] {

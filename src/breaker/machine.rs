@@ -279,7 +279,7 @@ impl Machine {
         let majority = self.settings.probes / 2 + 1;
         if probing.succeeded >= majority {
             Some(self.close(now, successes))
-        } else if probing.failed >= majority || probing.succeeded + probing.failed >= self.settings.probes {
+        } else if probing.failed >= majority {
             Some(self.reopen(now, probing))
         } else {
             None

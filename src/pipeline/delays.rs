@@ -129,6 +129,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_those_for_one_time_the_first_to_come_goes_first() {
+        let at = Instant::now() + Duration::from_millis(10);
+        let mut delays = Delays::new();
+        assert!(delays.is_empty());
+        (0..9).for_each(|number| delays.push(at, number));
+        assert!(!delays.is_empty());
+        for expected in 0..5 {
+            assert_eq!(poll_fn(|cx| delays.poll_due(cx)).await, expected);
+        }
+        let mut left: Vec<i32> = delays.drain().collect();
+        left.sort();
+        assert_eq!(left, [5, 6, 7, 8]);
+        assert!(delays.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_earlier_one_that_comes_later_is_not_late() {
         let start = Instant::now();
         let mut delays = Delays::new();

@@ -318,7 +318,8 @@ impl<P: RecordProcessor> Inner<P> {
         let first = recovery.used == 0;
         if certain || first || Sabotage::CountHeldAttempts.is_committed() {
             recovery.used += 1;
-            recovery.spent += stumble.took;
+            // A process that stood still meanwhile is not the record's fault.
+            recovery.spent += stumble.took.min(self.policy.timeout());
         }
         let used = recovery.used;
         let delay = self.draw(|rng| {

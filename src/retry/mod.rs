@@ -79,8 +79,9 @@ impl RetryPolicy {
         self
     }
 
-    /// How often the handler is called for a record at most, the first time included. What fails while
-    /// a [`Breaker`](crate::Breaker) is not closed, or while the record is held, does not count.
+    /// How often the handler is called for a record at most, the first time included. A failure that may
+    /// be an outage's does not count: one while a [`Breaker`](crate::Breaker) is not closed, or with no
+    /// success of another record since this one's failure before.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
@@ -192,6 +193,14 @@ mod tests {
             assert!((3.0..=3.3).contains(&asked), "{asked}");
             assert_eq!(delay(3_600), Duration::from_secs(10));
         }
+    }
+
+    #[test]
+    fn time_is_used_up_when_it_is_over_and_never_by_one_attempt() {
+        let policy = RetryPolicy::exponential();
+        assert!(!policy.time_exhausted(2, Duration::from_secs(30)));
+        assert!(policy.time_exhausted(2, Duration::from_millis(30_001)));
+        assert!(!policy.time_exhausted(1, Duration::from_secs(3_600)));
     }
 
     #[test]

@@ -176,6 +176,98 @@ fn it_has_been_closed_for_as_long_as_it_has() {
     assert!(!machine.is_closed_for(later, Duration::from_secs(6)));
 }
 
+/// Fails its probes, and lets its pause pass.
+fn fail_round(machine: &mut Machine, now: Instant) -> Instant {
+    let change = (0..3).find_map(|_| {
+        let round = machine.probe().expect("one is left");
+        machine.proved(now, round, Proof::Fails, 1, 0)
+    });
+    let Some(Change::Opened {
+        failures,
+        attempts,
+        pause,
+    }) = change
+    else {
+        panic!("{change:?}")
+    };
+    assert_eq!((failures, attempts), (3, 3));
+    machine.tick(now + pause, 0);
+    now + pause
+}
+
+fn pause(change: Option<Change>) -> f64 {
+    match change {
+        Some(Change::Opened { pause, .. }) => pause.as_secs_f64(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_next_pause_is_half_as_grown_after_it_closed_and_not_grown_once_it_stayed_closed() {
+    for (stays_closed, pauses) in [(0, 4.0..=8.0), (9, 4.0..=8.0), (10, 0.5..=1.0)] {
+        let mut machine = machine();
+        let mut now = half_open(&mut machine, Instant::now());
+        // Six openings so far, so the seventh pause would be a minute.
+        for _ in 0..5 {
+            now = fail_round(&mut machine, now);
+        }
+        for _ in 0..3 {
+            let round = machine.probe().expect("one is left");
+            machine.proved(now, round, Proof::Works, 1, 3);
+        }
+        assert!(matches!(machine.phase(), Phase::Closed));
+        let now = now + Duration::from_secs(stays_closed);
+        let pause = pause((10..15).find_map(|key| machine.failed(now, Some(key), 3)));
+        assert!(pauses.contains(&pause), "closed for {stays_closed} s: {pause}");
+    }
+}
+
+#[test]
+fn a_round_goes_on_until_its_time_is_over() {
+    let mut machine = machine();
+    let now = half_open(&mut machine, Instant::now());
+    let round = machine.probe().expect("one is left");
+    machine.proved(now, round, Proof::Works, 1, 1);
+    assert_eq!(machine.tick(now + Duration::from_secs(9), 1), None);
+    assert_eq!(machine.next_tick(), Some(now + Duration::from_secs(10)));
+    // As many that fail as that succeed are no reason to close.
+    let round = machine.probe().expect("one is left");
+    machine.proved(now, round, Proof::Fails, 1, 1);
+    assert!(opened(machine.tick(now + Duration::from_secs(10), 1)));
+}
+
+#[test]
+fn a_probe_of_a_round_that_is_over_decides_nothing() {
+    let mut machine = machine();
+    let now = half_open(&mut machine, Instant::now());
+    let late = machine.probe().expect("one is left");
+    let now = fail_round(&mut machine, now);
+    for _ in 0..5 {
+        assert_eq!(machine.proved(now, late, Proof::Works, 1, 1), None);
+    }
+    assert!(matches!(machine.phase(), Phase::HalfOpen(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_dropped_is_given_back() {
+    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let record = crate::Record::builder("s", "shardId-0".into(), 1.into()).build();
+    assert!(opened(breaker.failed(&record, false)));
+    assert!(breaker.probe().is_none(), "not while it is open");
+    breaker.change().await;
+    assert_eq!(breaker.tick(), Some(Change::HalfOpened));
+    let probes: Vec<_> = std::iter::from_fn(|| breaker.probe()).collect();
+    assert_eq!(probes.len(), 5);
+    assert!(probes.iter().all(|probe| Some(probe.round()) != breaker.round()));
+    let round = probes[0].round();
+    drop(probes);
+    assert_eq!(breaker.round(), Some(round));
+    let probe = breaker.probe().expect("it was given back");
+    probe.showed(Proof::Works, &record);
+    let left: Vec<_> = std::iter::from_fn(|| breaker.probe()).collect();
+    assert_eq!(left.len(), 4, "one was used");
+}
+
 #[test]
 fn too_few_probes_decide_when_their_time_is_over() {
     let mut machine = machine();

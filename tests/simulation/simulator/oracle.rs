@@ -149,7 +149,7 @@ pub struct Oracle {
 const HOLD: Duration = Duration::from_secs(15 * 60);
 /// So many keys in a row open a breaker.
 const FEW: usize = 5;
-const LATELY: Duration = Duration::from_secs(2 * 60);
+const LATELY: Duration = Duration::from_secs(15);
 /// As long as a breaker looks back.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -360,7 +360,7 @@ impl Oracle {
     }
 
     /// A letter is given to the sink.
-    pub fn letter_sent(&mut self, plan: &Plan, place: (usize, usize)) -> Checked {
+    pub fn letter_sent(&mut self, plan: &Plan, place: (usize, usize), attempts: u32) -> Checked {
         let (shard, index) = place;
         let processed = self.shards[shard]
             .iter()
@@ -368,7 +368,7 @@ impl Oracle {
             .count() as u64;
         let fate = &mut self.shards[shard][index];
         // Of a run that was dropped.
-        let foreign = fate.run.failed_in == 0;
+        let foreign = fate.run.failed != attempts;
         if foreign || std::mem::replace(&mut fate.run.letter_sent, true) {
             return Ok(());
         }
@@ -438,8 +438,8 @@ impl Oracle {
         // Each outage may use up one attempt, before anybody can know of it.
         let mostly_alone = fate.failed_alone + plan.outages.len() as u32 >= plan.max_attempts
             || fate.failed_alone_for * 2 > plan.max_elapsed
-            // After one that hung there is one more attempt, which may fail by itself.
-            || (alone && plan.attempt_timeout * 2 > plan.max_elapsed)
+            // After one that hung there is one more attempt, which may fail by itself or in another outage.
+            || ((alone || plan.outages.len() > 1) && plan.attempt_timeout * 2 > plan.max_elapsed)
             // It has failed beside others before: by itself, or as one outage ended and the next began. What so
             // few keys meet is no outage then to anyone, and where nothing else is tried nobody can know.
             || ((alone || plan.outages.len() > 1) && (few || quiet));

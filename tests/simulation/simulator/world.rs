@@ -252,7 +252,10 @@ impl World {
     /// A letter that is given to the sink.
     pub fn letter_sent(&self, letter: &DeadLetter) {
         if let Some(place) = place(&letter.shard.to_string(), &letter.sequence_number) {
-            let checked = self.state().oracle.letter_sent(self.plan(), place);
+            let checked = self
+                .state()
+                .oracle
+                .letter_sent(self.plan(), place, letter.attempts.count);
             self.check(checked);
         }
     }
