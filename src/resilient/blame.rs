@@ -89,6 +89,27 @@ impl Blame {
     }
 }
 
+/// Nothing else has succeeded since the record failed before: it may be an outage. As long as that is so
+/// the record is tried again, which uses up nothing.
+pub(super) struct Doubt {
+    pub(super) others: Others,
+    /// Since when they say so.
+    pub(super) since: Instant,
+    pub(super) failures: u32,
+    pub(super) told: bool,
+}
+
+impl Doubt {
+    pub(super) fn new(others: Others) -> Self {
+        Doubt {
+            others,
+            since: Instant::now(),
+            failures: 0,
+            told: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

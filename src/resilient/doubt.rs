@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::blame::{Blame, Others};
-use super::recover::{RECHECK, Recovery};
+use super::blame::{Blame, Doubt, Others};
+use super::recovery::{RECHECK, Recovery};
 use super::{Inner, Step};
 use crate::dead_letter::Reason;
 use crate::failure::Failure;
@@ -13,27 +13,6 @@ use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::retry::Jitter;
-
-/// Nothing else has succeeded since the record failed before: it may be an outage. As long as that is so
-/// the record is tried again, which uses up nothing.
-pub(super) struct Doubt {
-    others: Others,
-    /// Since when they say so.
-    since: Instant,
-    failures: u32,
-    told: bool,
-}
-
-impl Doubt {
-    fn new(others: Others) -> Self {
-        Doubt {
-            others,
-            since: Instant::now(),
-            failures: 0,
-            told: false,
-        }
-    }
-}
 
 impl<P: RecordProcessor> Inner<P> {
     /// The record may not be to blame. If that stays so for too long, it is given up all the same.

@@ -4,7 +4,7 @@ use std::any::type_name;
 
 use super::outbox::Refused;
 use super::protection::Run;
-use super::recover::{Phase, Recovery};
+use super::recovery::{Phase, Recovery};
 use super::{Inner, Step};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;

@@ -18,13 +18,14 @@ mod letter;
 mod outbox;
 mod protection;
 mod recover;
+mod recovery;
 mod verdict;
 
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 
 pub(crate) use protection::{Pass, Protection, Run};
-pub(crate) use recover::{Recovery, Stage};
+pub(crate) use recovery::{Recovery, Stage};
 
 use crate::breaker::Breaker;
 use crate::dead_letter::DeadLetterSink;

@@ -3,117 +3,22 @@
 use std::any::type_name;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{How, Stumble, Term};
-use super::blame::{Blame, Others};
-use super::doubt::Doubt;
+use super::blame::Others;
 use super::protection::Pass;
+use super::recovery::{Phase, RECHECK, Recovery, Stage};
 use super::{Inner, Step};
-use crate::breaker::{Breaker, Round};
-use crate::dead_letter::{Attempts, DeadLetter, Reason};
-use crate::failure::{Class, Failure};
+use crate::breaker::Round;
+use crate::dead_letter::Reason;
+use crate::failure::Class;
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::retry::{Backoff, Jitter, RetryBudget};
+use crate::retry::{Jitter, RetryBudget};
 use crate::sabotage::Sabotage;
 use crate::settled::{Settled, Unsettled};
-
-/// Between two tries of a record whose retry the budget refused, or that may not be to blame.
-pub(super) const RECHECK: Backoff = Backoff::exponential();
-
-/// Where a record stands that has failed and is not settled yet.
-pub(crate) struct Recovery {
-    /// All that were made.
-    pub(super) attempts: Attempts,
-    /// How many of them used up one of those that there are.
-    used: u32,
-    /// The time of those, and of the backoffs between.
-    spent: Duration,
-    delay: Duration,
-    panics: u32,
-    pub(super) blame: Option<Blame>,
-    pub(super) doubt: Option<Doubt>,
-    /// The rounds of probes that it has taken part in last.
-    probed: Vec<Round>,
-    /// How often in a row the budget refused its retry.
-    refused: u32,
-    pub(super) phase: Phase,
-}
-
-/// What a record's next step goes on from; a first attempt that nothing stands against has none.
-pub(crate) struct Stage {
-    pub(crate) recovery: Option<Box<Recovery>>,
-    pub(crate) pass: Pass,
-}
-
-pub(super) enum Phase {
-    /// Another attempt, at this time.
-    Retry { at: Instant },
-    /// The verdict is reached and kept: only the letter is left to write.
-    Letter(Box<(DeadLetter, Failure)>),
-}
-
-impl Recovery {
-    fn new() -> Self {
-        Recovery {
-            attempts: Attempts::default(),
-            used: 0,
-            spent: Duration::ZERO,
-            delay: Duration::ZERO,
-            panics: 0,
-            blame: None,
-            doubt: None,
-            probed: Vec::new(),
-            refused: 0,
-            phase: Phase::Retry { at: Instant::now() },
-        }
-    }
-
-    /// When to go on; `None`: at once.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Retry { at } => Some(at),
-            Phase::Letter(_) => None,
-        }
-    }
-
-    /// Whether going on calls the handler.
-    pub(crate) fn calls_handler(&self) -> bool {
-        matches!(self.phase, Phase::Retry { .. })
-    }
-
-    /// Whether it took part in one of these rounds of probes: others come first.
-    pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
-        self.probed.iter().any(|round| rounds.contains(round))
-    }
-
-    /// What the others say to an attempt that has failed. `blamed`: the breaker that it counts for.
-    fn others(&mut self, blamed: Option<&Breaker>, timed_out: bool) -> Others {
-        match (&mut self.blame, blamed) {
-            // Nobody else has to do with it.
-            (_, None) => Others::Succeed,
-            (Some(blame), Some(breaker)) if blame.is_on(breaker) => blame.attempt_failed(timed_out),
-            (blame, Some(breaker)) => {
-                *blame = Some(Blame::new(breaker));
-                Others::Unknown
-            }
-        }
-    }
-
-    fn is_out_of_patience(&self) -> bool {
-        self.blame.as_ref().is_some_and(Blame::is_out_of_patience)
-    }
-
-    pub(super) fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
-        let now = Instant::now();
-        self.phase = Phase::Retry {
-            at: now.checked_add(delay).unwrap_or(now),
-        };
-        Step::Later(self)
-    }
-}
 
 impl<P: RecordProcessor> Inner<P> {
     /// Goes on after a first attempt that did not succeed, until the record is settled or its term is

@@ -1,0 +1,108 @@
+//! Where a record stands that has failed and is not settled yet.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Step;
+use super::blame::{Blame, Doubt, Others};
+use super::protection::Pass;
+use crate::breaker::{Breaker, Round};
+use crate::dead_letter::{Attempts, DeadLetter};
+use crate::failure::Failure;
+use crate::retry::Backoff;
+
+/// Between two tries of a record whose retry the budget refused, or that may not be to blame.
+pub(super) const RECHECK: Backoff = Backoff::exponential();
+
+/// Where a record stands that has failed and is not settled yet.
+pub(crate) struct Recovery {
+    /// All that were made.
+    pub(super) attempts: Attempts,
+    /// How many of them used up one of those that there are.
+    pub(super) used: u32,
+    /// The time of those, and of the backoffs between.
+    pub(super) spent: Duration,
+    pub(super) delay: Duration,
+    pub(super) panics: u32,
+    pub(super) blame: Option<Blame>,
+    pub(super) doubt: Option<Doubt>,
+    /// The rounds of probes that it has taken part in last.
+    pub(super) probed: Vec<Round>,
+    /// How often in a row the budget refused its retry.
+    pub(super) refused: u32,
+    pub(super) phase: Phase,
+}
+
+/// What a record's next step goes on from; a first attempt that nothing stands against has none.
+pub(crate) struct Stage {
+    pub(crate) recovery: Option<Box<Recovery>>,
+    pub(crate) pass: Pass,
+}
+
+pub(super) enum Phase {
+    /// Another attempt, at this time.
+    Retry { at: Instant },
+    /// The verdict is reached and kept: only the letter is left to write.
+    Letter(Box<(DeadLetter, Failure)>),
+}
+
+impl Recovery {
+    pub(super) fn new() -> Self {
+        Recovery {
+            attempts: Attempts::default(),
+            used: 0,
+            spent: Duration::ZERO,
+            delay: Duration::ZERO,
+            panics: 0,
+            blame: None,
+            doubt: None,
+            probed: Vec::new(),
+            refused: 0,
+            phase: Phase::Retry { at: Instant::now() },
+        }
+    }
+
+    /// When to go on; `None`: at once.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Retry { at } => Some(at),
+            Phase::Letter(_) => None,
+        }
+    }
+
+    /// Whether going on calls the handler.
+    pub(crate) fn calls_handler(&self) -> bool {
+        matches!(self.phase, Phase::Retry { .. })
+    }
+
+    /// Whether it took part in one of these rounds of probes: others come first.
+    pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
+        self.probed.iter().any(|round| rounds.contains(round))
+    }
+
+    /// What the others say to an attempt that has failed. `blamed`: the breaker that it counts for.
+    pub(super) fn others(&mut self, blamed: Option<&Breaker>, timed_out: bool) -> Others {
+        match (&mut self.blame, blamed) {
+            // Nobody else has to do with it.
+            (_, None) => Others::Succeed,
+            (Some(blame), Some(breaker)) if blame.is_on(breaker) => blame.attempt_failed(timed_out),
+            (blame, Some(breaker)) => {
+                *blame = Some(Blame::new(breaker));
+                Others::Unknown
+            }
+        }
+    }
+
+    pub(super) fn is_out_of_patience(&self) -> bool {
+        self.blame.as_ref().is_some_and(Blame::is_out_of_patience)
+    }
+
+    pub(super) fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
+        let now = Instant::now();
+        self.phase = Phase::Retry {
+            at: now.checked_add(delay).unwrap_or(now),
+        };
+        Step::Later(self)
+    }
+}
