@@ -228,20 +228,18 @@ impl<P: RecordProcessor> Inner<P> {
         }
         let used = recovery.used;
         let delay = self.draw(|rng| {
-            let asked = failure.verdict().retry_after();
+            let asked = verdict.retry_after();
             self.policy.delay(used, recovery.delay, asked, rng)
         });
         let spent = recovery.spent.saturating_add(delay);
-        let reason = if recovery.panics >= 2 {
-            Some(Reason::Panicked)
-        } else if failure.verdict().class() == Class::Permanent {
-            Some(Reason::Permanent)
-        } else if self.policy.attempts_exhausted(used) {
-            Some(Reason::AttemptsExhausted)
-        } else if out_of_patience || self.policy.time_exhausted(used, spent) {
-            Some(Reason::TimeExhausted)
-        } else {
-            None
+        let reason = match verdict.class() {
+            _ if recovery.panics >= 2 => Some(Reason::Panicked),
+            Class::Permanent => Some(Reason::Permanent),
+            Class::Transient if self.policy.attempts_exhausted(used) => Some(Reason::AttemptsExhausted),
+            Class::Transient if out_of_patience || self.policy.time_exhausted(used, spent) => {
+                Some(Reason::TimeExhausted)
+            }
+            Class::Transient => None,
         };
         match reason {
             Some(reason) if certain => self.give_up(record, recovery, reason, failure),
