@@ -15,6 +15,16 @@ use crate::record::Record;
 use crate::retry::Jitter;
 
 impl<P: RecordProcessor> Inner<P> {
+    /// What a record has used up that was in doubt for as long as it may be: attempts, if they had all
+    /// counted, or time.
+    pub(super) fn out_of(&self, recovery: &Recovery) -> Reason {
+        if self.policy.attempts_exhausted(recovery.attempts.count) {
+            Reason::AttemptsExhausted
+        } else {
+            Reason::TimeExhausted
+        }
+    }
+
     /// The record may not be to blame. If that stays so for too long, it is given up all the same.
     /// `reason`: why it would be given up now.
     pub(super) fn doubt(
@@ -32,7 +42,8 @@ impl<P: RecordProcessor> Inner<P> {
             (doubt.others, doubt.since) = (others, Instant::now());
         }
         if doubt.since.elapsed() >= at_most {
-            return self.give_up(record, recovery, reason.unwrap_or(Reason::TimeExhausted), failure);
+            let reason = reason.unwrap_or_else(|| self.out_of(&recovery));
+            return self.give_up(record, recovery, reason, failure);
         }
         // Before that it is a retry as any other.
         let held = reason.is_some() || self.policy.attempts_exhausted(recovery.attempts.count);

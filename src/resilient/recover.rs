@@ -236,9 +236,8 @@ impl<P: RecordProcessor> Inner<P> {
             _ if recovery.panics >= 2 => Some(Reason::Panicked),
             Class::Permanent => Some(Reason::Permanent),
             Class::Transient if self.policy.attempts_exhausted(used) => Some(Reason::AttemptsExhausted),
-            Class::Transient if out_of_patience || self.policy.time_exhausted(used, spent) => {
-                Some(Reason::TimeExhausted)
-            }
+            Class::Transient if out_of_patience => Some(self.out_of(&recovery)),
+            Class::Transient if self.policy.time_exhausted(used, spent) => Some(Reason::TimeExhausted),
             Class::Transient => None,
         };
         match reason {
