@@ -366,6 +366,39 @@ async fn failures_of_two_dependencies_are_not_held_against_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_fails_where_others_succeed_is_given_up_wherever_it_failed_before() {
+    async fn changes_its_mind(_: Record) -> Result<(), BoxError> {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        match CALLS.fetch_add(1, Atomic::Relaxed) {
+            0 => Err("of unknown cause".into()),
+            _ => Err(Failure::transient("no connection").with_dependency("db").into()),
+        }
+    }
+    let (sink, db) = (dead_letter::Memory::new(), Breaker::default());
+    let other = obedient(&sink).dependency_breaker("db", db.clone());
+    let other = other.build().expect("valid");
+    let resilient = Resilient::builder("billing", redrive::processor_fn(changes_its_mind))
+        .dead_letters(sink.clone())
+        .dependency_breaker("db", db)
+        .build()
+        .expect("valid");
+    let start = Instant::now();
+    let alone = tokio::spawn(async move { resilient.settle(&record(99, "a", "")).await });
+    // The database works for another processor all the while.
+    for number in 0..60_000 {
+        if alone.is_finished() {
+            break;
+        }
+        let settled = other.settle(&record(number, &number.to_string(), "ok")).await;
+        assert!(matches!(settled, Ok(Settled::Processed)));
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(matches!(alone.await, Ok(Ok(Settled::DeadLettered(_)))));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(sink.letters()[0].reason, dead_letter::Reason::AttemptsExhausted);
+}
+
+#[tokio::test(start_paused = true)]
 async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
     let sink = dead_letter::Memory::new();
     let db = Breaker::default();

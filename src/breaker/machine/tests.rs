@@ -233,7 +233,18 @@ fn a_round_goes_on_until_its_time_is_over() {
     // As many that fail as that succeed are no reason to close.
     let round = machine.probe().expect("one is left");
     machine.proved(now, round, Proof::Fails, 1, 1);
-    assert!(opened(machine.tick(now + Duration::from_secs(10), 1)));
+    let over = machine.tick(now + Duration::from_secs(10), 1);
+    assert!(
+        matches!(
+            over,
+            Some(Change::Opened {
+                failures: 1,
+                attempts: 2,
+                ..
+            })
+        ),
+        "{over:?}"
+    );
 }
 
 #[test]
