@@ -124,13 +124,16 @@ async fn an_outage_makes_no_dead_letters() {
     }
 }
 
-/// Counts guard alarms.
+/// Counts what somebody should look at: a shard that the guard has stopped, a record that is held.
 #[derive(Default)]
 struct Alarms(AtomicUsize);
 
 impl Observer for Alarms {
     fn on(&self, event: &Event<'_>) {
-        if matches!(event, Event::DeadLetterGuardStopped { .. }) {
+        if matches!(
+            event,
+            Event::DeadLetterGuardStopped { .. } | Event::RecordHeld { .. }
+        ) {
             self.0.fetch_add(1, Atomic::Relaxed);
         }
     }
@@ -264,12 +267,18 @@ fn obedient(sink: &dead_letter::Memory) -> ResilientBuilder<impl RecordProcessor
 #[tokio::test(start_paused = true)]
 async fn a_record_that_fails_alone_is_held_until_another_succeeds() {
     let (sink, start) = (dead_letter::Memory::new(), Instant::now());
-    let resilient = obedient(&sink).build().expect("valid");
+    let alarms = Arc::new(Alarms::default());
+    let resilient = obedient(&sink).observer(alarms.clone()).build().expect("valid");
     let lone = tokio::spawn({
         let resilient = resilient.clone();
         async move { resilient.settle(&record(0, "a", "unknown")).await }
     });
     sleep(Duration::from_secs(10 * 60)).await;
+    assert_eq!(
+        alarms.0.load(Atomic::Relaxed),
+        1,
+        "it is said once that it is held"
+    );
     assert!(!lone.is_finished() && sink.letters().is_empty());
     assert!(matches!(
         resilient.settle(&record(1, "b", "ok")).await,
