@@ -1,7 +1,10 @@
 //! What cannot work is said at the start, before the first record.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::TargetError;
 use redrive::{Consumer, ConsumerBuilder, ConsumerError, checkpoint, dead_letter};
 
@@ -117,4 +120,42 @@ async fn what_cannot_be_built_is_refused_by_name() {
         .shutdown_timeout(Duration::MAX)
         .idle_interval(Duration::MAX);
     assert!(endless.build().is_ok());
+}
+
+/// Answers for no shard the first time that it is asked.
+#[derive(Debug)]
+struct Forgetful {
+    inner: crate::support::ledger::Store,
+    asked: AtomicBool,
+}
+
+#[async_trait]
+impl CheckpointStore for Forgetful {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        match self.asked.swap(true, Ordering::Relaxed) {
+            true => self.inner.load(shards).await,
+            false => Vec::new(),
+        }
+    }
+
+    async fn save(&self, rows: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        self.inner.save(rows).await
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_answers_for_too_few_shards_is_asked_again() {
+    let scene = Scene::new(2).await;
+    scene.put(records(20, 5, |_| "ok")).await;
+    let sent = scene.settle_all(scene.start()).await;
+    assert_eq!(sent.len(), 20);
+    let store = Forgetful {
+        inner: scene.store.clone(),
+        asked: AtomicBool::new(false),
+    };
+    let running = scene.run(scene.consumer().checkpoints(store), scene.resilient());
+    scene.put(records(20, 5, |_| "ok")).await;
+    // Taken for an answer, it would have everything repeated.
+    scene.settle_all(running).await;
+    assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
 }
