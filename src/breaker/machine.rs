@@ -46,7 +46,7 @@ pub(super) struct Probing {
     succeeded: u32,
     failed: u32,
     /// Whether a probe has ended, whatever it showed.
-    begun: bool,
+    has_shown: bool,
 }
 
 impl Probing {
@@ -57,7 +57,7 @@ impl Probing {
             running: 0,
             succeeded: 0,
             failed: 0,
-            begun: false,
+            has_shown: false,
         }
     }
 }
@@ -216,7 +216,7 @@ impl Machine {
 
     fn round_ends(&self) -> Option<Instant> {
         match self.phase {
-            Phase::HalfOpen(probing) if probing.begun => Some(probing.since + self.settings.window),
+            Phase::HalfOpen(probing) if probing.has_shown => Some(probing.since + self.settings.window),
             _ => None,
         }
     }
@@ -269,7 +269,7 @@ impl Machine {
             _ => return None,
         };
         probing.running = probing.running.saturating_sub(1);
-        probing.begun = true;
+        probing.has_shown = true;
         match proof {
             Proof::Works => probing.succeeded += 1,
             Proof::Fails => probing.failed += 1,

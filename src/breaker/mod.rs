@@ -10,7 +10,7 @@
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -226,6 +226,10 @@ impl Breaker {
         }
     }
 
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn is(&self, other: &Breaker) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -245,13 +249,13 @@ impl Breaker {
 
     /// From now on these successes count.
     pub(crate) fn enlist(&self, tally: Arc<Tally>) {
-        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner();
         inner.successes.enlist(tally);
     }
 
     /// All successes so far.
     pub(crate) fn successes(&self) -> u64 {
-        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner();
         inner.successes.total()
     }
 
@@ -271,20 +275,17 @@ impl Breaker {
 
     /// Whether it has been closed for so long.
     pub(crate) fn is_closed_for(&self, time: Duration) -> bool {
-        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.machine.is_closed_for(Instant::now(), time)
+        self.inner().machine.is_closed_for(Instant::now(), time)
     }
 
     /// Whether records failed since the last success beside which none had succeeded.
     pub(crate) fn has_suspects(&self) -> bool {
-        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.machine.has_suspects()
+        self.inner().machine.has_suspects()
     }
 
     /// Whether only a few keys have failed since the last success: they may be to blame themselves.
     pub(crate) fn is_narrow(&self) -> bool {
-        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.machine.is_narrow()
+        self.inner().machine.is_narrow()
     }
 
     /// Lets time pass. To be called when [`change`](Breaker::change) has returned.
@@ -294,13 +295,12 @@ impl Breaker {
 
     /// The round in which there is a probe left to make.
     pub(crate) fn round(&self) -> Option<Round> {
-        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.machine.round()
+        self.inner().machine.round()
     }
 
     /// Makes a probe, if there is one left.
     pub(crate) fn probe(&self) -> Option<Probe> {
-        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner();
         inner.machine.probe().map(|round| Probe {
             breaker: self.clone(),
             round,
@@ -322,10 +322,7 @@ impl Breaker {
     pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + use<> {
         let (breaker, changed) = (self.clone(), self.0.changes.clone().notified_owned());
         async move {
-            let tick = {
-                let inner = breaker.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
-                inner.machine.next_tick()
-            };
+            let tick = breaker.inner().machine.next_tick();
             match tick {
                 Some(tick) => tokio::select! {
                     biased;
@@ -338,7 +335,7 @@ impl Breaker {
     }
 
     fn with(&self, f: impl FnOnce(&mut Machine, u64) -> Option<Change>) -> Option<Change> {
-        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner();
         let Inner { machine, successes } = &mut *inner;
         let change = f(machine, successes.total());
         let state = match machine.phase() {
