@@ -13,8 +13,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -24,7 +22,7 @@ pub(crate) use machine::{Change, Proof, Round};
 
 use crate::config::ConfigError;
 use crate::record::Record;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, source_of_chance};
 use crate::tally::{Tallies, Tally};
 use machine::{Machine, Phase};
 
@@ -174,10 +172,7 @@ impl BreakerBuilder {
     }
 
     pub(crate) fn make(self) -> Breaker {
-        let rng = match self.seed {
-            Some(seed) => SmallRng::seed_from_u64(seed),
-            None => SmallRng::from_rng(&mut rand::rng()),
-        };
+        let rng = source_of_chance(self.seed);
         Breaker(Arc::new(Shared {
             state: AtomicU8::new(CLOSED),
             hold_at_most: self.settings.hold_at_most,

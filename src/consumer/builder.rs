@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 
 use super::{Consumer, Polling, StreamId};
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::pipeline::{Capacity, Ordering, Pipeline};
+use crate::retry::source_of_chance;
 use crate::sdk;
 
 /// Iterators expire after it (GetShardIterator, Kinesis API reference).
@@ -176,10 +175,7 @@ impl ConsumerBuilder {
             },
             shutdown_timeout: self.shutdown_timeout,
             last_checkpoint,
-            rng: match self.seed {
-                Some(seed) => SmallRng::seed_from_u64(seed),
-                None => SmallRng::from_rng(&mut rand::rng()),
-            },
+            rng: source_of_chance(self.seed),
         })
     }
 }

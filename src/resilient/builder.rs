@@ -4,8 +4,7 @@ use std::any::type_name;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 
 use super::outbox::Outbox;
 use super::protection::{Named, Protection};
@@ -19,7 +18,7 @@ use crate::failure::Verdict;
 use crate::guard::Guard;
 use crate::observer::{Log, Observer, Observers};
 use crate::processor::RecordProcessor;
-use crate::retry::{RetryBudget, RetryPolicy};
+use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
 
 /// Builds a [`Resilient`].
 ///
@@ -234,10 +233,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             ));
         }
         self.policy.validate()?;
-        let mut rng = match self.seed {
-            Some(seed) => SmallRng::seed_from_u64(seed),
-            None => SmallRng::from_rng(&mut rand::rng()),
-        };
+        let mut rng = source_of_chance(self.seed);
         let mut observers = self.observers;
         observers.push(Arc::new(Log::new(self.log_error_text)));
         let observers = Observers::new(observers);

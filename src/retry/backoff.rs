@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use rand::{Rng, RngExt};
+use rand::rngs::SmallRng;
+use rand::{Rng, RngExt, SeedableRng};
 
 /// How the delays grow, before jitter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,11 +120,17 @@ impl Jitter {
     }
 }
 
+/// What jitter is drawn from: the same each time with a seed.
+pub(crate) fn source_of_chance(seed: Option<u64>) -> SmallRng {
+    match seed {
+        Some(seed) => SmallRng::seed_from_u64(seed),
+        None => SmallRng::from_rng(&mut rand::rng()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
 
     use super::*;
 

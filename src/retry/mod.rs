@@ -11,6 +11,7 @@ use rand::{Rng, RngExt};
 mod backoff;
 mod budget;
 
+pub(crate) use backoff::source_of_chance;
 pub use backoff::{Backoff, Jitter};
 pub use budget::RetryBudget;
 
