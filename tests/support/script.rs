@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, SequenceNumber};
+use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, Scope, SequenceNumber};
 use tokio_util::sync::CancellationToken;
 
 /// Payloads are lists of steps, one an attempt, such as `fail,fail,ok` (the last is repeated):
-/// `ok`, `fail` (transient), `bad` (permanent), `panic`, `hang`, `sleep:<ms>` (then ok),
-/// `slowfail:<ms>`, `slowbad:<ms>` (then fails), `after:<ms>` (fails and asks for that delay), `gate` (ok
-/// as soon as the gate is opened).
+/// `ok`, `fail` (transient, of unknown cause), `own` (transient, the record's own fault), `bad` (permanent),
+/// `panic`, `hang`, `sleep:<ms>` (then ok), `slowfail:<ms>`, `slowbad:<ms>` (then fails), `after:<ms>` (fails
+/// and asks for that delay), `gate` (ok as soon as the gate is opened).
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     calls: Arc<Mutex<Vec<Call>>>,
@@ -70,6 +70,9 @@ impl RecordProcessor for Script {
         let result = match name {
             "ok" | "" => Ok(()),
             "fail" => Err("a failure of unknown cause".into()),
+            "own" => Err(Failure::transient("a failure of its own")
+                .with_scope(Scope::Record)
+                .into()),
             "bad" => Err(Failure::permanent("bad data").into()),
             "panic" => panic!("scripted"),
             "hang" => std::future::pending().await,
