@@ -1,23 +1,23 @@
 //! What a consumer must know before it reads: the stream, its shards, what is stored of them, and whether
 //! the dead-letter sink may be used.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
-use aws_sdk_kinesis::types::Shard;
 use rand::rngs::SmallRng;
 use tokio::time::{sleep, timeout};
 
+use super::lineage::Lineage;
 use super::{ANSWER_TIMEOUT, ConsumerError, StreamId};
-use crate::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
+use crate::checkpoint::{CheckpointStore, ShardKey};
 use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
 use crate::failure::{BoxError, Class};
 use crate::observer::{Event, Interest, Observers};
-use crate::record::{Position, ShardId};
+use crate::record::ShardId;
 use crate::retry::{Backoff, Jitter};
 
 /// Asks until it is answered.
@@ -28,12 +28,6 @@ pub(super) struct Discovery<'a> {
     pub(super) checkpoints: &'a dyn CheckpointStore,
     pub(super) observers: &'a Observers,
     pub(super) rng: SmallRng,
-}
-
-/// The stream's shards, and what is stored of them.
-pub(super) struct Found {
-    shards: Vec<Shard>,
-    pub(super) checkpoints: HashMap<ShardId, Checkpoint>,
 }
 
 /// Why a question was not answered.
@@ -97,7 +91,7 @@ impl Discovery<'_> {
     }
 
     /// The stream's shards, and what is stored of them.
-    pub(super) async fn shards(&self) -> Result<Found, ConsumerError> {
+    pub(super) async fn shards(&self) -> Result<Lineage, ConsumerError> {
         let mut patience = Patience::new(self);
         loop {
             match self.find().await {
@@ -108,7 +102,7 @@ impl Discovery<'_> {
         }
     }
 
-    async fn find(&self) -> Result<Found, Problem> {
+    async fn find(&self) -> Result<Lineage, Problem> {
         let mut shards = Vec::new();
         let mut next: Option<String> = None;
         loop {
@@ -149,7 +143,7 @@ impl Discovery<'_> {
                 checkpoints.insert(key.shard.clone(), checkpoint);
             }
         }
-        Ok(Found { shards, checkpoints })
+        Ok(Lineage { shards, checkpoints })
     }
 
     pub(super) fn key(&self, shard: ShardId) -> ShardKey {
@@ -168,26 +162,6 @@ impl Discovery<'_> {
         if self.observers.want(Interest::SHARDS) {
             self.observers.tell(&event(self.stream.name()));
         }
-    }
-}
-
-impl Found {
-    /// The shards that may be read: not at their end, and no parent that the stream still has is short
-    /// of its own. (A parent that the stream has no more was trimmed: nothing of it is left to read.)
-    pub(super) fn ready(&self) -> Vec<ShardId> {
-        let known: HashSet<&str> = self.shards.iter().map(Shard::shard_id).collect();
-        let done = |shard: &str| {
-            let stored = self.checkpoints.get(&ShardId::from(shard));
-            stored.is_some_and(|checkpoint| *checkpoint.position() == Position::ShardEnd)
-        };
-        let open =
-            |parent: Option<&str>| parent.is_some_and(|parent| known.contains(parent) && !done(parent));
-        self.shards
-            .iter()
-            .filter(|shard| !done(shard.shard_id()))
-            .filter(|shard| !open(shard.parent_shard_id()) && !open(shard.adjacent_parent_shard_id()))
-            .map(|shard| shard.shard_id().into())
-            .collect()
     }
 }
 

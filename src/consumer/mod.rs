@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 mod builder;
 mod checkpointing;
 mod discovery;
+mod lineage;
 mod polling;
 mod shard;
 mod shards;

@@ -10,11 +10,12 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::checkpointing::Checkpointer;
 use super::discovery::Discovery;
+use super::lineage::Hole;
 use super::polling::Poller;
 use super::shard::{ShardEnd, ShardTask};
 use super::{Consumer, ConsumerError};
@@ -24,6 +25,7 @@ use crate::pipeline::Progress;
 use crate::processor::RecordProcessor;
 use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
+use crate::retry::{Backoff, Jitter};
 
 pub(super) async fn run<P, S>(
     consumer: Consumer,
@@ -46,13 +48,13 @@ where
         tasks: JoinSet::new(),
         started: HashMap::new(),
         failed: None,
+        holes_in_a_row: 0,
     };
     let mut shutdown = pin!(shutdown);
     let running = async {
         if let Some(sink) = shards.resilient.dead_letters().cloned() {
             shards.discovery().check(&*sink).await?;
         }
-        shards.start_ready().await?;
         shards.watch().await
     };
     let result = tokio::select! {
@@ -78,11 +80,22 @@ struct Shards<P: RecordProcessor> {
     /// Each shard is started once.
     started: HashMap<Id, ShardId>,
     failed: Option<ConsumerError>,
+    /// How many listings in a row have left hash keys without a shard.
+    holes_in_a_row: u32,
 }
 
+/// Between listings of a stream whose hash keys are not all covered: at once after a reshard, gently where
+/// it stays so.
+const AUDIT: Backoff = Backoff::exponential()
+    .base(Duration::from_millis(500))
+    .cap(Duration::from_secs(60));
+/// What a single listing says may be a moment in between (KCL waits for as many).
+const HOLES_TO_TELL: u32 = 3;
+
 impl<P: RecordProcessor + 'static> Shards<P> {
-    /// Starts every shard that is not started yet and whose parents are done.
-    async fn start_ready(&mut self) -> Result<(), ConsumerError> {
+    /// Starts every shard that is not started yet and whose parents are done. When to look again, though no
+    /// shard has ended meanwhile.
+    async fn start_ready(&mut self) -> Result<Option<Instant>, ConsumerError> {
         let found = self.discovery().shards().await?;
         for shard in found.ready() {
             if !self.started.values().any(|started| *started == shard) {
@@ -93,7 +106,30 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 );
             }
         }
-        Ok(())
+        Ok(self.audit(found.hole()))
+    }
+
+    /// A hole in the stream's hash keys closes by itself, if it is only that a listing lags behind.
+    fn audit(&mut self, hole: Option<Hole>) -> Option<Instant> {
+        let Some(Hole { first, last }) = hole else {
+            self.holes_in_a_row = 0;
+            return None;
+        };
+        self.holes_in_a_row += 1;
+        if self.holes_in_a_row >= HOLES_TO_TELL && self.resilient.observers().want(Interest::SHARDS) {
+            self.resilient.observers().tell(&Event::HashKeysUncovered {
+                stream: self.consumer.stream.name(),
+                first,
+                last,
+            });
+        }
+        let delay = Jitter::Equal.delay(
+            &AUDIT,
+            self.holes_in_a_row,
+            Duration::ZERO,
+            &mut self.consumer.rng,
+        );
+        Some(Instant::now() + delay)
     }
 
     fn discovery(&mut self) -> Discovery<'_> {
@@ -146,12 +182,18 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Runs until every shard has come to an end.
     async fn watch(&mut self) -> Result<(), ConsumerError> {
-        while let Some(ended) = self.tasks.join_next_with_id().await {
-            if self.ended(ended) {
-                self.start_ready().await?;
+        let mut audit = self.start_ready().await?;
+        loop {
+            let look_again = tokio::select! {
+                biased;
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                () = sleep_until(audit.unwrap_or_else(Instant::now)), if audit.is_some() => true,
+                else => return Ok(()),
+            };
+            if look_again {
+                audit = self.start_ready().await?;
             }
         }
-        Ok(())
     }
 
     /// Waits for what still runs. Each task bounds itself; the timeout is for one that cannot.

@@ -165,6 +165,17 @@ pub enum Event<'a> {
         /// When it is tried again.
         delay: Duration,
     },
+    /// No shard of the stream holds these hash keys, as three listings in a row say: what is written to
+    /// them is read by nobody. Listed again, every minute at least.
+    #[non_exhaustive]
+    HashKeysUncovered {
+        /// The stream's name.
+        stream: &'a str,
+        /// The first of them.
+        first: u128,
+        /// The last of them.
+        last: u128,
+    },
     /// Reading of a shard begins.
     #[non_exhaustive]
     ShardStarted {
@@ -334,6 +345,7 @@ impl Event<'_> {
             Event::Settled { .. } => Interest::SETTLEMENTS,
             Event::DeadLetterTargetWarning { .. }
             | Event::DiscoveryFailed { .. }
+            | Event::HashKeysUncovered { .. }
             | Event::ShardStarted { .. }
             | Event::ShardEnded { .. }
             | Event::ShardHalted { .. }

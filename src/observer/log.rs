@@ -202,6 +202,12 @@ impl Observer for Log {
                 ?delay,
                 "what must be known before reading could not be found out; tried again"
             ),
+            Event::HashKeysUncovered { stream, first, last } => error!(
+                stream,
+                first = %first,
+                last = %last,
+                "no shard of the stream holds these hash keys: what is written to them is read by nobody"
+            ),
             Event::ShardStarted {
                 stream,
                 shard,

@@ -223,7 +223,10 @@ async fn finding_the_shards_is_tried_again_and_goes_on_page_by_page() {
     for shard in listed.expect("ListShards").shards() {
         rest.push(json!({
             "ShardId": shard.shard_id(),
-            "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "1"},
+            "HashKeyRange": {
+                "StartingHashKey": shard.hash_key_range().map(|range| range.starting_hash_key()),
+                "EndingHashKey": shard.hash_key_range().map(|range| range.ending_hash_key()),
+            },
             "SequenceNumberRange": {"StartingSequenceNumber": "1"},
         }));
     }
@@ -233,6 +236,8 @@ async fn finding_the_shards_is_tried_again_and_goes_on_page_by_page() {
         .script(move |call| match (&*call.target, call.number) {
             ("ListShards", 1) => Fault::Drop,
             ("ListShards", 2) => Fault::error(400, "LimitExceededException"),
+            // A token that has expired: from the first page again.
+            ("ListShards", 4) => Fault::error(400, "ExpiredNextTokenException"),
             ("ListShards", _) if call.body.get("NextToken").is_some() => {
                 assert_eq!(
                     call.body,
@@ -247,6 +252,7 @@ async fn finding_the_shards_is_tried_again_and_goes_on_page_by_page() {
         });
     let running = scene.start();
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("DiscoveryFailed"), 2);
+    assert_eq!(scene.ledger.events("DiscoveryFailed"), 3);
+    assert_eq!(scene.ledger.events("HashKeysUncovered"), 0);
     assert_eq!(scene.ledger.events("ShardStarted"), 4);
 }

@@ -3,10 +3,14 @@
 use std::collections::{HashMap, HashSet};
 
 use aws_sdk_kinesis::types::{ScalingType, Shard, StreamStatus};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use redrive::{ConsumerError, Position, ShardId};
+use serde_json::{Value, json};
 
 use crate::scene::{STREAM, Scene, records};
 use crate::support::ledger::{Note, SinkState};
+use crate::support::proxy::Fault;
 use crate::support::waiting::{eventually, finished};
 
 impl Scene {
@@ -228,4 +232,105 @@ async fn the_children_of_a_halted_shard_wait_for_it() {
     let running = scene.start();
     scene.settle_all(running).await;
     scene.check_lineage().await;
+}
+
+/// What ListShards says of these shards.
+fn listing(shards: &[Shard]) -> Value {
+    let shards = shards.iter().map(|shard| {
+        let keys = hash_keys(shard);
+        json!({
+            "ShardId": shard.shard_id(),
+            "HashKeyRange": {"StartingHashKey": keys.0.to_string(), "EndingHashKey": keys.1.to_string()},
+            "SequenceNumberRange": {"StartingSequenceNumber": "1"},
+        })
+    });
+    json!({"Shards": shards.collect::<Vec<_>>()})
+}
+
+/// A listing may lag behind the end of a shard that was read already.
+#[tokio::test]
+async fn children_that_are_not_listed_yet_are_waited_for() {
+    let scene = Scene::new(1).await;
+    let before = listing(&scene.list().await);
+    scene.put(records(100, 30, steps)).await;
+    scene.split(&scene.open_shards().await[0]).await;
+    scene.put(records(100, 30, steps)).await;
+    scene
+        .proxy
+        .script(move |call| match (&*call.target, call.number) {
+            ("ListShards", 1..=3) => Fault::Reply(200, before.clone()),
+            _ => Fault::None,
+        });
+    let running = scene.start();
+    scene.settle_all(running).await;
+    scene.check_lineage().await;
+    assert_eq!(scene.ledger.events("HashKeysUncovered"), 0);
+}
+
+#[tokio::test]
+async fn hash_keys_that_no_shard_holds_are_told() {
+    let scene = Scene::new(3).await;
+    scene.put(records(200, 30, steps)).await;
+    let listed = scene.list().await;
+    let (lacking, shard) = (listing(&listed[..2]), ShardId::from(listed[2].shard_id()));
+    scene
+        .proxy
+        .script(move |call| match (&*call.target, call.number) {
+            ("ListShards", 1..=4) => Fault::Reply(200, lacking.clone()),
+            _ => Fault::None,
+        });
+    let running = scene.start();
+    eventually("the hole is told", || {
+        scene.ledger.events("HashKeysUncovered") == 2
+    })
+    .await;
+    assert!(
+        scene
+            .ledger
+            .book()
+            .settled
+            .iter()
+            .all(|place| place.shard != shard)
+    );
+    // And is looked at again until it closes.
+    scene.settle_all(running).await;
+    assert_eq!(scene.proxy.calls("ListShards").len(), 5);
+}
+
+/// Splits, merges and restarts while records are put, as chance has it: nothing is lost, and the order of
+/// each key is kept.
+#[tokio::test]
+async fn any_history_of_splits_and_merges_is_read_without_loss_and_in_order() {
+    for seed in 0..20 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let scene = Scene::new(rng.random_range(1..4)).await;
+        let mut running = scene.start();
+        let mut put = 0;
+        for _ in 0..rng.random_range(3..9) {
+            let count = rng.random_range(0..200);
+            scene.put(records(count, 40, steps)).await;
+            put += count;
+            let open = scene.open_shards().await;
+            let at = rng.random_range(0..open.len());
+            match rng.random_range(0..5) {
+                0 | 1 if open.len() < 8 => scene.split(&open[at]).await,
+                2 | 3 if at + 1 < open.len() => scene.merge(&open[at], &open[at + 1]).await,
+                4 => {
+                    running.stop().await.expect("nothing halted");
+                    running = scene.start();
+                }
+                _ => {}
+            }
+            if rng.random() {
+                scene.ledger.settled(put / 2).await;
+            }
+        }
+        let sent = scene.settle_all(running).await;
+        scene.check_lineage().await;
+        println!(
+            "seed {seed}: {} records in {} shards",
+            sent.len(),
+            scene.list().await.len()
+        );
+    }
 }
