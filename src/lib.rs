@@ -40,6 +40,7 @@
 //! | choose where failed records go | [`dead_letter`] |
 //! | choose where positions are kept | [`checkpoint`] |
 //! | hear what happens | [`observer`] |
+#![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
 //!
 //! # What is promised
 //!
@@ -67,6 +68,7 @@
 //! | `kinesis` | yes | the consumer, the Kinesis sink, classification of AWS SDK errors |
 //! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
+//! | `kpl` | with `kinesis` | records that the Kinesis Producer Library has aggregated |
 //! | `redb` | | checkpoints in an embedded database file |
 //!
 //! Without default features the engine and the pipeline remain, and no AWS crate.
@@ -83,6 +85,8 @@ pub mod consumer;
 pub mod dead_letter;
 mod failure;
 mod guard;
+#[cfg(feature = "kpl")]
+pub mod kpl;
 pub mod observer;
 pub mod pipeline;
 mod processor;

@@ -9,6 +9,7 @@ use aws_sdk_kinesis::Client;
 use super::{Consumer, Polling, StreamId};
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
+use crate::kpl::{Deaggregator, OutOfRange};
 use crate::pipeline::{Capacity, Ordering, Pipeline};
 use crate::retry::source_of_chance;
 use crate::sdk;
@@ -29,6 +30,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`held`](ConsumerBuilder::held) | 4,096 records a shard |
 /// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
 /// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
+/// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
 ///
@@ -43,6 +45,7 @@ pub struct ConsumerBuilder {
     idle_interval: Duration,
     records_per_call: u32,
     calls_in_flight: usize,
+    deaggregator: Deaggregator,
     shutdown_timeout: Duration,
     seed: Option<u64>,
 }
@@ -58,6 +61,7 @@ impl ConsumerBuilder {
             idle_interval: Duration::from_secs(1),
             records_per_call: 10_000,
             calls_in_flight: 64,
+            deaggregator: Deaggregator::new(),
             shutdown_timeout: Duration::from_secs(20),
             seed: None,
         }
@@ -119,6 +123,13 @@ impl ConsumerBuilder {
         self
     }
 
+    /// What happens to records that the KPL has aggregated, and that belong to another shard: see
+    /// [`OutOfRange`].
+    pub fn out_of_range(mut self, policy: OutOfRange) -> Self {
+        self.deaggregator = self.deaggregator.out_of_range(policy);
+        self
+    }
+
     /// How long a shutdown may take. A tenth of it, 2 s at most, is kept for the last checkpoints.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
@@ -173,6 +184,7 @@ impl ConsumerBuilder {
                 page: self.records_per_call as i32,
                 calls_in_flight: self.calls_in_flight,
             },
+            deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,
             last_checkpoint,
             rng: source_of_chance(self.seed),

@@ -1,6 +1,7 @@
 //! Which shards came of which, and which may be read.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 use aws_sdk_kinesis::types::Shard;
 
@@ -55,6 +56,16 @@ impl Lineage {
             first: next,
             last: u128::MAX,
         })
+    }
+
+    /// The hash keys of a shard; all, where they are not told.
+    pub(super) fn hash_keys(&self, shard: &ShardId) -> RangeInclusive<u128> {
+        let listed = self
+            .shards
+            .iter()
+            .find(|listed| listed.shard_id() == shard.as_str());
+        let (first, last) = listed.and_then(hash_keys).unwrap_or((0, u128::MAX));
+        first..=last
     }
 
     fn unfinished(&self) -> impl Iterator<Item = &Shard> {

@@ -23,6 +23,7 @@ pub use stream::StreamId;
 use crate::checkpoint::CheckpointStore;
 use crate::dead_letter::TargetError;
 use crate::failure::BoxError;
+use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
 use crate::processor::RecordProcessor;
 use crate::record::ShardId;
@@ -53,6 +54,7 @@ pub struct Consumer {
     checkpoints: Arc<dyn CheckpointStore>,
     pipeline: Pipeline,
     polling: Polling,
+    deaggregator: Deaggregator,
     shutdown_timeout: Duration,
     /// The part of it that is kept for storing the last checkpoint of each shard.
     last_checkpoint: Duration,

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Polling, StreamId};
 use crate::failure::BoxError;
+use crate::kpl::{Deaggregator, Expanded};
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Batch, Capacity};
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
@@ -30,9 +31,19 @@ pub(super) struct Poller {
     pub(super) shard: ShardId,
     pub(super) polling: Polling,
     pub(super) calls: Arc<Semaphore>,
+    pub(super) deaggregator: Deaggregator,
     pub(super) capacity: Capacity,
     pub(super) observers: Observers,
     pub(super) rng: SmallRng,
+}
+
+/// Where reading goes on.
+enum From {
+    TrimHorizon,
+    /// At the checkpoint's record: it may hold others, of which not all are settled.
+    At(SequenceNumber),
+    /// Behind the last one handed over.
+    After(SequenceNumber),
 }
 
 /// Why reading came to its end.
@@ -47,8 +58,10 @@ pub(super) enum ReadingEnded {
 impl Poller {
     /// Reads what comes after this position, until the shard ends.
     pub(super) async fn run(self, from: Position, pages: mpsc::Sender<Batch>) -> ReadingEnded {
-        // Behind the last record handed over: where to go on when the iterator is lost.
-        let mut position = from;
+        let mut from = match from {
+            Position::Record { sequence_number, .. } => From::At(sequence_number),
+            Position::TrimHorizon | Position::ShardEnd => From::TrimHorizon,
+        };
         let mut iterator: Option<String> = None;
         let mut failures = Failures::new(&self);
         let mut next_call = Instant::now();
@@ -60,7 +73,7 @@ impl Poller {
             };
             let token = match iterator.take() {
                 Some(token) => token,
-                None => match self.iterator_after(&position).await {
+                None => match self.iterator(&from).await {
                     Ok(token) => token,
                     Err(error) => {
                         drop(room);
@@ -101,7 +114,8 @@ impl Poller {
                 .and_then(|millis| u64::try_from(millis).ok());
             let behind = behind.map(Duration::from_millis);
             iterator = page.next_shard_iterator.clone();
-            let records = match self.records(page) {
+            let is_empty = page.records.is_empty();
+            let (records, last) = match self.records(page) {
                 Ok(records) => records,
                 Err(error) => {
                     drop((room, memory));
@@ -117,12 +131,14 @@ impl Poller {
                 bytes: records.iter().map(|record| record.payload().len()).sum(),
                 behind,
             });
-            let at_tip = records.is_empty() && behind.is_none_or(|behind| behind.is_zero());
-            if let Some(last) = records.last() {
-                position = last.position();
-                room.send(Batch::reserved(records, memory));
-            } else {
+            let at_tip = is_empty && behind.is_none_or(|behind| behind.is_zero());
+            if records.is_empty() {
                 drop((room, memory));
+            } else {
+                room.send(Batch::reserved(records, memory));
+            }
+            if let Some(last) = last {
+                from = From::After(last);
             }
             if iterator.is_none() {
                 return ReadingEnded::ShardClosed;
@@ -134,37 +150,43 @@ impl Poller {
         }
     }
 
-    async fn iterator_after(&self, position: &Position) -> Result<String, BoxError> {
+    async fn iterator(&self, from: &From) -> Result<String, BoxError> {
         let (name, arn) = self.stream.name_or_arn();
+        let (kind, number) = match from {
+            From::TrimHorizon => (ShardIteratorType::TrimHorizon, None),
+            From::At(number) => (ShardIteratorType::AtSequenceNumber, Some(number)),
+            From::After(number) => (ShardIteratorType::AfterSequenceNumber, Some(number)),
+        };
         let call = self
             .client
             .get_shard_iterator()
             .set_stream_name(name)
             .set_stream_arn(arn)
-            .shard_id(self.shard.as_str());
-        let call = match position {
-            Position::Record { sequence_number, .. } => call
-                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
-                .starting_sequence_number(sequence_number.as_str()),
-            Position::TrimHorizon | Position::ShardEnd => {
-                call.shard_iterator_type(ShardIteratorType::TrimHorizon)
-            }
-        };
+            .shard_id(self.shard.as_str())
+            .shard_iterator_type(kind)
+            .set_starting_sequence_number(number.map(|number| number.as_str().to_owned()));
         let reply = call.send().await?;
         reply
             .shard_iterator
             .ok_or_else(|| "GetShardIterator answered without an iterator".into())
     }
 
-    /// The records of a page, all of which share their source.
-    fn records(&self, page: GetRecordsOutput) -> Result<Vec<Record>, BoxError> {
+    /// The users' records of a page, all of which share their source, and the number of the last record that
+    /// Kinesis has.
+    fn records(&self, page: GetRecordsOutput) -> Result<(Vec<Record>, Option<SequenceNumber>), BoxError> {
         let source = Arc::new(Source {
             stream: self.stream.name().clone(),
             shard: self.shard.clone(),
         });
         let mut records = Vec::with_capacity(page.records.len());
+        let mut last = None;
+        let mut left = page.records.len();
         for record in page.records {
             let number: SequenceNumber = record.sequence_number.try_into()?;
+            left -= 1;
+            if left == 0 {
+                last = Some(number.clone());
+            }
             let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
             if let Some(key) = record.partition_key {
                 builder = builder.partition_key(key);
@@ -173,9 +195,38 @@ impl Poller {
             if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
                 builder = builder.arrival(arrival);
             }
-            records.push(builder.build());
+            self.expand(builder.build(), &mut records);
         }
-        Ok(records)
+        Ok((records, last))
+    }
+
+    /// Adds the records inside of one that the KPL has aggregated, and any other as it is.
+    #[inline]
+    fn expand(&self, record: Record, into: &mut Vec<Record>) {
+        let before = into.len();
+        match self.deaggregator.expand(record, into) {
+            Expanded::Plain | Expanded::Aggregate { out_of_range: 0, .. } => {}
+            Expanded::Aggregate { out_of_range, .. } => {
+                self.tell(|_, _| Event::AggregateOutOfRange {
+                    record: &into[before],
+                    records: out_of_range,
+                    dropped: false,
+                });
+            }
+            Expanded::Dropped { record, records } => {
+                self.tell(|_, _| Event::AggregateOutOfRange {
+                    record: &record,
+                    records,
+                    dropped: true,
+                });
+            }
+            Expanded::Damaged(error) => {
+                self.tell(|_, _| Event::AggregateDamaged {
+                    record: &into[before],
+                    error: &error,
+                });
+            }
+        }
     }
 
     fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {

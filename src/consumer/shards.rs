@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,10 +101,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         for shard in found.ready() {
             if !self.started.values().any(|started| *started == shard) {
                 let from = found.checkpoints.get(&shard).cloned();
-                self.start(
-                    shard,
-                    from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon)),
-                );
+                let from = from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon));
+                let hash_keys = found.hash_keys(&shard);
+                self.start(shard, hash_keys, from);
             }
         }
         Ok(self.audit(found.hole()))
@@ -147,7 +147,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         SmallRng::from_rng(&mut self.consumer.rng)
     }
 
-    fn start(&mut self, shard: ShardId, from: Checkpoint) {
+    fn start(&mut self, shard: ShardId, hash_keys: RangeInclusive<u128>, from: Checkpoint) {
         let progress = Arc::new(Progress::new());
         let observers = self.resilient.observers().clone();
         let key = self.discovery().key(shard.clone());
@@ -160,6 +160,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 shard: shard.clone(),
                 polling: self.consumer.polling.clone(),
                 calls: self.calls.clone(),
+                deaggregator: self.consumer.deaggregator.clone().hash_keys(hash_keys),
                 capacity: self.consumer.pipeline.shared_capacity().clone(),
                 observers: observers.clone(),
                 rng: self.rng(),

@@ -250,6 +250,25 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
+    /// A record begins as one that the KPL has aggregated, and is none that can be opened: the handler gets
+    /// it as it is.
+    #[non_exhaustive]
+    AggregateDamaged {
+        /// The record.
+        record: &'a Record,
+        /// What is wrong with it.
+        error: &'a (dyn Error + Send + Sync + 'static),
+    },
+    /// A record that was aggregated by its producer holds others that belong to another shard.
+    #[non_exhaustive]
+    AggregateOutOfRange {
+        /// The record, or the first inside.
+        record: &'a Record,
+        /// How many; of one that is dropped, all that are inside.
+        records: usize,
+        /// Whether they were dropped, as the consumer's settings have it.
+        dropped: bool,
+    },
     /// No more is read until something settles.
     #[non_exhaustive]
     WindowFull {
@@ -353,6 +372,8 @@ impl Event<'_> {
             | Event::FetchFailed { .. }
             | Event::FetchThrottled { .. }
             | Event::IteratorExpired { .. }
+            | Event::AggregateDamaged { .. }
+            | Event::AggregateOutOfRange { .. }
             | Event::WindowFull { .. }
             | Event::Checkpointed { .. }
             | Event::CheckpointFailed { .. } => Interest::SHARDS,

@@ -241,6 +241,27 @@ impl Observer for Log {
             Event::IteratorExpired { stream, shard } => {
                 debug!(stream, %shard, "iterator expired, another is made")
             }
+            Event::AggregateDamaged { record, error } => {
+                of_record!(
+                    warn,
+                    record,
+                    error = full(*error),
+                    "a record that begins as an aggregated one cannot be opened: it is delivered as it is"
+                );
+            }
+            Event::AggregateOutOfRange {
+                record,
+                records,
+                dropped,
+            } => {
+                of_record!(
+                    warn,
+                    record,
+                    records,
+                    dropped,
+                    "records inside an aggregated one belong to another shard"
+                );
+            }
             Event::WindowFull { bound, oldest, held } => {
                 of_record!(
                     warn,

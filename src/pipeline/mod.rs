@@ -22,6 +22,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use tokio_util::sync::CancellationToken;
 
+mod buffers;
 mod capacity;
 mod delays;
 mod fullness;

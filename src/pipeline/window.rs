@@ -60,7 +60,7 @@ pub(crate) struct Released {
     pub(crate) lane: u64,
     /// The next record of the lane, which may start now.
     pub(crate) next: Option<Ordinal>,
-    pub(crate) bytes: usize,
+    pub(crate) bytes: u32,
 }
 
 impl Window {
@@ -146,7 +146,7 @@ impl Window {
         let released = Released {
             lane: entry.lane,
             next: (entry.next != NONE).then_some(entry.next),
-            bytes: entry.bytes as usize,
+            bytes: entry.bytes,
         };
         self.held -= 1;
         if index == 0 {

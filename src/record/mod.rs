@@ -10,9 +10,12 @@ use sha2::{Digest, Sha256};
 
 mod position;
 mod sequence_number;
+mod text;
 
 pub use position::Position;
 pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};
+
+use self::text::Text;
 
 /// One user record, as the handler sees it.
 ///
@@ -28,7 +31,7 @@ struct Meta {
     source: Arc<Source>,
     sequence_number: SequenceNumber,
     sub_sequence_number: u64,
-    partition_key: Option<Box<str>>,
+    partition_key: Option<Text>,
     arrival: Option<SystemTime>,
 }
 
@@ -106,6 +109,15 @@ impl Record {
         }
     }
 
+    /// What the records inside this aggregated one have in common.
+    pub(crate) fn aggregate(&self) -> Aggregate {
+        Aggregate {
+            source: self.meta.source.clone(),
+            sequence_number: self.meta.sequence_number.clone().into_shared(),
+            arrival: self.meta.arrival,
+        }
+    }
+
     /// What stands for the partition key in logs: the first 8 bytes of its SHA-256, in hex.
     pub fn key_hash(&self) -> Option<KeyHash> {
         self.partition_key().map(KeyHash::of)
@@ -127,6 +139,30 @@ impl Record {
             self.payload = Bytes::new();
         }
         self
+    }
+}
+
+/// The place of a record that holds others.
+pub(crate) struct Aggregate {
+    source: Arc<Source>,
+    sequence_number: SequenceNumber,
+    arrival: Option<SystemTime>,
+}
+
+impl Aggregate {
+    /// One of the records inside.
+    #[inline]
+    pub(crate) fn record(&self, sub_sequence_number: u64, partition_key: Arc<str>, payload: Bytes) -> Record {
+        Record {
+            meta: Arc::new(Meta {
+                source: self.source.clone(),
+                sequence_number: self.sequence_number.clone(),
+                sub_sequence_number,
+                partition_key: Some(Text::Shared(partition_key)),
+                arrival: self.arrival,
+            }),
+            payload,
+        }
     }
 }
 
@@ -158,7 +194,7 @@ impl RecordBuilder {
 
     /// The partition key. Default: none.
     pub fn partition_key(mut self, key: impl Into<Box<str>>) -> Self {
-        self.meta.partition_key = Some(key.into());
+        self.meta.partition_key = Some(Text::Own(key.into()));
         self
     }
 

@@ -5,13 +5,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::text::Text;
+
 /// A Kinesis sequence number: up to 129 decimal digits, so no integer holds it.
 ///
 /// Ordered as the number it is. (The API's pattern is `0|([1-9]\d{0,128})`, see `SequenceNumber` in
 /// the Kinesis API reference.)
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SequenceNumber(Box<str>);
+pub struct SequenceNumber(Text);
 
 impl SequenceNumber {
     /// The most digits a sequence number has.
@@ -20,6 +22,11 @@ impl SequenceNumber {
     /// The decimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The same, so that its clones share it.
+    pub(crate) fn into_shared(self) -> Self {
+        SequenceNumber(Text::Shared(String::from(self.0).into()))
     }
 }
 
@@ -43,7 +50,7 @@ impl TryFrom<String> for SequenceNumber {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         if is_sequence_number(&text) {
-            Ok(SequenceNumber(text.into_boxed_str()))
+            Ok(SequenceNumber(text.into_boxed_str().into()))
         } else {
             // What came is cut: it may be anything, and an error is for reading.
             Err(InvalidSequenceNumber {
@@ -63,13 +70,13 @@ impl FromStr for SequenceNumber {
 
 impl From<u64> for SequenceNumber {
     fn from(number: u64) -> Self {
-        SequenceNumber(number.to_string().into_boxed_str())
+        SequenceNumber(number.to_string().into_boxed_str().into())
     }
 }
 
 impl From<SequenceNumber> for String {
     fn from(number: SequenceNumber) -> Self {
-        number.0.into_string()
+        number.0.into()
     }
 }
 

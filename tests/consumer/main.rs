@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod aggregated;
 mod bounds;
 mod checkpoints;
 mod killing;

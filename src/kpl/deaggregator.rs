@@ -1,0 +1,231 @@
+//! From one record to those inside.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::wire::{CHECKSUM_BYTES, MAGIC, Message, checksum, hash_key};
+use crate::failure::BoxError;
+use crate::record::Record;
+
+/// Opens aggregated records.
+///
+/// A record that only looks like one (its checksum, format or key table is wrong) is delivered as it is,
+/// never dropped.
+#[derive(Debug, Clone)]
+pub struct Deaggregator {
+    hash_keys: RangeInclusive<u128>,
+    out_of_range: OutOfRange,
+    verify: bool,
+}
+
+/// What happens to records inside an aggregate whose hash key belongs to another shard.
+///
+/// They come from a producer that did not know of a reshard yet. The KPL notices and puts them again, to
+/// the right shard; other producers do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OutOfRange {
+    /// They are delivered, and reported. With the KPL as the producer they may come twice.
+    #[default]
+    Deliver,
+    /// The aggregate is dropped as a whole, and reported. So does KCL, without a word: what was not put by
+    /// the KPL itself is lost by it.
+    Drop,
+}
+
+/// What a record was.
+#[derive(Debug)]
+#[must_use]
+#[non_exhaustive]
+pub enum Expanded {
+    /// A record like any other; delivered as it is.
+    Plain,
+    /// An aggregated one; the records inside are delivered.
+    #[non_exhaustive]
+    Aggregate {
+        /// How many.
+        records: usize,
+        /// How many of them belong to another shard.
+        out_of_range: usize,
+    },
+    /// An aggregated one that was not delivered: [`OutOfRange::Drop`].
+    #[non_exhaustive]
+    Dropped {
+        /// The record as it came.
+        record: Record,
+        /// How many records were inside.
+        records: usize,
+    },
+    /// It begins as an aggregated one does, and is none that can be opened; delivered as it is.
+    Damaged(DamagedAggregate),
+}
+
+/// Why a record that begins as an aggregated one cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DamagedAggregate {
+    /// The bytes are not those that were put, or only look like an aggregate by chance.
+    #[error("the checksum of the aggregated record is wrong")]
+    Checksum,
+    /// What is inside is no message of this format.
+    #[error("the aggregated record cannot be decoded")]
+    Format(#[source] BoxError),
+    /// It lacks a field, or points past its own tables of keys.
+    #[error(
+        "record {record} inside the aggregated record is incomplete, or names a key that it does not hold"
+    )]
+    Record {
+        /// Which one, from 0.
+        record: usize,
+    },
+    /// There are no records inside.
+    #[error("the aggregated record is empty")]
+    Empty,
+}
+
+impl Default for Deaggregator {
+    fn default() -> Self {
+        Deaggregator::new()
+    }
+}
+
+impl Deaggregator {
+    /// Delivers all there is.
+    pub const fn new() -> Self {
+        Deaggregator {
+            hash_keys: 0..=u128::MAX,
+            out_of_range: OutOfRange::Deliver,
+            verify: true,
+        }
+    }
+
+    /// The hash keys of the shard that is read. Default: all, so that nothing is out of range.
+    #[must_use]
+    pub const fn hash_keys(mut self, of_shard: RangeInclusive<u128>) -> Self {
+        self.hash_keys = of_shard;
+        self
+    }
+
+    /// What happens to what is outside of them. Default: [`OutOfRange::Deliver`].
+    #[must_use]
+    pub const fn out_of_range(mut self, policy: OutOfRange) -> Self {
+        self.out_of_range = policy;
+        self
+    }
+
+    /// Leaves the checksum alone: most of the time that opening takes. Only for who knows that nothing else
+    /// in the stream begins with an aggregate's four bytes.
+    #[must_use]
+    pub const fn without_checksum(mut self) -> Self {
+        self.verify = false;
+        self
+    }
+
+    /// Adds the records inside this one; or itself, if it is none that can be opened.
+    pub fn expand(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
+        if !record.payload().starts_with(&MAGIC) {
+            into.push(record);
+            return Expanded::Plain;
+        }
+        match self.open(record.payload()) {
+            Ok(opened) => self.deliver(record, opened, into),
+            Err(damage) => {
+                into.push(record);
+                Expanded::Damaged(damage)
+            }
+        }
+    }
+
+    fn open(&self, payload: &Bytes) -> Result<Opened, DamagedAggregate> {
+        let message = MAGIC.len()..payload.len().saturating_sub(CHECKSUM_BYTES);
+        let Some(bytes) = payload.get(message.clone()) else {
+            return Err(DamagedAggregate::Checksum);
+        };
+        if self.verify && checksum(bytes) != payload[message.end..] {
+            return Err(DamagedAggregate::Checksum);
+        }
+        let message = Message::decode(payload.slice(message)).map_err(format)?;
+        Opened::new(message)
+    }
+
+    fn deliver(&self, record: Record, opened: Opened, into: &mut Vec<Record>) -> Expanded {
+        let records = opened.message.records.len();
+        let out_of_range = match record.partition_key() {
+            Some(_) if self.hash_keys != (0..=u128::MAX) => opened.out_of(&self.hash_keys),
+            // Without keys the stream has put it anywhere.
+            _ => 0,
+        };
+        if out_of_range > 0 && self.out_of_range == OutOfRange::Drop {
+            return Expanded::Dropped { record, records };
+        }
+        let aggregate = record.aggregate();
+        into.reserve(records);
+        for (number, inner) in (0..).zip(opened.message.records) {
+            let key = index(inner.partition_key).and_then(|index| opened.partition_keys.get(index));
+            if let (Some(key), Some(data)) = (key, inner.data) {
+                into.push(aggregate.record(number, key.clone(), data));
+            }
+        }
+        Expanded::Aggregate {
+            records,
+            out_of_range,
+        }
+    }
+}
+
+/// An aggregate of which everything is known to be there.
+struct Opened {
+    message: Message,
+    partition_keys: Vec<Arc<str>>,
+}
+
+impl Opened {
+    fn new(message: Message) -> Result<Self, DamagedAggregate> {
+        if message.records.is_empty() {
+            return Err(DamagedAggregate::Empty);
+        }
+        for (number, inner) in message.records.iter().enumerate() {
+            let key = index(inner.partition_key);
+            let has_key = key.is_some_and(|key| key < message.partition_keys.len());
+            let hash_key = inner.explicit_hash_key;
+            let has_hash_key = hash_key.is_none()
+                || index(hash_key).is_some_and(|key| key < message.explicit_hash_keys.len());
+            if !has_key || !has_hash_key || inner.data.is_none() {
+                return Err(DamagedAggregate::Record { record: number });
+            }
+        }
+        let text = |key: &Bytes| Ok(std::str::from_utf8(key).map_err(format)?.into());
+        let partition_keys = message.partition_keys.iter().map(text);
+        Ok(Opened {
+            partition_keys: partition_keys.collect::<Result<_, DamagedAggregate>>()?,
+            message,
+        })
+    }
+
+    /// How many of the records belong to another shard.
+    fn out_of(&self, hash_keys: &RangeInclusive<u128>) -> usize {
+        let explicit = |key: &Bytes| std::str::from_utf8(key).ok()?.parse().ok();
+        let explicit: Vec<Option<u128>> = self.message.explicit_hash_keys.iter().map(explicit).collect();
+        let keys = self.message.partition_keys.iter();
+        let keys: Vec<u128> = keys.map(|key| hash_key(key)).collect();
+        let records = self.message.records.iter();
+        let within = |key: Option<u128>| key.is_some_and(|key| hash_keys.contains(&key));
+        records
+            .filter(|inner| match inner.explicit_hash_key {
+                Some(_) => !within(index(inner.explicit_hash_key).and_then(|key| explicit[key])),
+                None => !within(index(inner.partition_key).map(|key| keys[key])),
+            })
+            .count()
+    }
+}
+
+fn index(index: Option<u64>) -> Option<usize> {
+    usize::try_from(index?).ok()
+}
+
+fn format(error: impl Into<BoxError>) -> DamagedAggregate {
+    DamagedAggregate::Format(error.into())
+}

@@ -1,0 +1,285 @@
+use bytes::{BufMut, Bytes, BytesMut};
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::wire::{Inner, MAGIC, Message, checksum, hash_key};
+use super::{Aggregator, DamagedAggregate, Deaggregator, Expanded, OutOfRange};
+use crate::record::Record;
+
+fn record(payload: impl Into<Bytes>) -> Record {
+    Record::builder("orders", "shardId-0".into(), 7.into())
+        .partition_key("outer")
+        .arrival(std::time::UNIX_EPOCH)
+        .payload(payload)
+        .build()
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    let mut data = BytesMut::new();
+    data.put_slice(&MAGIC);
+    data.put_slice(message);
+    data.put_slice(&checksum(message));
+    data.freeze()
+}
+
+fn inner(partition_key: u64, explicit_hash_key: Option<u64>, data: &'static str) -> Inner {
+    Inner {
+        partition_key: Some(partition_key),
+        explicit_hash_key,
+        data: Some(data.into()),
+    }
+}
+
+fn message(partition_keys: &[&'static str], records: Vec<Inner>) -> Message {
+    Message {
+        partition_keys: partition_keys.iter().map(|key| Bytes::from(*key)).collect(),
+        explicit_hash_keys: vec![Bytes::from("5"), Bytes::from("no number")],
+        records,
+    }
+}
+
+fn expand(deaggregator: &Deaggregator, payload: Bytes) -> (Expanded, Vec<Record>) {
+    let mut records = Vec::new();
+    let expanded = deaggregator.expand(record(payload), &mut records);
+    (expanded, records)
+}
+
+#[test]
+fn records_inside_have_the_place_of_the_aggregate_and_keys_of_their_own() {
+    let message = message(
+        &["a", "b"],
+        vec![inner(1, None, "x"), inner(0, Some(0), "yy"), inner(1, None, "")],
+    );
+    let (expanded, records) = expand(&Deaggregator::new(), framed(&message.encode_to_vec()));
+    assert!(
+        matches!(
+            expanded,
+            Expanded::Aggregate {
+                records: 3,
+                out_of_range: 0
+            }
+        ),
+        "{expanded:?}"
+    );
+    let seen: Vec<_> = records
+        .iter()
+        .map(|record| {
+            assert_eq!(record.sequence_number().as_str(), "7");
+            assert_eq!(record.arrival(), Some(std::time::UNIX_EPOCH));
+            assert_eq!(
+                (record.stream(), record.shard().as_str()),
+                ("orders", "shardId-0")
+            );
+            (
+                record.sub_sequence_number(),
+                record.partition_key().unwrap(),
+                &record.payload()[..],
+            )
+        })
+        .collect();
+    assert_eq!(seen, [(0, "b", &b"x"[..]), (1, "a", b"yy"), (2, "b", b"")]);
+}
+
+/// Whatever is wrong with it: the record as it came, once, and the reason.
+#[test]
+fn what_cannot_be_opened_is_delivered_as_it_is() {
+    let whole = message(&["a"], vec![inner(0, None, "x"), inner(0, None, "y")]);
+    let good = framed(&whole.encode_to_vec());
+    let mut cut = good.to_vec();
+    cut.pop();
+    let mut flipped = good.to_vec();
+    flipped[8] ^= 1;
+    let without = |change: fn(&mut Message)| {
+        let mut message = whole.clone();
+        change(&mut message);
+        framed(&message.encode_to_vec())
+    };
+    type Expected = fn(&DamagedAggregate) -> bool;
+    let damages: Vec<(Bytes, Expected)> = vec![
+        (cut.into(), |damage| matches!(damage, DamagedAggregate::Checksum)),
+        (flipped.into(), |damage| {
+            matches!(damage, DamagedAggregate::Checksum)
+        }),
+        (Bytes::from_static(&MAGIC), |damage| {
+            matches!(damage, DamagedAggregate::Checksum)
+        }),
+        (framed(b"\xff\xff\xff"), |damage| {
+            matches!(damage, DamagedAggregate::Format(_))
+        }),
+        (framed(b""), |damage| matches!(damage, DamagedAggregate::Empty)),
+        (without(|message| message.partition_keys.clear()), |damage| {
+            matches!(damage, DamagedAggregate::Record { record: 0 })
+        }),
+        (
+            without(|message| message.partition_keys[0] = Bytes::from_static(b"\xff")),
+            |damage| matches!(damage, DamagedAggregate::Format(_)),
+        ),
+        (
+            without(|message| message.records[1].partition_key = None),
+            |damage| matches!(damage, DamagedAggregate::Record { record: 1 }),
+        ),
+        (
+            without(|message| message.records[1].partition_key = Some(u64::MAX)),
+            |damage| matches!(damage, DamagedAggregate::Record { record: 1 }),
+        ),
+        (
+            without(|message| message.records[1].explicit_hash_key = Some(2)),
+            |damage| matches!(damage, DamagedAggregate::Record { record: 1 }),
+        ),
+        (without(|message| message.records[1].data = None), |damage| {
+            matches!(damage, DamagedAggregate::Record { record: 1 })
+        }),
+    ];
+    for (payload, expected) in damages {
+        let (expanded, records) = expand(&Deaggregator::new(), payload.clone());
+        let Expanded::Damaged(damage) = expanded else {
+            panic!("{payload:?}: {expanded:?}")
+        };
+        assert!(expected(&damage), "{payload:?}: {damage:?}");
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].payload(), &payload);
+        assert_eq!(records[0].partition_key(), Some("outer"));
+    }
+}
+
+#[test]
+fn a_wrong_checksum_can_be_let_pass() {
+    let mut payload = framed(&message(&["a"], vec![inner(0, None, "x")]).encode_to_vec()).to_vec();
+    *payload.last_mut().unwrap() ^= 1;
+    let (expanded, records) = expand(&Deaggregator::new().without_checksum(), payload.into());
+    assert!(matches!(expanded, Expanded::Aggregate { records: 1, .. }));
+    assert_eq!(records[0].partition_key(), Some("a"));
+}
+
+#[test]
+fn records_of_other_shards_are_counted_and_delivered_or_dropped_as_a_whole() {
+    let (a, b) = (hash_key(b"a"), hash_key(b"b"));
+    let records = || {
+        vec![
+            inner(0, None, "a"),
+            inner(1, None, "b"),
+            inner(1, Some(0), "five"),
+            inner(0, Some(1), "?"),
+        ]
+    };
+    let payload = framed(&message(&["a", "b"], records()).encode_to_vec());
+    for (keys, outside) in [
+        (0..=u128::MAX, 0),
+        (a..=a, 3),
+        (b..=b, 3),
+        (5..=5, 3),
+        (0..=a.max(b), 1),
+        (6..=6, 4),
+    ] {
+        let deaggregator = Deaggregator::new().hash_keys(keys.clone());
+        let (expanded, delivered) = expand(&deaggregator, payload.clone());
+        assert!(
+            matches!(expanded, Expanded::Aggregate { records: 4, out_of_range } if out_of_range == outside),
+            "{keys:?}: {expanded:?}"
+        );
+        assert_eq!(delivered.len(), 4);
+        let (expanded, delivered) = expand(&deaggregator.out_of_range(OutOfRange::Drop), payload.clone());
+        match outside {
+            0 => assert_eq!(delivered.len(), 4),
+            _ => {
+                assert!(
+                    matches!(expanded, Expanded::Dropped { records: 4, .. }),
+                    "{expanded:?}"
+                );
+                assert!(delivered.is_empty());
+            }
+        }
+    }
+}
+
+/// As Kinesis places them (the MD5 of the key, big-endian).
+#[test]
+fn a_key_hashes_to_where_kinesis_puts_it() {
+    assert_eq!(
+        format!("{:032x}", hash_key(b"a")),
+        "0cc175b9c0f1b6a831c399e269772661"
+    );
+}
+
+/// On a stream that ignores keys, no record is in the wrong place.
+#[test]
+fn without_an_outer_key_nothing_is_out_of_range() {
+    let payload = framed(&message(&["a"], vec![inner(0, None, "x")]).encode_to_vec());
+    let record = Record::builder("orders", "shardId-0".into(), 7.into())
+        .payload(payload)
+        .build();
+    let expanded = Deaggregator::new()
+        .hash_keys(1..=1)
+        .expand(record, &mut Vec::new());
+    assert!(
+        matches!(expanded, Expanded::Aggregate { out_of_range: 0, .. }),
+        "{expanded:?}"
+    );
+}
+
+#[test]
+fn an_aggregate_that_is_full_takes_no_more_and_loses_nothing() {
+    let mut aggregator = Aggregator::new(110);
+    assert!(aggregator.finish().is_none());
+    let mut added = 0;
+    let full = loop {
+        match aggregator.add("key", Some(u128::MAX), vec![b'x'; 10]) {
+            Ok(()) => added += 1,
+            Err(full) => break full,
+        }
+    };
+    assert_eq!((added, aggregator.records(), full.max_bytes), (2, 2, 110));
+    let bytes = aggregator.bytes();
+    assert!(bytes <= 110 && bytes + full.bytes > 110);
+    let put = aggregator.finish().expect("two records");
+    assert_eq!((put.data.len(), &*put.partition_key), (bytes, "key"));
+    assert_eq!(put.explicit_hash_key, Some(u128::MAX));
+    assert_eq!(aggregator.records(), 0);
+    assert_eq!(aggregator.bytes(), Aggregator::new(110).bytes());
+    assert_eq!(expand(&Deaggregator::new(), put.data).1.len(), 2);
+}
+
+proptest! {
+    #[test]
+    fn what_is_aggregated_comes_out_as_it_went_in(
+        put in prop::collection::vec(
+            (".{1,12}", prop::option::of(any::<u128>()), prop::collection::vec(any::<u8>(), 0..40)),
+            1..40,
+        )
+    ) {
+        let mut aggregator = Aggregator::new(usize::MAX);
+        for (key, hash, data) in &put {
+            aggregator.add(key, *hash, data.clone()).expect("room for all");
+        }
+        let bytes = aggregator.bytes();
+        let aggregated = aggregator.finish().expect("some");
+        prop_assert_eq!(aggregated.data.len(), bytes);
+        prop_assert_eq!(&aggregated.partition_key, &put[0].0);
+        prop_assert_eq!(aggregated.explicit_hash_key, put[0].1);
+        let (expanded, records) = expand(&Deaggregator::new(), aggregated.data);
+        let is_aggregate = matches!(expanded, Expanded::Aggregate { records, .. } if records == put.len());
+        prop_assert!(is_aggregate);
+        let seen: Vec<_> = records.iter().map(|it| (it.partition_key().unwrap(), it.payload())).collect();
+        for (record, (key, _, data)) in seen.iter().zip(&put) {
+            prop_assert_eq!(record.0, key);
+            prop_assert_eq!(record.1, data);
+        }
+        prop_assert_eq!(seen.len(), put.len());
+    }
+
+    #[test]
+    fn any_bytes_come_out_once_or_opened(bytes in prop::collection::vec(any::<u8>(), 0..200), checked in any::<bool>()) {
+        let payload = match checked {
+            true => framed(&bytes),
+            false => [&MAGIC[..], &bytes].concat().into(),
+        };
+        let (expanded, records) = expand(&Deaggregator::new(), payload.clone());
+        match expanded {
+            Expanded::Aggregate { records: count, .. } => prop_assert_eq!(count, records.len()),
+            _ => {
+                prop_assert_eq!(records.len(), 1);
+                prop_assert_eq!(records[0].payload(), &payload);
+            }
+        }
+    }
+}

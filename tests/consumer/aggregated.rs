@@ -1,0 +1,253 @@
+//! Records that the KPL has aggregated: a handler sees those inside, a checkpoint may stand between them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_kinesis::primitives::Blob;
+use bytes::Bytes;
+use redrive::checkpoint::{Checkpoint, CheckpointStore, Memory, ShardKey};
+use redrive::dead_letter;
+use redrive::kpl::{Aggregated, Aggregator, OutOfRange};
+use redrive::observer::{Event, Observer};
+use redrive::{Attempt, BoxError, Failure, Position, Record, RecordProcessor, Resilient};
+use tokio_util::sync::CancellationToken;
+
+use crate::scene::{STREAM, Scene};
+use crate::support::proxy::Fault;
+use crate::support::waiting::eventually;
+
+/// `bad`: can never be processed. `gate`: not before the gate is opened. Anything else is done at once.
+#[derive(Clone, Default)]
+struct Inside {
+    done: Arc<Mutex<Vec<(u64, String, Bytes)>>>,
+    told: Arc<Mutex<Vec<String>>>,
+    gate: CancellationToken,
+}
+
+impl Inside {
+    fn done(&self) -> Vec<(u64, String, Bytes)> {
+        self.done.lock().expect("no panic while locked").clone()
+    }
+
+    fn payloads(&self) -> Vec<Bytes> {
+        self.done().into_iter().map(|(_, _, payload)| payload).collect()
+    }
+
+    fn told(&self) -> Vec<String> {
+        self.told.lock().expect("no panic while locked").clone()
+    }
+}
+
+impl RecordProcessor for Inside {
+    type Error = BoxError;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), BoxError> {
+        match &record.payload()[..] {
+            b"bad" => return Err(Failure::permanent("bad data").into()),
+            b"gate" => self.gate.cancelled().await,
+            _ => {}
+        }
+        let key = record.partition_key().unwrap_or_default().to_owned();
+        let seen = (record.sub_sequence_number(), key, record.payload().clone());
+        self.done.lock().expect("no panic while locked").push(seen);
+        Ok(())
+    }
+}
+
+impl Observer for Inside {
+    fn on(&self, event: &Event<'_>) {
+        let text = match event {
+            Event::AggregateDamaged { error, .. } => format!("damaged: {error}"),
+            Event::AggregateOutOfRange { records, dropped, .. } => {
+                format!("out of range: {records}, dropped: {dropped}")
+            }
+            _ => return,
+        };
+        self.told.lock().expect("no panic while locked").push(text);
+    }
+}
+
+fn aggregate(records: &[(&str, Option<u128>, &str)]) -> Aggregated {
+    let mut aggregator = Aggregator::new(1024 * 1024);
+    for &(key, hash, data) in records {
+        aggregator.add(key, hash, data.to_owned()).expect("room");
+    }
+    aggregator.finish().expect("records")
+}
+
+impl Scene {
+    async fn put_one(&self, put: Aggregated) -> String {
+        let call = self.client().put_record().stream_name(STREAM);
+        let call = call.partition_key(put.partition_key).data(Blob::new(put.data));
+        let call = call.set_explicit_hash_key(put.explicit_hash_key.map(|key| key.to_string()));
+        call.send().await.expect("PutRecord").sequence_number
+    }
+
+    async fn put_plain(&self, key: &str, data: &str) {
+        let call = self.client().put_record().stream_name(STREAM).partition_key(key);
+        let call = call.data(Blob::new(data.to_owned()));
+        call.send().await.expect("PutRecord");
+    }
+
+    /// Runs a consumer until this holds.
+    async fn run_inside(
+        &self,
+        inside: &Inside,
+        store: &Memory,
+        policy: OutOfRange,
+        letters: &dead_letter::Memory,
+        holds: impl FnMut() -> bool,
+    ) {
+        let resilient = Resilient::builder("billing", inside.clone())
+            .dead_letters(letters.clone())
+            .observer(inside.clone());
+        let consumer = self.consumer().checkpoints(store.clone()).out_of_range(policy);
+        let running = self.run(consumer, resilient);
+        eventually("it holds", holds).await;
+        running.stop().await.expect("nothing halted");
+    }
+}
+
+#[tokio::test]
+async fn records_inside_are_settled_each_for_itself() {
+    let scene = Scene::new(1).await;
+    scene.put_plain("plain", "0").await;
+    let number = scene
+        .put_one(aggregate(&[
+            ("a", None, "1"),
+            ("b", None, "bad"),
+            ("a", None, "2"),
+            ("c", None, "3"),
+        ]))
+        .await;
+    scene.put_plain("plain", "4").await;
+    let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
+    scene
+        .run_inside(&inside, &store, OutOfRange::Deliver, &letters, || {
+            inside.done().len() == 5 && letters.letters().len() == 1
+        })
+        .await;
+    let mut keys: HashMap<String, Vec<(u64, Bytes)>> = HashMap::new();
+    for (sub, key, payload) in inside.done() {
+        keys.entry(key).or_default().push((sub, payload));
+    }
+    assert_eq!(keys["plain"], [(0, "0".into()), (0, "4".into())]);
+    assert_eq!(keys["a"], [(0, "1".into()), (2, "2".into())]);
+    assert_eq!(keys["c"], [(3, "3".into())]);
+    let letter = &letters.letters()[0];
+    assert_eq!(letter.sequence_number.as_str(), number);
+    assert_eq!(letter.sub_sequence_number, 1);
+    assert_eq!(letter.partition_key.as_deref(), Some("b"));
+    assert_eq!(&letter.payload[..], b"bad");
+    assert!(inside.told().is_empty());
+}
+
+/// It may stand inside an aggregate: what comes behind it there must come again, what is before must not.
+#[tokio::test]
+async fn a_restart_goes_on_inside_an_aggregate() {
+    let scene = Scene::new(1).await;
+    let steps = ["1", "2", "gate", "4"].map(|data| ("key", None, data));
+    let number = scene.put_one(aggregate(&steps)).await;
+    scene.put_plain("key", "5").await;
+    let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
+    let position = async || {
+        let key = ShardKey::new("billing", STREAM, "shardId-000000000000".into());
+        let stored = store.load(&[key]).await.remove(0).expect("a store");
+        stored.as_ref().map(Checkpoint::position).cloned()
+    };
+    let running = scene.run(
+        scene
+            .consumer()
+            .checkpoints(store.clone())
+            .shutdown_timeout(std::time::Duration::from_millis(100)),
+        Resilient::builder("billing", inside.clone()).dead_letters(letters.clone()),
+    );
+    eventually("two are done", || inside.done().len() == 2).await;
+    running.stop().await.expect("nothing halted");
+    let inside_it = Position::Record {
+        sequence_number: number.parse().expect("a number"),
+        sub_sequence_number: 1,
+    };
+    assert_eq!(position().await, Some(inside_it));
+
+    inside.gate.cancel();
+    scene
+        .run_inside(&inside, &store, OutOfRange::Deliver, &letters, || {
+            inside.done().len() >= 5
+        })
+        .await;
+    assert_eq!(inside.payloads(), ["1", "2", "gate", "4", "5"]);
+    let call = scene.proxy.calls("GetShardIterator").pop().expect("a call");
+    assert_eq!(call.body["ShardIteratorType"], "AT_SEQUENCE_NUMBER");
+    assert_eq!(call.body["StartingSequenceNumber"], number);
+}
+
+/// Once it was handed over as a whole, an iterator is made behind it.
+#[tokio::test]
+async fn an_iterator_lost_behind_an_aggregate_is_made_again_behind_it() {
+    let scene = Scene::new(1).await;
+    scene
+        .put_one(aggregate(&["1", "2"].map(|data| ("key", None, data))))
+        .await;
+    scene
+        .put_one(aggregate(&["3", "4"].map(|data| ("key", None, data))))
+        .await;
+    scene.proxy.script(|call| match (&*call.target, call.number) {
+        ("GetRecords", 2) => Fault::error(400, "ExpiredIteratorException"),
+        _ => Fault::None,
+    });
+    let (inside, letters) = (Inside::default(), dead_letter::Memory::new());
+    let running = scene.run(
+        scene.consumer().checkpoints(Memory::new()).records_per_call(1),
+        Resilient::builder("billing", inside.clone()).dead_letters(letters),
+    );
+    eventually("all are done", || inside.done().len() >= 4).await;
+    running.stop().await.expect("nothing halted");
+    assert_eq!(inside.payloads(), ["1", "2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn an_aggregate_that_cannot_be_opened_is_delivered_as_it_is() {
+    let scene = Scene::new(1).await;
+    let mut damaged = aggregate(&[("key", None, "1")]);
+    let mut data = damaged.data.to_vec();
+    data[6] ^= 1;
+    damaged.data = data.into();
+    let data = damaged.data.clone();
+    scene.put_one(damaged).await;
+    let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
+    scene
+        .run_inside(&inside, &store, OutOfRange::Drop, &letters, || {
+            inside.done().len() == 1
+        })
+        .await;
+    assert_eq!(inside.done(), [(0, "key".to_owned(), data)]);
+    assert_eq!(
+        inside.told(),
+        ["damaged: the checksum of the aggregated record is wrong"]
+    );
+}
+
+#[tokio::test]
+async fn records_of_another_shard_are_delivered_or_dropped_and_told_of() {
+    let scene = Scene::new(2).await;
+    // To the first shard, whose hash keys are the lower half.
+    let put = || {
+        aggregate(&[
+            ("key", Some(1), "1"),
+            ("key", Some(u128::MAX), "2"),
+            ("key", Some(2), "3"),
+        ])
+    };
+    scene.put_one(put()).await;
+    for (policy, delivered, told) in [
+        (OutOfRange::Deliver, 3, "out of range: 1, dropped: false"),
+        (OutOfRange::Drop, 0, "out of range: 3, dropped: true"),
+    ] {
+        let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
+        let seen = || inside.done().len() == delivered && !inside.told().is_empty();
+        scene.run_inside(&inside, &store, policy, &letters, seen).await;
+        assert_eq!(inside.told(), [told]);
+        assert_eq!(inside.done().len(), delivered);
+    }
+}
