@@ -119,9 +119,19 @@ impl Kinesis {
         let all = self.0.plan().shards;
         let shards: Vec<Value> = (first..all.min(first + SHARD_PAGE))
             .map(|shard| {
+                let width = u128::MAX / all as u128;
+                let first = width * shard as u128;
+                let last = if shard + 1 == all {
+                    u128::MAX
+                } else {
+                    first + (width - 1)
+                };
                 json!({
                     "ShardId": shard_id(shard),
-                    "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "1"},
+                    "HashKeyRange": {
+                        "StartingHashKey": first.to_string(),
+                        "EndingHashKey": last.to_string(),
+                    },
                     "SequenceNumberRange": {"StartingSequenceNumber": "1"},
                 })
             })
@@ -140,7 +150,8 @@ impl Kinesis {
             Some(number) => {
                 let number = number.to_owned().try_into().map_err(|_| INVALID)?;
                 let (shard, index) = place(shard, &number).ok_or(INVALID)?;
-                (shard, index + 1)
+                let at = body["ShardIteratorType"] == "AT_SEQUENCE_NUMBER";
+                (shard, if at { index } else { index + 1 })
             }
             None => {
                 let index = shard
