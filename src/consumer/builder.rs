@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 
-use super::{Consumer, Polling, StreamId};
+use super::{Consumer, Polling, Retrieval, StreamId};
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
@@ -23,6 +23,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// |---|---|
 /// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: must be given |
 /// | [`ordering`](ConsumerBuilder::ordering) | [`Ordering::PartitionKey`] |
+/// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
 /// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard, which is what Kinesis allows all readers of it together |
 /// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
 /// | [`idle_interval`](ConsumerBuilder::idle_interval) | 1 s |
@@ -41,6 +42,7 @@ pub struct ConsumerBuilder {
     stream: StreamId,
     checkpoints: Option<Arc<dyn CheckpointStore>>,
     pipeline: Pipeline,
+    retrieval: Retrieval,
     calls_per_second: f64,
     idle_interval: Duration,
     records_per_call: u32,
@@ -57,6 +59,7 @@ impl ConsumerBuilder {
             stream,
             checkpoints: None,
             pipeline: Pipeline::new(),
+            retrieval: Retrieval::Polling,
             calls_per_second: 5.0,
             idle_interval: Duration::from_secs(1),
             records_per_call: 10_000,
@@ -76,6 +79,12 @@ impl ConsumerBuilder {
     /// In which order the records of a shard are processed.
     pub fn ordering(mut self, ordering: Ordering) -> Self {
         self.pipeline = self.pipeline.ordering(ordering);
+        self
+    }
+
+    /// How shards are read. The settings of polling also serve a shard that cannot be subscribed to.
+    pub fn retrieval(mut self, retrieval: Retrieval) -> Self {
+        self.retrieval = retrieval;
         self
     }
 
@@ -178,6 +187,7 @@ impl ConsumerBuilder {
             stream: self.stream,
             checkpoints,
             pipeline: self.pipeline.drain(self.shutdown_timeout - last_checkpoint),
+            retrieval: self.retrieval,
             polling: Polling {
                 interval,
                 idle: self.idle_interval,

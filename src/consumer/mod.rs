@@ -11,13 +11,18 @@ use rand::rngs::SmallRng;
 mod builder;
 mod checkpointing;
 mod discovery;
+mod fan_out;
 mod lineage;
 mod polling;
+mod reading;
+mod registration;
+mod retrieval;
 mod shard;
 mod shards;
 mod stream;
 
 pub use builder::ConsumerBuilder;
+pub use retrieval::{FanOutConsumer, Retrieval};
 pub use stream::StreamId;
 
 use crate::checkpoint::CheckpointStore;
@@ -53,6 +58,7 @@ pub struct Consumer {
     stream: StreamId,
     checkpoints: Arc<dyn CheckpointStore>,
     pipeline: Pipeline,
+    retrieval: Retrieval,
     polling: Polling,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
@@ -113,6 +119,7 @@ impl fmt::Debug for Consumer {
             .field("stream", &self.stream)
             .field("checkpoints", &self.checkpoints)
             .field("pipeline", &self.pipeline)
+            .field("retrieval", &self.retrieval)
             .field("polling", &self.polling)
             .field("shutdown_timeout", &self.shutdown_timeout)
             .finish_non_exhaustive()

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
-use super::polling::{Poller, ReadingEnded};
+use super::fan_out::FanOut;
+use super::polling::Poller;
+use super::reading::{Reading, ReadingEnded, read};
 use crate::checkpoint::Checkpoint;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
@@ -37,7 +39,9 @@ pub(super) enum ShardEnd {
 pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) resilient: Resilient<P>,
     pub(super) pipeline: Pipeline,
+    pub(super) reading: Reading,
     pub(super) poller: Poller,
+    pub(super) fan_out: Option<FanOut>,
     pub(super) checkpointer: Checkpointer,
     pub(super) progress: Arc<Progress>,
     pub(super) from: Checkpoint,
@@ -51,14 +55,16 @@ impl<P: RecordProcessor> ShardTask<P> {
         let ShardTask {
             resilient,
             pipeline,
+            reading,
             poller,
+            fan_out,
             checkpointer,
             progress,
             from,
             shutdown,
             last_checkpoint,
         } = self;
-        let (stream, shard) = (poller.stream.name().clone(), poller.shard.clone());
+        let (stream, shard) = (reading.stream.name().clone(), reading.shard.clone());
         let observers = resilient.observers().clone();
         let tell = |event: Event<'_>| {
             if observers.want(Interest::SHARDS) {
@@ -72,7 +78,7 @@ impl<P: RecordProcessor> ShardTask<P> {
         });
         // Tasks of their own: a handler that keeps this one busy starves neither.
         let (sender, pages) = mpsc::channel(1);
-        let reading = poller.run(from.position().clone(), sender);
+        let reading = read(reading, poller, fan_out, sender);
         let reading = AbortOnDropHandle::new(tokio::spawn({
             let shutdown = shutdown.clone();
             // What is read now would be read in vain, however long running handlers still take.

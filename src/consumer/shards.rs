@@ -16,10 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::checkpointing::Checkpointer;
 use super::discovery::Discovery;
+use super::fan_out::FanOut;
 use super::lineage::Hole;
 use super::polling::Poller;
+use super::reading::{ReadFrom, Reading};
+use super::registration::Registration;
 use super::shard::{ShardEnd, ShardTask};
-use super::{Consumer, ConsumerError};
+use super::{Consumer, ConsumerError, Retrieval};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Event, Interest};
 use crate::pipeline::Progress;
@@ -40,9 +43,19 @@ where
     let token = CancellationToken::new();
     // Whoever drops this future wants no task of it to live on.
     let _cancelled = token.clone().drop_guard();
+    let application: Arc<str> = resilient.application().into();
+    let registration = match &consumer.retrieval {
+        Retrieval::Polling => None,
+        Retrieval::FanOut(as_whom) => Some(Arc::new(Registration::new(
+            consumer.stream.clone(),
+            as_whom.clone(),
+            application.clone(),
+        ))),
+    };
     let mut shards = Shards {
         calls: Arc::new(Semaphore::new(consumer.polling.calls_in_flight)),
-        application: resilient.application().into(),
+        registration,
+        application,
         consumer,
         resilient,
         shutdown: token.clone(),
@@ -76,6 +89,7 @@ struct Shards<P: RecordProcessor> {
     application: Arc<str>,
     resilient: Resilient<P>,
     calls: Arc<Semaphore>,
+    registration: Option<Arc<Registration>>,
     shutdown: CancellationToken,
     tasks: JoinSet<ShardEnd>,
     /// Each shard is started once.
@@ -154,17 +168,25 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         let task = ShardTask {
             resilient: self.resilient.clone(),
             pipeline: self.consumer.pipeline.clone(),
-            poller: Poller {
+            reading: Reading {
                 client: self.consumer.client.clone(),
                 stream: self.consumer.stream.clone(),
                 shard: shard.clone(),
-                polling: self.consumer.polling.clone(),
-                calls: self.calls.clone(),
                 deaggregator: self.consumer.deaggregator.clone().hash_keys(hash_keys),
-                capacity: self.consumer.pipeline.shared_capacity().clone(),
                 observers: observers.clone(),
                 rng: self.rng(),
+                from: ReadFrom::checkpoint(from.position()),
+                newest: None,
             },
+            poller: Poller {
+                polling: self.consumer.polling.clone(),
+                calls: self.calls.clone(),
+                capacity: self.consumer.pipeline.shared_capacity().clone(),
+            },
+            fan_out: self.registration.clone().map(|registration| FanOut {
+                registration,
+                capacity: self.consumer.pipeline.shared_capacity().clone(),
+            }),
             checkpointer: Checkpointer {
                 store: self.consumer.checkpoints.clone(),
                 key,

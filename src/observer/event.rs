@@ -250,6 +250,18 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
+    /// A shard cannot be subscribed to, and is polled meanwhile.
+    #[non_exhaustive]
+    FanOutUnavailable {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// Why.
+        error: &'a (dyn Error + Send + Sync + 'static),
+        /// When it is tried again.
+        delay: Duration,
+    },
     /// A record begins as one that the KPL has aggregated, and is none that can be opened: the handler gets
     /// it as it is.
     #[non_exhaustive]
@@ -372,6 +384,7 @@ impl Event<'_> {
             | Event::FetchFailed { .. }
             | Event::FetchThrottled { .. }
             | Event::IteratorExpired { .. }
+            | Event::FanOutUnavailable { .. }
             | Event::AggregateDamaged { .. }
             | Event::AggregateOutOfRange { .. }
             | Event::WindowFull { .. }

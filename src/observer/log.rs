@@ -241,6 +241,18 @@ impl Observer for Log {
             Event::IteratorExpired { stream, shard } => {
                 debug!(stream, %shard, "iterator expired, another is made")
             }
+            Event::FanOutUnavailable {
+                stream,
+                shard,
+                error,
+                delay,
+            } => warn!(
+                stream,
+                %shard,
+                error = full(*error),
+                ?delay,
+                "the shard cannot be subscribed to; it is polled meanwhile"
+            ),
             Event::AggregateDamaged { record, error } => {
                 of_record!(
                     warn,

@@ -7,6 +7,7 @@ mod support;
 mod aggregated;
 mod bounds;
 mod checkpoints;
+mod fan_out;
 mod killing;
 mod letters;
 mod reading;

@@ -30,7 +30,7 @@ impl Scene {
         open
     }
 
-    async fn split(&self, shard: &Shard) {
+    pub async fn split(&self, shard: &Shard) {
         let (first, last) = hash_keys(shard);
         let call = self.client().split_shard().stream_name(STREAM);
         let call = call.shard_to_split(shard.shard_id());
@@ -73,7 +73,7 @@ impl Scene {
     }
 
     /// No record of a shard begins before the ends of its parents are stored.
-    async fn check_lineage(&self) {
+    pub async fn check_lineage(&self) {
         let shards = self.list().await;
         let book = self.ledger.book();
         let mut parents: HashMap<ShardId, Vec<ShardId>> = HashMap::new();
@@ -100,7 +100,7 @@ impl Scene {
     }
 
     /// The shards whose end is stored.
-    fn ended(&self) -> HashSet<ShardId> {
+    pub fn ended(&self) -> HashSet<ShardId> {
         let stored = self.ledger.book().last_saved();
         let ended = stored
             .into_iter()

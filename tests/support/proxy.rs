@@ -54,6 +54,10 @@ pub enum Fault {
     LoseReply,
     /// The server has the call, and the connection breaks in the middle of its reply.
     CutReply,
+    /// What a subscription sends goes through for this time; then its connection breaks.
+    BreakAfter(Duration),
+    /// What a subscription sends goes through for this time; then nothing more does.
+    SilentAfter(Duration),
     /// It goes through, and the reply is changed.
     Rewrite(Box<dyn FnOnce(&mut Value) + Send>),
 }
@@ -153,7 +157,17 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
         Fault::Hang => std::future::pending().await,
         Fault::Delay(time) => tokio::time::sleep(time).await,
         Fault::Drop => close_connection(),
-        Fault::LoseReply | Fault::CutReply | Fault::Rewrite(_) => {}
+        Fault::LoseReply
+        | Fault::CutReply
+        | Fault::BreakAfter(_)
+        | Fault::SilentAfter(_)
+        | Fault::Rewrite(_) => {}
+    }
+    if target.ends_with("SubscribeToShard") {
+        return match desk.subscribe(target, &body, fault).await {
+            Ok(events) => events,
+            Err(error) => panic!("the server behind the proxy does not answer: {error}"),
+        };
     }
     let (status, mut answer) = match desk.forward(target, &body).await {
         Ok(answered) => answered,
@@ -205,19 +219,50 @@ impl Desk {
         script(&call)
     }
 
+    /// A call whose reply goes on and on.
+    async fn subscribe(&self, target: &str, body: &[u8], fault: Fault) -> io::Result<Response> {
+        // What is no HTTP/1.1 comes unchunked, until the connection is closed.
+        let mut upstream = self.call("HTTP/1.0", target, body).await?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(upstream.read_u8().await?);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status: u16 = status.ok_or_else(|| Error::new(ErrorKind::InvalidData, "no HTTP reply"))?;
+        let content_type = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-type")
+                .then(|| value.to_owned())
+        });
+        let ends = match fault {
+            Fault::BreakAfter(time) | Fault::SilentAfter(time) => time,
+            _ => Duration::from_secs(3_600),
+        };
+        let is_silent = matches!(fault, Fault::SilentAfter(_));
+        let ends = tokio::time::Instant::now() + ends;
+        let events = futures_util::stream::unfold(Some(upstream), move |upstream| async move {
+            let mut upstream = upstream?;
+            let mut part = vec![0; 64 * 1024];
+            match tokio::time::timeout_at(ends, upstream.read(&mut part)).await {
+                Ok(Ok(0)) => None,
+                Ok(Ok(length)) => {
+                    part.truncate(length);
+                    Some((Ok(Bytes::from(part)), Some(upstream)))
+                }
+                Ok(Err(error)) => Some((Err(error), None)),
+                Err(_) if is_silent => std::future::pending().await,
+                Err(_) => Some((Err(Error::from(ErrorKind::ConnectionReset)), None)),
+            }
+        });
+        let reply = Response::builder().status(status);
+        let reply = reply.header("Content-Type", content_type.unwrap_or_default());
+        Ok(reply.body(Body::from_stream(events)).expect("a valid response"))
+    }
+
     /// One call on a connection of its own: status and body of the reply.
     async fn forward(&self, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-        let mut upstream = TcpStream::connect(&self.upstream).await?;
-        let head = format!(
-            "POST / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nX-Amz-Target: {target}\r\n\
-             Content-Type: application/x-amz-json-1.1\r\nAuthorization: AWS4-HMAC-SHA256 Credential=test/\
-             20250101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=0\r\n\
-             X-Amz-Date: 20250101T000000Z\r\nContent-Length: {}\r\n\r\n",
-            self.upstream,
-            body.len()
-        );
-        upstream.write_all(head.as_bytes()).await?;
-        upstream.write_all(body).await?;
+        let mut upstream = self.call("HTTP/1.1", target, body).await?;
         let mut answer = Vec::new();
         upstream.read_to_end(&mut answer).await?;
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
@@ -227,6 +272,21 @@ impl Desk {
             (Some(status), Some(end)) => Ok((status, answer.split_off(end + 4))),
             _ => Err(Error::new(ErrorKind::InvalidData, "no HTTP reply")),
         }
+    }
+
+    async fn call(&self, version: &str, target: &str, body: &[u8]) -> io::Result<TcpStream> {
+        let mut upstream = TcpStream::connect(&self.upstream).await?;
+        let head = format!(
+            "POST / {version}\r\nHost: {}\r\nConnection: close\r\nX-Amz-Target: {target}\r\n\
+             Content-Type: application/x-amz-json-1.1\r\nAuthorization: AWS4-HMAC-SHA256 Credential=test/\
+             20250101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=0\r\n\
+             X-Amz-Date: 20250101T000000Z\r\nContent-Length: {}\r\n\r\n",
+            self.upstream,
+            body.len()
+        );
+        upstream.write_all(head.as_bytes()).await?;
+        upstream.write_all(body).await?;
+        Ok(upstream)
     }
 }
 

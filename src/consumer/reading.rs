@@ -1,0 +1,246 @@
+//! What every way of reading a shard has in common.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::types;
+use rand::rngs::SmallRng;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::StreamId;
+use super::fan_out::FanOut;
+use super::polling::Poller;
+use crate::failure::BoxError;
+use crate::kpl::{Deaggregator, Expanded};
+use crate::observer::{Event, Interest, Observers};
+use crate::pipeline::Batch;
+use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
+use crate::retry::{Backoff, Jitter};
+
+/// Between calls that fail.
+const BACKOFF: Backoff = Backoff::exponential();
+/// For how long a shard is polled that cannot be subscribed to.
+const FALL_BACK: Duration = Duration::from_secs(5 * 60);
+
+/// A shard, and where reading it goes on.
+pub(super) struct Reading {
+    pub(super) client: Client,
+    pub(super) stream: StreamId,
+    pub(super) shard: ShardId,
+    pub(super) deaggregator: Deaggregator,
+    pub(super) observers: Observers,
+    pub(super) rng: SmallRng,
+    pub(super) from: ReadFrom,
+    /// The last record handed over. No shard has a record of a lower number behind it, but a subscription
+    /// may begin a little early.
+    pub(super) newest: Option<SequenceNumber>,
+}
+
+/// Where reading goes on.
+#[derive(Debug, Clone)]
+pub(super) enum ReadFrom {
+    TrimHorizon,
+    /// At this number, which may be the checkpoint's record: it may hold others, of which not all are
+    /// settled.
+    At(SequenceNumber),
+    /// Behind the last one handed over.
+    After(SequenceNumber),
+}
+
+impl ReadFrom {
+    pub(super) fn checkpoint(position: &Position) -> Self {
+        match position {
+            Position::Record { sequence_number, .. } => ReadFrom::At(sequence_number.clone()),
+            Position::TrimHorizon | Position::ShardEnd => ReadFrom::TrimHorizon,
+        }
+    }
+
+    /// As Kinesis names it.
+    pub(super) fn start(&self) -> (types::ShardIteratorType, Option<&SequenceNumber>) {
+        match self {
+            ReadFrom::TrimHorizon => (types::ShardIteratorType::TrimHorizon, None),
+            ReadFrom::At(number) => (types::ShardIteratorType::AtSequenceNumber, Some(number)),
+            ReadFrom::After(number) => (types::ShardIteratorType::AfterSequenceNumber, Some(number)),
+        }
+    }
+}
+
+/// Why reading came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadingEnded {
+    /// The shard is closed and every record of it was handed over.
+    ShardClosed,
+    /// Nobody takes the records any more.
+    NotWanted,
+}
+
+/// Reads a shard to its end: subscribed to where that is wanted and possible, polled otherwise.
+pub(super) async fn read(
+    mut reading: Reading,
+    poller: Poller,
+    fan_out: Option<FanOut>,
+    pages: mpsc::Sender<Batch>,
+) -> ReadingEnded {
+    let Some(fan_out) = fan_out else {
+        return poller.run(&mut reading, &pages).await;
+    };
+    loop {
+        let error = match fan_out.run(&mut reading, &pages).await {
+            Ok(ended) => return ended,
+            Err(error) => error,
+        };
+        reading.tell(|stream, shard| Event::FanOutUnavailable {
+            stream,
+            shard,
+            error: &*error,
+            delay: FALL_BACK,
+        });
+        // Cut short at any await, it has handed over all that it counts as read.
+        if let Ok(ended) = timeout(FALL_BACK, poller.run(&mut reading, &pages)).await {
+            return ended;
+        }
+    }
+}
+
+impl Reading {
+    /// The users' records among those of Kinesis, all of which share their source, and the number of the
+    /// last one that Kinesis has.
+    pub(super) fn records(
+        &self,
+        read: Vec<types::Record>,
+    ) -> Result<(Vec<Record>, Option<SequenceNumber>), BoxError> {
+        let source = Arc::new(Source {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+        });
+        let mut records = Vec::with_capacity(read.len());
+        let mut last = None;
+        let mut left = read.len();
+        let mut newest = self.newest.as_ref();
+        for record in read {
+            let number: SequenceNumber = record.sequence_number.try_into()?;
+            left -= 1;
+            match newest {
+                Some(newest) if number <= *newest => continue,
+                _ => newest = None,
+            }
+            if left == 0 {
+                last = Some(number.clone());
+            }
+            let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
+            if let Some(key) = record.partition_key {
+                builder = builder.partition_key(key);
+            }
+            let arrival = record.approximate_arrival_timestamp;
+            if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
+                builder = builder.arrival(arrival);
+            }
+            self.expand(builder.build(), &mut records);
+        }
+        Ok((records, last))
+    }
+
+    /// Adds the records inside of one that the KPL has aggregated, and any other as it is.
+    #[inline]
+    fn expand(&self, record: Record, into: &mut Vec<Record>) {
+        let before = into.len();
+        match self.deaggregator.expand(record, into) {
+            Expanded::Plain | Expanded::Aggregate { out_of_range: 0, .. } => {}
+            Expanded::Aggregate { out_of_range, .. } => {
+                self.tell(|_, _| Event::AggregateOutOfRange {
+                    record: &into[before],
+                    records: out_of_range,
+                    dropped: false,
+                });
+            }
+            Expanded::Dropped { record, records } => {
+                self.tell(|_, _| Event::AggregateOutOfRange {
+                    record: &record,
+                    records,
+                    dropped: true,
+                });
+            }
+            Expanded::Damaged(error) => {
+                self.tell(|_, _| Event::AggregateDamaged {
+                    record: &into[before],
+                    error: &error,
+                });
+            }
+        }
+    }
+
+    /// Everything up to this record of Kinesis is handed over.
+    pub(super) fn handed_over(&mut self, last: SequenceNumber) {
+        self.newest = Some(last.clone());
+        self.from = ReadFrom::After(last);
+    }
+
+    /// Tells what was read. How far it is behind the stream's tip.
+    pub(super) fn fetched(&self, records: &[Record], behind_millis: Option<i64>) -> Option<Duration> {
+        let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
+        let behind = behind.map(Duration::from_millis);
+        self.tell(|stream, shard| Event::Fetched {
+            stream,
+            shard,
+            records: records.len(),
+            bytes: records.iter().map(|record| record.payload().len()).sum(),
+            behind,
+        });
+        behind
+    }
+
+    pub(super) fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&event(self.stream.name(), &self.shard));
+        }
+    }
+}
+
+/// Calls that fail, in a row.
+pub(super) struct Failures {
+    pub(super) count: u32,
+    rng: SmallRng,
+}
+
+impl Failures {
+    pub(super) fn new(reading: &Reading) -> Self {
+        Failures {
+            count: 0,
+            rng: reading.rng.clone(),
+        }
+    }
+
+    pub(super) fn none(&mut self) {
+        self.count = 0;
+    }
+
+    fn next_delay(&mut self, at_least: Duration) -> Duration {
+        let delay = Jitter::Equal.delay(&BACKOFF, self.count, Duration::ZERO, &mut self.rng);
+        self.count = self.count.saturating_add(1);
+        delay.max(at_least)
+    }
+
+    pub(super) async fn throttled(&mut self, reading: &Reading) {
+        let delay = self.next_delay(Duration::ZERO);
+        reading.tell(|stream, shard| Event::FetchThrottled { stream, shard, delay });
+        sleep(delay).await;
+    }
+
+    pub(super) async fn wait(&mut self, reading: &Reading, error: BoxError) {
+        self.wait_at_least(Duration::ZERO, reading, error).await;
+    }
+
+    pub(super) async fn wait_at_least(&mut self, at_least: Duration, reading: &Reading, error: BoxError) {
+        let delay = self.next_delay(at_least);
+        reading.tell(|stream, shard| Event::FetchFailed {
+            stream,
+            shard,
+            failures: self.count,
+            error: &*error,
+            delay,
+        });
+        sleep(delay).await;
+    }
+}

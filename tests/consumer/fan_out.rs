@@ -1,0 +1,138 @@
+//! Enhanced fan-out: the same promises, with records that are pushed.
+//!
+//! The embedded server begins each subscription at the shard's first record, whatever number it is given:
+//! what comes twice must be known. LocalStack begins where it is told.
+
+use std::time::Duration;
+
+use redrive::{FanOutConsumer, Retrieval};
+
+use crate::scene::{STREAM, Scene, records};
+use crate::support::proxy::Fault;
+use crate::support::waiting::eventually;
+
+impl Scene {
+    /// Subscriptions end after so many milliseconds.
+    async fn with_sessions(shards: i32, millis: u64) -> Self {
+        Scene::with(shards, |options| options.subscribe_to_shard_session_ms = millis).await
+    }
+
+    fn subscriptions(&self) -> usize {
+        self.proxy.calls("SubscribeToShard").len()
+    }
+}
+
+fn steps(number: usize) -> &'static str {
+    match number % 50 {
+        3 => "fail,fail,ok",
+        11 => "bad",
+        _ => "ok",
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_read_by_subscriptions_that_are_renewed() {
+    let scene = Scene::with_sessions(2, 700).await;
+    scene.put(records(300, 50, steps)).await;
+    let running = scene.run(
+        scene.consumer().retrieval(Retrieval::fan_out()),
+        scene.resilient(),
+    );
+    for _ in 0..3 {
+        let before = scene.subscriptions();
+        eventually("subscriptions are renewed", || {
+            scene.subscriptions() >= before + 2
+        })
+        .await;
+        scene.put(records(100, 50, steps)).await;
+    }
+    let split = scene.client().list_shards().stream_name(STREAM).send().await;
+    let split = split.expect("ListShards").shards.unwrap_or_default().remove(0);
+    scene.split(&split).await;
+    scene.put(records(100, 50, steps)).await;
+    scene.settle_all(running).await;
+    scene.check_lineage().await;
+    assert!(scene.ended().contains(&split.shard_id().into()));
+    assert!(scene.proxy.calls("GetRecords").is_empty(), "all of it was pushed");
+    let registered = scene.proxy.calls("RegisterStreamConsumer");
+    assert_eq!(registered.len(), 1, "once for all shards");
+    assert_eq!(registered[0].body["ConsumerName"], "billing");
+
+    // The next run finds it registered, and goes on at the checkpoints.
+    scene.put(records(100, 50, steps)).await;
+    let running = scene.run(
+        scene.consumer().retrieval(Retrieval::fan_out()),
+        scene.resilient(),
+    );
+    scene.settle_all(running).await;
+}
+
+/// Whatever becomes of a subscription, the next goes on behind what was handed over.
+#[tokio::test]
+async fn subscriptions_that_break_are_taken_up_again() {
+    let scene = Scene::with(1, |options| options.subscribe_to_shard_event_record_limit = 20).await;
+    scene.put(records(400, 50, steps)).await;
+    scene.proxy.script(|call| match (&*call.target, call.number) {
+        ("SubscribeToShard", 1) => Fault::error(500, "InternalFailure"),
+        ("SubscribeToShard", 2) => Fault::Drop,
+        ("SubscribeToShard", 3..=5) => Fault::BreakAfter(Duration::from_millis(900)),
+        ("SubscribeToShard", 6) => Fault::error(400, "ResourceInUseException"),
+        _ => Fault::None,
+    });
+    let consumer = scene
+        .consumer()
+        .retrieval(Retrieval::FanOut(FanOutConsumer::Name("other".to_owned())));
+    let running = scene.run(consumer, scene.resilient());
+    scene.settle_all(running).await;
+    let calls = scene.proxy.calls("SubscribeToShard");
+    assert!(calls.len() > 6, "{}", calls.len());
+    let waited = calls[6].at - calls[5].at;
+    assert!(waited >= Duration::from_secs(5), "in use for {waited:?}");
+    assert!(scene.proxy.calls("GetRecords").is_empty());
+    assert!(scene.ledger.events("FetchFailed") >= 4);
+}
+
+/// It must not stand still, and must not be silent about it.
+#[tokio::test]
+async fn a_shard_that_cannot_be_subscribed_to_is_polled() {
+    let arn = "arn:aws:kinesis:us-east-1:000000000000:stream/orders/consumer/nobody:1";
+    for (refused, consumer) in [
+        ("RegisterStreamConsumer", FanOutConsumer::Application),
+        ("SubscribeToShard", FanOutConsumer::Arn(arn.to_owned())),
+    ] {
+        let scene = Scene::new(2).await;
+        scene.put(records(200, 50, steps)).await;
+        scene.proxy.script(move |call| match call.target == refused {
+            true => Fault::error(400, "AccessDeniedException"),
+            false => Fault::None,
+        });
+        let consumer = scene.consumer().retrieval(Retrieval::FanOut(consumer));
+        let running = scene.run(consumer, scene.resilient());
+        scene.settle_all(running).await;
+        assert_eq!(scene.ledger.events("FanOutUnavailable"), 2, "{refused}");
+        assert!(
+            scene.proxy.calls("RegisterStreamConsumer").len() <= 1,
+            "one shard asks for all"
+        );
+    }
+}
+
+/// With a full window nothing is renewed, and what was pushed is not lost.
+#[tokio::test]
+async fn a_shard_that_waits_is_not_subscribed_to_in_vain() {
+    let scene = Scene::with(1, |options| {
+        options.subscribe_to_shard_session_ms = 700;
+        options.subscribe_to_shard_event_record_limit = 40;
+    })
+    .await;
+    let script = crate::support::script::Script::default();
+    scene.put(records(100, 50, |_| "gate")).await;
+    let consumer = scene.consumer().held(10).retrieval(Retrieval::fan_out());
+    let running = scene.run(consumer, scene.resilient_with(script.clone()));
+    eventually("the window is full", || scene.ledger.events("WindowFull") == 1).await;
+    let before = scene.subscriptions();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert!(scene.subscriptions() <= before + 1, "renewed in vain");
+    script.open_gate();
+    scene.settle_all(running).await;
+}
