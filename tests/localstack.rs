@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Payload, Reason};
-use redrive::{Consumer, ConsumerError, Failure, Record, Resilient, RetryPolicy};
+use redrive::{Consumer, ConsumerError, Failure, Record, Resilient, Retrieval, RetryPolicy};
 use support::embedded::{client, create_stream};
 use support::kill;
 use support::ledger::{Ledger, Note, Sink, Store};
@@ -18,7 +18,7 @@ use support::localstack::LocalStack;
 use support::proxy::{Fault, Proxy};
 use support::script::Script;
 use support::stream::{self, Sent};
-use support::waiting::finished;
+use support::waiting::{eventually, finished};
 use tokio_util::sync::CancellationToken;
 
 /// One for all tests that need no settings of their own. None where such tests are to be skipped.
@@ -110,6 +110,52 @@ async fn every_record_of_the_stream_is_settled_once_and_in_order() {
     }
     let expected = [Reason::Permanent, Reason::Panicked, Reason::AttemptsExhausted];
     assert_eq!(reasons, expected.map(|reason| (reason, 20)).into());
+}
+
+/// Over two subscriptions at least, each of which begins where it is told.
+#[tokio::test]
+async fn a_stream_is_read_by_enhanced_fan_out() {
+    let Some(localstack) = shared() else { return };
+    let client = client(localstack.endpoint());
+    let source = new_stream(&client, "pushed", 2).await;
+    stream::put(&client, &source, records(300, 40, |_| "ok")).await;
+    let proxy = Proxy::start(localstack.endpoint()).await.expect("a free port");
+    proxy.script(|call| match (&*call.target, call.number) {
+        ("SubscribeToShard", 1..=4) => Fault::BreakAfter(Duration::from_millis(1_500)),
+        _ => Fault::None,
+    });
+    let ledger = Ledger::default();
+    let resilient = Resilient::builder("billing", ledger.handler(Script::default()));
+    let resilient = resilient.without_dead_letters().observer(ledger.clone());
+    let consumer = Consumer::builder(proxy.client(), &*source)
+        .checkpoints(Store::new(&ledger))
+        .retrieval(Retrieval::fan_out())
+        .build()
+        .expect("valid");
+    let stop = CancellationToken::new();
+    ledger.note(Note::Run);
+    let resilient = resilient.build().expect("valid");
+    let running = tokio::spawn(consumer.run_until(resilient, stop.clone().cancelled_owned()));
+    ledger.settled(300).await;
+    stream::put(&client, &source, records(300, 40, |_| "ok")).await;
+    ledger.settled(600).await;
+    eventually("subscriptions are taken up again", || {
+        proxy.calls("SubscribeToShard").len() > 4
+    })
+    .await;
+    stream::put(&client, &source, records(300, 40, |_| "ok")).await;
+    ledger.settled(900).await;
+    stop.cancel();
+    let ended = finished("the consumer ends", running).await;
+    ended.expect("no panic").expect("nothing halted");
+    ledger.check_settled_once(&stream::read(&client, &source).await);
+    assert!(proxy.calls("GetRecords").is_empty(), "all of it was pushed");
+    let later = proxy.calls("SubscribeToShard").split_off(2);
+    assert!(
+        later
+            .iter()
+            .all(|call| call.body["StartingPosition"]["SequenceNumber"].is_string())
+    );
 }
 
 #[tokio::test]
