@@ -1,0 +1,375 @@
+//! What uses up an attempt, and what a record waits for between two of them. Time is paused throughout.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redrive::observer::{Event, Observer};
+use redrive::{
+    Attempt, BoxError, Breaker, BreakerState, Failure, Guard, Record, RecordProcessor, Resilient,
+    ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled, Unsettled, dead_letter,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+
+fn record(number: u64, key: &str) -> Record {
+    Record::builder("orders", "shardId-000000000000".into(), (1_000 + number).into())
+        .partition_key(key)
+        .build()
+}
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// Does what the test says with each call of the record `x`. All others fail until a time, as in an outage.
+struct Scripted<F> {
+    outage: std::ops::Range<Instant>,
+    calls: AtomicU32,
+    x: F,
+}
+
+impl<F, Fut> RecordProcessor for Scripted<F>
+where
+    F: Fn(u32) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<(), BoxError>> + Send,
+{
+    type Error = BoxError;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), BoxError> {
+        if record.partition_key() == Some("x") {
+            return (self.x)(self.calls.fetch_add(1, Relaxed) + 1).await;
+        }
+        match self.outage.contains(&Instant::now()) {
+            true => Err("of unknown cause".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// One second between attempts, of which there are few, and time for all of them.
+fn policy(attempts: u32) -> RetryPolicy {
+    RetryPolicy::constant(secs(1))
+        .max_attempts(attempts)
+        .attempt_timeout(secs(300))
+        .max_elapsed(secs(100_000))
+}
+
+fn resilient<P: RecordProcessor>(processor: P, attempts: u32, breaker: &Breaker) -> ResilientBuilder<P> {
+    Resilient::builder("billing", processor)
+        .dead_letters(dead_letter::Memory::new())
+        .retry(policy(attempts))
+        .breaker(breaker.clone())
+        .seed(11)
+}
+
+/// Settles `x` by hand, and from a second later on six others, whose failures open the breaker.
+async fn beside_an_outage<P: RecordProcessor + 'static>(
+    resilient: Resilient<P>,
+) -> Result<Settled, Unsettled> {
+    let settle = |number, key: String, after| {
+        let resilient = resilient.clone();
+        tokio::spawn(async move {
+            sleep(after).await;
+            resilient.settle(&record(number, &key)).await
+        })
+    };
+    let x = settle(0, "x".to_owned(), Duration::ZERO);
+    let others: Vec<_> = (1..7)
+        .map(|number| settle(number, number.to_string(), secs(1)))
+        .collect();
+    for other in others {
+        assert!(matches!(other.await.expect("no panic"), Ok(Settled::Processed)));
+    }
+    x.await.expect("no panic")
+}
+
+fn unknown() -> Result<(), BoxError> {
+    Err("of unknown cause".into())
+}
+
+/// It fails while the breaker is not closed, then once more, and then no longer: of two attempts it has
+/// used up one.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_ends_while_a_breaker_is_open_uses_up_nothing() {
+    let breaker = Breaker::default();
+    let (seen, failed) = (breaker.clone(), AtomicU32::new(0));
+    let failed = Arc::new(failed);
+    let processor = Scripted {
+        outage: Instant::now()..Instant::now() + secs(5),
+        calls: AtomicU32::new(0),
+        x: move |call| {
+            let (seen, failed) = (seen.clone(), failed.clone());
+            async move {
+                if call == 1 {
+                    sleep(secs(2)).await;
+                    assert_eq!(seen.state(), BreakerState::Open);
+                    return unknown();
+                }
+                match seen.state() == BreakerState::Closed && failed.fetch_add(1, Relaxed) > 0 {
+                    true => Ok(()),
+                    false => unknown(),
+                }
+            }
+        },
+    };
+    let resilient = resilient(processor, 2, &breaker).build().expect("valid");
+    let settled = beside_an_outage(resilient).await;
+    assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+}
+
+/// The breaker was closed again when it ended, but what it met may have been the outage.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
+    let breaker = Breaker::default();
+    let seen = breaker.clone();
+    let processor = Scripted {
+        outage: Instant::now()..Instant::now() + secs(5),
+        calls: AtomicU32::new(0),
+        x: move |call| {
+            let seen = seen.clone();
+            async move {
+                if call == 1 {
+                    sleep(secs(2)).await;
+                    assert_eq!(seen.state(), BreakerState::Open);
+                    sleep(secs(200)).await;
+                }
+                assert_eq!(seen.state(), BreakerState::Closed);
+                if call <= 2 { unknown() } else { Ok(()) }
+            }
+        },
+    };
+    let resilient = resilient(processor, 2, &breaker).build().expect("valid");
+    let settled = beside_an_outage(resilient).await;
+    assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+}
+
+/// Its own failure or not: while a breaker is not closed nobody can tell.
+#[tokio::test(start_paused = true)]
+async fn failures_of_the_records_own_use_up_nothing_while_a_breaker_is_not_closed() {
+    let breaker = Breaker::default();
+    let seen = breaker.clone();
+    let processor = Scripted {
+        outage: Instant::now()..Instant::now() + secs(40),
+        calls: AtomicU32::new(0),
+        x: move |_| {
+            let seen = seen.clone();
+            async move {
+                sleep(secs(2)).await;
+                match seen.state() {
+                    BreakerState::Closed => Ok(()),
+                    _ => Err(Failure::transient("its own").with_scope(Scope::Record).into()),
+                }
+            }
+        },
+    };
+    let resilient = resilient(processor, 2, &breaker).build().expect("valid");
+    let settled = beside_an_outage(resilient).await;
+    assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+}
+
+/// Tried five times while it is alone, which is one attempt; then once more beside another's success.
+#[tokio::test(start_paused = true)]
+async fn attempts_in_doubt_use_up_one_together() {
+    let start = Instant::now();
+    let processor = Scripted {
+        outage: start..start,
+        calls: AtomicU32::new(0),
+        x: move |_| async move {
+            sleep(Duration::from_millis(10)).await;
+            if start.elapsed() < secs(61) {
+                unknown()
+            } else {
+                Ok(())
+            }
+        },
+    };
+    let resilient = resilient(processor, 3, &Breaker::default())
+        .build()
+        .expect("valid");
+    let x = tokio::spawn({
+        let resilient = resilient.clone();
+        async move { resilient.settle(&record(0, "x")).await }
+    });
+    // Just before one more of its attempts, which come every few seconds by now.
+    sleep_until(start + secs(50)).await;
+    assert!(matches!(
+        resilient.settle(&record(1, "other")).await,
+        Ok(Settled::Processed)
+    ));
+    let settled = x.await.expect("no panic");
+    assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+}
+
+/// However many attempts there are: it is alone, and nobody else can close the breaker.
+#[tokio::test(start_paused = true)]
+async fn a_hold_behind_a_breaker_ends_whatever_is_left_of_attempts_and_time() {
+    let breaker = Breaker::builder().keys_in_a_row(1).hold_at_most(secs(60));
+    let breaker = breaker.build().expect("valid");
+    let start = Instant::now();
+    let processor = Scripted {
+        outage: start..start,
+        calls: AtomicU32::new(0),
+        x: |_| async { unknown() },
+    };
+    let resilient = resilient(processor, 1_000, &breaker).build().expect("valid");
+    let settled = resilient.settle(&record(0, "x")).await;
+    assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
+    assert!(
+        (secs(60)..secs(180)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// A probe a round is what a breaker lets through of a record that is settled by hand.
+#[tokio::test(start_paused = true)]
+async fn a_retry_by_hand_waits_for_the_breaker_and_probes_once_a_round() {
+    #[derive(Default)]
+    struct Rounds(AtomicU32);
+    impl Observer for Rounds {
+        fn on(&self, event: &Event<'_>) {
+            if matches!(event, Event::BreakerHalfOpened { .. }) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+    }
+    let (rounds, start) = (Arc::new(Rounds::default()), Instant::now());
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = calls.clone();
+    let processor = Scripted {
+        outage: start..start,
+        calls: AtomicU32::new(0),
+        x: move |_| {
+            counted.fetch_add(1, Relaxed);
+            async move {
+                if start.elapsed() < secs(300) {
+                    unknown()
+                } else {
+                    Ok(())
+                }
+            }
+        },
+    };
+    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let resilient = resilient(processor, 5, &breaker).observer(rounds.clone());
+    let resilient = resilient.build().expect("valid");
+    assert!(matches!(
+        resilient.settle(&record(0, "x")).await,
+        Ok(Settled::Processed)
+    ));
+    let (calls, rounds) = (calls.load(Relaxed), rounds.0.load(Relaxed));
+    assert!(rounds >= 4, "{rounds}");
+    assert!(calls <= rounds + 2, "{calls} calls in {rounds} rounds of probes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_the_budget_refuses_waits() {
+    #[derive(Default)]
+    struct Refused(AtomicU32);
+    impl Observer for Refused {
+        fn on(&self, event: &Event<'_>) {
+            if matches!(event, Event::RetryDelayed { .. }) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+    }
+    let refused = Arc::new(Refused::default());
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = calls.clone();
+    let start = Instant::now();
+    let processor = redrive::processor_fn(move |_: Record| {
+        counted.fetch_add(1, Relaxed);
+        async { Err::<(), _>(Failure::transient("its own").with_scope(Scope::Record)) }
+    });
+    let resilient = Resilient::builder("billing", processor)
+        .dead_letters(dead_letter::Memory::new())
+        .without_guard()
+        .retry(policy(10))
+        .retry_budget(RetryBudget::new(0.0, 0.5).expect("valid"))
+        .observer(refused.clone())
+        .build()
+        .expect("valid");
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..20 {
+        let resilient = resilient.clone();
+        all.spawn(async move { resilient.settle(&record(number, &number.to_string())).await });
+    }
+    assert!(all.join_all().await.iter().all(Result::is_ok));
+    assert_eq!(calls.load(Relaxed), 200, "refused retries are made later");
+    assert!(refused.0.load(Relaxed) > 0);
+    assert!(
+        start.elapsed() > secs(200),
+        "180 retries at one in 2 s: {:?}",
+        start.elapsed()
+    );
+}
+
+/// Whoever is given a record back learns what it waited for.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
+    let bad = || redrive::processor_fn(|_: Record| async { Err::<(), _>(Failure::permanent("bad data")) });
+    let guard = Guard::new(0.5, 1, secs(60)).expect("valid");
+    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let resilient = resilient(bad(), 5, &breaker).guard(guard).build().expect("valid");
+    let by = || Instant::now() + secs(20);
+    let mut last = None;
+    for number in 0..10 {
+        last = Some(resilient.settle_by(&record(number, "x"), by()).await);
+    }
+    assert!(matches!(last, Some(Err(Unsettled::GuardStopped))), "{last:?}");
+
+    // A verdict is reached while a breaker is open: the letter waits for it.
+    let outage = Scripted {
+        outage: Instant::now()..Instant::now() + secs(1_000),
+        calls: AtomicU32::new(0),
+        x: |_| async {
+            sleep(Duration::from_millis(1_050)).await;
+            Err(Failure::permanent("bad data").into())
+        },
+    };
+    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let resilient = self::resilient(outage, 5, &breaker)
+        .without_guard()
+        .build()
+        .expect("valid");
+    let other = tokio::spawn({
+        let resilient = resilient.clone();
+        async move {
+            sleep(secs(1)).await;
+            resilient.settle_by(&record(1, "other"), by()).await
+        }
+    });
+    let by = Instant::now() + Duration::from_millis(1_200);
+    let given_back = resilient.settle_by(&record(0, "x"), by).await;
+    assert!(
+        matches!(given_back, Err(Unsettled::BreakerOpen)),
+        "{given_back:?}"
+    );
+    let _ = other.await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_are_numbered_as_they_are_made() {
+    #[derive(Default)]
+    struct Numbers(Mutex<Vec<(bool, u32)>>);
+    impl Observer for Numbers {
+        fn on(&self, event: &Event<'_>) {
+            let number = match event {
+                Event::AttemptFailed { attempt, .. } => (false, *attempt),
+                Event::RetryScheduled { attempt, .. } => (true, *attempt),
+                _ => return,
+            };
+            self.0.lock().expect("no panic while locked").push(number);
+        }
+    }
+    let numbers = Arc::new(Numbers::default());
+    let processor = redrive::processor_fn(|_: Record| async {
+        Err::<(), _>(Failure::transient("own").with_scope(Scope::Record))
+    });
+    let resilient = resilient(processor, 3, &Breaker::default()).observer(numbers.clone());
+    let settled = resilient.build().expect("valid").settle(&record(0, "x")).await;
+    assert!(matches!(settled, Ok(Settled::DeadLettered(_))));
+    let seen = numbers.0.lock().expect("no panic while locked").clone();
+    assert_eq!(seen, [(false, 1), (true, 2), (false, 2), (true, 3), (false, 3)]);
+}
