@@ -14,6 +14,9 @@ type Place = (SequenceNumber, u64);
 /// Written in the same conditional write as its checkpoint, carries that checkpoint's position, and is
 /// used only if the row still holds exactly that. Otherwise it is dropped: repeating is safe, skipping
 /// is not.
+///
+/// It has [`MAX_BYTES`](Ahead::MAX_BYTES) at most, so that it fits beside any checkpoint: where there are too
+/// many holes it ends at one of them, and what is settled behind that is repeated after a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ahead {
     base: Position,
@@ -22,6 +25,9 @@ pub struct Ahead {
 }
 
 impl Ahead {
+    /// The most bytes that [`to_bytes`](Ahead::to_bytes) gives of one that the pipeline has made.
+    pub const MAX_BYTES: usize = 4 * 1024;
+
     /// Collects the unsettled records behind `base`, in their order; see [`AheadBuilder`].
     pub(crate) fn builder(base: Position) -> AheadBuilder {
         AheadBuilder {
@@ -55,6 +61,18 @@ impl Ahead {
     /// Whether it knows nothing past this record.
     pub(crate) fn ends_at(&self, record: &Record) -> bool {
         as_ref(&self.through) <= (record.sequence_number(), record.sub_sequence_number())
+    }
+
+    /// So many of its holes, and an end at the next one.
+    fn cut(&self, holes: usize) -> Ahead {
+        let end = self.holes[holes].0.clone();
+        let mut holes = self.holes[..holes].to_vec();
+        holes.push((end.clone(), end.clone()));
+        Ahead {
+            base: self.base.clone(),
+            through: end,
+            holes,
+        }
     }
 
     /// How many runs of unsettled records it steps over.
@@ -112,7 +130,7 @@ impl Ahead {
         for _ in 0..count {
             let (from, to) = (input.place()?, input.place()?);
             let in_order =
-                from <= to && to < through && holes.last().is_none_or(|(_, before)| *before < from);
+                from <= to && to <= through && holes.last().is_none_or(|(_, before)| *before < from);
             if !in_order {
                 return Err(InvalidAhead);
             }
@@ -158,22 +176,41 @@ impl AheadBuilder {
             };
             self.holes.push((first, last.clone()));
         }
-        Ahead {
-            base: self.base,
-            through: before.through.clone(),
-            holes: self.holes,
-        }
+        let through = before.through.clone();
+        self.bounded(through)
     }
 
     /// Everything else up to and including this record is settled.
     pub(crate) fn settled_through(self, record: &Record) -> Ahead {
-        Ahead {
+        self.bounded(place(record))
+    }
+
+    fn bounded(self, through: Place) -> Ahead {
+        let whole = Ahead {
             base: self.base,
-            through: place(record),
+            through,
             holes: self.holes,
+        };
+        // Most need not be written to know.
+        let few = whole.holes.len() * MAX_HOLE_BYTES + MAX_HEAD_BYTES <= Ahead::MAX_BYTES;
+        if few || whole.to_bytes().len() <= Ahead::MAX_BYTES {
+            return whole;
         }
+        let (mut fits, mut too_many) = (0, whole.holes.len());
+        while too_many - fits > 1 {
+            let holes = fits + (too_many - fits) / 2;
+            match whole.cut(holes).to_bytes().len() <= Ahead::MAX_BYTES {
+                true => fits = holes,
+                false => too_many = holes,
+            }
+        }
+        whole.cut(fits)
     }
 }
+
+/// Two places of 129 digits, and their lengths.
+const MAX_HOLE_BYTES: usize = 2 * (SequenceNumber::MAX_DIGITS + 14);
+const MAX_HEAD_BYTES: usize = 2 + MAX_HOLE_BYTES + 10;
 
 fn place(record: &Record) -> Place {
     (record.sequence_number().clone(), record.sub_sequence_number())
@@ -306,16 +343,40 @@ mod tests {
     }
 
     #[test]
+    fn what_has_too_many_holes_ends_at_one_of_them() {
+        for (count, whole) in [(250, true), (4_000, false)] {
+            let mut builder = Ahead::builder(record(0, 0).position());
+            for i in 1..=count {
+                builder.hole(&record(i * 10, 0), &record(i * 10 + 4, 7));
+            }
+            let ahead = builder.settled_through(&record(count * 10 + 9, 0));
+            let bytes = ahead.to_bytes();
+            assert!(bytes.len() <= Ahead::MAX_BYTES, "{}", bytes.len());
+            assert_eq!(Ahead::from_bytes(&bytes), Ok(ahead.clone()));
+            assert_eq!(ahead.holes() as u64 == count, whole, "{}", ahead.holes());
+            assert!(ahead.holes() > 240, "as many as there is room for");
+            let end = (ahead.holes() as u64) * 10 + u64::from(whole) * 9;
+            for number in 1..count * 10 + 20 {
+                let is_hole = (number >= 10 && number % 10 <= 4) || number > count * 10 + 9;
+                let covered = ahead.covers(&record(number, 0));
+                assert_eq!(covered, !is_hole && number <= end, "{number} of {count}");
+            }
+        }
+    }
+
+    #[test]
     fn neighbours_take_few_bytes() {
         let long = |tail: u64| -> Record {
             let number = format!("495903382714902566085596925383615710959215759{tail:011}");
             Record::builder("s", "shardId-0".into(), number.parse().expect("digits")).build()
         };
         let mut builder = Ahead::builder(long(0).position());
-        for i in 1..=1_000 {
+        for i in 1..=300 {
             builder.hole(&long(i * 10), &long(i * 10));
         }
-        let bytes = builder.settled_through(&long(20_000)).to_bytes();
-        assert!(bytes.len() < 1_000 * 12, "{} bytes for 1,000 holes", bytes.len());
+        let ahead = builder.settled_through(&long(20_000));
+        assert_eq!(ahead.holes(), 300);
+        let bytes = ahead.to_bytes();
+        assert!(bytes.len() < 300 * 12, "{} bytes for 300 holes", bytes.len());
     }
 }
