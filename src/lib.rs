@@ -103,7 +103,9 @@ pub use breaker::{Breaker, BreakerBuilder, BreakerState};
 pub use classify::{Classify, StandardClassifier};
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
-pub use consumer::{Consumer, ConsumerBuilder, ConsumerError, FanOutConsumer, Retrieval, StreamId};
+pub use consumer::{
+    Consumer, ConsumerBuilder, ConsumerError, FanOutConsumer, Retrieval, StartingPosition, StreamId,
+};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use guard::{Guard, StoppedShard};
 pub use pipeline::Ordering;

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Payload, Reason};
-use redrive::{Consumer, ConsumerError, Failure, Record, Resilient, Retrieval, RetryPolicy};
+use redrive::{
+    Consumer, ConsumerError, Failure, Record, Resilient, Retrieval, RetryPolicy, StartingPosition,
+};
 use support::embedded::{client, create_stream};
 use support::kill;
 use support::ledger::{Ledger, Note, Sink, Store};
@@ -156,6 +158,62 @@ async fn a_stream_is_read_by_enhanced_fan_out() {
             .iter()
             .all(|call| call.body["StartingPosition"]["SequenceNumber"].is_string())
     );
+}
+
+/// Nothing of before, and all that came since: also while it was down. (The embedded server begins at the
+/// beginning where nothing has arrived since a time.)
+#[tokio::test]
+async fn latest_begins_once_at_the_time_of_the_first_start() {
+    let Some(localstack) = shared() else { return };
+    let client = client(localstack.endpoint());
+    for retrieval in [Retrieval::Polling, Retrieval::fan_out()] {
+        let source = new_stream(&client, "latest", 2).await;
+        let put = |count| stream::put(&client, &source, records(count, 20, |_| "ok"));
+        put(100).await;
+        let before = stream::read(&client, &source).await;
+        let ledger = Ledger::default();
+        let store = Store::new(&ledger);
+        let start = || {
+            ledger.note(Note::Run);
+            let resilient = Resilient::builder("billing", ledger.handler(Script::default()));
+            let resilient = resilient.without_dead_letters().observer(ledger.clone());
+            let consumer = Consumer::builder(client.clone(), &*source)
+                .checkpoints(store.clone())
+                .retrieval(retrieval.clone())
+                .starting_position(StartingPosition::Latest)
+                .build()
+                .expect("valid");
+            let stop = CancellationToken::new();
+            let stopped = stop.clone().cancelled_owned();
+            let running = consumer.run_until(resilient.build().expect("valid"), stopped);
+            (stop, tokio::spawn(running))
+        };
+        let end = async |(stop, running): (CancellationToken, tokio::task::JoinHandle<_>)| {
+            stop.cancel();
+            let ended: Result<(), ConsumerError> =
+                finished("the consumer ends", running).await.expect("no panic");
+            ended.expect("nothing halted");
+        };
+        // Times are compared to the millisecond.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let running = start();
+        eventually("both shards are read", || ledger.events("Fetched") >= 4).await;
+        assert_eq!(ledger.book().last_saved().len(), 2, "so that a restart knows");
+        end(running).await;
+
+        put(100).await;
+        let running = start();
+        ledger.settled(100).await;
+        let all = stream::read(&client, &source).await;
+        let all_after: Vec<_> = all
+            .iter()
+            .filter(|sent| !before.contains(sent))
+            .cloned()
+            .collect();
+        end(running).await;
+        assert_eq!(all_after.len(), 100);
+        ledger.check_settled_once(&all_after);
+    }
 }
 
 #[tokio::test]

@@ -93,6 +93,10 @@ impl Ahead {
                 out.push(1);
                 put_place(&mut out, &mut last, sequence_number, *sub_sequence_number);
             }
+            Position::AtTimestamp { millis } => {
+                out.push(2);
+                put_number(&mut out, *millis);
+            }
             _ => out.push(0),
         }
         put_place(&mut out, &mut last, &self.through.0, self.through.1);
@@ -122,6 +126,9 @@ impl Ahead {
                     sub_sequence_number,
                 }
             }
+            2 => Position::AtTimestamp {
+                millis: input.number()?,
+            },
             _ => return Err(InvalidAhead),
         };
         let through = input.place()?;

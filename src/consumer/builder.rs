@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
 
-use super::{Consumer, Polling, Retrieval, StreamId};
+use super::{Consumer, Polling, Retrieval, StartingPosition, StreamId};
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
@@ -23,6 +23,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// |---|---|
 /// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: must be given |
 /// | [`ordering`](ConsumerBuilder::ordering) | [`Ordering::PartitionKey`] |
+/// | [`starting_position`](ConsumerBuilder::starting_position) | [`StartingPosition::TrimHorizon`] |
 /// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
 /// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard, which is what Kinesis allows all readers of it together |
 /// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
@@ -34,14 +35,13 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
-///
-/// A shard without a checkpoint is read from its trim horizon: the oldest record that it holds.
 #[must_use]
 pub struct ConsumerBuilder {
     client: Client,
     stream: StreamId,
     checkpoints: Option<Arc<dyn CheckpointStore>>,
     pipeline: Pipeline,
+    start: StartingPosition,
     retrieval: Retrieval,
     calls_per_second: f64,
     idle_interval: Duration,
@@ -59,6 +59,7 @@ impl ConsumerBuilder {
             stream,
             checkpoints: None,
             pipeline: Pipeline::new(),
+            start: StartingPosition::TrimHorizon,
             retrieval: Retrieval::Polling,
             calls_per_second: 5.0,
             idle_interval: Duration::from_secs(1),
@@ -79,6 +80,12 @@ impl ConsumerBuilder {
     /// In which order the records of a shard are processed.
     pub fn ordering(mut self, ordering: Ordering) -> Self {
         self.pipeline = self.pipeline.ordering(ordering);
+        self
+    }
+
+    /// Where the application begins when it starts for the first time.
+    pub fn starting_position(mut self, start: StartingPosition) -> Self {
+        self.start = start;
         self
     }
 
@@ -163,6 +170,12 @@ impl ConsumerBuilder {
         if self.stream.name().is_empty() {
             return Err(ConfigError::new("builder", "the stream needs a name or an ARN"));
         }
+        if matches!(self.start, StartingPosition::AtTimestamp(time) if time > SystemTime::now()) {
+            return Err(ConfigError::new(
+                "starting_position",
+                "the time lies in the future",
+            ));
+        }
         if self.calls_per_second.is_nan() || self.calls_per_second <= 0.0 {
             return Err(ConfigError::new("calls_per_second", "must be more than 0"));
         }
@@ -187,6 +200,7 @@ impl ConsumerBuilder {
             stream: self.stream,
             checkpoints,
             pipeline: self.pipeline.drain(self.shutdown_timeout - last_checkpoint),
+            start: self.start,
             retrieval: self.retrieval,
             polling: Polling {
                 interval,

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use tokio::time::{sleep, timeout};
 
 use super::lineage::Lineage;
-use super::{ANSWER_TIMEOUT, ConsumerError, StreamId};
+use super::{ANSWER_TIMEOUT, ConsumerError, StartingPosition, StreamId};
 use crate::checkpoint::{CheckpointStore, ShardKey};
 use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
@@ -98,6 +98,44 @@ impl Discovery<'_> {
                 Ok(found) => return Ok(found),
                 Err(Problem::Final(error)) => return Err(error),
                 Err(Problem::Passing(error)) => patience.wait(self, error).await,
+            }
+        }
+    }
+
+    /// The same when a consumer starts: where shards begin that were never read is stored first.
+    pub(super) async fn first_shards(&self, start: &StartingPosition) -> Result<Lineage, ConsumerError> {
+        let mut found = self.shards().await?;
+        let mut patience = Patience::new(self);
+        loop {
+            // Asked for again with every try: another time, but then nothing of the first was stored.
+            let begun = start.resolve(&found);
+            if begun.is_empty() {
+                return Ok(found);
+            }
+            let rows: Vec<_> = begun
+                .iter()
+                .map(|(shard, checkpoint)| (self.key(shard.clone()), checkpoint.clone()))
+                .collect();
+            let problem = match timeout(ANSWER_TIMEOUT, self.checkpoints.save(&rows)).await {
+                Err(_) => Some(unanswered("the checkpoint store")),
+                Ok(stored) if stored.len() != rows.len() => Some(Problem::Passing(
+                    "the checkpoint store gave too few results".into(),
+                )),
+                Ok(stored) => {
+                    let mut problem = None;
+                    for (row, stored) in begun.into_iter().zip(stored) {
+                        match stored {
+                            Ok(()) => drop(found.checkpoints.insert(row.0, row.1)),
+                            Err(error) => problem = Some(Problem::Passing(error.into())),
+                        }
+                    }
+                    problem
+                }
+            };
+            match problem {
+                None => return Ok(found),
+                Some(Problem::Final(error)) => return Err(error),
+                Some(Problem::Passing(error)) => patience.wait(self, error).await,
             }
         }
     }

@@ -87,10 +87,10 @@ impl FanOut {
             Ok(arn) => arn,
             Err(error) => return End::Refused(error),
         };
-        let (kind, number) = reading.from.start();
         let from = StartingPosition::builder()
-            .r#type(kind)
-            .set_sequence_number(number.map(|number| number.as_str().to_owned()));
+            .r#type(reading.from.kind())
+            .set_sequence_number(reading.from.number())
+            .set_timestamp(reading.from.time());
         let from = match from.build() {
             Ok(from) => from,
             Err(error) => return End::Failed(error.into()),

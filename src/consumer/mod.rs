@@ -19,10 +19,12 @@ mod registration;
 mod retrieval;
 mod shard;
 mod shards;
+mod start;
 mod stream;
 
 pub use builder::ConsumerBuilder;
 pub use retrieval::{FanOutConsumer, Retrieval};
+pub use start::StartingPosition;
 pub use stream::StreamId;
 
 use crate::checkpoint::CheckpointStore;
@@ -58,6 +60,7 @@ pub struct Consumer {
     stream: StreamId,
     checkpoints: Arc<dyn CheckpointStore>,
     pipeline: Pipeline,
+    start: StartingPosition,
     retrieval: Retrieval,
     polling: Polling,
     deaggregator: Deaggregator,
@@ -119,6 +122,7 @@ impl fmt::Debug for Consumer {
             .field("stream", &self.stream)
             .field("checkpoints", &self.checkpoints)
             .field("pipeline", &self.pipeline)
+            .field("start", &self.start)
             .field("retrieval", &self.retrieval)
             .field("polling", &self.polling)
             .field("shutdown_timeout", &self.shutdown_timeout)

@@ -104,15 +104,15 @@ impl Poller {
 
 async fn new_iterator(reading: &Reading) -> Result<String, BoxError> {
     let (name, arn) = reading.stream.name_or_arn();
-    let (kind, number) = reading.from.start();
     let call = reading
         .client
         .get_shard_iterator()
         .set_stream_name(name)
         .set_stream_arn(arn)
         .shard_id(reading.shard.as_str())
-        .shard_iterator_type(kind)
-        .set_starting_sequence_number(number.map(|number| number.as_str().to_owned()));
+        .shard_iterator_type(reading.from.kind())
+        .set_starting_sequence_number(reading.from.number())
+        .set_timestamp(reading.from.time());
     let reply = call.send().await?;
     reply
         .shard_iterator

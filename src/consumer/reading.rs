@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
@@ -42,6 +43,8 @@ pub(super) struct Reading {
 #[derive(Debug, Clone)]
 pub(super) enum ReadFrom {
     TrimHorizon,
+    /// At the first record that arrived then or later.
+    Time(DateTime),
     /// At this number, which may be the checkpoint's record: it may hold others, of which not all are
     /// settled.
     At(SequenceNumber),
@@ -53,16 +56,34 @@ impl ReadFrom {
     pub(super) fn checkpoint(position: &Position) -> Self {
         match position {
             Position::Record { sequence_number, .. } => ReadFrom::At(sequence_number.clone()),
+            Position::AtTimestamp { millis } => {
+                ReadFrom::Time(DateTime::from_millis(i64::try_from(*millis).unwrap_or(i64::MAX)))
+            }
             Position::TrimHorizon | Position::ShardEnd => ReadFrom::TrimHorizon,
         }
     }
 
     /// As Kinesis names it.
-    pub(super) fn start(&self) -> (types::ShardIteratorType, Option<&SequenceNumber>) {
+    pub(super) fn kind(&self) -> types::ShardIteratorType {
         match self {
-            ReadFrom::TrimHorizon => (types::ShardIteratorType::TrimHorizon, None),
-            ReadFrom::At(number) => (types::ShardIteratorType::AtSequenceNumber, Some(number)),
-            ReadFrom::After(number) => (types::ShardIteratorType::AfterSequenceNumber, Some(number)),
+            ReadFrom::TrimHorizon => types::ShardIteratorType::TrimHorizon,
+            ReadFrom::Time(_) => types::ShardIteratorType::AtTimestamp,
+            ReadFrom::At(_) => types::ShardIteratorType::AtSequenceNumber,
+            ReadFrom::After(_) => types::ShardIteratorType::AfterSequenceNumber,
+        }
+    }
+
+    pub(super) fn number(&self) -> Option<String> {
+        match self {
+            ReadFrom::At(number) | ReadFrom::After(number) => Some(number.as_str().to_owned()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn time(&self) -> Option<DateTime> {
+        match self {
+            ReadFrom::Time(time) => Some(*time),
+            _ => None,
         }
     }
 }
@@ -119,12 +140,18 @@ impl Reading {
         let mut last = None;
         let mut left = read.len();
         let mut newest = self.newest.as_ref();
+        let mut since = self.from.time();
         for record in read {
             let number: SequenceNumber = record.sequence_number.try_into()?;
             left -= 1;
             match newest {
                 Some(newest) if number <= *newest => continue,
                 _ => newest = None,
+            }
+            // Emulators of Kinesis begin at the beginning where nothing has arrived since.
+            match (since, record.approximate_arrival_timestamp) {
+                (Some(since), Some(arrival)) if arrival < since => continue,
+                _ => since = None,
             }
             if left == 0 {
                 last = Some(number.clone());

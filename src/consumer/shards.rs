@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::checkpointing::Checkpointer;
 use super::discovery::Discovery;
 use super::fan_out::FanOut;
-use super::lineage::Hole;
+use super::lineage::{Hole, Lineage};
 use super::polling::Poller;
 use super::reading::{ReadFrom, Reading};
 use super::registration::Registration;
@@ -112,6 +112,10 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     /// shard has ended meanwhile.
     async fn start_ready(&mut self) -> Result<Option<Instant>, ConsumerError> {
         let found = self.discovery().shards().await?;
+        Ok(self.start_found(&found))
+    }
+
+    fn start_found(&mut self, found: &Lineage) -> Option<Instant> {
         for shard in found.ready() {
             if !self.started.values().any(|started| *started == shard) {
                 let from = found.checkpoints.get(&shard).cloned();
@@ -120,7 +124,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 self.start(shard, hash_keys, from);
             }
         }
-        Ok(self.audit(found.hole()))
+        self.audit(found.hole())
     }
 
     /// A hole in the stream's hash keys closes by itself, if it is only that a listing lags behind.
@@ -205,7 +209,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Runs until every shard has come to an end.
     async fn watch(&mut self) -> Result<(), ConsumerError> {
-        let mut audit = self.start_ready().await?;
+        let start = self.consumer.start.clone();
+        let found = self.discovery().first_shards(&start).await?;
+        let mut audit = self.start_found(&found);
         loop {
             let look_again = tokio::select! {
                 biased;

@@ -13,6 +13,12 @@ use super::{Record, SequenceNumber};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Position {
+    /// Before the first record that arrived at this time or later: where an application begins that does not
+    /// want what was there before.
+    AtTimestamp {
+        /// Milliseconds since 1970.
+        millis: u64,
+    },
     /// Before the oldest record that the shard still holds.
     TrimHorizon,
     /// At this record, which is settled.
@@ -30,7 +36,7 @@ impl Position {
     /// Whether this record lies at or before the position.
     pub fn covers(&self, record: &Record) -> bool {
         match self {
-            Position::TrimHorizon => false,
+            Position::AtTimestamp { .. } | Position::TrimHorizon => false,
             Position::Record {
                 sequence_number,
                 sub_sequence_number,
@@ -46,6 +52,7 @@ impl Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text: Cow<'_, str> = match self {
+            Position::AtTimestamp { millis } => format!("AT_TIMESTAMP:{millis}").into(),
             Position::TrimHorizon => "TRIM_HORIZON".into(),
             Position::ShardEnd => "SHARD_END".into(),
             Position::Record {
@@ -72,6 +79,7 @@ mod tests {
             sub_sequence_number: sub,
         };
         let sorted = [
+            Position::AtTimestamp { millis: 7 },
             Position::TrimHorizon,
             at(9, 0),
             at(9, 1),
@@ -79,7 +87,7 @@ mod tests {
             Position::ShardEnd,
         ];
         assert!(sorted.is_sorted());
-        assert_eq!(sorted[2].to_string(), "9:1");
+        assert_eq!(sorted[3].to_string(), "9:1");
     }
 
     #[test]
@@ -94,6 +102,7 @@ mod tests {
         assert!(position.covers(&record(10, 1)));
         assert!(!position.covers(&record(10, 2)));
         assert!(!Position::TrimHorizon.covers(&record(0, 0)));
+        assert!(!Position::AtTimestamp { millis: 7 }.covers(&record(0, 0)));
         assert!(Position::ShardEnd.covers(&record(99, 0)));
     }
 }

@@ -1,16 +1,18 @@
 //! What cannot work is said at the start, before the first record.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::TargetError;
-use redrive::{Consumer, ConsumerBuilder, ConsumerError, checkpoint, dead_letter};
+use redrive::{Consumer, ConsumerBuilder, ConsumerError, StartingPosition, checkpoint, dead_letter};
 
 use crate::scene::{STREAM, Scene, records};
 use crate::support::embedded::create_stream;
 use crate::support::ledger::Sink;
+use crate::support::stream::Sent;
 
 fn consumer(scene: &Scene, stream: &str) -> ConsumerBuilder {
     Consumer::builder(scene.proxy.client(), stream).checkpoints(scene.store.clone())
@@ -158,4 +160,57 @@ async fn a_store_that_answers_for_too_few_shards_is_asked_again() {
     // Taken for an answer, it would have everything repeated.
     scene.settle_all(running).await;
     assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
+}
+
+async fn a_moment() {
+    // The embedded server tells arrivals to the second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+}
+
+impl Scene {
+    /// How many of these are settled.
+    fn settled_of(&self, sent: &[Sent]) -> usize {
+        let book = self.ledger.book();
+        sent.iter()
+            .filter(|sent| book.settled.contains(&sent.place))
+            .count()
+    }
+}
+
+#[tokio::test]
+async fn an_application_may_begin_at_a_time_or_behind_given_records() {
+    let scene = Scene::new(1).await;
+    scene.put(records(50, 20, |_| "ok")).await;
+    a_moment().await;
+    let time = std::time::SystemTime::now();
+    a_moment().await;
+    scene.put(records(50, 20, |_| "ok")).await;
+    let sent = scene.read().await;
+    let (before, after) = sent.split_at(50);
+    let consumer = scene
+        .consumer()
+        .starting_position(StartingPosition::AtTimestamp(time));
+    let running = scene.run(consumer, scene.resilient());
+    scene.ledger.settled(50).await;
+    running.stop().await.expect("nothing halted");
+    assert_eq!((scene.settled_of(before), scene.settled_of(after)), (0, 50));
+
+    let scene = Scene::new(1).await;
+    scene.put(records(50, 20, |_| "ok")).await;
+    let sent = scene.read().await;
+    let (before, after) = sent.split_at(31);
+    let last = &before[30].place;
+    let numbers = HashMap::from([(last.shard.clone(), last.number.clone())]);
+    let start = StartingPosition::AfterSequenceNumbers(numbers);
+    let running = scene.run(scene.consumer().starting_position(start), scene.resilient());
+    scene.ledger.settled(19).await;
+    running.stop().await.expect("nothing halted");
+    assert_eq!((scene.settled_of(before), scene.settled_of(after)), (0, 19));
+
+    let future = StartingPosition::AtTimestamp(time + Duration::from_secs(3_600));
+    let refused = scene.consumer().starting_position(future).build();
+    assert_eq!(
+        refused.expect_err("it lies in the future").setting(),
+        "starting_position"
+    );
 }
