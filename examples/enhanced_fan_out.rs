@@ -27,7 +27,7 @@ const ORDERS: usize = 500;
 
 async fn bill(billed: Arc<AtomicUsize>, order: Record) -> Result<(), std::io::Error> {
     let number = billed.fetch_add(1, Ordering::Relaxed) + 1;
-    if number % 100 == 0 {
+    if number.is_multiple_of(100) {
         println!(
             "{number} billed; the last is of {} bytes in {}",
             order.payload().len(),

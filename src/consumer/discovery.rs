@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::types::RecordDistributionStrategy;
 use rand::rngs::SmallRng;
 use tokio::time::{sleep, timeout};
 
@@ -17,6 +18,7 @@ use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
 use crate::failure::{BoxError, Class};
 use crate::observer::{Event, Interest, Observers};
+use crate::pipeline::Ordering;
 use crate::record::ShardId;
 use crate::retry::{Backoff, Jitter};
 
@@ -39,17 +41,22 @@ enum Problem {
 }
 
 impl Discovery<'_> {
-    /// Before the first record is read: may the dead-letter sink be used?
-    pub(super) async fn check(&self, sink: &dyn DeadLetterSink) -> Result<(), ConsumerError> {
+    /// Before the first record is read: has the stream the order that is wanted, and may the dead-letter sink
+    /// be used?
+    pub(super) async fn check(
+        &self,
+        ordering: Ordering,
+        sink: Option<&dyn DeadLetterSink>,
+    ) -> Result<(), ConsumerError> {
         let mut patience = Patience::new(self);
         let warnings = loop {
-            match self.look_at(sink).await {
+            match self.look_at(ordering, sink).await {
                 Ok(warnings) => break warnings,
                 Err(Problem::Final(error)) => return Err(error),
                 Err(Problem::Passing(error)) => patience.wait(self, error).await,
             }
         };
-        let name = sink.name();
+        let name = sink.map(DeadLetterSink::name).unwrap_or_default();
         for warning in warnings {
             self.tell(|_| Event::DeadLetterTargetWarning {
                 sink: &name,
@@ -60,13 +67,24 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    async fn look_at(&self, sink: &dyn DeadLetterSink) -> Result<Vec<Warning>, Problem> {
+    async fn look_at(
+        &self,
+        ordering: Ordering,
+        sink: Option<&dyn DeadLetterSink>,
+    ) -> Result<Vec<Warning>, Problem> {
         let (name, arn) = self.stream.name_or_arn();
         let call = self.client.describe_stream_summary();
         let mut source = SourceStream::new(&**self.stream.name());
         match call.set_stream_name(name).set_stream_arn(arn).send().await {
             Ok(reply) => {
                 if let Some(summary) = reply.stream_description_summary {
+                    let spread = summary.record_distribution_strategy;
+                    if spread == Some(RecordDistributionStrategy::Auto) && ordering == Ordering::PartitionKey
+                    {
+                        return Err(Problem::Final(ConsumerError::NoPartitionKeys {
+                            stream: self.stream.name().to_string(),
+                        }));
+                    }
                     source.arn = Some(summary.stream_arn);
                     source.max_record_bytes = summary
                         .max_record_size_in_kib
@@ -76,9 +94,13 @@ impl Discovery<'_> {
             }
             Err(error) if is_not_found(&error) => return Err(self.not_found(error.into())),
             Err(error) if is_passing(&error) => return Err(Problem::Passing(error.into())),
-            // Reading needs no right to describe; what is unknown then is only the stream's record limit.
+            // Reading needs no right to describe; what is unknown then is the stream's record limit, and a
+            // record without a key is refused when it comes.
             Err(error) => tracing::debug!(%error, "the stream cannot be described"),
         }
+        let Some(sink) = sink else {
+            return Ok(Vec::new());
+        };
         let Ok(checked) = timeout(ANSWER_TIMEOUT, sink.check(&source)).await else {
             return Err(unanswered("the dead-letter target"));
         };

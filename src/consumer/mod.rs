@@ -143,6 +143,16 @@ pub enum ConsumerError {
         #[source]
         source: BoxError,
     },
+    /// The stream distributes its records by itself (AUTO): it has no partition keys that order could be kept
+    /// within.
+    #[error(
+        "the stream {stream:?} distributes its records by itself (AUTO), so there is no order within a partition \
+         key: choose Ordering::Unordered or Ordering::Shard"
+    )]
+    NoPartitionKeys {
+        /// Its name.
+        stream: String,
+    },
     /// The dead-letter target must not be used.
     #[error("the dead-letter target cannot be used")]
     DeadLetterTarget(#[from] TargetError),

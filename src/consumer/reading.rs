@@ -37,7 +37,16 @@ pub(super) struct Reading {
     /// The last record handed over. No shard has a record of a lower number behind it, but a subscription
     /// may begin a little early.
     pub(super) newest: Option<SequenceNumber>,
+    /// Records without a partition key are refused: the order that was asked for is that of keys.
+    pub(super) needs_keys: bool,
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a record has no partition key, as on a stream with AUTO distribution, and so no order within one: choose \
+     Ordering::Unordered or Ordering::Shard"
+)]
+struct NoPartitionKey;
 
 /// Where reading goes on.
 #[derive(Debug, Clone)]
@@ -157,8 +166,10 @@ impl Reading {
                 last = Some(number.clone());
             }
             let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
-            if let Some(key) = record.partition_key {
-                builder = builder.partition_key(key);
+            match record.partition_key {
+                Some(key) => builder = builder.partition_key(key),
+                None if self.needs_keys => return Err(NoPartitionKey.into()),
+                None => {}
             }
             let arrival = record.approximate_arrival_timestamp;
             if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {

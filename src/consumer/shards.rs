@@ -25,7 +25,7 @@ use super::shard::{ShardEnd, ShardTask};
 use super::{Consumer, ConsumerError, Retrieval};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Event, Interest};
-use crate::pipeline::Progress;
+use crate::pipeline::{Ordering, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
@@ -66,9 +66,9 @@ where
     };
     let mut shutdown = pin!(shutdown);
     let running = async {
-        if let Some(sink) = shards.resilient.dead_letters().cloned() {
-            shards.discovery().check(&*sink).await?;
-        }
+        let sink = shards.resilient.dead_letters().cloned();
+        let ordering = shards.consumer.pipeline.order();
+        shards.discovery().check(ordering, sink.as_deref()).await?;
         shards.watch().await
     };
     let result = tokio::select! {
@@ -181,6 +181,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 rng: self.rng(),
                 from: ReadFrom::checkpoint(from.position()),
                 newest: None,
+                needs_keys: self.consumer.pipeline.order() == Ordering::PartitionKey,
             },
             poller: Poller {
                 polling: self.consumer.polling.clone(),

@@ -111,6 +111,12 @@ impl Pipeline {
         self
     }
 
+    /// In which order records are processed.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn order(&self) -> Ordering {
+        self.ordering
+    }
+
     /// The bounds shared with others.
     pub fn shared_capacity(&self) -> &Capacity {
         &self.capacity

@@ -1,18 +1,22 @@
 //! What cannot work is said at the start, before the first record.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::TargetError;
-use redrive::{Consumer, ConsumerBuilder, ConsumerError, StartingPosition, checkpoint, dead_letter};
+use redrive::{
+    Consumer, ConsumerBuilder, ConsumerError, Ordering, StartingPosition, checkpoint, dead_letter,
+};
 
 use crate::scene::{STREAM, Scene, records};
 use crate::support::embedded::create_stream;
 use crate::support::ledger::Sink;
+use crate::support::proxy::Fault;
 use crate::support::stream::Sent;
+use crate::support::waiting::eventually;
 
 fn consumer(scene: &Scene, stream: &str) -> ConsumerBuilder {
     Consumer::builder(scene.proxy.client(), stream).checkpoints(scene.store.clone())
@@ -21,7 +25,6 @@ fn consumer(scene: &Scene, stream: &str) -> ConsumerBuilder {
 #[tokio::test]
 async fn a_stream_that_does_not_exist_is_an_error() {
     let scene = Scene::new(1).await;
-    // With a dead-letter sink the stream is looked at before its shards are, without one it is not.
     for resilient in [scene.resilient(), scene.resilient().without_dead_letters()] {
         let running = scene.run(consumer(&scene, "invoices"), resilient);
         let error = running.end().await.expect_err("no such stream");
@@ -134,7 +137,7 @@ struct Forgetful {
 #[async_trait]
 impl CheckpointStore for Forgetful {
     async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
-        match self.asked.swap(true, Ordering::Relaxed) {
+        match self.asked.swap(true, Atomic::Relaxed) {
             true => self.inner.load(shards).await,
             false => Vec::new(),
         }
@@ -213,4 +216,57 @@ async fn an_application_may_begin_at_a_time_or_behind_given_records() {
         refused.expect_err("it lies in the future").setting(),
         "starting_position"
     );
+}
+
+/// Streams that place records themselves have no keys, and what is not there cannot be kept.
+#[tokio::test]
+async fn the_order_of_keys_is_not_promised_where_there_are_none() {
+    let scene = Scene::new(1).await;
+    scene.put(records(50, 20, |_| "ok")).await;
+    let auto = |described: bool| {
+        scene.proxy.script(move |call| match &*call.target {
+            "DescribeStreamSummary" if described => Fault::Rewrite(Box::new(|reply| {
+                reply["StreamDescriptionSummary"]["RecordDistributionStrategy"] = "AUTO".into();
+            })),
+            "DescribeStreamSummary" => Fault::error(400, "AccessDeniedException"),
+            "GetRecords" => Fault::Rewrite(Box::new(|reply| {
+                for record in reply["Records"].as_array_mut().into_iter().flatten() {
+                    record.as_object_mut().expect("a record").remove("PartitionKey");
+                }
+            })),
+            _ => Fault::None,
+        });
+    };
+    auto(true);
+    for resilient in [scene.resilient(), scene.resilient().without_dead_letters()] {
+        let running = scene.run(scene.consumer(), resilient);
+        let error = running.end().await.expect_err("no keys");
+        assert!(
+            matches!(&error, ConsumerError::NoPartitionKeys { stream } if stream == STREAM),
+            "{error:?}"
+        );
+    }
+    // Who may not describe the stream finds out by its records, none of which is passed.
+    auto(false);
+    let running = scene.run(scene.consumer(), scene.resilient());
+    eventually("it is told", || scene.ledger.events("FetchFailed") > 1).await;
+    running.stop().await.expect("nothing halted");
+    assert!(scene.ledger.book().settled.is_empty());
+
+    for ordering in [Ordering::Shard, Ordering::Unordered] {
+        auto(true);
+        let before = scene.ledger.book().notes.len();
+        let consumer = scene
+            .consumer()
+            .ordering(ordering)
+            .checkpoints(checkpoint::Memory::new());
+        let running = scene.run(consumer, scene.resilient());
+        // Two notes of each record: begun and processed.
+        eventually("all are processed", || {
+            scene.ledger.book().notes.len() >= before + 100
+        })
+        .await;
+        running.stop().await.expect("nothing halted");
+    }
+    assert_eq!(scene.ledger.book().settled.len(), 50);
 }
