@@ -1,0 +1,180 @@
+//! How far a shard is read, by hand, and what that leaves: at a shutdown, while a breaker is open, and of what
+//! an earlier run has settled. Time is paused throughout.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream, StreamExt};
+use redrive::checkpoint::Checkpoint;
+use redrive::pipeline::{Batch, Capacity, Pipeline, Progress};
+use redrive::{
+    BoxError, Breaker, Guard, Position, Record, Resilient, dead_letter, processor_fn, processor_with,
+};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+fn record(number: u64) -> Record {
+    Record::builder("orders", "shardId-0".into(), number.into())
+        .partition_key(number.to_string())
+        .payload(vec![0; 100])
+        .build()
+}
+
+/// Batches of two records, and how many of them were taken.
+fn counted(batches: u64) -> (impl Stream<Item = Batch> + Unpin, Arc<AtomicUsize>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = taken.clone();
+    let batches = stream::iter(0..batches).map(move |number| {
+        count.fetch_add(1, Relaxed);
+        Batch::from(vec![record(2 * number + 1), record(2 * number + 2)])
+    });
+    (batches, taken)
+}
+
+/// Never ends.
+async fn hang(_: Record) -> Result<(), BoxError> {
+    std::future::pending().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_reads_no_more_and_says_what_is_left() {
+    let resilient = Resilient::builder("billing", processor_fn(hang));
+    let resilient = resilient.without_dead_letters().build().expect("valid");
+    // The bound is reached in the middle of a batch.
+    let (batches, taken) = counted(10);
+    let pipeline = Pipeline::new().held(3).drain(Duration::from_secs(1));
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(5)).await;
+        stop.cancel();
+    });
+    let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
+    let run = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
+    let finished = run.await.expect("nothing halts");
+    assert_eq!(taken.load(Relaxed), 2);
+    assert_eq!((finished.unsettled, finished.complete), (4, false));
+}
+
+/// The end of the input is not the end of the shard: what hangs is not settled.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_at_the_end_of_the_input_is_no_completion() {
+    let resilient = Resilient::builder("billing", processor_fn(hang));
+    let resilient = resilient.without_dead_letters().build().expect("valid");
+    let (batches, taken) = counted(2);
+    let pipeline = Pipeline::new().drain(Duration::from_secs(1));
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(5)).await;
+        stop.cancel();
+    });
+    let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
+    let run = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
+    let finished = run.await.expect("nothing halts");
+    assert_eq!(taken.load(Relaxed), 2);
+    assert_eq!((finished.unsettled, finished.complete), (4, false));
+    assert_eq!(finished.checkpoint.position(), &Position::TrimHorizon);
+}
+
+/// What waits for a breaker need not be in memory; a few that were never tried are, for probes.
+#[tokio::test(start_paused = true)]
+async fn little_is_read_while_a_breaker_is_open() {
+    let start = Instant::now();
+    let down = async |start: Instant, _: Record| -> Result<(), BoxError> {
+        match start.elapsed() < Duration::from_secs(60) {
+            true => Err("the database is down".into()),
+            false => Ok(()),
+        }
+    };
+    let resilient = Resilient::builder("billing", processor_with(start, down))
+        .dead_letters(dead_letter::Memory::new())
+        .breaker(Breaker::default())
+        .seed(3)
+        .build()
+        .expect("valid");
+    let (batches, taken) = counted(1_000);
+    let mut seen = Vec::new();
+    let pipeline = Pipeline::new();
+    let mut run = Box::pin(pipeline.run(&resilient, batches));
+    for _ in 0..5 {
+        assert!(
+            timeout(Duration::from_secs(11), &mut run).await.is_err(),
+            "it is down"
+        );
+        seen.push(taken.load(Relaxed));
+    }
+    // Five in a row opened it; each round of probes tries five more at most.
+    assert!(seen.iter().all(|batches| *batches < 40), "{seen:?}");
+    assert!(run.await.expect("nothing halts").complete);
+    assert_eq!(taken.load(Relaxed), 1_000);
+}
+
+/// The same where the dead-letter guard has stopped a shard.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_read_while_the_guard_has_stopped_a_shard() {
+    async fn bad(_: Record) -> Result<(), BoxError> {
+        Err(redrive::Failure::permanent("bad data").into())
+    }
+    let guard = Guard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
+    let resilient = Resilient::builder("billing", processor_fn(bad))
+        .dead_letters(dead_letter::Memory::new())
+        .guard(guard.clone())
+        .build()
+        .expect("valid");
+    let (batches, taken) = counted(1_000);
+    let pipeline = Pipeline::new();
+    let mut run = Box::pin(pipeline.run(&resilient, batches));
+    assert!(timeout(Duration::from_secs(600), &mut run).await.is_err());
+    assert_eq!(guard.state().len(), 1);
+    let before = taken.load(Relaxed);
+    assert!(timeout(Duration::from_secs(600), &mut run).await.is_err());
+    assert_eq!(taken.load(Relaxed), before);
+    assert!(before < 1_000, "{before}");
+}
+
+/// Whatever is done with a record frees what was reserved for it: also what an earlier run has settled, and
+/// records that share a buffer.
+#[tokio::test(start_paused = true)]
+async fn memory_is_given_back_for_every_record() {
+    async fn ok(_: Record) -> Result<(), BoxError> {
+        Ok(())
+    }
+    let resilient = Resilient::builder("billing", processor_fn(ok));
+    let resilient = resilient.without_dead_letters().build().expect("valid");
+    let inside = |number: u64, sub| {
+        Record::builder("orders", "shardId-0".into(), number.into())
+            .sub_sequence_number(sub)
+            .partition_key(sub.to_string())
+            .payload(vec![0; 100])
+            .build()
+    };
+    // Each page needs all of it, so that nothing may be left of the one before.
+    const BYTES: usize = 1_000;
+    let capacity = Capacity::new(64, BYTES).expect("valid");
+    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let records = [
+        vec![record(1), record(2)],
+        vec![inside(3, 0), inside(3, 1), inside(3, 2), record(4)],
+        vec![inside(5, 0), inside(5, 1), inside(6, 0), inside(6, 1), record(7)],
+    ];
+    for covered in [
+        Position::TrimHorizon,
+        record(2).position(),
+        inside(3, 1).position(),
+        inside(5, 0).position(),
+        record(7).position(),
+    ] {
+        let pages = stream::iter(records.clone()).then(|records| async {
+            let reservation = capacity.reserve(BYTES).await;
+            Batch::reserved(records, reservation)
+        });
+        let (progress, never) = (Progress::new(), CancellationToken::new());
+        let from = Checkpoint::at(covered.clone());
+        let run = pipeline.run_from(&resilient, Box::pin(pages), from, &progress, &never);
+        let finished = timeout(Duration::from_secs(60), run).await;
+        let finished = finished.unwrap_or_else(|_| panic!("from {covered}: something is still reserved"));
+        assert!(finished.expect("nothing halts").complete);
+    }
+}
