@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::ANSWER_TIMEOUT;
+use super::answer::answer;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
@@ -92,14 +92,10 @@ impl Checkpointer {
 
     async fn save(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let rows = [(self.key.clone(), checkpoint.clone())];
-        match timeout(ANSWER_TIMEOUT, self.store.save(&rows)).await {
-            Ok(mut results) => results
-                .pop()
-                .unwrap_or_else(|| Err(CheckpointError::unavailable("the store gave no result"))),
-            Err(_) => Err(CheckpointError::unavailable(format!(
-                "the store did not answer within {ANSWER_TIMEOUT:?}"
-            ))),
-        }
+        let results = answer("the store", self.store.save(&rows)).await;
+        let mut results = results.map_err(CheckpointError::unavailable)?;
+        let result = results.pop();
+        result.unwrap_or_else(|| Err(CheckpointError::unavailable("the store gave no result")))
     }
 
     fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a crate::record::ShardId) -> Event<'a>) {

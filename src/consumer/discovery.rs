@@ -9,10 +9,11 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::RecordDistributionStrategy;
 use rand::rngs::SmallRng;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use super::answer::answer;
 use super::lineage::Lineage;
-use super::{ANSWER_TIMEOUT, ConsumerError, StartingPosition, StreamId};
+use super::{ConsumerError, StartingPosition, StreamId};
 use crate::checkpoint::{CheckpointStore, ShardKey};
 use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
@@ -101,10 +102,8 @@ impl Discovery<'_> {
         let Some(sink) = sink else {
             return Ok(Vec::new());
         };
-        let Ok(checked) = timeout(ANSWER_TIMEOUT, sink.check(&source)).await else {
-            return Err(unanswered("the dead-letter target"));
-        };
-        checked.map_err(|error| match &error {
+        let checked = answer("the dead-letter target", sink.check(&source)).await;
+        checked.map_err(Problem::Passing)?.map_err(|error| match &error {
             TargetError::Unreachable { source, .. } if is_passing(&**source) => {
                 Problem::Passing(error.into())
             }
@@ -138,8 +137,8 @@ impl Discovery<'_> {
                 .iter()
                 .map(|(shard, checkpoint)| (self.key(shard.clone()), checkpoint.clone()))
                 .collect();
-            let problem = match timeout(ANSWER_TIMEOUT, self.checkpoints.save(&rows)).await {
-                Err(_) => Some(unanswered("the checkpoint store")),
+            let problem = match answer(STORE, self.checkpoints.save(&rows)).await {
+                Err(error) => Some(Problem::Passing(error)),
                 Ok(stored) if stored.len() != rows.len() => Some(Problem::Passing(
                     "the checkpoint store gave too few results".into(),
                 )),
@@ -189,9 +188,8 @@ impl Discovery<'_> {
             .iter()
             .map(|shard| self.key(shard.shard_id().into()))
             .collect();
-        let Ok(stored) = timeout(ANSWER_TIMEOUT, self.checkpoints.load(&keys)).await else {
-            return Err(unanswered("the checkpoint store"));
-        };
+        let stored = answer(STORE, self.checkpoints.load(&keys)).await;
+        let stored = stored.map_err(Problem::Passing)?;
         if stored.len() != keys.len() {
             let (asked, got) = (keys.len(), stored.len());
             let error = format!("the checkpoint store was asked for {asked} shards and answered for {got}");
@@ -225,9 +223,7 @@ impl Discovery<'_> {
     }
 }
 
-fn unanswered(who: &str) -> Problem {
-    Problem::Passing(format!("{who} did not answer within {ANSWER_TIMEOUT:?}").into())
-}
+const STORE: &str = "the checkpoint store";
 
 /// How long to wait before asking again.
 struct Patience {

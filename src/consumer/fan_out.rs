@@ -8,7 +8,7 @@ use aws_sdk_kinesis::types::{StartingPosition, SubscribeToShardEvent, SubscribeT
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::ANSWER_TIMEOUT;
+use super::answer::ANSWER_TIMEOUT;
 use super::reading::{Failures, ReadFrom, Reading, ReadingEnded};
 use super::registration::Registration;
 use crate::classify::{Classify, StandardClassifier};

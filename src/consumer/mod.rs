@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use rand::rngs::SmallRng;
 
+mod answer;
 mod builder;
 mod checkpointing;
 mod discovery;
@@ -33,7 +34,6 @@ use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
 use crate::processor::RecordProcessor;
-use crate::record::ShardId;
 use crate::resilient::Resilient;
 
 /// Reads a Kinesis stream and settles its records with a [`Resilient`] handler.
@@ -71,9 +71,6 @@ pub struct Consumer {
     rng: SmallRng,
 }
 
-/// A checkpoint store or a dead-letter target that has not answered by then has failed.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// How shards are read.
 #[derive(Debug, Clone)]
 struct Polling {
@@ -105,7 +102,8 @@ impl Consumer {
     /// Runs until `shutdown` completes. Then it stops reading, cancels backoffs, lets running handlers
     /// end, writes letters and checkpoints, and returns, after 20 s at the latest by default.
     ///
-    /// A shard that halts lets the others go on; it is the error returned at the end. If the future is
+    /// A shard that halts, as no restart would mend it, lets the others go on; it is the error returned at the
+    /// end. A shard whose task breaks down for any other reason begins again at its checkpoint. If the future is
     /// dropped, what was settled since the last checkpoint is repeated by the next run.
     pub async fn run_until<P, S>(self, resilient: Resilient<P>, shutdown: S) -> Result<(), ConsumerError>
     where
@@ -160,13 +158,4 @@ pub enum ConsumerError {
     /// went on until the consumer was stopped.
     #[error("a shard halted")]
     ShardHalted(#[source] Box<ShardHalted>),
-    /// A shard's task broke down. Its position is where it was last stored.
-    #[error("the task of shard {shard} broke down")]
-    ShardFailed {
-        /// The shard.
-        shard: ShardId,
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -34,6 +35,18 @@ pub(super) enum ShardEnd {
     Halted(Box<ShardHalted>),
     /// Something broke that should not.
     Failed(BoxError),
+}
+
+impl ShardEnd {
+    /// A panic's text may hold anything: the panic hook has printed it, and no log of ours does.
+    pub(super) fn broken(task: &JoinError) -> Self {
+        let how = if task.is_panic() {
+            "panicked"
+        } else {
+            "was cancelled"
+        };
+        ShardEnd::Failed(format!("a task of the shard {how}").into())
+    }
 }
 
 pub(super) struct ShardTask<P: RecordProcessor> {
@@ -98,7 +111,7 @@ impl<P: RecordProcessor> ShardTask<P> {
                 // no end: a checkpoint there would pass records that nobody has read.
                 Ok(ReadingEnded::ShardClosed) => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
-                Err(error) => (ShardEnd::Failed(error.into()), finished.checkpoint),
+                Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
             },
             Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
             Err(halted) => {

@@ -24,6 +24,7 @@ use super::registration::Registration;
 use super::shard::{ShardEnd, ShardTask};
 use super::{Consumer, ConsumerError, Retrieval};
 use crate::checkpoint::Checkpoint;
+use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
 use crate::pipeline::{Ordering, Progress};
 use crate::processor::RecordProcessor;
@@ -61,6 +62,8 @@ where
         shutdown: token.clone(),
         tasks: JoinSet::new(),
         started: HashMap::new(),
+        breakdowns: HashMap::new(),
+        restart: None,
         failed: None,
         holes_in_a_row: 0,
     };
@@ -92,8 +95,12 @@ struct Shards<P: RecordProcessor> {
     registration: Option<Arc<Registration>>,
     shutdown: CancellationToken,
     tasks: JoinSet<ShardEnd>,
-    /// Each shard is started once.
-    started: HashMap<Id, ShardId>,
+    /// Each shard is started once, unless its task has broken down.
+    started: HashMap<Id, (ShardId, Instant)>,
+    /// How often in a row.
+    breakdowns: HashMap<ShardId, u32>,
+    /// When a shard whose task has broken down begins again.
+    restart: Option<Instant>,
     failed: Option<ConsumerError>,
     /// How many listings in a row have left hash keys without a shard.
     holes_in_a_row: u32,
@@ -104,6 +111,12 @@ struct Shards<P: RecordProcessor> {
 const AUDIT: Backoff = Backoff::exponential()
     .base(Duration::from_millis(500))
     .cap(Duration::from_secs(60));
+/// Between a breakdown and another beginning of its shard.
+const RESTART: Backoff = Backoff::exponential()
+    .base(Duration::from_secs(1))
+    .cap(Duration::from_secs(60));
+/// A task that has run for so long has not broken down in a row.
+const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 /// What a single listing says may be a moment in between (KCL waits for as many).
 const HOLES_TO_TELL: u32 = 3;
 
@@ -117,7 +130,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     fn start_found(&mut self, found: &Lineage) -> Option<Instant> {
         for shard in found.ready() {
-            if !self.started.values().any(|started| *started == shard) {
+            if !self.started.values().any(|(started, _)| *started == shard) {
                 let from = found.checkpoints.get(&shard).cloned();
                 let from = from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon));
                 let hash_keys = found.hash_keys(&shard);
@@ -205,7 +218,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             last_checkpoint: self.consumer.last_checkpoint,
         };
         let id = self.tasks.spawn(task.run()).id();
-        self.started.insert(id, shard);
+        self.started.insert(id, (shard, Instant::now()));
     }
 
     /// Runs until every shard has come to an end.
@@ -214,13 +227,15 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         let found = self.discovery().first_shards(&start).await?;
         let mut audit = self.start_found(&found);
         loop {
+            let next = [audit, self.restart].into_iter().flatten().min();
             let look_again = tokio::select! {
                 biased;
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
-                () = sleep_until(audit.unwrap_or_else(Instant::now)), if audit.is_some() => true,
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => true,
                 else => return Ok(()),
             };
             if look_again {
+                self.restart = None;
                 audit = self.start_ready().await?;
             }
         }
@@ -246,19 +261,19 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     fn ended(&mut self, ended: Result<(Id, ShardEnd), JoinError>) -> bool {
         let (id, end) = match ended {
             Ok(ended) => ended,
-            Err(broken) => (broken.id(), ShardEnd::Failed(broken.into())),
-        };
-        let Some(shard) = self.started.get(&id) else {
-            return false;
+            Err(broken) => (broken.id(), ShardEnd::broken(&broken)),
         };
         let error = match end {
             ShardEnd::Ended => return true,
             ShardEnd::Stopped => return false,
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
-            ShardEnd::Failed(source) => ConsumerError::ShardFailed {
-                shard: shard.clone(),
-                source,
-            },
+            ShardEnd::Failed(error) => {
+                self.begin_again(id, error);
+                return false;
+            }
+        };
+        let Some((shard, _)) = self.started.get(&id) else {
+            return false;
         };
         if self.resilient.observers().want(Interest::SHARDS) {
             self.resilient.observers().tell(&Event::ShardHalted {
@@ -269,5 +284,29 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
         self.failed.get_or_insert(error);
         false
+    }
+
+    /// A task has broken down. Its shard begins again at what is stored of it, a while later.
+    fn begin_again(&mut self, id: Id, error: BoxError) {
+        let Some((shard, since)) = self.started.remove(&id) else {
+            return;
+        };
+        let failures = self.breakdowns.entry(shard.clone()).or_default();
+        if since.elapsed() > FORGET_AFTER {
+            *failures = 0;
+        }
+        let delay = Jitter::Equal.delay(&RESTART, *failures, Duration::ZERO, &mut self.consumer.rng);
+        *failures = failures.saturating_add(1);
+        if self.resilient.observers().want(Interest::SHARDS) {
+            self.resilient.observers().tell(&Event::ShardFailed {
+                stream: self.consumer.stream.name(),
+                shard: &shard,
+                failures: *failures,
+                error: &*error,
+                delay,
+            });
+        }
+        let at = Instant::now() + delay;
+        self.restart = Some(self.restart.map_or(at, |before| before.min(at)));
     }
 }

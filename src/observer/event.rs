@@ -204,6 +204,21 @@ pub enum Event<'a> {
         /// Why.
         error: &'a (dyn Error + Send + Sync + 'static),
     },
+    /// A shard's task has broken down, by a panic outside of handler, sink and store. It begins again at its
+    /// checkpoint.
+    #[non_exhaustive]
+    ShardFailed {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How often in a row.
+        failures: u32,
+        /// What went wrong.
+        error: &'a (dyn Error + Send + Sync + 'static),
+        /// When it begins again.
+        delay: Duration,
+    },
     /// Records were read.
     #[non_exhaustive]
     Fetched {
@@ -379,6 +394,7 @@ impl Event<'_> {
             | Event::HashKeysUncovered { .. }
             | Event::ShardStarted { .. }
             | Event::ShardEnded { .. }
+            | Event::ShardFailed { .. }
             | Event::ShardHalted { .. }
             | Event::Fetched { .. }
             | Event::FetchFailed { .. }

@@ -214,6 +214,20 @@ impl Observer for Log {
                 position,
             } => info!(stream, %shard, %position, "shard started"),
             Event::ShardEnded { stream, shard } => info!(stream, %shard, "shard ended"),
+            Event::ShardFailed {
+                stream,
+                shard,
+                failures,
+                error,
+                delay,
+            } => error!(
+                stream,
+                %shard,
+                failures,
+                error = full(*error),
+                ?delay,
+                "the shard's task has broken down; it begins again at its checkpoint"
+            ),
             Event::ShardHalted { stream, shard, error } => error!(
                 stream, %shard, error = full(*error),
                 "shard halted: it cannot go on without losing a record"

@@ -21,6 +21,8 @@ mod recover;
 mod recovery;
 mod verdict;
 
+#[cfg(feature = "kinesis")]
+pub(crate) use attempt::poll_caught;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 

@@ -6,6 +6,7 @@ mod support;
 
 mod aggregated;
 mod bounds;
+mod breakdowns;
 mod checkpoints;
 mod fan_out;
 mod killing;
