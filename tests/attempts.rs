@@ -373,3 +373,30 @@ async fn attempts_are_numbered_as_they_are_made() {
     let seen = numbers.0.lock().expect("no panic while locked").clone();
     assert_eq!(seen, [(false, 1), (true, 2), (false, 2), (true, 3), (false, 3)]);
 }
+
+/// One failure that nobody stands beside is a retry as any other; only a second makes it a record that is held.
+#[tokio::test(start_paused = true)]
+async fn a_record_is_not_called_held_before_its_second_failure_in_doubt() {
+    #[derive(Default)]
+    struct Held(AtomicU32);
+    impl Observer for Held {
+        fn on(&self, event: &Event<'_>) {
+            if matches!(event, Event::RecordHeld { .. }) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+    }
+    for (failures, told) in [(1, 0), (2, 1), (3, 1)] {
+        let held = Arc::new(Held::default());
+        let start = Instant::now();
+        let processor = Scripted {
+            outage: start..start,
+            calls: AtomicU32::new(0),
+            x: move |call| async move { if call <= failures { unknown() } else { Ok(()) } },
+        };
+        let resilient = resilient(processor, 1, &Breaker::default()).observer(held.clone());
+        let settled = resilient.build().expect("valid").settle(&record(0, "x")).await;
+        assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+        assert_eq!(held.0.load(Relaxed), told, "{failures} failures");
+    }
+}
