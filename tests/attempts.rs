@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redrive::observer::{Event, Observer};
+use redrive::pipeline::{Batch, Pipeline};
 use redrive::{
-    Attempt, BoxError, Breaker, BreakerState, Failure, Guard, Record, RecordProcessor, Resilient,
-    ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled, Unsettled, dead_letter,
+    Attempt, Backoff, BoxError, Breaker, BreakerState, Failure, Guard, Jitter, Record, RecordProcessor,
+    Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled, Unsettled, dead_letter,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -50,6 +51,7 @@ where
 /// One second between attempts, of which there are few, and time for all of them.
 fn policy(attempts: u32) -> RetryPolicy {
     RetryPolicy::constant(secs(1))
+        .jitter(Jitter::None)
         .max_attempts(attempts)
         .attempt_timeout(secs(300))
         .max_elapsed(secs(100_000))
@@ -61,6 +63,12 @@ fn resilient<P: RecordProcessor>(processor: P, attempts: u32, breaker: &Breaker)
         .retry(policy(attempts))
         .breaker(breaker.clone())
         .seed(11)
+}
+
+/// Pauses for so long that what ends a second after it has opened ends while it is open.
+fn slow_breaker() -> Breaker {
+    let pause = Backoff::constant(secs(8));
+    Breaker::builder().pause(pause).seed(5).build().expect("valid")
 }
 
 /// Settles `x` by hand, and from a second later on six others, whose failures open the breaker.
@@ -92,7 +100,7 @@ fn unknown() -> Result<(), BoxError> {
 /// used up one.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_ends_while_a_breaker_is_open_uses_up_nothing() {
-    let breaker = Breaker::default();
+    let breaker = slow_breaker();
     let (seen, failed) = (breaker.clone(), AtomicU32::new(0));
     let failed = Arc::new(failed);
     let processor = Scripted {
@@ -121,7 +129,7 @@ async fn an_attempt_that_ends_while_a_breaker_is_open_uses_up_nothing() {
 /// The breaker was closed again when it ended, but what it met may have been the outage.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
-    let breaker = Breaker::default();
+    let breaker = slow_breaker();
     let seen = breaker.clone();
     let processor = Scripted {
         outage: Instant::now()..Instant::now() + secs(5),
@@ -140,6 +148,14 @@ async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
         },
     };
     let resilient = resilient(processor, 2, &breaker).build().expect("valid");
+    // After it others succeed: a failure that had been used up would be one of two.
+    tokio::spawn({
+        let (resilient, start) = (resilient.clone(), Instant::now());
+        async move {
+            sleep_until(start + Duration::from_millis(202_500)).await;
+            resilient.settle(&record(9, "later")).await
+        }
+    });
     let settled = beside_an_outage(resilient).await;
     assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
 }
@@ -147,7 +163,7 @@ async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
 /// Its own failure or not: while a breaker is not closed nobody can tell.
 #[tokio::test(start_paused = true)]
 async fn failures_of_the_records_own_use_up_nothing_while_a_breaker_is_not_closed() {
-    let breaker = Breaker::default();
+    let breaker = slow_breaker();
     let seen = breaker.clone();
     let processor = Scripted {
         outage: Instant::now()..Instant::now() + secs(40),
@@ -168,37 +184,40 @@ async fn failures_of_the_records_own_use_up_nothing_while_a_breaker_is_not_close
     assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
 }
 
-/// Tried five times while it is alone, which is one attempt; then once more beside another's success.
+/// However often it is tried while it is alone: that is one attempt. The next is used up beside another's
+/// success.
 #[tokio::test(start_paused = true)]
 async fn attempts_in_doubt_use_up_one_together() {
-    let start = Instant::now();
-    let processor = Scripted {
-        outage: start..start,
-        calls: AtomicU32::new(0),
-        x: move |_| async move {
-            sleep(Duration::from_millis(10)).await;
-            if start.elapsed() < secs(61) {
-                unknown()
-            } else {
-                Ok(())
-            }
-        },
-    };
-    let resilient = resilient(processor, 3, &Breaker::default())
-        .build()
-        .expect("valid");
-    let x = tokio::spawn({
-        let resilient = resilient.clone();
-        async move { resilient.settle(&record(0, "x")).await }
-    });
-    // Just before one more of its attempts, which come every few seconds by now.
-    sleep_until(start + secs(50)).await;
-    assert!(matches!(
-        resilient.settle(&record(1, "other")).await,
-        Ok(Settled::Processed)
-    ));
-    let settled = x.await.expect("no panic");
-    assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+    for attempts in [2, 3] {
+        let other_succeeded = Arc::new(AtomicU32::new(0));
+        let (seen, start) = (other_succeeded.clone(), Instant::now());
+        let processor = Scripted {
+            outage: start..start,
+            calls: AtomicU32::new(0),
+            x: move |_| {
+                let before = seen.load(Relaxed) == 0;
+                let fails = before || seen.fetch_add(1, Relaxed) == 1;
+                async move {
+                    sleep(Duration::from_millis(10)).await;
+                    if fails { unknown() } else { Ok(()) }
+                }
+            },
+        };
+        let resilient = resilient(processor, attempts, &slow_breaker());
+        let resilient = resilient.build().expect("valid");
+        let x = tokio::spawn({
+            let resilient = resilient.clone();
+            async move { resilient.settle(&record(0, "x")).await }
+        });
+        sleep_until(start + secs(50)).await;
+        let other = resilient.settle(&record(1, "other")).await;
+        assert!(matches!(other, Ok(Settled::Processed)));
+        other_succeeded.store(1, Relaxed);
+        match (x.await.expect("no panic"), attempts) {
+            (Ok(Settled::DeadLettered(_)), 2) | (Ok(Settled::Processed), 3) => {}
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// However many attempts there are: it is alone, and nobody else can close the breaker.
@@ -328,7 +347,10 @@ async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
             Err(Failure::permanent("bad data").into())
         },
     };
-    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let breaker = Breaker::builder()
+        .keys_in_a_row(1)
+        .pause(Backoff::constant(secs(8)));
+    let breaker = breaker.build().expect("valid");
     let resilient = self::resilient(outage, 5, &breaker)
         .without_guard()
         .build()
@@ -367,7 +389,7 @@ async fn attempts_are_numbered_as_they_are_made() {
     let processor = redrive::processor_fn(|_: Record| async {
         Err::<(), _>(Failure::transient("own").with_scope(Scope::Record))
     });
-    let resilient = resilient(processor, 3, &Breaker::default()).observer(numbers.clone());
+    let resilient = resilient(processor, 3, &slow_breaker()).observer(numbers.clone());
     let settled = resilient.build().expect("valid").settle(&record(0, "x")).await;
     assert!(matches!(settled, Ok(Settled::DeadLettered(_))));
     let seen = numbers.0.lock().expect("no panic while locked").clone();
@@ -394,9 +416,90 @@ async fn a_record_is_not_called_held_before_its_second_failure_in_doubt() {
             calls: AtomicU32::new(0),
             x: move |call| async move { if call <= failures { unknown() } else { Ok(()) } },
         };
-        let resilient = resilient(processor, 1, &Breaker::default()).observer(held.clone());
+        let resilient = resilient(processor, 1, &slow_breaker()).observer(held.clone());
         let settled = resilient.build().expect("valid").settle(&record(0, "x")).await;
         assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
         assert_eq!(held.0.load(Relaxed), told, "{failures} failures");
+    }
+}
+
+/// What a breaker does is told once each time, by whatever it was moved.
+#[tokio::test(start_paused = true)]
+async fn the_changes_of_a_breaker_are_told() {
+    #[derive(Default)]
+    struct Changes(Mutex<Vec<&'static str>>);
+    impl Observer for Changes {
+        fn on(&self, event: &Event<'_>) {
+            let change = match event {
+                Event::BreakerOpened { .. } => "opened",
+                Event::BreakerHalfOpened { .. } => "half-opened",
+                Event::BreakerClosed { .. } => "closed",
+                _ => return,
+            };
+            self.0.lock().expect("no panic while locked").push(change);
+        }
+    }
+    let changes = Arc::new(Changes::default());
+    let processor = Scripted {
+        outage: Instant::now()..Instant::now() + secs(10),
+        calls: AtomicU32::new(0),
+        x: |_| async { Ok(()) },
+    };
+    let resilient = resilient(processor, 5, &slow_breaker()).observer(changes.clone());
+    let settled = beside_an_outage(resilient.build().expect("valid")).await;
+    assert!(matches!(settled, Ok(Settled::Processed)));
+    let seen = changes.0.lock().expect("no panic while locked").clone();
+    assert_eq!(seen[..2], ["opened", "half-opened"]);
+    assert_eq!(seen.last(), Some(&"closed"));
+    for pair in seen.windows(2) {
+        let follows = match pair[0] {
+            "opened" => pair[1] == "half-opened",
+            "half-opened" => pair[1] != "half-opened",
+            _ => false,
+        };
+        assert!(follows, "{seen:?}");
+    }
+}
+
+/// A dependency without a breaker of its own counts for the one that all share.
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_one() {
+    for (fails, open) in [("db", [true, false]), ("cache", [false, true])] {
+        let [db, common] = [(); 2].map(|()| Breaker::builder().keys_in_a_row(2).build().expect("valid"));
+        let processor = redrive::processor_with(fails, async |fails: &'static str, _: Record| {
+            Err::<(), _>(Failure::transient("down").with_dependency(fails))
+        });
+        let resilient = resilient(processor, 5, &common).dependency_breaker("db", db.clone());
+        let resilient = resilient.build().expect("valid");
+        for number in 0..2 {
+            let by = Instant::now() + Duration::from_millis(50);
+            let result = resilient
+                .settle_by(&record(number, &number.to_string()), by)
+                .await;
+            assert!(result.is_err(), "{result:?}");
+        }
+        let states = [db, common].map(|breaker| breaker.state() != BreakerState::Closed);
+        assert_eq!(states, open, "{fails}");
+    }
+}
+
+/// An outage that many meet is one, however long it lasts; a few that fail alone may be all that is left.
+#[tokio::test(start_paused = true)]
+async fn many_that_fail_together_are_never_given_up_and_a_few_are() {
+    for (records, given_up) in [(30, false), (6, true)] {
+        let start = Instant::now();
+        let processor = Scripted {
+            outage: start..start + secs(40 * 60),
+            calls: AtomicU32::new(0),
+            x: |_| async { Ok(()) },
+        };
+        let letters = dead_letter::Memory::new();
+        let resilient = resilient(processor, 5, &slow_breaker()).dead_letters(letters.clone());
+        let resilient = resilient.without_guard().build().expect("valid");
+        let batch = (0..records).map(|number| record(number, &number.to_string()));
+        let batches = futures_util::stream::iter([Batch::from(batch.collect::<Vec<_>>())]);
+        let run = Pipeline::new().run(&resilient, batches).await;
+        assert!(run.expect("nothing halts").complete);
+        assert_eq!(!letters.letters().is_empty(), given_up, "{records}");
     }
 }
