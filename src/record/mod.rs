@@ -110,6 +110,7 @@ impl Record {
     }
 
     /// What the records inside this aggregated one have in common.
+    #[cfg(feature = "kpl")]
     pub(crate) fn aggregate(&self) -> Aggregate {
         Aggregate {
             source: self.meta.source.clone(),
@@ -143,12 +144,14 @@ impl Record {
 }
 
 /// The place of a record that holds others.
+#[cfg(feature = "kpl")]
 pub(crate) struct Aggregate {
     source: Arc<Source>,
     sequence_number: SequenceNumber,
     arrival: Option<SystemTime>,
 }
 
+#[cfg(feature = "kpl")]
 impl Aggregate {
     /// One of the records inside.
     #[inline]

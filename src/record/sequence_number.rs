@@ -25,6 +25,7 @@ impl SequenceNumber {
     }
 
     /// The same, so that its clones share it.
+    #[cfg(feature = "kpl")]
     pub(crate) fn into_shared(self) -> Self {
         SequenceNumber(Text::Shared(String::from(self.0).into()))
     }
