@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::answer::answer;
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
-use crate::checkpoint::{CheckpointStore, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
 use crate::failure::{BoxError, Class};
@@ -133,32 +133,26 @@ impl Discovery<'_> {
             if begun.is_empty() {
                 return Ok(found);
             }
-            let rows: Vec<_> = begun
-                .iter()
-                .map(|(shard, checkpoint)| (self.key(shard.clone()), checkpoint.clone()))
-                .collect();
-            let problem = match answer(STORE, self.checkpoints.save(&rows)).await {
-                Err(error) => Some(Problem::Passing(error)),
-                Ok(stored) if stored.len() != rows.len() => Some(Problem::Passing(
-                    "the checkpoint store gave too few results".into(),
-                )),
-                Ok(stored) => {
-                    let mut problem = None;
-                    for (row, stored) in begun.into_iter().zip(stored) {
-                        match stored {
-                            Ok(()) => drop(found.checkpoints.insert(row.0, row.1)),
-                            Err(error) => problem = Some(Problem::Passing(error.into())),
-                        }
-                    }
-                    problem
-                }
-            };
-            match problem {
-                None => return Ok(found),
-                Some(Problem::Final(error)) => return Err(error),
-                Some(Problem::Passing(error)) => patience.wait(self, error).await,
+            match self.begin_at(begun, &mut found).await {
+                Ok(()) => return Ok(found),
+                Err(error) => patience.wait(self, error).await,
             }
         }
+    }
+
+    /// Stores these; what is stored is known to the lineage, though others could not be.
+    async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), BoxError> {
+        let row = |(shard, checkpoint): &(ShardId, Checkpoint)| (self.key(shard.clone()), checkpoint.clone());
+        let rows: Vec<_> = begun.iter().map(row).collect();
+        let stored = answer(STORE, self.checkpoints.save(&rows)).await?;
+        let mut result = Ok(());
+        for ((shard, checkpoint), stored) in begun.into_iter().zip(all_of(stored, rows.len())?) {
+            match stored {
+                Ok(()) => drop(found.checkpoints.insert(shard, checkpoint)),
+                Err(error) => result = Err(error.into()),
+            }
+        }
+        result
     }
 
     async fn find(&self) -> Result<Lineage, Problem> {
@@ -189,12 +183,8 @@ impl Discovery<'_> {
             .map(|shard| self.key(shard.shard_id().into()))
             .collect();
         let stored = answer(STORE, self.checkpoints.load(&keys)).await;
+        let stored = stored.and_then(|stored| all_of(stored, keys.len()));
         let stored = stored.map_err(Problem::Passing)?;
-        if stored.len() != keys.len() {
-            let (asked, got) = (keys.len(), stored.len());
-            let error = format!("the checkpoint store was asked for {asked} shards and answered for {got}");
-            return Err(Problem::Passing(error.into()));
-        }
         let mut checkpoints = HashMap::new();
         for (key, stored) in keys.iter().zip(stored) {
             if let Some(checkpoint) = stored.map_err(|error| Problem::Passing(error.into()))? {
@@ -224,6 +214,15 @@ impl Discovery<'_> {
 }
 
 const STORE: &str = "the checkpoint store";
+
+/// One result for each shard, or none of them can be told whose it is.
+fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
+    let got = results.len();
+    match got == asked {
+        true => Ok(results),
+        false => Err(format!("{STORE} was asked for {asked} shards and answered for {got}").into()),
+    }
+}
 
 /// How long to wait before asking again.
 struct Patience {
