@@ -4,13 +4,16 @@
 use std::collections::VecDeque;
 
 use super::window::Ordinal;
+use crate::record::Record;
 
 /// What a record counts for that shares a buffer.
-pub(super) const SHARED: u32 = u32::MAX;
+const SHARED: u32 = u32::MAX;
 
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     shared: VecDeque<Buffer>,
+    /// So many of the next records are in the newest of them.
+    sharing: usize,
 }
 
 #[derive(Debug)]
@@ -22,8 +25,29 @@ struct Buffer {
 }
 
 impl Buffers {
+    /// What the next record counts for, with those behind it in its batch and the ordinal that it would get.
+    #[inline]
+    pub(super) fn weigh(&mut self, record: &Record, behind: &[Record], ordinal: Ordinal) -> u32 {
+        let is_part = |next: &&Record| next.sub_sequence_number() > 0;
+        if self.sharing == 0 {
+            let own = record.payload().len();
+            if behind.first().is_none_or(|next| !is_part(&next)) {
+                // No payload comes near the 4 GiB of a shared one's mark.
+                return u32::try_from(own).unwrap_or(SHARED - 1);
+            }
+            let others = behind.iter().take_while(is_part);
+            let (records, bytes) = others.fold((1, own), |(records, bytes), other| {
+                (records + 1, bytes + other.payload().len())
+            });
+            self.share(ordinal, records, bytes);
+            self.sharing = records;
+        }
+        self.sharing -= 1;
+        SHARED
+    }
+
     /// The next so many records share a buffer of so many bytes.
-    pub(super) fn share(&mut self, first: Ordinal, records: usize, bytes: usize) {
+    fn share(&mut self, first: Ordinal, records: usize, bytes: usize) {
         while self.shared.front().is_some_and(|buffer| buffer.open == 0) {
             self.shared.pop_front();
         }
@@ -34,13 +58,20 @@ impl Buffers {
         });
     }
 
-    /// A record of the newest buffer needs no place in the window. What that frees.
-    pub(super) fn passed(&mut self) -> usize {
-        self.shared.back_mut().map_or(0, Buffer::leave)
+    /// The record weighed last needs no place in the window. What that frees.
+    pub(super) fn passed(&mut self, weight: u32) -> usize {
+        match weight {
+            SHARED => self.shared.back_mut().map_or(0, Buffer::leave),
+            own => own as usize,
+        }
     }
 
-    /// A record is settled that shares a buffer. What that frees.
-    pub(super) fn settled(&mut self, ordinal: Ordinal) -> usize {
+    /// A record is settled. What that frees.
+    #[inline]
+    pub(super) fn settled(&mut self, ordinal: Ordinal, weight: u32) -> usize {
+        if weight != SHARED {
+            return weight as usize;
+        }
         let behind = self.shared.partition_point(|buffer| buffer.first <= ordinal);
         let buffer = behind.checked_sub(1).and_then(|at| self.shared.get_mut(at));
         buffer.map_or(0, Buffer::leave)
@@ -67,11 +98,11 @@ mod tests {
         let mut buffers = Buffers::default();
         buffers.share(10, 3, 700);
         buffers.share(13, 2, 50);
-        assert_eq!(buffers.settled(11), 0);
-        assert_eq!(buffers.settled(14), 0);
-        assert_eq!(buffers.settled(13), 50);
-        assert_eq!(buffers.settled(10), 0);
-        assert_eq!(buffers.settled(12), 700);
+        assert_eq!(buffers.settled(11, SHARED), 0);
+        assert_eq!(buffers.settled(14, SHARED), 0);
+        assert_eq!(buffers.settled(13, SHARED), 50);
+        assert_eq!(buffers.settled(10, SHARED), 0);
+        assert_eq!(buffers.settled(12, SHARED), 700);
     }
 
     /// A restart reads again what is settled already: such records have no ordinal.
@@ -79,14 +110,14 @@ mod tests {
     fn records_that_are_passed_free_it_as_well() {
         let mut buffers = Buffers::default();
         buffers.share(0, 3, 700);
-        assert_eq!(buffers.passed(), 0);
-        assert_eq!(buffers.passed(), 0);
-        assert_eq!(buffers.settled(0), 700);
+        assert_eq!(buffers.passed(SHARED), 0);
+        assert_eq!(buffers.passed(SHARED), 0);
+        assert_eq!(buffers.settled(0, SHARED), 700);
         buffers.share(1, 2, 50);
-        assert_eq!(buffers.passed(), 0);
-        assert_eq!(buffers.passed(), 50);
+        assert_eq!(buffers.passed(SHARED), 0);
+        assert_eq!(buffers.passed(SHARED), 50);
         buffers.share(1, 1, 8);
-        assert_eq!(buffers.settled(1), 8);
+        assert_eq!(buffers.settled(1, SHARED), 8);
         assert_eq!(buffers.shared.len(), 1);
     }
 }

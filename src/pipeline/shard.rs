@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 mod starting;
 
-use super::buffers::{Buffers, SHARED};
+use super::buffers::Buffers;
 use super::capacity::{Permits, Reservation};
 use super::delays::Delays;
 use super::fullness::Fullness;
@@ -70,7 +70,6 @@ where
         memory: pipeline.capacity.reservation(),
         freed: 0,
         buffers: Buffers::default(),
-        sharing: 0,
         batch: Vec::new().into_iter(),
         batch_reserved: false,
         input_ended: false,
@@ -106,8 +105,6 @@ struct Shard<'a, S, F, M> {
     memory: Reservation,
     freed: usize,
     buffers: Buffers,
-    /// So many of the next records are parts of one aggregate.
-    sharing: usize,
     batch: vec::IntoIter<Record>,
     batch_reserved: bool,
     input_ended: bool,
@@ -259,19 +256,21 @@ where
 
     fn admit(&mut self, record: Record, cx: &mut Context<'_>) {
         let bytes = match self.batch_reserved {
-            true => self.weigh(&record),
+            true => self
+                .buffers
+                .weigh(&record, self.batch.as_slice(), self.window.next()),
             false => 0,
         };
         match self.window.earlier(&record) {
             Earlier::Passed => {
-                self.pass(bytes);
+                self.freed += self.buffers.passed(bytes);
                 return;
             }
             Earlier::Settled => {
                 // In the window, so that the next checkpoint remembers it as well.
                 let ordinal = self.window.admit(record, 0, 0);
                 self.window.settle(ordinal, Settled::Processed);
-                self.pass(bytes);
+                self.freed += self.buffers.passed(bytes);
                 self.changed = true;
                 return;
             }
@@ -294,35 +293,6 @@ where
                 self.ready.push_first(ordinal);
             }
         }
-    }
-
-    /// What the next record of the batch counts for.
-    #[inline]
-    fn weigh(&mut self, record: &Record) -> u32 {
-        let is_part = |next: &Record| next.sub_sequence_number() > 0;
-        if self.sharing == 0 {
-            let own = record.payload().len();
-            if !self.batch.as_slice().first().is_some_and(is_part) {
-                // No payload comes near the 4 GiB of a shared one's mark.
-                return u32::try_from(own).unwrap_or(SHARED - 1);
-            }
-            let others = self.batch.as_slice().iter().take_while(|next| is_part(next));
-            let (records, bytes) = others.fold((1, own), |(records, bytes), other| {
-                (records + 1, bytes + other.payload().len())
-            });
-            self.buffers.share(self.window.next(), records, bytes);
-            self.sharing = records;
-        }
-        self.sharing -= 1;
-        SHARED
-    }
-
-    /// The newest record of the batch needs no place of its own.
-    fn pass(&mut self, bytes: u32) {
-        self.freed += match bytes {
-            SHARED => self.buffers.passed(),
-            own => own as usize,
-        };
     }
 
     /// A step has ended.
@@ -360,10 +330,7 @@ where
         };
         self.changed = true;
         self.urgent |= matches!(settled, Settled::DeadLettered(_));
-        self.freed += match released.bytes {
-            SHARED => self.buffers.settled(ordinal),
-            own => own as usize,
-        };
+        self.freed += self.buffers.settled(ordinal, released.bytes);
         match released.next {
             // What stands behind it has not begun, and nothing new begins.
             Some(_) if self.stop.is_some() => {}

@@ -161,7 +161,7 @@ impl Aggregate {
                 source: self.source.clone(),
                 sequence_number: self.sequence_number.clone(),
                 sub_sequence_number,
-                partition_key: Some(Text::Shared(partition_key)),
+                partition_key: Some(partition_key.into()),
                 arrival: self.arrival,
             }),
             payload,
@@ -197,7 +197,7 @@ impl RecordBuilder {
 
     /// The partition key. Default: none.
     pub fn partition_key(mut self, key: impl Into<Box<str>>) -> Self {
-        self.meta.partition_key = Some(Text::Own(key.into()));
+        self.meta.partition_key = Some(key.into().into());
         self
     }
 

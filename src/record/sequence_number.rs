@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
+#[cfg(feature = "kpl")]
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +29,7 @@ impl SequenceNumber {
     /// The same, so that its clones share it.
     #[cfg(feature = "kpl")]
     pub(crate) fn into_shared(self) -> Self {
-        SequenceNumber(Text::Shared(String::from(self.0).into()))
+        SequenceNumber(Arc::<str>::from(String::from(self.0)).into())
     }
 }
 
