@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::checkpoint::Checkpoint;
-use redrive::pipeline::{Batch, Capacity, Pipeline, Progress};
+use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress};
 use redrive::{
     BoxError, Breaker, Guard, Position, Record, Resilient, dead_letter, processor_fn, processor_with,
 };
@@ -37,13 +37,11 @@ async fn hang(_: Record) -> Result<(), BoxError> {
     std::future::pending().await
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_shutdown_reads_no_more_and_says_what_is_left() {
+/// Batches of records that are never done, shut down after a while. How it ended, and how many batches were taken.
+async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
     let resilient = Resilient::builder("billing", processor_fn(hang));
     let resilient = resilient.without_dead_letters().build().expect("valid");
-    // The bound is reached in the middle of a batch.
-    let (batches, taken) = counted(10);
-    let pipeline = Pipeline::new().held(3).drain(Duration::from_secs(1));
+    let (batches, taken) = counted(batches);
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {
@@ -51,29 +49,24 @@ async fn a_shutdown_reads_no_more_and_says_what_is_left() {
         stop.cancel();
     });
     let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
+    let pipeline = pipeline.drain(Duration::from_secs(1));
     let run = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
-    let finished = run.await.expect("nothing halts");
-    assert_eq!(taken.load(Relaxed), 2);
+    (run.await.expect("nothing halts"), taken.load(Relaxed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_reads_no_more_and_says_what_is_left() {
+    // The bound is reached in the middle of a batch.
+    let (finished, taken) = shut_down(Pipeline::new().held(3), 10).await;
+    assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
 }
 
 /// The end of the input is not the end of the shard: what hangs is not settled.
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_at_the_end_of_the_input_is_no_completion() {
-    let resilient = Resilient::builder("billing", processor_fn(hang));
-    let resilient = resilient.without_dead_letters().build().expect("valid");
-    let (batches, taken) = counted(2);
-    let pipeline = Pipeline::new().drain(Duration::from_secs(1));
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    tokio::spawn(async move {
-        sleep(Duration::from_secs(5)).await;
-        stop.cancel();
-    });
-    let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
-    let run = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
-    let finished = run.await.expect("nothing halts");
-    assert_eq!(taken.load(Relaxed), 2);
+    let (finished, taken) = shut_down(Pipeline::new(), 2).await;
+    assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
     assert_eq!(finished.checkpoint.position(), &Position::TrimHorizon);
 }
