@@ -243,6 +243,29 @@ async fn held_and_span_stop_the_reading_and_say_for_whom() {
     }
 }
 
+/// A busy shard's window is always full, with another record at its end every few moments.
+#[tokio::test(start_paused = true)]
+async fn a_full_window_that_moves_is_not_spoken_of() {
+    struct Never;
+    impl Observer for Never {
+        fn on(&self, event: &Event<'_>) {
+            assert!(!matches!(event, Event::WindowFull { .. }), "{event:?}");
+        }
+    }
+    let script = Script::default();
+    let resilient = Resilient::builder("billing", script.clone())
+        .without_dead_letters()
+        .observer(Arc::new(Never))
+        .build()
+        .expect("valid");
+    let records = (0..10).map(|number| record(number, "k", "sleep:3000"));
+    let batches = batches(records.collect(), 10);
+    let result = Pipeline::new().held(2).run(&resilient, batches).await;
+    assert!(result.is_ok_and(|end| end.complete));
+    let calls = script.calls();
+    assert_eq!(calls[9].at - calls[0].at, Duration::from_secs(27));
+}
+
 /// Takes letters only while it is up.
 #[derive(Debug, Default)]
 struct Switch {

@@ -205,3 +205,27 @@ impl Protection {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shards come and go for years.
+    #[test]
+    fn runs_that_have_ended_are_forgotten() {
+        let protection = Protection {
+            breakers: vec![Named {
+                dependency: None,
+                breaker: Breaker::default(),
+            }],
+            budget: Some(RetryBudget::default()),
+            guard: Some(Guard::default()),
+            observers: Observers::new(Vec::new()),
+        };
+        let run = protection.begin_run();
+        let tally = Arc::downgrade(&run.tally);
+        drop(run);
+        let _next = protection.begin_run();
+        assert!(tally.upgrade().is_none());
+    }
+}
