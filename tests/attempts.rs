@@ -483,6 +483,57 @@ async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_on
     }
 }
 
+/// An attempt may probe several breakers: what one dependency does shows nothing of another.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_fails_counts_for_the_breaker_of_its_dependency_alone() {
+    #[derive(Default)]
+    struct Openings(AtomicU32, AtomicU32);
+    impl Observer for Openings {
+        fn on(&self, event: &Event<'_>) {
+            if let Event::BreakerOpened { dependency, .. } = event {
+                let of = if dependency.is_some() { &self.0 } else { &self.1 };
+                of.fetch_add(1, Relaxed);
+            }
+        }
+    }
+    let openings = Arc::new(Openings::default());
+    let [db, common] = [1, 2].map(|seed| {
+        let pause = Backoff::constant(secs(2));
+        let breaker = Breaker::builder().keys_in_a_row(2).pause(pause).seed(seed);
+        breaker.build().expect("valid")
+    });
+    // All begin before one has failed, so that both open; from then on only the database is down.
+    let processor = redrive::processor_with(
+        Arc::new(AtomicU32::new(0)),
+        async |calls: Arc<AtomicU32>, _: Record| {
+            let call = calls.fetch_add(1, Relaxed);
+            sleep(Duration::from_millis(10)).await;
+            Err::<(), _>(match call < 2 {
+                true => Failure::transient("down"),
+                false => Failure::transient("down").with_dependency("db"),
+            })
+        },
+    );
+    let resilient = resilient(processor, 5, &common)
+        .dependency_breaker("db", db)
+        .observer(openings.clone());
+    let resilient = resilient.build().expect("valid");
+    let by = Instant::now() + secs(60);
+    let settled = (0..8).map(|number| {
+        let resilient = resilient.clone();
+        async move {
+            let result = resilient
+                .settle_by(&record(number, &number.to_string()), by)
+                .await;
+            assert!(result.is_err(), "{result:?}");
+        }
+    });
+    futures_util::future::join_all(settled).await;
+    let Openings(of_db, of_common) = &*openings;
+    assert!(of_db.load(Relaxed) > 3, "{of_db:?}");
+    assert_eq!(of_common.load(Relaxed), 1);
+}
+
 /// An outage that many meet is one, however long it lasts; a few that fail alone may be all that is left.
 #[tokio::test(start_paused = true)]
 async fn many_that_fail_together_are_never_given_up_and_a_few_are() {

@@ -446,8 +446,9 @@ fn what_cannot_work_is_refused_by_name() {
     );
     let text = refused(Resilient::builder(" ", Script::default()).without_dead_letters());
     assert!(text.contains("application"), "{text}");
-    let long = "x".repeat(200);
-    let text = refused(Resilient::builder(long, Script::default()).without_dead_letters());
+    let named = |length| Resilient::builder("x".repeat(length), Script::default()).without_dead_letters();
+    assert!(named(128).build().is_ok());
+    let text = refused(named(129));
     assert!(text.contains("128"), "{text}");
     let policy = RetryPolicy::exponential().max_attempts(0);
     let text = refused(
