@@ -70,6 +70,7 @@
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
 //! | `kpl` | with `kinesis` | records that the Kinesis Producer Library has aggregated |
 //! | `redb` | | checkpoints in an embedded database file |
+//! | `dynamodb` | | checkpoints in DynamoDB, shared by several processes, in KCL's lease table |
 //!
 //! Without default features the engine and the pipeline remain, and no AWS crate.
 
@@ -94,7 +95,7 @@ mod record;
 mod resilient;
 mod retry;
 mod sabotage;
-#[cfg(feature = "kinesis")]
+#[cfg(any(feature = "kinesis", feature = "dynamodb"))]
 mod sdk;
 mod settled;
 mod tally;

@@ -7,6 +7,10 @@
     feature = "redb",
     doc = "| [`Redb`] | one process with a disk that outlives it |"
 )]
+#![cfg_attr(
+    feature = "dynamodb",
+    doc = "| [`DynamoDb`] | several processes, of which one takes over from another; KCL's own lease table |"
+)]
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,11 +22,17 @@ use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
 mod ahead;
+#[cfg(feature = "dynamodb")]
+pub mod dynamodb;
+mod lease;
 mod memory;
 #[cfg(feature = "redb")]
 mod redb;
 
 pub use ahead::{Ahead, InvalidAhead};
+#[cfg(feature = "dynamodb")]
+pub use dynamodb::DynamoDb;
+pub use lease::{Leases, NewShard, Renewed, Taken};
 pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;
@@ -46,6 +56,11 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
     fn write_interval(&self) -> Duration {
         Duration::from_secs(1)
     }
+
+    /// How its shards are shared, if several processes may use it at once. Default: `None`, they may not.
+    fn leases(&self) -> Option<&dyn Leases> {
+        None
+    }
 }
 
 const _: Option<&dyn CheckpointStore> = None;
@@ -62,6 +77,10 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
 
     fn write_interval(&self) -> Duration {
         (**self).write_interval()
+    }
+
+    fn leases(&self) -> Option<&dyn Leases> {
+        (**self).leases()
     }
 }
 
@@ -140,6 +159,20 @@ pub enum CheckpointError {
         /// What is wrong with it.
         #[source]
         source: BoxError,
+    },
+    /// Another process has taken the shard over: nothing more is written for it here.
+    #[error("the lease of shard {shard} is lost: another process holds it")]
+    LeaseLost {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The row is of another stream, whose shard has the same name. Nothing is touched.
+    #[error("the row of shard {shard} belongs to the stream {stream:?}: give each stream a table of its own")]
+    OtherStream {
+        /// The shard.
+        shard: ShardId,
+        /// The stream that the row is of.
+        stream: String,
     },
 }
 

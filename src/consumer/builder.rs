@@ -167,6 +167,13 @@ impl ConsumerBuilder {
                  or .checkpoints(checkpoint::Memory::new()) to begin anew after every restart",
             )
         })?;
+        let failover = checkpoints.leases().map(|leases| leases.failover_time());
+        if failover.is_some_and(|time| time < Duration::from_secs(1)) {
+            return Err(ConfigError::new(
+                "checkpoints",
+                "the store's failover time must be at least 1 s",
+            ));
+        }
         if self.stream.name().is_empty() {
             return Err(ConfigError::new("builder", "the stream needs a name or an ARN"));
         }

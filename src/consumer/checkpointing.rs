@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::answer::answer;
+use super::lease::Hold;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
@@ -24,11 +25,13 @@ pub(super) struct Checkpointer {
     pub(super) observers: Observers,
     pub(super) progress: Arc<Progress>,
     pub(super) rng: SmallRng,
+    /// Where several processes share the store.
+    pub(super) hold: Option<Arc<Hold>>,
 }
 
 impl Checkpointer {
     /// Stores what the shard publishes, at most once in the store's interval unless it is urgent, until
-    /// the last one is stored.
+    /// the last one is stored, or another process holds the shard.
     pub(super) async fn run(mut self) {
         let mut latest = self.progress.subscribe();
         let interval = self.store.write_interval();
@@ -50,7 +53,7 @@ impl Checkpointer {
         }
     }
 
-    /// Stores the latest one, however long the store is down. Whether it was the last.
+    /// Stores the latest one, however long the store is down. Whether no other is to be stored.
     async fn store_latest(&mut self, latest: &mut watch::Receiver<Option<Published>>) -> bool {
         let mut failures = 0;
         loop {
@@ -66,6 +69,10 @@ impl Checkpointer {
                         position: checkpoint.position(),
                     });
                     return last;
+                }
+                Err(CheckpointError::LeaseLost { .. }) if self.hold.is_some() => {
+                    self.hold.iter().for_each(|hold| hold.lose());
+                    return true;
                 }
                 Err(error) => error.into(),
             };

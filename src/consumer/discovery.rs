@@ -142,11 +142,22 @@ impl Discovery<'_> {
 
     /// Stores these; what is stored is known to the lineage, though others could not be.
     async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), BoxError> {
-        let row = |(shard, checkpoint): &(ShardId, Checkpoint)| (self.key(shard.clone()), checkpoint.clone());
-        let rows: Vec<_> = begun.iter().map(row).collect();
-        let stored = answer(STORE, self.checkpoints.save(&rows)).await?;
+        let asked = begun.len();
+        let rows = begun.iter().cloned();
+        let stored = match self.checkpoints.leases() {
+            Some(leases) => {
+                let row = |(shard, checkpoint)| found.new_shard(self.key(shard), checkpoint);
+                let rows: Vec<_> = rows.map(row).collect();
+                answer(STORE, leases.create(&rows)).await?
+            }
+            None => {
+                let row = |(shard, checkpoint)| (self.key(shard), checkpoint);
+                let rows: Vec<_> = rows.map(row).collect();
+                answer(STORE, self.checkpoints.save(&rows)).await?
+            }
+        };
         let mut result = Ok(());
-        for ((shard, checkpoint), stored) in begun.into_iter().zip(all_of(stored, rows.len())?) {
+        for ((shard, checkpoint), stored) in begun.into_iter().zip(all_of(stored, asked)?) {
             match stored {
                 Ok(()) => drop(found.checkpoints.insert(shard, checkpoint)),
                 Err(error) => result = Err(error.into()),
@@ -191,7 +202,19 @@ impl Discovery<'_> {
                 checkpoints.insert(key.shard.clone(), checkpoint);
             }
         }
-        Ok(Lineage { shards, checkpoints })
+        let mut found = Lineage { shards, checkpoints };
+        if self.checkpoints.leases().is_some() {
+            found.finish_deleted();
+        }
+        Ok(found)
+    }
+
+    /// The same as [`shards`](Discovery::shards), asked once.
+    pub(super) async fn shards_once(&self) -> Result<Lineage, BoxError> {
+        self.find().await.map_err(|problem| match problem {
+            Problem::Final(error) => error.into(),
+            Problem::Passing(error) => error,
+        })
     }
 
     pub(super) fn key(&self, shard: ShardId) -> ShardKey {
@@ -213,10 +236,10 @@ impl Discovery<'_> {
     }
 }
 
-const STORE: &str = "the checkpoint store";
+pub(super) const STORE: &str = "the checkpoint store";
 
 /// One result for each shard, or none of them can be told whose it is.
-fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
+pub(super) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
     let got = results.len();
     match got == asked {
         true => Ok(results),
@@ -225,20 +248,20 @@ fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
 }
 
 /// How long to wait before asking again.
-struct Patience {
+pub(super) struct Patience {
     failures: u32,
     rng: SmallRng,
 }
 
 impl Patience {
-    fn new(discovery: &Discovery<'_>) -> Self {
+    pub(super) fn new(discovery: &Discovery<'_>) -> Self {
         Patience {
             failures: 0,
             rng: discovery.rng.clone(),
         }
     }
 
-    async fn wait(&mut self, discovery: &Discovery<'_>, error: BoxError) {
+    pub(super) async fn wait(&mut self, discovery: &Discovery<'_>, error: BoxError) {
         let backoff = const { Backoff::exponential() };
         let delay = Jitter::Equal.delay(&backoff, self.failures, Duration::ZERO, &mut self.rng);
         self.failures = self.failures.saturating_add(1);

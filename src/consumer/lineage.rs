@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use aws_sdk_kinesis::types::Shard;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, NewShard, ShardKey};
 use crate::record::{Position, ShardId};
 
 /// The shards of a stream as they were listed last, and what is stored of them.
@@ -22,15 +22,11 @@ pub(super) struct Hole {
 }
 
 impl Lineage {
-    /// The shards that may be read: not at their end, and no parent that the stream still has is short
-    /// of its own. (A parent that the stream has no more was trimmed: nothing of it is left to read.)
+    /// The shards that may be read: not at their end, and no parent is short of its own.
     pub(super) fn ready(&self) -> Vec<ShardId> {
-        let known: HashSet<&str> = self.shards.iter().map(Shard::shard_id).collect();
-        let open = |parent: Option<&str>| {
-            parent.is_some_and(|parent| known.contains(parent) && !self.has_ended(parent))
-        };
+        let listed = listed(&self.shards);
         self.unfinished()
-            .filter(|shard| !open(shard.parent_shard_id()) && !open(shard.adjacent_parent_shard_id()))
+            .filter(|shard| !has_open_parent(shard, &listed, &self.checkpoints))
             .map(|shard| shard.shard_id().into())
             .collect()
     }
@@ -68,16 +64,99 @@ impl Lineage {
         first..=last
     }
 
+    /// Whoever shares the rows deletes those of finished shards once their children are under way (KCL does). A
+    /// shard without a row is finished if something that came of it has a row, as rows of children are made at the
+    /// end of a parent; and if its own parents are finished, as otherwise its row may yet be made.
+    pub(super) fn finish_deleted(&mut self) {
+        let Lineage { shards, checkpoints } = self;
+        let parents: HashMap<&str, Vec<&str>> = shards
+            .iter()
+            .map(|shard| (shard.shard_id(), parents(shard).collect()))
+            .collect();
+        let mut forebears: HashSet<&str> = HashSet::new();
+        let with_row = |shard: &&Shard| checkpoints.contains_key(&ShardId::from(shard.shard_id()));
+        let mut descendants: Vec<&str> = shards.iter().filter(with_row).map(Shard::shard_id).collect();
+        while let Some(shard) = descendants.pop() {
+            let parents = parents.get(shard).into_iter().flatten().copied();
+            descendants.extend(parents.filter(|parent| forebears.insert(parent)));
+        }
+        let listed = listed(shards);
+        for shard in parents_first(shards) {
+            let name = ShardId::from(shard.shard_id());
+            let unknown = forebears.contains(shard.shard_id()) && !checkpoints.contains_key(&name);
+            if unknown && !has_open_parent(shard, &listed, checkpoints) {
+                checkpoints.insert(name, Checkpoint::at(Position::ShardEnd));
+            }
+        }
+    }
+
+    /// The shards that came of this one.
+    pub(super) fn children(&self, of: &ShardId) -> Vec<&Shard> {
+        let shards = self.shards.iter();
+        shards
+            .filter(|shard| parents(shard).any(|parent| parent == of.as_str()))
+            .collect()
+    }
+
+    /// What is known of a shard that is to get a row.
+    pub(super) fn new_shard(&self, key: ShardKey, checkpoint: Checkpoint) -> NewShard {
+        let listed = self
+            .shards
+            .iter()
+            .find(|shard| shard.shard_id() == key.shard.as_str());
+        NewShard {
+            parents: listed.into_iter().flat_map(parents).map(ShardId::from).collect(),
+            hash_keys: listed.and_then(hash_keys).map(|(first, last)| first..=last),
+            ..NewShard::new(key, checkpoint)
+        }
+    }
+
     fn unfinished(&self) -> impl Iterator<Item = &Shard> {
         self.shards
             .iter()
-            .filter(|shard| !self.has_ended(shard.shard_id()))
+            .filter(|shard| !has_ended(shard.shard_id(), &self.checkpoints))
     }
+}
 
-    fn has_ended(&self, shard: &str) -> bool {
-        let stored = self.checkpoints.get(&ShardId::from(shard));
-        stored.is_some_and(|checkpoint| *checkpoint.position() == Position::ShardEnd)
+/// All shards, each behind those that it came of.
+pub(super) fn parents_first(shards: &[Shard]) -> Vec<&Shard> {
+    let mut left: Vec<&Shard> = shards.iter().collect();
+    let mut sorted = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let waiting: HashSet<&str> = left.iter().map(|shard| shard.shard_id()).collect();
+        let (later, now): (Vec<_>, Vec<_>) = left
+            .into_iter()
+            .partition(|shard| parents(shard).any(|parent| waiting.contains(parent)));
+        // Shards that came of each other: no listing says that.
+        let stuck = now.is_empty();
+        sorted.extend(now);
+        left = if stuck { Vec::new() } else { later };
     }
+    sorted
+}
+
+/// Whether a parent that the stream still has is short of its end. (A parent that the stream has no more was
+/// trimmed: nothing of it is left to read.)
+fn has_open_parent(
+    shard: &Shard,
+    listed: &HashSet<&str>,
+    checkpoints: &HashMap<ShardId, Checkpoint>,
+) -> bool {
+    parents(shard).any(|parent| listed.contains(parent) && !has_ended(parent, checkpoints))
+}
+
+fn has_ended(shard: &str, checkpoints: &HashMap<ShardId, Checkpoint>) -> bool {
+    let stored = checkpoints.get(&ShardId::from(shard));
+    stored.is_some_and(|checkpoint| *checkpoint.position() == Position::ShardEnd)
+}
+
+fn listed(shards: &[Shard]) -> HashSet<&str> {
+    shards.iter().map(Shard::shard_id).collect()
+}
+
+fn parents(shard: &Shard) -> impl Iterator<Item = &str> {
+    let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+    parents.into_iter().flatten()
 }
 
 /// The first and the last; `None` if they are not told.
@@ -157,6 +236,52 @@ mod tests {
     fn a_parent_that_was_trimmed_is_not_waited_for() {
         let rest = merged_and_split().split_off(2);
         assert_eq!(ready(&lineage(rest, &[])), ["c"]);
+    }
+
+    #[test]
+    fn shards_stand_behind_those_that_they_came_of() {
+        let mut shards = merged_and_split();
+        shards.reverse();
+        let lineage = lineage(shards, &[]);
+        let sorted = parents_first(&lineage.shards).into_iter().map(Shard::shard_id);
+        assert_eq!(sorted.collect::<Vec<_>>(), ["b", "a", "c", "e", "d"]);
+    }
+
+    /// The rows of a and b were deleted, then that of c as well.
+    #[test]
+    fn a_shard_whose_row_was_deleted_is_not_read_again() {
+        for (rows, is_ready) in [
+            (&["c"] as &[&str], &["c"] as &[&str]),
+            (&["d", "e"], &["d", "e"]),
+            // The row of a child may be missing yet, though its sister's is there.
+            (&["d"], &["d", "e"]),
+        ] {
+            let mut lineage = lineage(merged_and_split(), &[]);
+            let begun = rows
+                .iter()
+                .map(|&row| (row.into(), Checkpoint::at(Position::TrimHorizon)));
+            lineage.checkpoints = begun.collect();
+            lineage.finish_deleted();
+            assert_eq!(ready(&lineage), is_ready, "{rows:?}");
+        }
+    }
+
+    /// The other parent of a merge was not begun when the first one ended: its own parent is not done.
+    #[test]
+    fn a_shard_that_has_no_row_yet_is_not_taken_for_finished() {
+        let shards = vec![
+            shard("a", &[], (0, 99)),
+            shard("b0", &[], (100, LAST)),
+            shard("b", &["b0"], (100, LAST)),
+            shard("c", &["a", "b"], (0, LAST)),
+        ];
+        let mut lineage = lineage(shards, &["a"]);
+        for row in ["b0", "c"] {
+            let begun = Checkpoint::at(Position::TrimHorizon);
+            lineage.checkpoints.insert(row.into(), begun);
+        }
+        lineage.finish_deleted();
+        assert_eq!(ready(&lineage), ["b0"]);
     }
 
     #[test]

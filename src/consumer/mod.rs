@@ -13,6 +13,7 @@ mod builder;
 mod checkpointing;
 mod discovery;
 mod fan_out;
+mod lease;
 mod lineage;
 mod polling;
 mod reading;
@@ -20,6 +21,7 @@ mod registration;
 mod retrieval;
 mod shard;
 mod shards;
+mod sharing;
 mod start;
 mod stream;
 

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
 use super::fan_out::FanOut;
+use super::lease::{KeptLease, Lease};
 use super::polling::Poller;
 use super::reading::{Reading, ReadingEnded, read};
 use crate::checkpoint::Checkpoint;
@@ -35,6 +36,10 @@ pub(super) enum ShardEnd {
     Halted(Box<ShardHalted>),
     /// Something broke that should not.
     Failed(BoxError),
+    /// Another process holds the shard, or may.
+    Lost,
+    /// It was given to the process that asked for it.
+    HandedOver,
 }
 
 impl ShardEnd {
@@ -59,6 +64,8 @@ pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) progress: Arc<Progress>,
     pub(super) from: Checkpoint,
     pub(super) shutdown: CancellationToken,
+    /// Where several processes share the store.
+    pub(super) lease: Option<Lease>,
     /// How long the last checkpoint may take once everything else is done.
     pub(super) last_checkpoint: Duration,
 }
@@ -75,8 +82,13 @@ impl<P: RecordProcessor> ShardTask<P> {
             progress,
             from,
             shutdown,
+            lease,
             last_checkpoint,
         } = self;
+        let ends = match &lease {
+            Some(lease) => lease.hold.ends().clone(),
+            None => shutdown,
+        };
         let (stream, shard) = (reading.stream.name().clone(), reading.shard.clone());
         let observers = resilient.observers().clone();
         let tell = |event: Event<'_>| {
@@ -93,23 +105,27 @@ impl<P: RecordProcessor> ShardTask<P> {
         let (sender, pages) = mpsc::channel(1);
         let reading = read(reading, poller, fan_out, sender);
         let reading = AbortOnDropHandle::new(tokio::spawn({
-            let shutdown = shutdown.clone();
+            let ends = ends.clone();
             // What is read now would be read in vain, however long running handlers still take.
             async move {
-                let read = shutdown.run_until_cancelled(reading).await;
+                let read = ends.run_until_cancelled(reading).await;
                 read.unwrap_or(ReadingEnded::NotWanted)
             }
         }));
         let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
+        let lease = lease.map(Lease::keep);
         let result = pipeline
-            .run_from(&resilient, Pages(pages), from, &progress, &shutdown)
+            .run_from(&resilient, Pages(pages), from, &progress, &ends)
             .await;
 
         let (end, checkpoint) = match result {
             Ok(finished) if finished.complete => match reading.await {
                 // Only the reader knows that the shard is closed. Pages that merely stopped coming are
                 // no end: a checkpoint there would pass records that nobody has read.
-                Ok(ReadingEnded::ShardClosed) => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
+                Ok(ReadingEnded::ShardClosed) => match begin_children(&lease, &ends).await {
+                    true => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
+                    false => (ShardEnd::Stopped, finished.checkpoint),
+                },
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
             },
@@ -125,23 +141,34 @@ impl<P: RecordProcessor> ShardTask<P> {
             ShardEnd::Ended => tokio::select! {
                 biased;
                 stored = &mut storing => stored.is_ok(),
-                () = shutdown.cancelled() => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
+                () = ends.cancelled() => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
             },
             _ => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
         };
-        if !stored {
-            return match end {
-                ShardEnd::Ended => ShardEnd::Stopped,
-                end => end,
-            };
-        }
-        if matches!(end, ShardEnd::Ended) {
-            tell(Event::ShardEnded {
-                stream: &stream,
-                shard: &shard,
-            });
+        let end = match end {
+            ShardEnd::Ended if !stored => ShardEnd::Stopped,
+            end => end,
+        };
+        let end = match lease {
+            Some(lease) => lease.end(end, last_checkpoint).await,
+            None => end,
+        };
+        let (stream, shard) = (&*stream, &shard);
+        match &end {
+            ShardEnd::Ended => tell(Event::ShardEnded { stream, shard }),
+            ShardEnd::Lost => tell(Event::LeaseLost { stream, shard }),
+            ShardEnd::HandedOver => tell(Event::ShardHandedOver { stream, shard }),
+            ShardEnd::Stopped | ShardEnd::Halted(_) | ShardEnd::Failed(_) => {}
         }
         end
+    }
+}
+
+/// Whether all is done that must be before the shard's end is stored.
+async fn begin_children(lease: &Option<KeptLease>, ends: &CancellationToken) -> bool {
+    match lease {
+        Some(lease) => ends.run_until_cancelled(lease.begin_children()).await == Some(true),
+        None => true,
     }
 }
 

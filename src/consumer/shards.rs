@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::checkpointing::Checkpointer;
 use super::discovery::Discovery;
 use super::fan_out::FanOut;
+use super::lease::{Hold, Lease};
 use super::lineage::{Hole, Lineage};
 use super::polling::Poller;
 use super::reading::{ReadFrom, Reading};
 use super::registration::Registration;
 use super::shard::{ShardEnd, ShardTask};
 use super::{Consumer, ConsumerError, Retrieval};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Taken};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
 use crate::pipeline::{Ordering, Progress};
@@ -63,9 +63,10 @@ where
         tasks: JoinSet::new(),
         started: HashMap::new(),
         breakdowns: HashMap::new(),
-        restart: None,
+        look: None,
         failed: None,
         holes_in_a_row: 0,
+        elsewhere: HashMap::new(),
     };
     let mut shutdown = pin!(shutdown);
     let running = async {
@@ -99,11 +100,13 @@ struct Shards<P: RecordProcessor> {
     started: HashMap<Id, (ShardId, Instant)>,
     /// How often in a row.
     breakdowns: HashMap<ShardId, u32>,
-    /// When a shard whose task has broken down begins again.
-    restart: Option<Instant>,
+    /// When to look for what may begin, though no shard has ended.
+    look: Option<Instant>,
     failed: Option<ConsumerError>,
     /// How many listings in a row have left hash keys without a shard.
     holes_in_a_row: u32,
+    /// Who holds the shards that other processes hold.
+    elsewhere: HashMap<ShardId, String>,
 }
 
 /// Between listings of a stream whose hash keys are not all covered: at once after a reshard, gently where
@@ -121,46 +124,86 @@ const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 const HOLES_TO_TELL: u32 = 3;
 
 impl<P: RecordProcessor + 'static> Shards<P> {
-    /// Starts every shard that is not started yet and whose parents are done. When to look again, though no
-    /// shard has ended meanwhile.
-    async fn start_ready(&mut self) -> Result<Option<Instant>, ConsumerError> {
-        let found = self.discovery().shards().await?;
-        Ok(self.start_found(&found))
-    }
-
-    fn start_found(&mut self, found: &Lineage) -> Option<Instant> {
-        for shard in found.ready() {
-            if !self.started.values().any(|(started, _)| *started == shard) {
-                let from = found.checkpoints.get(&shard).cloned();
-                let from = from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon));
-                let hash_keys = found.hash_keys(&shard);
-                self.start(shard, hash_keys, from);
+    /// Starts every shard that is not started yet, whose parents are done and that no other process holds.
+    async fn start_found(&mut self, mut found: Lineage) {
+        self.look = None;
+        self.audit(found.hole());
+        let mut ready = found.ready();
+        ready.retain(|shard| !self.started.values().any(|(started, _)| started == shard));
+        let store = self.consumer.checkpoints.clone();
+        let Some(leases) = store.leases().filter(|_| !ready.is_empty()) else {
+            return ready
+                .into_iter()
+                .for_each(|shard| self.start(shard, &mut found, None));
+        };
+        // Others may let theirs go at any time.
+        self.look_again_in(leases.failover_time() / 2);
+        let taken = self.discovery().take(leases, &found, ready).await;
+        let taken = taken.unwrap_or_else(|error| {
+            self.tell_failure(&*error, leases.failover_time() / 2);
+            Vec::new()
+        });
+        for (shard, since, taken) in taken {
+            match taken {
+                Ok(Taken::Held(checkpoint)) => {
+                    self.elsewhere.remove(&shard);
+                    found.checkpoints.insert(shard.clone(), checkpoint);
+                    self.start(shard, &mut found, Some(since));
+                }
+                Ok(Taken::Elsewhere { owner }) => self.stand_by(shard, owner),
+                // Seen at the next look.
+                Ok(Taken::Ended | Taken::Missing) => {}
+                Err(error) => self.tell_failure(&error, leases.failover_time() / 2),
             }
         }
-        self.audit(found.hole())
+    }
+
+    fn look_again_in(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.look = Some(self.look.map_or(at, |before| before.min(at)));
+    }
+
+    /// Another process holds the shard.
+    fn stand_by(&mut self, shard: ShardId, owner: String) {
+        if self.elsewhere.get(&shard) != Some(&owner) {
+            self.tell(|stream| Event::ShardHeldElsewhere {
+                stream,
+                shard: &shard,
+                owner: &owner,
+            });
+            self.elsewhere.insert(shard, owner);
+        }
+    }
+
+    fn tell_failure(&self, error: &(dyn std::error::Error + Send + Sync + 'static), delay: Duration) {
+        self.tell(|stream| Event::DiscoveryFailed {
+            stream,
+            failures: 1,
+            error,
+            delay,
+        });
+    }
+
+    fn tell<'a>(&'a self, event: impl FnOnce(&'a str) -> Event<'a>) {
+        let observers = self.resilient.observers();
+        if observers.want(Interest::SHARDS) {
+            observers.tell(&event(self.consumer.stream.name()));
+        }
     }
 
     /// A hole in the stream's hash keys closes by itself, if it is only that a listing lags behind.
-    fn audit(&mut self, hole: Option<Hole>) -> Option<Instant> {
+    fn audit(&mut self, hole: Option<Hole>) {
         let Some(Hole { first, last }) = hole else {
             self.holes_in_a_row = 0;
-            return None;
+            return;
         };
         self.holes_in_a_row += 1;
-        if self.holes_in_a_row >= HOLES_TO_TELL && self.resilient.observers().want(Interest::SHARDS) {
-            self.resilient.observers().tell(&Event::HashKeysUncovered {
-                stream: self.consumer.stream.name(),
-                first,
-                last,
-            });
+        if self.holes_in_a_row >= HOLES_TO_TELL {
+            self.tell(|stream| Event::HashKeysUncovered { stream, first, last });
         }
-        let delay = Jitter::Equal.delay(
-            &AUDIT,
-            self.holes_in_a_row,
-            Duration::ZERO,
-            &mut self.consumer.rng,
-        );
-        Some(Instant::now() + delay)
+        let rng = &mut self.consumer.rng;
+        let delay = Jitter::Equal.delay(&AUDIT, self.holes_in_a_row, Duration::ZERO, rng);
+        self.look_again_in(delay);
     }
 
     fn discovery(&mut self) -> Discovery<'_> {
@@ -178,8 +221,13 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         SmallRng::from_rng(&mut self.consumer.rng)
     }
 
-    fn start(&mut self, shard: ShardId, hash_keys: RangeInclusive<u128>, from: Checkpoint) {
+    /// `taken`: before it was, where shards are shared.
+    fn start(&mut self, shard: ShardId, found: &mut Lineage, taken: Option<Instant>) {
+        let from = found.checkpoints.remove(&shard);
+        let from = from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon));
+        let hash_keys = found.hash_keys(&shard);
         let progress = Arc::new(Progress::new());
+        let hold = taken.map(|_| Arc::new(Hold::new(&self.shutdown)));
         let observers = self.resilient.observers().clone();
         let key = self.discovery().key(shard.clone());
         let task = ShardTask {
@@ -207,11 +255,22 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }),
             checkpointer: Checkpointer {
                 store: self.consumer.checkpoints.clone(),
-                key,
-                observers,
+                key: key.clone(),
+                observers: observers.clone(),
                 progress: progress.clone(),
                 rng: self.rng(),
+                hold: hold.clone(),
             },
+            lease: hold.zip(taken).map(|(hold, since)| Lease {
+                hold,
+                since,
+                key,
+                store: self.consumer.checkpoints.clone(),
+                client: self.consumer.client.clone(),
+                stream: self.consumer.stream.clone(),
+                observers,
+                rng: self.rng(),
+            }),
             progress,
             from,
             shutdown: self.shutdown.clone(),
@@ -224,20 +283,22 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     /// Runs until every shard has come to an end.
     async fn watch(&mut self) -> Result<(), ConsumerError> {
         let start = self.consumer.start.clone();
-        let found = self.discovery().first_shards(&start).await?;
-        let mut audit = self.start_found(&found);
+        let mut found = self.discovery().first_shards(&start).await?;
         loop {
-            let next = [audit, self.restart].into_iter().flatten().min();
-            let look_again = tokio::select! {
-                biased;
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
-                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => true,
-                else => return Ok(()),
-            };
-            if look_again {
-                self.restart = None;
-                audit = self.start_ready().await?;
+            self.start_found(found).await;
+            loop {
+                let look = self.look;
+                let look_again = tokio::select! {
+                    biased;
+                    Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                    () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => true,
+                    else => return Ok(()),
+                };
+                if look_again {
+                    break;
+                }
             }
+            found = self.discovery().shards().await?;
         }
     }
 
@@ -271,17 +332,23 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 self.begin_again(id, error);
                 return false;
             }
+            // Another has it: it is stood by for.
+            ShardEnd::Lost | ShardEnd::HandedOver => {
+                self.started.remove(&id);
+                let leases = self.consumer.checkpoints.leases();
+                let time = leases.map_or(Duration::ZERO, |leases| leases.failover_time() / 2);
+                self.look_again_in(time);
+                return false;
+            }
         };
         let Some((shard, _)) = self.started.get(&id) else {
             return false;
         };
-        if self.resilient.observers().want(Interest::SHARDS) {
-            self.resilient.observers().tell(&Event::ShardHalted {
-                stream: self.consumer.stream.name(),
-                shard,
-                error: &error,
-            });
-        }
+        self.tell(|stream| Event::ShardHalted {
+            stream,
+            shard,
+            error: &error,
+        });
         self.failed.get_or_insert(error);
         false
     }
@@ -297,16 +364,14 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
         let delay = Jitter::Equal.delay(&RESTART, *failures, Duration::ZERO, &mut self.consumer.rng);
         *failures = failures.saturating_add(1);
-        if self.resilient.observers().want(Interest::SHARDS) {
-            self.resilient.observers().tell(&Event::ShardFailed {
-                stream: self.consumer.stream.name(),
-                shard: &shard,
-                failures: *failures,
-                error: &*error,
-                delay,
-            });
-        }
-        let at = Instant::now() + delay;
-        self.restart = Some(self.restart.map_or(at, |before| before.min(at)));
+        let failures = *failures;
+        self.tell(|stream| Event::ShardFailed {
+            stream,
+            shard: &shard,
+            failures,
+            error: &*error,
+            delay,
+        });
+        self.look_again_in(delay);
     }
 }

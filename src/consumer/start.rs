@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::lineage::Lineage;
+use super::lineage::{Lineage, parents_first};
 use crate::checkpoint::Checkpoint;
 use crate::record::{Position, SequenceNumber, ShardId};
 
@@ -58,7 +58,9 @@ impl StartingPosition {
                 })
             }
         };
-        let shards = found.shards.iter().map(|shard| ShardId::from(shard.shard_id()));
+        // Nobody may see a child's row before that of its parent.
+        let shards = parents_first(&found.shards).into_iter();
+        let shards = shards.map(|shard| ShardId::from(shard.shard_id()));
         let lacking = shards.filter(|shard| !found.checkpoints.contains_key(shard));
         lacking
             .filter_map(|shard| Some((shard.clone(), Checkpoint::at(position(&shard)?))))

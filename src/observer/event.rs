@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::time::Duration;
 
-use super::Interest;
 use crate::failure::Failure;
 use crate::record::{Position, Record, ShardId};
 use crate::settled::{LetterId, Settled, Unsettled};
@@ -219,6 +218,47 @@ pub enum Event<'a> {
         /// When it begins again.
         delay: Duration,
     },
+    /// Another process holds a shard. This one stands by, to take it when it is free.
+    #[non_exhaustive]
+    ShardHeldElsewhere {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// Who holds it, in the checkpoint store's terms.
+        owner: &'a str,
+    },
+    /// The lease of a shard could not be renewed; it is tried again, until the lease counts as lost.
+    #[non_exhaustive]
+    LeaseNotRenewed {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// What went wrong.
+        error: &'a (dyn Error + Send + Sync + 'static),
+        /// When it is tried again.
+        delay: Duration,
+    },
+    /// Another process has taken a shard, or may have, as its lease could not be renewed for two thirds of the
+    /// failover time. Nothing more of it was begun here; what was not settled is delivered again.
+    #[non_exhaustive]
+    LeaseLost {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+    },
+    /// A shard was handed over to the process that asked for it.
+    #[non_exhaustive]
+    ShardHandedOver {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+    },
     /// Records were read.
     #[non_exhaustive]
     Fetched {
@@ -368,44 +408,6 @@ impl Bound {
             Bound::Held => "held",
             Bound::Span => "span",
             Bound::Bytes => "bytes",
-        }
-    }
-}
-
-impl Event<'_> {
-    /// The kind it belongs to.
-    pub fn kind(&self) -> Interest {
-        match self {
-            Event::AttemptFailed { .. }
-            | Event::RetryScheduled { .. }
-            | Event::RetryDelayed { .. }
-            | Event::RecordHeld { .. }
-            | Event::BreakerOpened { .. }
-            | Event::BreakerHalfOpened { .. }
-            | Event::BreakerClosed { .. }
-            | Event::DeadLetterGuardStopped { .. }
-            | Event::DeadLetterGuardResumed { .. }
-            | Event::DeadLetterDelayed { .. }
-            | Event::DeadLettered { .. }
-            | Event::Unsettled { .. } => Interest::FAILURES,
-            Event::Settled { .. } => Interest::SETTLEMENTS,
-            Event::DeadLetterTargetWarning { .. }
-            | Event::DiscoveryFailed { .. }
-            | Event::HashKeysUncovered { .. }
-            | Event::ShardStarted { .. }
-            | Event::ShardEnded { .. }
-            | Event::ShardFailed { .. }
-            | Event::ShardHalted { .. }
-            | Event::Fetched { .. }
-            | Event::FetchFailed { .. }
-            | Event::FetchThrottled { .. }
-            | Event::IteratorExpired { .. }
-            | Event::FanOutUnavailable { .. }
-            | Event::AggregateDamaged { .. }
-            | Event::AggregateOutOfRange { .. }
-            | Event::WindowFull { .. }
-            | Event::Checkpointed { .. }
-            | Event::CheckpointFailed { .. } => Interest::SHARDS,
         }
     }
 }

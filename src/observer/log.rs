@@ -228,6 +228,31 @@ impl Observer for Log {
                 ?delay,
                 "the shard's task has broken down; it begins again at its checkpoint"
             ),
+            Event::ShardHeldElsewhere { stream, shard, owner } => {
+                info!(stream, %shard, owner, "another process holds the shard: standing by");
+            }
+            Event::LeaseNotRenewed {
+                stream,
+                shard,
+                failures,
+                error,
+                delay,
+            } => warn!(
+                stream,
+                %shard,
+                failures,
+                error = full(*error),
+                ?delay,
+                "the lease was not renewed; tried again until it counts as lost"
+            ),
+            Event::LeaseLost { stream, shard } => warn!(
+                stream,
+                %shard,
+                "the lease is lost: what is not settled is left to another process"
+            ),
+            Event::ShardHandedOver { stream, shard } => {
+                info!(stream, %shard, "shard handed over to the process that asked for it");
+            }
             Event::ShardHalted { stream, shard, error } => error!(
                 stream, %shard, error = full(*error),
                 "shard halted: it cannot go on without losing a record"

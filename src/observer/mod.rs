@@ -5,6 +5,7 @@ use std::ops::BitOr;
 use std::sync::Arc;
 
 mod event;
+mod kind;
 mod log;
 
 pub use event::{Bound, Event, Redacted};

@@ -10,6 +10,7 @@ mod breakdowns;
 mod checkpoints;
 mod fan_out;
 mod killing;
+mod leases;
 mod letters;
 mod reading;
 mod resharding;

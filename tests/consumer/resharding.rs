@@ -14,13 +14,13 @@ use crate::support::proxy::Fault;
 use crate::support::waiting::{eventually, finished};
 
 impl Scene {
-    async fn list(&self) -> Vec<Shard> {
+    pub async fn list(&self) -> Vec<Shard> {
         let reply = self.client().list_shards().stream_name(STREAM).send().await;
         reply.expect("ListShards").shards.unwrap_or_default()
     }
 
     /// The shards that still take records, in the order of their hash keys.
-    async fn open_shards(&self) -> Vec<Shard> {
+    pub async fn open_shards(&self) -> Vec<Shard> {
         let mut open = self.list().await;
         open.retain(|shard| {
             let range = shard.sequence_number_range();
@@ -42,7 +42,7 @@ impl Scene {
         self.is_active().await;
     }
 
-    async fn merge(&self, shard: &Shard, next: &Shard) {
+    pub async fn merge(&self, shard: &Shard, next: &Shard) {
         let call = self.client().merge_shards().stream_name(STREAM);
         let call = call.shard_to_merge(shard.shard_id());
         let call = call.adjacent_shard_to_merge(next.shard_id());

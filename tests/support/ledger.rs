@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, Leases, ShardKey};
 use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
@@ -148,8 +148,14 @@ impl Book {
         }
         let mut settled: HashSet<&Place> = HashSet::new();
         let mut last: HashMap<&ShardId, &Position> = HashMap::new();
+        let mut stored: HashMap<&ShardId, &Position> = HashMap::new();
         for note in &self.notes {
             match note {
+                // It goes on where the store is, which need not have got what it was given last.
+                Note::Run => last = stored.clone(),
+                Note::Saved(shard, checkpoint) => {
+                    stored.insert(shard, checkpoint.position());
+                }
                 Note::Processed(place) | Note::Lettered(place) => {
                     settled.insert(place);
                 }
@@ -326,7 +332,7 @@ impl DeadLetterSink for Sink {
 #[derive(Clone, Debug)]
 pub struct Store {
     ledger: Ledger,
-    inner: checkpoint::Memory,
+    inner: Arc<dyn CheckpointStore>,
     down: Arc<AtomicBool>,
     interval: Duration,
 }
@@ -334,9 +340,14 @@ pub struct Store {
 impl Store {
     /// Written often, so that many checkpoints are seen.
     pub fn new(ledger: &Ledger) -> Self {
+        Store::over(ledger, checkpoint::Memory::new())
+    }
+
+    /// The same over another store.
+    pub fn over(ledger: &Ledger, inner: impl CheckpointStore + 'static) -> Self {
         Store {
             ledger: ledger.clone(),
-            inner: checkpoint::Memory::new(),
+            inner: Arc::new(inner),
             down: Arc::default(),
             interval: Duration::from_millis(10),
         }
@@ -380,11 +391,15 @@ impl CheckpointStore for Store {
                 .collect();
         }
         let results = self.inner.save(rows).await;
-        for (key, checkpoint) in rows {
+        for ((key, checkpoint), _) in rows.iter().zip(&results).filter(|(_, result)| result.is_ok()) {
             self.ledger
                 .note(Note::Saved(key.shard.clone(), checkpoint.clone()));
         }
         results
+    }
+
+    fn leases(&self) -> Option<&dyn Leases> {
+        self.inner.leases()
     }
 
     fn write_interval(&self) -> Duration {

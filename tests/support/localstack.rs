@@ -1,19 +1,18 @@
 //! A LocalStack of its own for a test, for the real protocol over a real socket.
 //!
 //! It needs `python3` (3.11 or later, with `venv`), `node` and `npm`, and at first use the network, for then
-//! LocalStack is installed below the target directory, for all runs to come. The scripts in
-//! `tests/localstack` install it and keep it from outliving the test.
+//! LocalStack is installed below the target directory, for all runs to come. `tests/localstack/install.py`
+//! does that.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use super::emulator::{HINT, Supervised, free_port, home, is_skipped, tell};
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/localstack");
 
@@ -21,8 +20,6 @@ const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/localstack");
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-const HINT: &str = "REDRIVE_SKIP_EMULATORS=1 skips the tests that need it";
 
 const SETTINGS: &[(&str, &str)] = &[
     ("SERVICES", "kinesis"),
@@ -68,12 +65,10 @@ impl LocalStack {
                 server: None,
             });
         }
-        if std::env::var("REDRIVE_SKIP_EMULATORS").is_ok_and(|value| value == "1") {
-            tell("skipped: REDRIVE_SKIP_EMULATORS is set");
+        if is_skipped() {
             return None;
         }
-
-        let home = home();
+        let home = home("localstack");
         install(&home);
         // Another process may take the port before LocalStack does: that deserves another try.
         let running = (0..3).find_map(|_| Self::run(&home, env));
@@ -116,77 +111,6 @@ impl Drop for LocalStack {
             eprintln!("{}", server.log_tail());
         }
     }
-}
-
-/// A command run by `supervise.py`, which ends it when this value is gone, even if the process was killed.
-struct Supervised {
-    supervisor: Child,
-    log: File,
-}
-
-impl Supervised {
-    /// Runs what `command` makes for the scratch directory given to it, which is removed in the end.
-    fn spawn(home: &Path, command: impl FnOnce(&Path) -> Command) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let scratch = home.join("run").join(unique);
-        let _ = fs::remove_dir_all(&scratch); // of a process that had the same id
-        fs::create_dir_all(&scratch).expect("a scratch directory below the target directory");
-        let output = File::create(scratch.join("log")).expect("a log in the scratch directory");
-        // Opened now and by itself: it is to be read from, at a place of its own, when the directory is gone.
-        let log = File::open(scratch.join("log")).expect("the log just made");
-
-        let command = command(&scratch);
-        let mut supervise = Command::new("python3");
-        supervise
-            .arg(Path::new(SCRIPTS).join("supervise.py"))
-            .arg(&scratch);
-        supervise.arg(command.get_program()).args(command.get_args());
-        supervise.envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-        let supervisor = supervise
-            .process_group(0) // a Ctrl-C for the test must leave it to clean up
-            .stdin(Stdio::piped())
-            .stdout(output.try_clone().expect("a second handle of the log"))
-            .stderr(output)
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot run python3: {error}; {HINT}"));
-        Self { supervisor, log }
-    }
-
-    /// How the command ended, if it has. (`Child::wait` would end it, closing standard input.)
-    fn ended(&mut self) -> Option<ExitStatus> {
-        self.supervisor.try_wait().expect("the status of a child")
-    }
-
-    /// The last lines it wrote.
-    fn log_tail(&self) -> String {
-        const LENGTH: u64 = 4096;
-        let mut log = &self.log;
-        let mut bytes = Vec::new();
-        let end = log.seek(SeekFrom::End(0)).unwrap_or_default();
-        let _ = log.seek(SeekFrom::Start(end.saturating_sub(LENGTH)));
-        let _ = log.read_to_end(&mut bytes);
-        format!("--- the end of its log ---\n{}", String::from_utf8_lossy(&bytes))
-    }
-}
-
-impl Drop for Supervised {
-    fn drop(&mut self) {
-        // Closes standard input first, which is what ends the command.
-        let _ = self.supervisor.wait();
-    }
-}
-
-/// Where LocalStack is installed: below the target directory, wherever that is.
-fn home() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target directory");
-    target.join("emulators/localstack")
 }
 
 fn install(home: &Path) {
@@ -261,16 +185,4 @@ fn request(port: u16, deadline: Instant, what: &str, headers: &str, body: &str) 
     let mut reply = String::new();
     stream.read_to_string(&mut reply)?;
     Ok(reply)
-}
-
-/// A port free a moment ago, LocalStack being unable to choose one itself. Free on all interfaces, for it
-/// listens on all of them, whatever address GATEWAY_LISTEN has.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
-    listener.local_addr().expect("its address").port()
-}
-
-/// Tells the person, not the test harness, which captures what is printed by `eprintln!`.
-fn tell(message: &str) {
-    let _ = writeln!(io::stderr(), "{message}");
 }

@@ -1,7 +1,9 @@
 //! What several test files share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod dynamodb;
 pub mod embedded;
+pub mod emulator;
 pub mod kill;
 pub mod ledger;
 pub mod localstack;

@@ -128,6 +128,10 @@ impl Proxy {
         self.desk.under_way.load(Ordering::Relaxed)
     }
 
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// A client that goes through it.
     pub fn client(&self) -> Client {
         embedded::client(&self.endpoint)

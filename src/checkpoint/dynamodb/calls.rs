@@ -1,0 +1,253 @@
+//! Calls that read and write rows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, ReturnValue};
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
+
+use super::row::{self, Item, KEY, Row};
+use super::table;
+use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
+use crate::sdk;
+
+/// The most keys that BatchGetItem takes.
+const BATCH: usize = 100;
+/// The most calls under way: a process may hold a thousand shards, and must not open as many connections.
+const CALLS: usize = 32;
+
+/// A table that is there, as this worker uses it.
+#[derive(Debug)]
+pub(super) struct Table {
+    client: Client,
+    name: Arc<str>,
+    pub(super) worker: Arc<str>,
+    calls: Semaphore,
+}
+
+/// A conditional write.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// It is done, and this is the row now.
+    Done(Item),
+    /// The row is not as it was expected.
+    Refused,
+}
+
+impl Table {
+    pub(super) async fn open(
+        client: &Client,
+        name: &Arc<str>,
+        worker: &Arc<str>,
+        failover_time: Duration,
+    ) -> Result<Self, CheckpointError> {
+        // Three calls fit into the time that a row may go without.
+        let client = sdk::dynamodb_without_retries(client, failover_time / 3);
+        table::wait_for(&client, name)
+            .await
+            .map_err(CheckpointError::unavailable)?;
+        Ok(Table {
+            client,
+            name: name.clone(),
+            worker: worker.clone(),
+            calls: Semaphore::new(CALLS),
+        })
+    }
+
+    /// The rows as they are now.
+    pub(super) async fn read(&self, shards: &[ShardKey]) -> Vec<Result<Option<Row>, CheckpointError>> {
+        let mut rows = Vec::with_capacity(shards.len());
+        for batch in shards.chunks(BATCH) {
+            match self.read_batch(batch).await {
+                Ok(items) => rows.extend(batch.iter().map(|key| {
+                    let item = items.get(key.shard.as_str());
+                    item.map(|item| Row::read(key, item)).transpose()
+                })),
+                Err(error) => rows.extend(super::for_each(batch, error)),
+            }
+        }
+        rows
+    }
+
+    async fn read_batch(&self, shards: &[ShardKey]) -> Result<HashMap<String, Item>, CheckpointError> {
+        let mut found = HashMap::new();
+        let mut keys: Vec<Item> = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let key = key(shard);
+            // One that is asked for twice is an error to DynamoDB.
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        while !keys.is_empty() {
+            let asked = KeysAndAttributes::builder()
+                .set_keys(Some(keys))
+                .consistent_read(true)
+                .build()
+                .map_err(CheckpointError::unavailable)?;
+            let call = self.client.batch_get_item().request_items(&*self.name, asked);
+            let reply = call.send().await.map_err(CheckpointError::unavailable)?;
+            let items = reply.responses.unwrap_or_default().remove(&*self.name);
+            let got = found.len();
+            for item in items.unwrap_or_default() {
+                if let Some(name) = row::text(&item, KEY) {
+                    found.insert(name.to_owned(), item);
+                }
+            }
+            let left = reply.unprocessed_keys.unwrap_or_default().remove(&*self.name);
+            keys = left.map(|left| left.keys).unwrap_or_default();
+            if !keys.is_empty() && found.len() == got {
+                return Err(CheckpointError::unavailable("the table's reads are throttled"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// One row as it is now.
+    pub(super) async fn read_one(&self, shard: &ShardKey) -> Result<Option<Row>, CheckpointError> {
+        let call = self.client.get_item().table_name(&*self.name);
+        let call = call.set_key(Some(key(shard))).consistent_read(true);
+        let reply = call.send().await.map_err(CheckpointError::unavailable)?;
+        reply.item.map(|item| Row::read(shard, &item)).transpose()
+    }
+
+    /// Makes rows for those that have none, parents before children.
+    pub(super) async fn create(&self, shards: &[NewShard]) -> Vec<Result<(), CheckpointError>> {
+        let mut results: Vec<Result<(), CheckpointError>> = Vec::with_capacity(shards.len());
+        for generation in shards.chunk_by(|_, next| !shards_hold_parent_of(shards, next)) {
+            if results.iter().any(Result::is_err) {
+                // What comes next may be a child of the one that failed.
+                let error = CheckpointError::unavailable("the rows of its parents could not be made");
+                results.extend(super::for_each(generation, error));
+            } else {
+                results.extend(join_all(generation.iter().map(|shard| self.create_one(shard))).await);
+            }
+        }
+        results
+    }
+
+    async fn create_one(&self, shard: &NewShard) -> Result<(), CheckpointError> {
+        let _turn = self.calls.acquire().await;
+        let call = self.client.put_item().table_name(&*self.name);
+        let call = call
+            .set_item(Some(row::new(shard)))
+            .condition_expression("attribute_not_exists(#key)")
+            .expression_attribute_names("#key", KEY);
+        match call.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if is_refused(&error) => Ok(()),
+            Err(error) => Err(CheckpointError::unavailable(error)),
+        }
+    }
+
+    /// Changes a row, if it is as the condition says.
+    pub(super) async fn write(&self, shard: &ShardKey, change: Change) -> Result<Written, CheckpointError> {
+        let _turn = self.calls.acquire().await;
+        let call = self.client.update_item().table_name(&*self.name);
+        let call = call
+            .set_key(Some(key(shard)))
+            .update_expression(change.update())
+            .condition_expression(change.condition)
+            .set_expression_attribute_names(Some(change.names))
+            .set_expression_attribute_values(Some(change.values))
+            .return_values(ReturnValue::AllNew);
+        match call.send().await {
+            Ok(reply) => Ok(Written::Done(reply.attributes.unwrap_or_default())),
+            Err(error) if is_refused(&error) => Ok(Written::Refused),
+            Err(error) => Err(CheckpointError::unavailable(error)),
+        }
+    }
+}
+
+/// Whether a parent of this shard is among them.
+fn shards_hold_parent_of(shards: &[NewShard], child: &NewShard) -> bool {
+    let is_parent = |shard: &NewShard| child.parents.contains(&shard.key.shard);
+    shards.iter().any(is_parent)
+}
+
+fn key(shard: &ShardKey) -> Item {
+    Item::from([(KEY.into(), row::string(shard.shard.as_str()))])
+}
+
+fn is_refused(error: &impl ProvideErrorMetadata) -> bool {
+    error.code() == Some("ConditionalCheckFailedException")
+}
+
+/// What is written to a row, and when. Columns are named by `#` and values by `:`, as expressions want them.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    set: Vec<String>,
+    add: Vec<String>,
+    remove: Vec<String>,
+    condition: String,
+    names: HashMap<String, String>,
+    values: Item,
+}
+
+impl Change {
+    /// One of a row whose counter is this, which it raises, as every write does.
+    pub(super) fn of(counter: u64) -> Self {
+        let mut change = Change::default();
+        let (column, before) = (change.name(row::COUNTER), change.value(row::numeral(counter)));
+        change.condition = format!("{column} = {before}");
+        change.set(row::COUNTER, row::numeral(counter.saturating_add(1)));
+        change
+    }
+
+    pub(super) fn set(&mut self, column: &str, value: AttributeValue) {
+        let (column, value) = (self.name(column), self.value(value));
+        self.set.push(format!("{column} = {value}"));
+    }
+
+    /// To what is there, or to nothing.
+    pub(super) fn add(&mut self, column: &str, more: u64) {
+        let (column, more) = (self.name(column), self.value(row::numeral(more)));
+        self.add.push(format!("{column} {more}"));
+    }
+
+    pub(super) fn remove(&mut self, column: &str) {
+        let column = self.name(column);
+        self.remove.push(column);
+    }
+
+    /// And only if one of these columns holds this.
+    pub(super) fn only_if_any(&mut self, columns: &[&str], value: AttributeValue) {
+        let value = self.value(value);
+        let one = |column: &&str| format!("{} = {value}", self.name(column));
+        let any: Vec<String> = columns.iter().map(one).collect();
+        self.condition = format!("{} AND ({})", self.condition, any.join(" OR "));
+    }
+
+    /// And only if this column is as it was read.
+    pub(super) fn only_if_still(&mut self, column: &str, value: Option<AttributeValue>) {
+        let column = self.name(column);
+        let still = match value {
+            Some(value) => format!("{column} = {}", self.value(value)),
+            None => format!("attribute_not_exists({column})"),
+        };
+        self.condition = format!("{} AND {still}", self.condition);
+    }
+
+    fn name(&mut self, column: &str) -> String {
+        let name = format!("#{column}");
+        self.names.insert(name.clone(), column.to_owned());
+        name
+    }
+
+    fn value(&mut self, value: AttributeValue) -> String {
+        let name = format!(":v{}", self.values.len());
+        self.values.insert(name.clone(), value);
+        name
+    }
+
+    fn update(&self) -> String {
+        let clauses = [("SET", &self.set), ("ADD", &self.add), ("REMOVE", &self.remove)];
+        let used = clauses.iter().filter(|(_, parts)| !parts.is_empty());
+        let clause = |(name, parts): &(&str, &Vec<String>)| format!("{name} {}", parts.join(", "));
+        used.map(clause).collect::<Vec<_>>().join(" ")
+    }
+}

@@ -1,0 +1,340 @@
+//! A row of the lease table, with the names and types of KCL's `DynamoDBLeaseSerializer`.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::primitives::Blob;
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use crate::checkpoint::{Ahead, Checkpoint, CheckpointError, NewShard, ShardKey};
+use crate::failure::BoxError;
+use crate::record::{Position, ShardId};
+
+pub(super) type Item = HashMap<String, AttributeValue>;
+
+pub(super) const KEY: &str = "leaseKey";
+pub(super) const OWNER: &str = "leaseOwner";
+pub(super) const COUNTER: &str = "leaseCounter";
+pub(super) const SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
+pub(super) const CHECKPOINT: &str = "checkpoint";
+pub(super) const SUB: &str = "checkpointSubSequenceNumber";
+pub(super) const PENDING: [&str; 3] = [
+    "pendingCheckpoint",
+    "pendingCheckpointSubSequenceNumber",
+    "pendingCheckpointState",
+];
+const PARENTS: &str = "parentShardId";
+pub(super) const CHILDREN: &str = "childShardIds";
+const FIRST_HASH_KEY: &str = "startingHashKey";
+const LAST_HASH_KEY: &str = "endingHashKey";
+/// Who lets a shard go while it is handed over (KCL 3).
+pub(super) const CHECKPOINT_OWNER: &str = "checkpointOwner";
+/// Of rows that are no leases (KCL 3.5 keeps all it has in one table).
+const ENTITY: &str = "entityType";
+const LEASE: &str = "LEASE";
+
+// Ours: KCL leaves alone what it does not know.
+/// What is settled ahead of the checkpoint.
+pub(super) const AHEAD: &str = "redriveAhead";
+/// The stream: KCL's own rows of one stream do not name it.
+pub(super) const STREAM: &str = "redriveStream";
+
+const TRIM_HORIZON: &str = "TRIM_HORIZON";
+const LATEST: &str = "LATEST";
+const AT_TIMESTAMP: &str = "AT_TIMESTAMP";
+const SHARD_END: &str = "SHARD_END";
+
+/// What redrive reads of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) owner: Option<String>,
+    pub(super) counter: u64,
+    pub(super) checkpoint: Checkpoint,
+    /// During a hand-over: the one that still works on the shard, for `owner`.
+    pub(super) checkpoint_owner: Option<String>,
+}
+
+impl Row {
+    /// Who works on the shard.
+    pub(super) fn holder(&self) -> Option<&str> {
+        self.checkpoint_owner.as_deref().or(self.owner.as_deref())
+    }
+
+    /// Reads a row, or says what is wrong with it: nothing is guessed.
+    pub(super) fn read(key: &ShardKey, item: &Item) -> Result<Self, CheckpointError> {
+        if let Some(stream) = text(item, STREAM)
+            && *stream != *key.stream
+        {
+            return Err(CheckpointError::OtherStream {
+                shard: key.shard.clone(),
+                stream: stream.to_owned(),
+            });
+        }
+        Row::parse(item).map_err(|source| CheckpointError::Corrupt {
+            shard: key.shard.clone(),
+            text: described(item),
+            source,
+        })
+    }
+
+    fn parse(item: &Item) -> Result<Self, BoxError> {
+        if let Some(entity) = text(item, ENTITY).filter(|entity| *entity != LEASE) {
+            return Err(format!("a row of the kind {entity}, not {LEASE}").into());
+        }
+        let position = position(
+            text(item, CHECKPOINT).ok_or("it has no checkpoint")?,
+            number(item, SUB)?.unwrap_or(0),
+        )?;
+        let checkpoint = Checkpoint::at(position);
+        Ok(Row {
+            owner: text(item, OWNER).map(str::to_owned),
+            counter: number(item, COUNTER)?.ok_or("it has no leaseCounter")?,
+            checkpoint: match ahead(item) {
+                Some(ahead) => checkpoint.with_ahead(ahead),
+                None => checkpoint,
+            },
+            checkpoint_owner: text(item, CHECKPOINT_OWNER).map(str::to_owned),
+        })
+    }
+}
+
+/// What a new row holds: as KCL makes them, and whose stream it is.
+pub(super) fn new(shard: &NewShard) -> Item {
+    let (checkpoint, sub) = columns(shard.checkpoint.position());
+    let mut item = Item::from([
+        (KEY.into(), string(shard.key.shard.as_str())),
+        (COUNTER.into(), numeral(0)),
+        (SWITCHES.into(), numeral(0)),
+        (CHECKPOINT.into(), checkpoint),
+        (SUB.into(), sub),
+        (STREAM.into(), string(&shard.key.stream)),
+    ]);
+    if let Some(parents) = names(&shard.parents) {
+        item.insert(PARENTS.into(), parents);
+    }
+    if let Some(hash_keys) = &shard.hash_keys {
+        item.insert(FIRST_HASH_KEY.into(), string(&hash_keys.start().to_string()));
+        item.insert(LAST_HASH_KEY.into(), string(&hash_keys.end().to_string()));
+    }
+    item
+}
+
+/// A set, which DynamoDB does not allow to be empty.
+pub(super) fn names(shards: &[ShardId]) -> Option<AttributeValue> {
+    let names = shards.iter().map(|shard| shard.as_str().to_owned());
+    (!shards.is_empty()).then(|| AttributeValue::Ss(names.collect()))
+}
+
+/// A position as KCL writes it: `checkpoint` and `checkpointSubSequenceNumber`.
+pub(super) fn columns(position: &Position) -> (AttributeValue, AttributeValue) {
+    match position {
+        Position::AtTimestamp { millis } => (string(AT_TIMESTAMP), numeral(*millis)),
+        Position::TrimHorizon => (string(TRIM_HORIZON), numeral(0)),
+        Position::Record {
+            sequence_number,
+            sub_sequence_number,
+        } => (string(sequence_number.as_str()), numeral(*sub_sequence_number)),
+        Position::ShardEnd => (string(SHARD_END), numeral(0)),
+    }
+}
+
+/// KCL's own LATEST and AT_TIMESTAMP do not say when they were written. As nobody can tell what came since, they
+/// begin with all that the shard holds: what nobody wanted may come, but nothing is lost.
+const SOME_TIME: Position = Position::AtTimestamp { millis: 0 };
+
+fn position(checkpoint: &str, sub: u64) -> Result<Position, BoxError> {
+    Ok(match checkpoint {
+        TRIM_HORIZON => Position::TrimHorizon,
+        SHARD_END => Position::ShardEnd,
+        LATEST => SOME_TIME,
+        AT_TIMESTAMP => Position::AtTimestamp { millis: sub },
+        number => Position::Record {
+            sequence_number: number.parse()?,
+            sub_sequence_number: sub,
+        },
+    })
+}
+
+fn ahead(item: &Item) -> Option<Ahead> {
+    let stored = item.get(AHEAD)?.as_b().ok()?;
+    let ahead = Ahead::from_bytes(stored.as_ref());
+    if ahead.is_err() {
+        let shard = text(item, KEY);
+        tracing::warn!(
+            shard,
+            "what was settled ahead of the checkpoint cannot be read: those records are repeated"
+        );
+    }
+    ahead.ok()
+}
+
+pub(super) fn blob(bytes: Vec<u8>) -> AttributeValue {
+    AttributeValue::B(Blob::new(bytes))
+}
+
+pub(super) fn string(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}
+
+pub(super) fn numeral(number: u64) -> AttributeValue {
+    AttributeValue::N(number.to_string())
+}
+
+pub(super) fn text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
+    item.get(name)?.as_s().ok().map(String::as_str)
+}
+
+fn number(item: &Item, name: &str) -> Result<Option<u64>, BoxError> {
+    match item.get(name) {
+        None => Ok(None),
+        Some(AttributeValue::N(digits)) => Ok(Some(digits.parse()?)),
+        Some(_) => Err(format!("{name} is not a number").into()),
+    }
+}
+
+/// What an operator needs to find what is wrong; nothing in it comes from a payload.
+fn described(item: &Item) -> String {
+    let of = |name| match item.get(name) {
+        Some(AttributeValue::S(text) | AttributeValue::N(text)) => format!("{name}={text}"),
+        Some(_) => format!("{name}=(of another type)"),
+        None => format!("no {name}"),
+    };
+    let text = [CHECKPOINT, SUB, COUNTER, ENTITY].map(of).join(", ");
+    text.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> ShardKey {
+        ShardKey::new("billing", "orders", "shardId-000000000001".into())
+    }
+
+    fn item(columns: &[(&str, AttributeValue)]) -> Item {
+        let own = columns
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()));
+        own.collect()
+    }
+
+    fn at(position: Position) -> Item {
+        let (checkpoint, sub) = columns(&position);
+        item(&[(CHECKPOINT, checkpoint), (SUB, sub), (COUNTER, numeral(3))])
+    }
+
+    #[test]
+    fn each_position_reads_back() {
+        for position in [
+            Position::TrimHorizon,
+            Position::ShardEnd,
+            Position::AtTimestamp {
+                millis: 1_700_000_000_123,
+            },
+            Position::Record {
+                sequence_number: "49590338271490256608559692538361571095921575989136588898"
+                    .parse()
+                    .expect("digits"),
+                sub_sequence_number: 7,
+            },
+        ] {
+            let row = Row::read(&key(), &at(position.clone())).expect("well formed");
+            assert_eq!(row.checkpoint, Checkpoint::at(position));
+            assert_eq!((row.counter, row.holder()), (3, None));
+        }
+    }
+
+    #[test]
+    fn a_time_that_nobody_wrote_down_is_before_all_that_there_is() {
+        for name in [LATEST, AT_TIMESTAMP] {
+            let row = item(&[
+                (CHECKPOINT, string(name)),
+                (SUB, numeral(0)),
+                (COUNTER, numeral(0)),
+            ]);
+            let row = Row::read(&key(), &row).expect("well formed");
+            assert_eq!(*row.checkpoint.position(), Position::AtTimestamp { millis: 0 });
+        }
+    }
+
+    #[test]
+    fn the_one_that_lets_go_holds_it_until_it_has() {
+        let mut row = at(Position::TrimHorizon);
+        row.insert(OWNER.into(), string("new"));
+        assert_eq!(
+            Row::read(&key(), &row).expect("well formed").holder(),
+            Some("new")
+        );
+        row.insert(CHECKPOINT_OWNER.into(), string("old"));
+        assert_eq!(
+            Row::read(&key(), &row).expect("well formed").holder(),
+            Some("old")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_not_guessed() {
+        let whole = at(Position::TrimHorizon);
+        for (name, value) in [
+            (CHECKPOINT, Some(string("HORIZON"))),
+            (CHECKPOINT, Some(numeral(5))),
+            (CHECKPOINT, None),
+            (COUNTER, None),
+            (COUNTER, Some(AttributeValue::N("-1".into()))),
+            (SUB, Some(string("0"))),
+            (ENTITY, Some(string("LEADER"))),
+        ] {
+            let mut row = whole.clone();
+            match value {
+                Some(value) => row.insert(name.to_owned(), value),
+                None => row.remove(name),
+            };
+            match Row::read(&key(), &row) {
+                Err(CheckpointError::Corrupt { shard, .. }) => assert_eq!(shard, key().shard),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    /// KCL has written its own number there by mistake, and writes states of its own.
+    #[test]
+    fn what_kcl_keeps_for_itself_does_not_matter() {
+        for (name, value) in [
+            (PENDING[2], numeral(0)),
+            (PENDING[2], blob(vec![1, 2, 3])),
+            (PENDING[0], string(TRIM_HORIZON)),
+            ("throughputKBps", AttributeValue::N("0.5".into())),
+            (ENTITY, string(LEASE)),
+        ] {
+            let mut row = at(Position::TrimHorizon);
+            row.insert(name.into(), value);
+            assert!(Row::read(&key(), &row).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_another_stream_is_left_alone() {
+        let mut row = at(Position::TrimHorizon);
+        row.insert(STREAM.into(), string("payments"));
+        match Row::read(&key(), &row) {
+            Err(CheckpointError::OtherStream { stream, .. }) => assert_eq!(stream, "payments"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_new_row_reads_as_what_it_was_made_of() {
+        let shard = NewShard {
+            parents: vec!["a".into(), "b".into()],
+            hash_keys: Some(5..=u128::MAX),
+            ..NewShard::new(key(), Checkpoint::at(Position::TrimHorizon))
+        };
+        let row = new(&shard);
+        assert_eq!(row[PARENTS], AttributeValue::Ss(vec!["a".into(), "b".into()]));
+        assert_eq!(
+            row[LAST_HASH_KEY],
+            string("340282366920938463463374607431768211455")
+        );
+        let read = Row::read(&key(), &row).expect("well formed");
+        assert_eq!((read.counter, read.checkpoint), (0, shard.checkpoint));
+    }
+}

@@ -1,0 +1,104 @@
+//! Shards that several processes share: one of them holds each, and shows that it lives.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Checkpoint, CheckpointError, ShardKey};
+use crate::record::ShardId;
+
+/// What a store can do whose shards several processes share.
+///
+/// A shard is *held* by at most one of them, which [renews](Leases::renew) it while it lives. Whoever has not
+/// renewed it for the [failover time](Leases::failover_time) has left it to the others. Nobody takes a shard
+/// from a holder that lives.
+///
+/// What an implementation promises:
+/// - One that this store does not hold is not written to: [`CheckpointError::LeaseLost`], from
+///   [`save`](super::CheckpointStore::save) as well. Not even by a call that was cancelled and arrives late.
+/// - Time is measured on this machine's monotonic clock. No process trusts the wall clock of another.
+/// - Two stores, of one process or of two, are never taken for the same holder.
+#[async_trait]
+pub trait Leases: Send + Sync + fmt::Debug {
+    /// Who has not renewed a shard for so long holds it no more.
+    fn failover_time(&self) -> Duration;
+
+    /// Makes rows for shards that have none. A row that is there stays as it is.
+    ///
+    /// In this order: no row is made before those of its parents that are listed before it.
+    async fn create(&self, shards: &[NewShard]) -> Vec<Result<(), CheckpointError>>;
+
+    /// Takes those that nobody holds, and those whose holder has been seen to do nothing for the failover time:
+    /// to see that takes two calls.
+    async fn take(&self, shards: &[ShardKey]) -> Vec<Result<Taken, CheckpointError>>;
+
+    /// Shows that the holder of this shard lives.
+    async fn renew(&self, shard: &ShardKey) -> Result<Renewed, CheckpointError>;
+
+    /// Notes beside a shard that is held which shards came of it.
+    async fn name_children(&self, shard: &ShardKey, children: &[ShardId]) -> Result<(), CheckpointError>;
+
+    /// Lets another take the shard at once; hands it over to the one that has asked for it. Nothing, if it is not
+    /// held.
+    async fn give_up(&self, shard: &ShardKey) -> Result<(), CheckpointError>;
+}
+
+const _: Option<&dyn Leases> = None;
+
+/// A shard that has no row yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NewShard {
+    /// Whose.
+    pub key: ShardKey,
+    /// Where it begins.
+    pub checkpoint: Checkpoint,
+    /// The shards that it came of.
+    pub parents: Vec<ShardId>,
+    /// The hash keys that it holds, where they are known.
+    pub hash_keys: Option<RangeInclusive<u128>>,
+}
+
+impl NewShard {
+    /// One without parents, of which no more is known.
+    pub fn new(key: ShardKey, checkpoint: Checkpoint) -> Self {
+        NewShard {
+            key,
+            checkpoint,
+            parents: Vec::new(),
+            hash_keys: None,
+        }
+    }
+}
+
+/// What came of the wish to hold a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Taken {
+    /// This store holds it from now on, from here.
+    Held(Checkpoint),
+    /// Another holds it.
+    Elsewhere {
+        /// Who, in the store's terms.
+        owner: String,
+    },
+    /// It is settled to its end, and needs no holder.
+    Ended,
+    /// It has no row: [create](Leases::create) it.
+    Missing,
+}
+
+/// What came of a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Renewed {
+    /// The store still holds the shard.
+    Held,
+    /// It does, and another waits for it: end, store how far it is settled, and
+    /// [give it up](Leases::give_up).
+    Wanted,
+    /// Another holds it, or its row is gone.
+    Lost,
+}

@@ -1,0 +1,112 @@
+//! Rows that several processes share: made before a shard is read, taken by one of them, and at a shard's end
+//! followed by those of its children.
+
+use aws_sdk_kinesis::types::Shard;
+use tokio::time::Instant;
+
+use super::answer::answer;
+use super::discovery::{Discovery, Patience, STORE, all_of};
+use super::lineage::Lineage;
+use crate::checkpoint::{Checkpoint, CheckpointError, Leases, NewShard, ShardKey, Taken};
+use crate::failure::BoxError;
+use crate::record::{Position, ShardId};
+
+/// How often a closed shard's children are looked for. They are listed a moment after it is closed.
+const LOOKS: u32 = 8;
+
+impl Discovery<'_> {
+    /// Makes rows for those of these shards that have none, and takes what may be taken. Each with the time before
+    /// it was asked for.
+    pub(super) async fn take(
+        &self,
+        leases: &dyn Leases,
+        found: &Lineage,
+        shards: Vec<ShardId>,
+    ) -> Result<Vec<(ShardId, Instant, Result<Taken, CheckpointError>)>, BoxError> {
+        let lacking = shards
+            .iter()
+            .filter(|shard| !found.checkpoints.contains_key(*shard));
+        let lacking = lacking.map(|shard| (shard.clone(), Checkpoint::at(Position::TrimHorizon)));
+        self.create(leases, found, lacking.collect()).await?;
+        let keys: Vec<ShardKey> = shards.iter().map(|shard| self.key(shard.clone())).collect();
+        let asked = Instant::now();
+        let taken = answer(STORE, leases.take(&keys)).await?;
+        let taken = all_of(taken, keys.len())?;
+        let each = shards.into_iter().zip(taken);
+        Ok(each.map(|(shard, taken)| (shard, asked, taken)).collect())
+    }
+
+    /// Makes these rows, parents before children.
+    async fn create(
+        &self,
+        leases: &dyn Leases,
+        found: &Lineage,
+        rows: Vec<(ShardId, Checkpoint)>,
+    ) -> Result<(), BoxError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let row = |(shard, checkpoint)| found.new_shard(self.key(shard), checkpoint);
+        let rows: Vec<NewShard> = rows.into_iter().map(row).collect();
+        let created = answer(STORE, leases.create(&rows)).await?;
+        for created in all_of(created, rows.len())? {
+            created?;
+        }
+        Ok(())
+    }
+
+    /// Before a shard's end is stored: rows for the shards that came of it, and their names beside its own, so that
+    /// whoever else reads the rows (KCL) finds them. Each step may be repeated. Asks until it is answered.
+    pub(super) async fn begin_children(
+        &self,
+        leases: &dyn Leases,
+        shard: &ShardId,
+    ) -> Result<(), CheckpointError> {
+        let mut patience = Patience::new(self);
+        let mut looks = 0;
+        loop {
+            let error = match self.look_for_children(leases, shard).await {
+                Ok(0) => "its children are not listed yet".into(),
+                Ok(_) => return Ok(()),
+                Err(error) => match error.downcast::<CheckpointError>() {
+                    Ok(lost) if matches!(*lost, CheckpointError::LeaseLost { .. }) => return Err(*lost),
+                    Ok(other) => other.into(),
+                    Err(other) => other,
+                },
+            };
+            // Whoever lists them later makes their rows.
+            looks += 1;
+            if looks == LOOKS {
+                return Ok(());
+            }
+            patience.wait(self, error).await;
+        }
+    }
+
+    /// How many there are.
+    async fn look_for_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<usize, BoxError> {
+        let found = self.shards_once().await?;
+        let children = found.children(shard);
+        let lacking = children.iter().filter(|child| found.may_begin_row(child, shard));
+        let lacking = lacking.map(|child| (child.shard_id().into(), Checkpoint::at(Position::TrimHorizon)));
+        self.create(leases, &found, lacking.collect()).await?;
+        let names: Vec<ShardId> = children.iter().map(|child| child.shard_id().into()).collect();
+        answer(STORE, leases.name_children(&self.key(shard.clone()), &names)).await??;
+        Ok(names.len())
+    }
+}
+
+impl Lineage {
+    /// Whether a child is to get its row when this parent ends. If its other parent has no row yet, whoever reads
+    /// the rows would take that one for finished: then it is for that parent's end to make it.
+    fn may_begin_row(&self, child: &Shard, parent: &ShardId) -> bool {
+        let parents = [child.parent_shard_id(), child.adjacent_parent_shard_id()];
+        let mut others = parents
+            .into_iter()
+            .flatten()
+            .filter(|other| *other != parent.as_str());
+        let has_row = |name: &str| self.checkpoints.contains_key(&ShardId::from(name));
+        let is_listed = |name: &str| self.shards.iter().any(|shard| shard.shard_id() == name);
+        !has_row(child.shard_id()) && others.all(|other| has_row(other) || !is_listed(other))
+    }
+}

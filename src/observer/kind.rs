@@ -1,0 +1,45 @@
+//! Which observers an event is for.
+
+use super::{Event, Interest};
+
+impl Event<'_> {
+    /// The kind it belongs to.
+    pub fn kind(&self) -> Interest {
+        match self {
+            Event::AttemptFailed { .. }
+            | Event::RetryScheduled { .. }
+            | Event::RetryDelayed { .. }
+            | Event::RecordHeld { .. }
+            | Event::BreakerOpened { .. }
+            | Event::BreakerHalfOpened { .. }
+            | Event::BreakerClosed { .. }
+            | Event::DeadLetterGuardStopped { .. }
+            | Event::DeadLetterGuardResumed { .. }
+            | Event::DeadLetterDelayed { .. }
+            | Event::DeadLettered { .. }
+            | Event::Unsettled { .. } => Interest::FAILURES,
+            Event::Settled { .. } => Interest::SETTLEMENTS,
+            Event::DeadLetterTargetWarning { .. }
+            | Event::DiscoveryFailed { .. }
+            | Event::HashKeysUncovered { .. }
+            | Event::ShardStarted { .. }
+            | Event::ShardEnded { .. }
+            | Event::ShardFailed { .. }
+            | Event::ShardHalted { .. }
+            | Event::ShardHeldElsewhere { .. }
+            | Event::LeaseNotRenewed { .. }
+            | Event::LeaseLost { .. }
+            | Event::ShardHandedOver { .. }
+            | Event::Fetched { .. }
+            | Event::FetchFailed { .. }
+            | Event::FetchThrottled { .. }
+            | Event::IteratorExpired { .. }
+            | Event::FanOutUnavailable { .. }
+            | Event::AggregateDamaged { .. }
+            | Event::AggregateOutOfRange { .. }
+            | Event::WindowFull { .. }
+            | Event::Checkpointed { .. }
+            | Event::CheckpointFailed { .. } => Interest::SHARDS,
+        }
+    }
+}

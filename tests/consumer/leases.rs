@@ -1,0 +1,347 @@
+//! Several consumers on one lease table: each shard is read by one of them, and by another when that is gone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::AttributeValue;
+use redrive::checkpoint::DynamoDb;
+use serde_json::json;
+
+use crate::scene::{Running, Scene, records};
+use crate::support::dynamodb::{self, DynamoDbLocal};
+use crate::support::ledger::{Note, Store};
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::waiting::eventually;
+
+/// Nothing is expected within it, and nothing lost because a call takes a while.
+const FAILOVER: Duration = Duration::from_secs(2);
+
+type Item = HashMap<String, AttributeValue>;
+
+/// A scene with a lease table.
+struct Shared {
+    scene: Scene,
+    dynamo: Client,
+    table: String,
+}
+
+impl Shared {
+    /// None without DynamoDB Local.
+    async fn new(shards: i32) -> Option<Self> {
+        static TABLES: AtomicU32 = AtomicU32::new(0);
+        let server = DynamoDbLocal::shared().await?;
+        Some(Shared {
+            scene: Scene::new(shards).await,
+            dynamo: server.client(),
+            table: format!("billing-{}", TABLES.fetch_add(1, Ordering::Relaxed)),
+        })
+    }
+
+    /// Another consumer, under a name of its own.
+    fn start(&self, name: &str) -> Running {
+        self.start_on(name, &self.dynamo)
+    }
+
+    fn start_on(&self, name: &str, dynamo: &Client) -> Running {
+        let store = DynamoDb::new(dynamo.clone(), self.table.as_str())
+            .worker(name)
+            .failover_time(FAILOVER);
+        let store = Store::over(&self.scene.ledger, store);
+        self.scene
+            .run(self.scene.consumer().checkpoints(store), self.scene.resilient())
+    }
+
+    async fn rows(&self) -> HashMap<String, Item> {
+        let call = self.dynamo.scan().table_name(&self.table).consistent_read(true);
+        let Ok(reply) = call.send().await else {
+            return HashMap::new();
+        };
+        let items = reply.items.unwrap_or_default().into_iter();
+        items
+            .map(|item| (text(&item, "leaseKey").to_owned(), item))
+            .collect()
+    }
+
+    /// Waits until the rows are like this.
+    async fn rows_become(&self, what: &str, holds: impl Fn(&HashMap<String, Item>) -> bool) {
+        let start = tokio::time::Instant::now();
+        while !holds(&self.rows().await) {
+            assert!(
+                start.elapsed() < Duration::from_secs(90),
+                "{what}: {:?}",
+                self.rows().await
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until all rows are held by the consumer of this name.
+    async fn held_by(&self, name: &str, shards: usize) {
+        self.rows_become(name, |rows| {
+            rows.len() == shards && rows.values().all(|row| text(row, "leaseOwner").starts_with(name))
+        })
+        .await;
+    }
+
+    /// Writes to a row, whatever its counter is, as another worker would.
+    async fn write(&self, row: &str, update: &str, values: &[(&str, &str)]) {
+        let call = self.dynamo.update_item().table_name(&self.table);
+        let mut call = call.key("leaseKey", AttributeValue::S(row.to_owned()));
+        for (name, value) in values {
+            call = call.expression_attribute_values(*name, AttributeValue::S((*value).to_owned()));
+        }
+        let one = AttributeValue::N("1".to_owned());
+        let call = call.expression_attribute_values(":one", one);
+        let call = call.update_expression(format!("{update} ADD leaseCounter :one"));
+        call.send().await.expect("written");
+    }
+}
+
+fn text<'a>(row: &'a Item, name: &str) -> &'a str {
+    row.get(name)
+        .and_then(|value| value.as_s().ok())
+        .map_or("", String::as_str)
+}
+
+fn counter(row: &Item) -> u64 {
+    let counter = row["leaseCounter"].as_n().expect("a number");
+    counter.parse().expect("a number")
+}
+
+fn set<'a>(row: &'a Item, name: &str) -> &'a [String] {
+    row.get(name)
+        .and_then(|value| value.as_ss().ok())
+        .map_or(&[], Vec::as_slice)
+}
+
+const SHARD: &str = "shardId-000000000000";
+
+/// Each record is tried once and takes no time.
+fn steps(_: usize) -> &'static str {
+    "ok"
+}
+
+#[tokio::test]
+async fn a_second_consumer_stands_by_and_goes_on_at_once_when_the_first_stops() {
+    let Some(shared) = Shared::new(4).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    scene.put(records(400, 40, steps)).await;
+    let first = shared.start("first");
+    shared.held_by("first", 4).await;
+    let second = shared.start("second");
+    eventually("it stands by", || scene.ledger.events("ShardHeldElsewhere") == 4).await;
+    scene.ledger.settled(400).await;
+    first.stop().await.expect("nothing halted");
+    shared.held_by("second", 4).await;
+    scene.put(records(400, 40, steps)).await;
+    scene.settle_all(second).await;
+    // It was said once of each shard, and all are let go.
+    assert_eq!(scene.ledger.events("ShardHeldElsewhere"), 4);
+    assert!(
+        shared
+            .rows()
+            .await
+            .values()
+            .all(|row| text(row, "leaseOwner").is_empty())
+    );
+}
+
+#[tokio::test]
+async fn when_one_is_killed_the_other_goes_on_where_it_had_stored() {
+    let Some(shared) = Shared::new(4).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    // Some are in hand when it dies, and some settled ahead of others.
+    let steps = |number: usize| if number % 20 == 7 { "sleep:100" } else { "ok" };
+    scene.put(records(2_000, 100, steps)).await;
+    let first = shared.start("first");
+    shared.held_by("first", 4).await;
+    let second = shared.start("second");
+    eventually("it stands by", || scene.ledger.events("ShardHeldElsewhere") == 4).await;
+    scene.ledger.settled(700).await;
+    first.abort().await;
+    scene.ledger.note(Note::Run);
+    shared.held_by("second", 4).await;
+    scene.ledger.settled(2_000).await;
+    second.stop().await.expect("nothing halted");
+    let sent = scene.read().await;
+    scene.ledger.check(&sent);
+    assert!(scene.ledger.is_stored(&sent));
+}
+
+/// Longer than any failover time: a shard without a record is renewed all the same.
+#[tokio::test]
+async fn an_idle_shard_keeps_its_lease() {
+    let Some(shared) = Shared::new(1).await else {
+        return;
+    };
+    let first = shared.start("first");
+    shared.held_by("first", 1).await;
+    let second = shared.start("second");
+    shared
+        .rows_become("renewed for four failover times", |rows| {
+            counter(&rows[SHARD]) > 12
+        })
+        .await;
+    shared.held_by("first", 1).await;
+    assert_eq!(shared.scene.ledger.events("LeaseLost"), 0);
+    for running in [first, second] {
+        running.stop().await.expect("nothing halted");
+    }
+}
+
+#[tokio::test]
+async fn what_is_taken_from_it_is_left_alone_and_taken_back_when_it_is_free() {
+    let Some(shared) = Shared::new(1).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    let steps = |number: usize| if number < 10 { "ok" } else { "sleep:20" };
+    scene.put(records(2_000, 1, steps)).await;
+    let running = shared.start("first");
+    scene.ledger.settled(20).await;
+    let take = "SET leaseOwner = :owner";
+    shared.write(SHARD, take, &[(":owner", "somebody")]).await;
+    eventually("it is noticed", || scene.ledger.events("LeaseLost") == 1).await;
+    let begun = || {
+        let book = scene.ledger.book();
+        let begun = book.notes.iter().filter(|note| matches!(note, Note::Began(_)));
+        begun.count()
+    };
+    let before = begun();
+    assert!(before < 2_000);
+    // Somebody lives for twice the failover time.
+    for _ in 0..8 {
+        tokio::time::sleep(FAILOVER / 4).await;
+        shared.write(SHARD, take, &[(":owner", "somebody")]).await;
+        assert_eq!(begun(), before);
+    }
+    // What was settled and not stored any more comes again.
+    scene.ledger.note(Note::Run);
+    shared.held_by("first", 1).await;
+    scene.ledger.settled(2_000).await;
+    running.stop().await.expect("nothing halted");
+    let sent = scene.read().await;
+    scene.ledger.check(&sent);
+}
+
+/// As KCL 3 asks for a shard.
+#[tokio::test]
+async fn a_shard_that_is_asked_for_is_stored_and_handed_over() {
+    let Some(shared) = Shared::new(1).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    let steps = |number: usize| if number < 10 { "ok" } else { "sleep:50" };
+    scene.put(records(300, 3, steps)).await;
+    let running = shared.start("first");
+    scene.ledger.settled(20).await;
+    let ours = text(&shared.rows().await[SHARD], "leaseOwner").to_owned();
+    let ask = "SET leaseOwner = :kcl, checkpointOwner = :ours";
+    shared
+        .write(SHARD, ask, &[(":kcl", "kcl"), (":ours", &ours)])
+        .await;
+    eventually("it is handed over", || {
+        scene.ledger.events("ShardHandedOver") == 1
+    })
+    .await;
+    let row = &shared.rows().await[SHARD];
+    assert_eq!(
+        (text(row, "leaseOwner"), text(row, "checkpointOwner")),
+        ("kcl", "")
+    );
+    // What it had begun it has ended, and stored: whoever goes on repeats nothing.
+    let sent = scene.read().await;
+    assert!(scene.ledger.is_stored(&sent));
+    scene.ledger.check(&sent);
+    assert_eq!(scene.ledger.events("LeaseLost"), 0);
+    running.stop().await.expect("nothing halted");
+}
+
+/// Nothing new begins while nobody can tell who holds a shard.
+#[tokio::test]
+async fn an_outage_of_the_table_stops_what_cannot_be_renewed() {
+    let Some(shared) = Shared::new(2).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    let server = DynamoDbLocal::shared().await.expect("it runs");
+    let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+    let steps = |number: usize| if number < 10 { "ok" } else { "sleep:20" };
+    scene.put(records(4_000, 2, steps)).await;
+    let running = shared.start_on("first", &dynamodb::client(proxy.endpoint()));
+    scene.ledger.settled(20).await;
+    let down = json!({"__type": "InternalServerError", "message": "down"});
+    proxy.script(move |_| Fault::Reply(500, down.clone()));
+    eventually("both count as lost", || scene.ledger.events("LeaseLost") == 2).await;
+    assert!(scene.ledger.events("LeaseNotRenewed") >= 2);
+    let begun = || scene.ledger.book().notes.len();
+    let before = begun();
+    eventually("it has looked again", || {
+        scene.ledger.events("DiscoveryFailed") > 0
+    })
+    .await;
+    assert_eq!(begun(), before, "nothing is begun, settled or stored");
+    scene.ledger.note(Note::Run);
+    proxy.script(|_| Fault::None);
+    scene.ledger.settled(4_000).await;
+    running.stop().await.expect("nothing halted");
+    let sent = scene.read().await;
+    scene.ledger.check(&sent);
+}
+
+#[tokio::test]
+async fn rows_of_children_stand_before_their_parent_has_ended() {
+    let Some(shared) = Shared::new(2).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    let put = || {
+        scene.put(records(300, 30, |number| {
+            if number % 50 == 5 { "sleep:150" } else { "ok" }
+        }))
+    };
+    put().await;
+    let (first, second) = (shared.start("first"), shared.start("second"));
+    let open = scene.open_shards().await;
+    scene.split(&open[0]).await;
+    put().await;
+    let open = scene.open_shards().await;
+    scene.merge(&open[1], &open[2]).await;
+    put().await;
+    scene.ledger.settled(900).await;
+    // Two ended by the split and the merge, one more as a parent of the merge.
+    shared
+        .rows_become("all ends are stored", |rows| {
+            let ended = rows.values().filter(|row| text(row, "checkpoint") == "SHARD_END");
+            rows.len() == 5 && ended.count() == 3
+        })
+        .await;
+    let rows = shared.rows().await;
+    for shard in scene.list().await {
+        let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+        let row = &rows[shard.shard_id()];
+        for parent in parents.into_iter().flatten() {
+            assert!(set(row, "parentShardId").contains(&parent.to_owned()), "{row:?}");
+            let parent = &rows[parent];
+            assert!(
+                set(parent, "childShardIds").contains(&shard.shard_id().to_owned()),
+                "{parent:?}"
+            );
+        }
+        let range = shard.hash_key_range().expect("a range");
+        assert_eq!(text(row, "startingHashKey"), range.starting_hash_key());
+        assert_eq!(text(row, "endingHashKey"), range.ending_hash_key());
+    }
+    for running in [first, second] {
+        running.stop().await.expect("nothing halted");
+    }
+    let sent = scene.read().await;
+    scene.ledger.check_settled_once(&sent);
+    scene.check_lineage().await;
+}
