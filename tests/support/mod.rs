@@ -4,10 +4,12 @@
 pub mod dynamodb;
 pub mod embedded;
 pub mod emulator;
+pub mod kcl;
 pub mod kill;
 pub mod ledger;
 pub mod localstack;
 pub mod proxy;
+pub mod python;
 pub mod script;
 pub mod stream;
 pub mod waiting;

@@ -40,8 +40,9 @@ use holding::Holding;
 /// Each shard is held by one of them, which renews it every third of the
 /// [failover time](DynamoDb::failover_time). The others stand by, and take a shard that nobody holds at once, one of
 /// a holder that has died when its row has not changed for the failover time. Nothing is stolen and nothing
-/// balanced: beyond one machine there are KCL and Lambda. KCL may take shards from redrive as it does from another
-/// worker; a hand-over of KCL 3 (`checkpointOwner`) is answered by ending, storing and assigning.
+/// balanced: beyond one machine there are KCL and Lambda. KCL 3 leaves alone what redrive renews, as it balances only
+/// among workers that publish its metrics. If it asks for a shard (`checkpointOwner`), redrive ends what it has begun,
+/// stores how far it is and hands the shard over; what is taken without asking ends as a lost lease.
 ///
 /// Clones share what they hold; make one store for each consumer.
 ///

@@ -1,0 +1,114 @@
+//! The Kinesis Client Library itself: its MultiLangDaemon, in a process of its own.
+//!
+//! It needs Java and Python, and at first use the network: a Python package ships its jars.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::emulator::{Supervised, home};
+use super::python;
+
+const PROCESSOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kcl/processor.py");
+
+/// A running KCL application; killed when dropped, as by a crash.
+pub struct Kcl {
+    notes: PathBuf,
+    process: Supervised,
+}
+
+/// A record as KCL gave it to its processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    pub shard: String,
+    pub number: String,
+    pub sub: u64,
+    pub data: String,
+}
+
+impl Kcl {
+    /// Starts one that reads this stream. None means that the test is to be skipped, the reason having been told.
+    pub fn start(kinesis: &str, dynamodb: &str, application: &str, stream: &str) -> Option<Self> {
+        let home = home("kcl");
+        let target = home.parent()?.parent()?;
+        let python = python::with("tests/kcl/requirements.txt", target)?;
+        let jars = jars(&python);
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let unique = format!(
+            "notes-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let notes = home.join(unique);
+        let _ = fs::remove_file(&notes);
+        let process = Supervised::spawn(&home, |scratch| {
+            let settings = [
+                (
+                    "executableName",
+                    format!("{} {PROCESSOR} {}", python.display(), notes.display()),
+                ),
+                ("streamName", stream.to_owned()),
+                ("applicationName", application.to_owned()),
+                ("AwsCredentialsProvider", "DefaultCredentialsProvider".to_owned()),
+                ("regionName", "us-east-1".to_owned()),
+                ("initialPositionInStream", "TRIM_HORIZON".to_owned()),
+                ("kinesisEndpoint", kinesis.to_owned()),
+                ("dynamoDBEndpoint", dynamodb.to_owned()),
+                ("metricsLevel", "NONE".to_owned()),
+                ("retrievalMode", "POLLING".to_owned()),
+                ("idleTimeBetweenReadsInMillis", "200".to_owned()),
+                ("shardSyncIntervalMillis", "2000".to_owned()),
+                ("parentShardPollIntervalMillis", "1000".to_owned()),
+            ];
+            let settings = settings.map(|(name, value)| format!("{name} = {value}\n"));
+            let properties = scratch.join("kcl.properties");
+            fs::write(&properties, settings.concat()).expect("a file in the scratch directory");
+            let mut java = Command::new("java");
+            java.arg("-Xmx512m")
+                .arg("-cp")
+                .arg(format!("{}/*", jars.display()));
+            java.arg("software.amazon.kinesis.multilang.MultiLangDaemon");
+            java.arg("--properties-file").arg(properties);
+            java.env("AWS_ACCESS_KEY_ID", "test")
+                .env("AWS_SECRET_ACCESS_KEY", "test");
+            java
+        });
+        Some(Kcl { notes, process })
+    }
+
+    /// What its processors were given so far.
+    pub fn given(&self) -> Vec<Given> {
+        let given = |line: &Vec<String>| match &line[..] {
+            [what, shard, number, sub, data] if what == "record" => Some(Given {
+                shard: shard.clone(),
+                number: number.clone(),
+                sub: sub.parse().expect("a number"),
+                data: data.clone(),
+            }),
+            _ => None,
+        };
+        self.notes().iter().filter_map(given).collect()
+    }
+
+    /// Everything noted, in columns.
+    pub fn notes(&self) -> Vec<Vec<String>> {
+        let text = fs::read_to_string(&self.notes).unwrap_or_default();
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let columns = |line: &str| line.split('\t').map(str::to_owned).collect();
+        whole.lines().map(columns).collect()
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        self.process.log_tail()
+    }
+}
+
+fn jars(python: &Path) -> PathBuf {
+    let ask = "import amazon_kclpy, os; print(os.path.join(os.path.dirname(amazon_kclpy.__file__), 'jars'))";
+    let output = Command::new(python).args(["-c", ask]).output();
+    let output = output.expect("the interpreter just made");
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
