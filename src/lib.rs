@@ -105,7 +105,8 @@ pub use classify::{Classify, StandardClassifier};
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
 pub use consumer::{
-    Consumer, ConsumerBuilder, ConsumerError, FanOutConsumer, Retrieval, StartingPosition, StreamId,
+    AfterDataLoss, Consumer, ConsumerBuilder, ConsumerError, DataLoss, FanOutConsumer, Retrieval,
+    StartingPosition, StreamId,
 };
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use guard::{Guard, StoppedShard};

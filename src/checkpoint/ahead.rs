@@ -75,6 +75,11 @@ impl Ahead {
         }
     }
 
+    /// The first record that is not settled, if there is one.
+    pub fn first_hole(&self) -> Option<&SequenceNumber> {
+        self.holes.first().map(|(first, _)| &first.0)
+    }
+
     /// How many runs of unsettled records it steps over.
     pub fn holes(&self) -> usize {
         self.holes.len()

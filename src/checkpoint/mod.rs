@@ -14,7 +14,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
@@ -112,6 +112,8 @@ impl ShardKey {
 pub struct Checkpoint {
     position: Position,
     ahead: Option<Ahead>,
+    /// Milliseconds since 1970.
+    read_until: Option<u64>,
 }
 
 impl Checkpoint {
@@ -120,7 +122,17 @@ impl Checkpoint {
         Checkpoint {
             position,
             ahead: None,
+            read_until: None,
         }
+    }
+
+    /// Whatever arrived until then was read and is settled. If the position's record is trimmed from the stream
+    /// later, this tells whether others were lost with it. Kept in whole milliseconds.
+    #[must_use]
+    pub fn with_read_until(mut self, time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.read_until = u64::try_from(since.as_millis()).ok();
+        self
     }
 
     /// And this, ahead of the position. It is kept only if it belongs to that very position: whoever
@@ -134,6 +146,24 @@ impl Checkpoint {
     /// Everything up to and including this position is settled.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// The time until which all that had arrived was read and is settled, if that is known.
+    pub fn read_until(&self) -> Option<SystemTime> {
+        let millis = Duration::from_millis(self.read_until?);
+        UNIX_EPOCH.checked_add(millis)
+    }
+
+    /// As stores keep it.
+    #[cfg(any(feature = "redb", feature = "dynamodb"))]
+    pub(crate) fn read_until_millis(&self) -> Option<u64> {
+        self.read_until
+    }
+
+    #[cfg(any(feature = "redb", feature = "dynamodb"))]
+    pub(crate) fn with_read_until_millis(mut self, millis: Option<u64>) -> Self {
+        self.read_until = millis;
+        self
     }
 
     /// What is settled ahead of the position.

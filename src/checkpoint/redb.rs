@@ -31,6 +31,9 @@ struct Row {
     position: Position,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ahead: Option<String>,
+    /// Milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read_until: Option<u64>,
 }
 
 impl Redb {
@@ -114,6 +117,7 @@ fn write(database: &Database, rows: &[(ShardKey, Checkpoint)]) -> Result<(), Box
             let row = serde_json::to_vec(&Row {
                 position: checkpoint.position().clone(),
                 ahead: checkpoint.ahead().map(|ahead| BASE64.encode(ahead.to_bytes())),
+                read_until: checkpoint.read_until_millis(),
             })?;
             table.insert(
                 (&*key.application, &*key.stream, key.shard.as_str()),
@@ -131,7 +135,7 @@ fn decode(key: &ShardKey, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
         text: String::from_utf8_lossy(bytes).chars().take(200).collect(),
         source: error.into(),
     })?;
-    let checkpoint = Checkpoint::at(row.position);
+    let checkpoint = Checkpoint::at(row.position).with_read_until_millis(row.read_until);
     let Some(ahead) = row.ahead else {
         return Ok(checkpoint);
     };

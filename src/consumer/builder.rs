@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
 
-use super::{Consumer, Polling, Retrieval, StartingPosition, StreamId};
+use super::data_loss::OnDataLoss;
+use super::{AfterDataLoss, Consumer, DataLoss, Polling, Retrieval, StartingPosition, StreamId};
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
@@ -33,6 +34,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
 /// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
 /// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
+/// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`AfterDataLoss::Resume`] |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
 #[must_use]
@@ -47,6 +49,7 @@ pub struct ConsumerBuilder {
     idle_interval: Duration,
     records_per_call: u32,
     calls_in_flight: usize,
+    on_data_loss: OnDataLoss,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
     seed: Option<u64>,
@@ -65,6 +68,7 @@ impl ConsumerBuilder {
             idle_interval: Duration::from_secs(1),
             records_per_call: 10_000,
             calls_in_flight: 64,
+            on_data_loss: OnDataLoss::default(),
             deaggregator: Deaggregator::new(),
             shutdown_timeout: Duration::from_secs(20),
             seed: None,
@@ -146,6 +150,18 @@ impl ConsumerBuilder {
         self
     }
 
+    /// What happens when a shard has dropped records that were not settled, as they were older than the stream's
+    /// retention. It is reported in any case ([`Event::DataLoss`](crate::observer::Event::DataLoss)).
+    ///
+    /// Called on the task that reads the shard: it must not block.
+    pub fn on_data_loss(
+        mut self,
+        decide: impl Fn(&DataLoss) -> AfterDataLoss + Send + Sync + 'static,
+    ) -> Self {
+        self.on_data_loss = OnDataLoss::new(decide);
+        self
+    }
+
     /// How long a shutdown may take. A tenth of it, 2 s at most, is kept for the last checkpoints.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
@@ -215,6 +231,7 @@ impl ConsumerBuilder {
                 page: self.records_per_call as i32,
                 calls_in_flight: self.calls_in_flight,
             },
+            on_data_loss: self.on_data_loss,
             deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,
             last_checkpoint,

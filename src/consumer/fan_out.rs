@@ -1,7 +1,7 @@
 //! Reads one shard by enhanced fan-out: Kinesis pushes its records, to this consumer alone.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::{StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream};
@@ -99,6 +99,7 @@ impl FanOut {
         let call = call.shard_id(reading.shard.as_str()).starting_position(from);
         let mut events = match timeout(ANSWER_TIMEOUT, call.send()).await {
             Ok(Ok(reply)) => reply.event_stream,
+            Ok(Err(error)) if reading.begin_anew(error.code()) => return End::Failed(error.into()),
             Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
             Err(elapsed) => return End::Failed(elapsed.into()),
         };
@@ -116,17 +117,27 @@ impl FanOut {
                 Err(_) => return End::Failed(Silent.into()),
             };
             let closed = is_end(&event);
+            let behind = Some(event.millis_behind_latest);
+            if let Err(loss) = reading.verify(&event.records, behind).await {
+                return End::Ended(ReadingEnded::Lost(loss));
+            }
+            let read_until = reading.read_until(SystemTime::now(), behind, &event.records);
             let (records, last) = match reading.records(event.records) {
                 Ok(records) => records,
                 Err(error) => return End::Failed(error),
             };
             failures.none();
-            reading.fetched(&records, Some(event.millis_behind_latest));
-            if !records.is_empty() {
-                // They are here already; a subscription must not lie on memory while it waits for them.
-                let bytes = records.iter().map(|record| record.payload().len()).sum();
-                let memory = self.capacity.reserve(bytes).await;
-                room.send(Batch::reserved(records, memory));
+            reading.fetched(&records, behind);
+            // They are here already; a subscription must not lie on memory while it waits for them.
+            let bytes = records.iter().map(|record| record.payload().len()).sum();
+            let batch = match records.is_empty() {
+                true => Batch::from(records),
+                false => Batch::reserved(records, self.capacity.reserve(bytes).await),
+            };
+            match read_until {
+                Some(time) => room.send(batch.read_until(time)),
+                None if batch.is_empty() => {}
+                None => room.send(batch),
             }
             match last {
                 Some(last) => reading.handed_over(last),

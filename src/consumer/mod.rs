@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 mod answer;
 mod builder;
 mod checkpointing;
+mod data_loss;
 mod discovery;
 mod fan_out;
 mod lease;
@@ -26,10 +27,12 @@ mod start;
 mod stream;
 
 pub use builder::ConsumerBuilder;
+pub use data_loss::{AfterDataLoss, DataLoss};
 pub use retrieval::{FanOutConsumer, Retrieval};
 pub use start::StartingPosition;
 pub use stream::StreamId;
 
+use self::data_loss::OnDataLoss;
 use crate::checkpoint::CheckpointStore;
 use crate::dead_letter::TargetError;
 use crate::failure::BoxError;
@@ -65,6 +68,7 @@ pub struct Consumer {
     start: StartingPosition,
     retrieval: Retrieval,
     polling: Polling,
+    on_data_loss: OnDataLoss,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
     /// The part of it that is kept for storing the last checkpoint of each shard.
@@ -160,4 +164,8 @@ pub enum ConsumerError {
     /// went on until the consumer was stopped.
     #[error("a shard halted")]
     ShardHalted(#[source] Box<ShardHalted>),
+    /// Records were lost, and [`ConsumerBuilder::on_data_loss`] said to halt. The shard stands where it is; the others
+    /// went on until the consumer was stopped.
+    #[error("records are lost")]
+    DataLoss(#[source] Box<DataLoss>),
 }

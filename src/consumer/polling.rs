@@ -1,6 +1,7 @@
 //! Reads one shard with GetRecords, a page ahead of the pipeline.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use tokio::sync::{Semaphore, mpsc};
@@ -47,6 +48,7 @@ impl Poller {
             };
             sleep_until(next_call).await;
             let memory = self.capacity.reserve(MAX_PAGE_BYTES).await;
+            let called = SystemTime::now();
             let page = {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
@@ -73,6 +75,10 @@ impl Poller {
             };
             failures.none();
             let is_empty = page.records.is_empty();
+            if let Err(loss) = reading.verify(&page.records, page.millis_behind_latest).await {
+                return ReadingEnded::Lost(loss);
+            }
+            let read_until = reading.read_until(called, page.millis_behind_latest, &page.records);
             let (records, last) = match reading.records(page.records) {
                 Ok(records) => records,
                 Err(error) => {
@@ -83,10 +89,11 @@ impl Poller {
             };
             iterator = page.next_shard_iterator;
             let behind = reading.fetched(&records, page.millis_behind_latest);
-            if records.is_empty() {
-                drop((room, memory));
-            } else {
-                room.send(Batch::reserved(records, memory));
+            let batch = Batch::reserved(records, memory);
+            match read_until {
+                Some(time) => room.send(batch.read_until(time)),
+                None if batch.is_empty() => drop((room, batch)),
+                None => room.send(batch),
             }
             if let Some(last) = last {
                 reading.handed_over(last);
@@ -102,7 +109,7 @@ impl Poller {
     }
 }
 
-async fn new_iterator(reading: &Reading) -> Result<String, BoxError> {
+async fn new_iterator(reading: &mut Reading) -> Result<String, BoxError> {
     let (name, arn) = reading.stream.name_or_arn();
     let call = reading
         .client
@@ -113,7 +120,13 @@ async fn new_iterator(reading: &Reading) -> Result<String, BoxError> {
         .shard_iterator_type(reading.from.kind())
         .set_starting_sequence_number(reading.from.number())
         .set_timestamp(reading.from.time());
-    let reply = call.send().await?;
+    let reply = match call.send().await {
+        Ok(reply) => reply,
+        Err(error) => {
+            reading.begin_anew(error.code());
+            return Err(error.into());
+        }
+    };
     reply
         .shard_iterator
         .ok_or_else(|| "GetShardIterator answered without an iterator".into())

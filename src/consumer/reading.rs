@@ -8,9 +8,10 @@ use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::StreamId;
+use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, horizon};
 use super::fan_out::FanOut;
 use super::polling::Poller;
 use crate::failure::BoxError;
@@ -39,7 +40,24 @@ pub(super) struct Reading {
     pub(super) newest: Option<SequenceNumber>,
     /// Records without a partition key are refused: the order that was asked for is that of keys.
     pub(super) needs_keys: bool,
+    /// The checkpoint's own record, until it has come, or another in its place.
+    pub(super) expected: Option<Expected>,
+    pub(super) on_data_loss: OnDataLoss,
+    pub(super) read_until: ReadUntil,
 }
+
+/// Until when all that arrived was read.
+#[derive(Debug, Default)]
+pub(super) struct ReadUntil {
+    time: Option<SystemTime>,
+    /// When it was said of a page without records.
+    said: Option<Instant>,
+}
+
+/// By how much the clocks of this machine and of Kinesis may differ.
+const SKEW: Duration = Duration::from_secs(60);
+/// How often an idle shard says that it was read.
+const SAY_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -98,10 +116,12 @@ impl ReadFrom {
 }
 
 /// Why reading came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ReadingEnded {
     /// The shard is closed and every record of it was handed over.
     ShardClosed,
+    /// Records are lost, and nobody is to go on as if they were not.
+    Lost(Box<DataLoss>),
     /// Nobody takes the records any more.
     NotWanted,
 }
@@ -207,6 +227,100 @@ impl Reading {
                 });
             }
         }
+    }
+
+    /// Before a page is handed over: is the checkpoint's own record there? If not, others may be gone with it.
+    pub(super) async fn verify(
+        &mut self,
+        read: &[types::Record],
+        behind_millis: Option<i64>,
+    ) -> Result<(), Box<DataLoss>> {
+        let Some(expected) = &self.expected else {
+            return Ok(());
+        };
+        let numbers = read
+            .iter()
+            .filter_map(|record| record.sequence_number.parse().ok());
+        let first: Option<SequenceNumber> = numbers.filter(|number| *number >= expected.number).min();
+        match &first {
+            Some(first) if *first == expected.number => {
+                self.expected = None;
+                return Ok(());
+            }
+            // It may be on the next page.
+            None if !read.is_empty() || behind_millis != Some(0) => return Ok(()),
+            _ => {}
+        }
+        let horizon = horizon(&self.client, &self.stream).await;
+        let missed = self
+            .expected
+            .take()
+            .and_then(|it| it.missed(first.as_ref(), horizon));
+        let Some((from, certain)) = missed else {
+            return Ok(());
+        };
+        let loss = Box::new(DataLoss {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+            from,
+            to: horizon,
+            certain,
+        });
+        self.tell(|stream, shard| Event::DataLoss {
+            stream,
+            shard,
+            from,
+            to: horizon,
+            certain,
+        });
+        match self.on_data_loss.decide(&loss) {
+            AfterDataLoss::Resume => Ok(()),
+            AfterDataLoss::Halt => Err(loss),
+        }
+    }
+
+    /// A call has failed with this. If Kinesis does not know the place where reading was to go on (it is trimmed, or
+    /// of a stream that had this name before), it goes on with the oldest record there is. Whether that is so.
+    pub(super) fn begin_anew(&mut self, code: Option<&str>) -> bool {
+        let (Some("InvalidArgumentException"), ReadFrom::At(number) | ReadFrom::After(number)) =
+            (code, &self.from)
+        else {
+            return false;
+        };
+        let behind = Expected {
+            number: number.clone(),
+            read_until: self.read_until.time,
+            first_unsettled: None,
+        };
+        self.expected.get_or_insert(behind);
+        self.from = ReadFrom::TrimHorizon;
+        true
+    }
+
+    /// Until when all that arrived is read with this page, whose call began then. Of pages without records it is said
+    /// once in a while.
+    pub(super) fn read_until(
+        &mut self,
+        called: SystemTime,
+        behind_millis: Option<i64>,
+        read: &[types::Record],
+    ) -> Option<SystemTime> {
+        let at_tip = behind_millis == Some(0);
+        let tip = called.checked_sub(SKEW).filter(|_| at_tip);
+        let arrival = read
+            .last()
+            .and_then(|record| record.approximate_arrival_timestamp);
+        let arrival = arrival.and_then(|time| SystemTime::try_from(time).ok());
+        let time = tip.max(arrival)?;
+        let until = &mut self.read_until;
+        until.time = until.time.max(Some(time));
+        let now = Instant::now();
+        let is_due = until.said.is_none_or(|said| now - said >= SAY_AFTER);
+        if read.is_empty() && !is_due {
+            return None;
+        }
+        until.said = Some(now);
+        until.time
     }
 
     /// Everything up to this record of Kinesis is handed over.

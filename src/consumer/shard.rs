@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
+use super::data_loss::DataLoss;
 use super::fan_out::FanOut;
 use super::lease::{KeptLease, Lease};
 use super::polling::Poller;
@@ -34,6 +35,8 @@ pub(super) enum ShardEnd {
     Stopped,
     /// A record can be neither processed nor dead-lettered.
     Halted(Box<ShardHalted>),
+    /// Records are lost, and the user wants to know before it goes on.
+    DataLost(Box<DataLoss>),
     /// Something broke that should not.
     Failed(BoxError),
     /// Another process holds the shard, or may.
@@ -126,6 +129,7 @@ impl<P: RecordProcessor> ShardTask<P> {
                     true => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
                     false => (ShardEnd::Stopped, finished.checkpoint),
                 },
+                Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
             },
@@ -158,7 +162,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             ShardEnd::Ended => tell(Event::ShardEnded { stream, shard }),
             ShardEnd::Lost => tell(Event::LeaseLost { stream, shard }),
             ShardEnd::HandedOver => tell(Event::ShardHandedOver { stream, shard }),
-            ShardEnd::Stopped | ShardEnd::Halted(_) | ShardEnd::Failed(_) => {}
+            ShardEnd::Stopped | ShardEnd::Halted(_) | ShardEnd::DataLost(_) | ShardEnd::Failed(_) => {}
         }
         end
     }

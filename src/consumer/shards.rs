@@ -14,12 +14,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::checkpointing::Checkpointer;
+use super::data_loss::Expected;
 use super::discovery::Discovery;
 use super::fan_out::FanOut;
 use super::lease::{Hold, Lease};
 use super::lineage::{Hole, Lineage};
 use super::polling::Poller;
-use super::reading::{ReadFrom, Reading};
+use super::reading::{ReadFrom, ReadUntil, Reading};
 use super::registration::Registration;
 use super::shard::{ShardEnd, ShardTask};
 use super::{Consumer, ConsumerError, Retrieval};
@@ -243,6 +244,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 from: ReadFrom::checkpoint(from.position()),
                 newest: None,
                 needs_keys: self.consumer.pipeline.order() == Ordering::PartitionKey,
+                expected: Expected::of(&from),
+                on_data_loss: self.consumer.on_data_loss.clone(),
+                read_until: ReadUntil::default(),
             },
             poller: Poller {
                 polling: self.consumer.polling.clone(),
@@ -328,6 +332,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             ShardEnd::Ended => return true,
             ShardEnd::Stopped => return false,
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
+            ShardEnd::DataLost(loss) => ConsumerError::DataLoss(loss),
             ShardEnd::Failed(error) => {
                 self.begin_again(id, error);
                 return false;

@@ -1,7 +1,7 @@
 //! What can happen.
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::failure::Failure;
 use crate::record::{Position, Record, ShardId};
@@ -258,6 +258,21 @@ pub enum Event<'a> {
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
+    },
+    /// The stream has dropped records of a shard that were not settled, as they were older than its retention; or
+    /// it may have.
+    #[non_exhaustive]
+    DataLoss {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// What arrived before that was settled, if that is known.
+        from: Option<SystemTime>,
+        /// What arrived since is still there.
+        to: SystemTime,
+        /// Whether there were such records.
+        certain: bool,
     },
     /// Records were read.
     #[non_exhaustive]

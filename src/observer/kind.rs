@@ -30,6 +30,7 @@ impl Event<'_> {
             | Event::LeaseNotRenewed { .. }
             | Event::LeaseLost { .. }
             | Event::ShardHandedOver { .. }
+            | Event::DataLoss { .. }
             | Event::Fetched { .. }
             | Event::FetchFailed { .. }
             | Event::FetchThrottled { .. }

@@ -245,6 +245,21 @@ impl Observer for Log {
                 ?delay,
                 "the lease was not renewed; tried again until it counts as lost"
             ),
+            Event::DataLoss {
+                stream,
+                shard,
+                from,
+                to,
+                certain,
+            } => {
+                let from = from.map(humantime::format_rfc3339_seconds);
+                let from = from.as_ref().map(tracing::field::display);
+                let to = humantime::format_rfc3339_seconds(*to);
+                error!(
+                    stream, %shard, from, %to, certain,
+                    "the stream has dropped records that were not settled"
+                );
+            }
             Event::LeaseLost { stream, shard } => warn!(
                 stream,
                 %shard,

@@ -17,7 +17,7 @@
 //! A bound that is reached stops the reading, never anything else.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ mod delays;
 mod fullness;
 mod lanes;
 mod progress;
+mod read_until;
 mod ready;
 mod shard;
 mod slots;
@@ -167,6 +168,7 @@ impl Pipeline {
 pub struct Batch {
     records: Vec<Record>,
     reservation: Option<Reservation>,
+    read_until: Option<SystemTime>,
 }
 
 impl From<Vec<Record>> for Batch {
@@ -174,6 +176,7 @@ impl From<Vec<Record>> for Batch {
         Batch {
             records,
             reservation: None,
+            read_until: None,
         }
     }
 }
@@ -186,7 +189,22 @@ impl Batch {
         Batch {
             records,
             reservation: Some(reservation),
+            read_until: None,
         }
+    }
+
+    /// Whether it has no records.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// With it, whatever had arrived until then is read: checkpoints say so once it is settled. An empty batch may
+    /// say it as well.
+    #[must_use]
+    pub fn read_until(mut self, time: SystemTime) -> Self {
+        self.read_until = Some(time);
+        self
     }
 }
 

@@ -20,6 +20,7 @@ use super::delays::Delays;
 use super::fullness::Fullness;
 use super::lanes::Lanes;
 use super::progress::Progress;
+use super::read_until::ReadUntil;
 use super::ready::{Ready, Waiting};
 use super::slots::Slots;
 use super::window::{Earlier, Ordinal, Window};
@@ -60,6 +61,7 @@ where
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
         step: |record, stage| resilient.step(record, stage, &run),
+        read_until: ReadUntil::new(from.read_until()),
         window: Window::new(from),
         lanes: Lanes::new(pipeline.ordering),
         slots: Slots::new(pipeline.held),
@@ -95,6 +97,7 @@ struct Shard<'a, S, F, M> {
     /// Makes the future of one step.
     step: M,
     window: Window,
+    read_until: ReadUntil,
     lanes: Lanes,
     slots: Slots<F, Tag>,
     /// Kept between turns for its allocation only.
@@ -204,7 +207,8 @@ where
         self.permits.end_turn(!self.ready.is_empty());
         self.memory.release(std::mem::take(&mut self.freed));
         if self.changed && self.progress.wanted(self.urgent) {
-            self.progress.publish(self.window.checkpoint());
+            let checkpoint = self.checkpoint();
+            self.progress.publish(checkpoint);
             self.changed = false;
             self.urgent = false;
         }
@@ -232,6 +236,9 @@ where
         if let Some(record) = self.batch.next() {
             work.did(1);
             self.admit(record, cx);
+            if self.batch.len() == 0 {
+                self.read_until.admitted(self.window.next());
+            }
             return Read::Some;
         }
         if self.input_ended {
@@ -239,6 +246,12 @@ where
         }
         match Pin::new(&mut self.batches).poll_next(cx) {
             Poll::Ready(Some(batch)) => {
+                self.read_until.batch(batch.read_until, self.window.next());
+                if batch.records.is_empty() {
+                    self.read_until.admitted(self.window.next());
+                    // Of an idle shard a checkpoint is made for this alone.
+                    self.changed |= batch.read_until.is_some() && self.window.held() == 0;
+                }
                 self.batch = batch.records.into_iter();
                 self.batch_reserved = batch.reservation.is_some();
                 if let Some(reservation) = batch.reservation {
@@ -370,8 +383,18 @@ where
         })
     }
 
-    fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
+    /// How far it is settled.
+    fn checkpoint(&mut self) -> Checkpoint {
         let checkpoint = self.window.checkpoint();
+        let base = self.window.next() - self.window.span() as Ordinal;
+        match self.read_until.settled(base) {
+            Some(time) => checkpoint.with_read_until(time),
+            None => checkpoint,
+        }
+    }
+
+    fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
+        let checkpoint = self.checkpoint();
         match self.stop.and_then(|stop| stop.halted) {
             Some((record, halt)) => Err(Box::new(ShardHalted {
                 record,

@@ -1,5 +1,7 @@
 //! What every checkpoint store must do, whatever it writes to.
 
+use std::time::{Duration, SystemTime};
+
 use futures_util::future::join_all;
 use redrive::checkpoint::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::{Position, Record, SequenceNumber};
@@ -24,6 +26,7 @@ macro_rules! store_conformance {
                 nothing_asked_for_has_no_results,
                 what_is_settled_ahead_reads_back,
                 a_save_without_ahead_ends_the_one_before,
+                the_time_until_which_all_was_read_reads_back,
                 what_is_ahead_of_another_position_is_dropped,
                 many_shards_are_saved_at_once,
                 concurrent_saves_are_all_kept,
@@ -231,6 +234,18 @@ pub async fn a_save_without_ahead_ends_the_one_before(store: &impl CheckpointSto
     save(store, &[(key(1), with)]).await;
     save(store, &[(key(1), Checkpoint::at(base.clone()))]).await;
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(base)));
+}
+
+pub async fn the_time_until_which_all_was_read_reads_back(store: &impl CheckpointStore) {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let with = Checkpoint::at(at(100, 0)).with_read_until(time);
+    save(store, &[(key(1), with.clone())]).await;
+    let loaded = load(store, &key(1)).await;
+    assert_eq!(loaded.as_ref().and_then(Checkpoint::read_until), Some(time));
+    assert_eq!(loaded, Some(with));
+    // The next one says nothing of it.
+    save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;
+    assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
 }
 
 pub async fn what_is_ahead_of_another_position_is_dropped(store: &impl CheckpointStore) {

@@ -8,6 +8,7 @@ mod aggregated;
 mod bounds;
 mod breakdowns;
 mod checkpoints;
+mod data_loss;
 mod fan_out;
 mod killing;
 mod leases;

@@ -127,6 +127,10 @@ impl Holding {
                     Some(ahead) => change.set(row::AHEAD, row::blob(ahead.to_bytes())),
                     None => change.remove(row::AHEAD),
                 }
+                match checkpoint.read_until_millis() {
+                    Some(millis) => change.set(row::READ_UNTIL, row::numeral(millis)),
+                    None => change.remove(row::READ_UNTIL),
+                }
                 row::PENDING.iter().for_each(|column| change.remove(column));
                 change
             });

@@ -35,6 +35,8 @@ const LEASE: &str = "LEASE";
 // Ours: KCL leaves alone what it does not know.
 /// What is settled ahead of the checkpoint.
 pub(super) const AHEAD: &str = "redriveAhead";
+/// Until when all was read and settled, in milliseconds since 1970.
+pub(super) const READ_UNTIL: &str = "redriveReadUntil";
 /// The stream: KCL's own rows of one stream do not name it.
 pub(super) const STREAM: &str = "redriveStream";
 
@@ -84,7 +86,8 @@ impl Row {
             text(item, CHECKPOINT).ok_or("it has no checkpoint")?,
             number(item, SUB)?.unwrap_or(0),
         )?;
-        let checkpoint = Checkpoint::at(position);
+        let read_until = number(item, READ_UNTIL).ok().flatten();
+        let checkpoint = Checkpoint::at(position).with_read_until_millis(read_until);
         Ok(Row {
             owner: text(item, OWNER).map(str::to_owned),
             counter: number(item, COUNTER)?.ok_or("it has no leaseCounter")?,
@@ -108,6 +111,9 @@ pub(super) fn new(shard: &NewShard) -> Item {
         (SUB.into(), sub),
         (STREAM.into(), string(&shard.key.stream)),
     ]);
+    if let Some(millis) = shard.checkpoint.read_until_millis() {
+        item.insert(READ_UNTIL.into(), numeral(millis));
+    }
     if let Some(parents) = names(&shard.parents) {
         item.insert(PARENTS.into(), parents);
     }

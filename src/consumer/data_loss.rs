@@ -1,0 +1,200 @@
+//! Records that the stream has dropped before they were settled: found out when a checkpoint's own record is gone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use tokio::time::timeout;
+
+use super::StreamId;
+use super::answer::ANSWER_TIMEOUT;
+use crate::checkpoint::{Ahead, Checkpoint};
+use crate::record::{Position, SequenceNumber, ShardId};
+
+/// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
+/// may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DataLoss {
+    /// The stream's name.
+    pub stream: Arc<str>,
+    /// The shard.
+    pub shard: ShardId,
+    /// What arrived before that was settled. `None` if it is not known: the checkpoint is another program's.
+    pub from: Option<SystemTime>,
+    /// What arrived since is still there.
+    pub to: SystemTime,
+    /// Whether there were such records: one that was not settled is known by its number. Otherwise there is no
+    /// telling whether any arrived in that time.
+    pub certain: bool,
+}
+
+impl fmt::Display for DataLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.certain {
+            "has dropped"
+        } else {
+            "may have dropped"
+        };
+        write!(f, "shard {} {how} records that were not settled, of ", self.shard)?;
+        match self.from {
+            Some(from) => write!(f, "{} to ", humantime::format_rfc3339_seconds(from))?,
+            None => f.write_str("a time unknown to ")?,
+        }
+        write!(f, "{}", humantime::format_rfc3339_seconds(self.to))
+    }
+}
+
+impl std::error::Error for DataLoss {}
+
+/// What happens after a loss was reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AfterDataLoss {
+    /// The shard goes on with the oldest record that is left.
+    #[default]
+    Resume,
+    /// The shard stands where it is, until somebody has moved its checkpoint; the others go on.
+    Halt,
+}
+
+type Decide = dyn Fn(&DataLoss) -> AfterDataLoss + Send + Sync;
+
+/// Who decides.
+#[derive(Clone, Default)]
+pub(super) struct OnDataLoss(Option<Arc<Decide>>);
+
+impl OnDataLoss {
+    pub(super) fn new(decide: impl Fn(&DataLoss) -> AfterDataLoss + Send + Sync + 'static) -> Self {
+        OnDataLoss(Some(Arc::new(decide)))
+    }
+
+    pub(super) fn decide(&self, loss: &DataLoss) -> AfterDataLoss {
+        self.0
+            .as_ref()
+            .map_or(AfterDataLoss::Resume, |decide| decide(loss))
+    }
+}
+
+/// A record that should come first, as it is a checkpoint's; and what is known of those behind it.
+#[derive(Debug, Clone)]
+pub(super) struct Expected {
+    pub(super) number: SequenceNumber,
+    pub(super) read_until: Option<SystemTime>,
+    /// The first of those that were not settled.
+    pub(super) first_unsettled: Option<SequenceNumber>,
+}
+
+impl Expected {
+    /// What a reading from this checkpoint should begin with.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let Position::Record { sequence_number, .. } = checkpoint.position() else {
+            return None;
+        };
+        Some(Expected {
+            number: sequence_number.clone(),
+            read_until: checkpoint.read_until(),
+            first_unsettled: checkpoint.ahead().and_then(Ahead::first_hole).cloned(),
+        })
+    }
+
+    /// The record is gone, and the shard begins with this one, or has none at all. What is lost, with a stream that
+    /// keeps nothing from before `horizon`.
+    pub(super) fn missed(
+        &self,
+        first: Option<&SequenceNumber>,
+        horizon: SystemTime,
+    ) -> Option<(Option<SystemTime>, bool)> {
+        if let Some(unsettled) = &self.first_unsettled {
+            // There was none between the checkpoint and this one.
+            let is_there = first.is_some_and(|first| first <= unsettled);
+            return (!is_there).then_some((self.read_until, true));
+        }
+        match self.read_until {
+            Some(until) if until >= horizon => None,
+            until => Some((until, false)),
+        }
+    }
+}
+
+/// What a stream has at least, and by default (Kinesis Data Streams quotas).
+const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// From when on the stream still has everything. Without the right to describe it, what is certain is a day.
+pub(super) async fn horizon(client: &Client, stream: &StreamId) -> SystemTime {
+    let (name, arn) = stream.name_or_arn();
+    let call = client.describe_stream_summary();
+    let call = call.set_stream_name(name).set_stream_arn(arn).send();
+    let retention = match timeout(ANSWER_TIMEOUT, call).await {
+        Ok(Ok(reply)) => reply.stream_description_summary.and_then(|summary| {
+            let hours = u64::try_from(summary.retention_period_hours).ok()?;
+            Some(Duration::from_secs(hours * 60 * 60))
+        }),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the stream's retention is not known");
+            None
+        }
+        Err(_) => None,
+    };
+    let now = SystemTime::now();
+    let retention = retention.unwrap_or(SHORTEST_RETENTION);
+    now.checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+    }
+
+    fn missed(
+        read_until: Option<u64>,
+        first_unsettled: Option<u64>,
+        first: Option<u64>,
+    ) -> Option<(Option<SystemTime>, bool)> {
+        let expected = Expected {
+            number: 10.into(),
+            read_until: read_until.map(at),
+            first_unsettled: first_unsettled.map(SequenceNumber::from),
+        };
+        expected.missed(first.map(SequenceNumber::from).as_ref(), at(100))
+    }
+
+    #[test]
+    fn what_was_read_until_then_was_settled() {
+        for first in [None, Some(20)] {
+            assert_eq!(missed(Some(100), None, first), None);
+            assert_eq!(missed(Some(99), None, first), Some((Some(at(99)), false)));
+            // Nobody knows: KCL's rows say nothing of it.
+            assert_eq!(missed(None, None, first), Some((None, false)));
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_not_settled_is_known_by_its_number() {
+        assert_eq!(missed(Some(50), Some(15), Some(15)), None);
+        assert_eq!(missed(Some(50), Some(15), Some(12)), None);
+        assert_eq!(missed(Some(50), Some(15), Some(16)), Some((Some(at(50)), true)));
+        // However lately the shard was read: it was not settled.
+        assert_eq!(missed(Some(150), Some(15), None), Some((Some(at(150)), true)));
+    }
+
+    #[test]
+    fn it_says_what_is_lost() {
+        let loss = DataLoss {
+            stream: "orders".into(),
+            shard: "shardId-1".into(),
+            from: Some(at(0)),
+            to: at(60),
+            certain: false,
+        };
+        assert_eq!(
+            loss.to_string(),
+            "shard shardId-1 may have dropped records that were not settled, of 1970-01-01T00:00:00Z to \
+             1970-01-01T00:01:00Z"
+        );
+    }
+}
