@@ -111,7 +111,7 @@ fn every_deliberate_fault_is_caught() {
 #[test]
 fn a_failing_seed_is_made_smaller_and_still_fails() {
     Sabotage::commit(Some(Sabotage::LoseOrder));
-    let options = Options::of(1);
+    let options = Options::of(2);
     let violation = simulate(&options, false).violation.expect("caught");
     let (least, outcome) = minimise(&options, &violation);
     assert_eq!(

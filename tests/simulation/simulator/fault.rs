@@ -80,6 +80,12 @@ faults! {
     Shutdown = "shutdown",
     /// The consumer's future is dropped.
     Dropped = "dropped",
+    /// A shard is split.
+    Split = "split",
+    /// Two shards are merged.
+    Merge = "merge",
+    /// A shard is not listed yet though its parent is closed.
+    LateListing = "late-listing",
     /// The process stands still for minutes.
     ClockJump = "clock-jump",
 }

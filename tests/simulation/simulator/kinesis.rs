@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::fault::Fault;
+use super::lineage::PlannedShard;
 use super::oracle::Promise;
 use super::world::{World, place, shard_id};
 use super::{LETTERS, STREAM};
@@ -116,27 +117,43 @@ impl Kinesis {
             Some(token) => token.parse().map_err(|_| INVALID)?,
             None => 0,
         };
-        let all = self.0.plan().shards;
-        let shards: Vec<Value> = (first..all.min(first + SHARD_PAGE))
-            .map(|shard| {
-                let width = u128::MAX / all as u128;
-                let first = width * shard as u128;
-                let last = if shard + 1 == all {
-                    u128::MAX
-                } else {
-                    first + (width - 1)
-                };
-                json!({
-                    "ShardId": shard_id(shard),
+        let (plan, now) = (self.0.plan(), self.0.now());
+        let late = |shard: &PlannedShard| !shard.parents.is_empty() && now < shard.opens + plan.listing_lag;
+        let there = plan.shards.iter().filter(|shard| shard.opens <= now);
+        if there.clone().any(late) {
+            self.0.count(Fault::LateListing);
+        }
+        let listed: Vec<(usize, &PlannedShard)> = plan
+            .shards
+            .iter()
+            .enumerate()
+            .filter(|(_, shard)| shard.opens <= now && !late(shard))
+            .collect();
+        let page = listed.iter().skip(first).take(SHARD_PAGE);
+        let shards: Vec<Value> = page
+            .map(|(index, shard)| {
+                let mut described = json!({
+                    "ShardId": shard_id(*index),
                     "HashKeyRange": {
-                        "StartingHashKey": first.to_string(),
-                        "EndingHashKey": last.to_string(),
+                        "StartingHashKey": shard.first_key.to_string(),
+                        "EndingHashKey": shard.last_key.to_string(),
                     },
                     "SequenceNumberRange": {"StartingSequenceNumber": "1"},
-                })
+                });
+                for (name, parent) in ["ParentShardId", "AdjacentParentShardId"]
+                    .iter()
+                    .zip(&shard.parents)
+                {
+                    described[*name] = shard_id(*parent).into();
+                }
+                if shard.is_closed(now) {
+                    described["SequenceNumberRange"]["EndingSequenceNumber"] = "9".repeat(56).into();
+                }
+                described
             })
             .collect();
-        let next = (first + SHARD_PAGE < all).then(|| (first + SHARD_PAGE).to_string());
+        let next = first + SHARD_PAGE;
+        let next = (next < listed.len()).then(|| next.to_string());
         Ok(json!({"Shards": shards, "NextToken": next}))
     }
 
@@ -202,10 +219,11 @@ impl Kinesis {
             .first()
             .map_or(0, |next| (now - next.planned.at).as_millis() as u64 + 1);
         state.note("page", shard, end);
+        let is_end = self.0.plan().shards[shard].is_closed(now) && end == visible;
         drop(state);
         Ok(json!({
             "Records": records,
-            "NextShardIterator": self.iterator(shard, end),
+            "NextShardIterator": (!is_end).then(|| self.iterator(shard, end)),
             "MillisBehindLatest": behind,
         }))
     }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 mod fault;
 mod handler;
 mod kinesis;
+mod lineage;
 mod minimise;
 mod oracle;
 mod plan;

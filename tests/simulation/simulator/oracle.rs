@@ -8,6 +8,7 @@ use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter::DeadLetter;
 use redrive::{Ordering, Record};
 
+use super::lineage::PlannedShard;
 use super::plan::{Behaviour, Plan, Planned};
 
 /// A promise that was broken.
@@ -25,6 +26,8 @@ pub enum Promise {
     AllStored,
     /// A record begins only when those before it in its lane are settled.
     Order,
+    /// A record of a shard begins only when all of the shards that it came of are settled.
+    Lineage,
     /// A record is handled by one call at a time.
     OneAtATime,
     /// A checkpoint passes no record that is not settled.
@@ -129,6 +132,7 @@ pub enum Cause {
 pub struct Oracle {
     /// The records of each shard.
     pub shards: Vec<Vec<Fate>>,
+    parents: Vec<Vec<usize>>,
     pub violation: Option<Violation>,
     /// Handler calls now.
     running: usize,
@@ -171,15 +175,16 @@ pub fn covers(checkpoint: &Checkpoint, record: &Record) -> bool {
 }
 
 impl Oracle {
-    pub fn new(shards: usize) -> Self {
+    pub fn new(shards: &[PlannedShard]) -> Self {
         Oracle {
-            shards: (0..shards).map(|_| Vec::new()).collect(),
+            shards: shards.iter().map(|_| Vec::new()).collect(),
+            parents: shards.iter().map(|shard| shard.parents.clone()).collect(),
             violation: None,
             running: 0,
             ended: Vec::new(),
             failed: Vec::new(),
             open_since: None,
-            flood: vec![0; shards],
+            flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
             letters: 0,
             calls: 0,
@@ -279,6 +284,19 @@ impl Oracle {
                 "{} overtakes {}",
                 fate.name(),
                 ahead.map_or(String::new(), Fate::name)
+            )
+        })?;
+        let parents = self.parents[shard]
+            .iter()
+            .flat_map(|&parent| &self.shards[parent]);
+        let open = parents
+            .clone()
+            .find(|before| before.running || !before.is_settled());
+        ensure(Promise::Lineage, open.is_none(), || {
+            format!(
+                "{} begins before {}",
+                fate.name(),
+                open.map_or(String::new(), Fate::name)
             )
         })?;
         self.running += 1;
@@ -473,8 +491,13 @@ impl Oracle {
     }
 
     /// After a shutdown with nothing in its way: a restart would repeat nothing.
-    pub fn check_stored<'a>(&self, checkpoint: impl Fn(usize) -> Option<&'a Checkpoint>) -> Checked {
-        for (shard, fates) in self.shards.iter().enumerate() {
+    pub fn check_stored<'a>(
+        &self,
+        checkpoint: impl Fn(usize) -> Option<&'a Checkpoint>,
+        is_put_back: impl Fn(usize) -> bool,
+    ) -> Checked {
+        let shards = self.shards.iter().enumerate();
+        for (shard, fates) in shards.filter(|(shard, _)| !is_put_back(*shard)) {
             let checkpoint = checkpoint(shard);
             let missing = fates.iter().find(|fate| {
                 fate.is_settled() && !checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record))

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use redrive::{Backoff, Jitter, Ordering, RetryPolicy};
 
 use super::fault::Fault;
+use super::lineage::{self, PlannedShard};
 
 /// A seed, and what is left out of what it draws: what remains is drawn as before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +112,9 @@ pub enum Outage {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub options: Options,
-    pub shards: usize,
+    pub shards: Vec<PlannedShard>,
+    /// How much later than it opens a shard is listed.
+    pub listing_lag: Duration,
     /// In the order in which they are put.
     pub records: Vec<Planned>,
     pub ordering: Ordering,
@@ -187,7 +190,8 @@ impl Plan {
         };
         let small = rng.random_bool(0.3);
         let mut plan = Plan {
-            shards,
+            shards: Vec::new(),
+            listing_lag: Duration::ZERO,
             records: Vec::new(),
             ordering,
             policy,
@@ -212,6 +216,7 @@ impl Plan {
             rates: Vec::new(),
             options: options.clone(),
         };
+        plan.draw_shards(shards, &wanted);
         plan.draw_records(&wanted);
         plan.draw_windows(&wanted);
         plan.draw_ends(&wanted);
@@ -224,6 +229,18 @@ impl Plan {
             plan.rates.push(if wanted(fault) { rate } else { 0.0 });
         }
         plan
+    }
+
+    fn draw_shards(&mut self, first: usize, wanted: &impl Fn(Fault) -> bool) {
+        let mut rng = stream(self.options.seed, "shards");
+        let changes = rng.random_range(0..=4);
+        let end = self.calm.as_millis() as u64;
+        let times = (0..changes).map(|_| millis(&mut rng, 1..end)).collect();
+        let lag = millis(&mut rng, 0..5_000);
+        if wanted(Fault::LateListing) {
+            self.listing_lag = lag;
+        }
+        self.shards = lineage::draw(&mut rng, first, times, wanted);
     }
 
     fn draw_records(&mut self, wanted: &impl Fn(Fault) -> bool) {
@@ -271,10 +288,10 @@ impl Plan {
             } else {
                 millis(&mut rng, 0..30)
             };
+            let key = format!("key-{key}");
             self.records.push(Planned {
-                // A key is always in the same shard.
-                shard: key % self.shards,
-                key: format!("key-{key}"),
+                shard: lineage::owner(&self.shards, &key, at),
+                key,
                 at,
                 takes: if slow && !wanted(Fault::Slow) {
                     Duration::ZERO

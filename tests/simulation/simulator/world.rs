@@ -1,6 +1,6 @@
 //! What is outside of the process and outlives it: the stream, what is stored, the time, the faults.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::STREAM;
 use super::fault::{Counts, Fault};
+use super::lineage;
 use super::oracle::{Oracle, Promise, Violation};
 use super::plan::{Behaviour, Plan, Planned, stream};
 
@@ -51,6 +52,8 @@ pub struct State {
     timing: SmallRng,
     stored: HashMap<usize, Checkpoint>,
     late: Vec<(Duration, usize, Checkpoint)>,
+    /// Shards whose row a late write has put back.
+    put_back: HashSet<usize>,
     beats: u32,
     capacity: Option<Capacity>,
     step: u64,
@@ -64,14 +67,14 @@ impl World {
             println!("{plan:#?}");
         }
         let seed = plan.options.seed;
-        let mut oracle = Oracle::new(plan.shards);
+        let mut oracle = Oracle::new(&plan.shards);
         for planned in &plan.records {
             put(&mut oracle, planned.clone());
         }
         World(Arc::new(Shared {
             state: Mutex::new(State {
                 oracle,
-                counts: Counts::default(),
+                counts: reshards(&plan),
                 epoch: Duration::ZERO,
                 started: None,
                 dead: false,
@@ -84,6 +87,7 @@ impl World {
                 timing: stream(seed, "timing"),
                 stored: HashMap::new(),
                 late: Vec::new(),
+                put_back: HashSet::new(),
                 beats: 0,
                 capacity: None,
                 step: 0,
@@ -278,6 +282,7 @@ impl World {
             state.note("saved", shard, 0);
             let checked = state.oracle.checkpoint_stored(shard, &checkpoint);
             state.stored.insert(shard, checkpoint);
+            state.put_back.remove(&shard);
             checked
         };
         self.check(checked);
@@ -320,6 +325,7 @@ impl State {
         let due = self.late.extract_if(.., |(due, ..)| *due <= now);
         for (_, shard, checkpoint) in due {
             self.stored.insert(shard, checkpoint);
+            self.put_back.insert(shard);
         }
     }
 
@@ -328,7 +334,7 @@ impl State {
         let now = self.now();
         while now >= plan.calm + BEAT * self.beats && !self.oracle.is_plan_settled(BEAT_KEY) {
             let at = plan.calm + BEAT * self.beats;
-            for shard in 0..plan.shards {
+            for shard in lineage::open(&plan.shards, at) {
                 put(
                     &mut self.oracle,
                     Planned {
@@ -347,8 +353,24 @@ impl State {
 
     /// What is stored, whatever was on its way.
     pub fn check_stored(&self) -> Result<(), Violation> {
-        self.oracle.check_stored(|shard| self.stored.get(&shard))
+        // Nothing is written any more for a shard that has ended: a store without leases cannot know better.
+        let is_put_back = |shard| self.put_back.contains(&shard);
+        self.oracle
+            .check_stored(|shard| self.stored.get(&shard), is_put_back)
     }
+}
+
+/// Every shard that closes was split, or merged with another.
+fn reshards(plan: &Plan) -> Counts {
+    let mut counts = Counts::default();
+    for shard in &plan.shards {
+        match shard.parents.len() {
+            0 => {}
+            1 => counts.add(Fault::Split),
+            _ => counts.add(Fault::Merge),
+        }
+    }
+    counts
 }
 
 fn put(oracle: &mut Oracle, planned: Planned) {
