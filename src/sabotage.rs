@@ -21,6 +21,12 @@ pub enum Sabotage {
     CountHeldAttempts,
     /// A letter does not wait while a breaker is open.
     LetterWhileOpen,
+    /// A shard is read before those that it came of are settled.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    StartChildrenEarly,
+    /// A shard is worked on though its lease is lost.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    KeepLostLease,
 }
 
 #[cfg(feature = "sabotage")]
@@ -35,7 +41,7 @@ mod switch {
 
     impl Sabotage {
         /// All of them.
-        pub const ALL: [Sabotage; 7] = [
+        pub const ALL: [Sabotage; 9] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
@@ -43,6 +49,8 @@ mod switch {
             Sabotage::RunAfterVerdict,
             Sabotage::CountHeldAttempts,
             Sabotage::LetterWhileOpen,
+            Sabotage::StartChildrenEarly,
+            Sabotage::KeepLostLease,
         ];
 
         /// Commits this fault, and no other, on this thread from now on.

@@ -18,6 +18,7 @@ use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::retry::{Backoff, Jitter};
+use crate::sabotage::Sabotage;
 
 /// Between renewals that fail: there is time for a few.
 const BACKOFF: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
@@ -49,6 +50,9 @@ impl Hold {
 
     /// Another holds the shard, or may.
     pub(super) fn lose(&self) {
+        if Sabotage::KeepLostLease.is_committed() {
+            return;
+        }
         self.state.store(LOST, Ordering::Release);
         self.ends.cancel();
     }

@@ -7,6 +7,7 @@ use aws_sdk_kinesis::types::Shard;
 
 use crate::checkpoint::{Checkpoint, NewShard, ShardKey};
 use crate::record::{Position, ShardId};
+use crate::sabotage::Sabotage;
 
 /// The shards of a stream as they were listed last, and what is stored of them.
 pub(super) struct Lineage {
@@ -142,6 +143,9 @@ fn has_open_parent(
     listed: &HashSet<&str>,
     checkpoints: &HashMap<ShardId, Checkpoint>,
 ) -> bool {
+    if Sabotage::StartChildrenEarly.is_committed() {
+        return false;
+    }
     parents(shard).any(|parent| listed.contains(parent) && !has_ended(parent, checkpoints))
 }
 

@@ -1,6 +1,6 @@
 //! The tasks of all shards: parents before children, and each once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -63,6 +63,7 @@ where
         shutdown: token.clone(),
         tasks: JoinSet::new(),
         started: HashMap::new(),
+        ended: HashSet::new(),
         breakdowns: HashMap::new(),
         look: None,
         failed: None,
@@ -99,6 +100,8 @@ struct Shards<P: RecordProcessor> {
     tasks: JoinSet<ShardEnd>,
     /// Each shard is started once, unless its task has broken down.
     started: HashMap<Id, (ShardId, Instant)>,
+    /// Those whose end was stored. A write that was given up may put an older row in its place.
+    ended: HashSet<ShardId>,
     /// How often in a row.
     breakdowns: HashMap<ShardId, u32>,
     /// When to look for what may begin, though no shard has ended.
@@ -128,6 +131,11 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     /// Starts every shard that is not started yet, whose parents are done and that no other process holds.
     async fn start_found(&mut self, mut found: Lineage) {
         self.look = None;
+        for shard in &self.ended {
+            found
+                .checkpoints
+                .insert(shard.clone(), Checkpoint::at(Position::ShardEnd));
+        }
         self.audit(found.hole());
         let mut ready = found.ready();
         ready.retain(|shard| !self.started.values().any(|(started, _)| started == shard));
@@ -329,7 +337,11 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             Err(broken) => (broken.id(), ShardEnd::broken(&broken)),
         };
         let error = match end {
-            ShardEnd::Ended => return true,
+            ShardEnd::Ended => {
+                let shard = self.started.get(&id).map(|(shard, _)| shard.clone());
+                self.ended.extend(shard);
+                return true;
+            }
             ShardEnd::Stopped => return false,
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
             ShardEnd::DataLost(loss) => ConsumerError::DataLoss(loss),

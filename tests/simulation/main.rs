@@ -88,6 +88,8 @@ fn promises(sabotage: Sabotage) -> &'static [Promise] {
         Sabotage::RunAfterVerdict => &[Promise::VerdictKept],
         Sabotage::CountHeldAttempts => &[Promise::NoOutageLetter, Promise::LetterWhole],
         Sabotage::LetterWhileOpen => &[Promise::BreakerHolds],
+        Sabotage::StartChildrenEarly => &[Promise::Lineage],
+        Sabotage::KeepLostLease => &[Promise::Fenced],
     }
 }
 

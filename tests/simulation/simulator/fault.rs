@@ -86,6 +86,10 @@ faults! {
     Merge = "merge",
     /// A shard is not listed yet though its parent is closed.
     LateListing = "late-listing",
+    /// Another worker takes a shard.
+    LeaseTaken = "lease-taken",
+    /// Another worker asks for a shard.
+    LeaseWanted = "lease-wanted",
     /// The process stands still for minutes.
     ClockJump = "clock-jump",
 }

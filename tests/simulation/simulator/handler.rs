@@ -21,6 +21,7 @@ impl RecordProcessor for Handler {
         let world = &self.0;
         let place = place(record.shard().as_str(), record.sequence_number()).ok_or("a record of no plan")?;
         world.contact("begins", place.0, place.1).await;
+        world.check_fenced(place.0);
         let mut call = Call::begin(world, place);
         sleep(call.takes).await;
         world.contact("works", place.0, place.1).await;

@@ -5,12 +5,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use rand::RngExt;
+use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::Capacity;
 use redrive::{Breaker, Consumer, Guard, Resilient, dead_letter};
 use tokio::runtime;
 use tokio::time::{advance, sleep};
 use tokio_util::sync::CancellationToken;
 
+mod dynamo;
 mod fault;
 mod handler;
 mod kinesis;
@@ -107,6 +109,9 @@ impl Life {
         let guard = resilient.guard().cloned().unwrap_or_default();
         tokio::spawn(operate(world.clone(), guard));
         tokio::spawn(stand_still(world.clone()));
+        if world.plan().leases {
+            tokio::spawn(dynamo::rival(world.clone()));
+        }
         loop {
             let (end, pause) = match self.ends.next() {
                 Some((end, pause)) => (Some(end), pause),
@@ -151,8 +156,14 @@ impl Life {
     async fn run(&mut self, resilient: Resilient<Handler>, end: Option<End>) {
         let (world, plan) = (&self.world, self.world.plan());
         let capacity = Capacity::new(plan.running, plan.bytes).expect("valid bounds");
-        let consumer = Consumer::builder(kinesis::client(world), STREAM)
-            .checkpoints(Store(world.clone()))
+        let consumer = Consumer::builder(kinesis::client(world), STREAM);
+        let consumer = match plan.leases {
+            true => consumer.checkpoints(
+                DynamoDb::new(dynamo::client(world), dynamo::TABLE).write_interval(plan.write_interval),
+            ),
+            false => consumer.checkpoints(Store(world.clone())),
+        };
+        let consumer = consumer
             .ordering(plan.ordering)
             .calls_per_second(plan.calls_per_second)
             .records_per_call(plan.page)
@@ -254,5 +265,7 @@ async fn stand_still(world: World) {
         sleep(left).await;
         world.count(Fault::ClockJump);
         advance(length).await;
+        let mut state = world.state();
+        state.stood_still = Some(state.now());
     }
 }

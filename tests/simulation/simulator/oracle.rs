@@ -54,6 +54,8 @@ pub enum Promise {
     NothingLeaks,
     /// A run goes on until it is told to end.
     GoesOn,
+    /// Nothing is begun of a shard that another worker holds.
+    Fenced,
 }
 
 impl fmt::Display for Violation {
@@ -234,6 +236,17 @@ impl Oracle {
         }
         self.flood.fill(0);
         self.saved_in_run.clear();
+    }
+
+    /// A shard that it did not hold is taken: it begins anew with what is stored.
+    pub fn shard_taken(&mut self, shard: usize, checkpoint: &Checkpoint) {
+        for fate in &mut self.shards[shard] {
+            let before = std::mem::take(&mut fate.run);
+            fate.failed_before.push(before.failed);
+            fate.first_failed = None;
+        }
+        self.saved_in_run.remove(&shard);
+        self.checkpoint_loaded(shard, Some(checkpoint));
     }
 
     /// It has read what is stored for a shard.

@@ -131,6 +131,8 @@ pub struct Plan {
     pub idle: Duration,
     pub write_interval: Duration,
     pub to_kinesis: bool,
+    /// Checkpoints are in a lease table that others use as well.
+    pub leases: bool,
     /// From here on nothing is injected any more.
     pub calm: Duration,
     pub outages: Vec<(Range<Duration>, Outage)>,
@@ -208,6 +210,7 @@ impl Plan {
             write_interval: millis(&mut rng, 10..5_000),
             to_kinesis: rng.random_bool(0.5),
             calm: millis(&mut rng, 60_000..600_000),
+            leases: stream(seed, "leases").random_bool(0.5),
             outages: Vec::new(),
             deploys: Vec::new(),
             windows: Vec::new(),

@@ -13,10 +13,12 @@ use redrive::dead_letter::DeadLetter;
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::Capacity;
 use redrive::{Record, SequenceNumber};
+use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::STREAM;
+use super::dynamo::{self, Item};
 use super::fault::{Counts, Fault};
 use super::lineage;
 use super::oracle::{Oracle, Promise, Violation};
@@ -37,6 +39,8 @@ const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
 /// Between the records that keep the stream alive once everything is calm.
 const BEAT: Duration = Duration::from_secs(5);
 const BEAT_KEY: &str = "beat";
+/// The failover time of leases.
+const FAILOVER: Duration = Duration::from_secs(10);
 
 pub struct State {
     pub oracle: Oracle,
@@ -52,6 +56,13 @@ pub struct State {
     timing: SmallRng,
     stored: HashMap<usize, Checkpoint>,
     late: Vec<(Duration, usize, Checkpoint)>,
+    /// The lease table, where there is one.
+    rows: HashMap<String, Item>,
+    late_updates: Vec<(Duration, Value)>,
+    /// When another worker has taken a shard that it holds.
+    foreign_since: HashMap<usize, Duration>,
+    /// When the process stood still last.
+    pub stood_still: Option<Duration>,
     /// Shards whose row a late write has put back.
     put_back: HashSet<usize>,
     beats: u32,
@@ -87,6 +98,10 @@ impl World {
                 timing: stream(seed, "timing"),
                 stored: HashMap::new(),
                 late: Vec::new(),
+                rows: HashMap::new(),
+                late_updates: Vec::new(),
+                foreign_since: HashMap::new(),
+                stood_still: None,
                 put_back: HashSet::new(),
                 beats: 0,
                 capacity: None,
@@ -288,6 +303,65 @@ impl World {
         self.check(checked);
     }
 
+    pub fn row(&self, key: &str) -> Option<Item> {
+        self.state().rows.get(key).cloned()
+    }
+
+    /// A row is like this from now on.
+    pub fn write_row(&self, row: Item) {
+        let (Some(shard), Some(checkpoint)) = (dynamo::shard_of(&row), dynamo::checkpoint(&row)) else {
+            return;
+        };
+        let key = shard_id(shard);
+        let moved = {
+            let mut state = self.state();
+            let before = state.rows.insert(key, row.clone()).unwrap_or_default();
+            let now = state.now();
+            match dynamo::is_foreign(&row) {
+                true => drop(state.foreign_since.entry(shard).or_insert(now)),
+                false => drop(state.foreign_since.remove(&shard)),
+            }
+            ["checkpoint", "redriveAhead"]
+                .iter()
+                .any(|column| before.get(*column) != row.get(*column))
+        };
+        if moved {
+            self.save(shard, checkpoint);
+        }
+    }
+
+    /// An update that takes effect some time later, if it still may.
+    pub fn update_late(&self, update: Value) {
+        let mut state = self.state();
+        let due = state.now() + Duration::from_secs(state.timing.random_range(1..90));
+        state.late_updates.push((due, update));
+    }
+
+    /// The updates that take effect now, long after they were given up.
+    pub fn late_updates(&self) -> Vec<Value> {
+        let mut state = self.state();
+        let now = state.now();
+        let due = state.late_updates.extract_if(.., |(due, _)| *due <= now);
+        due.map(|(_, update)| update).collect()
+    }
+
+    /// No record of a shard begins that another worker has had for as long as it takes to know.
+    pub fn check_fenced(&self, shard: usize) {
+        let (now, since, still) = {
+            let state = self.state();
+            let since = state.foreign_since.get(&shard).copied();
+            (state.now(), since, state.stood_still)
+        };
+        // A process that stood still has to look at the time first.
+        let awake = still.is_none_or(|at| now >= at + Duration::from_millis(100));
+        if awake && since.is_some_and(|since| now > since + FAILOVER) {
+            self.violated(
+                Promise::Fenced,
+                format!("shard {shard} is another's since {since:?}, now {now:?}"),
+            );
+        }
+    }
+
     /// A write that takes effect some time later.
     pub fn save_late(&self, shard: usize, checkpoint: Checkpoint) {
         let mut state = self.state();
@@ -386,6 +460,10 @@ fn put(oracle: &mut Oracle, planned: Planned) {
 
 pub fn shard_id(shard: usize) -> String {
     format!("shardId-{shard:012}")
+}
+
+pub fn shard_index(name: &str) -> Option<usize> {
+    name.strip_prefix("shardId-")?.parse().ok()
 }
 
 /// As long as they are in Kinesis, with gaps between.

@@ -1,0 +1,384 @@
+//! DynamoDB, as the SDK's client sees it, with one table; and another worker that uses it.
+
+use std::fmt;
+use std::future::pending;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::retry::RetryConfig;
+use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Credentials, Region};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::body::SdkBody;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rand::RngExt;
+use redrive::Position;
+use redrive::checkpoint::{Ahead, Checkpoint};
+use serde_json::{Map, Value, json};
+use tokio::time::sleep;
+
+use super::fault::Fault;
+use super::plan::stream;
+use super::world::{World, shard_index};
+
+/// A row, in DynamoDB's JSON: each attribute is an object with its type.
+pub type Item = Map<String, Value>;
+
+pub const TABLE: &str = "leases";
+
+/// A client of the simulated table.
+pub fn client(world: &World) -> Client {
+    let connector = SharedHttpConnector::new(Dynamo(world.clone()));
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("test", "test", None, None, "static"))
+        .endpoint_url("http://simulated")
+        .retry_config(RetryConfig::disabled())
+        .http_client(http_client_fn(move |_, _| connector.clone()));
+    Client::from_conf(config.build())
+}
+
+#[derive(Clone)]
+struct Dynamo(World);
+
+type Refusal = (u16, &'static str);
+
+const CONDITION: Refusal = (400, "ConditionalCheckFailedException");
+const INVALID: Refusal = (400, "ValidationException");
+
+impl Dynamo {
+    async fn call(&self, operation: &str, body: Value) -> Result<Result<Value, Refusal>, ConnectorError> {
+        let world = &self.0;
+        world.contact("table", 0, 0).await;
+        if world.strikes(Fault::RequestLost) {
+            return Err(ConnectorError::io("connection refused".into()));
+        }
+        sleep(world.latency()).await;
+        if world.is_down(Fault::StoreOutage) || world.strikes(Fault::ServerError) {
+            return Ok(Err((500, "InternalServerError")));
+        }
+        if world.strikes(Fault::Throttled) {
+            return Ok(Err((400, "ThrottlingException")));
+        }
+        if operation == "UpdateItem" {
+            self.note_update(&body);
+        }
+        if operation == "UpdateItem" && world.strikes(Fault::LateWrite) {
+            world.update_late(body);
+            return pending().await;
+        }
+        let answer = self.answer(operation, &body);
+        if world.strikes(Fault::RequestDoubled) {
+            let _ = self.answer(operation, &body);
+        }
+        world.contact("tabled", 0, 0).await;
+        if world.strikes(Fault::Silence) {
+            return pending().await;
+        }
+        if world.strikes(Fault::ResponseLost) {
+            return Err(ConnectorError::io("connection reset".into()));
+        }
+        Ok(answer)
+    }
+
+    fn answer(&self, operation: &str, body: &Value) -> Result<Value, Refusal> {
+        self.0.late_updates().iter().for_each(|late| {
+            let _ = self.update(late);
+        });
+        match operation {
+            "DescribeTable" => Ok(json!({"Table": {
+                "TableName": TABLE,
+                "TableStatus": "ACTIVE",
+                "KeySchema": [{"AttributeName": "leaseKey", "KeyType": "HASH"}],
+            }})),
+            "BatchGetItem" => {
+                let keys = body["RequestItems"][TABLE]["Keys"].as_array().ok_or(INVALID)?;
+                let rows: Vec<Item> = keys.iter().filter_map(|key| self.0.row(row_key(key)?)).collect();
+                for row in &rows {
+                    self.0.row_read(row);
+                }
+                Ok(json!({"Responses": {TABLE: rows}, "UnprocessedKeys": {}}))
+            }
+            "GetItem" => {
+                let row = self.0.row(row_key(&body["Key"]).ok_or(INVALID)?);
+                Ok(row.map_or(json!({}), |row| json!({"Item": row})))
+            }
+            "PutItem" => {
+                let item = body["Item"].as_object().ok_or(INVALID)?;
+                let key = item["leaseKey"]["S"].as_str().ok_or(INVALID)?;
+                // Its one condition is that there is none.
+                match self.0.row(key) {
+                    Some(_) => Err(CONDITION),
+                    None => {
+                        self.0.write_row(item.clone());
+                        Ok(json!({}))
+                    }
+                }
+            }
+            "UpdateItem" => self.update(body),
+            _ => Err((400, "UnknownOperationException")),
+        }
+    }
+
+    fn update(&self, body: &Value) -> Result<Value, Refusal> {
+        let row = self
+            .0
+            .row(row_key(&body["Key"]).ok_or(INVALID)?)
+            .unwrap_or_default();
+        let expressions = Expressions::of(body);
+        if !expressions.hold(&row) {
+            return Err(CONDITION);
+        }
+        let after = expressions.updated(&row);
+        self.0.write_row(after.clone());
+        if expressions.update.contains("#leaseOwner =") {
+            self.0.row_taken(&after);
+        }
+        Ok(json!({"Attributes": after}))
+    }
+
+    /// What redrive wants to be written, whatever comes of it.
+    fn note_update(&self, body: &Value) {
+        let row = row_key(&body["Key"])
+            .and_then(|key| self.0.row(key))
+            .unwrap_or_default();
+        let after = Expressions::of(body).updated(&row);
+        if row.get("checkpoint") == after.get("checkpoint") {
+            return;
+        }
+        if let (Some(shard), Some(checkpoint)) = (shard_of(&after), checkpoint(&after)) {
+            let checked = self.0.state().oracle.checkpoint_sent(shard, &checkpoint);
+            self.0.check(checked);
+        }
+    }
+}
+
+fn row_key(key: &Value) -> Option<&str> {
+    key["leaseKey"]["S"].as_str()
+}
+
+/// As much of DynamoDB's expressions as a lease table takes.
+struct Expressions<'a> {
+    condition: &'a str,
+    update: &'a str,
+    names: &'a Value,
+    values: &'a Value,
+}
+
+impl<'a> Expressions<'a> {
+    fn of(body: &'a Value) -> Self {
+        Expressions {
+            condition: body["ConditionExpression"].as_str().unwrap_or_default(),
+            update: body["UpdateExpression"].as_str().unwrap_or_default(),
+            names: &body["ExpressionAttributeNames"],
+            values: &body["ExpressionAttributeValues"],
+        }
+    }
+
+    fn name(&self, name: &str) -> &str {
+        self.names[name.trim()].as_str().expect("a name that is defined")
+    }
+
+    fn value(&self, value: &str) -> &Value {
+        let value = &self.values[value.trim()];
+        assert!(!value.is_null(), "a value that is defined");
+        value
+    }
+
+    /// `a = :v AND (b = :w OR c = :w) AND attribute_not_exists(d)`
+    fn hold(&self, row: &Item) -> bool {
+        self.condition.split(" AND ").all(|term| {
+            if let Some(name) = term.strip_prefix("attribute_not_exists(") {
+                return !row.contains_key(self.name(name.trim_end_matches(')')));
+            }
+            let mut any = term.trim_matches(['(', ')']).split(" OR ");
+            any.any(|equals| {
+                let (name, value) = equals.split_once('=').expect("an equation");
+                row.get(self.name(name)) == Some(self.value(value))
+            })
+        })
+    }
+
+    /// `SET a = :v, b = :w ADD c :x REMOVE d, e`
+    fn updated(&self, row: &Item) -> Item {
+        let mut row = row.clone();
+        let update = self.update;
+        let (update, removed) = update.split_once(" REMOVE ").unwrap_or((update, ""));
+        let (set, added) = update.split_once(" ADD ").unwrap_or((update, ""));
+        for part in set.trim_start_matches("SET ").split(", ") {
+            let (name, value) = part.split_once('=').expect("an assignment");
+            row.insert(self.name(name).to_owned(), self.value(value).clone());
+        }
+        for part in added.split(", ").filter(|part| !part.is_empty()) {
+            let (name, value) = part.split_once(' ').expect("a name and a value");
+            let more = number(self.value(value)).expect("a number");
+            let sum = row.get(self.name(name)).and_then(number).unwrap_or(0) + more;
+            row.insert(self.name(name).to_owned(), json!({"N": sum.to_string()}));
+        }
+        for part in removed.split(", ").filter(|part| !part.is_empty()) {
+            row.remove(self.name(part));
+        }
+        row
+    }
+}
+
+fn number(value: &Value) -> Option<u64> {
+    value["N"].as_str()?.parse().ok()
+}
+
+pub fn text<'a>(row: &'a Item, name: &str) -> Option<&'a str> {
+    row.get(name)?["S"].as_str()
+}
+
+/// The checkpoint that a row holds.
+pub fn checkpoint(row: &Item) -> Option<Checkpoint> {
+    let sub = row.get("checkpointSubSequenceNumber").and_then(number)?;
+    let position = match text(row, "checkpoint")? {
+        "TRIM_HORIZON" => Position::TrimHorizon,
+        "SHARD_END" => Position::ShardEnd,
+        number => Position::Record {
+            sequence_number: number.parse().ok()?,
+            sub_sequence_number: sub,
+        },
+    };
+    let checkpoint = Checkpoint::at(position);
+    let ahead = row.get("redriveAhead").and_then(|ahead| ahead["B"].as_str());
+    let ahead = ahead.and_then(|ahead| BASE64.decode(ahead).ok());
+    Some(match ahead.and_then(|bytes| Ahead::from_bytes(&bytes).ok()) {
+        Some(ahead) => checkpoint.with_ahead(ahead),
+        None => checkpoint,
+    })
+}
+
+/// As long as another worker takes to renew a shard.
+const RENEWS: Duration = Duration::from_secs(3);
+const RIVAL: &str = "rival";
+
+/// Another worker, which takes a shard or asks for one now and then, holds it for a while, and lets it go or dies.
+pub async fn rival(world: World) {
+    let mut rng = stream(world.plan().options.seed ^ world.now().as_millis() as u64, RIVAL);
+    if !rng.random_bool(0.5) {
+        return;
+    }
+    loop {
+        sleep(Duration::from_millis(rng.random_range(10_000..200_000))).await;
+        let shard = rng.random_range(0..world.plan().shards.len());
+        let (asks, lets_go) = (rng.random_bool(0.5), rng.random_bool(0.5));
+        let renewals = rng.random_range(0..20);
+        let fault = if asks {
+            Fault::LeaseWanted
+        } else {
+            Fault::LeaseTaken
+        };
+        if world.now() >= world.plan().calm || world.plan().options.without.contains(&fault) {
+            continue;
+        }
+        let took = change(&world, shard, |row| {
+            let owner = text(row, "leaseOwner").map(str::to_owned);
+            let ended = text(row, "checkpoint") == Some("SHARD_END");
+            let ours = owner.as_deref() == Some(RIVAL) || row.contains_key("checkpointOwner");
+            if ended || ours || (asks && owner.is_none()) {
+                return false;
+            }
+            row.insert("leaseOwner".into(), json!({"S": RIVAL}));
+            if asks {
+                row.insert("checkpointOwner".into(), json!({"S": owner}));
+            }
+            true
+        });
+        if !took {
+            continue;
+        }
+        world.count(fault);
+        for _ in 0..renewals {
+            sleep(RENEWS).await;
+            // During a hand-over it is the other one that renews.
+            change(&world, shard, |row| {
+                text(row, "leaseOwner") == Some(RIVAL) && !row.contains_key("checkpointOwner")
+            });
+        }
+        if lets_go {
+            change(&world, shard, |row| {
+                let ours = text(row, "leaseOwner") == Some(RIVAL);
+                ours && !row.contains_key("checkpointOwner") && row.remove("leaseOwner").is_some()
+            });
+        }
+    }
+}
+
+/// Changes a row, with another counter, if it is to be changed.
+fn change(world: &World, shard: usize, change: impl FnOnce(&mut Item) -> bool) -> bool {
+    let Some(mut row) = world.row(&super::world::shard_id(shard)) else {
+        return false;
+    };
+    let changed = change(&mut row);
+    if changed {
+        let counter = row.get("leaseCounter").and_then(number).unwrap_or(0) + 1;
+        row.insert("leaseCounter".into(), json!({"N": counter.to_string()}));
+        world.write_row(row);
+    }
+    changed
+}
+
+impl World {
+    /// A row was read by somebody who looks at what is stored.
+    fn row_read(&self, row: &Item) {
+        if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
+            self.state().oracle.checkpoint_loaded(shard, Some(&checkpoint));
+            self.changed();
+        }
+    }
+
+    /// redrive begins with a shard, perhaps anew.
+    fn row_taken(&self, row: &Item) {
+        if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
+            self.state().oracle.shard_taken(shard, &checkpoint);
+            self.changed();
+        }
+    }
+}
+
+/// The shard of a row.
+pub fn shard_of(row: &Item) -> Option<usize> {
+    shard_index(text(row, "leaseKey")?)
+}
+
+/// Whether another worker has taken the row from redrive.
+pub fn is_foreign(row: &Item) -> bool {
+    text(row, "leaseOwner") == Some(RIVAL) && !row.contains_key("checkpointOwner")
+}
+
+impl fmt::Debug for Dynamo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dynamo")
+    }
+}
+
+impl HttpConnector for Dynamo {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let target = request.headers().get("x-amz-target").unwrap_or_default();
+        let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
+        let body = request.body().bytes().unwrap_or_default();
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let dynamo = self.clone();
+        HttpConnectorFuture::new(async move {
+            let (status, body) = match dynamo.call(&operation, body).await? {
+                Ok(answer) => (200, answer),
+                Err((status, code)) => (status, json!({"__type": code, "message": "simulated"})),
+            };
+            let status =
+                StatusCode::try_from(status).map_err(|error| ConnectorError::other(error.into(), None))?;
+            let mut response = HttpResponse::new(status, SdkBody::from(body.to_string()));
+            response
+                .headers_mut()
+                .insert("content-type", "application/x-amz-json-1.0");
+            Ok(response)
+        })
+    }
+}
