@@ -1,7 +1,7 @@
 //! What a consumer must know before it reads: the stream, its shards, what is stored of them, and whether
 //! the dead-letter sink may be used.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::answer::answer;
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
-use crate::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
 use crate::failure::{BoxError, Class};
@@ -197,12 +197,28 @@ impl Discovery<'_> {
         let stored = stored.and_then(|stored| all_of(stored, keys.len()));
         let stored = stored.map_err(Problem::Passing)?;
         let mut checkpoints = HashMap::new();
-        for (key, stored) in keys.iter().zip(stored) {
-            if let Some(checkpoint) = stored.map_err(|error| Problem::Passing(error.into()))? {
-                checkpoints.insert(key.shard.clone(), checkpoint);
+        let mut unreadable = HashSet::new();
+        for (key, stored) in keys.into_iter().zip(stored) {
+            match stored {
+                Ok(Some(checkpoint)) => drop(checkpoints.insert(key.shard, checkpoint)),
+                Ok(None) => {}
+                // Of this shard alone: the others are not to wait for somebody to mend it.
+                Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
+                    self.tell(|stream| Event::CheckpointUnreadable {
+                        stream,
+                        shard: &key.shard,
+                        error: &error,
+                    });
+                    unreadable.insert(key.shard);
+                }
+                Err(error) => return Err(Problem::Passing(error.into())),
             }
         }
-        let mut found = Lineage { shards, checkpoints };
+        let mut found = Lineage {
+            shards,
+            checkpoints,
+            unreadable,
+        };
         if self.checkpoints.leases().is_some() {
             found.finish_deleted();
         }

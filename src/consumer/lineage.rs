@@ -13,6 +13,8 @@ use crate::sabotage::Sabotage;
 pub(super) struct Lineage {
     pub(super) shards: Vec<Shard>,
     pub(super) checkpoints: HashMap<ShardId, Checkpoint>,
+    /// What is stored of these is not understood: they have begun, and nobody knows how far they are.
+    pub(super) unreadable: HashSet<ShardId>,
 }
 
 /// Hash keys that belong to no shard: whatever is written to them is read by nobody.
@@ -29,6 +31,7 @@ impl Lineage {
         self.unfinished()
             .filter(|shard| !has_open_parent(shard, &listed, &self.checkpoints))
             .map(|shard| shard.shard_id().into())
+            .filter(|shard| !self.unreadable.contains(shard))
             .collect()
     }
 
@@ -69,13 +72,18 @@ impl Lineage {
     /// shard without a row is finished if something that came of it has a row, as rows of children are made at the
     /// end of a parent; and if its own parents are finished, as otherwise its row may yet be made.
     pub(super) fn finish_deleted(&mut self) {
-        let Lineage { shards, checkpoints } = self;
+        let Lineage {
+            shards,
+            checkpoints,
+            unreadable,
+        } = self;
         let parents: HashMap<&str, Vec<&str>> = shards
             .iter()
             .map(|shard| (shard.shard_id(), parents(shard).collect()))
             .collect();
         let mut forebears: HashSet<&str> = HashSet::new();
-        let with_row = |shard: &&Shard| checkpoints.contains_key(&ShardId::from(shard.shard_id()));
+        let has_row = |shard: &ShardId| checkpoints.contains_key(shard) || unreadable.contains(shard);
+        let with_row = |shard: &&Shard| has_row(&shard.shard_id().into());
         let mut descendants: Vec<&str> = shards.iter().filter(with_row).map(Shard::shard_id).collect();
         while let Some(shard) = descendants.pop() {
             let parents = parents.get(shard).into_iter().flatten().copied();
@@ -84,7 +92,8 @@ impl Lineage {
         let listed = listed(shards);
         for shard in parents_first(shards) {
             let name = ShardId::from(shard.shard_id());
-            let unknown = forebears.contains(shard.shard_id()) && !checkpoints.contains_key(&name);
+            let has_row = checkpoints.contains_key(&name) || unreadable.contains(&name);
+            let unknown = forebears.contains(shard.shard_id()) && !has_row;
             if unknown && !has_open_parent(shard, &listed, checkpoints) {
                 checkpoints.insert(name, Checkpoint::at(Position::ShardEnd));
             }
@@ -208,6 +217,7 @@ mod tests {
         Lineage {
             shards,
             checkpoints: ended.collect(),
+            unreadable: HashSet::new(),
         }
     }
 
@@ -268,6 +278,15 @@ mod tests {
             lineage.finish_deleted();
             assert_eq!(ready(&lineage), is_ready, "{rows:?}");
         }
+    }
+
+    #[test]
+    fn a_shard_whose_row_is_not_understood_and_its_children_wait() {
+        let mut lineage = lineage(merged_and_split(), &["a"]);
+        lineage.unreadable.insert("b".into());
+        lineage.finish_deleted();
+        assert_eq!(ready(&lineage), [] as [&str; 0]);
+        assert_eq!(lineage.hole(), None);
     }
 
     /// The other parent of a merge was not begun when the first one ended: its own parent is not done.

@@ -39,7 +39,8 @@ impl Poller {
                 Some(token) => token,
                 None => match new_iterator(reading).await {
                     Ok(token) => token,
-                    Err(error) => {
+                    Err(NoIterator::NotFound(error)) => return ReadingEnded::NotFound(error),
+                    Err(NoIterator::Failed(error)) => {
                         drop(room);
                         failures.wait(reading, error).await;
                         continue;
@@ -67,6 +68,7 @@ impl Poller {
                             iterator = Some(token);
                             failures.throttled(reading).await;
                         }
+                        Some("ResourceNotFoundException") => return ReadingEnded::NotFound(error.into()),
                         // Whatever is wrong, a new iterator is no worse than the old one.
                         _ => failures.wait(reading, error.into()).await,
                     }
@@ -109,7 +111,12 @@ impl Poller {
     }
 }
 
-async fn new_iterator(reading: &mut Reading) -> Result<String, BoxError> {
+enum NoIterator {
+    NotFound(BoxError),
+    Failed(BoxError),
+}
+
+async fn new_iterator(reading: &mut Reading) -> Result<String, NoIterator> {
     let (name, arn) = reading.stream.name_or_arn();
     let call = reading
         .client
@@ -122,12 +129,14 @@ async fn new_iterator(reading: &mut Reading) -> Result<String, BoxError> {
         .set_timestamp(reading.from.time());
     let reply = match call.send().await {
         Ok(reply) => reply,
+        Err(error) if error.code() == Some("ResourceNotFoundException") => {
+            return Err(NoIterator::NotFound(error.into()));
+        }
         Err(error) => {
             reading.begin_anew(error.code());
-            return Err(error.into());
+            return Err(NoIterator::Failed(error.into()));
         }
     };
-    reply
-        .shard_iterator
-        .ok_or_else(|| "GetShardIterator answered without an iterator".into())
+    let none = || NoIterator::Failed("GetShardIterator answered without an iterator".into());
+    reply.shard_iterator.ok_or_else(none)
 }

@@ -116,10 +116,12 @@ impl ReadFrom {
 }
 
 /// Why reading came to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum ReadingEnded {
     /// The shard is closed and every record of it was handed over.
     ShardClosed,
+    /// There is no such shard any more, or no such stream.
+    NotFound(BoxError),
     /// Records are lost, and nobody is to go on as if they were not.
     Lost(Box<DataLoss>),
     /// Nobody takes the records any more.

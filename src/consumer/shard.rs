@@ -37,7 +37,7 @@ pub(super) enum ShardEnd {
     Halted(Box<ShardHalted>),
     /// Records are lost, and the user wants to know before it goes on.
     DataLost(Box<DataLoss>),
-    /// Something broke that should not.
+    /// Something broke that should not, or the shard is there no more.
     Failed(BoxError),
     /// Another process holds the shard, or may.
     Lost,
@@ -129,6 +129,7 @@ impl<P: RecordProcessor> ShardTask<P> {
                     true => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
                     false => (ShardEnd::Stopped, finished.checkpoint),
                 },
+                Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
                 Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -124,6 +124,8 @@ const RESTART: Backoff = Backoff::exponential()
     .cap(Duration::from_secs(60));
 /// A task that has run for so long has not broken down in a row.
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
+/// Between looks at a checkpoint that somebody must mend.
+const MENDING: Duration = Duration::from_secs(30);
 /// What a single listing says may be a moment in between (KCL waits for as many).
 const HOLES_TO_TELL: u32 = 3;
 
@@ -137,6 +139,10 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 .insert(shard.clone(), Checkpoint::at(Position::ShardEnd));
         }
         self.audit(found.hole());
+        self.miss_removed(&found);
+        if !found.unreadable.is_empty() {
+            self.look_again_in(MENDING);
+        }
         let mut ready = found.ready();
         ready.retain(|shard| !self.started.values().any(|(started, _)| started == shard));
         let store = self.consumer.checkpoints.clone();
@@ -164,6 +170,22 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 Ok(Taken::Ended | Taken::Missing) => {}
                 Err(error) => self.tell_failure(&error, leases.failover_time() / 2),
             }
+        }
+    }
+
+    /// A shard that was being read and is not listed any more was closed, and all that was in it is trimmed.
+    fn miss_removed(&mut self, found: &Lineage) {
+        let is_listed = |shard: &ShardId| found.shards.iter().any(|it| it.shard_id() == shard.as_str());
+        let removed = self.breakdowns.extract_if(|shard, _| !is_listed(shard));
+        let removed: Vec<ShardId> = removed.map(|(shard, _)| shard).collect();
+        for shard in removed.iter().filter(|shard| !self.ended.contains(*shard)) {
+            self.tell(|stream| Event::DataLoss {
+                stream,
+                shard,
+                from: None,
+                to: SystemTime::now(),
+                certain: false,
+            });
         }
     }
 

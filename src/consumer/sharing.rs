@@ -105,7 +105,10 @@ impl Lineage {
             .into_iter()
             .flatten()
             .filter(|other| *other != parent.as_str());
-        let has_row = |name: &str| self.checkpoints.contains_key(&ShardId::from(name));
+        let has_row = |name: &str| {
+            let name = ShardId::from(name);
+            self.checkpoints.contains_key(&name) || self.unreadable.contains(&name)
+        };
         let is_listed = |name: &str| self.shards.iter().any(|shard| shard.shard_id() == name);
         !has_row(child.shard_id()) && others.all(|other| has_row(other) || !is_listed(other))
     }

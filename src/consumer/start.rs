@@ -41,7 +41,7 @@ impl StartingPosition {
                 begun @ Position::AtTimestamp { .. } => Some(begun.clone()),
                 _ => None,
             });
-        if begun.is_none() && !found.checkpoints.is_empty() {
+        if begun.is_none() && !(found.checkpoints.is_empty() && found.unreadable.is_empty()) {
             return Vec::new();
         }
         let now = SystemTime::now();
@@ -61,7 +61,9 @@ impl StartingPosition {
         // Nobody may see a child's row before that of its parent.
         let shards = parents_first(&found.shards).into_iter();
         let shards = shards.map(|shard| ShardId::from(shard.shard_id()));
-        let lacking = shards.filter(|shard| !found.checkpoints.contains_key(shard));
+        let has_row =
+            |shard: &ShardId| found.checkpoints.contains_key(shard) || found.unreadable.contains(shard);
+        let lacking = shards.filter(|shard| !has_row(shard));
         lacking
             .filter_map(|shard| Some((shard.clone(), Checkpoint::at(position(&shard)?))))
             .collect()
@@ -96,6 +98,7 @@ mod tests {
         Lineage {
             shards: ["a", "b", "c"].map(shard).into(),
             checkpoints: checkpoints.iter().map(stored).collect(),
+            unreadable: Default::default(),
         }
     }
 

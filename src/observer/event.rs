@@ -203,8 +203,8 @@ pub enum Event<'a> {
         /// Why.
         error: &'a (dyn Error + Send + Sync + 'static),
     },
-    /// A shard's task has broken down, by a panic outside of handler, sink and store. It begins again at its
-    /// checkpoint.
+    /// A shard's task has broken down, by a panic outside of handler, sink and store, or Kinesis does not know the shard
+    /// any more. It begins again at its checkpoint, if it is still there.
     #[non_exhaustive]
     ShardFailed {
         /// The stream's name.
@@ -217,6 +217,17 @@ pub enum Event<'a> {
         error: &'a (dyn Error + Send + Sync + 'static),
         /// When it begins again.
         delay: Duration,
+    },
+    /// What is stored of a shard cannot be understood, or is another stream's. Nothing is guessed: the shard and its
+    /// children wait until somebody has mended the row, which is looked at twice a minute. The others go on.
+    #[non_exhaustive]
+    CheckpointUnreadable {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// What is wrong.
+        error: &'a (dyn Error + Send + Sync + 'static),
     },
     /// Another process holds a shard. This one stands by, to take it when it is free.
     #[non_exhaustive]

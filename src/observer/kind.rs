@@ -26,6 +26,7 @@ impl Event<'_> {
             | Event::ShardEnded { .. }
             | Event::ShardFailed { .. }
             | Event::ShardHalted { .. }
+            | Event::CheckpointUnreadable { .. }
             | Event::ShardHeldElsewhere { .. }
             | Event::LeaseNotRenewed { .. }
             | Event::LeaseLost { .. }

@@ -228,6 +228,10 @@ impl Observer for Log {
                 ?delay,
                 "the shard's task has broken down; it begins again at its checkpoint"
             ),
+            Event::CheckpointUnreadable { stream, shard, error } => error!(
+                stream, %shard, error = full(*error),
+                "the checkpoint is not understood: the shard waits until it is mended"
+            ),
             Event::ShardHeldElsewhere { stream, shard, owner } => {
                 info!(stream, %shard, owner, "another process holds the shard: standing by");
             }

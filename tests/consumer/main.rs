@@ -5,6 +5,7 @@
 mod support;
 
 mod aggregated;
+mod bad_input;
 mod bounds;
 mod breakdowns;
 mod checkpoints;

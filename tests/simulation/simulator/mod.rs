@@ -264,8 +264,7 @@ async fn stand_still(world: World) {
         };
         sleep(left).await;
         world.count(Fault::ClockJump);
+        world.stands_still(length);
         advance(length).await;
-        let mut state = world.state();
-        state.stood_still = Some(state.now());
     }
 }

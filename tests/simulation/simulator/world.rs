@@ -61,8 +61,8 @@ pub struct State {
     late_updates: Vec<(Duration, Value)>,
     /// When another worker has taken a shard that it holds.
     foreign_since: HashMap<usize, Duration>,
-    /// When the process stood still last.
-    pub stood_still: Option<Duration>,
+    /// Until when the process stood still last.
+    stood_still: Option<Duration>,
     /// Shards whose row a late write has put back.
     put_back: HashSet<usize>,
     beats: u32,
@@ -301,6 +301,12 @@ impl World {
             checked
         };
         self.check(checked);
+    }
+
+    /// The process gets no time for so long.
+    pub fn stands_still(&self, length: Duration) {
+        let mut state = self.state();
+        state.stood_still = Some(state.now() + length);
     }
 
     pub fn row(&self, key: &str) -> Option<Item> {

@@ -1,0 +1,134 @@
+//! What a stream, its keepers and its checkpoints may do to a consumer: each is an error that says what is wrong, or a
+//! wait that is told, and never a busy loop.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Memory, ShardKey};
+use redrive::{ConsumerError, ShardId};
+use tokio::time::sleep;
+
+use crate::scene::{STREAM, Scene, records};
+use crate::support::proxy::Fault;
+use crate::support::waiting::eventually;
+
+#[tokio::test]
+async fn a_stream_that_is_deleted_meanwhile_ends_the_run() {
+    let scene = Scene::new(2).await;
+    scene.put(records(20, 5, |_| "ok")).await;
+    let running = scene.start();
+    scene.ledger.settled(20).await;
+    let call = scene.client().delete_stream().stream_name(STREAM);
+    call.send().await.expect("DeleteStream");
+    match running.end().await {
+        Err(ConsumerError::StreamNotFound { stream, .. }) => assert_eq!(stream, STREAM),
+        other => panic!("{other:?}"),
+    }
+    // What it had read is settled and stored.
+    assert_eq!(scene.ledger.book().last_saved().len(), 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_being_created_is_waited_for() {
+    let scene = Scene::with(1, |options| options.create_stream_ms = 0).await;
+    let mut refusals = 3;
+    scene.proxy.script(move |call| match call.target.as_str() {
+        "ListShards" if refusals > 0 => {
+            refusals -= 1;
+            Fault::error(400, "ResourceInUseException")
+        }
+        _ => Fault::None,
+    });
+    scene.put(records(20, 5, |_| "ok")).await;
+    let running = scene.start();
+    scene.settle_all(running).await;
+    assert_eq!(scene.ledger.events("DiscoveryFailed"), 3);
+}
+
+/// Each of them is mended by somebody, some time; until then there are a few calls, and each is told.
+#[tokio::test]
+async fn what_somebody_must_mend_is_told_and_waited_for() {
+    for error in [
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "UnrecognizedClientException",
+        "KMSDisabledException",
+    ] {
+        for target in ["ListShards", "GetShardIterator", "GetRecords"] {
+            let scene = Scene::new(1).await;
+            scene.put(records(20, 5, |_| "ok")).await;
+            let refused = Arc::new(Mutex::new(true));
+            let is_refused = refused.clone();
+            scene.proxy.script(move |call| {
+                match call.target == target && *is_refused.lock().expect("no panic") {
+                    true => Fault::error(400, error),
+                    false => Fault::None,
+                }
+            });
+            let running = scene.start();
+            let told = || scene.ledger.events("DiscoveryFailed") + scene.ledger.events("FetchFailed");
+            eventually("it is told", || told() >= 3).await;
+            let calls = scene.proxy.calls(target).len();
+            assert!(calls <= told() + 1, "{error}: {calls} calls of {target}");
+            *refused.lock().expect("no panic") = false;
+            scene.settle_all(running).await;
+        }
+    }
+}
+
+/// A store with a row that nobody understands, until it is mended.
+#[derive(Debug, Clone)]
+struct Corrupt {
+    inner: Memory,
+    rows: Arc<Mutex<HashSet<ShardId>>>,
+}
+
+#[async_trait]
+impl CheckpointStore for Corrupt {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        let loaded = self.inner.load(shards).await.into_iter().zip(shards);
+        let rows = self.rows.lock().expect("no panic").clone();
+        loaded
+            .map(|(loaded, key)| match rows.contains(&key.shard) {
+                true => Err(CheckpointError::Corrupt {
+                    shard: key.shard.clone(),
+                    text: "?".to_owned(),
+                    source: "not a position".into(),
+                }),
+                false => loaded,
+            })
+            .collect()
+    }
+
+    async fn save(&self, rows: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        self.inner.save(rows).await
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_is_not_understood_holds_up_its_shard_and_no_other() {
+    let scene = Scene::new(2).await;
+    scene.put(records(100, 20, |_| "ok")).await;
+    let sent = scene.read().await;
+    let shard = sent[0].place.shard.clone();
+    let store = Corrupt {
+        inner: Memory::new(),
+        rows: Arc::new(Mutex::new(HashSet::from([shard.clone()]))),
+    };
+    let of_others = sent.iter().filter(|sent| sent.place.shard != shard).count();
+    assert!(of_others > 0 && of_others < 100);
+    let running = scene.run(scene.consumer().checkpoints(store.clone()), scene.resilient());
+    scene.ledger.settled(of_others).await;
+    assert_eq!(scene.ledger.events("CheckpointUnreadable"), 1);
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(scene.ledger.book().settled.len(), of_others);
+    running.stop().await.expect("nothing halted");
+
+    store.rows.lock().expect("no panic").clear();
+    let running = scene.run(scene.consumer().checkpoints(store), scene.resilient());
+    scene.ledger.settled(100).await;
+    running.stop().await.expect("nothing halted");
+    assert_eq!(scene.ledger.book().repeats(), 0);
+}
