@@ -74,6 +74,7 @@ struct Totals {
     records: u64,
     calls: u64,
     letters: u64,
+    held: u64,
     hours: f64,
     broken: Vec<(u64, Violation)>,
 }
@@ -85,6 +86,7 @@ impl Totals {
         self.records += outcome.records;
         self.calls += outcome.calls;
         self.letters += outcome.letters;
+        self.held += u64::from(outcome.held);
         self.hours += outcome.took.as_secs_f64() / 3_600.0;
         self.broken
             .extend(outcome.violation.map(|violation| (seed, violation)));
@@ -100,6 +102,12 @@ impl Totals {
         }
         let total: u64 = self.counts.iter().map(|(_, count)| count).sum();
         println!("{total:>12} faults in all");
+        if self.held > 0 {
+            println!(
+                "{} seeds ended with 20 poisoned keys or more, behind which nothing is left that could succeed",
+                self.held
+            );
+        }
         println!("{} seeds broke a promise", self.broken.len());
     }
 }

@@ -39,6 +39,10 @@
 //! | change what protects all records together, or share it | [`Breaker`], [`Guard`], [`RetryBudget`] |
 //! | choose where failed records go | [`dead_letter`] |
 //! | choose where positions are kept | [`checkpoint`] |
+#![cfg_attr(
+    feature = "kinesis",
+    doc = "| look how a service does | [`Consumer::health`] |"
+)]
 //! | hear what happens | [`observer`] |
 #![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
 //!
@@ -105,8 +109,8 @@ pub use classify::{Classify, StandardClassifier};
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
 pub use consumer::{
-    AfterDataLoss, Consumer, ConsumerBuilder, ConsumerError, DataLoss, FanOutConsumer, Retrieval,
-    StartingPosition, StreamId,
+    AfterDataLoss, Consumer, ConsumerBuilder, ConsumerError, DataLoss, FanOutConsumer, Health, HealthReport,
+    Retrieval, ShardHealth, ShardState, StartingPosition, StreamId, WaitsFor,
 };
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use guard::{Guard, StoppedShard};

@@ -13,6 +13,9 @@ use crate::tally::{Growth, Recent};
 /// A time in which probes are made: its number is given once in a process.
 pub(crate) type Round = u64;
 
+/// In which time those that wait in an outage have all been probes, however long its pauses are.
+const LATELY: Duration = Duration::from_secs(15 * 60);
+
 static ROUNDS: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Debug)]
@@ -21,8 +24,9 @@ pub(super) struct Machine {
     phase: Phase,
     failures: Recent,
     successes: Growth,
-    /// The keys whose records failed since the last success, as many as are worth knowing.
-    streak: Vec<u64>,
+    /// The keys whose records failed since the last success, and when they did last; the latest, as many as are
+    /// worth knowing.
+    streak: Vec<(u64, Instant)>,
     /// How long the next pause is: how often it has opened, half of that after each time that it closed,
     /// nothing once it has stayed closed for a window.
     openings: u32,
@@ -113,7 +117,7 @@ impl Machine {
         if self.successes.observe(now, successes) > 0 {
             self.streak.clear();
         }
-        self.blame(key);
+        self.blame(now, key);
         self.failures.add(now, 1);
         let failures = self.failures.sum(now);
         let attempts = failures + self.successes.sum(now);
@@ -122,10 +126,15 @@ impl Machine {
         (too_many || self.streak.len() >= self.settings.in_a_row).then(|| self.open(now, failures, attempts))
     }
 
-    fn blame(&mut self, key: Option<u64>) {
+    fn blame(&mut self, now: Instant, key: Option<u64>) {
+        let Some(key) = key else { return };
         let enough = self.settings.in_a_row.max(self.enough_keys());
-        if let Some(key) = key.filter(|key| self.streak.len() < enough && !self.streak.contains(key)) {
-            self.streak.push(key);
+        if let Some((_, at)) = self.streak.iter_mut().find(|(known, _)| *known == key) {
+            *at = now;
+        } else if self.streak.len() < enough {
+            self.streak.push((key, now));
+        } else if let Some(oldest) = self.streak.iter_mut().min_by_key(|(_, at)| *at) {
+            *oldest = (key, now);
         }
     }
 
@@ -139,10 +148,11 @@ impl Machine {
         !self.streak.is_empty()
     }
 
-    /// Whether only a few keys have failed since the last success: so few that their records may be to
-    /// blame themselves, and nothing else is there that could succeed.
-    pub(super) fn is_narrow(&self) -> bool {
-        self.streak.len() < self.enough_keys()
+    /// Whether only a few keys have failed lately, since the last success: so few that their records may be to blame
+    /// themselves, and nothing else is there that could succeed. What was given up since does not make it an outage.
+    pub(super) fn is_narrow(&self, now: Instant) -> bool {
+        let lately = |(_, at): &&(u64, Instant)| now.saturating_duration_since(*at) < LATELY;
+        self.streak.iter().filter(lately).count() < self.enough_keys()
     }
 
     /// Whether it has been closed for so long.
@@ -260,7 +270,7 @@ impl Machine {
     ) -> Option<Change> {
         match proof {
             Proof::Works => self.streak.clear(),
-            Proof::Fails => self.blame(Some(key)),
+            Proof::Fails => self.blame(now, Some(key)),
             Proof::Nothing => {}
         }
         let probing = match &mut self.phase {

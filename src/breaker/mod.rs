@@ -280,7 +280,7 @@ impl Breaker {
 
     /// Whether only a few keys have failed since the last success: they may be to blame themselves.
     pub(crate) fn is_narrow(&self) -> bool {
-        self.inner().machine.is_narrow()
+        self.inner().machine.is_narrow(Instant::now())
     }
 
     /// Lets time pass. To be called when [`change`](Breaker::change) has returned.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::Client;
 
 use super::data_loss::OnDataLoss;
-use super::{AfterDataLoss, Consumer, DataLoss, Polling, Retrieval, StartingPosition, StreamId};
+use super::{AfterDataLoss, Consumer, DataLoss, Health, Polling, Retrieval, StartingPosition, StreamId};
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
@@ -232,6 +232,7 @@ impl ConsumerBuilder {
                 calls_in_flight: self.calls_in_flight,
             },
             on_data_loss: self.on_data_loss,
+            health: Health::default(),
             deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,
             last_checkpoint,

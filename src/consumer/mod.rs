@@ -14,6 +14,7 @@ mod checkpointing;
 mod data_loss;
 mod discovery;
 mod fan_out;
+mod health;
 mod lease;
 mod lineage;
 mod polling;
@@ -28,6 +29,7 @@ mod stream;
 
 pub use builder::ConsumerBuilder;
 pub use data_loss::{AfterDataLoss, DataLoss};
+pub use health::{Health, HealthReport, ShardHealth, ShardState, WaitsFor};
 pub use retrieval::{FanOutConsumer, Retrieval};
 pub use start::StartingPosition;
 pub use stream::StreamId;
@@ -69,6 +71,7 @@ pub struct Consumer {
     retrieval: Retrieval,
     polling: Polling,
     on_data_loss: OnDataLoss,
+    health: Health,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
     /// The part of it that is kept for storing the last checkpoint of each shard.
@@ -95,6 +98,11 @@ impl Consumer {
     /// own, and a call without an operation-attempt timeout gets one of 30 s.
     pub fn builder(client: Client, stream: impl Into<StreamId>) -> ConsumerBuilder {
         ConsumerBuilder::new(client, stream.into())
+    }
+
+    /// How it does, once it runs: for probes, and for whoever looks.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// Runs until all shards have ended, or nothing more can be settled.

@@ -93,7 +93,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             None => shutdown,
         };
         let (stream, shard) = (reading.stream.name().clone(), reading.shard.clone());
-        let observers = resilient.observers().clone();
+        let observers = reading.observers.clone();
         let tell = |event: Event<'_>| {
             if observers.want(Interest::SHARDS) {
                 observers.tell(&event);

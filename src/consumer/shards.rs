@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
 use super::data_loss::Expected;
@@ -26,7 +27,7 @@ use super::shard::{ShardEnd, ShardTask};
 use super::{Consumer, ConsumerError, Retrieval};
 use crate::checkpoint::{Checkpoint, Taken};
 use crate::failure::BoxError;
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Ordering, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, ShardId};
@@ -54,7 +55,10 @@ where
             application.clone(),
         ))),
     };
+    let looking = tokio::spawn(consumer.health.clone().look_on(resilient.dependencies()));
+    let _looking = AbortOnDropHandle::new(looking);
     let mut shards = Shards {
+        observers: resilient.observers().and(Arc::new(consumer.health.clone())),
         calls: Arc::new(Semaphore::new(consumer.polling.calls_in_flight)),
         registration,
         application,
@@ -93,6 +97,8 @@ where
 struct Shards<P: RecordProcessor> {
     consumer: Consumer,
     application: Arc<str>,
+    /// Those of the processor, and the consumer's health.
+    observers: Observers,
     resilient: Resilient<P>,
     calls: Arc<Semaphore>,
     registration: Option<Arc<Registration>>,
@@ -133,6 +139,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     /// Starts every shard that is not started yet, whose parents are done and that no other process holds.
     async fn start_found(&mut self, mut found: Lineage) {
         self.look = None;
+        self.consumer.health.discovered();
         for shard in &self.ended {
             found
                 .checkpoints
@@ -216,7 +223,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     }
 
     fn tell<'a>(&'a self, event: impl FnOnce(&'a str) -> Event<'a>) {
-        let observers = self.resilient.observers();
+        let observers = &self.observers;
         if observers.want(Interest::SHARDS) {
             observers.tell(&event(self.consumer.stream.name()));
         }
@@ -244,7 +251,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             stream: &self.consumer.stream,
             application: &self.application,
             checkpoints: &*self.consumer.checkpoints,
-            observers: self.resilient.observers(),
+            observers: &self.observers,
         }
     }
 
@@ -259,7 +266,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         let hash_keys = found.hash_keys(&shard);
         let progress = Arc::new(Progress::new());
         let hold = taken.map(|_| Arc::new(Hold::new(&self.shutdown)));
-        let observers = self.resilient.observers().clone();
+        let observers = self.observers.clone();
         let key = self.discovery().key(shard.clone());
         let task = ShardTask {
             resilient: self.resilient.clone(),
@@ -310,6 +317,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             shutdown: self.shutdown.clone(),
             last_checkpoint: self.consumer.last_checkpoint,
         };
+        self.consumer.health.started(&shard, &task.progress);
         let id = self.tasks.spawn(task.run()).id();
         self.started.insert(id, (shard, Instant::now()));
     }
@@ -358,6 +366,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             Ok(ended) => ended,
             Err(broken) => (broken.id(), ShardEnd::broken(&broken)),
         };
+        if let Some((shard, _)) = self.started.get(&id) {
+            self.consumer.health.ended(shard);
+        }
         let error = match end {
             ShardEnd::Ended => {
                 let shard = self.started.get(&id).map(|(shard, _)| shard.clone());

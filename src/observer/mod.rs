@@ -87,6 +87,13 @@ impl Observers {
         Observers { all, interest }
     }
 
+    /// These, and one more.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn and(&self, observer: Arc<dyn Observer>) -> Self {
+        let before = self.all.iter().map(|(_, observer)| observer.clone());
+        Observers::new(before.chain([observer]).collect())
+    }
+
     pub(crate) fn want(&self, kind: Interest) -> bool {
         self.interest.contains(kind)
     }

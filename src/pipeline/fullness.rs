@@ -17,37 +17,40 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Fullness {
     oldest: Option<Ordinal>,
+    stuck: Option<Bound>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Fullness {
-    /// To be called in every turn, with the bound that stops the reading, if one does.
+    /// To be called in every turn, with the bound that stops the reading, if one does. The one behind which the shard
+    /// is stuck.
     pub(super) fn observe(
         &mut self,
         bound: Option<Bound>,
         window: &Window,
         observers: &Observers,
         cx: &mut Context<'_>,
-    ) {
+    ) -> Option<Bound> {
         let Some((bound, (ordinal, oldest))) = bound.zip(window.oldest()) else {
-            self.oldest = None;
-            return;
+            (self.oldest, self.stuck) = (None, None);
+            return None;
         };
-        if !observers.want(Interest::SHARDS) {
-            return;
-        }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(STUCK_AFTER)));
         if self.oldest != Some(ordinal) {
-            self.oldest = Some(ordinal);
+            (self.oldest, self.stuck) = (Some(ordinal), None);
             timer.as_mut().reset(Instant::now() + STUCK_AFTER);
         }
         while timer.as_mut().poll(cx).is_ready() {
-            observers.tell(&Event::WindowFull {
-                bound,
-                oldest,
-                held: window.held(),
-            });
+            self.stuck = Some(bound);
+            if observers.want(Interest::SHARDS) {
+                observers.tell(&Event::WindowFull {
+                    bound,
+                    oldest,
+                    held: window.held(),
+                });
+            }
             timer.as_mut().reset(Instant::now() + REPEAT_AFTER);
         }
+        self.stuck
     }
 }

@@ -1,12 +1,13 @@
 //! What a shard's task tells the one that stores its checkpoints.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::Context;
 
 use atomic_waker::AtomicWaker;
 use tokio::sync::watch;
 
 use crate::checkpoint::Checkpoint;
+use crate::observer::Bound;
 
 /// A shard's checkpoints while it runs, made when they are asked for: collecting what is settled ahead
 /// of the watermark takes a walk over the window.
@@ -16,6 +17,8 @@ use crate::checkpoint::Checkpoint;
 pub struct Progress {
     demand: AtomicU8,
     shard: AtomicWaker,
+    turns: AtomicU64,
+    stuck: AtomicU8,
     latest: watch::Sender<Option<Published>>,
 }
 
@@ -48,6 +51,8 @@ impl Progress {
         Progress {
             demand: AtomicU8::new(NONE),
             shard: AtomicWaker::new(),
+            turns: AtomicU64::new(0),
+            stuck: AtomicU8::new(0),
             latest: watch::Sender::new(None),
         }
     }
@@ -74,7 +79,39 @@ impl Progress {
 
     /// To be called by the shard's task in each turn, before it looks at the demand.
     pub(super) fn register(&self, cx: &Context<'_>) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
         self.shard.register(cx.waker());
+    }
+
+    /// How many turns the shard's task has had. One that hangs has no more of them, however often it is
+    /// [woken](Progress::wake).
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Gives the shard's task a turn.
+    pub fn wake(&self) {
+        self.shard.wake();
+    }
+
+    /// The bound behind which the shard has waited for the same record for some time, if it does.
+    pub fn stuck(&self) -> Option<Bound> {
+        match self.stuck.load(Ordering::Relaxed) {
+            1 => Some(Bound::Held),
+            2 => Some(Bound::Span),
+            3 => Some(Bound::Bytes),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set_stuck(&self, bound: Option<Bound>) {
+        let stuck = match bound {
+            None => 0,
+            Some(Bound::Held) => 1,
+            Some(Bound::Span) => 2,
+            Some(Bound::Bytes) => 3,
+        };
+        self.stuck.store(stuck, Ordering::Relaxed);
     }
 
     pub(super) fn wanted(&self, urgent: bool) -> bool {

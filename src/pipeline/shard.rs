@@ -213,7 +213,8 @@ where
             self.urgent = false;
         }
         let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
-        self.fullness.observe(bound, &self.window, self.observers, cx);
+        let stuck = self.fullness.observe(bound, &self.window, self.observers, cx);
+        self.progress.set_stuck(stuck);
     }
 
     /// Admits the next record, or reads the next batch.

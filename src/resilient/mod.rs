@@ -13,6 +13,8 @@ use tokio::time::Instant;
 mod attempt;
 mod blame;
 mod builder;
+#[cfg(feature = "kinesis")]
+mod dependencies;
 mod doubt;
 mod letter;
 mod outbox;
@@ -26,6 +28,8 @@ pub(crate) use attempt::poll_caught;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 
+#[cfg(feature = "kinesis")]
+pub(crate) use dependencies::Dependencies;
 pub(crate) use protection::{Pass, Protection, Run};
 pub(crate) use recovery::{Recovery, Stage};
 
@@ -184,6 +188,21 @@ impl<P: RecordProcessor> Resilient<P> {
     /// Its retry budget, if it has one.
     pub fn retry_budget(&self) -> Option<&RetryBudget> {
         self.0.protection.budget.as_ref()
+    }
+
+    /// What its records need, to be looked at.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn dependencies(&self) -> Dependencies {
+        let protection = &self.0.protection;
+        let breakers = protection.breakers.iter();
+        Dependencies {
+            breakers: breakers
+                .map(|named| (named.dependency.clone(), named.breaker.clone()))
+                .collect(),
+            guard: protection.guard.clone(),
+            budget: protection.budget.clone(),
+            sink_failures: self.0.outbox.as_ref().map(|outbox| outbox.failures().clone()),
+        }
     }
 
     pub(crate) fn observers(&self) -> &Observers {

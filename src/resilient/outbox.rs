@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub(crate) struct Outbox {
     sink: Arc<dyn DeadLetterSink>,
     observers: Observers,
     seed: u64,
+    /// Puts in a row of which nothing was confirmed.
+    failures: Arc<AtomicU32>,
     // Its letters are bounded by the callers, each of which waits for its own.
     inbox: Mutex<Option<mpsc::UnboundedSender<Entry>>>,
 }
@@ -60,12 +63,18 @@ impl Outbox {
             sink,
             observers,
             seed,
+            failures: Arc::default(),
             inbox: Mutex::new(None),
         }
     }
 
     pub(crate) fn sink(&self) -> &Arc<dyn DeadLetterSink> {
         &self.sink
+    }
+
+    /// How often in a row nothing of a put was confirmed.
+    pub(crate) fn failures(&self) -> &Arc<AtomicU32> {
+        &self.failures
     }
 
     /// Waits until the letter is confirmed, or refused for good.
@@ -103,6 +112,7 @@ impl Outbox {
                 rng: SmallRng::seed_from_u64(self.seed),
                 waiting: VecDeque::new(),
                 failures: 0,
+                shown: self.failures.clone(),
             };
             tokio::spawn(postman.run(receiver));
             // The receiver was made a line above.
@@ -125,6 +135,7 @@ struct Postman {
     waiting: VecDeque<Entry>,
     /// Puts in a row of which nothing was confirmed.
     failures: u32,
+    shown: Arc<AtomicU32>,
 }
 
 impl Postman {
@@ -136,6 +147,9 @@ impl Postman {
             }
             // Nobody waits for it any more: its record was given back and will come again.
             self.waiting.retain(|entry| !entry.done.is_closed());
+            if self.waiting.is_empty() {
+                self.shown.store(0, Ordering::Relaxed);
+            }
             let batch = self.due();
             if !batch.is_empty() {
                 self.put(batch).await;
@@ -218,6 +232,7 @@ impl Postman {
         } else {
             self.failures.saturating_add(1)
         };
+        self.shown.store(self.failures, Ordering::Relaxed);
         if again.is_empty() {
             return;
         }

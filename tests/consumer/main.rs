@@ -11,6 +11,7 @@ mod breakdowns;
 mod checkpoints;
 mod data_loss;
 mod fan_out;
+mod health;
 mod killing;
 mod leases;
 mod letters;

@@ -177,6 +177,7 @@ impl Kinesis {
                 (index.ok_or(INVALID)?, 0)
             }
         };
+        self.0.state().oracle.reading_begins(shard);
         Ok(json!({"ShardIterator": self.iterator(shard, index)}))
     }
 

@@ -146,6 +146,9 @@ pub struct Oracle {
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
     flood: Vec<u64>,
     saved_in_run: HashMap<usize, Checkpoint>,
+    /// Shards that this run reads: what is stored of them it does not ask any more.
+    reading: HashSet<usize>,
+    pub held: bool,
     pub letters: u64,
     pub calls: u64,
     pub calls_in_outages: u64,
@@ -153,6 +156,8 @@ pub struct Oracle {
 
 /// As long as a record is held at most.
 const HOLD: Duration = Duration::from_secs(15 * 60);
+/// So many keys are an outage, whatever they fail of.
+const MANY: usize = 20;
 /// So many keys in a row open a breaker.
 const FEW: usize = 5;
 const LATELY: Duration = Duration::from_secs(15);
@@ -188,6 +193,8 @@ impl Oracle {
             open_since: None,
             flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
+            reading: HashSet::new(),
+            held: false,
             letters: 0,
             calls: 0,
             calls_in_outages: 0,
@@ -236,6 +243,7 @@ impl Oracle {
         }
         self.flood.fill(0);
         self.saved_in_run.clear();
+        self.reading.clear();
     }
 
     /// A shard that it did not hold is taken: it begins anew with what is stored.
@@ -246,14 +254,23 @@ impl Oracle {
             fate.first_failed = None;
         }
         self.saved_in_run.remove(&shard);
+        self.reading.remove(&shard);
         self.checkpoint_loaded(shard, Some(checkpoint));
     }
 
     /// It has read what is stored for a shard.
     pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
+        if self.reading.contains(&shard) {
+            return;
+        }
         for fate in &mut self.shards[shard] {
             fate.run.covered = checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
         }
+    }
+
+    /// It begins to read a shard.
+    pub fn reading_begins(&mut self, shard: usize) {
+        self.reading.insert(shard);
     }
 
     /// A process is gone, and with it all that ran in it.
@@ -523,6 +540,21 @@ impl Oracle {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether nothing is left that may be read but records that never succeed, of so many keys that nobody can tell
+    /// them from an outage: they are held until something succeeds, and what could waits behind them.
+    pub fn is_held_by_design(&self) -> bool {
+        let is_open = |shard: usize| self.shards[shard].iter().any(|fate| !fate.is_known_in_run());
+        let readable = |shard: &usize| !self.parents[*shard].iter().any(|&parent| is_open(parent));
+        let mut heads: HashMap<(usize, &str), &Fate> = HashMap::new();
+        for shard in (0..self.shards.len()).filter(readable) {
+            for fate in self.shards[shard].iter().filter(|fate| !fate.is_known_in_run()) {
+                heads.entry((shard, &fate.planned.key)).or_insert(fate);
+            }
+        }
+        let hopeless = |fate: &&&Fate| !fate.planned.behaviour.can_succeed();
+        heads.len() >= MANY && heads.values().filter(hopeless).count() == heads.len()
     }
 
     /// What this run has not settled.

@@ -1,0 +1,385 @@
+//! How a consumer does: for an operator's probes, and for whoever looks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::observer::{Bound, Event, Interest, Observer};
+use crate::pipeline::Progress;
+use crate::record::{Position, ShardId};
+use crate::resilient::Dependencies;
+
+/// Between looks at the tasks of all shards.
+const LOOK: Duration = Duration::from_secs(10);
+/// A task that makes no turn for so long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
+
+/// A look at a consumer while it runs. A clone looks at the same one.
+///
+/// ```no_run
+/// # fn example(consumer: redrive::Consumer) {
+/// let health = consumer.health(); // before it runs
+/// tokio::spawn(async move {
+///     loop {
+///         tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+///         let report = health.report();
+///         println!("live: {}, ready: {}, {} shards", report.live, report.ready, report.shards.len());
+///     }
+/// });
+/// # }
+/// ```
+///
+/// A probe that restarts the process asks for [`live`](HealthReport::live), from a thread of its own: a runtime whose
+/// every thread is blocked answers nobody.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<Board>>);
+
+/// What a consumer does just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HealthReport {
+    /// False only if a task of the consumer has made no turn for a minute: something blocks it, such as a handler
+    /// that does not `await`. Only a new process helps. Whoever merely waits is alive.
+    pub live: bool,
+    /// Whether it runs, and nothing has to be waited for: each shard is read, or held by another process.
+    pub ready: bool,
+    /// What all shards wait for.
+    pub waits_for: Vec<WaitsFor>,
+    /// Each shard that is known and not read to its end.
+    pub shards: Vec<ShardHealth>,
+}
+
+/// What all shards of a consumer may have to wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitsFor {
+    /// The consumer was not started yet, or has ended.
+    Start,
+    /// The stream's shards, or what is stored of them, cannot be found out.
+    Discovery,
+    /// A dependency whose breaker is not closed; `None` for the one of all that have none of their own.
+    Dependency(Option<String>),
+    /// The dead-letter sink has not taken letters.
+    DeadLetterSink,
+    /// Somebody who looks at a flood of dead letters, and calls [`Guard::resume`](crate::Guard::resume).
+    GuardResumed,
+    /// Retries wait until the budget has some left; first attempts go on.
+    RetryBudget,
+}
+
+/// How a shard does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShardHealth {
+    /// The shard.
+    pub shard: ShardId,
+    /// What is done about it.
+    pub state: ShardState,
+    /// How far it is settled, as it was stored last.
+    pub position: Option<Position>,
+    /// How far the reader is behind the stream's tip (`MillisBehindLatest`).
+    pub lag: Option<Duration>,
+    /// How long ago it came further, or was started.
+    pub since_progress: Duration,
+}
+
+/// What is done about a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ShardState {
+    /// It is read and settled.
+    Running,
+    /// No more is read until something settles, and it has waited for the same record for five seconds or more.
+    Full(Bound),
+    /// Reading fails, and is tried again.
+    ReadingFails,
+    /// Checkpoints are not stored, which is tried again.
+    StoringFails,
+    /// Another process holds it.
+    StandingBy,
+    /// What is stored of it is not understood.
+    Unreadable,
+    /// Its task has broken down, and begins again.
+    Restarting,
+    /// It cannot go on without losing a record.
+    Halted,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    /// While it runs.
+    dependencies: Option<Dependencies>,
+    looked: Option<Instant>,
+    discovery_fails: bool,
+    shards: BTreeMap<ShardId, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: ShardState,
+    position: Option<Position>,
+    lag: Option<Duration>,
+    progressed: Instant,
+    reading_fails: bool,
+    storing_fails: bool,
+    task: Option<Task>,
+}
+
+/// The task of a shard, and how often it had had a turn, and when that was seen first.
+#[derive(Debug)]
+struct Task {
+    progress: Arc<Progress>,
+    turns: u64,
+    since: Instant,
+}
+
+impl Health {
+    /// What the consumer does just now.
+    pub fn report(&self) -> HealthReport {
+        let board = self.board();
+        let now = Instant::now();
+        let shards: Vec<ShardHealth> = board
+            .shards
+            .iter()
+            .map(|(shard, entry)| ShardHealth {
+                shard: shard.clone(),
+                state: entry.state_now(),
+                position: entry.position.clone(),
+                lag: entry.lag,
+                since_progress: now.saturating_duration_since(entry.progressed),
+            })
+            .collect();
+        let waits_for = board.waits_for();
+        let is_fine =
+            |shard: &ShardHealth| matches!(shard.state, ShardState::Running | ShardState::StandingBy);
+        HealthReport {
+            live: board.is_live(now),
+            ready: waits_for.iter().all(|it| *it == WaitsFor::RetryBudget) && shards.iter().all(is_fine),
+            waits_for,
+            shards,
+        }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at all tasks once in a while, as long as the consumer runs.
+    pub(super) async fn look_on(self, dependencies: Dependencies) {
+        let _ended = Ended(self.clone());
+        self.board().dependencies = Some(dependencies);
+        loop {
+            self.board().look();
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The stream's shards are known, and what is stored of them.
+    pub(super) fn discovered(&self) {
+        self.board().discovery_fails = false;
+    }
+
+    /// The shard has a task.
+    pub(super) fn started(&self, shard: &ShardId, progress: &Arc<Progress>) {
+        let mut board = self.board();
+        let entry = board.entry(shard);
+        entry.task = Some(Task {
+            progress: progress.clone(),
+            turns: progress.turns(),
+            since: Instant::now(),
+        });
+    }
+
+    /// The shard has none any more.
+    pub(super) fn ended(&self, shard: &ShardId) {
+        if let Some(entry) = self.board().shards.get_mut(shard) {
+            entry.task = None;
+        }
+    }
+}
+
+/// The run is over, however it ended.
+struct Ended(Health);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let mut board = self.0.board();
+        *board = Board::default();
+    }
+}
+
+impl Board {
+    fn entry(&mut self, shard: &ShardId) -> &mut Entry {
+        self.shards.entry(shard.clone()).or_insert_with(|| Entry {
+            state: ShardState::Running,
+            position: None,
+            lag: None,
+            progressed: Instant::now(),
+            reading_fails: false,
+            storing_fails: false,
+            task: None,
+        })
+    }
+
+    /// Each task is woken, so that one without anything to do has a turn all the same.
+    fn look(&mut self) {
+        let now = Instant::now();
+        self.looked = Some(now);
+        for task in self.shards.values_mut().filter_map(|entry| entry.task.as_mut()) {
+            let turns = task.progress.turns();
+            if turns != task.turns {
+                (task.turns, task.since) = (turns, now);
+            }
+            task.progress.wake();
+        }
+    }
+
+    fn is_live(&self, now: Instant) -> bool {
+        let looked_on = |looked: Instant| now.saturating_duration_since(looked) < HANGS_AFTER;
+        let turns = |task: &Task| self.looked.is_none_or(|looked| looked < task.since + HANGS_AFTER);
+        let mut tasks = self.shards.values().filter_map(|entry| entry.task.as_ref());
+        self.looked.is_none_or(looked_on) && tasks.all(turns)
+    }
+
+    fn waits_for(&self) -> Vec<WaitsFor> {
+        let Some(dependencies) = &self.dependencies else {
+            return vec![WaitsFor::Start];
+        };
+        let mut waits: Vec<WaitsFor> = dependencies.down().map(WaitsFor::Dependency).collect();
+        let others = [
+            (self.discovery_fails, WaitsFor::Discovery),
+            (dependencies.is_sink_down(), WaitsFor::DeadLetterSink),
+            (dependencies.is_guard_stopped(), WaitsFor::GuardResumed),
+            (dependencies.is_budget_empty(), WaitsFor::RetryBudget),
+        ];
+        waits.extend(
+            others
+                .into_iter()
+                .filter(|(waits, _)| *waits)
+                .map(|(_, what)| what),
+        );
+        waits
+    }
+}
+
+impl Entry {
+    fn state_now(&self) -> ShardState {
+        let bound = self.task.as_ref().and_then(|task| task.progress.stuck());
+        match self.state {
+            ShardState::Running if self.reading_fails => ShardState::ReadingFails,
+            ShardState::Running if self.storing_fails => ShardState::StoringFails,
+            ShardState::Running => bound.map_or(ShardState::Running, ShardState::Full),
+            state => state,
+        }
+    }
+}
+
+/// Hears what the consumer says of its shards.
+impl Observer for Health {
+    fn interest(&self) -> Interest {
+        Interest::SHARDS
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        let mut board = self.board();
+        match event {
+            Event::DiscoveryFailed { .. } => board.discovery_fails = true,
+            Event::ShardStarted { shard, position, .. } => {
+                let entry = board.entry(shard);
+                entry.state = ShardState::Running;
+                entry.position = Some((*position).clone());
+                entry.progressed = Instant::now();
+                (entry.reading_fails, entry.storing_fails) = (false, false);
+            }
+            Event::Fetched { shard, behind, .. } => {
+                let entry = board.entry(shard);
+                (entry.lag, entry.reading_fails) = (*behind, false);
+            }
+            Event::FetchFailed { shard, .. } => board.entry(shard).reading_fails = true,
+            Event::Checkpointed { shard, position, .. } => {
+                let entry = board.entry(shard);
+                entry.storing_fails = false;
+                if entry.position.as_ref() != Some(*position) {
+                    entry.position = Some((*position).clone());
+                    entry.progressed = Instant::now();
+                }
+            }
+            Event::CheckpointFailed { shard, .. } => board.entry(shard).storing_fails = true,
+            Event::ShardHeldElsewhere { shard, .. }
+            | Event::LeaseLost { shard, .. }
+            | Event::ShardHandedOver { shard, .. } => board.entry(shard).state = ShardState::StandingBy,
+            Event::CheckpointUnreadable { shard, .. } => board.entry(shard).state = ShardState::Unreadable,
+            Event::ShardFailed { shard, .. } => board.entry(shard).state = ShardState::Restarting,
+            Event::ShardHalted { shard, .. } => board.entry(shard).state = ShardState::Halted,
+            Event::ShardEnded { shard, .. } => drop(board.shards.remove(*shard)),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use futures_core::Stream;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::pipeline::{Batch, Pipeline};
+    use crate::{Resilient, dead_letter, processor_fn};
+
+    /// Batches that never come.
+    struct Nothing;
+
+    impl Stream for Nothing {
+        type Item = Batch;
+
+        fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Batch>> {
+            Poll::Pending
+        }
+    }
+
+    async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+
+    /// An idle shard has turns, as it is woken for them. When its task is not polled any more, as by a thread that a
+    /// handler blocks, it has none.
+    #[tokio::test(start_paused = true)]
+    async fn a_shard_whose_task_has_no_turns_is_not_alive() {
+        let resilient = Resilient::builder("billing", processor_fn(ok));
+        let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
+        let resilient = resilient.expect("valid");
+        let health = Health::default();
+        assert!(health.report().live);
+        let looking = tokio::spawn(health.clone().look_on(resilient.dependencies()));
+        let progress = Arc::new(Progress::new());
+        health.started(&"shardId-0".into(), &progress);
+        let (pipeline, never) = (Pipeline::new(), Default::default());
+        let from = Checkpoint::at(Position::TrimHorizon);
+        let mut shard = Box::pin(pipeline.run_from(&resilient, Nothing, from, &progress, &never));
+        for _ in 0..60 {
+            let passed = sleep(Duration::from_secs(10));
+            tokio::select! {
+                _ = &mut shard => unreachable!("it has no end"),
+                () = passed => {}
+            }
+            assert!(health.report().live);
+        }
+        sleep(Duration::from_secs(85)).await;
+        assert!(!health.report().live);
+        tokio::select! {
+            biased;
+            _ = &mut shard => unreachable!("it has no end"),
+            () = sleep(Duration::from_secs(15)) => {}
+        }
+        assert!(health.report().live, "it goes on");
+        health.ended(&"shardId-0".into());
+        drop(shard);
+        sleep(Duration::from_secs(300)).await;
+        assert!(health.report().live, "its task has ended");
+        looking.abort();
+    }
+}

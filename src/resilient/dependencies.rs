@@ -1,0 +1,41 @@
+//! What all records of a processor need, as somebody sees it who looks from outside.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::breaker::{Breaker, BreakerState};
+use crate::guard::Guard;
+use crate::retry::RetryBudget;
+
+/// A look at it; a clone looks at the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Dependencies {
+    /// Each with the dependency that it is for.
+    pub(super) breakers: Vec<(Option<String>, Breaker)>,
+    pub(super) guard: Option<Guard>,
+    pub(super) budget: Option<RetryBudget>,
+    /// How often in a row the dead-letter sink has taken nothing.
+    pub(super) sink_failures: Option<Arc<AtomicU32>>,
+}
+
+impl Dependencies {
+    /// Those whose breaker is not closed.
+    pub(crate) fn down(&self) -> impl Iterator<Item = Option<String>> + '_ {
+        let down = |breaker: &Breaker| breaker.state() != BreakerState::Closed;
+        let breakers = self.breakers.iter().filter(move |(_, breaker)| down(breaker));
+        breakers.map(|(dependency, _)| dependency.clone())
+    }
+
+    pub(crate) fn is_guard_stopped(&self) -> bool {
+        self.guard.as_ref().is_some_and(|guard| !guard.state().is_empty())
+    }
+
+    pub(crate) fn is_budget_empty(&self) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.state() == 0)
+    }
+
+    pub(crate) fn is_sink_down(&self) -> bool {
+        let failures = self.sink_failures.as_ref();
+        failures.is_some_and(|failures| failures.load(Ordering::Relaxed) > 0)
+    }
+}

@@ -1,0 +1,125 @@
+//! What a consumer says of how it does.
+
+use std::time::Duration;
+
+use redrive::observer::Bound;
+use redrive::{ShardState, WaitsFor};
+
+use crate::scene::{Scene, records};
+use crate::support::ledger::SinkState;
+use crate::support::proxy::Fault;
+use crate::support::waiting::eventually;
+
+#[tokio::test]
+async fn a_consumer_that_runs_is_live_and_ready_and_says_how_far_it_is() {
+    let scene = Scene::new(2).await;
+    scene.put(records(100, 20, |_| "ok")).await;
+    let consumer = scene.consumer();
+    let consumer = consumer.build().expect("valid");
+    let health = consumer.health();
+    let before = health.report();
+    assert!(before.live && !before.ready);
+    assert_eq!(before.waits_for, [WaitsFor::Start]);
+
+    let stop = tokio_util::sync::CancellationToken::new();
+    let resilient = scene.resilient().build().expect("valid");
+    let running = tokio::spawn(consumer.run_until(resilient, stop.clone().cancelled_owned()));
+    scene.ledger.settled(100).await;
+    let stored = || {
+        health
+            .report()
+            .shards
+            .iter()
+            .filter(|shard| shard.position.is_some())
+            .count()
+    };
+    eventually("both are stored", || stored() == 2 && scene.ledger.is_stored(&[])).await;
+    eventually("they are read to the tip", || {
+        health
+            .report()
+            .shards
+            .iter()
+            .all(|shard| shard.lag == Some(Duration::ZERO))
+    })
+    .await;
+    let report = health.report();
+    assert!(report.live && report.ready, "{report:?}");
+    assert_eq!(report.shards.len(), 2);
+    assert!(
+        report
+            .shards
+            .iter()
+            .all(|shard| shard.state == ShardState::Running),
+        "{report:?}"
+    );
+    stop.cancel();
+    running.await.expect("no panic").expect("nothing halted");
+    let after = health.report();
+    assert!(after.live && !after.ready && after.shards.is_empty(), "{after:?}");
+}
+
+/// Whoever waits is alive, and it shows for what.
+#[tokio::test]
+async fn what_is_waited_for_shows() {
+    let scene = Scene::new(1).await;
+    scene.put(records(1, 1, |_| "bad")).await;
+    scene.sink.set(SinkState::Down);
+    let consumer = scene.consumer().build().expect("valid");
+    let health = consumer.health();
+    let resilient = scene.resilient().build().expect("valid");
+    let running = tokio::spawn(consumer.run(resilient));
+    eventually("the sink is missed", || {
+        health.report().waits_for == [WaitsFor::DeadLetterSink]
+    })
+    .await;
+    assert!(health.report().live && !health.report().ready);
+    scene.sink.set(SinkState::Up);
+    eventually("it is back", || health.report().ready).await;
+
+    scene.store.set_down(true);
+    scene.put(records(1, 1, |_| "ok")).await;
+    let state = || health.report().shards.first().map(|shard| shard.state);
+    eventually("the store is missed", || {
+        state() == Some(ShardState::StoringFails)
+    })
+    .await;
+    scene.store.set_down(false);
+    eventually("it is back", || health.report().ready).await;
+
+    scene.proxy.script(|call| match call.target.as_str() {
+        "GetRecords" => Fault::error(500, "InternalFailure"),
+        _ => Fault::None,
+    });
+    eventually("Kinesis is missed", || state() == Some(ShardState::ReadingFails)).await;
+    assert!(health.report().live && !health.report().ready);
+    scene.proxy.script(|_| Fault::None);
+    eventually("it is back", || health.report().ready).await;
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_breaker_that_is_open_and_a_full_window_show() {
+    let scene = Scene::new(1).await;
+    scene.put(records(10, 10, |_| "hang")).await;
+    let consumer = scene.consumer().held(5).build().expect("valid");
+    let health = consumer.health();
+    let resilient = scene.resilient().build().expect("valid");
+    let running = tokio::spawn(consumer.run(resilient));
+    let state = || health.report().shards.first().map(|shard| shard.state);
+    eventually("it is full", || state() == Some(ShardState::Full(Bound::Held))).await;
+    assert!(health.report().live && !health.report().ready);
+    running.abort();
+
+    let scene = Scene::new(1).await;
+    scene.put(records(10, 10, |_| "fail")).await;
+    let consumer = scene.consumer().build().expect("valid");
+    let health = consumer.health();
+    let resilient = scene.resilient().build().expect("valid");
+    let running = tokio::spawn(consumer.run(resilient));
+    eventually("the breaker is open", || {
+        health.report().waits_for.contains(&WaitsFor::Dependency(None))
+    })
+    .await;
+    assert!(health.report().live && !health.report().ready);
+    running.abort();
+}
