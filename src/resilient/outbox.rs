@@ -73,6 +73,7 @@ impl Outbox {
     }
 
     /// How often in a row nothing of a put was confirmed.
+    #[cfg(feature = "kinesis")]
     pub(crate) fn failures(&self) -> &Arc<AtomicU32> {
         &self.failures
     }
