@@ -266,6 +266,54 @@ async fn a_full_window_that_moves_is_not_spoken_of() {
     assert_eq!(calls[9].at - calls[0].at, Duration::from_secs(27));
 }
 
+/// Somebody has to come before Kinesis drops what the shard waits for.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_the_stream_drops_soon_is_spoken_of_again_and_again() {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    #[derive(Default)]
+    struct Expiring(Mutex<Vec<(String, Duration)>>);
+    impl Observer for Expiring {
+        fn on(&self, event: &Event<'_>) {
+            if let Event::RecordExpiring {
+                record, age, left, ..
+            } = event
+            {
+                assert_eq!((*age + *left).as_secs(), 24 * 60 * 60);
+                let number = record.sequence_number().to_string();
+                self.0.lock().expect("no panic").push((number, *left));
+            }
+        }
+    }
+    for (hours, times) in [(18, 0), (20, 4), (30, 0)] {
+        let expiring = Arc::new(Expiring::default());
+        let resilient = Resilient::builder("billing", Script::default())
+            .without_dead_letters()
+            .retry(RetryPolicy::exponential().attempt_timeout(HOUR).max_elapsed(HOUR))
+            .observer(expiring.clone())
+            .build()
+            .expect("valid");
+        let arrival = std::time::SystemTime::now() - HOUR * hours;
+        let records = (0..5).map(|number| {
+            let steps = if number == 2 { "sleep:1200000" } else { "ok" };
+            Record::builder("orders", "shardId-0".into(), number.into())
+                .partition_key(number.to_string())
+                .payload(steps)
+                .arrival(arrival)
+                .build()
+        });
+        let pipeline = Pipeline::new().retention(24 * HOUR);
+        let pipeline = if hours == 30 { Pipeline::new() } else { pipeline };
+        let settled = pipeline.run(&resilient, batches(records.collect(), 5)).await;
+        assert!(settled.is_ok_and(|end| end.complete));
+        let told = expiring.0.lock().expect("no panic").clone();
+        assert_eq!(told.len(), times, "{hours}: {told:?}");
+        assert!(
+            told.iter()
+                .all(|(number, left)| number == "2" && *left <= 4 * HOUR)
+        );
+    }
+}
+
 /// Takes letters only while it is up.
 #[derive(Debug, Default)]
 struct Switch {

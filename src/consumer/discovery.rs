@@ -43,16 +43,16 @@ enum Problem {
 
 impl Discovery<'_> {
     /// Before the first record is read: has the stream the order that is wanted, and may the dead-letter sink
-    /// be used?
+    /// be used? How long the stream keeps a record, if that is known.
     pub(super) async fn check(
         &self,
         ordering: Ordering,
         sink: Option<&dyn DeadLetterSink>,
-    ) -> Result<(), ConsumerError> {
+    ) -> Result<Option<Duration>, ConsumerError> {
         let mut patience = Patience::new(self);
-        let warnings = loop {
+        let (retention, warnings) = loop {
             match self.look_at(ordering, sink).await {
-                Ok(warnings) => break warnings,
+                Ok(found) => break found,
                 Err(Problem::Final(error)) => return Err(error),
                 Err(Problem::Passing(error)) => patience.wait(self, error).await,
             }
@@ -65,14 +65,15 @@ impl Discovery<'_> {
                 remedy: &warning.remedy,
             });
         }
-        Ok(())
+        Ok(retention)
     }
 
     async fn look_at(
         &self,
         ordering: Ordering,
         sink: Option<&dyn DeadLetterSink>,
-    ) -> Result<Vec<Warning>, Problem> {
+    ) -> Result<(Option<Duration>, Vec<Warning>), Problem> {
+        let mut retention = None;
         let (name, arn) = self.stream.name_or_arn();
         let call = self.client.describe_stream_summary();
         let mut source = SourceStream::new(&**self.stream.name());
@@ -86,6 +87,9 @@ impl Discovery<'_> {
                             stream: self.stream.name().to_string(),
                         }));
                     }
+                    retention = u64::try_from(summary.retention_period_hours)
+                        .ok()
+                        .map(|hours| Duration::from_secs(hours * 60 * 60));
                     source.arn = Some(summary.stream_arn);
                     source.max_record_bytes = summary
                         .max_record_size_in_kib
@@ -100,15 +104,18 @@ impl Discovery<'_> {
             Err(error) => tracing::debug!(%error, "the stream cannot be described"),
         }
         let Some(sink) = sink else {
-            return Ok(Vec::new());
+            return Ok((retention, Vec::new()));
         };
         let checked = answer("the dead-letter target", sink.check(&source)).await;
-        checked.map_err(Problem::Passing)?.map_err(|error| match &error {
-            TargetError::Unreachable { source, .. } if is_passing(&**source) => {
-                Problem::Passing(error.into())
-            }
-            _ => Problem::Final(error.into()),
-        })
+        match checked.map_err(Problem::Passing)? {
+            Ok(warnings) => Ok((retention, warnings)),
+            Err(error) => Err(match &error {
+                TargetError::Unreachable { source, .. } if is_passing(&**source) => {
+                    Problem::Passing(error.into())
+                }
+                _ => Problem::Final(error.into()),
+            }),
+        }
     }
 
     /// The stream's shards, and what is stored of them.

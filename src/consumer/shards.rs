@@ -78,7 +78,11 @@ where
     let running = async {
         let sink = shards.resilient.dead_letters().cloned();
         let ordering = shards.consumer.pipeline.order();
-        shards.discovery().check(ordering, sink.as_deref()).await?;
+        let retention = shards.discovery().check(ordering, sink.as_deref()).await?;
+        if let Some(retention) = retention {
+            let pipeline = shards.consumer.pipeline.clone();
+            shards.consumer.pipeline = pipeline.retention(retention);
+        }
         shards.watch().await
     };
     let result = tokio::select! {

@@ -372,6 +372,17 @@ pub enum Event<'a> {
         /// How many records are read and not settled.
         held: usize,
     },
+    /// The record that a shard waits for is older than four fifths of the stream's retention: Kinesis will drop it, and
+    /// what is behind it. Told every few minutes.
+    #[non_exhaustive]
+    RecordExpiring {
+        /// The record.
+        record: &'a Record,
+        /// How long ago it arrived.
+        age: Duration,
+        /// How long it is still there.
+        left: Duration,
+    },
     /// A checkpoint is stored.
     #[non_exhaustive]
     Checkpointed {

@@ -40,6 +40,7 @@ impl Event<'_> {
             | Event::AggregateDamaged { .. }
             | Event::AggregateOutOfRange { .. }
             | Event::WindowFull { .. }
+            | Event::RecordExpiring { .. }
             | Event::Checkpointed { .. }
             | Event::CheckpointFailed { .. } => Interest::SHARDS,
         }

@@ -332,6 +332,13 @@ impl Observer for Log {
                     "records inside an aggregated one belong to another shard"
                 );
             }
+            Event::RecordExpiring { record, age, left } => of_record!(
+                error,
+                record,
+                ?age,
+                ?left,
+                "the shard waits for a record that Kinesis drops soon"
+            ),
             Event::WindowFull { bound, oldest, held } => {
                 of_record!(
                     warn,

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 mod buffers;
 mod capacity;
 mod delays;
+mod expiring;
 mod fullness;
 mod lanes;
 mod progress;
@@ -54,6 +55,7 @@ pub struct Pipeline {
     span: usize,
     capacity: Capacity,
     drain: Duration,
+    retention: Option<Duration>,
 }
 
 impl Default for Pipeline {
@@ -66,6 +68,7 @@ impl Default for Pipeline {
             span: 262_144,
             capacity: Capacity::default(),
             drain: Duration::from_secs(20),
+            retention: None,
         }
     }
 }
@@ -109,6 +112,15 @@ impl Pipeline {
     #[must_use]
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
+        self
+    }
+
+    /// For how long the stream keeps a record. A shard that waits for one that is older than four fifths of it says so,
+    /// every few minutes ([`Event::RecordExpiring`](crate::observer::Event::RecordExpiring)). Default: not known; a
+    /// [`Consumer`](crate::Consumer) asks the stream.
+    #[must_use]
+    pub fn retention(mut self, time: Duration) -> Self {
+        self.retention = Some(time);
         self
     }
 

@@ -17,6 +17,7 @@ mod starting;
 use super::buffers::Buffers;
 use super::capacity::{Permits, Reservation};
 use super::delays::Delays;
+use super::expiring::Expiring;
 use super::fullness::Fullness;
 use super::lanes::Lanes;
 use super::progress::Progress;
@@ -77,6 +78,7 @@ where
         input_ended: false,
         stop: None,
         fullness: Fullness::default(),
+        expiring: Expiring::new(pipeline.retention),
         changed: false,
         urgent: false,
     };
@@ -113,6 +115,7 @@ struct Shard<'a, S, F, M> {
     input_ended: bool,
     stop: Option<Stop>,
     fullness: Fullness,
+    expiring: Expiring,
     /// Something settled since the last checkpoint was made.
     changed: bool,
     /// And the checkpoint should not wait.
@@ -215,6 +218,7 @@ where
         let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
         let stuck = self.fullness.observe(bound, &self.window, self.observers, cx);
         self.progress.set_stuck(stuck);
+        self.expiring.observe(&self.window, self.observers, cx);
     }
 
     /// Admits the next record, or reads the next batch.
