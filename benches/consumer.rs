@@ -13,13 +13,14 @@
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/support/embedded.rs"]
 mod embedded;
+#[path = "support/server.rs"]
+mod server;
 mod support;
 
-use std::env;
 use std::error::Error;
 use std::hint::black_box;
-use std::io::{self, BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::io;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
 use redrive::observer::{Event, Interest, Observer};
 use redrive::{Attempt, Consumer, Record, RecordProcessor, Resilient, checkpoint, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
+use server::Server;
 use support::median;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -42,15 +44,12 @@ const KEYS: u64 = 1_000;
 const PAYLOAD_BYTES: usize = 200;
 /// Microseconds of CPU a record that the consumer may cost more than the bare loop.
 const TARGET: f64 = 0.4;
-/// Says to this program that it is the server.
-const SERVE: &str = "REDRIVE_BENCH_SERVE";
-
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    if env::var_os(SERVE).is_some() {
-        serve().await?;
+    if server::is_wanted() {
+        server::serve().await?;
         return Ok(ExitCode::SUCCESS);
     }
     let (records, rounds) = if support::is_bench() {
@@ -108,36 +107,7 @@ async fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The server's side: runs until nobody holds the other end of its standard input.
-async fn serve() -> Result<()> {
-    let server = embedded::Embedded::start().await?;
-    println!("{}", server.endpoint());
-    tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new())).await??;
-    Ok(())
-}
-
-/// The embedded server in a process of its own.
-struct Server {
-    child: Child,
-    endpoint: String,
-}
-
 impl Server {
-    fn start() -> Result<Self> {
-        let mut child = Command::new(env::current_exe()?)
-            .env(SERVE, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut endpoint = String::new();
-        let stdout = child.stdout.take().ok_or("the server has no output")?;
-        BufReader::new(stdout).read_line(&mut endpoint)?;
-        Ok(Server {
-            child,
-            endpoint: endpoint.trim().to_owned(),
-        })
-    }
-
     /// A client with connections of its own.
     fn client(&self) -> Client {
         let client = embedded::client(&self.endpoint);
@@ -147,13 +117,6 @@ impl Server {
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts.build());
         Client::from_conf(config.build())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
     }
 }
 

@@ -377,10 +377,11 @@ impl Plan {
     /// Once everything is calm, all must be settled within this.
     pub fn patience(&self) -> Duration {
         let patience = Duration::from_secs(3 * 60 * 60);
-        if self.ordering != Ordering::Shard && self.held > 20 {
+        let is_closed = |shard: &PlannedShard| shard.closes.is_some();
+        if self.ordering != Ordering::Shard && self.held > 20 && !self.shards.iter().any(is_closed) {
             return patience;
         }
-        // Where nothing else can succeed meanwhile, each that never does is held for 15 minutes.
+        // Where nothing else can succeed meanwhile, as what could waits for a parent's end, each that never does is held for 15 minutes.
         let hopeless = self
             .records
             .iter()

@@ -1,0 +1,188 @@
+//! What a shard costs that nothing happens in, and how soon the first record comes: `cargo bench --bench shards`.
+//!
+//! Memory is the process's resident set once every shard has been polled three times, beside that of a consumer of
+//! one shard, divided by the shards that it has more. (Linux only: elsewhere it is not told.) Each consumer runs in a
+//! process of its own, and so does the embedded Kinesis server.
+//!
+//! The first record comes from a stream of four shards, by a fresh lease table on DynamoDB Local. (Where that is not
+//! to be had, `REDRIVE_SKIP_EMULATORS=1`, it is left out and said so.)
+
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/support/dynamodb.rs"]
+mod dynamodb;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/support/embedded.rs"]
+mod embedded;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/support/emulator.rs"]
+mod emulator;
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::collections::HashMap;
+use std::env;
+use std::error::Error;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aws_sdk_kinesis::primitives::Blob;
+use dynamodb::DynamoDbLocal;
+use redrive::observer::{Event, Interest, Observer};
+use redrive::{Consumer, Record, Resilient, ShardId, checkpoint, dead_letter, processor_with};
+use server::Server;
+use tokio::sync::{Notify, mpsc};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Says to this program that it is a consumer of the stream of this name at this endpoint.
+const CONSUME: &str = "REDRIVE_BENCH_CONSUME";
+/// How often each shard is polled before memory is looked at.
+const POLLS: u32 = 3;
+/// Bytes of memory that an idle shard may take.
+const MOST_BYTES: f64 = 24.0 * 1024.0;
+/// By when the first record is there.
+const SOON: Duration = Duration::from_secs(1);
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    if server::is_wanted() {
+        server::serve().await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Ok(what) = env::var(CONSUME) {
+        let (endpoint, stream) = what.split_once(' ').ok_or("an endpoint and a stream")?;
+        println!("{}", idle(endpoint, stream).await?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (shards, rounds) = if support::is_bench() { (1_000, 5) } else { (10, 1) };
+    let server = Server::start()?;
+    let client = embedded::client(&server.endpoint);
+    embedded::create_stream(&client, "one", 1).await?;
+    embedded::create_stream(&client, "many", shards).await?;
+    let (mut one, mut many) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        one.push(consume(&server, "one")?);
+        many.push(consume(&server, "many")?);
+    }
+    let (one, many) = (support::median(&mut one), support::median(&mut many));
+    let each = (many - one) / f64::from(shards - 1);
+    println!(
+        "{shards} idle shards: {:.1} MiB resident, {:.1} MiB with one, {:.1} KiB a shard (medians of {rounds})",
+        many / 1_048_576.0,
+        one / 1_048_576.0,
+        each / 1_024.0,
+    );
+    let mut missed = each > MOST_BYTES;
+
+    if let Some(dynamo) = DynamoDbLocal::start().await {
+        let mut times = Vec::new();
+        for round in 0..rounds {
+            times.push(first_record(&server, &dynamo, round).await?.as_secs_f64());
+        }
+        let longest = times.iter().copied().fold(0.0, f64::max);
+        println!(
+            "4 shards, a fresh lease table: the first record after {:.0} ms, {longest:.2} s at the longest of {rounds}",
+            support::median(&mut times) * 1_000.0
+        );
+        missed |= longest > SOON.as_secs_f64();
+    }
+    if support::is_bench() && missed {
+        println!(
+            "more than {} KiB a shard, or later than {SOON:?}",
+            MOST_BYTES / 1_024.0
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The resident bytes of a consumer in a process of its own.
+fn consume(server: &Server, stream: &str) -> Result<f64> {
+    let output = Command::new(env::current_exe()?)
+        .env(CONSUME, format!("{} {stream}", server.endpoint))
+        .stderr(Stdio::inherit())
+        .output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().parse()?)
+}
+
+/// How often each shard was polled.
+#[derive(Default)]
+struct Polls {
+    shards: Mutex<HashMap<ShardId, u32>>,
+    enough: Notify,
+}
+
+impl Observer for Polls {
+    fn interest(&self) -> Interest {
+        Interest::SHARDS
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        let mut shards = self.shards.lock().expect("no panic");
+        match event {
+            Event::ShardStarted { shard, .. } => drop(shards.insert((*shard).clone(), 0)),
+            Event::Fetched { shard, .. } => *shards.entry((*shard).clone()).or_default() += 1,
+            _ => return,
+        }
+        if shards.values().all(|polls| *polls >= POLLS) {
+            self.enough.notify_one();
+        }
+    }
+}
+
+/// Reads a stream until each shard was polled often enough. The resident bytes then.
+async fn idle(endpoint: &str, stream: &str) -> Result<u64> {
+    let polls = Arc::new(Polls::default());
+    let (sender, _records) = mpsc::unbounded_channel();
+    let resilient = resilient(sender, polls.clone())?;
+    let consumer = Consumer::builder(embedded::client(endpoint), stream)
+        .checkpoints(checkpoint::Memory::new())
+        .build()?;
+    let enough = async {
+        polls.enough.notified().await;
+    };
+    consumer.run_until(resilient, enough).await?;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = peak.and_then(|peak| peak.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    Ok(kib.unwrap_or(0) * 1_024)
+}
+
+/// From the start of a consumer to its first record.
+async fn first_record(server: &Server, dynamo: &DynamoDbLocal, round: usize) -> Result<Duration> {
+    let stream = format!("first-{round}");
+    let client = embedded::client(&server.endpoint);
+    embedded::create_stream(&client, &stream, 4).await?;
+    let put = client.put_record().stream_name(&stream).partition_key("key");
+    put.data(Blob::new("an order")).send().await?;
+    let (sender, mut records) = mpsc::unbounded_channel();
+    let resilient = resilient(sender, Arc::new(Polls::default()))?;
+    let start = Instant::now();
+    let consumer = Consumer::builder(client, stream.as_str())
+        .checkpoints(checkpoint::DynamoDb::new(dynamo.client(), stream.as_str()))
+        .build()?;
+    let running = tokio::spawn(consumer.run(resilient));
+    records.recv().await.ok_or("no record came")?;
+    let took = start.elapsed();
+    running.abort();
+    Ok(took)
+}
+
+type Handler = mpsc::UnboundedSender<Record>;
+
+fn resilient(
+    sender: Handler,
+    polls: Arc<Polls>,
+) -> Result<Resilient<impl redrive::RecordProcessor + 'static>> {
+    let send = async |sender: Handler, record: Record| -> std::result::Result<(), std::io::Error> {
+        let _ = sender.send(record);
+        Ok(())
+    };
+    let builder = Resilient::builder("bench", processor_with(sender, send));
+    Ok(builder
+        .dead_letters(dead_letter::Memory::new())
+        .observer(polls)
+        .build()?)
+}
