@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::types::StreamStatus;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Payload, Reason};
 use redrive::{
     Consumer, ConsumerError, Failure, Record, Resilient, Retrieval, RetryPolicy, StartingPosition,
@@ -112,6 +113,87 @@ async fn every_record_of_the_stream_is_settled_once_and_in_order() {
     }
     let expected = [Reason::Permanent, Reason::Panicked, Reason::AttemptsExhausted];
     assert_eq!(reasons, expected.map(|reason| (reason, 20)).into());
+}
+
+/// The shards that still take records, by their hash keys: the first of these, and the name.
+async fn open_shards(client: &Client, source: &str) -> Vec<(u128, u128, String)> {
+    let reply = client.list_shards().stream_name(source).send().await;
+    let shards = reply.expect("ListShards").shards.unwrap_or_default();
+    let mut open: Vec<(u128, u128, String)> = shards
+        .iter()
+        .filter(|shard| {
+            let numbers = shard.sequence_number_range();
+            numbers.is_some_and(|numbers| numbers.ending_sequence_number().is_none())
+        })
+        .map(|shard| {
+            let keys = shard.hash_key_range().expect("a range");
+            let key = |text: &str| text.parse().expect("a number");
+            let (first, last) = (keys.starting_hash_key(), keys.ending_hash_key());
+            (key(first), key(last), shard.shard_id().to_owned())
+        })
+        .collect();
+    open.sort();
+    open
+}
+
+/// Waits until a change of the stream is done.
+async fn is_active(client: &Client, source: &str) {
+    let active = async {
+        loop {
+            let summary = client.describe_stream_summary().stream_name(source).send().await;
+            let summary = summary.expect("a stream").stream_description_summary;
+            if summary.is_some_and(|summary| summary.stream_status == StreamStatus::Active) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    finished("the change", active).await;
+}
+
+#[tokio::test]
+async fn order_is_kept_while_the_stream_is_split_and_merged() {
+    let Some(localstack) = shared() else { return };
+    let client = client(localstack.endpoint());
+    let source = new_stream(&client, "orders", 2).await;
+    let put = || {
+        let records = records(200, 20, |number| match number % 40 {
+            3 => "fail,ok",
+            11 => "sleep:300",
+            _ => "ok",
+        });
+        stream::put(&client, &source, records)
+    };
+    put().await;
+    let changes = async {
+        let open = open_shards(&client, &source).await;
+        let call = client
+            .split_shard()
+            .stream_name(&source)
+            .shard_to_split(&open[0].2);
+        let middle = open[0].1 / 2 + open[0].0 / 2;
+        let split = call.new_starting_hash_key(middle.to_string()).send().await;
+        split.expect("SplitShard");
+        is_active(&client, &source).await;
+        put().await;
+        let open = open_shards(&client, &source).await;
+        assert_eq!(open.len(), 3);
+        let call = client.merge_shards().stream_name(&source);
+        let call = call
+            .shard_to_merge(&open[1].2)
+            .adjacent_shard_to_merge(&open[2].2);
+        call.send().await.expect("MergeShards");
+        is_active(&client, &source).await;
+        put().await;
+    };
+    let (ledger, ()) = tokio::join!(
+        consume(&client, &source, 600, dead_letter::Memory::new()),
+        changes
+    );
+    let sent = stream::read(&client, &source).await;
+    assert_eq!(sent.len(), 600);
+    ledger.check_settled_once(&sent);
+    assert!(ledger.is_stored(&sent));
 }
 
 /// Over two subscriptions at least, each of which begins where it is told.
