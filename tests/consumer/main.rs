@@ -20,3 +20,4 @@ mod resharding;
 mod scene;
 mod shutdown;
 mod starting;
+mod streams;

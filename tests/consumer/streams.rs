@@ -1,0 +1,79 @@
+//! Several streams in one process: a consumer for each, which may share what bounds the process.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redrive::pipeline::Capacity;
+use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_with};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::scene::{STREAM, Scene, records};
+use crate::support::embedded::create_stream;
+use crate::support::stream;
+use crate::support::waiting::{eventually, finished};
+
+#[derive(Default)]
+struct Seen {
+    running: AtomicUsize,
+    most: AtomicUsize,
+    /// How often each record was processed, by its stream and number.
+    records: Mutex<HashMap<(String, String), usize>>,
+}
+
+async fn see(seen: Arc<Seen>, record: Record) -> Result<(), std::io::Error> {
+    let running = seen.running.fetch_add(1, SeqCst) + 1;
+    seen.most.fetch_max(running, SeqCst);
+    sleep(Duration::from_millis(2)).await;
+    seen.running.fetch_sub(1, SeqCst);
+    let place = (record.stream().to_owned(), record.sequence_number().to_string());
+    *seen.records.lock().expect("no panic").entry(place).or_default() += 1;
+    Ok(())
+}
+
+#[tokio::test]
+async fn streams_of_one_process_share_its_bounds_and_a_store_and_nothing_else() {
+    const PAYMENTS: &str = "payments";
+    let scene = Scene::new(2).await;
+    let client = scene.client();
+    create_stream(&client, PAYMENTS, 3).await.expect("a stream");
+    let seen = Arc::new(Seen::default());
+    let store = checkpoint::Memory::new();
+    let capacity = Capacity::new(4, 64 << 20).expect("valid");
+    for (round, count) in [300, 600].into_iter().enumerate() {
+        for stream in [STREAM, PAYMENTS] {
+            stream::put(&client, stream, records(150, 30, |_| "ok")).await;
+        }
+        let stop = CancellationToken::new();
+        let runs = [STREAM, PAYMENTS].map(|stream| {
+            let resilient = Resilient::builder("billing", processor_with(seen.clone(), see));
+            let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
+            let consumer = Consumer::builder(client.clone(), stream)
+                .checkpoints(store.clone())
+                .capacity(capacity.clone())
+                .calls_per_second(200.0)
+                .idle_interval(Duration::from_millis(20))
+                .build()
+                .expect("valid");
+            let health = consumer.health();
+            let stopped = stop.clone().cancelled_owned();
+            let run = consumer.run_until(resilient.expect("valid"), stopped);
+            (tokio::spawn(run), health)
+        });
+        let settled = || seen.records.lock().expect("no panic").len();
+        eventually("all are settled", || settled() == count).await;
+        let shards = runs.each_ref().map(|(_, health)| health.report().shards.len());
+        assert_eq!(shards, [2, 3], "each tells of its own");
+        stop.cancel();
+        for (run, _) in runs {
+            let ended = finished("it ends", run).await;
+            ended.expect("no panic").expect("nothing halted");
+        }
+        // The second round has begun where the first had stored, in each of them.
+        let records = seen.records.lock().expect("no panic");
+        assert!(records.values().all(|times| *times == 1), "round {round}");
+    }
+    assert_eq!(seen.most.load(SeqCst), 4);
+}
