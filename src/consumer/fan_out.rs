@@ -83,7 +83,7 @@ impl FanOut {
         if pages.reserve().await.is_err() {
             return End::Ended(ReadingEnded::NotWanted);
         }
-        let consumer = match self.registration.arn(&reading.client).await {
+        let consumer = match Box::pin(self.registration.arn(&reading.client)).await {
             Ok(arn) => arn,
             Err(error) => return End::Refused(error),
         };
@@ -97,7 +97,7 @@ impl FanOut {
         };
         let call = reading.client.subscribe_to_shard().consumer_arn(&*consumer);
         let call = call.shard_id(reading.shard.as_str()).starting_position(from);
-        let mut events = match timeout(ANSWER_TIMEOUT, call.send()).await {
+        let mut events = match timeout(ANSWER_TIMEOUT, Box::pin(call.send())).await {
             Ok(Ok(reply)) => reply.event_stream,
             Ok(Err(error)) if reading.begin_anew(error.code()) => return End::Failed(error.into()),
             Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),

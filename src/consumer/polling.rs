@@ -54,7 +54,8 @@ impl Poller {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
                 let call = reading.client.get_records().shard_iterator(&token);
-                call.limit(self.polling.page).send().await
+                // On the heap, as every call of the SDK's: a shard has room for it only while it is under way.
+                Box::pin(call.limit(self.polling.page).send()).await
             };
             let page = match page {
                 Ok(page) => page,
@@ -127,7 +128,7 @@ async fn new_iterator(reading: &mut Reading) -> Result<String, NoIterator> {
         .shard_iterator_type(reading.from.kind())
         .set_starting_sequence_number(reading.from.number())
         .set_timestamp(reading.from.time());
-    let reply = match call.send().await {
+    let reply = match Box::pin(call.send()).await {
         Ok(reply) => reply,
         Err(error) if error.code() == Some("ResourceNotFoundException") => {
             return Err(NoIterator::NotFound(error.into()));

@@ -253,7 +253,7 @@ impl Reading {
             None if !read.is_empty() || behind_millis != Some(0) => return Ok(()),
             _ => {}
         }
-        let horizon = horizon(&self.client, &self.stream).await;
+        let horizon = Box::pin(horizon(&self.client, &self.stream)).await;
         let missed = self
             .expected
             .take()

@@ -106,7 +106,7 @@ impl<P: RecordProcessor> ShardTask<P> {
         });
         // Tasks of their own: a handler that keeps this one busy starves neither.
         let (sender, pages) = mpsc::channel(1);
-        let reading = read(reading, poller, fan_out, sender);
+        let reading = Box::pin(read(reading, poller, fan_out, sender));
         let reading = AbortOnDropHandle::new(tokio::spawn({
             let ends = ends.clone();
             // What is read now would be read in vain, however long running handlers still take.
