@@ -171,7 +171,9 @@ impl KeptLease {
             observers: &self.lease.observers,
             rng: self.lease.rng.clone(),
         };
-        Box::pin(discovery.begin_children(leases, &key.shard)).await.is_ok()
+        Box::pin(discovery.begin_children(leases, &key.shard))
+            .await
+            .is_ok()
     }
 
     /// Lets another have the shard. How its task has ended, seen with this.

@@ -37,7 +37,7 @@ impl Poller {
             };
             let token = match iterator.take() {
                 Some(token) => token,
-                None => match new_iterator(reading).await {
+                None => match self.new_iterator(reading).await {
                     Ok(token) => token,
                     Err(NoIterator::NotFound(error)) => return ReadingEnded::NotFound(error),
                     Err(NoIterator::Failed(error)) => {
@@ -110,34 +110,36 @@ impl Poller {
             }
         }
     }
+
+    async fn new_iterator(&self, reading: &mut Reading) -> Result<String, NoIterator> {
+        // A thousand shards begin at once, and must not open as many connections.
+        let _call = self.calls.acquire().await;
+        let (name, arn) = reading.stream.name_or_arn();
+        let call = reading
+            .client
+            .get_shard_iterator()
+            .set_stream_name(name)
+            .set_stream_arn(arn)
+            .shard_id(reading.shard.as_str())
+            .shard_iterator_type(reading.from.kind())
+            .set_starting_sequence_number(reading.from.number())
+            .set_timestamp(reading.from.time());
+        let reply = match Box::pin(call.send()).await {
+            Ok(reply) => reply,
+            Err(error) if error.code() == Some("ResourceNotFoundException") => {
+                return Err(NoIterator::NotFound(error.into()));
+            }
+            Err(error) => {
+                reading.begin_anew(error.code());
+                return Err(NoIterator::Failed(error.into()));
+            }
+        };
+        let none = || NoIterator::Failed("GetShardIterator answered without an iterator".into());
+        reply.shard_iterator.ok_or_else(none)
+    }
 }
 
 enum NoIterator {
     NotFound(BoxError),
     Failed(BoxError),
-}
-
-async fn new_iterator(reading: &mut Reading) -> Result<String, NoIterator> {
-    let (name, arn) = reading.stream.name_or_arn();
-    let call = reading
-        .client
-        .get_shard_iterator()
-        .set_stream_name(name)
-        .set_stream_arn(arn)
-        .shard_id(reading.shard.as_str())
-        .shard_iterator_type(reading.from.kind())
-        .set_starting_sequence_number(reading.from.number())
-        .set_timestamp(reading.from.time());
-    let reply = match Box::pin(call.send()).await {
-        Ok(reply) => reply,
-        Err(error) if error.code() == Some("ResourceNotFoundException") => {
-            return Err(NoIterator::NotFound(error.into()));
-        }
-        Err(error) => {
-            reading.begin_anew(error.code());
-            return Err(NoIterator::Failed(error.into()));
-        }
-    };
-    let none = || NoIterator::Failed("GetShardIterator answered without an iterator".into());
-    reply.shard_iterator.ok_or_else(none)
 }
