@@ -5,7 +5,8 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use redrive::checkpoint::DynamoDb;
@@ -15,6 +16,7 @@ use support::dynamodb::DynamoDbLocal;
 use support::embedded::{self, Embedded};
 use support::kcl::Kcl;
 use support::stream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -24,30 +26,36 @@ const APPLICATION: &str = "billing";
 /// Many times what KCL takes to start.
 const PATIENCE: Duration = Duration::from_secs(400);
 
+/// One test after the other: each has two JVMs, and a lease must not be lost because the machine is busy.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 /// Servers of a test's own: KCL makes several tables.
 struct World {
     kinesis: Embedded,
     dynamo: DynamoDbLocal,
-    put: Mutex<u64>,
+    put: AtomicU64,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl World {
     async fn new(shards: i32) -> Option<Self> {
+        let turn = TURN.lock().await;
         let dynamo = DynamoDbLocal::start().await?;
         let kinesis = Embedded::start().await.expect("a free port");
         let created = embedded::create_stream(&kinesis.client(), STREAM, shards).await;
         created.expect("a stream");
-        let put = Mutex::new(0);
-        Some(World { kinesis, dynamo, put })
+        Some(World {
+            kinesis,
+            dynamo,
+            put: AtomicU64::new(0),
+            _turn: turn,
+        })
     }
 
     /// Puts so many more records, whose data are numbers. Which.
     async fn put(&self, count: u64) -> BTreeSet<u64> {
-        let numbers = {
-            let mut put = self.put.lock().expect("no panic");
-            *put += count;
-            *put - count..*put
-        };
+        let first = self.put.fetch_add(count, Relaxed);
+        let numbers = first..first + count;
         let records = numbers
             .clone()
             .map(|number| (format!("key-{}", number % 30), number.to_string()));
@@ -60,7 +68,8 @@ impl World {
         Kcl::start(kinesis, dynamo, APPLICATION, STREAM).expect("not skipped")
     }
 
-    fn redrive(&self) -> Redrive {
+    /// `failover`: after which time it takes over from a holder that does nothing.
+    fn redrive(&self, failover: Duration) -> Redrive {
         let seen = Arc::new(Seen::default());
         let note = async |seen: Arc<Seen>, record: Record| -> Result<(), std::io::Error> {
             let data = std::str::from_utf8(record.payload()).expect("a number");
@@ -74,7 +83,7 @@ impl World {
             .build()
             .expect("valid");
         let consumer = Consumer::builder(self.kinesis.client(), STREAM)
-            .checkpoints(DynamoDb::new(self.dynamo.client(), APPLICATION))
+            .checkpoints(DynamoDb::new(self.dynamo.client(), APPLICATION).failover_time(failover))
             .calls_per_second(50.0)
             .idle_interval(Duration::from_millis(100))
             .build()
@@ -112,8 +121,8 @@ impl World {
 
 #[derive(Default)]
 struct Seen {
-    records: Mutex<Vec<u64>>,
-    events: Mutex<Vec<String>>,
+    records: std::sync::Mutex<Vec<u64>>,
+    events: std::sync::Mutex<Vec<String>>,
 }
 
 impl Observer for Seen {
@@ -180,7 +189,7 @@ async fn a_service_moves_from_kcl_and_back() {
     eventually("KCL reads", Some(&kcl), || records(&kcl).len() == 200).await;
 
     // A live KCL keeps what it has.
-    let redrive = world.redrive();
+    let redrive = world.redrive(Duration::from_secs(30));
     eventually("redrive stands by", None, || {
         redrive.events("ShardHeldElsewhere") >= 2
     })
@@ -239,7 +248,7 @@ async fn a_service_moves_from_kcl_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kcl_takes_over_from_a_redrive_that_has_died_and_not_before() {
     let Some(world) = World::new(2).await else { return };
-    let redrive = world.redrive();
+    let redrive = world.redrive(Duration::from_secs(10));
     world.put(200).await;
     eventually("redrive reads", None, || redrive.records().len() == 200).await;
     let kcl = world.kcl();
