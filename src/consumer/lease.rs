@@ -171,9 +171,11 @@ impl KeptLease {
             observers: &self.lease.observers,
             rng: self.lease.rng.clone(),
         };
-        Box::pin(discovery.begin_children(leases, &key.shard))
-            .await
-            .is_ok()
+        let begun = Box::pin(discovery.begin_children(leases, &key.shard)).await;
+        if begun.is_err() {
+            self.lease.hold.lose();
+        }
+        begun.is_ok()
     }
 
     /// Lets another have the shard. How its task has ended, seen with this.
@@ -187,7 +189,8 @@ impl KeptLease {
             }
         }
         match end {
-            ShardEnd::Stopped if hold.is_lost() => ShardEnd::Lost,
+            // What was to be stored was refused, if it was the last of it that was lost.
+            ShardEnd::Ended | ShardEnd::Stopped if hold.is_lost() => ShardEnd::Lost,
             ShardEnd::Stopped if hold.is_wanted() => ShardEnd::HandedOver,
             end => end,
         }

@@ -1,6 +1,7 @@
 //! Several consumers on one lease table: each shard is read by one of them, and by another when that is gone.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -344,4 +345,46 @@ async fn rows_of_children_stand_before_their_parent_has_ended() {
     let sent = scene.read().await;
     scene.ledger.check_settled_once(&sent);
     scene.check_lineage().await;
+}
+
+/// Another takes a shard just as its end is to be stored: it has not ended, and its children do not begin.
+#[tokio::test]
+async fn an_end_that_is_not_stored_is_none() {
+    let Some(shared) = Shared::new(1).await else {
+        return;
+    };
+    let shared = Arc::new(shared);
+    let scene = &shared.scene;
+    scene.put(records(20, 5, steps)).await;
+    let server = DynamoDbLocal::shared().await.expect("it runs");
+    let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+    let taking = shared.clone();
+    proxy.script(move |call| {
+        let values = call.body["ExpressionAttributeValues"].to_string();
+        if !values.contains("SHARD_END") {
+            return Fault::None;
+        }
+        // It is somebody else's before the write arrives.
+        let shared = taking.clone();
+        tokio::spawn(async move {
+            let take = "SET leaseOwner = :owner";
+            shared.write(SHARD, take, &[(":owner", "somebody")]).await;
+        });
+        Fault::Delay(Duration::from_millis(300))
+    });
+    let running = shared.start_on("first", &dynamodb::client(proxy.endpoint()));
+    scene.ledger.settled(20).await;
+    scene.split(&scene.open_shards().await[0]).await;
+    eventually("it is lost", || scene.ledger.events("LeaseLost") == 1).await;
+    assert_eq!(scene.ledger.events("ShardEnded"), 0);
+    let rows = shared.rows().await;
+    assert_ne!(text(&rows[SHARD], "checkpoint"), "SHARD_END");
+    assert_eq!(text(&rows[SHARD], "leaseOwner"), "somebody");
+    assert_eq!(rows.len(), 3, "its children have rows, as those stand first");
+    let mut children = rows.iter().filter(|(name, _)| *name != SHARD);
+    assert!(
+        children.all(|(_, row)| text(row, "leaseOwner").is_empty()),
+        "{rows:?}"
+    );
+    running.stop().await.expect("nothing halted");
 }
