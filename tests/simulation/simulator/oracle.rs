@@ -83,6 +83,9 @@ pub struct Fate {
     failed_alone_for: Duration,
     /// How often it failed in each run before this one.
     failed_before: Vec<u32>,
+    /// How often it had failed when a letter of it was sent that may be on its way still, though its run was dropped
+    /// or its shard lost: by its count alone such a letter cannot be told from one of this run.
+    sent_before: Vec<u32>,
     /// When a run saw it fail first.
     first_failed: Option<Duration>,
     run: InRun,
@@ -104,6 +107,15 @@ struct InRun {
 impl Fate {
     pub fn is_settled(&self) -> bool {
         self.processed > 0 || self.letters > 0
+    }
+
+    /// What this run did with it is over.
+    fn begins_anew(&mut self) {
+        let before = std::mem::take(&mut self.run);
+        self.failed_before.push(before.failed);
+        self.sent_before
+            .extend(before.letter_sent.then_some(before.failed));
+        self.first_failed = None;
     }
 
     fn is_known_in_run(&self) -> bool {
@@ -213,6 +225,7 @@ impl Oracle {
             failed_alone: 0,
             failed_alone_for: Duration::ZERO,
             failed_before: Vec::new(),
+            sent_before: Vec::new(),
             first_failed: None,
             run: InRun::default(),
         });
@@ -236,11 +249,7 @@ impl Oracle {
 
     /// A consumer begins to run.
     pub fn run_begins(&mut self) {
-        for fate in self.shards.iter_mut().flatten() {
-            let before = std::mem::take(&mut fate.run);
-            fate.failed_before.push(before.failed);
-            fate.first_failed = None;
-        }
+        self.shards.iter_mut().flatten().for_each(Fate::begins_anew);
         self.flood.fill(0);
         self.saved_in_run.clear();
         self.reading.clear();
@@ -248,11 +257,7 @@ impl Oracle {
 
     /// A shard that it did not hold is taken: it begins anew with what is stored.
     pub fn shard_taken(&mut self, shard: usize, checkpoint: &Checkpoint) {
-        for fate in &mut self.shards[shard] {
-            let before = std::mem::take(&mut fate.run);
-            fate.failed_before.push(before.failed);
-            fate.first_failed = None;
-        }
+        self.shards[shard].iter_mut().for_each(Fate::begins_anew);
         self.saved_in_run.remove(&shard);
         self.reading.remove(&shard);
         self.checkpoint_loaded(shard, Some(checkpoint));
@@ -277,6 +282,7 @@ impl Oracle {
     pub fn process_ends(&mut self) {
         for fate in self.shards.iter_mut().flatten() {
             fate.running = false;
+            fate.sent_before.clear();
         }
         self.running = 0;
         self.open_since = None;
@@ -415,8 +421,8 @@ impl Oracle {
             .filter(|fate| fate.run.processed)
             .count() as u64;
         let fate = &mut self.shards[shard][index];
-        // Of a run that was dropped.
-        let foreign = fate.run.failed != attempts;
+        // Of a run that was dropped, or perhaps of one.
+        let foreign = fate.run.failed != attempts || fate.sent_before.contains(&attempts);
         if foreign || std::mem::replace(&mut fate.run.letter_sent, true) {
             return Ok(());
         }
