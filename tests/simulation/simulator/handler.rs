@@ -28,7 +28,10 @@ impl RecordProcessor for Handler {
         let failed = call.work().await;
         if failed.is_none() {
             // Done, and nobody knows it yet.
-            world.state().oracle.handler_succeeded(place);
+            let mut state = world.state();
+            let now = state.now();
+            state.oracle.handler_succeeded(now, place);
+            drop(state);
             call.over = true;
         }
         world.contact("ends", place.0, place.1).await;

@@ -153,6 +153,8 @@ pub struct Oracle {
     /// The last calls that ended, at least one of them of another record than the last.
     ended: Vec<((usize, usize), Duration)>,
     failed: Vec<((usize, usize), Duration)>,
+    /// When a call succeeded last.
+    succeeded: Duration,
     /// The number of the step in which a breaker opened that is still open.
     open_since: Option<u64>,
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
@@ -202,6 +204,7 @@ impl Oracle {
             running: 0,
             ended: Vec::new(),
             failed: Vec::new(),
+            succeeded: Duration::ZERO,
             open_since: None,
             flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
@@ -357,16 +360,19 @@ impl Oracle {
         }
     }
 
-    /// How many keys have failed lately.
+    /// How many keys have failed lately, and since anything has succeeded: what failed before that was another outage,
+    /// or none.
     fn failing_keys(&self, now: Duration) -> usize {
-        let lately = self.failed.iter().filter(|(_, at)| *at + LATELY >= now);
+        let is_late = |at: Duration| at + LATELY >= now && at >= self.succeeded;
+        let lately = self.failed.iter().filter(|(_, at)| is_late(*at));
         let keys: HashSet<&str> = lately
             .map(|((shard, index), _)| &*self.shards[*shard][*index].planned.key)
             .collect();
         keys.len()
     }
 
-    pub fn handler_succeeded(&mut self, (shard, index): (usize, usize)) {
+    pub fn handler_succeeded(&mut self, now: Duration, (shard, index): (usize, usize)) {
+        self.succeeded = now;
         let fate = &mut self.shards[shard][index];
         fate.processed += 1;
         fate.run.processed = true;
