@@ -360,8 +360,7 @@ impl Oracle {
         }
     }
 
-    /// How many keys have failed lately, and since anything has succeeded: what failed before that was another outage,
-    /// or none.
+    /// How many keys have met an outage lately, and since anything has succeeded: before that it was another outage.
     fn failing_keys(&self, now: Duration) -> usize {
         let is_late = |at: Duration| at + LATELY >= now && at >= self.succeeded;
         let lately = self.failed.iter().filter(|(_, at)| is_late(*at));
@@ -385,8 +384,11 @@ impl Oracle {
         cause: Cause,
         took: Duration,
     ) {
-        self.failed.retain(|(_, at)| *at + LATELY >= now);
-        self.failed.push(((shard, index), now));
+        // What fails by itself meets no outage.
+        if cause == Cause::Outage {
+            self.failed.retain(|(_, at)| *at + LATELY >= now);
+            self.failed.push(((shard, index), now));
+        }
         let fate = &mut self.shards[shard][index];
         fate.first_failed.get_or_insert(now);
         if cause == Cause::Itself {
