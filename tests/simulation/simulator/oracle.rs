@@ -97,6 +97,8 @@ struct InRun {
     covered: bool,
     processed: bool,
     letter_sent: bool,
+    /// And it is certain that this run sent it.
+    verdict: bool,
     failed: u32,
     failed_alone: u32,
     failed_alone_for: Duration,
@@ -307,7 +309,7 @@ impl Oracle {
         let failed_for_good = fate.planned.behaviour == Behaviour::IsBad && fate.run.failed_alone > 0;
         ensure(
             Promise::VerdictKept,
-            !fate.run.letter_sent && !failed_for_good,
+            !fate.run.verdict && !failed_for_good,
             || format!("{} is run again after its verdict", fate.name()),
         )?;
         let ahead = before.iter().find(|before| {
@@ -429,11 +431,13 @@ impl Oracle {
             .filter(|fate| fate.run.processed)
             .count() as u64;
         let fate = &mut self.shards[shard][index];
-        // Of a run that was dropped, or perhaps of one.
-        let foreign = fate.run.failed != attempts || fate.sent_before.contains(&attempts);
+        // Of a run that was dropped.
+        let foreign = fate.run.failed != attempts;
         if foreign || std::mem::replace(&mut fate.run.letter_sent, true) {
             return Ok(());
         }
+        // Or of this one, as it seems.
+        fate.run.verdict = !fate.sent_before.contains(&attempts);
         // One that failed before the breaker opened had its permission then.
         let failed_in = fate.run.failed_in;
         let waits = self.open_since.is_some_and(|open_since| failed_in > open_since);
