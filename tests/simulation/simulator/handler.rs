@@ -28,10 +28,7 @@ impl RecordProcessor for Handler {
         let failed = call.work().await;
         if failed.is_none() {
             // Done, and nobody knows it yet.
-            let mut state = world.state();
-            let now = state.now();
-            state.oracle.handler_succeeded(now, place);
-            drop(state);
+            world.state().oracle.handler_succeeded(place);
             call.over = true;
         }
         world.contact("ends", place.0, place.1).await;

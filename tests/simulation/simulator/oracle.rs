@@ -155,8 +155,6 @@ pub struct Oracle {
     /// The last calls that ended, at least one of them of another record than the last.
     ended: Vec<((usize, usize), Duration)>,
     failed: Vec<((usize, usize), Duration)>,
-    /// When a call succeeded last.
-    succeeded: Duration,
     /// The number of the step in which a breaker opened that is still open.
     open_since: Option<u64>,
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
@@ -206,7 +204,6 @@ impl Oracle {
             running: 0,
             ended: Vec::new(),
             failed: Vec::new(),
-            succeeded: Duration::ZERO,
             open_since: None,
             flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
@@ -362,18 +359,16 @@ impl Oracle {
         }
     }
 
-    /// How many keys have met an outage lately, and since anything has succeeded: before that it was another outage.
+    /// How many keys have failed lately.
     fn failing_keys(&self, now: Duration) -> usize {
-        let is_late = |at: Duration| at + LATELY >= now && at >= self.succeeded;
-        let lately = self.failed.iter().filter(|(_, at)| is_late(*at));
+        let lately = self.failed.iter().filter(|(_, at)| *at + LATELY >= now);
         let keys: HashSet<&str> = lately
             .map(|((shard, index), _)| &*self.shards[*shard][*index].planned.key)
             .collect();
         keys.len()
     }
 
-    pub fn handler_succeeded(&mut self, now: Duration, (shard, index): (usize, usize)) {
-        self.succeeded = now;
+    pub fn handler_succeeded(&mut self, (shard, index): (usize, usize)) {
         let fate = &mut self.shards[shard][index];
         fate.processed += 1;
         fate.run.processed = true;
@@ -386,11 +381,8 @@ impl Oracle {
         cause: Cause,
         took: Duration,
     ) {
-        // What fails by itself meets no outage.
-        if cause == Cause::Outage {
-            self.failed.retain(|(_, at)| *at + LATELY >= now);
-            self.failed.push(((shard, index), now));
-        }
+        self.failed.retain(|(_, at)| *at + LATELY >= now);
+        self.failed.push(((shard, index), now));
         let fate = &mut self.shards[shard][index];
         fate.first_failed.get_or_insert(now);
         if cause == Cause::Itself {
