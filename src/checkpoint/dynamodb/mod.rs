@@ -49,7 +49,7 @@ use holding::Holding;
 /// # What it costs
 ///
 /// One write for each shard every third of the failover time, and one for each checkpoint; while standing by, two
-/// reads of half a unit each for each shard and half a failover time.
+/// strongly consistent reads for each shard and half a failover time.
 ///
 /// # What it needs
 ///
