@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::types::StreamDescriptionSummary;
 use tokio::time::timeout;
 
 use super::StreamId;
@@ -121,16 +122,19 @@ impl Expected {
 /// What a stream has at least, and by default (Kinesis Data Streams quotas).
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How long a stream keeps a record.
+pub(super) fn retention(stream: &StreamDescriptionSummary) -> Option<Duration> {
+    let hours = u64::try_from(stream.retention_period_hours).ok()?;
+    Some(Duration::from_secs(hours * 60 * 60))
+}
+
 /// From when on the stream still has everything. Without the right to describe it, what is certain is a day.
 pub(super) async fn horizon(client: &Client, stream: &StreamId) -> SystemTime {
     let (name, arn) = stream.name_or_arn();
     let call = client.describe_stream_summary();
     let call = call.set_stream_name(name).set_stream_arn(arn).send();
-    let retention = match timeout(ANSWER_TIMEOUT, call).await {
-        Ok(Ok(reply)) => reply.stream_description_summary.and_then(|summary| {
-            let hours = u64::try_from(summary.retention_period_hours).ok()?;
-            Some(Duration::from_secs(hours * 60 * 60))
-        }),
+    let known = match timeout(ANSWER_TIMEOUT, call).await {
+        Ok(Ok(reply)) => reply.stream_description_summary.as_ref().and_then(retention),
         Ok(Err(error)) => {
             tracing::debug!(%error, "the stream's retention is not known");
             None
@@ -138,8 +142,8 @@ pub(super) async fn horizon(client: &Client, stream: &StreamId) -> SystemTime {
         Err(_) => None,
     };
     let now = SystemTime::now();
-    let retention = retention.unwrap_or(SHORTEST_RETENTION);
-    now.checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH)
+    now.checked_sub(known.unwrap_or(SHORTEST_RETENTION))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]

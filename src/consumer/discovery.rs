@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
 use super::answer::answer;
+use super::data_loss;
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
@@ -80,6 +81,7 @@ impl Discovery<'_> {
         match call.set_stream_name(name).set_stream_arn(arn).send().await {
             Ok(reply) => {
                 if let Some(summary) = reply.stream_description_summary {
+                    retention = data_loss::retention(&summary);
                     let spread = summary.record_distribution_strategy;
                     if spread == Some(RecordDistributionStrategy::Auto) && ordering == Ordering::PartitionKey
                     {
@@ -87,9 +89,6 @@ impl Discovery<'_> {
                             stream: self.stream.name().to_string(),
                         }));
                     }
-                    retention = u64::try_from(summary.retention_period_hours)
-                        .ok()
-                        .map(|hours| Duration::from_secs(hours * 60 * 60));
                     source.arn = Some(summary.stream_arn);
                     source.max_record_bytes = summary
                         .max_record_size_in_kib

@@ -108,6 +108,20 @@ impl Lineage {
             .collect()
     }
 
+    /// Whether anything is stored of a shard, understood or not.
+    pub(super) fn has_row(&self, shard: &ShardId) -> bool {
+        self.checkpoints.contains_key(shard) || self.unreadable.contains(shard)
+    }
+
+    /// Whether a child is to get its row when this parent ends. If its other parent has no row yet, whoever reads
+    /// the rows would take that one for finished: then it is for that parent's end to make it.
+    pub(super) fn may_begin_row(&self, child: &Shard, parent: &ShardId) -> bool {
+        let listed = listed(&self.shards);
+        let mut others = parents(child).filter(|other| *other != parent.as_str());
+        !self.has_row(&child.shard_id().into())
+            && others.all(|other| self.has_row(&other.into()) || !listed.contains(other))
+    }
+
     /// What is known of a shard that is to get a row.
     pub(super) fn new_shard(&self, key: ShardKey, checkpoint: Checkpoint) -> NewShard {
         let listed = self

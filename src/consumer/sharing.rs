@@ -1,7 +1,6 @@
 //! Rows that several processes share: made before a shard is read, taken by one of them, and at a shard's end
 //! followed by those of its children.
 
-use aws_sdk_kinesis::types::Shard;
 use tokio::time::Instant;
 
 use super::answer::answer;
@@ -23,9 +22,7 @@ impl Discovery<'_> {
         found: &Lineage,
         shards: Vec<ShardId>,
     ) -> Result<Vec<(ShardId, Instant, Result<Taken, CheckpointError>)>, BoxError> {
-        let lacking = shards
-            .iter()
-            .filter(|shard| !found.checkpoints.contains_key(*shard));
+        let lacking = shards.iter().filter(|shard| !found.has_row(shard));
         let lacking = lacking.map(|shard| (shard.clone(), Checkpoint::at(Position::TrimHorizon)));
         self.create(leases, found, lacking.collect()).await?;
         let keys: Vec<ShardKey> = shards.iter().map(|shard| self.key(shard.clone())).collect();
@@ -93,23 +90,5 @@ impl Discovery<'_> {
         let names: Vec<ShardId> = children.iter().map(|child| child.shard_id().into()).collect();
         answer(STORE, leases.name_children(&self.key(shard.clone()), &names)).await??;
         Ok(names.len())
-    }
-}
-
-impl Lineage {
-    /// Whether a child is to get its row when this parent ends. If its other parent has no row yet, whoever reads
-    /// the rows would take that one for finished: then it is for that parent's end to make it.
-    fn may_begin_row(&self, child: &Shard, parent: &ShardId) -> bool {
-        let parents = [child.parent_shard_id(), child.adjacent_parent_shard_id()];
-        let mut others = parents
-            .into_iter()
-            .flatten()
-            .filter(|other| *other != parent.as_str());
-        let has_row = |name: &str| {
-            let name = ShardId::from(name);
-            self.checkpoints.contains_key(&name) || self.unreadable.contains(&name)
-        };
-        let is_listed = |name: &str| self.shards.iter().any(|shard| shard.shard_id() == name);
-        !has_row(child.shard_id()) && others.all(|other| has_row(other) || !is_listed(other))
     }
 }

@@ -61,9 +61,7 @@ impl StartingPosition {
         // Nobody may see a child's row before that of its parent.
         let shards = parents_first(&found.shards).into_iter();
         let shards = shards.map(|shard| ShardId::from(shard.shard_id()));
-        let has_row =
-            |shard: &ShardId| found.checkpoints.contains_key(shard) || found.unreadable.contains(shard);
-        let lacking = shards.filter(|shard| !has_row(shard));
+        let lacking = shards.filter(|shard| !found.has_row(shard));
         lacking
             .filter_map(|shard| Some((shard.clone(), Checkpoint::at(position(&shard)?))))
             .collect()
