@@ -64,7 +64,8 @@ impl Blame {
         // An attempt that hung may have begun before an outage, or ended after it.
         let succeed = self.at_begin > self.at_last && (!timed_out || now > self.at_begin);
         self.at_last = now;
-        self.proven |= succeed;
+        // Right after an outage the next one may have begun behind those successes.
+        self.proven |= succeed && self.breaker.is_closed_for(self.breaker.window());
         match (succeed, self.proven) {
             (true, _) => Others::Succeed,
             (false, true) => Others::Succeeded,
@@ -115,6 +116,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::breaker::Proof;
     use crate::tally::Tally;
 
     fn breaker() -> (Breaker, Arc<Tally>) {
@@ -142,6 +144,31 @@ mod tests {
         blame.forget();
         blame.attempt_begins();
         assert_eq!(blame.attempt_failed(false), Others::Unknown);
+    }
+
+    /// The outage is over for a moment in which others succeed, and comes back.
+    #[tokio::test(start_paused = true)]
+    async fn right_after_an_outage_a_proof_is_not_kept() {
+        let breaker = Breaker::builder().probes(1).keys_in_a_row(1).make();
+        let others = Arc::new(Tally::default());
+        breaker.enlist(others.clone());
+        let record = crate::Record::builder("s", "shardId-0".into(), 1.into()).build();
+        breaker.failed(&record, false);
+        breaker.change().await;
+        breaker.tick();
+        let probe = breaker.probe().expect("its pause is over");
+        probe.showed(Proof::Works, &record);
+        assert!(breaker.is_closed());
+
+        let mut blame = Blame::new(&breaker);
+        for expected in [Others::Unknown, Others::Succeeded] {
+            others.add();
+            blame.attempt_begins();
+            assert_eq!(blame.attempt_failed(false), Others::Succeed);
+            blame.attempt_begins();
+            assert_eq!(blame.attempt_failed(false), expected);
+            tokio::time::advance(breaker.window()).await;
+        }
     }
 
     #[test]
