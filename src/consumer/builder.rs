@@ -11,7 +11,7 @@ use super::{AfterDataLoss, Consumer, DataLoss, Health, Polling, Retrieval, Start
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
-use crate::pipeline::{Capacity, Ordering, Pipeline};
+use crate::pipeline::{Capacity, OnExpiring, Ordering, Pipeline};
 use crate::retry::source_of_chance;
 use crate::sdk;
 
@@ -35,6 +35,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
 /// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
 /// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`AfterDataLoss::Resume`] |
+/// | [`on_expiring`](ConsumerBuilder::on_expiring) | [`OnExpiring::Hold`] |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
 #[must_use]
@@ -159,6 +160,12 @@ impl ConsumerBuilder {
         decide: impl Fn(&DataLoss) -> AfterDataLoss + Send + Sync + 'static,
     ) -> Self {
         self.on_data_loss = OnDataLoss::new(decide);
+        self
+    }
+
+    /// What becomes of a held record that the stream is about to drop: see [`OnExpiring`].
+    pub fn on_expiring(mut self, on_expiring: OnExpiring) -> Self {
+        self.pipeline = self.pipeline.on_expiring(on_expiring);
         self
     }
 

@@ -1,56 +1,108 @@
-//! Says so when the record that a shard waits for will be gone soon: Kinesis drops what is older than the retention.
+//! Kinesis drops what is older than the retention: says so before it happens to a record that a shard waits for, and
+//! lets go of the record in time, if it may.
 
 use std::pin::Pin;
 use std::task::Context;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::window::Window;
+use super::window::{Ordinal, Window};
 use crate::observer::{Event, Interest, Observers};
+use crate::resilient::{HELD_AT_LEAST, Run};
 
 /// Between looks at the oldest record, by which nothing is spent on records that are settled in time.
 const LOOK: Duration = Duration::from_secs(60);
 /// Somebody has to come, and has seen it or not.
 const REPEAT_AFTER: Duration = Duration::from_secs(5 * 60);
-/// From this share of the retention on.
-const SHARE: f64 = 0.8;
+/// From this share of the retention on it is told.
+const TELL: f64 = 0.8;
+/// From this share of the retention on there is a letter: after somebody was told, and long before it is too late.
+const GIVE_UP: f64 = 0.9;
+
+/// What becomes of a held record that the stream is about to drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum OnExpiring {
+    /// It is held on. If nobody comes in time it is lost, which is reported.
+    #[default]
+    Hold,
+    /// Once it is older than nine tenths of the retention, and was held for 5 minutes, it becomes a dead letter
+    /// ([`Reason::Expiring`](crate::dead_letter::Reason::Expiring)), though a breaker is open or the dead-letter guard
+    /// has stopped the shard. The order is kept, and the shard moves on when the sink has confirmed it. What may run
+    /// runs as ever, however old. Without a dead-letter sink it is held on.
+    DeadLetter,
+}
 
 pub(super) struct Expiring {
     retention: Option<Duration>,
+    on_expiring: OnExpiring,
     timer: Option<Pin<Box<Sleep>>>,
+    told: Option<Instant>,
+    /// The record that the shard waits for, and since when it is seen to.
+    oldest: Option<(Ordinal, Instant)>,
 }
 
 impl Expiring {
-    pub(super) fn new(retention: Option<Duration>) -> Self {
+    pub(super) fn new(retention: Option<Duration>, on_expiring: OnExpiring) -> Self {
         Expiring {
             retention,
+            on_expiring,
             timer: None,
+            told: None,
+            oldest: None,
         }
     }
 
-    /// To be called in every turn.
-    pub(super) fn observe(&mut self, window: &Window, observers: &Observers, cx: &mut Context<'_>) {
+    /// The age at which a held record is given up.
+    pub(super) fn give_up_age(&self) -> Option<Duration> {
+        match self.on_expiring {
+            OnExpiring::Hold => None,
+            OnExpiring::DeadLetter => self.retention.map(|retention| retention.mul_f64(GIVE_UP)),
+        }
+    }
+
+    /// To be called in every turn. `may_begin`: neither a breaker nor the guard is against it.
+    pub(super) fn observe(
+        &mut self,
+        window: &Window,
+        (run, may_begin): (&Run, bool),
+        observers: &Observers,
+        cx: &mut Context<'_>,
+    ) {
         let Some(retention) = self.retention else { return };
-        let Some((_, oldest)) = window.oldest() else {
-            self.timer = None;
+        let Some((ordinal, oldest)) = window.oldest() else {
+            (self.timer, self.told, self.oldest) = (None, None, None);
+            run.give_up_expiring(false);
             return;
         };
+        let give_up_age = self.give_up_age();
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
         while timer.as_mut().poll(cx).is_ready() {
-            let age = oldest
-                .arrival()
-                .and_then(|arrival| SystemTime::now().duration_since(arrival).ok());
-            let expires = age.filter(|age| *age >= retention.mul_f64(SHARE));
-            if let Some(age) = expires.filter(|_| observers.want(Interest::SHARDS)) {
+            timer.as_mut().reset(Instant::now() + LOOK);
+            let age = oldest.age().unwrap_or_default();
+            let (_, since) = *self.oldest.insert(match self.oldest {
+                Some((known, since)) if known == ordinal => (known, since),
+                _ => (ordinal, Instant::now()),
+            });
+            if give_up_age.is_none_or(|give_up| age < give_up) {
+                run.give_up_expiring(false);
+            } else if since.elapsed() >= HELD_AT_LEAST {
+                run.give_up_expiring(true);
+                // The next turn begins with it.
+                cx.waker().wake_by_ref();
+            } else if may_begin {
+                run.give_up_expiring(false);
+            }
+            let told_lately = self.told.is_some_and(|told| told.elapsed() < REPEAT_AFTER);
+            if age >= retention.mul_f64(TELL) && !told_lately && observers.want(Interest::SHARDS) {
+                self.told = Some(Instant::now());
                 observers.tell(&Event::RecordExpiring {
                     record: oldest,
                     age,
                     left: retention.saturating_sub(age),
                 });
             }
-            let next = if expires.is_some() { REPEAT_AFTER } else { LOOK };
-            timer.as_mut().reset(Instant::now() + next);
         }
     }
 }

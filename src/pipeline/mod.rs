@@ -37,6 +37,7 @@ mod window;
 mod work;
 
 pub use capacity::{Capacity, Reservation};
+pub use expiring::OnExpiring;
 pub use lanes::Ordering;
 pub use progress::{Progress, Published};
 
@@ -56,6 +57,7 @@ pub struct Pipeline {
     capacity: Capacity,
     drain: Duration,
     retention: Option<Duration>,
+    on_expiring: OnExpiring,
 }
 
 impl Default for Pipeline {
@@ -69,6 +71,7 @@ impl Default for Pipeline {
             capacity: Capacity::default(),
             drain: Duration::from_secs(20),
             retention: None,
+            on_expiring: OnExpiring::default(),
         }
     }
 }
@@ -121,6 +124,13 @@ impl Pipeline {
     #[must_use]
     pub fn retention(mut self, time: Duration) -> Self {
         self.retention = Some(time);
+        self
+    }
+
+    /// What becomes of a held record that the stream is about to drop. Default: [`OnExpiring::Hold`].
+    #[must_use]
+    pub fn on_expiring(mut self, on_expiring: OnExpiring) -> Self {
+        self.on_expiring = on_expiring;
         self
     }
 

@@ -67,6 +67,27 @@ impl Ready {
         self.first.pop_front().map(Next::First)
     }
 
+    /// Takes out, in their order, all that this says of: their ordinals, and the records of those that were tried.
+    pub(super) fn take_if(&mut self, mut is: impl FnMut(Ordinal, Option<&Record>) -> bool) -> Vec<Next> {
+        let mut taken = Vec::new();
+        self.again = std::mem::take(&mut self.again)
+            .into_iter()
+            .filter_map(|waiting| match is(waiting.ordinal, Some(&waiting.record)) {
+                true => {
+                    taken.push(Next::Again(waiting));
+                    None
+                }
+                false => Some(waiting),
+            })
+            .collect();
+        self.first.retain(|&ordinal| {
+            let takes = is(ordinal, None);
+            taken.extend(takes.then_some(Next::First(ordinal)));
+            !takes
+        });
+        taken
+    }
+
     /// Empties it. Returns what was tried before.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Waiting> + '_ {
         self.first.clear();

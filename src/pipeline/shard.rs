@@ -26,7 +26,7 @@ use super::ready::{Ready, Waiting};
 use super::slots::Slots;
 use super::window::{Earlier, Ordinal, Window};
 use super::work::Work;
-use super::{Batch, Finished, Pipeline, ShardHalted};
+use super::{Batch, Finished, OnExpiring, Pipeline, ShardHalted};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
@@ -51,7 +51,12 @@ where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
 {
-    let run = resilient.protection().begin_run();
+    let on_expiring = match resilient.dead_letters() {
+        Some(_) => pipeline.on_expiring,
+        None => OnExpiring::Hold,
+    };
+    let expiring = Expiring::new(pipeline.retention, on_expiring);
+    let run = resilient.protection().begin_run(expiring.give_up_age());
     let mut shard = Shard {
         pipeline,
         protection: resilient.protection(),
@@ -78,7 +83,7 @@ where
         input_ended: false,
         stop: None,
         fullness: Fullness::default(),
-        expiring: Expiring::new(pipeline.retention),
+        expiring,
         changed: false,
         urgent: false,
     };
@@ -218,15 +223,17 @@ where
         let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
         let stuck = self.fullness.observe(bound, &self.window, self.observers, cx);
         self.progress.set_stuck(stuck);
-        self.expiring.observe(&self.window, self.observers, cx);
+        let may_begin = self.may_begin_all();
+        self.expiring
+            .observe(&self.window, (self.run, may_begin), self.observers, cx);
     }
 
     /// Admits the next record, or reads the next batch.
     fn read(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Read {
-        if self.stop.is_some() || self.run.is_stopped() {
+        if self.stop.is_some() || self.run.is_stopped() && !self.run.gives_up() {
             return Read::Nothing;
         }
-        if !self.protection.is_clear() && self.ready.untried() >= UNTRIED {
+        if !self.may_begin_all() && self.ready.untried() >= UNTRIED {
             return Read::Nothing;
         }
         if self.window.held() >= self.pipeline.held {

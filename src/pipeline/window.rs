@@ -203,6 +203,12 @@ impl Window {
         self.ring.len()
     }
 
+    /// A record that is not settled.
+    pub(crate) fn record(&self, ordinal: Ordinal) -> Option<&Record> {
+        let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
+        self.ring.get(index)?.record.as_ref()
+    }
+
     /// The record that the watermark waits for.
     pub(crate) fn oldest(&self) -> Option<(Ordinal, &Record)> {
         let record = self.ring.front()?.record.as_ref()?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,11 @@ impl Record {
     /// When Kinesis received the record, to the millisecond.
     pub fn arrival(&self) -> Option<SystemTime> {
         self.meta.arrival
+    }
+
+    /// How long ago Kinesis received it, by our clock.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        SystemTime::now().duration_since(self.meta.arrival?).ok()
     }
 
     /// The payload. To keep it past the handler clone it: that shares the bytes.

@@ -260,7 +260,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             observers,
         };
         Ok(Resilient(Arc::new(Inner {
-            run: protection.begin_run(),
+            run: protection.begin_run(None),
             protection,
             processor: self.processor,
             application: self.application.into(),

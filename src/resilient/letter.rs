@@ -1,6 +1,9 @@
 //! The verdict is reached: what is left is the letter.
 
 use std::any::type_name;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::outbox::Refused;
 use super::protection::Run;
@@ -14,6 +17,14 @@ use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
+
+/// However old a record is: for so long a breaker or the guard may hold it.
+pub(crate) const HELD_AT_LEAST: Duration = Duration::from_secs(5 * 60);
+
+/// Why there is a letter of a record that was not tried once more.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream would have dropped the record soon, and a breaker or the dead-letter guard held it")]
+pub(super) struct HeldTooLong;
 
 impl<P: RecordProcessor> Inner<P> {
     /// The verdict is reached. It is kept from here on: the handler is not called again.
@@ -68,8 +79,17 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    /// Waits until no breaker is open and the dead-letter guard lets the letter through.
+    /// Waits until no breaker is open and the dead-letter guard lets the letter through, or until the record must not
+    /// be held any longer.
     pub(super) async fn may_give_up(&self, record: &Record, run: &Run) {
+        let allowed = self.is_let_through(record, run);
+        match run.held_for_at_most(record) {
+            Some(left) => drop(timeout(left.max(HELD_AT_LEAST), allowed).await),
+            None => allowed.await,
+        }
+    }
+
+    async fn is_let_through(&self, record: &Record, run: &Run) {
         let mut stopped = false;
         loop {
             if self.protection.is_open() && !Sabotage::LetterWhileOpen.is_committed() {

@@ -30,6 +30,7 @@ pub use builder::ResilientBuilder;
 
 #[cfg(feature = "kinesis")]
 pub(crate) use dependencies::Dependencies;
+pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run};
 pub(crate) use recovery::{Recovery, Stage};
 
@@ -162,7 +163,7 @@ impl<P: RecordProcessor> Resilient<P> {
                         let _ = inner.processed(&record, 1, run);
                         return Stepped::Processed;
                     }
-                    Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE),
+                    Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
                 },
                 Some(stage) => Box::pin(inner.resume(&record, *stage, term)).await,
             };

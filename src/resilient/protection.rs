@@ -2,7 +2,9 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 
@@ -34,6 +36,10 @@ pub(super) struct Named {
 pub(crate) struct Run {
     pub(super) tally: Arc<Tally>,
     pub(super) guard: Option<Watch>,
+    /// The age from which on a held record may be given up.
+    give_up_age: Option<Duration>,
+    /// Whether those of that age are.
+    gives_up: AtomicBool,
 }
 
 impl Drop for Run {
@@ -47,6 +53,27 @@ impl Run {
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.guard.as_ref().is_some_and(Watch::is_stopped)
+    }
+
+    /// Whether records are given up that must not be held any longer.
+    #[inline]
+    pub(crate) fn gives_up(&self) -> bool {
+        self.gives_up.load(Ordering::Relaxed)
+    }
+
+    /// From now on, or no more.
+    pub(crate) fn give_up_expiring(&self, gives_up: bool) {
+        self.gives_up.store(gives_up, Ordering::Relaxed);
+    }
+
+    /// Whether a record must not be held any longer.
+    pub(crate) fn is_expiring(&self, record: &Record) -> bool {
+        self.gives_up() && self.held_for_at_most(record).is_some_and(|left| left.is_zero())
+    }
+
+    /// How much longer a record may be held, if that has an end.
+    pub(super) fn held_for_at_most(&self, record: &Record) -> Option<Duration> {
+        Some(self.give_up_age?.saturating_sub(record.age()?))
     }
 }
 
@@ -72,7 +99,8 @@ impl Pass {
 }
 
 impl Protection {
-    pub(crate) fn begin_run(&self) -> Run {
+    /// `give_up_age`: from which on a record is not held any longer.
+    pub(crate) fn begin_run(&self, give_up_age: Option<Duration>) -> Run {
         let tally = Arc::new(Tally::default());
         for named in &self.breakers {
             named.breaker.enlist(tally.clone());
@@ -83,6 +111,8 @@ impl Protection {
         Run {
             guard: self.guard.as_ref().map(|guard| guard.watch(tally.clone())),
             tally,
+            give_up_age,
+            gives_up: AtomicBool::new(false),
         }
     }
 
@@ -222,10 +252,10 @@ mod tests {
             guard: Some(Guard::default()),
             observers: Observers::new(Vec::new()),
         };
-        let run = protection.begin_run();
+        let run = protection.begin_run(None);
         let tally = Arc::downgrade(&run.tally);
         drop(run);
-        let _next = protection.begin_run();
+        let _next = protection.begin_run(None);
         assert!(tally.upgrade().is_none());
     }
 }

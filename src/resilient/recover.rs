@@ -7,12 +7,13 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{How, Stumble, Term};
 use super::blame::Others;
-use super::protection::Pass;
+use super::letter::HeldTooLong;
+use super::protection::{Pass, Run};
 use super::recovery::{Phase, RECHECK, Recovery, Stage};
 use super::{Inner, Step};
 use crate::breaker::Round;
 use crate::dead_letter::Reason;
-use crate::failure::Class;
+use crate::failure::{Class, Failure};
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
@@ -30,7 +31,7 @@ impl<P: RecordProcessor> Inner<P> {
         pass: Pass,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let step = self.stumbled(record, None, stumble, pass);
+        let step = self.stumbled(record, None, stumble, pass, term.run);
         let result = self.go_on(record, step, term).await;
         if let Err(reason) = &result {
             self.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
@@ -120,11 +121,19 @@ impl<P: RecordProcessor> Inner<P> {
                 }
                 self.try_once(record, Some(recovery), pass, term).await
             }
+            Phase::GivenUp => {
+                let failure = Failure::transient(HeldTooLong).with_code("expiring");
+                self.give_up(record, recovery, Reason::Expiring, failure)
+            }
             Phase::Letter(letter) => {
                 if Sabotage::RunAfterVerdict.is_committed() {
                     let _ = self.attempt(record, 1, term).await;
                 }
-                let allowed = self.may_give_up(record, term.run);
+                let allowed = async {
+                    if letter.0.reason != Reason::Expiring {
+                        self.may_give_up(record, term.run).await;
+                    }
+                };
                 let written = self.write(record, &letter.0, &letter.1, recovery.attempts.count);
                 Step::Done(match term.deadline {
                     None => {
@@ -160,7 +169,7 @@ impl<P: RecordProcessor> Inner<P> {
                 self.protection.succeeded(record, pass);
                 Step::Done(Ok(self.processed(record, number, term.run)))
             }
-            Err(stumble) => self.stumbled(record, recovery, stumble, pass),
+            Err(stumble) => self.stumbled(record, recovery, stumble, pass, term.run),
         }
     }
 
@@ -179,6 +188,7 @@ impl<P: RecordProcessor> Inner<P> {
         recovery: Option<Box<Recovery>>,
         stumble: Stumble<P::Error>,
         pass: Pass,
+        run: &Run,
     ) -> Step {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
         let timed_out = matches!(stumble.how, How::TimedOut);
@@ -210,13 +220,19 @@ impl<P: RecordProcessor> Inner<P> {
 
         let is_final = verdict.class() == Class::Permanent && blamed.is_none();
         let out_of_patience = !in_health && recovery.is_out_of_patience();
-        if !in_health && !is_final && !out_of_patience && !Sabotage::CountHeldAttempts.is_committed() {
+        let expiring = !in_health && run.is_expiring(record);
+        if !in_health
+            && !is_final
+            && !out_of_patience
+            && !expiring
+            && !Sabotage::CountHeldAttempts.is_committed()
+        {
             if let Some(blame) = &mut recovery.blame {
                 blame.forget();
             }
             return recovery.retry_after(Duration::ZERO);
         }
-        let certain = others == Others::Succeed || out_of_patience;
+        let certain = others == Others::Succeed || out_of_patience || expiring;
         if certain {
             recovery.doubt = None;
         }
@@ -237,6 +253,7 @@ impl<P: RecordProcessor> Inner<P> {
             Class::Permanent => Some(Reason::Permanent),
             Class::Transient if self.policy.attempts_exhausted(used) => Some(Reason::AttemptsExhausted),
             Class::Transient if out_of_patience => Some(self.out_of(&recovery)),
+            Class::Transient if expiring => Some(Reason::Expiring),
             Class::Transient if self.policy.time_exhausted(used, spent) => Some(Reason::TimeExhausted),
             Class::Transient => None,
         };
@@ -252,6 +269,7 @@ impl<P: RecordProcessor> Inner<P> {
                 });
                 recovery.retry_after(delay)
             }
+            _ if run.is_expiring(record) => self.give_up(record, recovery, Reason::Expiring, failure),
             _ => self.doubt(record, recovery, reason, failure, others),
         }
     }

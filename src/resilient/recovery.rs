@@ -43,6 +43,8 @@ pub(crate) struct Stage {
 pub(super) enum Phase {
     /// Another attempt, at this time.
     Retry { at: Instant },
+    /// It must not be held any longer: a letter, without another attempt.
+    GivenUp,
     /// The verdict is reached and kept: only the letter is left to write.
     Letter(Box<(DeadLetter, Failure)>),
 }
@@ -63,11 +65,18 @@ impl Recovery {
         }
     }
 
+    /// Of a record that may not begin, and is not to be held any longer.
+    pub(crate) fn given_up(recovery: Option<Box<Recovery>>) -> Box<Recovery> {
+        let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
+        recovery.phase = Phase::GivenUp;
+        recovery
+    }
+
     /// When to go on; `None`: at once.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self.phase {
             Phase::Retry { at } => Some(at),
-            Phase::Letter(_) => None,
+            Phase::GivenUp | Phase::Letter(_) => None,
         }
     }
 

@@ -94,6 +94,9 @@ pub enum Reason {
     TimeExhausted,
     /// The handler panicked, twice.
     Panicked,
+    /// It was held, and the stream would have dropped it soon
+    /// ([`OnExpiring::DeadLetter`](crate::pipeline::OnExpiring::DeadLetter)).
+    Expiring,
 }
 
 impl Reason {
@@ -104,6 +107,7 @@ impl Reason {
             Reason::AttemptsExhausted => "attempts_exhausted",
             Reason::TimeExhausted => "time_exhausted",
             Reason::Panicked => "panicked",
+            Reason::Expiring => "expiring",
         }
     }
 }

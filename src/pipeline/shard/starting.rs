@@ -19,13 +19,19 @@ where
     /// Whether a record need not queue: nothing is ready before it, and it has a permit now.
     #[inline]
     pub(super) fn may_run_at_once(&mut self, cx: &mut Context<'_>) -> bool {
-        self.ready.is_empty()
-            && self.protection.is_clear()
-            && !self.run.is_stopped()
-            && self.permits.poll_take(cx).is_ready()
+        self.ready.is_empty() && self.may_begin_all() && self.permits.poll_take(cx).is_ready()
+    }
+
+    /// Whether neither a breaker nor the dead-letter guard is against it.
+    #[inline]
+    pub(super) fn may_begin_all(&self) -> bool {
+        self.protection.is_clear() && !self.run.is_stopped()
     }
 
     pub(super) fn start_ready(&mut self, cx: &mut Context<'_>) {
+        if self.run.gives_up() && !self.may_begin_all() {
+            self.give_up_expiring();
+        }
         while !self.ready.is_empty() && !self.run.is_stopped() && self.permits.poll_take(cx).is_ready() {
             let next = if self.protection.is_clear() {
                 self.ready.pop().map(|next| (next, Pass::FREE))
@@ -49,6 +55,25 @@ where
                 Next::Again(waiting) => {
                     self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, pass);
                 }
+            }
+        }
+    }
+
+    /// Lets go of what may not begin, and would be gone soon.
+    #[cold]
+    fn give_up_expiring(&mut self) {
+        let (window, run) = (&self.window, self.run);
+        let expires = |ordinal, record: Option<&Record>| {
+            let record = record.or_else(|| window.record(ordinal));
+            record.is_some_and(|record| run.is_expiring(record))
+        };
+        for next in self.ready.take_if(expires) {
+            let (ordinal, record, recovery) = match next {
+                Next::First(ordinal) => (ordinal, self.window.take(ordinal), None),
+                Next::Again(waiting) => (waiting.ordinal, Some(waiting.record), Some(waiting.recovery)),
+            };
+            if let Some(record) = record {
+                self.go_on_with(ordinal, record, Recovery::given_up(recovery), Pass::FREE);
             }
         }
     }
