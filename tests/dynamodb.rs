@@ -123,6 +123,7 @@ async fn it_passes_the_suite_of_all_stores() {
             what_is_settled_ahead_reads_back,
             a_save_without_ahead_ends_the_one_before,
             the_time_until_which_all_was_read_reads_back,
+            starts_that_came_to_nothing_read_back,
             what_is_ahead_of_another_position_is_dropped,
             many_shards_are_saved_at_once,
             concurrent_saves_are_all_kept,

@@ -28,6 +28,7 @@ mod lease;
 mod memory;
 #[cfg(feature = "redb")]
 mod redb;
+mod starts;
 
 pub use ahead::{Ahead, InvalidAhead};
 #[cfg(feature = "dynamodb")]
@@ -36,13 +37,14 @@ pub use lease::{Leases, NewShard, Renewed, Taken};
 pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;
+pub use starts::{InHand, InvalidStarts, Starts};
 
 /// Keeps the checkpoints of an application's shards.
 ///
 /// What an implementation promises (one conformance suite checks all of them):
 /// - One result for each shard asked about, in their order.
 /// - `Ok` from [`save`](CheckpointStore::save) only when the checkpoint is durable.
-/// - A checkpoint is written as a whole: position and [`Ahead`] together or neither.
+/// - A checkpoint is written as a whole: position, [`Ahead`] and [`Starts`] together or nothing.
 /// - [`load`](CheckpointStore::load) returns what was saved last; `None` if nothing ever was.
 #[async_trait]
 pub trait CheckpointStore: Send + Sync + fmt::Debug {
@@ -114,6 +116,7 @@ pub struct Checkpoint {
     ahead: Option<Ahead>,
     /// Milliseconds since 1970.
     read_until: Option<u64>,
+    starts: Option<Starts>,
 }
 
 impl Checkpoint {
@@ -123,6 +126,7 @@ impl Checkpoint {
             position,
             ahead: None,
             read_until: None,
+            starts: None,
         }
     }
 
@@ -140,6 +144,13 @@ impl Checkpoint {
     #[must_use]
     pub fn with_ahead(mut self, ahead: Ahead) -> Self {
         self.ahead = (*ahead.base() == self.position).then_some(ahead);
+        self
+    }
+
+    /// And so many starts did not come past it: see [`Starts`].
+    #[must_use]
+    pub fn with_starts(mut self, starts: Starts) -> Self {
+        self.starts = Some(starts).filter(|starts| !starts.is_none());
         self
     }
 
@@ -164,6 +175,11 @@ impl Checkpoint {
     pub(crate) fn with_read_until_millis(mut self, millis: Option<u64>) -> Self {
         self.read_until = millis;
         self
+    }
+
+    /// Starts that did not come past it, if there were any.
+    pub fn starts(&self) -> Option<&Starts> {
+        self.starts.as_ref()
     }
 
     /// What is settled ahead of the position.

@@ -34,6 +34,8 @@ struct Row {
     /// Milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     read_until: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    starts: Option<String>,
 }
 
 impl Redb {
@@ -118,6 +120,7 @@ fn write(database: &Database, rows: &[(ShardKey, Checkpoint)]) -> Result<(), Box
                 position: checkpoint.position().clone(),
                 ahead: checkpoint.ahead().map(|ahead| BASE64.encode(ahead.to_bytes())),
                 read_until: checkpoint.read_until_millis(),
+                starts: checkpoint.starts().map(ToString::to_string),
             })?;
             table.insert(
                 (&*key.application, &*key.stream, key.shard.as_str()),
@@ -135,7 +138,10 @@ fn decode(key: &ShardKey, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
         text: String::from_utf8_lossy(bytes).chars().take(200).collect(),
         source: error.into(),
     })?;
-    let checkpoint = Checkpoint::at(row.position).with_read_until_millis(row.read_until);
+    let starts = row.starts.and_then(|starts| starts.parse().ok());
+    let checkpoint = Checkpoint::at(row.position)
+        .with_read_until_millis(row.read_until)
+        .with_starts(starts.unwrap_or_default());
     let Some(ahead) = row.ahead else {
         return Ok(checkpoint);
     };

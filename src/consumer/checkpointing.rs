@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
-use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
 
 use super::answer::answer;
+use super::crash_loop::{Mark, Request};
 use super::lease::Hold;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::failure::BoxError;
@@ -27,6 +28,10 @@ pub(super) struct Checkpointer {
     pub(super) rng: SmallRng,
     /// Where several processes share the store.
     pub(super) hold: Option<Arc<Hold>>,
+    /// Where the shard begins: stored as it is, with the mark, until there is another.
+    pub(super) from: Checkpoint,
+    pub(super) mark: Arc<Mark>,
+    pub(super) marks: mpsc::Receiver<Request>,
 }
 
 impl Checkpointer {
@@ -35,20 +40,36 @@ impl Checkpointer {
     pub(super) async fn run(mut self) {
         let mut latest = self.progress.subscribe();
         let interval = self.store.write_interval();
+        let due = sleep(interval);
+        tokio::pin!(due);
+        let mut is_due = false;
         loop {
-            self.progress.want_urgent();
-            tokio::select! {
-                biased;
-                changed = latest.changed() => if changed.is_err() { return },
-                () = sleep(interval) => {
-                    self.progress.want_any();
-                    if latest.changed().await.is_err() {
-                        return;
-                    }
-                }
+            match is_due {
+                true => self.progress.want_any(),
+                false => self.progress.want_urgent(),
             }
+            let request = tokio::select! {
+                biased;
+                changed = latest.changed() => match changed {
+                    Ok(()) => None,
+                    Err(_) => return,
+                },
+                Some(request) = self.marks.recv() => Some(request),
+                () = &mut due, if !is_due => {
+                    is_due = true;
+                    continue;
+                }
+            };
             if self.store_latest(&mut latest).await {
                 return;
+            }
+            match request {
+                // Whoever asked may be gone.
+                Some(request) => drop(request.send(())),
+                None => {
+                    is_due = false;
+                    due.as_mut().reset(Instant::now() + interval);
+                }
             }
         }
     }
@@ -58,8 +79,14 @@ impl Checkpointer {
         let mut failures = 0;
         loop {
             let published = latest.borrow_and_update().clone();
-            let Some(Published { checkpoint, last }) = published else {
-                return false;
+            let (checkpoint, last) = match published {
+                Some(Published {
+                    checkpoint,
+                    last: true,
+                    ..
+                }) => (checkpoint, true),
+                Some(Published { checkpoint, .. }) => (self.mark.beside(checkpoint), false),
+                None => (self.mark.beside(self.from.clone()), false),
             };
             let error: BoxError = match self.save(&checkpoint).await {
                 Ok(()) => {

@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 mod answer;
 mod builder;
 mod checkpointing;
+mod crash_loop;
 mod data_loss;
 mod discovery;
 mod fan_out;

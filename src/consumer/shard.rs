@@ -1,11 +1,8 @@
 //! The life of one shard in a service: read, settle, checkpoint, end.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_core::Stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -13,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
+use super::crash_loop::{CrashLoop, OneByOne, Pages};
 use super::data_loss::DataLoss;
 use super::fan_out::FanOut;
 use super::lease::{KeptLease, Lease};
@@ -21,7 +19,7 @@ use super::reading::{Reading, ReadingEnded, read};
 use crate::checkpoint::Checkpoint;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
-use crate::pipeline::{Batch, Pipeline, Progress, ShardHalted};
+use crate::pipeline::{Pipeline, Progress, ShardHalted};
 use crate::processor::RecordProcessor;
 use crate::record::Position;
 use crate::resilient::Resilient;
@@ -33,6 +31,8 @@ pub(super) enum ShardEnd {
     Ended,
     /// The consumer is shutting down.
     Stopped,
+    /// It ran one record at a time for long enough.
+    BeginsAnew,
     /// A record can be neither processed nor dead-lettered.
     Halted(Box<ShardHalted>),
     /// Records are lost, and the user wants to know before it goes on.
@@ -66,6 +66,7 @@ pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) checkpointer: Checkpointer,
     pub(super) progress: Arc<Progress>,
     pub(super) from: Checkpoint,
+    pub(super) crash_loop: CrashLoop,
     pub(super) shutdown: CancellationToken,
     /// Where several processes share the store.
     pub(super) lease: Option<Lease>,
@@ -84,6 +85,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             checkpointer,
             progress,
             from,
+            crash_loop,
             shutdown,
             lease,
             last_checkpoint,
@@ -117,9 +119,23 @@ impl<P: RecordProcessor> ShardTask<P> {
         }));
         let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
         let lease = lease.map(Lease::keep);
-        let result = pipeline
-            .run_from(&resilient, Pages(pages), from, &progress, &ends)
-            .await;
+        if let Some(starts) = crash_loop.is_suspected() {
+            tell(Event::CrashLoopSuspected {
+                stream: &stream,
+                shard: &shard,
+                starts,
+            });
+        }
+        let over = ends.child_token();
+        let pages = Pages::new(pages, crash_loop.clone());
+        let result = match crash_loop.is_suspected() {
+            None => pipeline.run_from(&resilient, pages, from, &progress, &ends).await,
+            Some(_) => {
+                let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
+                let beside = (&*progress, &careful);
+                pipeline.run_careful(&resilient, pages, from, beside, &over).await
+            }
+        };
 
         let (end, checkpoint) = match result {
             Ok(finished) if finished.complete => match reading.await {
@@ -134,6 +150,9 @@ impl<P: RecordProcessor> ShardTask<P> {
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
             },
+            Ok(finished) if over.is_cancelled() && !ends.is_cancelled() => {
+                (ShardEnd::BeginsAnew, finished.checkpoint)
+            }
             Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
             Err(halted) => {
                 let checkpoint = halted.checkpoint.clone();
@@ -163,6 +182,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             ShardEnd::Ended => tell(Event::ShardEnded { stream, shard }),
             ShardEnd::Lost => tell(Event::LeaseLost { stream, shard }),
             ShardEnd::HandedOver => tell(Event::ShardHandedOver { stream, shard }),
+            ShardEnd::BeginsAnew => tell(Event::CrashLoopOver { stream, shard }),
             ShardEnd::Stopped | ShardEnd::Halted(_) | ShardEnd::DataLost(_) | ShardEnd::Failed(_) => {}
         }
         end
@@ -174,16 +194,5 @@ async fn begin_children(lease: &Option<KeptLease>, ends: &CancellationToken) -> 
     match lease {
         Some(lease) => ends.run_until_cancelled(lease.begin_children()).await == Some(true),
         None => true,
-    }
-}
-
-/// The reader's pages as a stream.
-struct Pages(mpsc::Receiver<Batch>);
-
-impl Stream for Pages {
-    type Item = Batch;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Batch>> {
-        self.0.poll_recv(cx)
     }
 }

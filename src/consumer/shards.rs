@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
+use super::crash_loop::{CrashLoop, Turns};
 use super::data_loss::Expected;
 use super::discovery::Discovery;
 use super::fan_out::FanOut;
@@ -60,6 +61,7 @@ where
     let mut shards = Shards {
         observers: resilient.observers().and(Arc::new(consumer.health.clone())),
         calls: Arc::new(Semaphore::new(consumer.polling.calls_in_flight)),
+        careful: Turns::default(),
         registration,
         application,
         consumer,
@@ -105,6 +107,8 @@ struct Shards<P: RecordProcessor> {
     observers: Observers,
     resilient: Resilient<P>,
     calls: Arc<Semaphore>,
+    /// Of shards that run one record at a time.
+    careful: Turns,
     registration: Option<Arc<Registration>>,
     shutdown: CancellationToken,
     tasks: JoinSet<ShardEnd>,
@@ -272,6 +276,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         let hold = taken.map(|_| Arc::new(Hold::new(&self.shutdown)));
         let observers = self.observers.clone();
         let key = self.discovery().key(shard.clone());
+        let (crash_loop, mark, marks) = CrashLoop::new(&from, self.careful.clone());
         let task = ShardTask {
             resilient: self.resilient.clone(),
             pipeline: self.consumer.pipeline.clone(),
@@ -305,6 +310,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 progress: progress.clone(),
                 rng: self.rng(),
                 hold: hold.clone(),
+                from: from.clone(),
+                mark,
+                marks,
             },
             lease: hold.zip(taken).map(|(hold, since)| Lease {
                 hold,
@@ -318,6 +326,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }),
             progress,
             from,
+            crash_loop,
             shutdown: self.shutdown.clone(),
             last_checkpoint: self.consumer.last_checkpoint,
         };
@@ -380,6 +389,10 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 return true;
             }
             ShardEnd::Stopped => return false,
+            ShardEnd::BeginsAnew => {
+                self.started.remove(&id);
+                return true;
+            }
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
             ShardEnd::DataLost(loss) => ConsumerError::DataLoss(loss),
             ShardEnd::Failed(error) => {

@@ -383,6 +383,27 @@ pub enum Event<'a> {
         /// How long it is still there.
         left: Duration,
     },
+    /// The process has died again and again at the same place of a shard: the records there run one at a time, and one
+    /// with which it dies three times becomes a dead letter
+    /// ([`Reason::CrashLoop`](crate::dead_letter::Reason::CrashLoop)).
+    #[non_exhaustive]
+    CrashLoopSuspected {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How many starts came to nothing.
+        starts: u32,
+    },
+    /// All records that may have been in hand when the process died are through: the shard begins anew at its
+    /// checkpoint, as ever.
+    #[non_exhaustive]
+    CrashLoopOver {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+    },
     /// A checkpoint is stored.
     #[non_exhaustive]
     Checkpointed {

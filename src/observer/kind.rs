@@ -41,6 +41,8 @@ impl Event<'_> {
             | Event::AggregateOutOfRange { .. }
             | Event::WindowFull { .. }
             | Event::RecordExpiring { .. }
+            | Event::CrashLoopSuspected { .. }
+            | Event::CrashLoopOver { .. }
             | Event::Checkpointed { .. }
             | Event::CheckpointFailed { .. } => Interest::SHARDS,
         }

@@ -339,6 +339,19 @@ impl Observer for Log {
                 ?left,
                 "the shard waits for a record that Kinesis drops soon"
             ),
+            Event::CrashLoopSuspected {
+                stream,
+                shard,
+                starts,
+            } => error!(
+                stream,
+                %shard,
+                starts,
+                "the process has died here again and again: records run one at a time"
+            ),
+            Event::CrashLoopOver { stream, shard } => {
+                info!(stream, %shard, "the shard begins anew, many records at a time");
+            }
             Event::WindowFull { bound, oldest, held } => {
                 of_record!(
                     warn,

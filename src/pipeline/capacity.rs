@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+#[cfg(feature = "kinesis")]
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
@@ -34,6 +36,23 @@ impl Capacity {
             return Err(ConfigError::new("bytes", "some memory must be allowed"));
         }
         Ok(Capacity::of(running, bytes))
+    }
+
+    /// Waits until there is room for one more handler call.
+    #[cfg(feature = "kinesis")]
+    pub(crate) async fn one_more(&self) -> Option<OwnedSemaphorePermit> {
+        self.running.clone().acquire_owned().await.ok()
+    }
+
+    /// The same memory, and one handler call at a time: beside those of all others, which are asked for
+    /// [one by one](Capacity::one_more).
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn one_at_a_time(&self) -> Self {
+        Capacity {
+            running: Arc::new(Semaphore::new(1)),
+            max_running: 1,
+            memory: self.memory.clone(),
+        }
     }
 
     fn of(running: usize, bytes: usize) -> Self {

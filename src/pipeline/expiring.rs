@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::Pipeline;
 use super::window::{Ordinal, Window};
 use crate::observer::{Event, Interest, Observers};
 use crate::resilient::{HELD_AT_LEAST, Run};
@@ -44,10 +45,14 @@ pub(super) struct Expiring {
 }
 
 impl Expiring {
-    pub(super) fn new(retention: Option<Duration>, on_expiring: OnExpiring) -> Self {
+    /// Without a sink for dead letters there are none.
+    pub(super) fn of(pipeline: &Pipeline, has_sink: bool) -> Self {
         Expiring {
-            retention,
-            on_expiring,
+            retention: pipeline.retention,
+            on_expiring: match has_sink {
+                true => pipeline.on_expiring,
+                false => OnExpiring::Hold,
+            },
             timer: None,
             told: None,
             oldest: None,

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 mod buffers;
 mod capacity;
+#[cfg(feature = "kinesis")]
+mod careful;
 mod delays;
 mod expiring;
 mod fullness;
@@ -37,6 +39,8 @@ mod window;
 mod work;
 
 pub use capacity::{Capacity, Reservation};
+#[cfg(feature = "kinesis")]
+pub(crate) use careful::{Careful, Taken};
 pub use expiring::OnExpiring;
 pub use lanes::Ordering;
 pub use progress::{Progress, Published};
@@ -140,6 +144,12 @@ impl Pipeline {
         self.ordering
     }
 
+    /// The most records of a shard that are read and not settled.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn most_held(&self) -> usize {
+        self.held
+    }
+
     /// The bounds shared with others.
     pub fn shared_capacity(&self) -> &Capacity {
         &self.capacity
@@ -182,6 +192,25 @@ impl Pipeline {
         S: Stream<Item = Batch> + Unpin,
     {
         shard::run(self, resilient, batches, from, progress, shutdown).await
+    }
+
+    /// As [`run_from`](Pipeline::run_from), with one handler call at a time, which asks first.
+    #[cfg(feature = "kinesis")]
+    pub(crate) async fn run_careful<P, S>(
+        &self,
+        resilient: &Resilient<P>,
+        batches: S,
+        from: Checkpoint,
+        (progress, careful): (&Progress, &impl Careful),
+        shutdown: &CancellationToken,
+    ) -> Result<Finished, Box<ShardHalted>>
+    where
+        P: RecordProcessor,
+        S: Stream<Item = Batch> + Unpin,
+    {
+        let pipeline = self.clone().capacity(self.capacity.one_at_a_time());
+        let beside = (progress, careful);
+        shard::run_careful(&pipeline, resilient, batches, from, beside, shutdown).await
     }
 }
 

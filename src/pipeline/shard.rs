@@ -26,11 +26,15 @@ use super::ready::{Ready, Waiting};
 use super::slots::Slots;
 use super::window::{Earlier, Ordinal, Window};
 use super::work::Work;
-use super::{Batch, Finished, OnExpiring, Pipeline, ShardHalted};
+use super::{Batch, Finished, Pipeline, ShardHalted};
+#[cfg(feature = "kinesis")]
+use super::{Careful, Taken};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
+#[cfg(feature = "kinesis")]
+use crate::resilient::Recovery;
 use crate::resilient::{Pass, Protection, Resilient, Run, Stage, Step, Stepped};
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
@@ -51,22 +55,93 @@ where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
 {
-    let on_expiring = match resilient.dead_letters() {
-        Some(_) => pipeline.on_expiring,
-        None => OnExpiring::Hold,
+    let run = begin(pipeline, resilient);
+    let step = |record, stage| resilient.step(record, stage, &run);
+    drive(
+        pipeline,
+        resilient,
+        (&run, step),
+        (batches, from),
+        progress,
+        shutdown,
+    )
+    .await
+}
+
+/// As [`run`]. Whatever calls the handler asks first.
+#[cfg(feature = "kinesis")]
+pub(super) async fn run_careful<P, S>(
+    pipeline: &Pipeline,
+    resilient: &Resilient<P>,
+    batches: S,
+    from: Checkpoint,
+    (progress, careful): (&Progress, &impl Careful),
+    shutdown: &CancellationToken,
+) -> Result<Finished, Box<ShardHalted>>
+where
+    P: RecordProcessor,
+    S: Stream<Item = Batch> + Unpin,
+{
+    let run = begin(pipeline, resilient);
+    let step = |record: Record, stage: Option<Box<Stage>>| {
+        let run = &run;
+        async move {
+            if stage.as_ref().is_some_and(|stage| !stage.calls_handler()) {
+                return resilient.step(record, stage, run).await;
+            }
+            match careful.take(&record).await {
+                Taken::Tries(_turn) => resilient.step(record, stage, run).await,
+                Taken::GivenUp(reason) => {
+                    let recovery = stage.and_then(|stage| stage.recovery);
+                    let stage = Stage {
+                        recovery: Some(Recovery::given_up(recovery, reason)),
+                        pass: Pass::FREE,
+                    };
+                    resilient.step(record, Some(Box::new(stage)), run).await
+                }
+            }
+        }
     };
-    let expiring = Expiring::new(pipeline.retention, on_expiring);
-    let run = resilient.protection().begin_run(expiring.give_up_age());
+    drive(
+        pipeline,
+        resilient,
+        (&run, step),
+        (batches, from),
+        progress,
+        shutdown,
+    )
+    .await
+}
+
+fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> Run {
+    let give_up_age = Expiring::of(pipeline, resilient.dead_letters().is_some()).give_up_age();
+    resilient.protection().begin_run(give_up_age)
+}
+
+async fn drive<P, S, F, M>(
+    pipeline: &Pipeline,
+    resilient: &Resilient<P>,
+    (run, step): (&Run, M),
+    (batches, from): (S, Checkpoint),
+    progress: &Progress,
+    shutdown: &CancellationToken,
+) -> Result<Finished, Box<ShardHalted>>
+where
+    P: RecordProcessor,
+    S: Stream<Item = Batch> + Unpin,
+    F: Future<Output = Stepped>,
+    M: Fn(Record, Option<Box<Stage>>) -> F,
+{
     let mut shard = Shard {
         pipeline,
         protection: resilient.protection(),
-        run: &run,
+        run,
         breaker_change: None,
         observers: resilient.observers(),
         batches,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
-        step: |record, stage| resilient.step(record, stage, &run),
+        step,
         read_until: ReadUntil::new(from.read_until()),
         window: Window::new(from),
         lanes: Lanes::new(pipeline.ordering),
@@ -83,7 +158,7 @@ where
         input_ended: false,
         stop: None,
         fullness: Fullness::default(),
-        expiring,
+        expiring: Expiring::of(pipeline, resilient.dead_letters().is_some()),
         changed: false,
         urgent: false,
     };

@@ -26,6 +26,11 @@ pub(crate) const HELD_AT_LEAST: Duration = Duration::from_secs(5 * 60);
 #[error("the stream would have dropped the record soon, and a breaker or the dead-letter guard held it")]
 pub(super) struct HeldTooLong;
 
+/// Why there is a letter of a record that was never seen to fail.
+#[derive(Debug, thiserror::Error)]
+#[error("the process died three times while this was the only record in hand")]
+pub(super) struct Crashed;
+
 impl<P: RecordProcessor> Inner<P> {
     /// The verdict is reached. It is kept from here on: the handler is not called again.
     pub(super) fn give_up(

@@ -7,13 +7,13 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{How, Stumble, Term};
 use super::blame::Others;
-use super::letter::HeldTooLong;
+use super::letter::{Crashed, HeldTooLong};
 use super::protection::{Pass, Run};
 use super::recovery::{Phase, RECHECK, Recovery, Stage};
 use super::{Inner, Step};
 use crate::breaker::Round;
 use crate::dead_letter::Reason;
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, Scope};
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
@@ -121,9 +121,12 @@ impl<P: RecordProcessor> Inner<P> {
                 }
                 self.try_once(record, Some(recovery), pass, term).await
             }
-            Phase::GivenUp => {
-                let failure = Failure::transient(HeldTooLong).with_code("expiring");
-                self.give_up(record, recovery, Reason::Expiring, failure)
+            Phase::GivenUp(reason) => {
+                let failure = match reason {
+                    Reason::CrashLoop => Failure::permanent(Crashed).with_scope(Scope::Record),
+                    _ => Failure::transient(HeldTooLong),
+                };
+                self.give_up(record, recovery, reason, failure.with_code(reason.as_str()))
             }
             Phase::Letter(letter) => {
                 if Sabotage::RunAfterVerdict.is_committed() {

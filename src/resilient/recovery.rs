@@ -8,7 +8,7 @@ use super::Step;
 use super::blame::{Blame, Doubt, Others};
 use super::protection::Pass;
 use crate::breaker::{Breaker, Round};
-use crate::dead_letter::{Attempts, DeadLetter};
+use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::Failure;
 use crate::retry::Backoff;
 
@@ -40,11 +40,20 @@ pub(crate) struct Stage {
     pub(crate) pass: Pass,
 }
 
+impl Stage {
+    /// Whether going on from it calls the handler.
+    pub(crate) fn calls_handler(&self) -> bool {
+        self.recovery
+            .as_ref()
+            .is_none_or(|recovery| recovery.calls_handler())
+    }
+}
+
 pub(super) enum Phase {
     /// Another attempt, at this time.
     Retry { at: Instant },
-    /// It must not be held any longer: a letter, without another attempt.
-    GivenUp,
+    /// A letter, without another attempt.
+    GivenUp(Reason),
     /// The verdict is reached and kept: only the letter is left to write.
     Letter(Box<(DeadLetter, Failure)>),
 }
@@ -65,10 +74,10 @@ impl Recovery {
         }
     }
 
-    /// Of a record that may not begin, and is not to be held any longer.
-    pub(crate) fn given_up(recovery: Option<Box<Recovery>>) -> Box<Recovery> {
+    /// Of a record that is not tried, or not any more.
+    pub(crate) fn given_up(recovery: Option<Box<Recovery>>, reason: Reason) -> Box<Recovery> {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
-        recovery.phase = Phase::GivenUp;
+        recovery.phase = Phase::GivenUp(reason);
         recovery
     }
 
@@ -76,7 +85,7 @@ impl Recovery {
     pub(crate) fn due(&self) -> Option<Instant> {
         match self.phase {
             Phase::Retry { at } => Some(at),
-            Phase::GivenUp | Phase::Letter(_) => None,
+            Phase::GivenUp(_) | Phase::Letter(_) => None,
         }
     }
 

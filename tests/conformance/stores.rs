@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use redrive::checkpoint::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use redrive::checkpoint::{Ahead, Checkpoint, CheckpointError, CheckpointStore, InHand, ShardKey, Starts};
 use redrive::{Position, Record, SequenceNumber};
 
 /// Runs the suite: a test for each check, each with a store of its own.
@@ -27,6 +27,7 @@ macro_rules! store_conformance {
                 what_is_settled_ahead_reads_back,
                 a_save_without_ahead_ends_the_one_before,
                 the_time_until_which_all_was_read_reads_back,
+                starts_that_came_to_nothing_read_back,
                 what_is_ahead_of_another_position_is_dropped,
                 many_shards_are_saved_at_once,
                 concurrent_saves_are_all_kept,
@@ -244,6 +245,18 @@ pub async fn the_time_until_which_all_was_read_reads_back(store: &impl Checkpoin
     assert_eq!(loaded.as_ref().and_then(Checkpoint::read_until), Some(time));
     assert_eq!(loaded, Some(with));
     // The next one says nothing of it.
+    save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;
+    assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
+}
+
+pub async fn starts_that_came_to_nothing_read_back(store: &impl CheckpointStore) {
+    let begun = Checkpoint::at(at(100, 0)).with_starts(Starts::new(2, None));
+    save(store, &[(key(1), begun.clone())]).await;
+    assert_eq!(load(store, &key(1)).await, Some(begun));
+    let in_hand = Some(InHand::new(at(101, 7), 3));
+    let in_hand = Checkpoint::at(Position::TrimHorizon).with_starts(Starts::new(0, in_hand));
+    save(store, &[(key(1), in_hand.clone())]).await;
+    assert_eq!(load(store, &key(1)).await, Some(in_hand));
     save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
 }

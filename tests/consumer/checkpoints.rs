@@ -78,11 +78,15 @@ async fn a_letter_is_checkpointed_at_once() {
     })
     .await;
     let saved = |note: &&Note| matches!(note, Note::Saved(..));
-    assert_eq!(scene.ledger.book().notes.iter().filter(saved).count(), 1);
-    scene.settle_all(running).await;
     assert_eq!(
         scene.ledger.book().notes.iter().filter(saved).count(),
         2,
-        "after the letter and at the end"
+        "that it begins, and after the letter"
+    );
+    scene.settle_all(running).await;
+    assert_eq!(
+        scene.ledger.book().notes.iter().filter(saved).count(),
+        3,
+        "and at the end"
     );
 }

@@ -9,13 +9,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use redrive::dead_letter::{self, DeadLetter};
+use redrive::dead_letter::{self, DeadLetter, Reason};
 use redrive::pipeline::Capacity;
 use redrive::{
     Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Scope, ShardId,
@@ -72,7 +72,11 @@ async fn consume(task: Task) {
     let store = checkpoint::Redb::open(task.checkpoints()).expect("a checkpoint file");
     // Slow enough to be killed in the middle.
     let consumer = Consumer::builder(client, &*task.stream)
-        .checkpoints(Noted { store, journal })
+        .checkpoints(Noted {
+            store,
+            journal,
+            last: Mutex::default(),
+        })
         .capacity(Capacity::new(4, 64 * 1024 * 1024).expect("valid"))
         .records_per_call(200)
         .idle_interval(Duration::from_millis(100))
@@ -123,6 +127,8 @@ impl RecordProcessor for Journal {
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
         tokio::time::sleep(Duration::from_millis(8)).await;
         match &record.payload()[..] {
+            // What no catch can stop.
+            b"abort" => std::process::abort(),
             b"bad" => return Err(Failure::permanent("bad data").into()),
             // For about three seconds, and anew after each restart.
             b"late" if attempt.number() < 5 => {
@@ -145,6 +151,7 @@ impl RecordProcessor for Journal {
 struct Noted {
     store: checkpoint::Redb,
     journal: Journal,
+    last: Mutex<HashMap<ShardId, Checkpoint>>,
 }
 
 #[async_trait]
@@ -155,8 +162,15 @@ impl CheckpointStore for Noted {
 
     async fn save(&self, rows: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
         let results = self.store.save(rows).await;
-        for ((key, _), result) in rows.iter().zip(&results) {
-            if result.is_ok() {
+        for ((key, checkpoint), result) in rows.iter().zip(&results) {
+            // What is stored beside the same place once more is no news.
+            let place = Checkpoint::at(checkpoint.position().clone());
+            let place = match checkpoint.ahead() {
+                Some(ahead) => place.with_ahead(ahead.clone()),
+                None => place,
+            };
+            let mut last = self.last.lock().expect("no panic");
+            if result.is_ok() && last.insert(key.shard.clone(), place.clone()) != Some(place) {
                 self.journal.write(&format!("saved {} -\n", key.shard));
             }
         }
@@ -258,6 +272,79 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
         last.letters.len(),
         processed + last.letters.len() - count
     );
+}
+
+/// Puts records into this stream, of which one ends whatever process takes it in hand, and starts such processes until
+/// one lives on.
+pub async fn survives_a_record_that_aborts(endpoint: &str, test: &str, stream: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let task = Task {
+        endpoint: endpoint.to_owned(),
+        stream: stream.to_owned(),
+        letters: format!("{stream}-dlq"),
+        folder: folder.path().to_owned(),
+    };
+    let client = embedded::client(endpoint);
+    for (name, shards) in [(&task.stream, 2), (&task.letters, 1)] {
+        embedded::create_stream(&client, name, shards)
+            .await
+            .expect("a stream");
+    }
+    let records = (0..400).map(|number| {
+        let payload = if number == 150 { "abort" } else { "ok" };
+        (format!("key-{}", number % 97), payload)
+    });
+    stream::put(&client, stream, records).await;
+    let sent = stream::read(&client, stream).await;
+    let aborts = sent
+        .iter()
+        .find(|sent| sent.data == b"abort")
+        .expect("it was put");
+
+    let mut crashes = 0;
+    let child = loop {
+        let mut child = task.start(test);
+        let mut crashed = false;
+        eventually("the child has crashed, or settled all", || {
+            crashed = child.has_ended();
+            let done = task.done();
+            let processed: HashSet<Place> = processed(&done).map(|(_, place)| place).collect();
+            crashed || processed.len() == sent.len() - 1
+        })
+        .await;
+        // All but one may be processed before that one is a letter.
+        if !crashed {
+            while task.letters(&client).await.is_empty() && !child.has_ended() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            crashed = child.has_ended();
+        }
+        if !crashed {
+            break child;
+        }
+        crashes += 1;
+        assert!(crashes <= 10, "it crashes for ever:\n{}", child.log());
+        let letters = task.letters(&client).await;
+        assert_eq!(letters, [], "after {crashes} crashes");
+    };
+    child.stop();
+    let last = Killed::look(&task, &client, 0).await;
+    let settled = last.settled();
+    let lost = sent.iter().find(|sent| !settled.contains(&sent.place));
+    assert_eq!(lost, None, "lost");
+    assert_eq!(
+        last.letters,
+        std::slice::from_ref(&aborts.place),
+        "the others are not to blame"
+    );
+    let letter = stream::read(&client, &task.letters).await.remove(0);
+    let letter = DeadLetter::decode(&letter.data.into()).expect("a letter");
+    assert_eq!(letter.reason, Reason::CrashLoop);
+    // Three with it in hand, and those before in which it was one of many.
+    assert!(crashes >= 5, "{crashes} crashes");
+    let starts = last.stored.values().filter_map(Checkpoint::starts).count();
+    assert_eq!(starts, 0, "an orderly end leaves none behind");
+    println!("{crashes} crashes of one record among 400");
 }
 
 /// A line of the journal.
@@ -368,6 +455,10 @@ impl Running {
         if let Some(status) = self.child.try_wait().expect("a child") {
             panic!("the child ended: {status}\n{}", self.log());
         }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_some()
     }
 
     /// With SIGKILL.

@@ -131,6 +131,10 @@ impl Holding {
                     Some(millis) => change.set(row::READ_UNTIL, row::numeral(millis)),
                     None => change.remove(row::READ_UNTIL),
                 }
+                match checkpoint.starts() {
+                    Some(starts) => change.set(row::STARTS, row::string(&starts.to_string())),
+                    None => change.remove(row::STARTS),
+                }
                 row::PENDING.iter().for_each(|column| change.remove(column));
                 change
             });

@@ -35,6 +35,7 @@ const LEASE: &str = "LEASE";
 // Ours: KCL leaves alone what it does not know.
 /// What is settled ahead of the checkpoint.
 pub(super) const AHEAD: &str = "redriveAhead";
+pub(super) const STARTS: &str = "redriveStarts";
 /// Until when all was read and settled, in milliseconds since 1970.
 pub(super) const READ_UNTIL: &str = "redriveReadUntil";
 /// The stream: KCL's own rows of one stream do not name it.
@@ -87,7 +88,10 @@ impl Row {
             number(item, SUB)?.unwrap_or(0),
         )?;
         let read_until = number(item, READ_UNTIL).ok().flatten();
-        let checkpoint = Checkpoint::at(position).with_read_until_millis(read_until);
+        let starts = text(item, STARTS).and_then(|starts| starts.parse().ok());
+        let checkpoint = Checkpoint::at(position)
+            .with_read_until_millis(read_until)
+            .with_starts(starts.unwrap_or_default());
         Ok(Row {
             owner: text(item, OWNER).map(str::to_owned),
             counter: number(item, COUNTER)?.ok_or("it has no leaseCounter")?,

@@ -97,6 +97,8 @@ pub enum Reason {
     /// It was held, and the stream would have dropped it soon
     /// ([`OnExpiring::DeadLetter`](crate::pipeline::OnExpiring::DeadLetter)).
     Expiring,
+    /// The process died three times while it was the only record in hand.
+    CrashLoop,
 }
 
 impl Reason {
@@ -108,6 +110,7 @@ impl Reason {
             Reason::TimeExhausted => "time_exhausted",
             Reason::Panicked => "panicked",
             Reason::Expiring => "expiring",
+            Reason::CrashLoop => "crash_loop",
         }
     }
 }

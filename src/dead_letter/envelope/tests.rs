@@ -74,7 +74,7 @@ prop_compose! {
         codes in prop::collection::vec(prop::option::of(text()), 0..14),
         reason in prop::sample::select(vec![
             Reason::Permanent, Reason::AttemptsExhausted, Reason::TimeExhausted, Reason::Panicked,
-            Reason::Expiring,
+            Reason::Expiring, Reason::CrashLoop,
         ]),
         trace in prop::option::of(text()),
         redrives in any::<u32>(),

@@ -7,6 +7,7 @@ use futures_core::Stream;
 use super::super::ready::Next;
 use super::super::window::Ordinal;
 use super::{Shard, Tag};
+use crate::dead_letter::Reason;
 use crate::record::Record;
 use crate::resilient::{Pass, Recovery, Stage, Stepped};
 
@@ -73,7 +74,12 @@ where
                 Next::Again(waiting) => (waiting.ordinal, Some(waiting.record), Some(waiting.recovery)),
             };
             if let Some(record) = record {
-                self.go_on_with(ordinal, record, Recovery::given_up(recovery), Pass::FREE);
+                self.go_on_with(
+                    ordinal,
+                    record,
+                    Recovery::given_up(recovery, Reason::Expiring),
+                    Pass::FREE,
+                );
             }
         }
     }
@@ -99,8 +105,7 @@ where
     /// Begins a step. For one that calls the handler a permit has been taken.
     #[inline]
     pub(super) fn start(&mut self, ordinal: Ordinal, record: Record, stage: Option<Box<Stage>>) {
-        let recovery = stage.as_ref().and_then(|stage| stage.recovery.as_ref());
-        let permit = recovery.is_none_or(|recovery| recovery.calls_handler());
+        let permit = stage.as_ref().is_none_or(|stage| stage.calls_handler());
         let step = || (self.step)(record, stage);
         if let Some((tag, step)) = self.slots.start(Tag { ordinal, permit }, step) {
             self.stepped(tag, step);

@@ -259,10 +259,15 @@ impl Oracle {
 
     /// A shard that it did not hold is taken: it begins anew with what is stored.
     pub fn shard_taken(&mut self, shard: usize, checkpoint: &Checkpoint) {
+        self.shard_begins_anew(shard);
+        self.checkpoint_loaded(shard, Some(checkpoint));
+    }
+
+    /// A shard begins anew with what is stored, in the same run.
+    pub fn shard_begins_anew(&mut self, shard: usize) {
         self.shards[shard].iter_mut().for_each(Fate::begins_anew);
         self.saved_in_run.remove(&shard);
         self.reading.remove(&shard);
-        self.checkpoint_loaded(shard, Some(checkpoint));
     }
 
     /// It has read what is stored for a shard.

@@ -507,6 +507,11 @@ impl Observer for World {
                 state.oracle.breaker_ended();
             }
             Event::DeadLetterGuardStopped { .. } => state.note("guard stopped", 0, 0),
+            Event::CrashLoopOver { shard, .. } => {
+                if let Some(shard) = shard_index(shard.as_str()) {
+                    state.oracle.shard_begins_anew(shard);
+                }
+            }
             Event::Settled { .. } => {
                 drop(state);
                 self.changed();
