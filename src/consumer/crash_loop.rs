@@ -28,6 +28,8 @@ const SUSPICIOUS: u32 = 2;
 const CRASHES: u32 = 3;
 /// A store that does not take a first start in time keeps nothing from being processed.
 const AT_MOST: Duration = Duration::from_secs(5);
+/// By how much our clock may be behind that of Kinesis.
+const CLOCKS: Duration = Duration::from_secs(15 * 60);
 /// For so long a shard leaves another one alone that is careful as well.
 const TURN: Duration = Duration::from_secs(30);
 
@@ -175,7 +177,10 @@ impl OneByOne {
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
         // What came after the last crash was in hand at none.
-        left <= 1 || record.arrival().is_some_and(|arrival| arrival > self.since)
+        left <= 1
+            || record
+                .arrival()
+                .is_some_and(|arrival| arrival > self.since + CLOCKS)
     }
 }
 
@@ -262,5 +267,63 @@ impl Stream for Pages {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(number: u64) -> Position {
+        Record::builder("s", "shardId-0".into(), number.into())
+            .build()
+            .position()
+    }
+
+    #[test]
+    fn a_mark_is_worth_something_until_the_checkpoint_passes_it() {
+        let mark = Mark::new(&at(10));
+        let beside = |number| mark.beside(Checkpoint::at(at(number))).starts().cloned();
+        assert_eq!(beside(10), None);
+        let in_hand = Some(InHand::new(at(12), 1));
+        mark.set(Starts::new(3, in_hand.clone()));
+        assert_eq!(beside(10), Some(Starts::new(3, in_hand.clone())));
+        assert_eq!(beside(11), Some(Starts::new(0, in_hand)));
+        assert_eq!(beside(12), None);
+        mark.put_down();
+        assert_eq!(beside(10), Some(Starts::new(3, None)));
+        assert_eq!(beside(11), None);
+    }
+
+    #[test]
+    fn two_starts_that_came_to_nothing_are_suspicious_and_so_is_a_record_that_was_in_hand() {
+        let suspected = |starts| {
+            let from = Checkpoint::at(at(10)).with_starts(starts);
+            CrashLoop::new(&from, Turns::default()).0.is_suspected()
+        };
+        assert_eq!(suspected(Starts::default()), None);
+        assert_eq!(suspected(Starts::new(1, None)), None);
+        assert_eq!(suspected(Starts::new(2, None)), Some(2));
+        assert_eq!(suspected(Starts::new(0, Some(InHand::new(at(11), 1)))), Some(0));
+        // Another program has moved the position past it.
+        assert_eq!(suspected(Starts::new(0, Some(InHand::new(at(10), 1)))), None);
+    }
+
+    #[test]
+    fn what_came_after_the_start_was_in_hand_at_no_crash() {
+        let (crash_loop, ..) = CrashLoop::new(&Checkpoint::at(at(10)), Turns::default());
+        let pipeline = Pipeline::new().held(3);
+        let record = |arrival| {
+            Record::builder("s", "shardId-0".into(), 11.into())
+                .arrival(arrival)
+                .build()
+        };
+        let one_by_one = OneByOne::new(crash_loop, &pipeline, CancellationToken::new());
+        assert!(!one_by_one.is_last(&record(SystemTime::now())));
+        assert!(one_by_one.is_last(&record(SystemTime::now() + 2 * CLOCKS)));
+        assert!(
+            one_by_one.is_last(&record(SystemTime::now())),
+            "as many as are held"
+        );
     }
 }
