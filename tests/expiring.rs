@@ -233,3 +233,16 @@ async fn without_dead_letters_it_is_held() {
         "it waits"
     );
 }
+
+#[test]
+fn a_consumer_is_told_as_well() {
+    let config = aws_sdk_kinesis::Config::builder()
+        .behavior_version_latest()
+        .build();
+    let client = aws_sdk_kinesis::Client::from_conf(config);
+    let builder = redrive::Consumer::builder(client, "orders").on_expiring(OnExpiring::DeadLetter);
+    assert!(
+        format!("{builder:?}").contains("on_expiring: DeadLetter"),
+        "{builder:?}"
+    );
+}

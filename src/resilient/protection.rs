@@ -258,4 +258,26 @@ mod tests {
         let _next = protection.begin_run(None);
         assert!(tally.upgrade().is_none());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_fails_where_others_succeed_shows_nothing() {
+        for (others_succeed, state) in [(true, BreakerState::HalfOpen), (false, BreakerState::Open)] {
+            let breaker = Breaker::builder().probes(1).keys_in_a_row(1).make();
+            let protection = Protection {
+                breakers: vec![Named {
+                    dependency: None,
+                    breaker: breaker.clone(),
+                }],
+                budget: None,
+                guard: None,
+                observers: Observers::new(Vec::new()),
+            };
+            let record = Record::builder("s", "shardId-0".into(), 1.into()).build();
+            protection.failed(&record, Pass::FREE, Some(&breaker), false);
+            protection.change().await;
+            let pass = protection.pass().expect("its pause is over");
+            protection.failed(&record, pass, Some(&breaker), others_succeed);
+            assert_eq!(breaker.state(), state);
+        }
+    }
 }
