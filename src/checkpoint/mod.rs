@@ -116,7 +116,8 @@ pub struct Checkpoint {
     ahead: Option<Ahead>,
     /// Milliseconds since 1970.
     read_until: Option<u64>,
-    starts: Option<Starts>,
+    /// On the heap, as there hardly ever are any.
+    starts: Option<Box<Starts>>,
 }
 
 impl Checkpoint {
@@ -150,7 +151,7 @@ impl Checkpoint {
     /// And so many starts did not come past it: see [`Starts`].
     #[must_use]
     pub fn with_starts(mut self, starts: Starts) -> Self {
-        self.starts = Some(starts).filter(|starts| !starts.is_none());
+        self.starts = (!starts.is_none()).then(|| Box::new(starts));
         self
     }
 
@@ -179,7 +180,7 @@ impl Checkpoint {
 
     /// Starts that did not come past it, if there were any.
     pub fn starts(&self) -> Option<&Starts> {
-        self.starts.as_ref()
+        self.starts.as_deref()
     }
 
     /// What is settled ahead of the position.

@@ -126,15 +126,22 @@ impl<P: RecordProcessor> ShardTask<P> {
                 starts,
             });
         }
-        let over = ends.child_token();
+        let mut all_through = false;
+        let suspected = crash_loop.is_suspected().is_some();
         let pages = Pages::new(pages, crash_loop.clone());
-        let result = match crash_loop.is_suspected() {
-            None => pipeline.run_from(&resilient, pages, from, &progress, &ends).await,
-            Some(_) => {
+        let result = if suspected {
+            // On the heap: thousands of shards never need it.
+            Box::pin(async {
+                let over = ends.child_token();
                 let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
                 let beside = (&*progress, &careful);
-                pipeline.run_careful(&resilient, pages, from, beside, &over).await
-            }
+                let result = pipeline.run_careful(&resilient, pages, from, beside, &over).await;
+                all_through = over.is_cancelled() && !ends.is_cancelled();
+                result
+            })
+            .await
+        } else {
+            pipeline.run_from(&resilient, pages, from, &progress, &ends).await
         };
 
         let (end, checkpoint) = match result {
@@ -150,9 +157,7 @@ impl<P: RecordProcessor> ShardTask<P> {
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
             },
-            Ok(finished) if over.is_cancelled() && !ends.is_cancelled() => {
-                (ShardEnd::BeginsAnew, finished.checkpoint)
-            }
+            Ok(finished) if all_through => (ShardEnd::BeginsAnew, finished.checkpoint),
             Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
             Err(halted) => {
                 let checkpoint = halted.checkpoint.clone();
