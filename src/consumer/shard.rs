@@ -119,7 +119,8 @@ impl<P: RecordProcessor> ShardTask<P> {
         }));
         let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
         let lease = lease.map(Lease::keep);
-        if let Some(starts) = crash_loop.is_suspected() {
+        let suspected = crash_loop.is_suspected();
+        if let Some(starts) = suspected {
             tell(Event::CrashLoopSuspected {
                 stream: &stream,
                 shard: &shard,
@@ -127,9 +128,8 @@ impl<P: RecordProcessor> ShardTask<P> {
             });
         }
         let mut all_through = false;
-        let suspected = crash_loop.is_suspected().is_some();
         let pages = Pages::new(pages, crash_loop.clone());
-        let result = if suspected {
+        let result = if suspected.is_some() {
             // On the heap: thousands of shards never need it.
             Box::pin(async {
                 let over = ends.child_token();

@@ -55,12 +55,12 @@ where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
 {
-    let run = begin(pipeline, resilient);
+    let (run, expiring) = begin(pipeline, resilient);
     let step = |record, stage| resilient.step(record, stage, &run);
     drive(
         pipeline,
         resilient,
-        (&run, step),
+        (&run, expiring, step),
         (batches, from),
         progress,
         shutdown,
@@ -82,7 +82,7 @@ where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
 {
-    let run = begin(pipeline, resilient);
+    let (run, expiring) = begin(pipeline, resilient);
     let step = |record: Record, stage: Option<Box<Stage>>| {
         let run = &run;
         async move {
@@ -105,7 +105,7 @@ where
     drive(
         pipeline,
         resilient,
-        (&run, step),
+        (&run, expiring, step),
         (batches, from),
         progress,
         shutdown,
@@ -113,15 +113,15 @@ where
     .await
 }
 
-fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> Run {
-    let give_up_age = Expiring::of(pipeline, resilient.dead_letters().is_some()).give_up_age();
-    resilient.protection().begin_run(give_up_age)
+fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
+    let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
+    (resilient.protection().begin_run(expiring.give_up_age()), expiring)
 }
 
 async fn drive<P, S, F, M>(
     pipeline: &Pipeline,
     resilient: &Resilient<P>,
-    (run, step): (&Run, M),
+    (run, expiring, step): (&Run, Expiring, M),
     (batches, from): (S, Checkpoint),
     progress: &Progress,
     shutdown: &CancellationToken,
@@ -158,7 +158,7 @@ where
         input_ended: false,
         stop: None,
         fullness: Fullness::default(),
-        expiring: Expiring::of(pipeline, resilient.dead_letters().is_some()),
+        expiring,
         changed: false,
         urgent: false,
     };

@@ -188,18 +188,7 @@ impl CheckpointStore for Noted {
 /// `test` is the full name of the ignored test that calls [`child`].
 pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i32, count: usize) {
     let folder = tempfile::tempdir().expect("a folder");
-    let task = Task {
-        endpoint: endpoint.to_owned(),
-        stream: stream.to_owned(),
-        letters: format!("{stream}-dlq"),
-        folder: folder.path().to_owned(),
-    };
-    let client = embedded::client(endpoint);
-    for (name, shards) in [(&task.stream, shards), (&task.letters, 1)] {
-        embedded::create_stream(&client, name, shards)
-            .await
-            .expect("a stream");
-    }
+    let (task, client) = Task::begin(endpoint, stream, shards, folder.path()).await;
     let records = (0..count).map(|number| {
         let payload = match number % 60 {
             7 => "late",
@@ -278,18 +267,7 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
 /// one lives on.
 pub async fn survives_a_record_that_aborts(endpoint: &str, test: &str, stream: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let task = Task {
-        endpoint: endpoint.to_owned(),
-        stream: stream.to_owned(),
-        letters: format!("{stream}-dlq"),
-        folder: folder.path().to_owned(),
-    };
-    let client = embedded::client(endpoint);
-    for (name, shards) in [(&task.stream, 2), (&task.letters, 1)] {
-        embedded::create_stream(&client, name, shards)
-            .await
-            .expect("a stream");
-    }
+    let (task, client) = Task::begin(endpoint, stream, 2, folder.path()).await;
     let records = (0..400).map(|number| {
         let payload = if number == 150 { "abort" } else { "ok" };
         (format!("key-{}", number % 97), payload)
@@ -355,6 +333,23 @@ enum Done {
 }
 
 impl Task {
+    /// Makes the streams.
+    async fn begin(endpoint: &str, stream: &str, shards: i32, folder: &Path) -> (Self, Client) {
+        let task = Task {
+            endpoint: endpoint.to_owned(),
+            stream: stream.to_owned(),
+            letters: format!("{stream}-dlq"),
+            folder: folder.to_owned(),
+        };
+        let client = embedded::client(endpoint);
+        for (name, shards) in [(&task.stream, shards), (&task.letters, 1)] {
+            embedded::create_stream(&client, name, shards)
+                .await
+                .expect("a stream");
+        }
+        (task, client)
+    }
+
     fn start(&self, test: &str) -> Running {
         let log = self.folder.join("log");
         let output = OpenOptions::new().create(true).append(true).open(&log);

@@ -35,6 +35,7 @@ const LEASE: &str = "LEASE";
 // Ours: KCL leaves alone what it does not know.
 /// What is settled ahead of the checkpoint.
 pub(super) const AHEAD: &str = "redriveAhead";
+/// Starts that did not come past the checkpoint.
 pub(super) const STARTS: &str = "redriveStarts";
 /// Until when all was read and settled, in milliseconds since 1970.
 pub(super) const READ_UNTIL: &str = "redriveReadUntil";
