@@ -114,7 +114,7 @@ struct Shards<P: RecordProcessor> {
     tasks: JoinSet<ShardEnd>,
     /// Each shard is started once, unless its task has broken down.
     started: HashMap<Id, (ShardId, Instant)>,
-    /// Those whose end was stored. A write that was given up may put an older row in its place.
+    /// Those whose end was stored, or seen. A write that was given up may put an older row in its place.
     ended: HashSet<ShardId>,
     /// How often in a row.
     breakdowns: HashMap<ShardId, u32>,
@@ -148,6 +148,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     async fn start_found(&mut self, mut found: Lineage) {
         self.look = None;
         self.consumer.health.discovered();
+        let is_end = |checkpoint: &Checkpoint| *checkpoint.position() == Position::ShardEnd;
+        let seen = found
+            .checkpoints
+            .iter()
+            .filter(|(_, checkpoint)| is_end(checkpoint));
+        self.ended.extend(seen.map(|(shard, _)| shard.clone()));
         for shard in &self.ended {
             found
                 .checkpoints

@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 use aws_sdk_kinesis::types::{ScalingType, Shard, StreamStatus};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use redrive::checkpoint::{Checkpoint, CheckpointStore, Memory, ShardKey};
 use redrive::{ConsumerError, Position, ShardId};
 use serde_json::{Value, json};
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::ledger::{Note, SinkState};
+use crate::support::ledger::{Note, SinkState, Store};
 use crate::support::proxy::Fault;
 use crate::support::waiting::{eventually, finished};
 
@@ -184,6 +185,42 @@ async fn a_stream_that_was_resharded_before_is_read_from_its_beginning() {
     scene.settle_all(running).await;
     scene.check_lineage().await;
     assert_eq!(scene.ended().len(), 3);
+}
+
+/// A write that was given up may arrive at any time, and nobody writes an ended shard's row any more.
+#[tokio::test]
+async fn what_has_ended_is_not_read_again_though_its_row_is_put_back() {
+    let memory = Memory::new();
+    let mut scene = Scene::new(1).await;
+    scene.store = Store::over(&scene.ledger, memory.clone());
+    scene.put(records(100, 30, steps)).await;
+    let parent = scene.open_shards().await.remove(0);
+    scene.split(&parent).await;
+    scene.put(records(100, 30, steps)).await;
+    let running = scene.start();
+    scene.settle_all(running).await;
+
+    let running = scene.start();
+    let put = scene.read().await.len() + 50;
+    scene.put(records(50, 30, steps)).await;
+    scene.ledger.settled(put).await;
+    let key = ShardKey::new("billing", STREAM, parent.shard_id().into());
+    let late = memory.save(&[(key, Checkpoint::at(Position::TrimHorizon))]).await;
+    assert!(late[0].is_ok());
+    let calls = scene.proxy.calls("GetShardIterator").len();
+    let child = scene.open_shards().await.remove(0);
+    scene.split(&child).await;
+    let put = put + 50;
+    scene.put(records(50, 30, steps)).await;
+    scene.ledger.settled(put).await;
+    eventually("the child has ended", || {
+        scene.ended().contains(&child.shard_id().into())
+    })
+    .await;
+    running.stop().await.expect("nothing halted");
+    let read = &scene.proxy.calls("GetShardIterator")[calls..];
+    let again = read.iter().any(|call| call.body["ShardId"] == parent.shard_id());
+    assert!(!again, "the run knew that it had ended");
 }
 
 /// The embedded server names no parents of the shards that UpdateShardCount makes, so that order is kept

@@ -276,7 +276,8 @@ impl Oracle {
             return;
         }
         for fate in &mut self.shards[shard] {
-            fate.run.covered = checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
+            // What it has read once in this run it knows, whatever a late write puts there.
+            fate.run.covered |= checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
         }
     }
 
