@@ -27,6 +27,12 @@ pub enum Sabotage {
     /// A shard is worked on though its lease is lost.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     KeepLostLease,
+    /// The end of a subscription counts as the end of its shard.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    ExpiredIsClosed,
+    /// A subscription that sends nothing is waited for.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    TrustSilence,
 }
 
 #[cfg(feature = "sabotage")]
@@ -41,7 +47,7 @@ mod switch {
 
     impl Sabotage {
         /// All of them.
-        pub const ALL: [Sabotage; 9] = [
+        pub const ALL: [Sabotage; 11] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
@@ -51,6 +57,8 @@ mod switch {
             Sabotage::LetterWhileOpen,
             Sabotage::StartChildrenEarly,
             Sabotage::KeepLostLease,
+            Sabotage::ExpiredIsClosed,
+            Sabotage::TrustSilence,
         ];
 
         /// Commits this fault, and no other, on this thread from now on.

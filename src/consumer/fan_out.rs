@@ -1,5 +1,6 @@
 //! Reads one shard by enhanced fan-out: Kinesis pushes its records, to this consumer alone.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use super::registration::Registration;
 use crate::classify::{Classify, StandardClassifier};
 use crate::failure::{BoxError, Class};
 use crate::pipeline::{Batch, Capacity};
+use crate::sabotage::Sabotage;
 
 /// A subscription sends something every few seconds, if only that there is nothing. (KCL waits as long.)
 const SILENCE: Duration = Duration::from_secs(35);
@@ -112,8 +114,12 @@ impl FanOut {
                 Ok(Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event)))) => event,
                 // One that a newer service sends, and that nobody here needs.
                 Ok(Ok(Some(_))) => continue,
+                Ok(Ok(None)) if Sabotage::ExpiredIsClosed.is_committed() => {
+                    return End::Ended(ReadingEnded::ShardClosed);
+                }
                 Ok(Ok(None)) => return End::Expired,
                 Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
+                Err(_) if Sabotage::TrustSilence.is_committed() => pending().await,
                 Err(_) => return End::Failed(Silent.into()),
             };
             let closed = is_end(&event);

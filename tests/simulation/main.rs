@@ -90,6 +90,8 @@ fn promises(sabotage: Sabotage) -> &'static [Promise] {
         Sabotage::LetterWhileOpen => &[Promise::BreakerHolds],
         Sabotage::StartChildrenEarly => &[Promise::Lineage],
         Sabotage::KeepLostLease => &[Promise::Fenced],
+        Sabotage::ExpiredIsClosed => &[Promise::NothingPassed, Promise::Lineage],
+        Sabotage::TrustSilence => &[Promise::AllSettled],
     }
 }
 

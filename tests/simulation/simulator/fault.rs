@@ -92,6 +92,16 @@ faults! {
     LeaseWanted = "lease-wanted",
     /// The process stands still for minutes.
     ClockJump = "clock-jump",
+    /// The connection of a subscription breaks.
+    SubscriptionBroken = "subscription-broken",
+    /// A subscription sends nothing any more, not even that there is nothing.
+    SubscriptionSilent = "subscription-silent",
+    /// A subscription ends with an error of the service.
+    SubscriptionFailed = "subscription-failed",
+    /// A subscription begins before the record that was asked for.
+    SubscribedEarly = "subscribed-early",
+    /// Somebody deregisters the consumer.
+    Deregistered = "deregistered",
 }
 
 impl fmt::Display for Fault {

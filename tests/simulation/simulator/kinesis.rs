@@ -23,7 +23,8 @@ use tokio::time::sleep;
 use super::fault::Fault;
 use super::lineage::PlannedShard;
 use super::oracle::Promise;
-use super::world::{World, place, shard_id};
+use super::subscription;
+use super::world::{World, first_from, shard_id, shard_index};
 use super::{LETTERS, STREAM};
 
 /// A client of the simulated Kinesis. Without retries of its own, whose jitter has no seed.
@@ -43,7 +44,7 @@ pub fn client(world: &World) -> Client {
 struct Kinesis(World);
 
 /// An error of the service, by its code.
-type Refusal = (u16, &'static str);
+pub type Refusal = (u16, &'static str);
 
 const THROTTLED: Refusal = (400, "ProvisionedThroughputExceededException");
 const INVALID: Refusal = (400, "InvalidArgumentException");
@@ -108,6 +109,9 @@ impl Kinesis {
             "GetShardIterator" => self.get_shard_iterator(body),
             "GetRecords" => self.get_records(body),
             "PutRecords" => Ok(self.put_records(body)),
+            "RegisterStreamConsumer" => self.0.state().register(),
+            "DescribeStreamConsumer" => self.0.state().describe_consumer(),
+            "SubscribeToShard" => self.subscribe(body),
             _ => Err((400, "UnknownOperationException")),
         }
     }
@@ -162,23 +166,23 @@ impl Kinesis {
     }
 
     fn get_shard_iterator(&self, body: &Value) -> Result<Value, Refusal> {
-        let shard = body["ShardId"].as_str().ok_or(INVALID)?;
-        let (shard, index) = match body["StartingSequenceNumber"].as_str() {
-            Some(number) => {
-                let number = number.to_owned().try_into().map_err(|_| INVALID)?;
-                let (shard, index) = place(shard, &number).ok_or(INVALID)?;
-                let at = body["ShardIteratorType"] == "AT_SEQUENCE_NUMBER";
-                (shard, if at { index } else { index + 1 })
-            }
-            None => {
-                let index = shard
-                    .strip_prefix("shardId-")
-                    .and_then(|index| index.parse().ok());
-                (index.ok_or(INVALID)?, 0)
-            }
-        };
+        let shard = body["ShardId"].as_str().and_then(shard_index).ok_or(INVALID)?;
+        let index = first(&body["ShardIteratorType"], &body["StartingSequenceNumber"])?;
         self.0.state().oracle.reading_begins(shard);
         Ok(json!({"ShardIterator": self.iterator(shard, index)}))
+    }
+
+    fn subscribe(&self, body: &Value) -> Result<Value, Refusal> {
+        let (world, position) = (&self.0, &body["StartingPosition"]);
+        let shard = body["ShardId"].as_str().and_then(shard_index).ok_or(INVALID)?;
+        let first = first(&position["Type"], &position["SequenceNumber"])?;
+        let early = world.strikes(Fault::SubscribedEarly);
+        let mut state = world.state();
+        let now = state.now();
+        state.subscriptions.subscribe(shard, now)?;
+        state.oracle.reading_begins(shard);
+        let first = if early { first.saturating_sub(3) } else { first };
+        Ok(subscription::accepted(shard, first, now))
     }
 
     fn get_records(&self, body: &Value) -> Result<Value, Refusal> {
@@ -195,37 +199,11 @@ impl Kinesis {
         if expired || self.0.strikes(Fault::ExpiredIterator) {
             return Err((400, "ExpiredIteratorException"));
         }
-        let empty = self.0.strikes(Fault::EmptyPage);
-        let mut state = self.0.state();
-        let now = state.now();
-        let visible = state.visible(self.0.plan(), shard);
-        let end = if empty { index } else { visible.min(index + limit) };
-        let fates = &state.oracle.shards[shard];
-        let records: Vec<Value> = fates[index..end]
-            .iter()
-            .map(|fate| {
-                let arrival = fate
-                    .record
-                    .arrival()
-                    .and_then(|arrival| arrival.elapsed_since_epoch());
-                json!({
-                    "SequenceNumber": fate.record.sequence_number().as_str(),
-                    "PartitionKey": fate.planned.key,
-                    "ApproximateArrivalTimestamp": arrival,
-                    "Data": BASE64.encode(fate.record.payload()),
-                })
-            })
-            .collect();
-        let behind = fates[end..visible]
-            .first()
-            .map_or(0, |next| (now - next.planned.at).as_millis() as u64 + 1);
-        state.note("page", shard, end);
-        let is_end = self.0.plan().shards[shard].is_closed(now) && end == visible;
-        drop(state);
+        let page = Page::of(&self.0, shard, index, limit);
         Ok(json!({
-            "Records": records,
-            "NextShardIterator": (!is_end).then(|| self.iterator(shard, end)),
-            "MillisBehindLatest": behind,
+            "Records": page.records,
+            "NextShardIterator": (!page.is_last).then(|| self.iterator(shard, page.end)),
+            "MillisBehindLatest": page.behind,
         }))
     }
 
@@ -251,6 +229,60 @@ impl Kinesis {
         letters(body)
             .flatten()
             .for_each(|letter| self.0.letter_sent(&letter));
+    }
+}
+
+/// The first record that is read from there.
+fn first(kind: &Value, number: &Value) -> Result<usize, Refusal> {
+    let Some(number) = number.as_str() else {
+        return Ok(0);
+    };
+    let number = number.to_owned().try_into().map_err(|_| INVALID)?;
+    first_from(&number, kind == "AFTER_SEQUENCE_NUMBER").ok_or(INVALID)
+}
+
+/// Some records of a shard, as Kinesis gives them.
+pub struct Page {
+    pub records: Vec<Value>,
+    /// The index behind the last of them.
+    pub end: usize,
+    /// By how many milliseconds.
+    pub behind: u64,
+    /// The shard is closed, and this is all of it.
+    pub is_last: bool,
+}
+
+impl Page {
+    pub fn of(world: &World, shard: usize, first: usize, limit: usize) -> Self {
+        let empty = world.strikes(Fault::EmptyPage);
+        let mut state = world.state();
+        let now = state.now();
+        let visible = state.visible(world.plan(), shard);
+        let end = if empty { first } else { visible.min(first + limit) };
+        let fates = &state.oracle.shards[shard];
+        let records = fates[first..end].iter().map(|fate| {
+            let arrival = fate
+                .record
+                .arrival()
+                .and_then(|arrival| arrival.elapsed_since_epoch());
+            json!({
+                "SequenceNumber": fate.record.sequence_number().as_str(),
+                "PartitionKey": fate.planned.key,
+                "ApproximateArrivalTimestamp": arrival,
+                "Data": BASE64.encode(fate.record.payload()),
+            })
+        });
+        let records = records.collect();
+        let behind = fates[end..visible]
+            .first()
+            .map_or(0, |next| (now - next.planned.at).as_millis() as u64 + 1);
+        state.note("page", shard, end);
+        Page {
+            records,
+            end,
+            behind,
+            is_last: world.plan().shards[shard].is_closed(now) && end == visible,
+        }
     }
 }
 
@@ -293,12 +325,15 @@ impl fmt::Debug for Kinesis {
     }
 }
 
-const OPERATIONS: [&str; 5] = [
+const OPERATIONS: [&str; 8] = [
     "ListShards",
     "DescribeStreamSummary",
     "GetShardIterator",
     "GetRecords",
     "PutRecords",
+    "RegisterStreamConsumer",
+    "DescribeStreamConsumer",
+    "SubscribeToShard",
 ];
 
 impl HttpConnector for Kinesis {
@@ -318,6 +353,9 @@ impl HttpConnector for Kinesis {
                 Ok(answer) if kinesis.0.strikes(Fault::Garbled) => {
                     let text = answer.to_string();
                     (200, text[..text.len() / 2].to_owned())
+                }
+                Ok(answer) if operation == "SubscribeToShard" => {
+                    return Ok(subscription::begin(kinesis.0, &answer));
                 }
                 Ok(answer) => (200, answer.to_string()),
                 Err((status, code)) => (

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::Capacity;
-use redrive::{Breaker, Consumer, Guard, Resilient, dead_letter};
+use redrive::{Breaker, Consumer, Guard, Resilient, Retrieval, dead_letter};
 use tokio::runtime;
 use tokio::time::{advance, sleep};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ mod oracle;
 mod plan;
 mod sink;
 mod store;
+mod subscription;
 mod world;
 
 pub use fault::{Counts, Fault};
@@ -168,6 +169,10 @@ impl Life {
         };
         let consumer = consumer
             .ordering(plan.ordering)
+            .retrieval(match plan.fan_out {
+                true => Retrieval::fan_out(),
+                false => Retrieval::Polling,
+            })
             .calls_per_second(plan.calls_per_second)
             .records_per_call(plan.page)
             .idle_interval(plan.idle)
@@ -247,7 +252,8 @@ impl Life {
                 return;
             }
             let open = world.state().oracle.unsettled();
-            world.violated(Promise::AllSettled, format!("{} open: {open:?}", open.len()));
+            let (count, some) = (open.len(), &open[..open.len().min(20)]);
+            world.violated(Promise::AllSettled, format!("{count} open: {some:?}"));
         }
     }
 }

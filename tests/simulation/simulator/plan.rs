@@ -133,6 +133,8 @@ pub struct Plan {
     pub to_kinesis: bool,
     /// Checkpoints are in a lease table that others use as well.
     pub leases: bool,
+    /// Its records are pushed.
+    pub fan_out: bool,
     /// From here on nothing is injected any more.
     pub calm: Duration,
     pub outages: Vec<(Range<Duration>, Outage)>,
@@ -211,6 +213,7 @@ impl Plan {
             to_kinesis: rng.random_bool(0.5),
             calm: millis(&mut rng, 60_000..600_000),
             leases: stream(seed, "leases").random_bool(0.5),
+            fan_out: stream(seed, "fan-out").random_bool(0.3),
             outages: Vec::new(),
             deploys: Vec::new(),
             windows: Vec::new(),

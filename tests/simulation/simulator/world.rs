@@ -23,6 +23,7 @@ use super::fault::{Counts, Fault};
 use super::lineage;
 use super::oracle::{Oracle, Promise, Violation};
 use super::plan::{Behaviour, Plan, Planned, stream};
+use super::subscription::Subscriptions;
 
 /// A clone is the same world.
 #[derive(Clone)]
@@ -39,6 +40,9 @@ const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
 /// Between the records that keep the stream alive once everything is calm.
 const BEAT: Duration = Duration::from_secs(5);
 const BEAT_KEY: &str = "beat";
+/// The number of a shard's first record, and how far apart they are.
+const FIRST: usize = 100;
+pub const GAP: usize = 7;
 /// The failover time of leases.
 const FAILOVER: Duration = Duration::from_secs(10);
 
@@ -53,7 +57,7 @@ pub struct State {
     contacts: u64,
     dies_at: Option<u64>,
     rngs: Vec<SmallRng>,
-    timing: SmallRng,
+    pub timing: SmallRng,
     stored: HashMap<usize, Checkpoint>,
     late: Vec<(Duration, usize, Checkpoint)>,
     /// The lease table, where there is one.
@@ -65,6 +69,7 @@ pub struct State {
     stood_still: Option<Duration>,
     /// Shards whose row a late write has put back.
     put_back: HashSet<usize>,
+    pub subscriptions: Subscriptions,
     beats: u32,
     capacity: Option<Capacity>,
     step: u64,
@@ -103,6 +108,7 @@ impl World {
                 foreign_since: HashMap::new(),
                 stood_still: None,
                 put_back: HashSet::new(),
+                subscriptions: Subscriptions::default(),
                 beats: 0,
                 capacity: None,
                 step: 0,
@@ -474,15 +480,27 @@ pub fn shard_index(name: &str) -> Option<usize> {
 
 /// As long as they are in Kinesis, with gaps between.
 fn sequence_number(index: usize) -> SequenceNumber {
-    let text = format!("4965{:052}", index * 7 + 100);
+    number_ahead_of(index, 0)
+}
+
+/// A number by so much less than a record's, and no less than that of the one before it.
+pub fn number_ahead_of(index: usize, less: usize) -> SequenceNumber {
+    let text = format!("4965{:052}", index * GAP + FIRST - less);
     text.try_into().unwrap_or_else(|_| (index as u64).into())
+}
+
+/// The first record that has this number, or if `behind`, a higher one.
+pub fn first_from(number: &SequenceNumber, behind: bool) -> Option<usize> {
+    let number: usize = number.as_str().strip_prefix("4965")?.parse().ok()?;
+    let least = if behind { number + 1 } else { number };
+    Some(least.saturating_sub(FIRST).div_ceil(GAP))
 }
 
 /// Shard and index of the record with this sequence number.
 pub fn place(shard: &str, number: &SequenceNumber) -> Option<(usize, usize)> {
     let shard = shard.strip_prefix("shardId-")?.parse().ok()?;
     let number: usize = number.as_str().strip_prefix("4965")?.parse().ok()?;
-    Some((shard, number.checked_sub(100)? / 7))
+    Some((shard, number.checked_sub(FIRST)? / GAP))
 }
 
 /// Hears what the engine says.
