@@ -15,6 +15,8 @@
 mod embedded;
 #[path = "support/server.rs"]
 mod server;
+#[path = "support/stream.rs"]
+mod stream;
 mod support;
 
 use std::error::Error;
@@ -28,8 +30,7 @@ use std::time::{Duration, Instant};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
-use aws_sdk_kinesis::primitives::Blob;
-use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
+use aws_sdk_kinesis::types::ShardIteratorType;
 use redrive::observer::{Event, Interest, Observer};
 use redrive::{Attempt, Consumer, Record, RecordProcessor, Resilient, checkpoint, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
@@ -40,8 +41,6 @@ use tokio::task::JoinSet;
 
 const STREAM: &str = "orders";
 const SHARDS: i32 = 4;
-const KEYS: u64 = 1_000;
-const PAYLOAD_BYTES: usize = 200;
 /// Microseconds of CPU a record that the consumer may cost more than the bare loop.
 const TARGET: f64 = 0.4;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -59,9 +58,10 @@ async fn main() -> Result<ExitCode> {
     };
     let server = Server::start()?;
     embedded::create_stream(&embedded::client(&server.endpoint), STREAM, SHARDS).await?;
-    put(&embedded::client(&server.endpoint), records).await?;
+    stream::fill(&embedded::client(&server.endpoint), STREAM, records).await?;
     println!(
-        "{records} records of {PAYLOAD_BYTES} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU a record"
+        "{records} records of {} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU a record",
+        stream::PAYLOAD_BYTES
     );
     println!(
         "{:>7} {:>9} {:>12} {:>13} {:>18} {:>16} {:>13} {:>13}",
@@ -118,33 +118,6 @@ impl Server {
             .timeout_config(timeouts.build());
         Client::from_conf(config.build())
     }
-}
-
-async fn put(client: &Client, records: u64) -> Result<()> {
-    let mut calls = JoinSet::new();
-    for first in (0..records).step_by(500) {
-        let entries = (first..records.min(first + 500)).map(|number| {
-            PutRecordsRequestEntry::builder()
-                .partition_key(format!("customer-{:06}", number % KEYS))
-                .data(Blob::new(vec![b'x'; PAYLOAD_BYTES]))
-                .build()
-        });
-        let entries = entries.collect::<std::result::Result<Vec<_>, _>>()?;
-        let call = client
-            .put_records()
-            .stream_name(STREAM)
-            .set_records(Some(entries));
-        if calls.len() >= 4
-            && let Some(done) = calls.join_next().await
-        {
-            assert_eq!(done??, Some(0));
-        }
-        calls.spawn(async move { call.send().await.map(|reply| reply.failed_record_count) });
-    }
-    while let Some(done) = calls.join_next().await {
-        assert_eq!(done??, Some(0));
-    }
-    Ok(())
 }
 
 /// What one run took.

@@ -3,7 +3,7 @@
 //! It needs Java and Python, and at first use the network: a Python package ships its jars.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -31,9 +31,7 @@ impl Kcl {
     /// Starts one that reads this stream. None means that the test is to be skipped, the reason having been told.
     pub fn start(kinesis: &str, dynamodb: &str, application: &str, stream: &str) -> Option<Self> {
         let home = home("kcl");
-        let target = home.parent()?.parent()?;
-        let python = python::with("tests/kcl/requirements.txt", target)?;
-        let jars = jars(&python);
+        let (python, jars) = install()?;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!(
             "notes-{}-{}",
@@ -106,9 +104,15 @@ impl Kcl {
     }
 }
 
-fn jars(python: &Path) -> PathBuf {
+/// The Python that its package is installed in, and the folder of its jars. None means that the test is to be skipped,
+/// the reason having been told.
+pub fn install() -> Option<(PathBuf, PathBuf)> {
+    let home = home("kcl");
+    let target = home.parent()?.parent()?;
+    let python = python::with("tests/kcl/requirements.txt", target)?;
     let ask = "import amazon_kclpy, os; print(os.path.join(os.path.dirname(amazon_kclpy.__file__), 'jars'))";
-    let output = Command::new(python).args(["-c", ask]).output();
+    let output = Command::new(&python).args(["-c", ask]).output();
     let output = output.expect("the interpreter just made");
-    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+    let jars = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    Some((python, jars))
 }

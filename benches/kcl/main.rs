@@ -1,0 +1,310 @@
+//! redrive beside the Kinesis Client Library 3 on the same stream: `cargo bench --bench kcl`.
+//!
+//! Both read the same 2,000,000 records of 200 bytes from the same 4 shards of the embedded Kinesis server, polling, and
+//! keep their checkpoints in a new lease table on DynamoDB Local, every 5 s. Both hand each record to a handler that only
+//! counts, KCL to one in Java within its own process, the least that it can do. Client, server and table are processes of
+//! their own. Each client asks its operating system for its CPU time when its first and its last record come, and is asked
+//! for the most memory that it had.
+//!
+//! KCL polls every 200 ms, the shortest that it takes; redrive once at its default, which is the same, and once as fast as
+//! it can. As KCL's heap grows while there is memory, it also runs with one of 512 MiB.
+//!
+//! It needs a JDK, Python and npm, at first use the network, and Linux.
+
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/support/dynamodb.rs"]
+mod dynamodb;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/support/embedded.rs"]
+mod embedded;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/support/emulator.rs"]
+mod emulator;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/support/kcl.rs"]
+mod kcl;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../tests/support/python.rs"]
+mod python;
+#[path = "../support/server.rs"]
+mod server;
+#[path = "../support/stream.rs"]
+mod stream;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::hint::black_box;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use dynamodb::DynamoDbLocal;
+use redrive::checkpoint::DynamoDb;
+use redrive::{Attempt, Consumer, Record, RecordProcessor, Resilient, dead_letter};
+use rustix::time::{ClockId, clock_gettime};
+use server::Server;
+use support::median;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Says to this program that it is a consumer.
+const CONSUME: &str = "REDRIVE_BENCH_CONSUME";
+const STREAM: &str = "orders";
+const SHARDS: i32 = 4;
+const RECORDS: u64 = 2_000_000;
+const ROUNDS: usize = 3;
+/// By how many times redrive is to take less CPU and memory than KCL, and to be faster.
+const TARGETS: [f64; 3] = [7.0, 10.0, 3.0];
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    if server::is_wanted() {
+        server::serve().await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Ok(what) = env::var(CONSUME) {
+        consume(&what).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !support::is_bench() {
+        println!("skipped: KCL takes minutes");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some((_, jars)), Some(dynamo)) = (kcl::install(), DynamoDbLocal::start().await) else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let classes = compile(&jars)?;
+    let server = Server::start()?;
+    let client = embedded::client(&server.endpoint);
+    embedded::create_stream(&client, STREAM, SHARDS).await?;
+    stream::fill(&client, STREAM, RECORDS).await?;
+    let places = [server.endpoint.as_str(), dynamo.endpoint()];
+    let clients = [
+        Client::kcl("KCL 3", &classes, &[]),
+        Client::kcl("KCL 3, 512 MiB of heap", &classes, &["-Xmx512m"]),
+        Client::redrive("redrive", "5"),
+        Client::redrive("redrive, unbounded", "1e6"),
+    ];
+    println!(
+        "{RECORDS} records of {} bytes, {SHARDS} shards, medians of {ROUNDS} runs",
+        stream::PAYLOAD_BYTES
+    );
+    println!(
+        "{:<24} {:>14} {:>18} {:>14} {:>16} {:>14}",
+        "", "CPU s/million", "with the start", "peak memory", "records/s", "first after"
+    );
+    let mut runs: Vec<Vec<Run>> = clients.iter().map(|_| Vec::new()).collect();
+    for round in 0..ROUNDS {
+        for (client, runs) in clients.iter().zip(&mut runs) {
+            eprintln!("run {} of {ROUNDS}: {}", round + 1, client.name);
+            runs.push(client.run(
+                places,
+                &format!("{}-{round}", client.name.replace([' ', ','], "-")),
+            )?);
+        }
+    }
+    let runs: Vec<Run> = runs.iter().map(|runs| Run::middle(runs)).collect();
+    for (client, run) in clients.iter().zip(&runs) {
+        println!(
+            "{:<24} {:>14.2} {:>18.2} {:>10.0} MiB {:>16.0} {:>12.1} s",
+            client.name, run.cpu, run.cpu_with_start, run.mebibytes, run.rate, run.first_after
+        );
+    }
+    let mut missed = false;
+    for (ours, theirs) in [(2, 0), (3, 0), (2, 1), (3, 1)] {
+        let (us, them) = (&runs[ours], &runs[theirs]);
+        let times = [
+            them.cpu / us.cpu,
+            them.mebibytes / us.mebibytes,
+            us.rate / them.rate,
+        ];
+        println!(
+            "{} beside {}: {:.1} times less CPU, {:.1} times less memory, {:.1} times the rate",
+            clients[ours].name, clients[theirs].name, times[0], times[1], times[2]
+        );
+        let is_judged = (ours, theirs) == (3, 0);
+        missed |= is_judged && times.iter().zip(TARGETS).any(|(times, target)| *times < target);
+    }
+    if missed {
+        println!("less than {TARGETS:?} times (as fast as it can, beside KCL as it is)");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The classes of the application of KCL, and the path to it and all that it needs.
+fn compile(jars: &Path) -> Result<String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/kcl");
+    let classes = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kcl");
+    fs::create_dir_all(&classes)?;
+    let jars = format!("{}/*", jars.display());
+    let mut javac = Command::new("javac");
+    javac.arg("-cp").arg(&jars).arg("-d").arg(&classes);
+    let compiled = javac.arg(source.join("Beside.java")).status();
+    if !compiled
+        .map_err(|error| format!("cannot run javac, of a JDK: {error}"))?
+        .success()
+    {
+        return Err("Beside.java does not compile".into());
+    }
+    Ok(format!("{}:{}:{jars}", classes.display(), source.display()))
+}
+
+/// A program that reads the stream.
+struct Client {
+    name: &'static str,
+    program: PathBuf,
+    arguments: Vec<String>,
+    calls_per_second: &'static str,
+}
+
+impl Client {
+    fn kcl(name: &'static str, classes: &str, options: &[&str]) -> Self {
+        let options = options.iter().map(|option| (*option).to_owned());
+        let start = ["-cp".to_owned(), classes.to_owned(), "Beside".to_owned()];
+        Client {
+            name,
+            program: "java".into(),
+            arguments: options.chain(start).collect(),
+            calls_per_second: "",
+        }
+    }
+
+    fn redrive(name: &'static str, calls_per_second: &'static str) -> Self {
+        Client {
+            name,
+            program: env::current_exe().unwrap_or_default(),
+            arguments: Vec::new(),
+            calls_per_second,
+        }
+    }
+
+    /// From its start to the last record.
+    fn run(&self, places: [&str; 2], application: &str) -> Result<Run> {
+        let what = [places[0], places[1], application, STREAM, &RECORDS.to_string()].map(str::to_owned);
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments);
+        if self.calls_per_second.is_empty() {
+            command.args(&what);
+        }
+        let start = Instant::now();
+        let mut child = command
+            .env(CONSUME, format!("{} {}", what.join(" "), self.calls_per_second))
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = BufReader::new(child.stdout.take().ok_or("it has no output")?).lines();
+        let mut until = |what: &str| -> Result<(Instant, f64)> {
+            let line = said.next().ok_or("it has ended")??;
+            let cpu = line
+                .strip_prefix(what)
+                .ok_or_else(|| format!("it says {line:?}"))?;
+            Ok((Instant::now(), cpu.trim().parse()?))
+        };
+        let first = until("first")?;
+        let last = until("last")?;
+        let mebibytes = peak_mebibytes(child.id())?;
+        drop(child.stdin.take());
+        child.wait()?;
+        let millions = RECORDS as f64 / 1e6;
+        Ok(Run {
+            cpu: (last.1 - first.1) / millions,
+            cpu_with_start: last.1 / millions,
+            mebibytes,
+            rate: RECORDS as f64 / (last.0 - first.0).as_secs_f64(),
+            first_after: (first.0 - start).as_secs_f64(),
+        })
+    }
+}
+
+/// What one run took.
+struct Run {
+    /// Seconds of CPU for a million records, from the first to the last.
+    cpu: f64,
+    cpu_with_start: f64,
+    mebibytes: f64,
+    /// Records a second, from the first to the last.
+    rate: f64,
+    /// Seconds from the start.
+    first_after: f64,
+}
+
+impl Run {
+    fn middle(runs: &[Run]) -> Run {
+        let middle = |of: fn(&Run) -> f64| median(&mut runs.iter().map(of).collect::<Vec<_>>());
+        Run {
+            cpu: middle(|run| run.cpu),
+            cpu_with_start: middle(|run| run.cpu_with_start),
+            mebibytes: middle(|run| run.mebibytes),
+            rate: middle(|run| run.rate),
+            first_after: middle(|run| run.first_after),
+        }
+    }
+}
+
+/// The most memory that a process had so far.
+fn peak_mebibytes(process: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = peak.and_then(|peak| peak.trim().strip_suffix("kB"));
+    let kibibytes: f64 = kibibytes.ok_or("no peak")?.trim().parse()?;
+    Ok(kibibytes / 1_024.0)
+}
+
+/// redrive's side.
+async fn consume(what: &str) -> Result<()> {
+    let what: Vec<&str> = what.split(' ').collect();
+    let [kinesis, dynamodb, application, stream, records, calls] = what[..] else {
+        return Err("what to consume".into());
+    };
+    let counter = Counter {
+        records: records.parse()?,
+        seen: Arc::default(),
+    };
+    let resilient = Resilient::builder(application, counter)
+        .dead_letters(dead_letter::Memory::new())
+        .build()?;
+    let consumer = Consumer::builder(embedded::client(kinesis), stream)
+        .checkpoints(DynamoDb::new(dynamodb::client(dynamodb), application))
+        .calls_per_second(calls.parse()?)
+        .build()?;
+    let stop = async {
+        let _ = tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new())).await;
+    };
+    consumer.run_until(resilient, stop).await?;
+    Ok(())
+}
+
+struct Counter {
+    records: u64,
+    seen: Arc<AtomicU64>,
+}
+
+impl RecordProcessor for Counter {
+    type Error = io::Error;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> io::Result<()> {
+        black_box(record.payload().len());
+        let before = self.seen.fetch_add(1, Relaxed);
+        if before == 0 {
+            say("first");
+        }
+        if before + 1 == self.records {
+            say("last");
+        }
+        Ok(())
+    }
+}
+
+fn say(what: &str) {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    println!("{what} {}", time.tv_sec as f64 + time.tv_nsec as f64 / 1e9);
+}
