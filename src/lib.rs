@@ -39,6 +39,7 @@
 //! | change what protects all records together, or share it | [`Breaker`], [`Guard`], [`RetryBudget`] |
 //! | choose where failed records go | [`dead_letter`] |
 //! | choose where positions are kept | [`checkpoint`] |
+//! | make doing a record twice harmless | [`idempotency`] |
 #![cfg_attr(
     feature = "kinesis",
     doc = "| look how a service does | [`Consumer::health`] |"
@@ -63,7 +64,7 @@
 //!   lock of its own.
 //!
 //! Delivery is at least once: after a crash what was unsettled, or settled since the last checkpoint, is
-//! processed again.
+//! processed again, unless an [`idempotency`] store remembers it.
 //!
 //! # Features
 //!
@@ -73,8 +74,8 @@
 //! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
 //! | `kpl` | with `kinesis` | records that the Kinesis Producer Library has aggregated |
-//! | `redb` | | checkpoints in an embedded database file |
-//! | `dynamodb` | | checkpoints in DynamoDB, shared by several processes, in KCL's lease table |
+//! | `redb` | | checkpoints and idempotency keys in an embedded database file |
+//! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!
 //! Without default features the engine and the pipeline remain, and no AWS crate.
 
@@ -88,8 +89,10 @@ mod config;
 #[cfg(feature = "kinesis")]
 pub mod consumer;
 pub mod dead_letter;
+mod digest;
 mod failure;
 mod guard;
+pub mod idempotency;
 #[cfg(feature = "kpl")]
 pub mod kpl;
 pub mod observer;
@@ -114,6 +117,7 @@ pub use consumer::{
 };
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use guard::{Guard, StoppedShard};
+pub use idempotency::Idempotency;
 pub use pipeline::Ordering;
 pub use processor::{
     Attempt, BoxProcessor, ProcessorFn, ProcessorWith, RecordProcessor, processor_fn, processor_with,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::failure::{BoxError, Failure};
 
 /// A record has ended: its shard's position may pass it.
@@ -39,6 +40,12 @@ pub enum Unsettled {
     /// The deadline came while the dead-letter guard kept the record's letter back.
     #[error("not settled before the deadline, as the dead-letter guard has stopped the shard")]
     GuardStopped,
+    /// The deadline came while another delivery of the record was being processed.
+    #[error("not settled before the deadline, as another delivery of the record is in progress")]
+    ClaimedElsewhere,
+    /// The deadline came while the idempotency store did not answer.
+    #[error("not settled before the deadline, as the idempotency store is unavailable")]
+    StoreDown,
     /// The shard belongs to another worker now.
     #[error("the shard's lease was lost")]
     LeaseLost,
@@ -76,17 +83,17 @@ pub enum Halt {
 /// a reader can drop what it has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct LetterId([u8; 32]);
+pub struct LetterId(Digest);
 
 impl LetterId {
     /// The id with this digest.
     pub const fn new(digest: [u8; 32]) -> Self {
-        LetterId(digest)
+        LetterId(Digest(digest))
     }
 
     /// The digest.
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.0.0
     }
 }
 
@@ -99,16 +106,7 @@ impl FromStr for LetterId {
     type Err = InvalidLetterId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits = text.as_bytes();
-        if digits.len() != 64 {
-            return Err(InvalidLetterId);
-        }
-        let mut digest = [0; 32];
-        for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
-            let value = |digit: u8| (digit as char).to_digit(16).ok_or(InvalidLetterId);
-            *byte = (value(pair[0])? << 4 | value(pair[1])?) as u8;
-        }
-        Ok(LetterId(digest))
+        Digest::from_hex(text).map(LetterId).ok_or(InvalidLetterId)
     }
 }
 
@@ -128,7 +126,7 @@ impl From<LetterId> for String {
 
 impl fmt::Display for LetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        fmt::Display::fmt(&self.0, f)
     }
 }
 

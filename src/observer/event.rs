@@ -95,6 +95,34 @@ pub enum Event<'a> {
         /// The record whose letter is next.
         record: &'a Record,
     },
+    /// Another delivery of the record, or another record with its idempotency key, is being processed: it waits.
+    #[non_exhaustive]
+    ClaimedElsewhere {
+        /// The record.
+        record: &'a Record,
+        /// When it is looked at again.
+        delay: Duration,
+    },
+    /// The idempotency store does not answer. What it is asked about waits: nothing is processed unguarded.
+    #[non_exhaustive]
+    IdempotencyDelayed {
+        /// The store's name.
+        store: &'a str,
+        /// How often it has failed in a row.
+        failures: u32,
+        /// What it said.
+        error: &'a (dyn Error + Send + Sync + 'static),
+        /// When it is asked again.
+        delay: Duration,
+    },
+    /// A record was processed and that could not be remembered: if it is delivered again it is processed again.
+    #[non_exhaustive]
+    CompletionLost {
+        /// The record.
+        record: &'a Record,
+        /// What the store said; none: the claim had expired, and another has the key.
+        error: Option<&'a (dyn Error + Send + Sync + 'static)>,
+    },
     /// A sink did not take a letter; it is written again.
     #[non_exhaustive]
     DeadLetterDelayed {

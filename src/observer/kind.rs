@@ -15,6 +15,9 @@ impl Event<'_> {
             | Event::BreakerClosed { .. }
             | Event::DeadLetterGuardStopped { .. }
             | Event::DeadLetterGuardResumed { .. }
+            | Event::ClaimedElsewhere { .. }
+            | Event::IdempotencyDelayed { .. }
+            | Event::CompletionLost { .. }
             | Event::DeadLetterDelayed { .. }
             | Event::DeadLettered { .. }
             | Event::Unsettled { .. } => Interest::FAILURES,

@@ -136,6 +136,36 @@ impl Observer for Log {
             Event::DeadLetterGuardResumed { record } => {
                 of_record!(info, record, "the shard goes on after too many dead letters");
             }
+            Event::ClaimedElsewhere { record, delay } => {
+                of_record!(
+                    debug,
+                    record,
+                    ?delay,
+                    "another delivery of the record is in progress, it waits"
+                );
+            }
+            Event::IdempotencyDelayed {
+                store,
+                failures,
+                error,
+                delay,
+            } => {
+                warn!(
+                    store,
+                    failures,
+                    error = full(*error),
+                    ?delay,
+                    "the idempotency store does not answer; records wait and nothing is processed unguarded"
+                );
+            }
+            Event::CompletionLost { record, error } => {
+                of_record!(
+                    warn,
+                    record,
+                    error = error.map(|error| full(error)),
+                    "the record was processed and that is not remembered: delivered again, it is processed again"
+                );
+            }
             Event::DeadLetterDelayed {
                 sink,
                 letters,

@@ -115,7 +115,10 @@ where
 
 fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
     let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
-    (resilient.protection().begin_run(expiring.give_up_age()), expiring)
+    let run = resilient
+        .protection()
+        .begin_run(expiring.give_up_age(), pipeline.retention);
+    (run, expiring)
 }
 
 async fn drive<P, S, F, M>(
@@ -463,6 +466,7 @@ where
                 });
             }
         }
+        self.run.stop();
         let drain = self.pipeline.drain;
         self.stop.get_or_insert_with(|| Stop {
             timer: Box::pin(sleep(drain)),

@@ -114,6 +114,14 @@ impl Record {
         }
     }
 
+    /// What is the same each time that this record is delivered, and for no other record: stream, shard, sequence and
+    /// sub-sequence number. For handing on to what the handler calls. (Not the same where a producer has put a
+    /// record twice, or where one was redriven into a stream.)
+    pub fn idempotency_key(&self) -> String {
+        let (stream, shard, number) = (self.stream(), self.shard(), self.sequence_number());
+        format!("{stream}/{shard}/{number}/{}", self.sub_sequence_number())
+    }
+
     /// What the records inside this aggregated one have in common.
     #[cfg(feature = "kpl")]
     pub(crate) fn aggregate(&self) -> Aggregate {

@@ -93,7 +93,7 @@ impl From<Box<dyn Any + Send>> for Panicked {
 }
 
 /// Polls, and makes a panic a value.
-pub(crate) fn poll_caught<T>(
+pub(super) fn poll_caught<T>(
     future: std::pin::Pin<&mut impl Future<Output = T>>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Panicked>> {

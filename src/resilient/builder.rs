@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use rand::RngExt;
 
+use super::claims::Claims;
 use super::outbox::Outbox;
 use super::protection::{Named, Protection};
 use super::verdict::{Classifiers, Typed};
@@ -16,6 +17,7 @@ use crate::config::ConfigError;
 use crate::dead_letter::DeadLetterSink;
 use crate::failure::Verdict;
 use crate::guard::Guard;
+use crate::idempotency::Idempotency;
 use crate::observer::{Log, Observer, Observers};
 use crate::processor::RecordProcessor;
 use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
@@ -31,6 +33,7 @@ use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
 /// | [`dependency_breaker`](ResilientBuilder::dependency_breaker) | none |
 /// | [`guard`](ResilientBuilder::guard) | [`Guard::default`], its own |
 /// | [`retry_budget`](ResilientBuilder::retry_budget) | [`RetryBudget::default`], its own |
+/// | [`idempotency`](ResilientBuilder::idempotency) | none |
 /// | [`observer`](ResilientBuilder::observer) | [`Log`] alone |
 /// | [`log_error_text`](ResilientBuilder::log_error_text) | off |
 /// | [`name`](ResilientBuilder::name) | the handler's Rust type |
@@ -50,6 +53,7 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     dependencies: Vec<Named>,
     guard: Setting<Guard>,
     budget: Setting<RetryBudget>,
+    idempotency: Option<Idempotency>,
     observers: Vec<Arc<dyn Observer>>,
     log_error_text: bool,
     seed: Option<u64>,
@@ -90,6 +94,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             dependencies: Vec::new(),
             guard: Setting::Unsaid,
             budget: Setting::Unsaid,
+            idempotency: None,
             observers: Vec::new(),
             log_error_text: false,
             seed: None,
@@ -187,6 +192,13 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         self
     }
 
+    /// Remembers what was processed, so that it is not processed again: a store, or a store with
+    /// [settings](Idempotency).
+    pub fn idempotency(mut self, idempotency: impl Into<Idempotency>) -> Self {
+        self.idempotency = Some(idempotency.into());
+        self
+    }
+
     /// Adds an observer. The log is always there.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.push(Arc::new(observer));
@@ -233,6 +245,9 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             ));
         }
         self.policy.validate()?;
+        if let Some(idempotency) = &self.idempotency {
+            idempotency.validate()?;
+        }
         let mut rng = source_of_chance(self.seed);
         let mut observers = self.observers;
         observers.push(Arc::new(Log::new(self.log_error_text)));
@@ -248,6 +263,9 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
                 ));
             }
         };
+        let claims = self
+            .idempotency
+            .map(|settings| Claims::new(settings, observers.clone(), rng.random()));
         let own = self.breaker.or(|| Breaker::builder().seed(rng.random()).make());
         let own = own.map(|breaker| Named {
             dependency: None,
@@ -260,7 +278,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             observers,
         };
         Ok(Resilient(Arc::new(Inner {
-            run: protection.begin_run(None),
+            run: protection.begin_run(None, None),
             protection,
             processor: self.processor,
             application: self.application.into(),
@@ -272,6 +290,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
                 erased: self.erased,
             },
             outbox,
+            claims,
             rng: Mutex::new(rng),
         })))
     }

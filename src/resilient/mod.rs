@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
+mod answer;
 mod attempt;
 mod blame;
 mod builder;
+mod claims;
 #[cfg(feature = "kinesis")]
 mod dependencies;
 mod doubt;
@@ -24,7 +26,7 @@ mod recovery;
 mod verdict;
 
 #[cfg(feature = "kinesis")]
-pub(crate) use attempt::poll_caught;
+pub(crate) use answer::answer;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
 
@@ -43,6 +45,7 @@ use crate::record::Record;
 use crate::retry::{RetryBudget, RetryPolicy};
 use crate::settled::{Settled, Unsettled};
 use attempt::Term;
+use claims::Claims;
 use outbox::Outbox;
 use verdict::Classifiers;
 
@@ -78,6 +81,7 @@ struct Inner<P: RecordProcessor> {
     policy: RetryPolicy,
     classifiers: Classifiers<P::Error>,
     outbox: Option<Outbox>,
+    claims: Option<Claims>,
     protection: Protection,
     /// Of the records that are settled by hand.
     run: Run,
@@ -137,7 +141,7 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        if !self.0.protection.is_clear() {
+        if !self.0.protection.is_clear() || self.0.claims.is_some() {
             return Box::pin(self.0.settle_when_admitted(record, term)).await;
         }
         match self.0.attempt(record, 1, term).await {
@@ -158,6 +162,9 @@ impl<P: RecordProcessor> Resilient<P> {
         async move {
             let term = Term::of(run);
             let step = match stage {
+                None if inner.claims.is_some() => {
+                    Box::pin(inner.try_once(&record, None, Pass::FREE, term)).await
+                }
                 None => match inner.attempt(&record, 1, term).await {
                     Ok(()) => {
                         let _ = inner.processed(&record, 1, run);
@@ -222,6 +229,12 @@ impl<P: RecordProcessor> Inner<P> {
         Settled::Processed
     }
 
+    /// It was processed before. No success of the handler's, so that no breaker hears of it.
+    fn duplicate(&self, record: &Record, attempts: u32) -> Settled {
+        self.tell_settled(record, Settled::Duplicate, attempts);
+        Settled::Duplicate
+    }
+
     fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32) {
         self.tell(Interest::SETTLEMENTS, || Event::Settled {
             record,
@@ -255,6 +268,7 @@ impl<P: RecordProcessor> fmt::Debug for Resilient<P> {
             .field("processor", &type_name::<P>())
             .field("policy", &self.0.policy)
             .field("dead_letters", &self.0.outbox)
+            .field("idempotency", &self.0.claims)
             .finish_non_exhaustive()
     }
 }

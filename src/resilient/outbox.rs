@@ -2,8 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,9 +9,9 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use super::attempt::poll_caught;
+use super::answer::answer;
 use crate::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
 use crate::failure::BoxError;
 use crate::observer::{Event, Observers};
@@ -264,12 +262,9 @@ impl Postman {
     }
 
     async fn results(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let mut put = pin!(self.sink.put(letters));
-        let caught = poll_fn(|cx| poll_caught(put.as_mut(), cx));
-        let error: BoxError = match timeout(PUT_TIMEOUT, caught).await {
-            Ok(Ok(results)) => return results,
-            Ok(Err(_)) => "the sink panicked".into(),
-            Err(_) => format!("the sink did not answer within {PUT_TIMEOUT:?}").into(),
+        let error = match answer("the sink", PUT_TIMEOUT, self.sink.put(letters)).await {
+            Ok(results) => return results,
+            Err(error) => error,
         };
         let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
         letters

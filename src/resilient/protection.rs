@@ -40,6 +40,10 @@ pub(crate) struct Run {
     give_up_age: Option<Duration>,
     /// Whether those of that age are.
     gives_up: AtomicBool,
+    /// For how long the stream keeps a record, if that is known.
+    pub(super) retention: Option<Duration>,
+    /// Nothing new begins.
+    stopping: AtomicBool,
 }
 
 impl Drop for Run {
@@ -64,6 +68,15 @@ impl Run {
     /// From now on, or no more.
     pub(crate) fn give_up_expiring(&self, gives_up: bool) {
         self.gives_up.store(gives_up, Ordering::Relaxed);
+    }
+
+    /// Nothing new begins, and what only tells others is not waited for.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Whether a record must not be held any longer.
@@ -99,8 +112,8 @@ impl Pass {
 }
 
 impl Protection {
-    /// `give_up_age`: from which on a record is not held any longer.
-    pub(crate) fn begin_run(&self, give_up_age: Option<Duration>) -> Run {
+    /// `give_up_age`: from which on a record is not held any longer. `retention`: of the stream, if it is known.
+    pub(crate) fn begin_run(&self, give_up_age: Option<Duration>, retention: Option<Duration>) -> Run {
         let tally = Arc::new(Tally::default());
         for named in &self.breakers {
             named.breaker.enlist(tally.clone());
@@ -113,6 +126,8 @@ impl Protection {
             tally,
             give_up_age,
             gives_up: AtomicBool::new(false),
+            retention,
+            stopping: AtomicBool::new(false),
         }
     }
 
@@ -252,10 +267,10 @@ mod tests {
             guard: Some(Guard::default()),
             observers: Observers::new(Vec::new()),
         };
-        let run = protection.begin_run(None);
+        let run = protection.begin_run(None, None);
         let tally = Arc::downgrade(&run.tally);
         drop(run);
-        let _next = protection.begin_run(None);
+        let _next = protection.begin_run(None, None);
         assert!(tally.upgrade().is_none());
     }
 

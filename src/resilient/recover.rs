@@ -7,6 +7,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{How, Stumble, Term};
 use super::blame::Others;
+use super::claims::{Claims, Turn, WaitsFor};
 use super::letter::{Crashed, HeldTooLong};
 use super::protection::{Pass, Run};
 use super::recovery::{Phase, RECHECK, Recovery, Stage};
@@ -14,6 +15,7 @@ use super::{Inner, Step};
 use crate::breaker::Round;
 use crate::dead_letter::Reason;
 use crate::failure::{Class, Failure, Scope};
+use crate::idempotency::{Claim, PayloadMismatch};
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
@@ -48,9 +50,11 @@ impl<P: RecordProcessor> Inner<P> {
                     if let Some(due) = recovery.due() {
                         // An attempt that begins when it must end is none.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
-                            return Err(match recovery.doubt {
-                                Some(_) => Unsettled::BreakerOpen,
-                                None => Unsettled::Deadline,
+                            return Err(match (recovery.waits, recovery.doubt) {
+                                (Some((WaitsFor::Claim, _)), _) => Unsettled::ClaimedElsewhere,
+                                (Some((WaitsFor::Store, _)), _) => Unsettled::StoreDown,
+                                (None, Some(_)) => Unsettled::BreakerOpen,
+                                (None, None) => Unsettled::Deadline,
                             });
                         }
                         sleep_until(due).await;
@@ -65,20 +69,18 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    /// As `settle`, for when a breaker is not closed.
+    /// As `settle`, for when a breaker is not closed or the record's key must be claimed.
     pub(super) async fn settle_when_admitted(
         &self,
         record: &Record,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let pass = self.admitted(None, term).await?;
-        match self.attempt(record, 1, term).await {
-            Ok(()) => {
-                self.protection.succeeded(record, pass);
-                Ok(self.processed(record, 1, term.run))
-            }
-            Err(stumble) => self.recover(record, stumble, pass, term).await,
-        }
+        let pass = match self.protection.is_clear() {
+            true => Pass::FREE,
+            false => self.admitted(None, term).await?,
+        };
+        let step = self.try_once(record, None, pass, term).await;
+        self.go_on(record, step, term).await
     }
 
     /// Waits until the breakers let an attempt through.
@@ -111,8 +113,8 @@ impl<P: RecordProcessor> Inner<P> {
         };
         match recovery.phase {
             Phase::Retry { .. } => {
-                // A probe is what a breaker asks for, and there are few.
-                if pass.is_free() && !self.withdraw(&mut recovery) {
+                // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
+                if pass.is_free() && recovery.waits.is_none() && !self.withdraw(&mut recovery) {
                     let refused = recovery.refused;
                     let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
                     recovery.refused = refused.saturating_add(1);
@@ -137,7 +139,15 @@ impl<P: RecordProcessor> Inner<P> {
                         self.may_give_up(record, term.run).await;
                     }
                 };
-                let written = self.write(record, &letter.0, &letter.1, recovery.attempts.count);
+                let written = async {
+                    let settled = self
+                        .write(record, &letter.0, &letter.1, recovery.attempts.count)
+                        .await;
+                    if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &settled) {
+                        claims.release(claim).await;
+                    }
+                    settled
+                };
                 Step::Done(match term.deadline {
                     None => {
                         allowed.await;
@@ -156,24 +166,85 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    async fn try_once(
+    pub(super) async fn try_once(
         &self,
         record: &Record,
         mut recovery: Option<Box<Recovery>>,
         pass: Pass,
         term: Term<'_>,
     ) -> Step {
+        let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
+        let mut claim = match &self.claims {
+            None => None,
+            Some(claims) => match self.claim(claims, record, &mut recovery, term).await {
+                Ok(claim) => Some((claims, claim)),
+                // What a probe's attempt would have shown, another's will.
+                Err(NoTurn::Completed) => return Step::Done(Ok(self.duplicate(record, number - 1))),
+                Err(NoTurn::Mismatch) => {
+                    let failure = Failure::permanent(PayloadMismatch).with_scope(Scope::Record);
+                    let failure = failure.with_code("payload_mismatch");
+                    let recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
+                    return self.give_up(record, recovery, Reason::Permanent, failure);
+                }
+                Err(NoTurn::Wait(delay)) => {
+                    let recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
+                    return recovery.retry_after(delay);
+                }
+            },
+        };
         if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
             blame.attempt_begins();
         }
-        let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
         match self.attempt(record, number, term).await {
             Ok(()) => {
                 self.protection.succeeded(record, pass);
+                if let Some((claims, claim)) = &mut claim {
+                    claims.complete(record, claim, term).await;
+                }
                 Step::Done(Ok(self.processed(record, number, term.run)))
             }
-            Err(stumble) => self.stumbled(record, recovery, stumble, pass, term.run),
+            Err(stumble) => {
+                let step = self.stumbled(record, recovery, stumble, pass, term.run);
+                match claim {
+                    Some((claims, claim)) => give_back(claims, claim, step).await,
+                    None => step,
+                }
+            }
         }
+    }
+
+    /// Claims the record's key, before an attempt.
+    async fn claim(
+        &self,
+        claims: &Claims,
+        record: &Record,
+        recovery: &mut Option<Box<Recovery>>,
+        term: Term<'_>,
+    ) -> Result<Claim, NoTurn> {
+        let last = recovery.as_mut().and_then(|recovery| recovery.claim.take());
+        let mut claim = last.unwrap_or_else(|| claims.of(&self.application, record));
+        let waits = recovery.as_ref().and_then(|recovery| recovery.waits);
+        let looks = waits.map_or(0, |(_, looks)| looks);
+        let turn = claims.claim(&mut claim, self.policy.timeout(), looks, term).await;
+        let waits = match turn {
+            Turn::Completed => return Err(NoTurn::Completed),
+            Turn::Mismatch => return Err(NoTurn::Mismatch),
+            Turn::Granted => None,
+            Turn::Wait(what, delay) => Some((what, delay)),
+        };
+        let Some((what, delay)) = waits else {
+            if let Some(recovery) = recovery {
+                recovery.waits = None;
+            }
+            return Ok(claim);
+        };
+        if what == WaitsFor::Claim {
+            self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
+        }
+        let recovery = recovery.get_or_insert_with(|| Box::new(Recovery::new()));
+        recovery.claim = Some(claim);
+        recovery.waits = Some((what, looks.saturating_add(1)));
+        Err(NoTurn::Wait(delay))
     }
 
     fn withdraw(&self, recovery: &mut Recovery) -> bool {
@@ -276,4 +347,26 @@ impl<P: RecordProcessor> Inner<P> {
             _ => self.doubt(record, recovery, reason, failure, others),
         }
     }
+}
+
+/// Why a record is not tried now.
+enum NoTurn {
+    Completed,
+    Mismatch,
+    Wait(Duration),
+}
+
+/// The attempt has failed. Its key is for others to claim while it waits for the next one; not while its letter is on
+/// the way, after which there is none.
+async fn give_back(claims: &Claims, mut claim: Claim, mut step: Step) -> Step {
+    match &mut step {
+        Step::Later(recovery) if !recovery.calls_handler() => recovery.claim = Some(claim),
+        Step::Later(recovery) => {
+            claims.release(&claim).await;
+            Claims::begin_anew(&mut claim);
+            recovery.claim = Some(claim);
+        }
+        Step::Done(_) => claims.release(&claim).await,
+    }
+    step
 }

@@ -6,10 +6,12 @@ use tokio::time::Instant;
 
 use super::Step;
 use super::blame::{Blame, Doubt, Others};
+use super::claims::WaitsFor;
 use super::protection::Pass;
 use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::Failure;
+use crate::idempotency::Claim;
 use crate::retry::Backoff;
 
 /// Between two tries of a record whose retry the budget refused, or that may not be to blame.
@@ -31,6 +33,10 @@ pub(crate) struct Recovery {
     pub(super) probed: Vec<Round>,
     /// How often in a row the budget refused its retry.
     pub(super) refused: u32,
+    /// Of its key, as far as it was made.
+    pub(super) claim: Option<Claim>,
+    /// What it waits for before its next attempt, other than its time, and how often in a row it did.
+    pub(super) waits: Option<(WaitsFor, u32)>,
     pub(super) phase: Phase,
 }
 
@@ -70,6 +76,8 @@ impl Recovery {
             doubt: None,
             probed: Vec::new(),
             refused: 0,
+            claim: None,
+            waits: None,
             phase: Phase::Retry { at: Instant::now() },
         }
     }

@@ -1,0 +1,376 @@
+//! A store in DynamoDB, with the items of Powertools for AWS Lambda.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, KeysAndAttributes,
+    ReturnValuesOnConditionCheckFailure, ScalarAttributeType, TableStatus, TimeToLiveSpecification,
+};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use tokio::time::{Instant, sleep};
+
+use super::{CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
+use crate::failure::BoxError;
+use crate::sdk;
+
+/// Remembers in a DynamoDB table, for all processes and functions that use it.
+///
+/// ```no_run
+/// # async fn example(dynamo: aws_sdk_dynamodb::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use redrive::idempotency;
+///
+/// let seen = idempotency::DynamoDb::new(dynamo, "orders-seen");
+/// seen.create_table().await?; // if nobody else does
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Items are those of [Powertools for AWS Lambda](https://docs.powertools.aws.dev/lambda/python/latest/utilities/idempotency/)
+/// (`id`, `status`, `expiration`, `in_progress_expiration`, `validation`), and an attribute more, `redriveOwner`:
+/// each can read the other's. `expiration` is for the table's time to live.
+///
+/// Of the client region, endpoint, credentials and HTTP stack are used; retries are redrive's own, and a call may
+/// take 5 s unless the client says otherwise.
+///
+/// A record costs two writes, or one if it is a duplicate; and one more for each failed attempt. It needs
+/// `dynamodb:PutItem`, `UpdateItem`, `DeleteItem`, `GetItem` and `BatchGetItem`; to make the table `CreateTable`,
+/// `DescribeTable` and `UpdateTimeToLive`.
+#[derive(Clone)]
+pub struct DynamoDb {
+    client: Client,
+    table: Arc<str>,
+}
+
+type Item = HashMap<String, AttributeValue>;
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most calls of one request under way.
+const CALLS: usize = 64;
+/// The most keys that BatchGetItem takes.
+const BATCH: usize = 100;
+/// A table is made within seconds.
+const CREATED_WITHIN: Duration = Duration::from_secs(120);
+
+const ID: &str = "id";
+const STATUS: &str = "status";
+const EXPIRATION: &str = "expiration";
+const IN_PROGRESS: &str = "in_progress_expiration";
+const VALIDATION: &str = "validation";
+const OWNER: &str = "redriveOwner";
+
+impl DynamoDb {
+    /// In the table of this name, which must be there.
+    pub fn new(client: Client, table: impl Into<String>) -> Self {
+        DynamoDb {
+            client: sdk::dynamodb_without_retries(&client, CALL_TIMEOUT),
+            table: table.into().into(),
+        }
+    }
+
+    /// Makes the table, if it is not there (`PAY_PER_REQUEST`, with time to live), and waits until it can be used.
+    pub async fn create_table(&self) -> Result<(), StoreError> {
+        let attribute = AttributeDefinition::builder()
+            .attribute_name(ID)
+            .attribute_type(ScalarAttributeType::S)
+            .build();
+        let key = KeySchemaElement::builder()
+            .attribute_name(ID)
+            .key_type(KeyType::Hash)
+            .build();
+        let call = self
+            .client
+            .create_table()
+            .table_name(&*self.table)
+            .billing_mode(BillingMode::PayPerRequest)
+            .attribute_definitions(attribute.map_err(StoreError::unavailable)?)
+            .key_schema(key.map_err(StoreError::unavailable)?);
+        match call.send().await {
+            Err(error) if error.code() == Some("ResourceInUseException") => {
+                return self.wait_for_table().await;
+            }
+            created => drop(created.map_err(StoreError::unavailable)?),
+        }
+        self.wait_for_table().await?;
+        let forget = TimeToLiveSpecification::builder()
+            .attribute_name(EXPIRATION)
+            .enabled(true)
+            .build();
+        let call = self.client.update_time_to_live().table_name(&*self.table);
+        let call = call.time_to_live_specification(forget.map_err(StoreError::unavailable)?);
+        call.send().await.map_err(StoreError::unavailable)?;
+        Ok(())
+    }
+
+    async fn wait_for_table(&self) -> Result<(), StoreError> {
+        let start = Instant::now();
+        loop {
+            let call = self.client.describe_table().table_name(&*self.table).send();
+            let reply = call.await.map_err(StoreError::unavailable)?;
+            let status = reply.table.and_then(|table| table.table_status);
+            if status == Some(TableStatus::Active) {
+                return Ok(());
+            }
+            if start.elapsed() > CREATED_WITHIN {
+                return Err(StoreError::unavailable(format!(
+                    "table {:?} is not active yet",
+                    self.table
+                )));
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    async fn claim_one(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let expired_before = claim
+            .now
+            .checked_sub(CLOCK_SKEW)
+            .unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut own = "(#owner = :owner AND #in_progress <= :expires)".to_owned();
+        if claim.replaces.is_some() {
+            own.push_str(" OR #owner = :replaces");
+        }
+        let condition = format!(
+            "attribute_not_exists(#id) OR #expiration < :now \
+             OR (#status = :in_progress AND ({own} OR #in_progress < :expired_before))"
+        );
+        let call = self
+            .client
+            .put_item()
+            .table_name(&*self.table)
+            .item(ID, text(claim.key.as_str()))
+            .item(STATUS, text("INPROGRESS"))
+            .item(EXPIRATION, number(seconds(claim.keep_until)))
+            .item(IN_PROGRESS, number(millis(claim.expires)))
+            .item(OWNER, text(&claim.owner.to_string()));
+        let call = match claim.payload {
+            Some(payload) => call.item(VALIDATION, text(&payload.to_string())),
+            None => call,
+        };
+        let call = call
+            .condition_expression(condition)
+            .expression_attribute_names("#id", ID)
+            .expression_attribute_names("#expiration", EXPIRATION)
+            .expression_attribute_names("#status", STATUS)
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_names("#in_progress", IN_PROGRESS)
+            .expression_attribute_values(":now", number(seconds(claim.now)))
+            .expression_attribute_values(":in_progress", text("INPROGRESS"))
+            .expression_attribute_values(":owner", text(&claim.owner.to_string()))
+            .expression_attribute_values(":expires", number(millis(claim.expires)))
+            .expression_attribute_values(":expired_before", number(millis(expired_before)))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let call = match claim.replaces {
+            Some(replaces) => call.expression_attribute_values(":replaces", text(&replaces.to_string())),
+            None => call,
+        };
+        let refused = match call.send().await {
+            Ok(_) => return Ok(Claimed::Granted),
+            Err(error) => error,
+        };
+        let refused = match refused.as_service_error() {
+            Some(error) if error.is_conditional_check_failed_exception() => refused.into_service_error(),
+            _ => return Err(StoreError::unavailable(refused)),
+        };
+        let there = match refused {
+            aws_sdk_dynamodb::operation::put_item::PutItemError::ConditionalCheckFailedException(error) => {
+                error.item
+            }
+            _ => None,
+        };
+        let there = match there {
+            Some(item) => Some(item),
+            None => self.read(&claim.key).await?,
+        };
+        // Deleted meanwhile: to be asked for again.
+        let Some(item) = there else {
+            return Ok(Claimed::InProgress { expires: claim.now });
+        };
+        state(&claim.key, &item)
+    }
+
+    async fn read(&self, key: &Key) -> Result<Option<Item>, StoreError> {
+        let call = self.client.get_item().table_name(&*self.table);
+        let call = call.key(ID, text(key.as_str())).consistent_read(true);
+        let reply = call.send().await.map_err(StoreError::unavailable)?;
+        Ok(reply.item)
+    }
+
+    async fn complete_one(&self, claim: &Claim) -> Result<Completion, StoreError> {
+        let (set, validation) = match claim.payload {
+            Some(payload) => (", #validation = :validation", Some(payload)),
+            None => ("", None),
+        };
+        let mut call = self
+            .client
+            .update_item()
+            .table_name(&*self.table)
+            .key(ID, text(claim.key.as_str()))
+            .update_expression(format!(
+                "SET #status = :completed, #expiration = :keep_until, #owner = :owner{set}"
+            ))
+            .condition_expression("attribute_not_exists(#id) OR #owner = :owner")
+            .expression_attribute_names("#id", ID)
+            .expression_attribute_names("#status", STATUS)
+            .expression_attribute_names("#expiration", EXPIRATION)
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_values(":completed", text("COMPLETED"))
+            .expression_attribute_values(":keep_until", number(seconds(claim.keep_until)))
+            .expression_attribute_values(":owner", text(&claim.owner.to_string()));
+        if let Some(payload) = validation {
+            call = call
+                .expression_attribute_names("#validation", VALIDATION)
+                .expression_attribute_values(":validation", text(&payload.to_string()));
+        }
+        match call.send().await {
+            Ok(_) => Ok(Completion::Stored),
+            Err(error) if is_refused(&error) => Ok(Completion::Lost),
+            Err(error) => Err(StoreError::unavailable(error)),
+        }
+    }
+
+    async fn release_one(&self, claim: &Claim) -> Result<(), StoreError> {
+        let call = self
+            .client
+            .delete_item()
+            .table_name(&*self.table)
+            .key(ID, text(claim.key.as_str()))
+            .condition_expression("#status = :in_progress AND #owner = :owner")
+            .expression_attribute_names("#status", STATUS)
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_values(":in_progress", text("INPROGRESS"))
+            .expression_attribute_values(":owner", text(&claim.owner.to_string()));
+        match call.send().await {
+            Err(error) if !is_refused(&error) => Err(StoreError::unavailable(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The items of these keys, as far as they are told: who is left out is asked for by a claim.
+    async fn read_all(&self, keys: &[Key]) -> Result<HashMap<String, Item>, StoreError> {
+        let key = |key: &Key| Item::from([(ID.to_owned(), text(key.as_str()))]);
+        let mut wanted: Vec<&Key> = keys.iter().collect();
+        wanted.sort();
+        wanted.dedup();
+        let wanted = KeysAndAttributes::builder().set_keys(Some(wanted.into_iter().map(key).collect()));
+        let wanted = wanted.build().map_err(StoreError::unavailable)?;
+        let call = self.client.batch_get_item().request_items(&*self.table, wanted);
+        let reply = call.send().await.map_err(StoreError::unavailable)?;
+        let items = reply.responses.unwrap_or_default().into_values().flatten();
+        Ok(items
+            .filter_map(|item| Some((item.get(ID)?.as_s().ok()?.clone(), item)))
+            .collect())
+    }
+}
+
+#[async_trait]
+impl IdempotencyStore for DynamoDb {
+    async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>> {
+        let calls: Vec<_> = claims.iter().map(|claim| self.claim_one(claim)).collect();
+        stream::iter(calls).buffered(CALLS).collect().await
+    }
+
+    async fn complete(&self, claims: &[Claim]) -> Vec<Result<Completion, StoreError>> {
+        let calls: Vec<_> = claims.iter().map(|claim| self.complete_one(claim)).collect();
+        stream::iter(calls).buffered(CALLS).collect().await
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>> {
+        let calls: Vec<_> = claims.iter().map(|claim| self.release_one(claim)).collect();
+        stream::iter(calls).buffered(CALLS).collect().await
+    }
+
+    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        let read = join_all(keys.chunks(BATCH).map(|keys| self.read_all(keys))).await;
+        let mut results = Vec::with_capacity(keys.len());
+        for (keys, items) in keys.chunks(BATCH).zip(read) {
+            match items {
+                Ok(items) => results.extend(keys.iter().map(|key| match items.get(key.as_str()) {
+                    Some(item) if number_of(item, EXPIRATION).is_none_or(|until| until >= seconds(now)) => {
+                        let state = state(key, item)?;
+                        Ok(Some(state).filter(|state| matches!(state, Claimed::Completed { .. })))
+                    }
+                    _ => Ok(None),
+                })),
+                Err(error) => {
+                    let error: Arc<dyn std::error::Error + Send + Sync> = BoxError::from(error).into();
+                    results.extend(keys.iter().map(|_| Err(StoreError::unavailable(error.clone()))));
+                }
+            }
+        }
+        results
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        format!("dynamodb:{}", self.table).into()
+    }
+}
+
+impl fmt::Debug for DynamoDb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DynamoDb")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_refused(error: &impl ProvideErrorMetadata) -> bool {
+    error.code() == Some("ConditionalCheckFailedException")
+}
+
+/// What an item says, whoever wrote it.
+fn state(key: &Key, item: &Item) -> Result<Claimed, StoreError> {
+    let corrupt = |what: &str| StoreError::Corrupt {
+        key: key.clone(),
+        source: what.into(),
+    };
+    let status = item.get(STATUS).and_then(|status| status.as_s().ok());
+    match status.map(String::as_str) {
+        Some("COMPLETED") => {
+            let validation = item.get(VALIDATION).and_then(|hash| hash.as_s().ok());
+            Ok(Claimed::Completed {
+                // Powertools hashes otherwise, and what.
+                payload: validation.and_then(|hash| PayloadHash::from_hex(hash)),
+            })
+        }
+        Some("INPROGRESS") => {
+            let expires = number_of(item, IN_PROGRESS).map(Duration::from_millis);
+            let expires = expires.or_else(|| number_of(item, EXPIRATION).map(Duration::from_secs));
+            let expires = expires.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since));
+            let expires = expires.ok_or_else(|| corrupt("it is in progress and does not expire"))?;
+            Ok(Claimed::InProgress { expires })
+        }
+        _ => Err(corrupt("its status is neither INPROGRESS nor COMPLETED")),
+    }
+}
+
+fn number_of(item: &Item, attribute: &str) -> Option<u64> {
+    item.get(attribute)?.as_n().ok()?.parse().ok()
+}
+
+fn text(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}
+
+fn number(number: impl ToString) -> AttributeValue {
+    AttributeValue::N(number.to_string())
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    since_1970(time).as_secs()
+}
+
+fn millis(time: SystemTime) -> u128 {
+    since_1970(time).as_millis()
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

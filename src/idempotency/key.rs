@@ -1,0 +1,81 @@
+//! What makes two records the same.
+
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::Digest;
+use crate::record::Record;
+
+/// What two deliveries of the same record have in common, within one application. Holds nothing of a payload but
+/// hashes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// A record's place: stream, shard, sequence and sub-sequence number.
+    pub fn of_place(application: &str, record: &Record) -> Self {
+        Key(format!("{application}#{}", record.idempotency_key()).into())
+    }
+
+    /// What is the same for all records that mean the same. Only a hash of it is kept.
+    pub fn of_value(application: &str, value: &[u8]) -> Self {
+        Key(format!("{application}#{}", PayloadHash::of(value)).into())
+    }
+
+    /// As stores have it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Key {
+    fn from(text: &str) -> Self {
+        Key(text.into())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// SHA-256 of a payload.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PayloadHash(Digest);
+
+impl PayloadHash {
+    /// Of this payload.
+    pub fn of(payload: &[u8]) -> Self {
+        PayloadHash(Digest(Sha256::digest(payload).into()))
+    }
+
+    #[cfg(feature = "redb")]
+    pub(super) fn from_bytes(bytes: [u8; 32]) -> Self {
+        PayloadHash(Digest(bytes))
+    }
+
+    #[cfg(feature = "redb")]
+    pub(super) fn to_bytes(self) -> [u8; 32] {
+        self.0.0
+    }
+
+    /// From its 64 hex digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        Digest::from_hex(text).map(PayloadHash)
+    }
+}
+
+impl fmt::Display for PayloadHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for PayloadHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

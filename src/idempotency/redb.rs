@@ -1,0 +1,194 @@
+//! A store in an embedded database file.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use tokio::task::spawn_blocking;
+
+use super::in_progress::InProgress;
+use super::{Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
+use crate::failure::BoxError;
+
+/// Remembers in a [redb](https://www.redb.org) file what is completed, fsynced at every write. One process at a time
+/// can open it, so that claims are kept in memory: none is in the way after a crash. A clone shares both.
+#[derive(Clone)]
+pub struct Redb(Arc<Shared>);
+
+struct Shared {
+    database: Database,
+    path: PathBuf,
+    claims: Mutex<InProgress>,
+}
+
+/// What is completed: owner, until when it is kept in milliseconds since 1970, SHA-256 of the payload.
+type Row = (u128, u64, Option<[u8; 32]>);
+const COMPLETED: TableDefinition<'_, &str, Row> = TableDefinition::new("completed");
+/// The same by when it is to be forgotten.
+const FORGET: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("forget");
+/// Each write forgets so many that are due, which is more than it adds.
+const FORGET_AT_ONCE: usize = 16;
+
+impl Redb {
+    /// Opens the file, or makes it (not its folder). The file may be another than that of the checkpoints only.
+    ///
+    /// An error if another process has it open, or if it is no redb file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let path = path.as_ref().to_path_buf();
+        Ok(Redb(Arc::new(Shared {
+            database: Database::create(&path).map_err(StoreError::unavailable)?,
+            path,
+            claims: Mutex::default(),
+        })))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        count: usize,
+        work: impl FnOnce(&Shared) -> Result<Vec<T>, BoxError> + Send + 'static,
+    ) -> Vec<Result<T, StoreError>> {
+        let shared = self.0.clone();
+        let result = match spawn_blocking(move || work(&shared)).await {
+            Ok(result) => result,
+            Err(panicked) => Err(panicked.into()),
+        };
+        match result {
+            Ok(results) => results.into_iter().map(Ok).collect(),
+            Err(error) => {
+                let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
+                (0..count)
+                    .map(|_| Err(StoreError::unavailable(error.clone())))
+                    .collect()
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// What is completed of these keys and not to be forgotten yet.
+    fn look_up<'a>(
+        &self,
+        keys: impl Iterator<Item = (&'a Key, SystemTime)>,
+    ) -> Result<Vec<Option<Claimed>>, BoxError> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(COMPLETED) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(keys.map(|_| None).collect()),
+            Err(error) => return Err(error.into()),
+        };
+        keys.map(|(key, now)| {
+            let row = table.get(key.as_str())?.map(|row| row.value());
+            Ok(row
+                .filter(|(_, keep_until, _)| *keep_until >= millis(now))
+                .map(|(_, _, payload)| Claimed::Completed {
+                    payload: payload.map(PayloadHash::from_bytes),
+                }))
+        })
+        .collect()
+    }
+
+    fn claim(&self, claims: &[Claim]) -> Result<Vec<Claimed>, BoxError> {
+        // Held meanwhile: who completes in between must be seen.
+        let mut in_progress = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let completed = self.look_up(claims.iter().map(|claim| (&claim.key, claim.now)))?;
+        let claimed = claims.iter().zip(completed);
+        Ok(claimed
+            .map(|(claim, completed)| completed.unwrap_or_else(|| in_progress.claim(claim)))
+            .collect())
+    }
+
+    fn complete(&self, claims: &[Claim]) -> Result<Vec<Completion>, BoxError> {
+        let mut in_progress = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut results = Vec::with_capacity(claims.len());
+        let transaction = self.database.begin_write()?;
+        {
+            let mut completed = transaction.open_table(COMPLETED)?;
+            let mut forget = transaction.open_table(FORGET)?;
+            for claim in claims {
+                let key = claim.key.as_str();
+                let before = completed.get(key)?.map(|row| row.value());
+                let (owner, keep_until) = (claim.owner.number(), millis(claim.keep_until));
+                let is_anothers =
+                    before.is_some_and(|(before, until, _)| before != owner && until >= millis(claim.now));
+                if is_anothers || in_progress.is_anothers(claim) {
+                    results.push(Completion::Lost);
+                    continue;
+                }
+                if let Some((_, until, _)) = before {
+                    forget.remove((until, key))?;
+                }
+                let payload = claim.payload.map(PayloadHash::to_bytes);
+                completed.insert(key, (owner, keep_until, payload))?;
+                forget.insert((keep_until, key), ())?;
+                results.push(Completion::Stored);
+            }
+            let now = claims
+                .iter()
+                .map(|claim| millis(claim.now))
+                .max()
+                .unwrap_or_default();
+            let due: Vec<(u64, String)> = forget
+                .range::<(u64, &str)>(..(now, ""))?
+                .take(FORGET_AT_ONCE + claims.len())
+                .map(|row| row.map(|(key, _)| (key.value().0, key.value().1.to_owned())))
+                .collect::<Result<_, _>>()?;
+            for (until, key) in due {
+                forget.remove((until, key.as_str()))?;
+                completed.remove(key.as_str())?;
+            }
+        }
+        transaction.commit()?;
+        claims.iter().for_each(|claim| in_progress.release(claim));
+        Ok(results)
+    }
+}
+
+#[async_trait]
+impl IdempotencyStore for Redb {
+    async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>> {
+        let claims = claims.to_vec();
+        self.blocking(claims.len(), move |shared| shared.claim(&claims))
+            .await
+    }
+
+    async fn complete(&self, claims: &[Claim]) -> Vec<Result<Completion, StoreError>> {
+        let claims = claims.to_vec();
+        self.blocking(claims.len(), move |shared| shared.complete(&claims))
+            .await
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>> {
+        let mut in_progress = self.0.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        claims.iter().for_each(|claim| in_progress.release(claim));
+        claims.iter().map(|_| Ok(())).collect()
+    }
+
+    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        let keys = keys.to_vec();
+        self.blocking(keys.len(), move |shared| {
+            shared.look_up(keys.iter().map(|key| (key, now)))
+        })
+        .await
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        format!("redb:{}", self.0.path.display()).into()
+    }
+}
+
+impl fmt::Debug for Redb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redb")
+            .field("path", &self.0.path)
+            .finish_non_exhaustive()
+    }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since: Duration = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

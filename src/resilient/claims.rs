@@ -1,0 +1,316 @@
+//! Idempotency: a record's key is claimed before each attempt, completed after one that succeeds, and given back
+//! after any other.
+
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use lru::LruCache;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::{Instant, sleep};
+
+use super::answer::answer;
+use super::attempt::Term;
+use crate::failure::BoxError;
+use crate::idempotency::{
+    CLOCK_SKEW, Claim, Claimed, Completion, Idempotency, IdempotencyStore, Key, Owner, PayloadHash,
+    StoreError,
+};
+use crate::observer::{Event, Interest, Observers};
+use crate::record::Record;
+use crate::retry::{Backoff, Jitter};
+
+/// The keys of one processor's records.
+#[derive(Debug)]
+pub(super) struct Claims {
+    settings: Idempotency,
+    observers: Observers,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What is completed, and until when it is known to be.
+    completed: Option<LruCache<Key, (SystemTime, Option<PayloadHash>)>>,
+    /// Calls in a row that the store did not answer, and when it is asked again.
+    failures: u32,
+    not_before: Option<Instant>,
+    rng: SmallRng,
+}
+
+/// Whether a record may be tried.
+pub(super) enum Turn {
+    /// The key is its own until the attempt is over.
+    Granted,
+    /// It was processed before.
+    Completed,
+    /// Its key was, with another payload.
+    Mismatch,
+    /// Not now.
+    Wait(WaitsFor, Duration),
+}
+
+/// What a record waits for that may not be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    /// Another delivery of it is being processed.
+    Claim,
+    /// The store does not answer.
+    Store,
+}
+
+/// A call that takes so long has failed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much longer than its attempt a claim lives: the call that makes it and the one that completes it have their time.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Between calls to a store that does not answer.
+const BACKOFF: Backoff = Backoff::exponential();
+/// Between calls that only complete what is done: whoever shuts down waits for no more than one of them.
+const COMPLETING: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
+/// Between looks at a claim of somebody else.
+const LOOKING: Backoff = Backoff::exponential().cap(Duration::from_secs(5));
+/// What the store said is remembered for so long, as it does not say how long it remembers.
+const HEARSAY: Duration = Duration::from_secs(60 * 60);
+
+impl Claims {
+    pub(super) fn new(settings: Idempotency, observers: Observers, seed: u64) -> Self {
+        let completed = NonZeroUsize::new(settings.cache).map(LruCache::new);
+        Claims {
+            settings,
+            observers,
+            state: Mutex::new(State {
+                completed,
+                failures: 0,
+                not_before: None,
+                rng: SmallRng::seed_from_u64(seed),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The claim that a record begins with.
+    pub(super) fn of(&self, application: &str, record: &Record) -> Claim {
+        let key = self.settings.key_of(application, record);
+        let mut claim = Claim::new(key, new_owner(), self.settings.now());
+        claim.payload = self.settings.payload_of(record);
+        claim
+    }
+
+    /// Claims the key for an attempt that takes so long at most. `looks`: how often it was another's, in a row.
+    pub(super) async fn claim(
+        &self,
+        claim: &mut Claim,
+        attempt: Duration,
+        looks: u32,
+        term: Term<'_>,
+    ) -> Turn {
+        if let Some((_, payload)) = self.known(&claim.key) {
+            return processed(claim, payload);
+        }
+        if let Some(delay) = self.state().rest() {
+            return Turn::Wait(WaitsFor::Store, delay);
+        }
+        self.renew(claim, attempt, term);
+        let began = Instant::now();
+        let answer = self.call(|store| store.claim(std::slice::from_ref(claim))).await;
+        let answer = match answer {
+            // The attempt would outlive it.
+            Ok(Claimed::Granted) if began.elapsed() > CALL_TIMEOUT => Err(SLOW.into()),
+            answer => answer.map_err(BoxError::from),
+        };
+        match answer {
+            Ok(Claimed::Granted) => {
+                self.state().answered();
+                Turn::Granted
+            }
+            Ok(Claimed::Completed { payload }) => {
+                self.state().answered();
+                self.remember(&claim.key, claim.now.checked_add(HEARSAY), payload);
+                processed(claim, payload)
+            }
+            Ok(Claimed::InProgress { expires }) => {
+                let mut state = self.state();
+                state.answered();
+                let look = Jitter::Equal.delay(&LOOKING, looks, Duration::ZERO, &mut state.rng);
+                let expired = expires.checked_add(CLOCK_SKEW).unwrap_or(expires);
+                let left = expired.duration_since(claim.now).unwrap_or_default();
+                // Not at the same moment as whoever else waits for it.
+                let jitter = Duration::from_millis(state.rng.random_range(1..=50));
+                Turn::Wait(WaitsFor::Claim, look.min(left + jitter))
+            }
+            Err(error) => Turn::Wait(WaitsFor::Store, self.unanswered(&*error)),
+        }
+    }
+
+    /// From now on.
+    fn renew(&self, claim: &mut Claim, attempt: Duration, term: Term<'_>) {
+        claim.now = self.settings.now();
+        let mut lives = attempt.saturating_add(MARGIN);
+        if let Some(deadline) = term.deadline {
+            lives = lives.min(deadline.saturating_duration_since(Instant::now()));
+        }
+        claim.expires = claim.now.checked_add(lives).unwrap_or(claim.now);
+        claim.keep_until = self.settings.keep_until(claim.now, term.run.retention);
+    }
+
+    /// The attempt is over, and the next one is another claim's.
+    pub(super) fn begin_anew(claim: &mut Claim) {
+        claim.replaces = Some(claim.owner);
+        claim.owner = new_owner();
+    }
+
+    /// Remembers what was processed, for as long as that takes, or until nobody waits any more.
+    pub(super) async fn complete(&self, record: &Record, claim: &mut Claim, term: Term<'_>) {
+        let mut failures = 0;
+        loop {
+            claim.now = self.settings.now();
+            claim.keep_until = self.settings.keep_until(claim.now, term.run.retention);
+            let lost = match self
+                .call(|store| store.complete(std::slice::from_ref(claim)))
+                .await
+            {
+                Ok(Completion::Stored) => {
+                    self.state().answered();
+                    self.remember(&claim.key, Some(claim.keep_until), claim.payload);
+                    return;
+                }
+                Ok(Completion::Lost) => None,
+                Err(error) => {
+                    let error: BoxError = error.into();
+                    let delay = {
+                        let rng = &mut self.state().rng;
+                        Jitter::Equal.delay(&COMPLETING, failures, Duration::ZERO, rng)
+                    };
+                    failures += 1;
+                    let ends = term
+                        .deadline
+                        .is_some_and(|deadline| Instant::now() + delay >= deadline);
+                    if !ends && !term.run.is_stopping() {
+                        self.tell_unanswered(failures, &*error, delay);
+                        sleep(delay).await;
+                        continue;
+                    }
+                    Some(error)
+                }
+            };
+            if self.observers.want(Interest::FAILURES) {
+                self.observers.tell(&Event::CompletionLost {
+                    record,
+                    error: lost.as_deref(),
+                });
+            }
+            return;
+        }
+    }
+
+    /// Gives the key back. If that fails, it is until the claim expires.
+    pub(super) async fn release(&self, claim: &Claim) {
+        if self.state().rest().is_none() {
+            let released = self
+                .call(|store| store.release(std::slice::from_ref(claim)))
+                .await;
+            if let Err(error) = released {
+                let error: BoxError = error.into();
+                self.unanswered(&*error);
+            }
+        }
+    }
+
+    async fn call<'a, T, F>(
+        &'a self,
+        call: impl FnOnce(&'a dyn IdempotencyStore) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Vec<Result<T, StoreError>>> + Send,
+    {
+        let answers = answer("the store", CALL_TIMEOUT, call(&*self.settings.store)).await;
+        let first = answers.map(|answers| answers.into_iter().next());
+        match first.map_err(StoreError::unavailable)? {
+            Some(answer) => answer,
+            None => Err(StoreError::unavailable("the store gave no answer")),
+        }
+    }
+
+    fn known(&self, key: &Key) -> Option<(SystemTime, Option<PayloadHash>)> {
+        let mut state = self.state();
+        let completed = state.completed.as_mut()?;
+        let known = *completed.get(key)?;
+        if known.0 >= self.settings.now() {
+            return Some(known);
+        }
+        completed.pop(key);
+        None
+    }
+
+    fn remember(&self, key: &Key, until: Option<SystemTime>, payload: Option<PayloadHash>) {
+        if let (Some(completed), Some(until)) = (&mut self.state().completed, until) {
+            completed.put(key.clone(), (until, payload));
+        }
+    }
+
+    /// When to ask the store again.
+    fn unanswered(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Duration {
+        let (failures, delay) = {
+            let mut state = self.state();
+            if let Some(delay) = state.rest() {
+                // One that was under way.
+                return delay;
+            }
+            let failures = state.failures;
+            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut state.rng);
+            state.failures = failures.saturating_add(1);
+            state.not_before = Some(Instant::now() + delay);
+            (state.failures, delay)
+        };
+        self.tell_unanswered(failures, error, delay);
+        delay
+    }
+
+    fn tell_unanswered(
+        &self,
+        failures: u32,
+        error: &(dyn std::error::Error + Send + Sync + 'static),
+        delay: Duration,
+    ) {
+        if self.observers.want(Interest::FAILURES) {
+            self.observers.tell(&Event::IdempotencyDelayed {
+                store: &self.settings.store.name(),
+                failures,
+                error,
+                delay,
+            });
+        }
+    }
+}
+
+const SLOW: &str = "the store took too long to answer";
+
+impl State {
+    /// How much longer it is not to be asked.
+    fn rest(&self) -> Option<Duration> {
+        let left = self.not_before?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    fn answered(&mut self) {
+        self.failures = 0;
+        self.not_before = None;
+    }
+}
+
+/// Of true chance, whatever the seed: no two processes are ever one.
+fn new_owner() -> Owner {
+    Owner::new(rand::random())
+}
+
+fn processed(claim: &Claim, payload: Option<PayloadHash>) -> Turn {
+    match (claim.payload, payload) {
+        (Some(now), Some(before)) if now != before => Turn::Mismatch,
+        _ => Turn::Completed,
+    }
+}
