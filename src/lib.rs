@@ -32,6 +32,7 @@
 //! |---|---|
 //! | wrap a handler | [`Resilient`], with [`processor_fn`], [`processor_with`] or [`RecordProcessor`] |
 #![cfg_attr(feature = "kinesis", doc = "| read a stream in a service | [`Consumer`] |")]
+#![cfg_attr(feature = "lambda", doc = "| run in AWS Lambda | [`lambda`] |")]
 //! | settle one record by hand | [`Resilient::settle`] |
 //! | run a shard that you read yourself | [`pipeline::Pipeline`] |
 //! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
@@ -73,6 +74,7 @@
 //! | `kinesis` | yes | the consumer, the Kinesis sink, classification of AWS SDK errors |
 //! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
+//! | `lambda` | | the same processor in AWS Lambda |
 //! | `kpl` | with `kinesis` | records that the Kinesis Producer Library has aggregated |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
@@ -95,6 +97,8 @@ mod guard;
 pub mod idempotency;
 #[cfg(feature = "kpl")]
 pub mod kpl;
+#[cfg(feature = "lambda")]
+pub mod lambda;
 pub mod observer;
 pub mod pipeline;
 mod processor;
@@ -106,6 +110,8 @@ mod sabotage;
 mod sdk;
 mod settled;
 mod tally;
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+mod unpack;
 
 pub use breaker::{Breaker, BreakerBuilder, BreakerState};
 pub use classify::{Classify, StandardClassifier};

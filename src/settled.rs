@@ -40,6 +40,9 @@ pub enum Unsettled {
     /// The deadline came while the dead-letter guard kept the record's letter back.
     #[error("not settled before the deadline, as the dead-letter guard has stopped the shard")]
     GuardStopped,
+    /// The deadline came while the dead-letter sink did not confirm the record's letter.
+    #[error("not settled before the deadline, as the dead-letter sink did not confirm its letter")]
+    SinkDown,
     /// The deadline came while another delivery of the record was being processed.
     #[error("not settled before the deadline, as another delivery of the record is in progress")]
     ClaimedElsewhere,

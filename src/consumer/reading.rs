@@ -15,11 +15,12 @@ use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, horizon};
 use super::fan_out::FanOut;
 use super::polling::Poller;
 use crate::failure::BoxError;
-use crate::kpl::{Deaggregator, Expanded};
+use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::Batch;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::retry::{Backoff, Jitter};
+use crate::unpack::unpack;
 
 /// Between calls that fail.
 const BACKOFF: Backoff = Backoff::exponential();
@@ -197,38 +198,9 @@ impl Reading {
             if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
                 builder = builder.arrival(arrival);
             }
-            self.expand(builder.build(), &mut records);
+            unpack(&self.deaggregator, builder.build(), &self.observers, &mut records);
         }
         Ok((records, last))
-    }
-
-    /// Adds the records inside of one that the KPL has aggregated, and any other as it is.
-    #[inline]
-    fn expand(&self, record: Record, into: &mut Vec<Record>) {
-        let before = into.len();
-        match self.deaggregator.expand(record, into) {
-            Expanded::Plain | Expanded::Aggregate { out_of_range: 0, .. } => {}
-            Expanded::Aggregate { out_of_range, .. } => {
-                self.tell(|_, _| Event::AggregateOutOfRange {
-                    record: &into[before],
-                    records: out_of_range,
-                    dropped: false,
-                });
-            }
-            Expanded::Dropped { record, records } => {
-                self.tell(|_, _| Event::AggregateOutOfRange {
-                    record: &record,
-                    records,
-                    dropped: true,
-                });
-            }
-            Expanded::Damaged(error) => {
-                self.tell(|_, _| Event::AggregateDamaged {
-                    record: &into[before],
-                    error: &error,
-                });
-            }
-        }
     }
 
     /// Before a page is handed over: is the checkpoint's own record there? If not, others may be gone with it.

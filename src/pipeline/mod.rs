@@ -47,8 +47,8 @@ pub use progress::{Progress, Published};
 
 use crate::checkpoint::Checkpoint;
 use crate::processor::RecordProcessor;
-use crate::record::{Position, Record};
-use crate::resilient::Resilient;
+use crate::record::{Position, Record, SequenceNumber};
+use crate::resilient::{Resilient, Within};
 use crate::settled::Halt;
 
 /// How a shard's records are processed. Runtimes have one each; by hand it serves whoever reads records
@@ -62,6 +62,7 @@ pub struct Pipeline {
     drain: Duration,
     retention: Option<Duration>,
     on_expiring: OnExpiring,
+    within: Option<Within>,
 }
 
 impl Default for Pipeline {
@@ -76,6 +77,7 @@ impl Default for Pipeline {
             drain: Duration::from_secs(20),
             retention: None,
             on_expiring: OnExpiring::default(),
+            within: None,
         }
     }
 }
@@ -136,6 +138,13 @@ impl Pipeline {
     pub fn on_expiring(mut self, on_expiring: OnExpiring) -> Self {
         self.on_expiring = on_expiring;
         self
+    }
+
+    /// When a run must be over: what cannot be settled by then is given back.
+    #[cfg(feature = "lambda")]
+    pub(crate) fn within(mut self, within: Within) -> Self {
+        self.within = Some(within);
+        self.drain(within.finish_by - within.attempts_until)
     }
 
     /// In which order records are processed.
@@ -269,6 +278,8 @@ pub struct Finished {
     pub unsettled: usize,
     /// Whether the batches came to their end and all their records are settled.
     pub complete: bool,
+    /// The first of those that were read and not settled.
+    pub first_unsettled: Option<SequenceNumber>,
 }
 
 /// A shard cannot go on without losing a record.
@@ -281,6 +292,10 @@ pub struct ShardHalted {
     pub halt: Halt,
     /// How far the shard is settled.
     pub checkpoint: Checkpoint,
+    /// How many records were read and not settled, this one among them.
+    pub unsettled: usize,
+    /// The first of those.
+    pub first_unsettled: SequenceNumber,
 }
 
 impl fmt::Display for ShardHalted {

@@ -115,9 +115,12 @@ where
 
 fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
     let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
-    let run = resilient
-        .protection()
-        .begin_run(expiring.give_up_age(), pipeline.retention);
+    let run = match pipeline.within {
+        Some(within) => resilient.part_of_run(within, pipeline.retention),
+        None => resilient
+            .protection()
+            .begin_run(expiring.give_up_age(), pipeline.retention),
+    };
     (run, expiring)
 }
 
@@ -139,6 +142,7 @@ where
         pipeline,
         protection: resilient.protection(),
         run,
+        remembers: resilient.remembers(),
         breaker_change: None,
         observers: resilient.observers(),
         batches,
@@ -173,6 +177,8 @@ struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,
     protection: &'a Protection,
     run: &'a Run,
+    /// An idempotency store knows what is processed.
+    remembers: bool,
     /// While a breaker is not closed: wakes the task when that changes.
     breaker_change: Option<BoxFuture<'a, ()>>,
     observers: &'a Observers,
@@ -415,6 +421,7 @@ where
                 // and it is the record's last step.
                 None => self.go_on_with(tag.ordinal, record, recovery, Pass::FREE),
                 Some(_) if self.stop.is_some() => self.unsettled(record, Unsettled::Shutdown),
+                Some(due) if self.run.is_over_by(due) => self.unsettled(record, recovery.why_unsettled()),
                 Some(due) => self.delays.push(
                     due,
                     Waiting {
@@ -450,10 +457,21 @@ where
                 reason: &reason,
             });
         }
-        if let Unsettled::Halted(halt) = reason {
-            let stop = self.stop();
-            stop.halted.get_or_insert((record.place(), halt));
+        match reason {
+            Unsettled::Halted(halt) => {
+                let stop = self.stop();
+                stop.halted.get_or_insert((record.place(), halt));
+            }
+            // What comes behind it is delivered again with it: as little as possible is done twice.
+            reason if self.run.within.is_some() && !self.is_done_once(&reason) => drop(self.stop()),
+            _ => {}
         }
+    }
+
+    /// Whether others may be processed though a record is given back for this reason: they are remembered, and
+    /// nothing that they need is sick.
+    fn is_done_once(&self, reason: &Unsettled) -> bool {
+        self.remembers && matches!(reason, Unsettled::ClaimedElsewhere | Unsettled::Deadline)
     }
 
     /// Nothing new begins from here on.
@@ -486,20 +504,24 @@ where
 
     fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
         let checkpoint = self.checkpoint();
+        let unsettled = self.window.held() + self.batch.len();
+        let held = self.window.oldest().map(|(_, oldest)| oldest);
+        let first = held.or(self.batch.as_slice().first());
+        let first_unsettled = first.map(|first| first.sequence_number().clone());
         match self.stop.and_then(|stop| stop.halted) {
             Some((record, halt)) => Err(Box::new(ShardHalted {
+                unsettled,
+                first_unsettled: first_unsettled.unwrap_or_else(|| record.sequence_number().clone()),
                 record,
                 halt,
                 checkpoint,
             })),
-            None => {
-                let unsettled = self.window.held() + self.batch.len();
-                Ok(Finished {
-                    checkpoint,
-                    unsettled,
-                    complete: self.input_ended && unsettled == 0,
-                })
-            }
+            None => Ok(Finished {
+                checkpoint,
+                unsettled,
+                complete: self.input_ended && unsettled == 0,
+                first_unsettled,
+            }),
         }
     }
 }

@@ -24,16 +24,19 @@ pub(crate) struct Term<'a> {
     pub(crate) run: &'a Run,
     /// No attempt runs past it.
     pub(crate) deadline: Option<Instant>,
+    /// By when letters and completions must be written: the deadline, or later.
+    pub(crate) finish_by: Option<Instant>,
     /// Tells a handler that nobody wants its result any more.
     pub(crate) cancelled: Option<&'a CancellationToken>,
 }
 
 impl<'a> Term<'a> {
-    /// Without a deadline.
+    /// As long as its run may last.
     pub(crate) fn of(run: &'a Run) -> Self {
         Term {
             run,
-            deadline: None,
+            deadline: run.within.map(|within| within.attempts_until),
+            finish_by: run.within.map(|within| within.finish_by),
             cancelled: None,
         }
     }

@@ -101,6 +101,29 @@ impl Claims {
         claim
     }
 
+    /// Asks the store which of these records were processed, and remembers it. If it does not answer, each record's
+    /// claim asks again.
+    #[cfg(feature = "lambda")]
+    pub(super) async fn recall(&self, application: &str, records: &[Record]) {
+        if self.settings.cache == 0 || self.state().rest().is_some() {
+            return;
+        }
+        let keys = records
+            .iter()
+            .map(|record| self.settings.key_of(application, record));
+        let keys: Vec<Key> = keys.filter(|key| self.known(key).is_none()).collect();
+        let now = self.settings.now();
+        let asked = self.settings.store.completed(&keys, now);
+        let Ok(answers) = answer("the store", CALL_TIMEOUT, asked).await else {
+            return;
+        };
+        for (key, answer) in keys.iter().zip(answers) {
+            if let Ok(Some(Claimed::Completed { payload })) = answer {
+                self.remember(key, now.checked_add(HEARSAY), payload);
+            }
+        }
+    }
+
     /// Claims the key for an attempt that takes so long at most. `looks`: how often it was another's, in a row.
     pub(super) async fn claim(
         &self,
@@ -151,7 +174,7 @@ impl Claims {
     fn renew(&self, claim: &mut Claim, attempt: Duration, term: Term<'_>) {
         claim.now = self.settings.now();
         let mut lives = attempt.saturating_add(MARGIN);
-        if let Some(deadline) = term.deadline {
+        if let Some(deadline) = term.finish_by {
             lives = lives.min(deadline.saturating_duration_since(Instant::now()));
         }
         claim.expires = claim.now.checked_add(lives).unwrap_or(claim.now);

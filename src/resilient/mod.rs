@@ -6,6 +6,7 @@
 use std::any::type_name;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
@@ -33,7 +34,7 @@ pub use builder::ResilientBuilder;
 #[cfg(feature = "kinesis")]
 pub(crate) use dependencies::Dependencies;
 pub(crate) use letter::HELD_AT_LEAST;
-pub(crate) use protection::{Pass, Protection, Run};
+pub(crate) use protection::{Pass, Protection, Run, Within};
 pub(crate) use recovery::{Recovery, Stage};
 
 use crate::breaker::Breaker;
@@ -83,7 +84,7 @@ struct Inner<P: RecordProcessor> {
     outbox: Option<Outbox>,
     claims: Option<Claims>,
     protection: Protection,
-    /// Of the records that are settled by hand.
+    /// Of the records that are settled by hand, and of invocations.
     run: Run,
     // Drawn from on failure only.
     rng: Mutex<SmallRng>,
@@ -135,6 +136,7 @@ impl<P: RecordProcessor> Resilient<P> {
     ) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
         let term = Term {
             deadline: Some(deadline),
+            finish_by: Some(deadline),
             ..Term::of(&self.0.run)
         };
         self.settle_in(record, term)
@@ -210,6 +212,24 @@ impl<P: RecordProcessor> Resilient<P> {
             guard: protection.guard.clone(),
             budget: protection.budget.clone(),
             sink_failures: self.0.outbox.as_ref().map(|outbox| outbox.failures().clone()),
+        }
+    }
+
+    /// A run of a few records that must be over by then, and knows what happened in those before it.
+    pub(crate) fn part_of_run(&self, within: Within, retention: Option<Duration>) -> Run {
+        self.0.run.part(within, retention)
+    }
+
+    /// Whether it remembers what is processed.
+    pub(crate) fn remembers(&self) -> bool {
+        self.0.claims.is_some()
+    }
+
+    /// Asks the idempotency store which of these records were processed, all at once.
+    #[cfg(feature = "lambda")]
+    pub(crate) async fn recall(&self, records: &[Record]) {
+        if let Some(claims) = &self.0.claims {
+            claims.recall(&self.0.application, records).await;
         }
     }
 

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::breaker::{Breaker, BreakerState, Change, Probe, Proof, Round};
 use crate::failure::{Class, Scope, Verdict};
@@ -35,28 +36,58 @@ pub(super) struct Named {
 /// What the records of one run of a shard share.
 pub(crate) struct Run {
     pub(super) tally: Arc<Tally>,
-    pub(super) guard: Option<Watch>,
+    pub(super) guard: Option<Arc<Watch>>,
     /// The age from which on a held record may be given up.
     give_up_age: Option<Duration>,
     /// Whether those of that age are.
     gives_up: AtomicBool,
     /// For how long the stream keeps a record, if that is known.
     pub(super) retention: Option<Duration>,
+    /// It is a part of another, which counts what happened in all of them.
+    goes_on: bool,
+    /// When it must be over, if it must.
+    pub(crate) within: Option<Within>,
     /// Nothing new begins.
     stopping: AtomicBool,
 }
 
+/// When a run must be over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Within {
+    /// No attempt runs past it.
+    pub(crate) attempts_until: Instant,
+    /// By when letters and completions must be written.
+    pub(crate) finish_by: Instant,
+}
+
 impl Drop for Run {
     fn drop(&mut self) {
-        self.tally.end();
+        // Unless it goes on in another.
+        if !self.goes_on {
+            self.tally.end();
+        }
     }
 }
 
 impl Run {
+    /// A part of it that must be over by then. What happened in the parts before is known in it.
+    pub(super) fn part(&self, within: Within, retention: Option<Duration>) -> Run {
+        Run {
+            tally: self.tally.clone(),
+            guard: self.guard.clone(),
+            give_up_age: None,
+            gives_up: AtomicBool::new(false),
+            retention,
+            goes_on: true,
+            within: Some(within),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
     /// Whether the dead-letter guard has stopped the shard.
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
-        self.guard.as_ref().is_some_and(Watch::is_stopped)
+        self.guard.as_ref().is_some_and(|guard| guard.is_stopped())
     }
 
     /// Whether records are given up that must not be held any longer.
@@ -68,6 +99,11 @@ impl Run {
     /// From now on, or no more.
     pub(crate) fn give_up_expiring(&self, gives_up: bool) {
         self.gives_up.store(gives_up, Ordering::Relaxed);
+    }
+
+    /// Whether it must be over by then.
+    pub(crate) fn is_over_by(&self, time: Instant) -> bool {
+        self.within.is_some_and(|within| time >= within.attempts_until)
     }
 
     /// Nothing new begins, and what only tells others is not waited for.
@@ -122,11 +158,16 @@ impl Protection {
             budget.enlist(tally.clone());
         }
         Run {
-            guard: self.guard.as_ref().map(|guard| guard.watch(tally.clone())),
+            guard: self
+                .guard
+                .as_ref()
+                .map(|guard| Arc::new(guard.watch(tally.clone()))),
             tally,
             give_up_age,
             gives_up: AtomicBool::new(false),
             retention,
+            goes_on: false,
+            within: None,
             stopping: AtomicBool::new(false),
         }
     }

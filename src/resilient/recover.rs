@@ -50,12 +50,7 @@ impl<P: RecordProcessor> Inner<P> {
                     if let Some(due) = recovery.due() {
                         // An attempt that begins when it must end is none.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
-                            return Err(match (recovery.waits, recovery.doubt) {
-                                (Some((WaitsFor::Claim, _)), _) => Unsettled::ClaimedElsewhere,
-                                (Some((WaitsFor::Store, _)), _) => Unsettled::StoreDown,
-                                (None, Some(_)) => Unsettled::BreakerOpen,
-                                (None, None) => Unsettled::Deadline,
-                            });
+                            return Err(recovery.why_unsettled());
                         }
                         sleep_until(due).await;
                         if !self.protection.is_clear() {
@@ -148,7 +143,7 @@ impl<P: RecordProcessor> Inner<P> {
                     }
                     settled
                 };
-                Step::Done(match term.deadline {
+                Step::Done(match term.finish_by {
                     None => {
                         allowed.await;
                         written.await
@@ -156,7 +151,7 @@ impl<P: RecordProcessor> Inner<P> {
                     Some(deadline) => match timeout_at(deadline, allowed).await {
                         Ok(()) => match timeout_at(deadline, written).await {
                             Ok(result) => result,
-                            Err(_) => Err(Unsettled::Deadline),
+                            Err(_) => Err(Unsettled::SinkDown),
                         },
                         Err(_) if self.protection.is_open() => Err(Unsettled::BreakerOpen),
                         Err(_) => Err(Unsettled::GuardStopped),

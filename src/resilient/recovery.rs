@@ -13,6 +13,7 @@ use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::Failure;
 use crate::idempotency::Claim;
 use crate::retry::Backoff;
+use crate::settled::Unsettled;
 
 /// Between two tries of a record whose retry the budget refused, or that may not be to blame.
 pub(super) const RECHECK: Backoff = Backoff::exponential();
@@ -100,6 +101,16 @@ impl Recovery {
     /// Whether going on calls the handler.
     pub(crate) fn calls_handler(&self) -> bool {
         matches!(self.phase, Phase::Retry { .. })
+    }
+
+    /// What is in its way, where it is given back.
+    pub(crate) fn why_unsettled(&self) -> Unsettled {
+        match (self.waits, &self.doubt) {
+            (Some((WaitsFor::Claim, _)), _) => Unsettled::ClaimedElsewhere,
+            (Some((WaitsFor::Store, _)), _) => Unsettled::StoreDown,
+            (None, Some(_)) => Unsettled::BreakerOpen,
+            (None, None) => Unsettled::Deadline,
+        }
     }
 
     /// Whether it took part in one of these rounds of probes: others come first.

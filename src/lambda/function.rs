@@ -1,0 +1,200 @@
+//! One invocation: from the event to the answer.
+
+use std::env;
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
+
+use futures_util::stream;
+use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{Event, Response};
+use crate::checkpoint::Checkpoint;
+use crate::failure::BoxError;
+use crate::kpl::Deaggregator;
+use crate::pipeline::{Batch, Pipeline, Progress};
+use crate::processor::RecordProcessor;
+use crate::record::{Position, SequenceNumber};
+use crate::resilient::{Resilient, Within};
+use crate::unpack::unpack;
+
+/// The environment variable that says, if it is `1`, that the event source mapping has
+/// `FunctionResponseTypes: [ReportBatchItemFailures]`.
+pub const PARTIAL_RESPONSES: &str = "REDRIVE_PARTIAL_RESPONSES";
+
+/// A processor as a Lambda function.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`partial_responses`](Function::partial_responses) | the environment variable [`PARTIAL_RESPONSES`], else off |
+/// | [`reserve`](Function::reserve) | a tenth of the time that the invocation has, 200 ms to 5 s |
+/// | [`pipeline`](Function::pipeline) | [`Pipeline::default`] |
+#[derive(Debug)]
+#[must_use]
+pub struct Function<P: RecordProcessor> {
+    resilient: Resilient<P>,
+    pipeline: Pipeline,
+    deaggregator: Deaggregator,
+    partial_responses: bool,
+    reserve: Option<Duration>,
+}
+
+/// An invocation after which Lambda must send the whole batch again.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{unsettled} records of the batch are not settled, from {sequence_number} on; Lambda sends the whole batch again, \
+     as nobody said that the mapping has ReportBatchItemFailures (.partial_responses(true))"
+)]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// How many.
+    pub unsettled: usize,
+    /// The first of them.
+    pub sequence_number: SequenceNumber,
+}
+
+impl From<Unfinished> for Diagnostic {
+    fn from(unfinished: Unfinished) -> Self {
+        Diagnostic {
+            error_type: "Unfinished".to_owned(),
+            error_message: unfinished.to_string(),
+        }
+    }
+}
+
+/// Runs the processor as the function of this process, with the defaults of [`Function`]; returns if Lambda's runtime
+/// API cannot be reached.
+///
+/// # Panics
+///
+/// Outside of Lambda, where its environment variables are missing (as `lambda_runtime` does).
+pub async fn run<P: RecordProcessor + 'static>(resilient: Resilient<P>) -> Result<(), BoxError> {
+    Function::new(resilient).run().await
+}
+
+impl<P: RecordProcessor> Function<P> {
+    /// With the defaults.
+    pub fn new(resilient: Resilient<P>) -> Self {
+        Function {
+            resilient,
+            pipeline: Pipeline::default(),
+            deaggregator: Deaggregator::default(),
+            partial_responses: env::var(PARTIAL_RESPONSES).is_ok_and(|value| value == "1"),
+            reserve: None,
+        }
+    }
+
+    /// Whether the mapping has `FunctionResponseTypes: [ReportBatchItemFailures]`. If it has not, and this says so all
+    /// the same, unsettled records are lost.
+    pub fn partial_responses(mut self, on: bool) -> Self {
+        self.partial_responses = on;
+        self
+    }
+
+    /// How long before the invocation's deadline the last attempt ends.
+    pub fn reserve(mut self, time: Duration) -> Self {
+        self.reserve = Some(time);
+        self
+    }
+
+    /// In which order the records of an invocation are processed, and how many beside each other.
+    pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
+        self.pipeline = pipeline;
+        self
+    }
+
+    /// How aggregated records are taken apart.
+    pub fn deaggregator(mut self, deaggregator: Deaggregator) -> Self {
+        self.deaggregator = deaggregator;
+        self
+    }
+
+    /// Takes invocations until the process ends.
+    ///
+    /// # Panics
+    ///
+    /// Outside of Lambda, where its environment variables are missing (as `lambda_runtime` does).
+    pub async fn run(self) -> Result<(), BoxError>
+    where
+        P: 'static,
+    {
+        lambda_runtime::run(service_fn(|event| self.handle(event))).await
+    }
+
+    /// One invocation, for `lambda_runtime`'s own `run`: `run(service_fn(|event| function.handle(event)))`.
+    pub async fn handle(&self, invocation: LambdaEvent<Event>) -> Result<Response, Unfinished> {
+        let deadline = SystemTime::UNIX_EPOCH + Duration::from_millis(invocation.context.deadline);
+        // From here on by a clock that nobody sets.
+        let left = deadline.duration_since(SystemTime::now()).unwrap_or_default();
+        self.settle(invocation.payload, Instant::now() + left).await
+    }
+
+    /// Settles what can be settled before this time.
+    pub async fn settle(&self, event: Event, deadline: Instant) -> Result<Response, Unfinished> {
+        let mut records = Vec::with_capacity(event.records.len());
+        for record in event.records {
+            unpack(
+                &self.deaggregator,
+                record,
+                self.resilient.observers(),
+                &mut records,
+            );
+        }
+        let within = self.within(deadline);
+        let recalled = self.resilient.recall(&records);
+        let _ = tokio::time::timeout_at(within.attempts_until, recalled).await;
+        let pipeline = self.pipeline.clone().within(within);
+        let stop = CancellationToken::new();
+        let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            return Ok(Response::settled());
+        };
+        let (first, last) = (first.sequence_number().clone(), last.position());
+        let count = records.len();
+        let batches = stream::iter([Batch::from(records)]);
+        let mut running = pin!(pipeline.run_from(&self.resilient, batches, from, &progress, &stop));
+        let result = tokio::select! {
+            biased;
+            // First: where no time is left nothing begins.
+            () = sleep_until(within.attempts_until) => {
+                stop.cancel();
+                running.await
+            }
+            result = &mut running => result,
+        };
+        let (unsettled, sequence_number) = match result {
+            Ok(finished) if finished.complete || *finished.checkpoint.position() == last => {
+                return Ok(Response::settled());
+            }
+            Ok(finished) => match finished.first_unsettled {
+                Some(sequence_number) => (finished.unsettled, sequence_number),
+                // Nothing was read.
+                None => (count, first),
+            },
+            Err(halted) => (halted.unsettled, halted.first_unsettled),
+        };
+        match self.partial_responses {
+            true => Ok(Response::again_from(sequence_number)),
+            false => Err(Unfinished {
+                unsettled,
+                sequence_number,
+            }),
+        }
+    }
+
+    fn within(&self, deadline: Instant) -> Within {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        let bounds = (Duration::from_millis(200), Duration::from_secs(5));
+        let reserve = self
+            .reserve
+            .unwrap_or((left / 10).clamp(bounds.0, bounds.1))
+            .min(left);
+        // A quarter of it is for the answer.
+        Within {
+            attempts_until: deadline.checked_sub(reserve).unwrap_or(now),
+            finish_by: deadline.checked_sub(reserve / 4).unwrap_or(now),
+        }
+    }
+}
