@@ -538,3 +538,73 @@ fn what_is_no_such_event_is_refused_and_named() {
     assert_eq!(event.records()[0].stream(), "orders");
     assert_eq!(event.records()[0].partition_key(), None);
 }
+
+/// Five attempts are five, however many invocations they take; and its letter is of all of them.
+#[tokio::test(start_paused = true)]
+async fn attempts_go_on_in_the_next_invocation() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let policy = RetryPolicy::constant(secs(8))
+        .jitter(Jitter::None)
+        .max_attempts(5);
+    let builder = builder(&script).retry(policy.max_elapsed(secs(900)));
+    let resilient = builder.dead_letters(letters.clone()).build().expect("valid");
+    let function = Function::new(resilient).partial_responses(true);
+    let mut invocations = 0;
+    loop {
+        invocations += 1;
+        let items = event([item(1, "a", b"own"), item(2, "b", b"ok")]);
+        let answer = function.settle(items, Instant::now() + secs(10)).await;
+        if answer.expect("an answer") == Response::settled() {
+            break;
+        }
+        assert!(invocations < 20);
+    }
+    let calls = script.calls().into_iter();
+    let calls: Vec<u32> = calls
+        .filter(|call| call.key.as_deref() == Some("a"))
+        .map(|call| call.attempt)
+        .collect();
+    assert_eq!(calls, [1, 2, 3, 4, 5]);
+    assert!(invocations > 2, "{invocations}");
+    assert_eq!(letters.letters()[0].attempts.count, 5);
+}
+
+/// The handler's verdict stands, though its letter could not be written in time.
+#[tokio::test(start_paused = true)]
+async fn a_verdict_is_kept_for_the_next_invocation() {
+    let script = Script::default();
+    let sink = Sink {
+        letters: dead_letter::Memory::new(),
+        down: Arc::default(),
+    };
+    let resilient = builder(&script)
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    let function = Function::new(resilient).partial_responses(true);
+    for down in [true, true, false] {
+        sink.down.store(down, Relaxed);
+        let items = event([item(1, "a", b"bad")]);
+        let answer = function.settle(items, Instant::now() + secs(10)).await;
+        assert_eq!(answer.expect("an answer").first_unsettled().is_some(), down);
+    }
+    assert_eq!((script.calls().len(), sink.letters.letters().len()), (1, 1));
+}
+
+/// A record that nobody can tell from an outage is held, and no longer than that: the shard goes on.
+#[tokio::test(start_paused = true)]
+async fn a_record_alone_in_its_batch_is_given_up_in_the_end() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let function = function(&script, &letters).partial_responses(true);
+    let start = Instant::now();
+    loop {
+        let items = event([item(1, "a", b"fail")]);
+        let answer = function.settle(items, Instant::now() + secs(30)).await;
+        if answer.expect("an answer") == Response::settled() {
+            break;
+        }
+        assert!(start.elapsed() < secs(30 * 60), "the shard is blocked");
+    }
+    assert!(start.elapsed() > secs(14 * 60), "it may have been an outage");
+    assert_eq!(letters.letters().len(), 1);
+}

@@ -41,6 +41,9 @@
 //! long: an answer at once would only come back at once, and use up the attempts of a mapping that bounds them.
 
 //!
+//! What was begun with a record is not forgotten by the process: the next invocation with it goes on with its attempts,
+//! its hold, or its letter.
+//!
 //! # The dead-letter guard
 //!
 //! It counts across the invocations of a process, of which Lambda runs several. When it has stopped, batches come again

@@ -33,9 +33,7 @@ use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-#[cfg(feature = "kinesis")]
-use crate::resilient::Recovery;
-use crate::resilient::{Pass, Protection, Resilient, Run, Stage, Step, Stepped};
+use crate::resilient::{Interrupted, Pass, Protection, Recovery, Resilient, Run, Stage, Step, Stepped};
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
 
@@ -142,6 +140,7 @@ where
         pipeline,
         protection: resilient.protection(),
         run,
+        interrupted: resilient.interrupted(),
         remembers: resilient.remembers(),
         breaker_change: None,
         observers: resilient.observers(),
@@ -177,6 +176,7 @@ struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,
     protection: &'a Protection,
     run: &'a Run,
+    interrupted: &'a Interrupted,
     /// An idempotency store knows what is processed.
     remembers: bool,
     /// While a breaker is not closed: wakes the task when that changes.
@@ -420,8 +420,11 @@ where
                 // The verdict is reached: the letter is written even while we stop. It takes no permit,
                 // and it is the record's last step.
                 None => self.go_on_with(tag.ordinal, record, recovery, Pass::FREE),
-                Some(_) if self.stop.is_some() => self.unsettled(record, Unsettled::Shutdown),
-                Some(due) if self.run.is_over_by(due) => self.unsettled(record, recovery.why_unsettled()),
+                Some(_) if self.stop.is_some() => self.give_back(record, recovery, Unsettled::Shutdown),
+                Some(due) if self.run.is_over_by(due) => {
+                    let why = recovery.why_unsettled();
+                    self.give_back(record, recovery, why);
+                }
                 Some(due) => self.delays.push(
                     due,
                     Waiting {
@@ -447,6 +450,14 @@ where
             Some(next) => self.ready.push_first(next),
             None => self.lanes.leave(released.lane),
         }
+    }
+
+    /// A record is given back that was tried.
+    fn give_back(&mut self, record: Record, recovery: Box<Recovery>, reason: Unsettled) {
+        if self.run.within.is_some() {
+            self.interrupted.keep(&record, recovery);
+        }
+        self.unsettled(record, reason);
     }
 
     /// A record is given back. Its lane stops here: nothing behind it may overtake it.
@@ -482,6 +493,9 @@ where
                     record: &waiting.record,
                     reason: &Unsettled::Shutdown,
                 });
+            }
+            if self.run.within.is_some() {
+                self.interrupted.keep(&waiting.record, waiting.recovery);
             }
         }
         self.run.stop();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use rand::RngExt;
 
 use super::claims::Claims;
+use super::interrupted::Interrupted;
 use super::outbox::Outbox;
 use super::protection::{Named, Protection};
 use super::verdict::{Classifiers, Typed};
@@ -291,6 +292,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             },
             outbox,
             claims,
+            interrupted: Interrupted::new(),
             rng: Mutex::new(rng),
         })))
     }

@@ -19,6 +19,7 @@ mod claims;
 #[cfg(feature = "kinesis")]
 mod dependencies;
 mod doubt;
+mod interrupted;
 mod letter;
 mod outbox;
 mod protection;
@@ -33,6 +34,7 @@ pub use builder::ResilientBuilder;
 
 #[cfg(feature = "kinesis")]
 pub(crate) use dependencies::Dependencies;
+pub(crate) use interrupted::Interrupted;
 pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run, Within};
 pub(crate) use recovery::{Recovery, Stage};
@@ -83,6 +85,7 @@ struct Inner<P: RecordProcessor> {
     classifiers: Classifiers<P::Error>,
     outbox: Option<Outbox>,
     claims: Option<Claims>,
+    interrupted: Interrupted,
     protection: Protection,
     /// Of the records that are settled by hand, and of invocations.
     run: Run,
@@ -143,7 +146,8 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        if !self.0.protection.is_clear() || self.0.claims.is_some() {
+        let inner = &self.0;
+        if !inner.protection.is_clear() || inner.claims.is_some() || inner.interrupted.has_any() {
             return Box::pin(self.0.settle_when_admitted(record, term)).await;
         }
         match self.0.attempt(record, 1, term).await {
@@ -163,7 +167,13 @@ impl<P: RecordProcessor> Resilient<P> {
         let inner = &*self.0;
         async move {
             let term = Term::of(run);
+            let stage = match stage {
+                None => inner.interrupted.take(&record).map(Err),
+                Some(stage) => Some(Ok(stage)),
+            };
             let step = match stage {
+                // In its own time.
+                Some(Err(recovery)) => Step::Later(recovery),
                 None if inner.claims.is_some() => {
                     Box::pin(inner.try_once(&record, None, Pass::FREE, term)).await
                 }
@@ -174,7 +184,7 @@ impl<P: RecordProcessor> Resilient<P> {
                     }
                     Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
                 },
-                Some(stage) => Box::pin(inner.resume(&record, *stage, term)).await,
+                Some(Ok(stage)) => Box::pin(inner.resume(&record, *stage, term)).await,
             };
             Stepped::Otherwise(Box::new((record, step)))
         }
@@ -218,6 +228,11 @@ impl<P: RecordProcessor> Resilient<P> {
     /// A run of a few records that must be over by then, and knows what happened in those before it.
     pub(crate) fn part_of_run(&self, within: Within, retention: Option<Duration>) -> Run {
         self.0.run.part(within, retention)
+    }
+
+    /// What was begun with records that were given back.
+    pub(crate) fn interrupted(&self) -> &Interrupted {
+        &self.0.interrupted
     }
 
     /// Whether it remembers what is processed.

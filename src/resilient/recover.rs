@@ -13,7 +13,7 @@ use super::protection::{Pass, Run};
 use super::recovery::{Phase, RECHECK, Recovery, Stage};
 use super::{Inner, Step};
 use crate::breaker::Round;
-use crate::dead_letter::Reason;
+use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::{Class, Failure, Scope};
 use crate::idempotency::{Claim, PayloadMismatch};
 use crate::observer::{Event, Interest, Redacted};
@@ -50,11 +50,19 @@ impl<P: RecordProcessor> Inner<P> {
                     if let Some(due) = recovery.due() {
                         // An attempt that begins when it must end is none.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
-                            return Err(recovery.why_unsettled());
+                            let why = recovery.why_unsettled();
+                            self.interrupted.keep(record, recovery);
+                            return Err(why);
                         }
                         sleep_until(due).await;
                         if !self.protection.is_clear() {
-                            pass = self.admitted(Some(&recovery), term).await?;
+                            pass = match self.admitted(Some(&recovery), term).await {
+                                Ok(pass) => pass,
+                                Err(why) => {
+                                    self.interrupted.keep(record, recovery);
+                                    return Err(why);
+                                }
+                            };
                         }
                     }
                     let recovery = Some(recovery);
@@ -74,7 +82,10 @@ impl<P: RecordProcessor> Inner<P> {
             true => Pass::FREE,
             false => self.admitted(None, term).await?,
         };
-        let step = self.try_once(record, None, pass, term).await;
+        let step = match self.interrupted.take(record) {
+            Some(recovery) => Step::Later(recovery),
+            None => self.try_once(record, None, pass, term).await,
+        };
         self.go_on(record, step, term).await
     }
 
@@ -103,7 +114,7 @@ impl<P: RecordProcessor> Inner<P> {
     /// What its phase asks for, once.
     pub(super) async fn resume(&self, record: &Record, stage: Stage, term: Term<'_>) -> Step {
         let Stage { recovery, pass } = stage;
-        let Some(mut recovery) = recovery else {
+        let Some(mut recovery) = recovery.or_else(|| self.interrupted.take(record)) else {
             return self.try_once(record, None, pass, term).await;
         };
         match recovery.phase {
@@ -125,39 +136,52 @@ impl<P: RecordProcessor> Inner<P> {
                 };
                 self.give_up(record, recovery, reason, failure.with_code(reason.as_str()))
             }
-            Phase::Letter(letter) => {
-                if Sabotage::RunAfterVerdict.is_committed() {
-                    let _ = self.attempt(record, 1, term).await;
+            Phase::Letter(ref letter) => match self.conclude(record, &recovery, letter, term).await {
+                Ok(result) => Step::Done(result),
+                // The verdict is kept.
+                Err(why) => {
+                    self.interrupted.keep(record, recovery);
+                    Step::Done(Err(why))
                 }
-                let allowed = async {
-                    if letter.0.reason != Reason::Expiring {
-                        self.may_give_up(record, term.run).await;
-                    }
-                };
-                let written = async {
-                    let settled = self
-                        .write(record, &letter.0, &letter.1, recovery.attempts.count)
-                        .await;
-                    if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &settled) {
-                        claims.release(claim).await;
-                    }
-                    settled
-                };
-                Step::Done(match term.finish_by {
-                    None => {
-                        allowed.await;
-                        written.await
-                    }
-                    Some(deadline) => match timeout_at(deadline, allowed).await {
-                        Ok(()) => match timeout_at(deadline, written).await {
-                            Ok(result) => result,
-                            Err(_) => Err(Unsettled::SinkDown),
-                        },
-                        Err(_) if self.protection.is_open() => Err(Unsettled::BreakerOpen),
-                        Err(_) => Err(Unsettled::GuardStopped),
-                    },
-                })
+            },
+        }
+    }
+
+    /// Writes the letter, when it may be written. An error if the time is over first.
+    async fn conclude(
+        &self,
+        record: &Record,
+        recovery: &Recovery,
+        letter: &(DeadLetter, Failure),
+        term: Term<'_>,
+    ) -> Result<Result<Settled, Unsettled>, Unsettled> {
+        if Sabotage::RunAfterVerdict.is_committed() {
+            let _ = self.attempt(record, 1, term).await;
+        }
+        let allowed = async {
+            if letter.0.reason != Reason::Expiring {
+                self.may_give_up(record, term.run).await;
             }
+        };
+        let written = async {
+            let settled = self
+                .write(record, &letter.0, &letter.1, recovery.attempts.count)
+                .await;
+            if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &settled) {
+                claims.release(claim).await;
+            }
+            settled
+        };
+        let Some(deadline) = term.finish_by else {
+            allowed.await;
+            return Ok(written.await);
+        };
+        match timeout_at(deadline, allowed).await {
+            Ok(()) => timeout_at(deadline, written)
+                .await
+                .map_err(|_| Unsettled::SinkDown),
+            Err(_) if self.protection.is_open() => Err(Unsettled::BreakerOpen),
+            Err(_) => Err(Unsettled::GuardStopped),
         }
     }
 
@@ -262,6 +286,10 @@ impl<P: RecordProcessor> Inner<P> {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
         let timed_out = matches!(stumble.how, How::TimedOut);
         let Some(failure) = self.failure(stumble.how, &mut recovery.panics) else {
+            // Nothing is known of it that was not before.
+            if recovery.attempts.count > 0 {
+                self.interrupted.keep(record, recovery);
+            }
             return Step::Done(Err(Unsettled::Deadline));
         };
         let number = recovery.attempts.count + 1;

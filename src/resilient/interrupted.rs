@@ -1,0 +1,66 @@
+//! What was begun with a record that was given back as its time was over. It is delivered again: then it goes on where it
+//! was, and its attempts, its hold and its verdict are not forgotten.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use lru::LruCache;
+
+use super::recovery::Recovery;
+use crate::record::Record;
+
+/// Records that were given back, the latest of them.
+pub(crate) struct Interrupted {
+    any: AtomicBool,
+    records: Mutex<Option<LruCache<String, Box<Recovery>>>>,
+}
+
+/// An invocation has as many in hand as run beside each other, and a few more that wait.
+const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
+
+impl Interrupted {
+    pub(super) fn new() -> Self {
+        Interrupted {
+            any: AtomicBool::new(false),
+            records: Mutex::new(None),
+        }
+    }
+
+    /// Whether there is any.
+    #[inline]
+    pub(super) fn has_any(&self) -> bool {
+        self.any.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    pub(crate) fn keep(&self, record: &Record, recovery: Box<Recovery>) {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = records.get_or_insert_with(|| LruCache::new(MOST));
+        records.put(record.idempotency_key(), recovery);
+        self.any.store(true, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn take(&self, record: &Record) -> Option<Box<Recovery>> {
+        self.has_any().then(|| self.take_one(record))?
+    }
+
+    #[cold]
+    fn take_one(&self, record: &Record) -> Option<Box<Recovery>> {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = records.as_mut()?;
+        let recovery = kept.pop(&record.idempotency_key());
+        self.any.store(!kept.is_empty(), Ordering::Relaxed);
+        recovery
+    }
+}
+
+impl fmt::Debug for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupted")
+            .field("any", &self.has_any())
+            .finish_non_exhaustive()
+    }
+}
