@@ -75,7 +75,7 @@
 //! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
 //! | `lambda` | | the same processor in AWS Lambda |
-//! | `kpl` | with `kinesis` | records that the Kinesis Producer Library has aggregated |
+//! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!

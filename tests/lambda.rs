@@ -13,9 +13,11 @@ use aws_lambda_events::event::kinesis::KinesisEvent;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lambda_runtime::{Context, LambdaEvent};
-use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::dead_letter::{
+    self, DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
+};
 use redrive::kpl::Aggregator;
-use redrive::lambda::{Event, Function, InvalidEvent, Response};
+use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
 use redrive::{
     Guard, Idempotency, Jitter, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
 };
@@ -179,7 +181,15 @@ async fn an_unsettled_record_is_an_error_unless_the_mapping_reports_failures() {
     let deadline = || Instant::now() + secs(10);
     let unfinished = function(&script, &letters).settle(items(), deadline()).await;
     let unfinished = unfinished.expect_err("the whole batch must come again");
-    assert_eq!(unfinished.sequence_number.as_str(), sequence_number(2));
+    let InvocationError::Unfinished {
+        unsettled,
+        sequence_number: first,
+        ..
+    } = &unfinished
+    else {
+        panic!("{unfinished:?}");
+    };
+    assert_eq!((*unsettled, first.as_str()), (1, &*sequence_number(2)));
     assert!(
         unfinished.to_string().contains("partial_responses"),
         "{unfinished}"
@@ -607,4 +617,77 @@ async fn a_record_alone_in_its_batch_is_given_up_in_the_end() {
     }
     assert!(start.elapsed() > secs(14 * 60), "it may have been an outage");
     assert_eq!(letters.letters().len(), 1);
+}
+
+/// Letters in the stream that is read would be read again, and fail again.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
+    type Says = Arc<dyn Fn() -> Result<(), TargetError> + Send + Sync>;
+
+    #[derive(Clone)]
+    struct Target {
+        says: Says,
+        looks: Arc<AtomicUsize>,
+    }
+
+    impl std::fmt::Debug for Target {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Target")
+        }
+    }
+
+    #[async_trait]
+    impl DeadLetterSink for Target {
+        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+            letters.iter().map(|_| Ok(Receipt::new("here"))).collect()
+        }
+
+        async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+            assert_eq!(source.name, "orders");
+            assert!(
+                source
+                    .arn
+                    .as_deref()
+                    .is_some_and(|arn| arn.ends_with(":stream/orders"))
+            );
+            self.looks.fetch_add(1, Relaxed);
+            (self.says)().map(|()| Vec::new())
+        }
+    }
+
+    let itself = || {
+        Err(TargetError::SourceItself {
+            name: "orders".to_owned(),
+        })
+    };
+    let down = || {
+        Err(TargetError::Unreachable {
+            name: "letters".to_owned(),
+            source: std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
+        })
+    };
+    let cases: [(Says, bool, usize); 3] = [
+        (Arc::new(itself), false, 2),
+        (Arc::new(down), true, 2),
+        (Arc::new(|| Ok(())), true, 1),
+    ];
+    for (says, is_used, looks) in cases {
+        let script = Script::default();
+        let target = Target {
+            says,
+            looks: Arc::default(),
+        };
+        let resilient = builder(&script)
+            .dead_letters(target.clone())
+            .build()
+            .expect("valid");
+        let function = Function::new(resilient);
+        for _ in 0..2 {
+            let items = event([item(1, "a", b"ok")]);
+            let answer = function.settle(items, Instant::now() + secs(10)).await;
+            assert_eq!(answer.is_ok(), is_used, "{answer:?}");
+        }
+        assert_eq!(target.looks.load(Relaxed), looks);
+        assert_eq!(script.calls().is_empty(), !is_used);
+    }
 }

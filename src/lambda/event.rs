@@ -17,6 +17,8 @@ use crate::record::{InvalidSequenceNumber, Record, Source};
 #[derive(Debug, Clone)]
 pub struct Event {
     pub(super) records: Vec<Record>,
+    /// Of the stream, or of a consumer of it.
+    pub(super) arn: Option<String>,
 }
 
 /// An event that is none of a Kinesis event source mapping.
@@ -139,8 +141,10 @@ impl TryFrom<Raw<'_>> for Event {
             }
             Ok(builder.build())
         });
+        let records = records.collect::<Result<_, _>>()?;
         Ok(Event {
-            records: records.collect::<Result<_, _>>()?,
+            records,
+            arn: shard.known.map(|(arn, _)| arn),
         })
     }
 }
@@ -166,8 +170,10 @@ impl TryFrom<KinesisEvent> for Event {
             let arrival = kinesis.approximate_arrival_timestamp;
             Ok(builder.arrival(arrival.0.into()).build())
         });
+        let records = records.collect::<Result<_, _>>()?;
         Ok(Event {
-            records: records.collect::<Result<_, _>>()?,
+            records,
+            arn: shard.known.map(|(arn, _)| arn),
         })
     }
 }

@@ -6,22 +6,29 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Event, Response};
 use crate::checkpoint::Checkpoint;
-use crate::failure::BoxError;
+use crate::classify::{Classify, StandardClassifier};
+use crate::dead_letter::{SourceStream, TargetError};
+use crate::failure::{BoxError, Class, chain};
 use crate::kpl::Deaggregator;
+use crate::observer::Event as Happening;
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, SequenceNumber};
-use crate::resilient::{Resilient, Within};
+use crate::resilient::{Resilient, Within, answer};
 use crate::unpack::unpack;
 
 /// The environment variable that says, if it is `1`, that the event source mapping has
 /// `FunctionResponseTypes: [ReportBatchItemFailures]`.
 pub const PARTIAL_RESPONSES: &str = "REDRIVE_PARTIAL_RESPONSES";
+
+/// Who has not answered by then is asked by the next invocation.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A processor as a Lambda function.
 ///
@@ -38,27 +45,41 @@ pub struct Function<P: RecordProcessor> {
     deaggregator: Deaggregator,
     partial_responses: bool,
     reserve: Option<Duration>,
+    /// Whether the sink's target was looked at.
+    checked: OnceCell<()>,
 }
 
-/// An invocation after which Lambda must send the whole batch again.
+/// An invocation after which Lambda sends the whole batch again.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{unsettled} records of the batch are not settled, from {sequence_number} on; Lambda sends the whole batch again, \
-     as nobody said that the mapping has ReportBatchItemFailures (.partial_responses(true))"
-)]
 #[non_exhaustive]
-pub struct Unfinished {
-    /// How many.
-    pub unsettled: usize,
-    /// The first of them.
-    pub sequence_number: SequenceNumber,
+pub enum InvocationError {
+    /// Not everything is settled, and nobody said that the mapping reports item failures.
+    #[error(
+        "{unsettled} records of the batch are not settled, from {sequence_number} on; Lambda sends the whole batch \
+         again, as nobody said that the mapping has ReportBatchItemFailures (.partial_responses(true))"
+    )]
+    #[non_exhaustive]
+    Unfinished {
+        /// How many.
+        unsettled: usize,
+        /// The first of them.
+        sequence_number: SequenceNumber,
+    },
+    /// The dead-letter sink's target must not be used: nothing is processed.
+    #[error("the dead-letter target must not be used")]
+    DeadLetters(#[from] TargetError),
 }
 
-impl From<Unfinished> for Diagnostic {
-    fn from(unfinished: Unfinished) -> Self {
+impl From<InvocationError> for Diagnostic {
+    fn from(error: InvocationError) -> Self {
+        let name = match &error {
+            InvocationError::Unfinished { .. } => "Unfinished",
+            InvocationError::DeadLetters(_) => "DeadLetters",
+        };
+        let texts: Vec<String> = chain(&error).map(ToString::to_string).collect();
         Diagnostic {
-            error_type: "Unfinished".to_owned(),
-            error_message: unfinished.to_string(),
+            error_type: name.to_owned(),
+            error_message: texts.join(": "),
         }
     }
 }
@@ -82,6 +103,7 @@ impl<P: RecordProcessor> Function<P> {
             deaggregator: Deaggregator::default(),
             partial_responses: env::var(PARTIAL_RESPONSES).is_ok_and(|value| value == "1"),
             reserve: None,
+            checked: OnceCell::new(),
         }
     }
 
@@ -123,7 +145,7 @@ impl<P: RecordProcessor> Function<P> {
     }
 
     /// One invocation, for `lambda_runtime`'s own `run`: `run(service_fn(|event| function.handle(event)))`.
-    pub async fn handle(&self, invocation: LambdaEvent<Event>) -> Result<Response, Unfinished> {
+    pub async fn handle(&self, invocation: LambdaEvent<Event>) -> Result<Response, InvocationError> {
         let deadline = SystemTime::UNIX_EPOCH + Duration::from_millis(invocation.context.deadline);
         // From here on by a clock that nobody sets.
         let left = deadline.duration_since(SystemTime::now()).unwrap_or_default();
@@ -131,7 +153,7 @@ impl<P: RecordProcessor> Function<P> {
     }
 
     /// Settles what can be settled before this time.
-    pub async fn settle(&self, event: Event, deadline: Instant) -> Result<Response, Unfinished> {
+    pub async fn settle(&self, event: Event, deadline: Instant) -> Result<Response, InvocationError> {
         let mut records = Vec::with_capacity(event.records.len());
         for record in event.records {
             unpack(
@@ -142,8 +164,13 @@ impl<P: RecordProcessor> Function<P> {
             );
         }
         let within = self.within(deadline);
-        let recalled = self.resilient.recall(&records);
-        let _ = tokio::time::timeout_at(within.attempts_until, recalled).await;
+        if let Some(first) = records.first() {
+            let checked = self.check(first.stream(), event.arn);
+            timeout_at(within.attempts_until, checked)
+                .await
+                .unwrap_or(Ok(()))?;
+        }
+        let _ = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
         let pipeline = self.pipeline.clone().within(within);
         let stop = CancellationToken::new();
         let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
@@ -176,10 +203,41 @@ impl<P: RecordProcessor> Function<P> {
         };
         match self.partial_responses {
             true => Ok(Response::again_from(sequence_number)),
-            false => Err(Unfinished {
+            false => Err(InvocationError::Unfinished {
                 unsettled,
                 sequence_number,
             }),
+        }
+    }
+
+    /// Once: may the dead-letter sink be used with this stream?
+    async fn check(&self, stream: &str, arn: Option<String>) -> Result<(), TargetError> {
+        let Some(sink) = self
+            .resilient
+            .dead_letters()
+            .filter(|_| !self.checked.initialized())
+        else {
+            return Ok(());
+        };
+        let mut source = SourceStream::new(stream);
+        source.arn = arn;
+        let checked = answer("the dead-letter target", CHECK_TIMEOUT, sink.check(&source)).await;
+        match checked {
+            Ok(Ok(warnings)) => {
+                let observers = self.resilient.observers();
+                for warning in warnings {
+                    observers.tell(&Happening::DeadLetterTargetWarning {
+                        sink: &sink.name(),
+                        message: &warning.message,
+                        remedy: &warning.remedy,
+                    });
+                }
+                let _ = self.checked.set(());
+                Ok(())
+            }
+            Ok(Err(error)) if !is_passing(&error) => Err(error),
+            // The next invocation looks again.
+            _ => Ok(()),
         }
     }
 
@@ -197,4 +255,13 @@ impl<P: RecordProcessor> Function<P> {
             finish_by: deadline.checked_sub(reserve / 4).unwrap_or(now),
         }
     }
+}
+
+/// Whether it may be gone the next time.
+fn is_passing(error: &TargetError) -> bool {
+    let TargetError::Unreachable { source, .. } = error else {
+        return false;
+    };
+    let verdict = StandardClassifier.classify(&**source);
+    verdict.is_none_or(|verdict| verdict.class() == Class::Transient)
 }

@@ -54,5 +54,5 @@ mod function;
 mod response;
 
 pub use event::{Event, InvalidEvent};
-pub use function::{Function, PARTIAL_RESPONSES, Unfinished, run};
+pub use function::{Function, InvocationError, PARTIAL_RESPONSES, run};
 pub use response::{ItemFailure, Response};

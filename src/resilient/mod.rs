@@ -27,7 +27,7 @@ mod recover;
 mod recovery;
 mod verdict;
 
-#[cfg(feature = "kinesis")]
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use answer::answer;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
