@@ -146,9 +146,7 @@ impl<P: RecordProcessor> Function<P> {
 
     /// One invocation, for `lambda_runtime`'s own `run`: `run(service_fn(|event| function.handle(event)))`.
     pub async fn handle(&self, invocation: LambdaEvent<Event>) -> Result<Response, InvocationError> {
-        let deadline = SystemTime::UNIX_EPOCH + Duration::from_millis(invocation.context.deadline);
-        // From here on by a clock that nobody sets.
-        let left = deadline.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = time_left(invocation.context.deadline, SystemTime::now());
         self.settle(invocation.payload, Instant::now() + left).await
     }
 
@@ -264,4 +262,31 @@ fn is_passing(error: &TargetError) -> bool {
     };
     let verdict = StandardClassifier.classify(&**source);
     verdict.is_none_or(|verdict| verdict.class() == Class::Transient)
+}
+
+/// Before it the deadline is no time of day: `cargo lambda` says how many milliseconds are left.
+const YEAR_2001_MILLIS: u64 = 978_307_200_000;
+
+/// From here on it is a clock's that nobody sets.
+fn time_left(deadline_millis: u64, now: SystemTime) -> Duration {
+    let deadline = Duration::from_millis(deadline_millis);
+    if deadline_millis < YEAR_2001_MILLIS {
+        return deadline;
+    }
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    deadline.saturating_sub(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_a_time_or_what_an_emulator_says() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_000);
+        assert_eq!(time_left(1_800_000_002_500, now), Duration::from_millis(2_500));
+        assert_eq!(time_left(1_799_999_999_999, now), Duration::ZERO);
+        assert_eq!(time_left(600_000, now), Duration::from_secs(600));
+        assert_eq!(time_left(0, now), Duration::ZERO);
+    }
 }
