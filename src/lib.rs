@@ -30,7 +30,7 @@
 //!
 //! | you want to | use |
 //! |---|---|
-//! | wrap a handler | [`Resilient`], with [`processor_fn`], [`processor_with`] or [`RecordProcessor`] |
+//! | wrap a handler | [`Resilient`], with [`processor_fn`], [`processor_with`], [`processor_fn_json`] or [`RecordProcessor`] |
 #![cfg_attr(feature = "kinesis", doc = "| read a stream in a service | [`Consumer`] |")]
 #![cfg_attr(feature = "lambda", doc = "| run in AWS Lambda | [`lambda`] |")]
 //! | settle one record by hand | [`Resilient::settle`] |
@@ -74,6 +74,7 @@
 //! | `kinesis` | yes | the consumer, the Kinesis sink, classification of AWS SDK errors |
 //! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
+//! | `tower` | | tower services as handlers, and the other way round |
 //! | `lambda` | | the same processor in AWS Lambda |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
@@ -110,6 +111,8 @@ mod sabotage;
 mod sdk;
 mod settled;
 mod tally;
+#[cfg(feature = "tower")]
+pub mod tower;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod unpack;
 
@@ -126,7 +129,8 @@ pub use guard::{Guard, StoppedShard};
 pub use idempotency::Idempotency;
 pub use pipeline::Ordering;
 pub use processor::{
-    Attempt, BoxProcessor, ProcessorFn, ProcessorWith, RecordProcessor, processor_fn, processor_with,
+    Attempt, BoxProcessor, JsonError, ProcessorFn, ProcessorFnJson, ProcessorWith, RecordProcessor,
+    processor_fn, processor_fn_json, processor_with,
 };
 pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, SequenceNumber, ShardId};
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};

@@ -13,6 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::BoxError;
 use crate::record::Record;
 
+mod json;
+
+pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
+
 /// Processes one record: the handler that a service already has.
 ///
 /// `Ok(())` means that the record's work is done for good. An `Err` is classified (see
@@ -39,7 +43,8 @@ use crate::record::Record;
 /// }
 /// ```
 ///
-/// For a plain `async fn` there is [`processor_fn`], for one with state [`processor_with`].
+/// For a plain `async fn` there is [`processor_fn`], for one with state [`processor_with`], for one that wants what the
+/// payload says [`processor_fn_json`].
 pub trait RecordProcessor: Send + Sync {
     /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
     type Error: Into<BoxError> + Send + 'static;
