@@ -1,0 +1,164 @@
+//! What an invocation costs beside Powertools for Python's batch processor: `cargo bench --bench lambda`.
+//!
+//! Both are given the same event of 100 records of 200 bytes and a handler that looks at the length of its payload, in one
+//! thread. What is measured is the process's CPU time a record: from the parsed event to the answer, and from the event's
+//! bytes to the answer's. Runs alternate; the medians count. (Python and, at first use, the network are needed.)
+
+#[path = "../../tests/support/python.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod python;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::error::Error;
+use std::hint::black_box;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use redrive::lambda::{Event, Function};
+use redrive::{Attempt, Record, RecordProcessor, Resilient, dead_letter};
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
+use support::median;
+use tokio::time::Instant;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const RECORDS: usize = 100;
+const PAYLOAD_BYTES: usize = 200;
+/// By how many times less CPU: from the parsed event, and from the bytes.
+const TARGETS: [f64; 2] = [5.0, 3.0];
+
+fn event() -> Value {
+    let records = (0..RECORDS).map(|number| {
+        let sequence_number = format!("4959033827149025660855969253836157109592157{number:013}");
+        json!({
+            "kinesis": {
+                "kinesisSchemaVersion": "1.0",
+                "partitionKey": format!("customer-{number:06}"),
+                "sequenceNumber": sequence_number,
+                "data": BASE64.encode([b'x'; PAYLOAD_BYTES]),
+                "approximateArrivalTimestamp": 1_545_084_650.987,
+            },
+            "eventSource": "aws:kinesis",
+            "eventVersion": "1.0",
+            "eventID": format!("shardId-000000000006:{sequence_number}"),
+            "eventName": "aws:kinesis:record",
+            "invokeIdentityArn": "arn:aws:iam::123456789012:role/lambda-role",
+            "awsRegion": "us-east-2",
+            "eventSourceARN": "arn:aws:kinesis:us-east-2:123456789012:stream/orders",
+        })
+    });
+    json!({ "Records": records.collect::<Vec<_>>() })
+}
+
+struct Looks;
+
+impl RecordProcessor for Looks {
+    type Error = io::Error;
+
+    async fn process(&self, record: &Record, _: &Attempt<'_>) -> io::Result<()> {
+        black_box(record.payload().len());
+        Ok(())
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<ExitCode> {
+    let (rounds, runs) = if support::is_bench() { (2_000, 7) } else { (2, 1) };
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .ok_or("a target directory")?;
+    let bytes = serde_json::to_vec(&event())?;
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lambda-event.json");
+    std::fs::write(&file, &bytes)?;
+    let python = match support::is_bench() {
+        true => python::with("benches/lambda/requirements.txt", target),
+        false => None,
+    };
+    let (mut ours, mut theirs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    for _ in 0..runs {
+        let times = [parsed(&bytes, rounds).await?, whole(&bytes, rounds).await?];
+        for (all, time) in ours.iter_mut().zip(times) {
+            all.push(time);
+        }
+        if let Some(python) = &python {
+            let arguments = [file.to_str().ok_or("a path")?, &(rounds / 10).to_string()];
+            let said = python::ask(python, "benches/lambda/powertools.py", &arguments, String::new());
+            for (all, time) in theirs.iter_mut().zip(said.split_whitespace()) {
+                all.push(time.parse()?);
+            }
+        }
+    }
+    println!(
+        "{RECORDS} records of {PAYLOAD_BYTES} bytes, an event of {} bytes; CPU a record, medians of {runs}",
+        bytes.len()
+    );
+    let mut missed = false;
+    for (index, what) in ["from the parsed event", "from bytes to bytes"]
+        .iter()
+        .enumerate()
+    {
+        let (ours, theirs) = (median(&mut ours[index]), median(&mut theirs[index]));
+        let times = theirs / ours;
+        println!("{what:<22} {ours:>7.0} ns, Powertools {theirs:>7.0} ns: {times:.1} times less");
+        missed |= times < TARGETS[index];
+    }
+    if support::is_bench() && missed {
+        println!("less than {TARGETS:?} times");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn function() -> Result<Function<Looks>> {
+    let resilient = Resilient::builder("bench", Looks)
+        .dead_letters(dead_letter::Memory::new())
+        .build()?;
+    Ok(Function::new(resilient).partial_responses(true))
+}
+
+/// From the parsed event to the answer.
+async fn parsed(bytes: &[u8], rounds: usize) -> Result<f64> {
+    let (function, event) = (function()?, Event::from_slice(bytes)?);
+    measure(rounds, async || {
+        let answer = function
+            .settle(event.clone(), Instant::now() + Duration::from_secs(60))
+            .await?;
+        assert!(black_box(answer).first_unsettled().is_none());
+        Ok(())
+    })
+    .await
+}
+
+/// From bytes to bytes.
+async fn whole(bytes: &[u8], rounds: usize) -> Result<f64> {
+    let function = function()?;
+    measure(rounds, async || {
+        let event = Event::from_slice(black_box(bytes))?;
+        let answer = function
+            .settle(event, Instant::now() + Duration::from_secs(60))
+            .await?;
+        black_box(serde_json::to_vec(&answer)?);
+        Ok(())
+    })
+    .await
+}
+
+async fn measure(rounds: usize, work: impl AsyncFn() -> Result<()>) -> Result<f64> {
+    work().await?;
+    let start = cpu_time();
+    for _ in 0..rounds {
+        work().await?;
+    }
+    Ok((cpu_time() - start).as_nanos() as f64 / (rounds * RECORDS) as f64)
+}
+
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
