@@ -23,6 +23,15 @@ pub enum Event<'a> {
         /// The Rust type of the handler's error.
         error_type: &'static str,
     },
+    /// An attempt has timed out, and did nothing but wait for a call that an earlier one had made: it blocks its thread,
+    /// which nobody can stop ([`processor_blocking`](crate::processor_blocking)).
+    #[non_exhaustive]
+    HandlerStuck {
+        /// The record.
+        record: &'a Record,
+        /// The attempt that waited; counts from 1.
+        attempt: u32,
+    },
     /// The record will be tried again.
     #[non_exhaustive]
     RetryScheduled {

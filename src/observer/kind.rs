@@ -7,6 +7,7 @@ impl Event<'_> {
     pub fn kind(&self) -> Interest {
         match self {
             Event::AttemptFailed { .. }
+            | Event::HandlerStuck { .. }
             | Event::RetryScheduled { .. }
             | Event::RetryDelayed { .. }
             | Event::RecordHeld { .. }

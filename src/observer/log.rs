@@ -77,6 +77,14 @@ impl Observer for Log {
             } => {
                 of_record!(debug, record, attempt, ?delay, "retry scheduled");
             }
+            Event::HandlerStuck { record, attempt } => {
+                of_record!(
+                    warn,
+                    record,
+                    attempt,
+                    "the handler still blocks its thread, since an earlier attempt; the record waits for it"
+                );
+            }
             Event::RetryDelayed { record, delay } => {
                 of_record!(
                     debug,

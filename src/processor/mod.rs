@@ -4,6 +4,7 @@ use std::any::type_name;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::BoxError;
 use crate::record::Record;
 
+mod blocking;
 mod json;
 
+pub use blocking::{ProcessorBlocking, processor_blocking};
 pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 
 /// Processes one record: the handler that a service already has.
@@ -44,7 +47,7 @@ pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 /// ```
 ///
 /// For a plain `async fn` there is [`processor_fn`], for one with state [`processor_with`], for one that wants what the
-/// payload says [`processor_fn_json`].
+/// payload says [`processor_fn_json`], for one that blocks its thread [`processor_blocking`].
 pub trait RecordProcessor: Send + Sync {
     /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
     type Error: Into<BoxError> + Send + 'static;
@@ -82,6 +85,8 @@ pub struct Attempt<'a> {
     // Filled by whoever asks first: for a handler that is ready at once nobody does, and a clock read
     // costs more than the rest of the engine.
     began: OnceLock<Instant>,
+    /// For a call of an earlier one that has not ended.
+    waits: AtomicBool,
 }
 
 impl<'a> Attempt<'a> {
@@ -97,6 +102,7 @@ impl<'a> Attempt<'a> {
             until,
             cancelled,
             began: OnceLock::new(),
+            waits: AtomicBool::new(false),
         }
     }
 
@@ -116,6 +122,15 @@ impl<'a> Attempt<'a> {
     /// Whether it is not its own timeout that ends it, but its term.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.until.is_some_and(|until| until <= self.deadline())
+    }
+
+    /// Whether it does nothing but wait for a call of an earlier attempt, which cannot be stopped.
+    fn waits_for_an_earlier_one(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// How long it has taken, from the first time that its handler waited for something.

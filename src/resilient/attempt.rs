@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{Inner, Run};
+use crate::observer::{Event, Interest};
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
 
@@ -156,14 +157,20 @@ impl<P: RecordProcessor> Inner<P> {
                 timer.set(Some(sleep_until(attempt.deadline())));
             }
             match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                Some(Poll::Ready(())) => Poll::Ready(Err(Stumble {
-                    how: if attempt.is_cut_short() {
-                        How::Cut
-                    } else {
-                        How::TimedOut
-                    },
-                    took: attempt.took(),
-                })),
+                Some(Poll::Ready(())) => {
+                    if attempt.is_stuck() {
+                        let attempt = attempt.number();
+                        self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
+                    }
+                    Poll::Ready(Err(Stumble {
+                        how: if attempt.is_cut_short() {
+                            How::Cut
+                        } else {
+                            How::TimedOut
+                        },
+                        took: attempt.took(),
+                    }))
+                }
                 _ => Poll::Pending,
             }
         })
