@@ -13,7 +13,6 @@ use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, KeysAndAttributes,
     ReturnValuesOnConditionCheckFailure, ScalarAttributeType, TableStatus, TimeToLiveSpecification,
 };
-use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::{Instant, sleep};
 
@@ -288,7 +287,8 @@ impl IdempotencyStore for DynamoDb {
     }
 
     async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
-        let read = join_all(keys.chunks(BATCH).map(|keys| self.read_all(keys))).await;
+        let calls: Vec<_> = keys.chunks(BATCH).map(|keys| self.read_all(keys)).collect();
+        let read: Vec<_> = stream::iter(calls).buffered(CALLS).collect().await;
         let mut results = Vec::with_capacity(keys.len());
         for (keys, items) in keys.chunks(BATCH).zip(read) {
             match items {

@@ -1,7 +1,6 @@
 //! The task of one shard: polls the attempts that were woken, starts what may start, reads on while the
 //! bounds allow.
 
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::vec;
@@ -10,9 +9,14 @@ use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Sleep, sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::sync::WaitForCancellationFuture;
 
+mod beginning;
 mod starting;
+
+pub(super) use beginning::run;
+#[cfg(feature = "kinesis")]
+pub(super) use beginning::run_careful;
 
 use super::buffers::Buffers;
 use super::capacity::{Permits, Reservation};
@@ -27,150 +31,16 @@ use super::slots::Slots;
 use super::window::{Earlier, Ordinal, Window};
 use super::work::Work;
 use super::{Batch, Finished, Pipeline, ShardHalted};
-#[cfg(feature = "kinesis")]
-use super::{Careful, Taken};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
-use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::resilient::{Interrupted, Pass, Protection, Recovery, Resilient, Run, Stage, Step, Stepped};
+use crate::resilient::{Interrupted, Pass, Protection, Recovery, Run, Stage, Step, Stepped};
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
 
 /// While a breaker is not closed, reading goes on until so many records are there that were not tried
 /// yet: probes made of nothing but records that failed before might never succeed.
 const UNTRIED: usize = 8;
-
-pub(super) async fn run<P, S>(
-    pipeline: &Pipeline,
-    resilient: &Resilient<P>,
-    batches: S,
-    from: Checkpoint,
-    progress: &Progress,
-    shutdown: &CancellationToken,
-) -> Result<Finished, Box<ShardHalted>>
-where
-    P: RecordProcessor,
-    S: Stream<Item = Batch> + Unpin,
-{
-    let (run, expiring) = begin(pipeline, resilient);
-    let step = |record, stage| resilient.step(record, stage, &run);
-    drive(
-        pipeline,
-        resilient,
-        (&run, expiring, step),
-        (batches, from),
-        progress,
-        shutdown,
-    )
-    .await
-}
-
-/// As [`run`]. Whatever calls the handler asks first.
-#[cfg(feature = "kinesis")]
-pub(super) async fn run_careful<P, S>(
-    pipeline: &Pipeline,
-    resilient: &Resilient<P>,
-    batches: S,
-    from: Checkpoint,
-    (progress, careful): (&Progress, &impl Careful),
-    shutdown: &CancellationToken,
-) -> Result<Finished, Box<ShardHalted>>
-where
-    P: RecordProcessor,
-    S: Stream<Item = Batch> + Unpin,
-{
-    let (run, expiring) = begin(pipeline, resilient);
-    let step = |record: Record, stage: Option<Box<Stage>>| {
-        let run = &run;
-        async move {
-            if stage.as_ref().is_some_and(|stage| !stage.calls_handler()) {
-                return resilient.step(record, stage, run).await;
-            }
-            match careful.take(&record).await {
-                Taken::Tries(_turn) => resilient.step(record, stage, run).await,
-                Taken::GivenUp(reason) => {
-                    let recovery = stage.and_then(|stage| stage.recovery);
-                    let stage = Stage {
-                        recovery: Some(Recovery::given_up(recovery, reason)),
-                        pass: Pass::FREE,
-                    };
-                    resilient.step(record, Some(Box::new(stage)), run).await
-                }
-            }
-        }
-    };
-    drive(
-        pipeline,
-        resilient,
-        (&run, expiring, step),
-        (batches, from),
-        progress,
-        shutdown,
-    )
-    .await
-}
-
-fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
-    let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
-    let run = match pipeline.within {
-        Some(within) => resilient.part_of_run(within, pipeline.retention),
-        None => resilient
-            .protection()
-            .begin_run(expiring.give_up_age(), pipeline.retention),
-    };
-    (run, expiring)
-}
-
-async fn drive<P, S, F, M>(
-    pipeline: &Pipeline,
-    resilient: &Resilient<P>,
-    (run, expiring, step): (&Run, Expiring, M),
-    (batches, from): (S, Checkpoint),
-    progress: &Progress,
-    shutdown: &CancellationToken,
-) -> Result<Finished, Box<ShardHalted>>
-where
-    P: RecordProcessor,
-    S: Stream<Item = Batch> + Unpin,
-    F: Future<Output = Stepped>,
-    M: Fn(Record, Option<Box<Stage>>) -> F,
-{
-    let mut shard = Shard {
-        pipeline,
-        protection: resilient.protection(),
-        run,
-        interrupted: resilient.interrupted(),
-        remembers: resilient.remembers(),
-        breaker_change: None,
-        observers: resilient.observers(),
-        batches,
-        progress,
-        shutdown: Box::pin(shutdown.cancelled()),
-        step,
-        read_until: ReadUntil::new(from.read_until()),
-        window: Window::new(from),
-        lanes: Lanes::new(pipeline.ordering),
-        slots: Slots::new(pipeline.held),
-        stepped: Vec::new(),
-        delays: Delays::new(),
-        ready: Ready::default(),
-        permits: pipeline.capacity.permits(),
-        memory: pipeline.capacity.reservation(),
-        freed: 0,
-        buffers: Buffers::default(),
-        batch: Vec::new().into_iter(),
-        batch_reserved: false,
-        input_ended: false,
-        stop: None,
-        fullness: Fullness::default(),
-        expiring,
-        changed: false,
-        urgent: false,
-    };
-    poll_fn(|cx| shard.turn(cx)).await;
-    shard.finish()
-}
 
 struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,

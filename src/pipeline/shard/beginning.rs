@@ -1,0 +1,159 @@
+//! How a run of a shard begins, and what it works with.
+
+use std::future::poll_fn;
+
+use futures_core::Stream;
+use tokio_util::sync::CancellationToken;
+
+use super::super::buffers::Buffers;
+use super::super::delays::Delays;
+use super::super::expiring::Expiring;
+use super::super::fullness::Fullness;
+use super::super::lanes::Lanes;
+use super::super::progress::Progress;
+use super::super::read_until::ReadUntil;
+use super::super::ready::Ready;
+use super::super::slots::Slots;
+use super::super::window::Window;
+use super::super::{Batch, Finished, Pipeline, ShardHalted};
+#[cfg(feature = "kinesis")]
+use super::super::{Careful, Taken};
+use super::Shard;
+use crate::checkpoint::Checkpoint;
+use crate::processor::RecordProcessor;
+use crate::record::Record;
+#[cfg(feature = "kinesis")]
+use crate::resilient::{Pass, Recovery};
+use crate::resilient::{Resilient, Run, Stage, Stepped};
+
+/// Runs a shard until its batches end, a record halts it, or it is shut down.
+pub(in crate::pipeline) async fn run<P, S>(
+    pipeline: &Pipeline,
+    resilient: &Resilient<P>,
+    batches: S,
+    from: Checkpoint,
+    progress: &Progress,
+    shutdown: &CancellationToken,
+) -> Result<Finished, Box<ShardHalted>>
+where
+    P: RecordProcessor,
+    S: Stream<Item = Batch> + Unpin,
+{
+    let (run, expiring) = begin(pipeline, resilient);
+    let step = |record, stage| resilient.step(record, stage, &run);
+    drive(
+        pipeline,
+        resilient,
+        (&run, expiring, step),
+        (batches, from),
+        progress,
+        shutdown,
+    )
+    .await
+}
+
+/// As [`run`]. Whatever calls the handler asks first.
+#[cfg(feature = "kinesis")]
+pub(in crate::pipeline) async fn run_careful<P, S>(
+    pipeline: &Pipeline,
+    resilient: &Resilient<P>,
+    batches: S,
+    from: Checkpoint,
+    (progress, careful): (&Progress, &impl Careful),
+    shutdown: &CancellationToken,
+) -> Result<Finished, Box<ShardHalted>>
+where
+    P: RecordProcessor,
+    S: Stream<Item = Batch> + Unpin,
+{
+    let (run, expiring) = begin(pipeline, resilient);
+    let step = |record: Record, stage: Option<Box<Stage>>| {
+        let run = &run;
+        async move {
+            if stage.as_ref().is_some_and(|stage| !stage.calls_handler()) {
+                return resilient.step(record, stage, run).await;
+            }
+            match careful.take(&record).await {
+                Taken::Tries(_turn) => resilient.step(record, stage, run).await,
+                Taken::GivenUp(reason) => {
+                    let recovery = stage.and_then(|stage| stage.recovery);
+                    let stage = Stage {
+                        recovery: Some(Recovery::given_up(recovery, reason)),
+                        pass: Pass::FREE,
+                    };
+                    resilient.step(record, Some(Box::new(stage)), run).await
+                }
+            }
+        }
+    };
+    drive(
+        pipeline,
+        resilient,
+        (&run, expiring, step),
+        (batches, from),
+        progress,
+        shutdown,
+    )
+    .await
+}
+
+fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
+    let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
+    let run = match pipeline.within {
+        Some(within) => resilient.part_of_run(within, pipeline.retention),
+        None => resilient
+            .protection()
+            .begin_run(expiring.give_up_age(), pipeline.retention),
+    };
+    (run, expiring)
+}
+
+async fn drive<P, S, F, M>(
+    pipeline: &Pipeline,
+    resilient: &Resilient<P>,
+    (run, expiring, step): (&Run, Expiring, M),
+    (batches, from): (S, Checkpoint),
+    progress: &Progress,
+    shutdown: &CancellationToken,
+) -> Result<Finished, Box<ShardHalted>>
+where
+    P: RecordProcessor,
+    S: Stream<Item = Batch> + Unpin,
+    F: Future<Output = Stepped>,
+    M: Fn(Record, Option<Box<Stage>>) -> F,
+{
+    let mut shard = Shard {
+        pipeline,
+        protection: resilient.protection(),
+        run,
+        interrupted: resilient.interrupted(),
+        remembers: resilient.remembers(),
+        breaker_change: None,
+        observers: resilient.observers(),
+        batches,
+        progress,
+        shutdown: Box::pin(shutdown.cancelled()),
+        step,
+        read_until: ReadUntil::new(from.read_until()),
+        window: Window::new(from),
+        lanes: Lanes::new(pipeline.ordering),
+        slots: Slots::new(pipeline.held),
+        stepped: Vec::new(),
+        delays: Delays::new(),
+        ready: Ready::default(),
+        permits: pipeline.capacity.permits(),
+        memory: pipeline.capacity.reservation(),
+        freed: 0,
+        buffers: Buffers::default(),
+        batch: Vec::new().into_iter(),
+        batch_reserved: false,
+        input_ended: false,
+        stop: None,
+        fullness: Fullness::default(),
+        expiring,
+        changed: false,
+        urgent: false,
+    };
+    poll_fn(|cx| shard.turn(cx)).await;
+    shard.finish()
+}
