@@ -33,6 +33,10 @@
 //! | wrap a handler | [`Resilient`], with [`processor_fn`], [`processor_with`], [`processor_fn_json`] or [`RecordProcessor`] |
 #![cfg_attr(feature = "kinesis", doc = "| read a stream in a service | [`Consumer`] |")]
 #![cfg_attr(feature = "lambda", doc = "| run in AWS Lambda | [`lambda`] |")]
+#![cfg_attr(
+    feature = "multilang",
+    doc = "| run under KCL, on many machines | [`multilang`] |"
+)]
 //! | settle one record by hand | [`Resilient::settle`] |
 //! | run a shard that you read yourself | [`pipeline::Pipeline`] |
 //! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
@@ -76,6 +80,7 @@
 //! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
 //! | `tower` | | tower services as handlers, and the other way round |
 //! | `lambda` | | the same processor in AWS Lambda |
+//! | `multilang` | | the same processor under KCL's MultiLangDaemon |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
@@ -100,6 +105,8 @@ pub mod idempotency;
 pub mod kpl;
 #[cfg(feature = "lambda")]
 pub mod lambda;
+#[cfg(feature = "multilang")]
+pub mod multilang;
 pub mod observer;
 pub mod pipeline;
 mod processor;
