@@ -3,7 +3,7 @@
 //! It needs Java and Python, and at first use the network: a Python package ships its jars.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -40,38 +40,8 @@ impl Kcl {
         );
         let notes = home.join(unique);
         let _ = fs::remove_file(&notes);
-        let process = Supervised::spawn(&home, |scratch| {
-            let settings = [
-                (
-                    "executableName",
-                    format!("{} {PROCESSOR} {}", python.display(), notes.display()),
-                ),
-                ("streamName", stream.to_owned()),
-                ("applicationName", application.to_owned()),
-                ("AwsCredentialsProvider", "DefaultCredentialsProvider".to_owned()),
-                ("regionName", "us-east-1".to_owned()),
-                ("initialPositionInStream", "TRIM_HORIZON".to_owned()),
-                ("kinesisEndpoint", kinesis.to_owned()),
-                ("dynamoDBEndpoint", dynamodb.to_owned()),
-                ("metricsLevel", "NONE".to_owned()),
-                ("retrievalMode", "POLLING".to_owned()),
-                ("idleTimeBetweenReadsInMillis", "200".to_owned()),
-                ("shardSyncIntervalMillis", "2000".to_owned()),
-                ("parentShardPollIntervalMillis", "1000".to_owned()),
-            ];
-            let settings = settings.map(|(name, value)| format!("{name} = {value}\n"));
-            let properties = scratch.join("kcl.properties");
-            fs::write(&properties, settings.concat()).expect("a file in the scratch directory");
-            let mut java = Command::new("java");
-            java.arg("-Xmx512m")
-                .arg("-cp")
-                .arg(format!("{}/*", jars.display()));
-            java.arg("software.amazon.kinesis.multilang.MultiLangDaemon");
-            java.arg("--properties-file").arg(properties);
-            java.env("AWS_ACCESS_KEY_ID", "test")
-                .env("AWS_SECRET_ACCESS_KEY", "test");
-            java
-        });
+        let executable = format!("{} {PROCESSOR} {}", python.display(), notes.display());
+        let process = daemon((kinesis, dynamodb), application, stream, &executable, &jars);
         Some(Kcl { notes, process })
     }
 
@@ -102,6 +72,46 @@ impl Kcl {
     pub fn log(&self) -> String {
         self.process.log_tail()
     }
+}
+
+/// Starts a MultiLangDaemon, which runs a child of this command for each shard that it holds.
+pub fn daemon(
+    (kinesis, dynamodb): (&str, &str),
+    application: &str,
+    stream: &str,
+    executable: &str,
+    jars: &Path,
+) -> Supervised {
+    Supervised::spawn(&home("kcl"), |scratch| {
+        let settings = [
+            ("executableName", executable),
+            ("streamName", stream),
+            ("applicationName", application),
+            ("AwsCredentialsProvider", "DefaultCredentialsProvider"),
+            ("regionName", "us-east-1"),
+            ("initialPositionInStream", "TRIM_HORIZON"),
+            ("kinesisEndpoint", kinesis),
+            ("dynamoDBEndpoint", dynamodb),
+            ("metricsLevel", "NONE"),
+            ("retrievalMode", "POLLING"),
+            ("idleTimeBetweenReadsInMillis", "200"),
+            ("shardSyncIntervalMillis", "2000"),
+            ("parentShardPollIntervalMillis", "1000"),
+            ("callProcessRecordsEvenForEmptyRecordList", "true"),
+        ];
+        let settings = settings.map(|(name, value)| format!("{name} = {value}\n"));
+        let properties = scratch.join("kcl.properties");
+        fs::write(&properties, settings.concat()).expect("a file in the scratch directory");
+        let mut java = Command::new("java");
+        java.arg("-Xmx512m")
+            .arg("-cp")
+            .arg(format!("{}/*", jars.display()));
+        java.arg("software.amazon.kinesis.multilang.MultiLangDaemon");
+        java.arg("--properties-file").arg(properties);
+        java.env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test");
+        java
+    })
 }
 
 /// The Python that its package is installed in, and the folder of its jars. None means that the test is to be skipped,
