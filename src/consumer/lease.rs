@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::StreamId;
 use super::answer::answer;
 use super::discovery::Discovery;
-use super::shard::ShardEnd;
+use super::shard_end::ShardEnd;
 use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};

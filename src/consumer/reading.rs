@@ -7,25 +7,19 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 use rand::rngs::SmallRng;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::StreamId;
 use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, horizon};
-use super::fan_out::FanOut;
-use super::polling::Poller;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
-use crate::pipeline::Batch;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::retry::{Backoff, Jitter};
 use crate::unpack::unpack;
 
 /// Between calls that fail.
 const BACKOFF: Backoff = Backoff::exponential();
-/// For how long a shard is polled that cannot be subscribed to.
-const FALL_BACK: Duration = Duration::from_secs(5 * 60);
 
 /// A shard, and where reading it goes on.
 pub(super) struct Reading {
@@ -127,34 +121,6 @@ pub(super) enum ReadingEnded {
     Lost(Box<DataLoss>),
     /// Nobody takes the records any more.
     NotWanted,
-}
-
-/// Reads a shard to its end: subscribed to where that is wanted and possible, polled otherwise.
-pub(super) async fn read(
-    mut reading: Reading,
-    poller: Poller,
-    fan_out: Option<FanOut>,
-    pages: mpsc::Sender<Batch>,
-) -> ReadingEnded {
-    let Some(fan_out) = fan_out else {
-        return poller.run(&mut reading, &pages).await;
-    };
-    loop {
-        let error = match fan_out.run(&mut reading, &pages).await {
-            Ok(ended) => return ended,
-            Err(error) => error,
-        };
-        reading.tell(|stream, shard| Event::FanOutUnavailable {
-            stream,
-            shard,
-            error: &*error,
-            delay: FALL_BACK,
-        });
-        // Cut short at any await, it has handed over all that it counts as read.
-        if let Ok(ended) = timeout(FALL_BACK, poller.run(&mut reading, &pages)).await {
-            return ended;
-        }
-    }
 }
 
 impl Reading {

@@ -4,58 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
 use super::crash_loop::{CrashLoop, OneByOne, Pages};
-use super::data_loss::DataLoss;
 use super::fan_out::FanOut;
 use super::lease::{KeptLease, Lease};
 use super::polling::Poller;
-use super::reading::{Reading, ReadingEnded, read};
+use super::reader::read;
+use super::reading::{Reading, ReadingEnded};
+use super::shard_end::ShardEnd;
 use crate::checkpoint::Checkpoint;
-use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
-use crate::pipeline::{Pipeline, Progress, ShardHalted};
+use crate::pipeline::{Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::Position;
 use crate::resilient::Resilient;
-
-/// How a shard's task ended.
-#[derive(Debug)]
-pub(super) enum ShardEnd {
-    /// The shard is closed, everything in it is settled, and its end is stored.
-    Ended,
-    /// The consumer is shutting down.
-    Stopped,
-    /// It ran one record at a time for long enough.
-    BeginsAnew,
-    /// A record can be neither processed nor dead-lettered.
-    Halted(Box<ShardHalted>),
-    /// Records are lost, and the user wants to know before it goes on.
-    DataLost(Box<DataLoss>),
-    /// Something broke that should not, or the shard is there no more.
-    Failed(BoxError),
-    /// Another process holds the shard, or may.
-    Lost,
-    /// It was given to the process that asked for it.
-    HandedOver,
-}
-
-impl ShardEnd {
-    /// A panic's text may hold anything: the panic hook has printed it, and no log of ours does.
-    pub(super) fn broken(task: &JoinError) -> Self {
-        let how = if task.is_panic() {
-            "panicked"
-        } else {
-            "was cancelled"
-        };
-        ShardEnd::Failed(format!("a task of the shard {how}").into())
-    }
-}
 
 pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) resilient: Resilient<P>,

@@ -1,0 +1,40 @@
+//! How a shard's task ended.
+
+use tokio::task::JoinError;
+
+use super::data_loss::DataLoss;
+use crate::failure::BoxError;
+use crate::pipeline::ShardHalted;
+
+/// How a shard's task ended.
+#[derive(Debug)]
+pub(super) enum ShardEnd {
+    /// The shard is closed, everything in it is settled, and its end is stored.
+    Ended,
+    /// The consumer is shutting down.
+    Stopped,
+    /// It ran one record at a time for long enough.
+    BeginsAnew,
+    /// A record can be neither processed nor dead-lettered.
+    Halted(Box<ShardHalted>),
+    /// Records are lost, and the user wants to know before it goes on.
+    DataLost(Box<DataLoss>),
+    /// Something broke that should not, or the shard is there no more.
+    Failed(BoxError),
+    /// Another process holds the shard, or may.
+    Lost,
+    /// It was given to the process that asked for it.
+    HandedOver,
+}
+
+impl ShardEnd {
+    /// A panic's text may hold anything: the panic hook has printed it, and no log of ours does.
+    pub(super) fn broken(task: &JoinError) -> Self {
+        let how = if task.is_panic() {
+            "panicked"
+        } else {
+            "was cancelled"
+        };
+        ShardEnd::Failed(format!("a task of the shard {how}").into())
+    }
+}
