@@ -554,3 +554,35 @@ async fn many_that_fail_together_are_never_given_up_and_a_few_are() {
         assert_eq!(!letters.letters().is_empty(), given_up, "{records}");
     }
 }
+
+/// Attempts are counted over all the times that the record is given back.
+#[tokio::test(start_paused = true)]
+async fn what_a_deadline_cut_short_goes_on_the_next_time() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = calls.clone();
+    let processor = Scripted {
+        outage: Instant::now()..Instant::now(),
+        calls: AtomicU32::new(0),
+        x: move |_| {
+            counted.fetch_add(1, Relaxed);
+            async {
+                Err(Failure::transient(std::io::Error::other("its own"))
+                    .with_scope(Scope::Record)
+                    .into())
+            }
+        },
+    };
+    let breaker = Breaker::default();
+    let resilient = resilient(processor, 5, &breaker).build().expect("valid");
+    let x = record(0, "x");
+    for (after, so_far) in [(2_500, 3), (500, 3), (900, 4)] {
+        let by = Instant::now() + Duration::from_millis(after);
+        let unsettled = resilient.settle_by(&x, by).await;
+        assert!(matches!(unsettled, Err(Unsettled::Deadline)), "{unsettled:?}");
+        sleep_until(by).await;
+        assert_eq!(calls.load(Relaxed), so_far);
+    }
+    let settled = resilient.settle_by(&x, Instant::now() + secs(60)).await;
+    assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
+    assert_eq!(calls.load(Relaxed), 5);
+}

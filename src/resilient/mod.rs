@@ -131,7 +131,8 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
-    /// that time comes first. No attempt runs past it.
+    /// that time comes first. No attempt runs past it. Settled again by this processor, the record goes on
+    /// where it was: with its attempts, its hold or its letter.
     pub fn settle_by(
         &self,
         record: &Record,
