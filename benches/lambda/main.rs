@@ -77,7 +77,7 @@ async fn main() -> Result<ExitCode> {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lambda-event.json");
     std::fs::write(&file, &bytes)?;
     let python = match support::is_bench() {
-        true => python::with("benches/lambda/requirements.txt", target),
+        true => python::with("benches/lambda/powertools/requirements.txt", target),
         false => None,
     };
     let (mut ours, mut theirs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
@@ -88,7 +88,12 @@ async fn main() -> Result<ExitCode> {
         }
         if let Some(python) = &python {
             let arguments = [file.to_str().ok_or("a path")?, &(rounds / 10).to_string()];
-            let said = python::ask(python, "benches/lambda/powertools.py", &arguments, String::new());
+            let said = python::ask(
+                python,
+                "benches/lambda/powertools/answer.py",
+                &arguments,
+                String::new(),
+            );
             for (all, time) in theirs.iter_mut().zip(said.split_whitespace()) {
                 all.push(time.parse()?);
             }

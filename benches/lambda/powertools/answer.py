@@ -1,6 +1,6 @@
 """Powertools' batch processor on an event, many times: prints nanoseconds of CPU a record, from the parsed event and from its bytes.
 
-usage: powertools.py EVENT ROUNDS
+usage: answer.py EVENT ROUNDS
 """
 
 import json
