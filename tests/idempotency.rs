@@ -44,6 +44,8 @@ struct State {
     /// How long a call takes.
     takes: Duration,
     completions_fail: bool,
+    /// What is stored under this key cannot be read.
+    corrupt: Option<Key>,
     loses_answers: u32,
     /// The next call of this name does not arrive.
     fails_next: Option<&'static str>,
@@ -91,6 +93,10 @@ impl IdempotencyStore for Store {
     async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>> {
         let (down, lost) = self.note("claim", claims);
         self.takes().await;
+        if let Some(key) = self.state().corrupt.clone().filter(|key| claims[0].key == *key) {
+            let source = "of another program".into();
+            return vec![Err(StoreError::Corrupt { key, source })];
+        }
         if down {
             return unavailable(claims);
         }
@@ -647,4 +653,28 @@ async fn a_batch_of_500_records_takes_few_round_trips_one_after_the_other() {
     assert_eq!(scene.calls(), 500);
     // Two for each of 64: ⌈500 / 64⌉ times.
     assert!(first < 16.5 && again < 0.5, "{first} {again}");
+}
+
+/// It waits for somebody to mend it, and nobody waits with it.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_cannot_be_read_holds_up_its_own_record_alone() {
+    let scene = Scene::new();
+    let bad = record(0, "bad", "ok");
+    scene.store.state().corrupt = Some(Key::of_place("billing", &bad));
+    let others = (1..1_000).map(|number| record(number, &number.to_string(), "ok"));
+    let records: Vec<Record> = [bad].into_iter().chain(others).collect();
+    let resilient = scene.resilient();
+    let running = tokio::spawn(async move {
+        let batches = futures_util::stream::iter([Batch::from(records)]);
+        Pipeline::new().run(&resilient, batches).await
+    });
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(scene.calls(), 999, "the others did not wait");
+    sleep(secs(600)).await;
+    assert_eq!(scene.calls(), 999);
+    assert!((10..200).contains(&scene.told("IdempotencyDelayed")));
+    scene.store.state().corrupt = None;
+    let finished = running.await.expect("no panic").expect("nothing halted");
+    assert!(finished.complete);
+    assert_eq!(scene.calls(), 1_000);
 }

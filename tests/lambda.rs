@@ -691,3 +691,70 @@ async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
         assert_eq!(script.calls().is_empty(), !is_used);
     }
 }
+
+/// The reserve is for it: the handler has done its work.
+#[tokio::test(start_paused = true)]
+async fn a_completion_has_the_reserve_to_be_stored() {
+    #[derive(Debug, Clone)]
+    struct Failing {
+        inner: idempotency::Memory,
+        until: Instant,
+    }
+
+    #[async_trait]
+    impl idempotency::IdempotencyStore for Failing {
+        async fn claim(
+            &self,
+            claims: &[idempotency::Claim],
+        ) -> Vec<Result<idempotency::Claimed, idempotency::StoreError>> {
+            self.inner.claim(claims).await
+        }
+        async fn complete(
+            &self,
+            claims: &[idempotency::Claim],
+        ) -> Vec<Result<idempotency::Completion, idempotency::StoreError>> {
+            match Instant::now() < self.until {
+                true => vec![Err(idempotency::StoreError::unavailable("down"))],
+                false => self.inner.complete(claims).await,
+            }
+        }
+        async fn release(&self, claims: &[idempotency::Claim]) -> Vec<Result<(), idempotency::StoreError>> {
+            self.inner.release(claims).await
+        }
+        async fn completed(
+            &self,
+            keys: &[idempotency::Key],
+            now: SystemTime,
+        ) -> Vec<Result<Option<idempotency::Claimed>, idempotency::StoreError>> {
+            self.inner.completed(keys, now).await
+        }
+    }
+
+    let script = Script::default();
+    let start = Instant::now();
+    let store = Failing {
+        inner: idempotency::Memory::new(),
+        until: start + secs(22),
+    };
+    let function = || {
+        let builder = builder(&script).dead_letters(dead_letter::Memory::new());
+        let resilient = builder.idempotency(store.clone()).build().expect("valid");
+        Function::new(resilient).partial_responses(true).reserve(secs(10))
+    };
+    // The last attempt may end after 20 s, and what is done by then is stored by 27.5 s.
+    let items = || event([item(1, "a", b"sleep:19000")]);
+    let answer = function()
+        .settle(items(), start + secs(30))
+        .await
+        .expect("an answer");
+    assert_eq!(answer, Response::settled());
+    let again = function()
+        .settle(items(), Instant::now() + secs(30))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (again, script.calls().len()),
+        (Response::settled(), 1),
+        "it is remembered"
+    );
+}

@@ -143,8 +143,8 @@ impl Claims {
         let answer = self.call(|store| store.claim(std::slice::from_ref(claim))).await;
         let answer = match answer {
             // The attempt would outlive it.
-            Ok(Claimed::Granted) if began.elapsed() > CALL_TIMEOUT => Err(SLOW.into()),
-            answer => answer.map_err(BoxError::from),
+            Ok(Claimed::Granted) if began.elapsed() > CALL_TIMEOUT => Err(StoreError::unavailable(SLOW)),
+            answer => answer,
         };
         match answer {
             Ok(Claimed::Granted) => {
@@ -166,7 +166,16 @@ impl Claims {
                 let jitter = Duration::from_millis(state.rng.random_range(1..=50));
                 Turn::Wait(WaitsFor::Claim, look.min(left + jitter))
             }
-            Err(error) => Turn::Wait(WaitsFor::Store, self.unanswered(&*error)),
+            // The store is well: nobody else waits for somebody to mend it.
+            Err(error @ StoreError::Corrupt { .. }) => {
+                let delay = {
+                    let rng = &mut self.state().rng;
+                    Jitter::Equal.delay(&BACKOFF, looks, Duration::ZERO, rng)
+                };
+                self.tell_unanswered(looks.saturating_add(1), &error, delay);
+                Turn::Wait(WaitsFor::Store, delay)
+            }
+            Err(error) => Turn::Wait(WaitsFor::Store, self.unanswered(&error)),
         }
     }
 
@@ -210,10 +219,11 @@ impl Claims {
                         Jitter::Equal.delay(&COMPLETING, failures, Duration::ZERO, rng)
                     };
                     failures += 1;
-                    let ends = term
-                        .deadline
-                        .is_some_and(|deadline| Instant::now() + delay >= deadline);
-                    if !ends && !term.run.is_stopping() {
+                    let ends = match term.finish_by {
+                        Some(time) => Instant::now() + delay >= time,
+                        None => term.run.is_stopping(),
+                    };
+                    if !ends {
                         self.tell_unanswered(failures, &*error, delay);
                         sleep(delay).await;
                         continue;
@@ -238,8 +248,7 @@ impl Claims {
                 .call(|store| store.release(std::slice::from_ref(claim)))
                 .await;
             if let Err(error) = released {
-                let error: BoxError = error.into();
-                self.unanswered(&*error);
+                self.unanswered(&error);
             }
         }
     }
