@@ -42,6 +42,15 @@ impl StandardClassifier {
     }
 }
 
+impl StandardClassifier {
+    /// Whether it may be gone the next time: what nobody knows may.
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    pub(crate) fn is_passing(error: &(dyn Error + 'static)) -> bool {
+        let verdict = StandardClassifier.classify(error);
+        verdict.is_none_or(|verdict| verdict.class() == Class::Transient)
+    }
+}
+
 impl Classify for StandardClassifier {
     fn classify(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
         mark(error)

@@ -16,12 +16,13 @@ use super::data_loss;
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use crate::classify::{Classify, StandardClassifier};
-use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError, Warning};
-use crate::failure::{BoxError, Class};
+use crate::classify::StandardClassifier;
+use crate::dead_letter::{DeadLetterSink, SourceStream};
+use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::Ordering;
 use crate::record::ShardId;
+use crate::resilient::{Unusable, check_target};
 use crate::retry::{Backoff, Jitter};
 
 /// Asks until it is answered.
@@ -51,29 +52,20 @@ impl Discovery<'_> {
         sink: Option<&dyn DeadLetterSink>,
     ) -> Result<Option<Duration>, ConsumerError> {
         let mut patience = Patience::new(self);
-        let (retention, warnings) = loop {
+        loop {
             match self.look_at(ordering, sink).await {
-                Ok(found) => break found,
+                Ok(retention) => return Ok(retention),
                 Err(Problem::Final(error)) => return Err(error),
                 Err(Problem::Passing(error)) => patience.wait(self, error).await,
             }
-        };
-        let name = sink.map(DeadLetterSink::name).unwrap_or_default();
-        for warning in warnings {
-            self.tell(|_| Event::DeadLetterTargetWarning {
-                sink: &name,
-                message: &warning.message,
-                remedy: &warning.remedy,
-            });
         }
-        Ok(retention)
     }
 
     async fn look_at(
         &self,
         ordering: Ordering,
         sink: Option<&dyn DeadLetterSink>,
-    ) -> Result<(Option<Duration>, Vec<Warning>), Problem> {
+    ) -> Result<Option<Duration>, Problem> {
         let mut retention = None;
         let (name, arn) = self.stream.name_or_arn();
         let call = self.client.describe_stream_summary();
@@ -97,24 +89,21 @@ impl Discovery<'_> {
                 }
             }
             Err(error) if is_not_found(&error) => return Err(self.not_found(error.into())),
-            Err(error) if is_passing(&error) => return Err(Problem::Passing(error.into())),
+            Err(error) if StandardClassifier::is_passing(&error) => {
+                return Err(Problem::Passing(error.into()));
+            }
             // Reading needs no right to describe; what is unknown then is the stream's record limit, and a
             // record without a key is refused when it comes.
             Err(error) => tracing::debug!(%error, "the stream cannot be described"),
         }
-        let Some(sink) = sink else {
-            return Ok((retention, Vec::new()));
-        };
-        let checked = answer("the dead-letter target", sink.check(&source)).await;
-        match checked.map_err(Problem::Passing)? {
-            Ok(warnings) => Ok((retention, warnings)),
-            Err(error) => Err(match &error {
-                TargetError::Unreachable { source, .. } if is_passing(&**source) => {
-                    Problem::Passing(error.into())
-                }
-                _ => Problem::Final(error.into()),
-            }),
+        if let Some(sink) = sink {
+            let checked = check_target(sink, &source, self.observers).await;
+            checked.map_err(|unusable| match unusable {
+                Unusable::NotNow(error) => Problem::Passing(error),
+                Unusable::Never(error) => Problem::Final(error.into()),
+            })?;
         }
+        Ok(retention)
     }
 
     /// The stream's shards, and what is stored of them.
@@ -299,10 +288,4 @@ impl Patience {
 
 fn is_not_found(error: &impl ProvideErrorMetadata) -> bool {
     error.code() == Some("ResourceNotFoundException")
-}
-
-/// Whether it may be gone the next time.
-fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
-    let verdict = StandardClassifier.classify(error);
-    verdict.is_none_or(|verdict| verdict.class() == Class::Transient)
 }

@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::answer::ANSWER_TIMEOUT;
 use super::reading::{Failures, ReadFrom, Reading, ReadingEnded};
 use super::registration::Registration;
-use crate::classify::{Classify, StandardClassifier};
-use crate::failure::{BoxError, Class};
+use crate::classify::StandardClassifier;
+use crate::failure::BoxError;
 use crate::pipeline::{Batch, Capacity};
 use crate::sabotage::Sabotage;
 
@@ -168,10 +168,8 @@ impl FanOut {
                 self.registration.forget(consumer);
                 End::Failed(error)
             }
-            _ => match StandardClassifier.classify(&*error) {
-                Some(verdict) if verdict.class() == Class::Permanent => End::Refused(error),
-                _ => End::Failed(error),
-            },
+            _ if StandardClassifier::is_passing(&*error) => End::Failed(error),
+            _ => End::Refused(error),
         }
     }
 }

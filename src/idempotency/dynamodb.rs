@@ -203,9 +203,9 @@ impl DynamoDb {
     }
 
     async fn complete_one(&self, claim: &Claim) -> Result<Completion, StoreError> {
-        let (set, validation) = match claim.payload {
-            Some(payload) => (", #validation = :validation", Some(payload)),
-            None => ("", None),
+        let set = match claim.payload {
+            Some(_) => ", #validation = :validation",
+            None => "",
         };
         let mut call = self
             .client
@@ -223,7 +223,7 @@ impl DynamoDb {
             .expression_attribute_values(":completed", text("COMPLETED"))
             .expression_attribute_values(":keep_until", number(seconds(claim.keep_until)))
             .expression_attribute_values(":owner", text(&claim.owner.to_string()));
-        if let Some(payload) = validation {
+        if let Some(payload) = claim.payload {
             call = call
                 .expression_attribute_names("#validation", VALIDATION)
                 .expression_attribute_values(":validation", text(&payload.to_string()));

@@ -34,7 +34,7 @@ const FORGET: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("forge
 const FORGET_AT_ONCE: usize = 16;
 
 impl Redb {
-    /// Opens the file, or makes it (not its folder). The file may be another than that of the checkpoints only.
+    /// Opens the file, or makes it (not its folder). It needs one of its own, beside that of the checkpoints.
     ///
     /// An error if another process has it open, or if it is no redb file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {

@@ -8,8 +8,9 @@ use super::{IdempotencyStore, Key, PayloadHash};
 use crate::config::ConfigError;
 use crate::record::Record;
 
-/// Kinesis keeps records for a day unless told otherwise, and this is remembered for a day longer than it does.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A week, and a day: Kinesis keeps records for a day unless told otherwise, and most are content with a week.
+const UNKNOWN_RETENTION: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
 /// Makes processing idempotent: given to
 /// [`ResilientBuilder::idempotency`](crate::ResilientBuilder::idempotency), which takes a store alone as well.
@@ -141,7 +142,7 @@ impl Idempotency {
     /// Until when what is processed now is remembered.
     pub(crate) fn keep_until(&self, now: SystemTime, retention: Option<Duration>) -> SystemTime {
         let known = self.keep_for.or_else(|| retention?.checked_add(DAY));
-        now.checked_add(known.unwrap_or(8 * DAY)).unwrap_or(now)
+        now.checked_add(known.unwrap_or(UNKNOWN_RETENTION)).unwrap_or(now)
     }
 }
 

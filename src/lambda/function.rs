@@ -7,28 +7,23 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use tokio::sync::OnceCell;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Event, Response};
 use crate::checkpoint::Checkpoint;
-use crate::classify::{Classify, StandardClassifier};
 use crate::dead_letter::{SourceStream, TargetError};
-use crate::failure::{BoxError, Class, chain};
+use crate::failure::{BoxError, chain};
 use crate::kpl::Deaggregator;
-use crate::observer::Event as Happening;
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, SequenceNumber};
-use crate::resilient::{Resilient, Within, answer};
+use crate::resilient::{Resilient, Unusable, Within, check_target};
 use crate::unpack::unpack;
 
 /// The environment variable that says, if it is `1`, that the event source mapping has
 /// `FunctionResponseTypes: [ReportBatchItemFailures]`.
 pub const PARTIAL_RESPONSES: &str = "REDRIVE_PARTIAL_RESPONSES";
-
-/// Who has not answered by then is asked by the next invocation.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A processor as a Lambda function.
 ///
@@ -161,20 +156,19 @@ impl<P: RecordProcessor> Function<P> {
                 &mut records,
             );
         }
-        let within = self.within(deadline);
-        if let Some(first) = records.first() {
-            let checked = self.check(first.stream(), event.arn);
-            timeout_at(within.attempts_until, checked)
-                .await
-                .unwrap_or(Ok(()))?;
-        }
-        let _ = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
-        let pipeline = self.pipeline.clone().within(within);
-        let stop = CancellationToken::new();
-        let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
             return Ok(Response::settled());
         };
+        let within = self.within(deadline);
+        let left = within.attempts_until.saturating_duration_since(Instant::now());
+        // A target that does not answer leaves most of the time to the records.
+        let checked = timeout(left / 4, self.check(first.stream(), event.arn));
+        checked.await.unwrap_or(Ok(()))?;
+        let _ = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
+
+        let pipeline = self.pipeline.clone().within(within);
+        let stop = CancellationToken::new();
+        let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
         let (first, last) = (first.sequence_number().clone(), last.position());
         let count = records.len();
         let batches = stream::iter([Batch::from(records)]);
@@ -219,23 +213,19 @@ impl<P: RecordProcessor> Function<P> {
         };
         let mut source = SourceStream::new(stream);
         source.arn = arn;
-        let checked = answer("the dead-letter target", CHECK_TIMEOUT, sink.check(&source)).await;
-        match checked {
-            Ok(Ok(warnings)) => {
-                let observers = self.resilient.observers();
-                for warning in warnings {
-                    observers.tell(&Happening::DeadLetterTargetWarning {
-                        sink: &sink.name(),
-                        message: &warning.message,
-                        remedy: &warning.remedy,
-                    });
-                }
+        match check_target(&**sink, &source, self.resilient.observers()).await {
+            Ok(()) => {
                 let _ = self.checked.set(());
                 Ok(())
             }
-            Ok(Err(error)) if !is_passing(&error) => Err(error),
-            // The next invocation looks again.
-            _ => Ok(()),
+            Err(Unusable::NotNow(error)) => {
+                tracing::warn!(
+                    error,
+                    "the dead-letter target cannot be looked at; the next invocation tries again"
+                );
+                Ok(())
+            }
+            Err(Unusable::Never(error)) => Err(error),
         }
     }
 
@@ -253,15 +243,6 @@ impl<P: RecordProcessor> Function<P> {
             finish_by: deadline.checked_sub(reserve / 4).unwrap_or(now),
         }
     }
-}
-
-/// Whether it may be gone the next time.
-fn is_passing(error: &TargetError) -> bool {
-    let TargetError::Unreachable { source, .. } = error else {
-        return false;
-    };
-    let verdict = StandardClassifier.classify(&**source);
-    verdict.is_none_or(|verdict| verdict.class() == Class::Transient)
 }
 
 /// Before it the deadline is no time of day: `cargo lambda` says how many milliseconds are left.

@@ -25,9 +25,11 @@ mod outbox;
 mod protection;
 mod recover;
 mod recovery;
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+mod target;
 mod verdict;
 
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
+#[cfg(feature = "kinesis")]
 pub(crate) use answer::answer;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;
@@ -38,6 +40,8 @@ pub(crate) use interrupted::Interrupted;
 pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run, Within};
 pub(crate) use recovery::{Recovery, Stage};
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+pub(crate) use target::{Unusable, check_target};
 
 use crate::breaker::Breaker;
 use crate::dead_letter::DeadLetterSink;
@@ -168,13 +172,13 @@ impl<P: RecordProcessor> Resilient<P> {
         let inner = &*self.0;
         async move {
             let term = Term::of(run);
-            let stage = match stage {
-                None => inner.interrupted.take(&record).map(Err),
-                Some(stage) => Some(Ok(stage)),
-            };
-            let step = match stage {
+            if stage.is_none()
+                && let Some(recovery) = inner.interrupted.take(&record)
+            {
                 // In its own time.
-                Some(Err(recovery)) => Step::Later(recovery),
+                return Stepped::Otherwise(Box::new((record, Step::Later(recovery))));
+            }
+            let step = match stage {
                 None if inner.claims.is_some() => {
                     Box::pin(inner.try_once(&record, None, Pass::FREE, term)).await
                 }
@@ -185,7 +189,7 @@ impl<P: RecordProcessor> Resilient<P> {
                     }
                     Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
                 },
-                Some(Ok(stage)) => Box::pin(inner.resume(&record, *stage, term)).await,
+                Some(stage) => Box::pin(inner.resume(&record, *stage, term)).await,
             };
             Stepped::Otherwise(Box::new((record, step)))
         }
