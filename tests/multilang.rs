@@ -333,3 +333,31 @@ async fn what_is_not_understood_is_an_error() {
     let daemon = Daemon::start(&Script::default(), &dead_letter::Memory::new(), Pipeline::new());
     daemon.go().await.expect("nothing was asked of it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_older_daemon_is_understood() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let shutdown = |reason: &str| json!({"action": "shutdown", "reason": reason});
+    for reason in ["TERMINATE", "SHARD_END"] {
+        let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+        daemon.say(&records(&[record(1, 0, "fail,ok")])).await;
+        assert_eq!(daemon.hear().await, status("processRecords"));
+        daemon.say(&shutdown(reason)).await;
+        assert_eq!(daemon.hear().await["sequenceNumber"], Value::Null);
+        daemon.say(&stored(None)).await;
+        assert_eq!(daemon.hear().await, status("shutdown"));
+        daemon.go().await.expect("as it should");
+    }
+    for reason in ["ZOMBIE", "LEASE_LOST"] {
+        let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+        daemon.say(&shutdown(reason)).await;
+        assert_eq!(daemon.hear().await, status("shutdown"), "nothing is stored");
+        daemon.go().await.expect("as it should");
+    }
+    // What is not known ends nothing that it should not.
+    let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+    daemon.say(&shutdown("BOREDOM")).await;
+    let ended = timeout(Duration::from_secs(600), &mut daemon.child).await;
+    let ended = ended.expect("it ends").expect("no panic");
+    assert!(matches!(ended, Err(MultiLangError::Protocol(_))), "{ended:?}");
+}

@@ -29,10 +29,38 @@ pub(super) enum Incoming {
     LeaseLost,
     ShardEnded,
     ShutdownRequested,
-    /// As older versions say that the lease is lost or the shard has ended.
+    /// As older versions say that the lease is lost, the shard has ended or a shutdown is requested.
     Shutdown {
         reason: Option<String>,
     },
+}
+
+impl Incoming {
+    /// What its status is to name.
+    pub(super) fn action(&self) -> &'static str {
+        match self {
+            Incoming::Initialize { .. } => "initialize",
+            Incoming::ProcessRecords { .. } => "processRecords",
+            Incoming::Checkpoint { .. } => "checkpoint",
+            Incoming::LeaseLost => "leaseLost",
+            Incoming::ShardEnded => "shardEnded",
+            Incoming::ShutdownRequested => "shutdownRequested",
+            Incoming::Shutdown { .. } => "shutdown",
+        }
+    }
+
+    /// In today's words. (`ShutdownReason` in KCL's `lifecycle` package; TERMINATE and ZOMBIE before version 2.)
+    pub(super) fn meant(self) -> Self {
+        let Incoming::Shutdown { reason } = &self else {
+            return self;
+        };
+        match reason.as_deref() {
+            Some("TERMINATE" | "SHARD_END") => Incoming::ShardEnded,
+            Some("ZOMBIE" | "LEASE_LOST") => Incoming::LeaseLost,
+            Some("REQUESTED") => Incoming::ShutdownRequested,
+            _ => self,
+        }
+    }
 }
 
 #[derive(Deserialize)]

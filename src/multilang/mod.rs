@@ -37,7 +37,25 @@
 //! its own, and with it a breaker, a guard and a retry budget of its own. What settled ahead of the watermark is not
 //! remembered over a restart.
 
+use std::io;
+
+use crate::failure::BoxError;
+
+mod daemon;
 mod message;
+mod shard;
 mod worker;
 
-pub use worker::{MultiLangError, Worker, run};
+pub use worker::{Worker, run};
+
+/// Why a child has ended before its standard input did.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MultiLangError {
+    /// The daemon cannot be read, or written to.
+    #[error("the daemon cannot be reached by standard input and output")]
+    Io(#[from] io::Error),
+    /// It said what it must not.
+    #[error("the daemon said what is not understood, or not now")]
+    Protocol(#[source] BoxError),
+}
