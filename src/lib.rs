@@ -90,6 +90,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod alike;
 mod breaker;
 pub mod checkpoint;
 pub mod classify;
@@ -117,6 +118,8 @@ mod sabotage;
 #[cfg(any(feature = "kinesis", feature = "dynamodb"))]
 mod sdk;
 mod settled;
+#[cfg(feature = "dynamodb")]
+mod table;
 mod tally;
 #[cfg(feature = "tower")]
 pub mod tower;

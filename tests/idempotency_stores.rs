@@ -198,6 +198,20 @@ async fn an_item_that_cannot_be_read_is_named() {
 }
 
 #[tokio::test]
+async fn a_table_of_another_program_is_refused() {
+    let Some(server) = DynamoDbLocal::shared().await else {
+        return;
+    };
+    let checkpoints = redrive::checkpoint::DynamoDb::new(server.client(), "leases-of-another");
+    let key = redrive::checkpoint::ShardKey::new("billing", "orders", "shardId-0".into());
+    assert!(redrive::checkpoint::CheckpointStore::load(&checkpoints, &[key]).await[0].is_ok());
+    let keys = DynamoDb::new(server.client(), "leases-of-another");
+    let error = keys.create_table().await.expect_err("it has another key");
+    let text = std::error::Error::source(&error).expect("why").to_string();
+    assert!(text.contains("is no table of idempotency keys"), "{text}");
+}
+
+#[tokio::test]
 async fn a_table_is_made_once_and_only_when_asked_for() {
     let Some(table) = Table::new().await else { return };
     table.store.create_table().await.expect("it is there");

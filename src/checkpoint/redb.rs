@@ -9,9 +9,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use redb::{Database, ReadableDatabase, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
 
 use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use crate::alike::blocking;
 use crate::failure::BoxError;
 use crate::record::Position;
 
@@ -64,37 +64,21 @@ impl fmt::Debug for Redb {
 impl CheckpointStore for Redb {
     async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
         let (database, keys) = (self.database.clone(), shards.to_vec());
-        blocking(shards.len(), move || read(&database, &keys)).await
+        let work = move || read(&database, &keys);
+        blocking(shards.len(), work, CheckpointError::unavailable).await
     }
 
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
         let (database, rows) = (self.database.clone(), checkpoints.to_vec());
-        blocking(checkpoints.len(), move || {
+        let work = move || {
             write(&database, &rows)?;
             Ok(rows.iter().map(|_| Ok(())).collect())
-        })
-        .await
+        };
+        blocking(checkpoints.len(), work, CheckpointError::unavailable).await
     }
 }
 
 type Results<T> = Vec<Result<T, CheckpointError>>;
-
-/// Runs file access where it may block. If it fails as a whole, every entry has failed.
-async fn blocking<T: Send + 'static>(
-    count: usize,
-    work: impl FnOnce() -> Result<Results<T>, BoxError> + Send + 'static,
-) -> Results<T> {
-    let result = match spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panicked) => Err(panicked.into()),
-    };
-    result.unwrap_or_else(|error| {
-        let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-        (0..count)
-            .map(|_| Err(CheckpointError::unavailable(error.clone())))
-            .collect()
-    })
-}
 
 fn read(database: &Database, keys: &[ShardKey]) -> Result<Results<Option<Checkpoint>>, BoxError> {
     let transaction = database.begin_read()?;

@@ -10,15 +10,14 @@ use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::types::{
-    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, KeysAndAttributes,
-    ReturnValuesOnConditionCheckFailure, ScalarAttributeType, TableStatus, TimeToLiveSpecification,
+    AttributeValue, KeysAndAttributes, ReturnValuesOnConditionCheckFailure, TimeToLiveSpecification,
 };
 use futures_util::stream::{self, StreamExt};
-use tokio::time::{Instant, sleep};
+use tokio::time::timeout;
 
 use super::{CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
-use crate::failure::BoxError;
-use crate::sdk;
+use crate::alike::failed_alike;
+use crate::{sdk, table};
 
 /// Remembers in a DynamoDB table, for all processes and functions that use it.
 ///
@@ -75,29 +74,20 @@ impl DynamoDb {
     }
 
     /// Makes the table, if it is not there (`PAY_PER_REQUEST`, with time to live), and waits until it can be used.
+    ///
+    /// An error if there is one of that name with another key.
     pub async fn create_table(&self) -> Result<(), StoreError> {
-        let attribute = AttributeDefinition::builder()
-            .attribute_name(ID)
-            .attribute_type(ScalarAttributeType::S)
-            .build();
-        let key = KeySchemaElement::builder()
-            .attribute_name(ID)
-            .key_type(KeyType::Hash)
-            .build();
-        let call = self
-            .client
-            .create_table()
-            .table_name(&*self.table)
-            .billing_mode(BillingMode::PayPerRequest)
-            .attribute_definitions(attribute.map_err(StoreError::unavailable)?)
-            .key_schema(key.map_err(StoreError::unavailable)?);
-        match call.send().await {
-            Err(error) if error.code() == Some("ResourceInUseException") => {
-                return self.wait_for_table().await;
-            }
-            created => drop(created.map_err(StoreError::unavailable)?),
+        let made = timeout(
+            CREATED_WITHIN,
+            table::wait_for(&self.client, &self.table, ("table of idempotency keys", ID)),
+        )
+        .await;
+        if !made
+            .map_err(StoreError::unavailable)?
+            .map_err(StoreError::unavailable)?
+        {
+            return Ok(());
         }
-        self.wait_for_table().await?;
         let forget = TimeToLiveSpecification::builder()
             .attribute_name(EXPIRATION)
             .enabled(true)
@@ -106,25 +96,6 @@ impl DynamoDb {
         let call = call.time_to_live_specification(forget.map_err(StoreError::unavailable)?);
         call.send().await.map_err(StoreError::unavailable)?;
         Ok(())
-    }
-
-    async fn wait_for_table(&self) -> Result<(), StoreError> {
-        let start = Instant::now();
-        loop {
-            let call = self.client.describe_table().table_name(&*self.table).send();
-            let reply = call.await.map_err(StoreError::unavailable)?;
-            let status = reply.table.and_then(|table| table.table_status);
-            if status == Some(TableStatus::Active) {
-                return Ok(());
-            }
-            if start.elapsed() > CREATED_WITHIN {
-                return Err(StoreError::unavailable(format!(
-                    "table {:?} is not active yet",
-                    self.table
-                )));
-            }
-            sleep(Duration::from_millis(500)).await;
-        }
     }
 
     async fn claim_one(&self, claim: &Claim) -> Result<Claimed, StoreError> {
@@ -299,10 +270,7 @@ impl IdempotencyStore for DynamoDb {
                     }
                     _ => Ok(None),
                 })),
-                Err(error) => {
-                    let error: Arc<dyn std::error::Error + Send + Sync> = BoxError::from(error).into();
-                    results.extend(keys.iter().map(|_| Err(StoreError::unavailable(error.clone()))));
-                }
+                Err(error) => results.extend(failed_alike(keys.len(), error, StoreError::unavailable)),
             }
         }
         results

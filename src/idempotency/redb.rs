@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
-use tokio::task::spawn_blocking;
 
 use super::in_progress::InProgress;
 use super::{Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
+use crate::alike::blocking;
 use crate::failure::BoxError;
 
 /// Remembers in a [redb](https://www.redb.org) file what is completed, fsynced at every write. One process at a time
@@ -52,19 +52,8 @@ impl Redb {
         work: impl FnOnce(&Shared) -> Result<Vec<T>, BoxError> + Send + 'static,
     ) -> Vec<Result<T, StoreError>> {
         let shared = self.0.clone();
-        let result = match spawn_blocking(move || work(&shared)).await {
-            Ok(result) => result,
-            Err(panicked) => Err(panicked.into()),
-        };
-        match result {
-            Ok(results) => results.into_iter().map(Ok).collect(),
-            Err(error) => {
-                let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-                (0..count)
-                    .map(|_| Err(StoreError::unavailable(error.clone())))
-                    .collect()
-            }
-        }
+        let work = move || Ok(work(&shared)?.into_iter().map(Ok).collect());
+        blocking(count, work, StoreError::unavailable).await
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::answer::answer;
+use crate::alike::failed_alike;
 use crate::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
 use crate::failure::BoxError;
 use crate::observer::{Event, Observers};
@@ -262,14 +263,9 @@ impl Postman {
     }
 
     async fn results(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let error = match answer("the sink", PUT_TIMEOUT, self.sink.put(letters)).await {
-            Ok(results) => return results,
-            Err(error) => error,
-        };
-        let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-        letters
-            .iter()
-            .map(|_| Err(SinkError::unavailable(error.clone())))
-            .collect()
+        match answer("the sink", PUT_TIMEOUT, self.sink.put(letters)).await {
+            Ok(results) => results,
+            Err(error) => failed_alike(letters.len(), error, SinkError::unavailable),
+        }
     }
 }

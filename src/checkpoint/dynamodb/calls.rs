@@ -11,9 +11,8 @@ use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::row::{self, Item, KEY, Row};
-use super::table;
 use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
-use crate::sdk;
+use crate::{sdk, table};
 
 /// The most keys that BatchGetItem takes.
 const BATCH: usize = 100;
@@ -47,7 +46,7 @@ impl Table {
     ) -> Result<Self, CheckpointError> {
         // Three calls fit into the time that a row may go without.
         let client = sdk::dynamodb_without_retries(client, failover_time / 3);
-        table::wait_for(&client, name)
+        table::wait_for(&client, name, ("lease table", KEY))
             .await
             .map_err(CheckpointError::unavailable)?;
         Ok(Table {

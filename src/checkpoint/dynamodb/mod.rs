@@ -9,12 +9,12 @@ use aws_sdk_dynamodb::Client;
 use rand::RngExt;
 
 use super::{Checkpoint, CheckpointError, CheckpointStore, Leases, NewShard, Renewed, ShardKey, Taken};
+use crate::alike::failed_alike;
 use crate::record::ShardId;
 
 mod calls;
 mod holding;
 mod row;
-mod table;
 
 use calls::Table;
 use holding::Holding;
@@ -191,7 +191,5 @@ impl Leases for DynamoDb {
 
 /// The same error for each of them.
 fn for_each<T, R>(asked: &[T], error: CheckpointError) -> Vec<Result<R, CheckpointError>> {
-    let error: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
-    let each = |_| Err(CheckpointError::unavailable(error.clone()));
-    asked.iter().map(each).collect()
+    failed_alike(asked.len(), error, CheckpointError::unavailable)
 }
