@@ -16,6 +16,7 @@ use lambda_runtime::{Context, LambdaEvent};
 use redrive::dead_letter::{
     self, DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
+use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
 use redrive::{
@@ -385,45 +386,57 @@ async fn of_an_aggregated_record_its_own_number_is_named() {
     assert_eq!(script.calls().len(), 5, "each of them is a record");
 }
 
+/// A store that counts, and that takes no completion before a time.
+#[derive(Debug, Clone)]
+struct Store {
+    inner: idempotency::Memory,
+    looks: Arc<AtomicUsize>,
+    claims: Arc<AtomicUsize>,
+    completes_from: Instant,
+}
+
+impl Store {
+    fn new() -> Self {
+        Store {
+            inner: idempotency::Memory::new(),
+            looks: Arc::default(),
+            claims: Arc::default(),
+            completes_from: Instant::now(),
+        }
+    }
+}
+
+#[async_trait]
+impl IdempotencyStore for Store {
+    async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>> {
+        self.claims.fetch_add(claims.len(), Relaxed);
+        self.inner.claim(claims).await
+    }
+
+    async fn complete(&self, claims: &[Claim]) -> Vec<Result<Completion, StoreError>> {
+        match Instant::now() < self.completes_from {
+            true => claims
+                .iter()
+                .map(|_| Err(StoreError::unavailable("down")))
+                .collect(),
+            false => self.inner.complete(claims).await,
+        }
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>> {
+        self.inner.release(claims).await
+    }
+
+    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        self.looks.fetch_add(1, Relaxed);
+        self.inner.completed(keys, now).await
+    }
+}
+
 /// One look-up for all, and no claim for what is done.
 #[tokio::test(start_paused = true)]
 async fn what_is_delivered_again_is_looked_up_at_once() {
-    #[derive(Debug, Clone, Default)]
-    struct Counting {
-        inner: idempotency::Memory,
-        looks: Arc<AtomicUsize>,
-        claims: Arc<AtomicUsize>,
-    }
-
-    #[async_trait]
-    impl idempotency::IdempotencyStore for Counting {
-        async fn claim(
-            &self,
-            claims: &[idempotency::Claim],
-        ) -> Vec<Result<idempotency::Claimed, idempotency::StoreError>> {
-            self.claims.fetch_add(claims.len(), Relaxed);
-            self.inner.claim(claims).await
-        }
-        async fn complete(
-            &self,
-            claims: &[idempotency::Claim],
-        ) -> Vec<Result<idempotency::Completion, idempotency::StoreError>> {
-            self.inner.complete(claims).await
-        }
-        async fn release(&self, claims: &[idempotency::Claim]) -> Vec<Result<(), idempotency::StoreError>> {
-            self.inner.release(claims).await
-        }
-        async fn completed(
-            &self,
-            keys: &[idempotency::Key],
-            now: SystemTime,
-        ) -> Vec<Result<Option<idempotency::Claimed>, idempotency::StoreError>> {
-            self.looks.fetch_add(1, Relaxed);
-            self.inner.completed(keys, now).await
-        }
-    }
-
-    let (script, store) = (Script::default(), Counting::default());
+    let (script, store) = (Script::default(), Store::new());
     let items = || event((0..100).map(|number| item(number, &number.to_string(), b"ok")));
     for (claims, looks) in [(100, 1), (100, 2)] {
         // Another container: it remembers nothing by itself.
@@ -695,46 +708,11 @@ async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
 /// The reserve is for it: the handler has done its work.
 #[tokio::test(start_paused = true)]
 async fn a_completion_has_the_reserve_to_be_stored() {
-    #[derive(Debug, Clone)]
-    struct Failing {
-        inner: idempotency::Memory,
-        until: Instant,
-    }
-
-    #[async_trait]
-    impl idempotency::IdempotencyStore for Failing {
-        async fn claim(
-            &self,
-            claims: &[idempotency::Claim],
-        ) -> Vec<Result<idempotency::Claimed, idempotency::StoreError>> {
-            self.inner.claim(claims).await
-        }
-        async fn complete(
-            &self,
-            claims: &[idempotency::Claim],
-        ) -> Vec<Result<idempotency::Completion, idempotency::StoreError>> {
-            match Instant::now() < self.until {
-                true => vec![Err(idempotency::StoreError::unavailable("down"))],
-                false => self.inner.complete(claims).await,
-            }
-        }
-        async fn release(&self, claims: &[idempotency::Claim]) -> Vec<Result<(), idempotency::StoreError>> {
-            self.inner.release(claims).await
-        }
-        async fn completed(
-            &self,
-            keys: &[idempotency::Key],
-            now: SystemTime,
-        ) -> Vec<Result<Option<idempotency::Claimed>, idempotency::StoreError>> {
-            self.inner.completed(keys, now).await
-        }
-    }
-
     let script = Script::default();
     let start = Instant::now();
-    let store = Failing {
-        inner: idempotency::Memory::new(),
-        until: start + secs(22),
+    let store = Store {
+        completes_from: start + secs(22),
+        ..Store::new()
     };
     let function = || {
         let builder = builder(&script).dead_letters(dead_letter::Memory::new());
