@@ -44,6 +44,7 @@ struct State {
     /// How long a call takes.
     takes: Duration,
     completions_fail: bool,
+    release_hangs: bool,
     /// What is stored under this key cannot be read.
     corrupt: Option<Key>,
     loses_answers: u32,
@@ -116,6 +117,10 @@ impl IdempotencyStore for Store {
 
     async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>> {
         let (down, lost) = self.note("release", claims);
+        let hangs = self.state().release_hangs;
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         if down {
             return unavailable(claims);
         }
@@ -677,4 +682,14 @@ async fn a_key_that_cannot_be_read_holds_up_its_own_record_alone() {
     let finished = running.await.expect("no panic").expect("nothing halted");
     assert!(finished.complete);
     assert_eq!(scene.calls(), 1_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmed_letter_is_one_though_its_key_cannot_be_given_back_in_time() {
+    let scene = Scene::new();
+    scene.store.state().release_hangs = true;
+    let by = Instant::now() + secs(3);
+    let settled = scene.resilient().settle_by(&record(1, "a", "bad"), by).await;
+    assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
+    assert!(Instant::now() <= by + Duration::from_millis(1));
 }

@@ -40,10 +40,8 @@ struct State {
     rng: SmallRng,
 }
 
-/// Whether a record may be tried.
-pub(super) enum Turn {
-    /// The key is its own until the attempt is over.
-    Granted,
+/// Why a record may not be tried.
+pub(super) enum NoTurn {
     /// It was processed before.
     Completed,
     /// Its key was, with another payload.
@@ -124,19 +122,19 @@ impl Claims {
         }
     }
 
-    /// Claims the key for an attempt that takes so long at most. `looks`: how often it was another's, in a row.
+    /// Claims the key for an attempt that takes so long at most. `looks`: how often in a row it could not be.
     pub(super) async fn claim(
         &self,
         claim: &mut Claim,
         attempt: Duration,
         looks: u32,
         term: Term<'_>,
-    ) -> Turn {
+    ) -> Result<(), NoTurn> {
         if let Some((_, payload)) = self.known(&claim.key) {
-            return processed(claim, payload);
+            return Err(processed(claim, payload));
         }
         if let Some(delay) = self.state().rest() {
-            return Turn::Wait(WaitsFor::Store, delay);
+            return Err(NoTurn::Wait(WaitsFor::Store, delay));
         }
         self.renew(claim, attempt, term);
         let began = Instant::now();
@@ -149,12 +147,12 @@ impl Claims {
         match answer {
             Ok(Claimed::Granted) => {
                 self.state().answered();
-                Turn::Granted
+                Ok(())
             }
             Ok(Claimed::Completed { payload }) => {
                 self.state().answered();
                 self.remember(&claim.key, claim.now.checked_add(HEARSAY), payload);
-                processed(claim, payload)
+                Err(processed(claim, payload))
             }
             Ok(Claimed::InProgress { expires }) => {
                 let mut state = self.state();
@@ -164,7 +162,7 @@ impl Claims {
                 let left = expired.duration_since(claim.now).unwrap_or_default();
                 // Not at the same moment as whoever else waits for it.
                 let jitter = Duration::from_millis(state.rng.random_range(1..=50));
-                Turn::Wait(WaitsFor::Claim, look.min(left + jitter))
+                Err(NoTurn::Wait(WaitsFor::Claim, look.min(left + jitter)))
             }
             // The store is well: nobody else waits for somebody to mend it.
             Err(error @ StoreError::Corrupt { .. }) => {
@@ -173,9 +171,9 @@ impl Claims {
                     Jitter::Equal.delay(&BACKOFF, looks, Duration::ZERO, rng)
                 };
                 self.tell_unanswered(looks.saturating_add(1), &error, delay);
-                Turn::Wait(WaitsFor::Store, delay)
+                Err(NoTurn::Wait(WaitsFor::Store, delay))
             }
-            Err(error) => Turn::Wait(WaitsFor::Store, self.unanswered(&error)),
+            Err(error) => Err(NoTurn::Wait(WaitsFor::Store, self.unanswered(&error))),
         }
     }
 
@@ -340,9 +338,9 @@ fn new_owner() -> Owner {
     Owner::new(rand::random())
 }
 
-fn processed(claim: &Claim, payload: Option<PayloadHash>) -> Turn {
+fn processed(claim: &Claim, payload: Option<PayloadHash>) -> NoTurn {
     match (claim.payload, payload) {
-        (Some(now), Some(before)) if now != before => Turn::Mismatch,
-        _ => Turn::Completed,
+        (Some(now), Some(before)) if now != before => NoTurn::Mismatch,
+        _ => NoTurn::Completed,
     }
 }

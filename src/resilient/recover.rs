@@ -7,7 +7,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{How, Stumble, Term};
 use super::blame::Others;
-use super::claims::{Claims, Turn, WaitsFor};
+use super::claims::{Claims, NoTurn, WaitsFor};
 use super::letter::{Crashed, HeldTooLong};
 use super::protection::{Pass, Run};
 use super::recovery::{Phase, RECHECK, Recovery, Stage};
@@ -163,26 +163,29 @@ impl<P: RecordProcessor> Inner<P> {
                 self.may_give_up(record, term.run).await;
             }
         };
-        let written = async {
-            let settled = self
-                .write(record, &letter.0, &letter.1, recovery.attempts.count)
-                .await;
-            if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &settled) {
-                claims.release(claim).await;
+        let written = self.write(record, &letter.0, &letter.1, recovery.attempts.count);
+        let result = match term.finish_by {
+            None => {
+                allowed.await;
+                written.await
             }
-            settled
+            Some(deadline) => match timeout_at(deadline, allowed).await {
+                Ok(()) => timeout_at(deadline, written)
+                    .await
+                    .map_err(|_| Unsettled::SinkDown)?,
+                Err(_) if self.protection.is_open() => return Err(Unsettled::BreakerOpen),
+                Err(_) => return Err(Unsettled::GuardStopped),
+            },
         };
-        let Some(deadline) = term.finish_by else {
-            allowed.await;
-            return Ok(written.await);
-        };
-        match timeout_at(deadline, allowed).await {
-            Ok(()) => timeout_at(deadline, written)
-                .await
-                .map_err(|_| Unsettled::SinkDown),
-            Err(_) if self.protection.is_open() => Err(Unsettled::BreakerOpen),
-            Err(_) => Err(Unsettled::GuardStopped),
+        if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &result) {
+            let released = claims.release(claim);
+            match term.finish_by {
+                None => released.await,
+                // The letter is confirmed, whatever becomes of the key.
+                Some(deadline) => drop(timeout_at(deadline, released).await),
+            }
         }
+        Ok(result)
     }
 
     pub(super) async fn try_once(
@@ -205,7 +208,7 @@ impl<P: RecordProcessor> Inner<P> {
                     let recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
                     return self.give_up(record, recovery, Reason::Permanent, failure);
                 }
-                Err(NoTurn::Wait(delay)) => {
+                Err(NoTurn::Wait(_, delay)) => {
                     let recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
                     return recovery.retry_after(delay);
                 }
@@ -245,17 +248,11 @@ impl<P: RecordProcessor> Inner<P> {
         let waits = recovery.as_ref().and_then(|recovery| recovery.waits);
         let looks = waits.map_or(0, |(_, looks)| looks);
         let turn = claims.claim(&mut claim, self.policy.timeout(), looks, term).await;
-        let waits = match turn {
-            Turn::Completed => return Err(NoTurn::Completed),
-            Turn::Mismatch => return Err(NoTurn::Mismatch),
-            Turn::Granted => None,
-            Turn::Wait(what, delay) => Some((what, delay)),
-        };
-        let Some((what, delay)) = waits else {
+        let Err(NoTurn::Wait(what, delay)) = turn else {
             if let Some(recovery) = recovery {
                 recovery.waits = None;
             }
-            return Ok(claim);
+            return turn.map(|()| claim);
         };
         if what == WaitsFor::Claim {
             self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
@@ -263,7 +260,7 @@ impl<P: RecordProcessor> Inner<P> {
         let recovery = recovery.get_or_insert_with(|| Box::new(Recovery::new()));
         recovery.claim = Some(claim);
         recovery.waits = Some((what, looks.saturating_add(1)));
-        Err(NoTurn::Wait(delay))
+        Err(NoTurn::Wait(what, delay))
     }
 
     fn withdraw(&self, recovery: &mut Recovery) -> bool {
@@ -370,13 +367,6 @@ impl<P: RecordProcessor> Inner<P> {
             _ => self.doubt(record, recovery, reason, failure, others),
         }
     }
-}
-
-/// Why a record is not tried now.
-enum NoTurn {
-    Completed,
-    Mismatch,
-    Wait(Duration),
 }
 
 /// The attempt has failed. Its key is for others to claim while it waits for the next one; not while its letter is on
