@@ -139,8 +139,9 @@ pub use guard::{Guard, StoppedShard};
 pub use idempotency::Idempotency;
 pub use pipeline::Ordering;
 pub use processor::{
-    Attempt, BoxProcessor, JsonError, ProcessorBlocking, ProcessorFn, ProcessorFnJson, ProcessorWith,
-    RecordProcessor, processor_blocking, processor_fn, processor_fn_json, processor_with,
+    Attempt, BatchFailure, BatchProcessor, Batched, BoxProcessor, JsonError, ProcessorBlocking, ProcessorFn,
+    ProcessorFnJson, ProcessorWith, RecordProcessor, processor_blocking, processor_fn, processor_fn_json,
+    processor_with,
 };
 pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, SequenceNumber, ShardId};
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 #[repr(align(64))]
 pub(crate) struct Tally {
     count: AtomicU64,
+    /// Of those, the ones that were not the first of their batch.
+    in_batches: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -20,8 +22,23 @@ impl Tally {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So many by one call of the handler.
+    pub(crate) fn add_batch(&self, records: usize) {
+        // In this order: more calls than there were are never seen.
+        self.in_batches
+            .fetch_add(records.saturating_sub(1) as u64, Ordering::Release);
+        self.count.fetch_add(records as u64, Ordering::Release);
+    }
+
+    /// How many records.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// How many calls of the handler.
+    fn calls(&self) -> u64 {
+        let records = self.count.load(Ordering::Acquire);
+        records.saturating_sub(self.in_batches.load(Ordering::Relaxed))
     }
 
     /// Nothing is added from now on.
@@ -30,7 +47,7 @@ impl Tally {
     }
 }
 
-/// The successes of all runs that share something.
+/// The successful calls of all runs that share something.
 #[derive(Debug, Default)]
 pub(crate) struct Tallies {
     running: Vec<Arc<Tally>>,
@@ -48,7 +65,7 @@ impl Tallies {
         self.running.retain(|tally| {
             // In this order: once it has ended, the count is final.
             let has_ended = tally.ended.load(Ordering::Acquire);
-            let count = tally.count();
+            let count = tally.calls();
             *(if has_ended { &mut ended } else { &mut total }) += count;
             !has_ended
         });

@@ -20,7 +20,8 @@ use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, St
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
 use redrive::{
-    Guard, Idempotency, Jitter, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+    Attempt, BatchFailure, BatchProcessor, BoxError, Guard, Idempotency, Jitter, Record, RecordProcessor,
+    Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
 };
 use serde_json::{Value, json};
 use support::script::Script;
@@ -101,7 +102,7 @@ struct Mapping {
 
 impl Mapping {
     /// How often the function was called.
-    async fn run(&self, function: &Function<Script>, items: &[Value]) -> usize {
+    async fn run(&self, function: &Function<impl RecordProcessor>, items: &[Value]) -> usize {
         let (mut at, mut calls) = (0, 0);
         while at < items.len() {
             let batch = &items[at..items.len().min(at + self.batch)];
@@ -172,6 +173,70 @@ async fn either_mapping_loses_nothing() {
                 assert!(before.is_none_or(|before| before < call.sequence_number));
             }
         }
+    }
+}
+
+/// Takes its time, and all of them or none.
+#[derive(Clone, Default)]
+struct AllOrNone {
+    done: Arc<std::sync::Mutex<Vec<SequenceNumber>>>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl BatchProcessor for AllOrNone {
+    type Error = BoxError;
+
+    async fn process_batch(&self, records: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<BoxError>> {
+        self.calls.fetch_add(1, Relaxed);
+        sleep(Duration::from_millis(400)).await;
+        if records.iter().any(|record| record.payload() == "odd") {
+            return Err(BoxError::from("something is odd"))?;
+        }
+        let mut done = self.done.lock().expect("no panic while locked");
+        done.extend(records.iter().map(|record| record.sequence_number().clone()));
+        Ok(())
+    }
+}
+
+/// Its retries and the search for the one that fails take longer than any invocation may.
+#[tokio::test(start_paused = true)]
+async fn a_batch_goes_on_in_the_next_invocation_where_it_was() {
+    // Without reports all comes again, so that the search has to fit in one.
+    for (reports_failures, timeout, least) in [(true, secs(3), 4), (false, secs(6), 2)] {
+        let (handler, letters) = (AllOrNone::default(), dead_letter::Memory::new());
+        let policy = RetryPolicy::constant(secs(1))
+            .jitter(Jitter::None)
+            .max_attempts(3);
+        let resilient = Resilient::builder("billing", handler.clone().batched())
+            .retry(policy)
+            .dead_letters(letters.clone())
+            .build()
+            .expect("valid");
+        let function = Function::new(resilient).partial_responses(reports_failures);
+        let items: Vec<Value> = (0..100)
+            .map(|number| {
+                let data: &[u8] = if number == 41 { b"odd" } else { b"ok" };
+                item(number, &format!("key-{}", number % 60), data)
+            })
+            .collect();
+        let mapping = Mapping {
+            reports_failures,
+            batch: 100,
+            timeout,
+        };
+        let invocations = mapping.run(&function, &items).await;
+        assert!((least..40).contains(&invocations), "{invocations}");
+        let lettered: Vec<SequenceNumber> = letters
+            .letters()
+            .into_iter()
+            .map(|letter| letter.sequence_number)
+            .collect();
+        let odd: SequenceNumber = sequence_number(41).try_into().expect("digits");
+        assert_eq!(lettered, [odd]);
+        let done = handler.done.lock().expect("no panic while locked");
+        assert_eq!(done.iter().collect::<HashSet<_>>().len(), 99);
+        let calls = handler.calls.load(Relaxed);
+        assert!(calls < 120, "{calls} calls in {invocations} invocations");
     }
 }
 

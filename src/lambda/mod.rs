@@ -39,10 +39,11 @@
 //! [reserve](Function::reserve), is for letters, completions and the answer. Nothing runs once the answer is given, and
 //! no function times out because of retries. While a breaker is open or the sink is down the invocation waits that
 //! long: an answer at once would only come back at once, and use up the attempts of a mapping that bounds them.
-
 //!
 //! What was begun with a record is not forgotten by the process: the next invocation with it goes on with its attempts,
-//! its hold, or its letter.
+//! its hold, or its letter. Where a [batch](crate::BatchProcessor) fails, the one that it fails for is looked for anew;
+//! on a mapping that does not report failures the function needs the time to find it, about twice log₂ n calls of the
+//! handler.
 //!
 //! # The dead-letter guard
 //!

@@ -14,8 +14,10 @@ pub enum Event<'a> {
     /// The handler failed, timed out or panicked.
     #[non_exhaustive]
     AttemptFailed {
-        /// The record.
+        /// The record; of a batch the first.
         record: &'a Record,
+        /// How many the handler was given: more than one to a [`BatchProcessor`](crate::BatchProcessor).
+        records: usize,
         /// Counts from 1.
         attempt: u32,
         /// The error and its verdict. Its text is the user's, and may quote the payload.

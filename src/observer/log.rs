@@ -53,6 +53,7 @@ impl Observer for Log {
         match event {
             Event::AttemptFailed {
                 record,
+                records,
                 attempt,
                 failure,
                 error_type,
@@ -61,6 +62,7 @@ impl Observer for Log {
                 of_record!(
                     info,
                     record,
+                    records,
                     attempt,
                     error_type,
                     class = %verdict.class(),

@@ -29,6 +29,7 @@ mod careful;
 mod delays;
 mod expiring;
 mod fullness;
+mod gather;
 mod lanes;
 mod progress;
 mod read_until;

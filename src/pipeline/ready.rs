@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 
 use super::window::Ordinal;
 use crate::record::Record;
-use crate::resilient::Recovery;
+use crate::resilient::{Group, Recovery};
 
-/// A record that was tried and will be tried again.
+/// A record that was tried and will be tried again, or a group of them.
 pub(super) struct Waiting {
     pub(super) ordinal: Ordinal,
     pub(super) record: Record,
     pub(super) recovery: Box<Recovery>,
+    /// The records that go on together; of one by itself none. Then the record is the first one's place.
+    pub(super) group: Group,
 }
 
 pub(super) enum Next {
@@ -42,6 +44,20 @@ impl Ready {
     #[inline]
     pub(super) fn push_first(&mut self, ordinal: Ordinal) {
         self.first.push_back(ordinal);
+    }
+
+    pub(super) fn push_front(&mut self, ordinal: Ordinal) {
+        self.first.push_front(ordinal);
+    }
+
+    /// The next that has not been tried yet.
+    pub(super) fn pop_first(&mut self) -> Option<Ordinal> {
+        self.first.pop_front()
+    }
+
+    /// The next that has been.
+    pub(super) fn pop_again(&mut self) -> Option<Waiting> {
+        self.again.pop_front()
     }
 
     pub(super) fn push_again(&mut self, waiting: Waiting) {
@@ -86,6 +102,15 @@ impl Ready {
             !takes
         });
         taken
+    }
+
+    /// Takes out the groups of whose first record this says so.
+    pub(super) fn take_groups_if(&mut self, is: impl Fn(&Record) -> bool) -> Vec<Waiting> {
+        let is_one = |waiting: &Waiting| !waiting.group.is_empty() && is(&waiting.record);
+        let again = std::mem::take(&mut self.again).into_iter();
+        let (groups, others): (Vec<_>, Vec<_>) = again.partition(is_one);
+        self.again = others.into();
+        groups
     }
 
     /// Empties it. Returns what was tried before.

@@ -13,6 +13,7 @@ use tokio_util::sync::WaitForCancellationFuture;
 
 mod beginning;
 mod starting;
+mod together;
 
 pub(super) use beginning::run;
 #[cfg(feature = "kinesis")]
@@ -23,6 +24,7 @@ use super::capacity::{Permits, Reservation};
 use super::delays::Delays;
 use super::expiring::Expiring;
 use super::fullness::Fullness;
+use super::gather::Gather;
 use super::lanes::Lanes;
 use super::progress::Progress;
 use super::read_until::ReadUntil;
@@ -34,7 +36,9 @@ use super::{Batch, Finished, Pipeline, ShardHalted};
 use crate::checkpoint::Checkpoint;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::record::Record;
-use crate::resilient::{Interrupted, Pass, Protection, Recovery, Run, Stage, Step, Stepped};
+use crate::resilient::{
+    Group, Interrupted, Otherwise, Pass, Protection, Recovery, Run, Stage, Step, Stepped,
+};
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
 
@@ -65,6 +69,8 @@ struct Shard<'a, S, F, M> {
     stepped: Vec<(Tag, Stepped)>,
     delays: Delays<Waiting>,
     ready: Ready,
+    /// Of a handler that works on many records at once.
+    gather: Option<Gather>,
     permits: Permits,
     memory: Reservation,
     freed: usize,
@@ -124,7 +130,8 @@ where
             }
             return Poll::Pending;
         }
-        let idle = self.slots.is_empty() && self.ready.is_empty() && self.delays.is_empty();
+        let gathered = self.gather.as_ref().is_none_or(Gather::is_empty);
+        let idle = self.slots.is_empty() && self.ready.is_empty() && self.delays.is_empty() && gathered;
         let nothing_more = self.input_ended && self.batch.len() == 0;
         // Idle behind a bound: every lane in the window has stopped.
         if idle && (nothing_more || bound.is_some()) {
@@ -151,12 +158,14 @@ where
                 self.ready.push_again(waiting);
             }
             self.start_ready(cx);
-            match self.read(cx, work) {
+            let read = self.read(cx, work);
+            match read {
                 Read::Some if !work.is_used_up() => {}
                 Read::Some => {
                     cx.waker().wake_by_ref();
                     return None;
                 }
+                _ if self.begin_what_is_there(self.more_may_come(&read), cx) => {}
                 // What was started just now may wait for a time that no timer is set to yet.
                 _ if !self.delays.is_armed() => {}
                 Read::Nothing => return None,
@@ -166,7 +175,8 @@ where
     }
 
     fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
-        self.permits.end_turn(!self.ready.is_empty());
+        let gather_waits = self.gather.as_ref().is_some_and(|gather| gather.waits_for_permit);
+        self.permits.end_turn(!self.ready.is_empty() || gather_waits);
         self.memory.release(std::mem::take(&mut self.freed));
         if self.changed && self.progress.wanted(self.urgent) {
             let checkpoint = self.checkpoint();
@@ -233,6 +243,11 @@ where
         }
     }
 
+    /// Whether waiting may bring another record.
+    fn more_may_come(&self, read: &Read) -> bool {
+        matches!(read, Read::Nothing) && !(self.input_ended && self.batch.len() == 0)
+    }
+
     fn admit(&mut self, record: Record, cx: &mut Context<'_>) {
         let bytes = match self.batch_reserved {
             true => self
@@ -261,6 +276,7 @@ where
             Some(ahead) => {
                 let ordinal = self.window.admit(record, lane, bytes);
                 self.window.follow(ahead, ordinal);
+                self.join_behind(ahead, ordinal);
             }
             // It may run: only its place is kept.
             None if self.may_run_at_once(cx) => {
@@ -279,31 +295,39 @@ where
         if tag.permit {
             self.permits.give();
         }
-        let (record, step) = match step {
-            Stepped::Processed => return self.settle(tag.ordinal, Settled::Processed),
-            Stepped::Otherwise(otherwise) => *otherwise,
-        };
         match step {
-            Step::Done(Ok(settled)) => self.settle(tag.ordinal, settled),
-            Step::Done(Err(reason)) => self.unsettled(record, reason),
-            Step::Later(recovery) => match recovery.due() {
-                // The verdict is reached: the letter is written even while we stop. It takes no permit,
-                // and it is the record's last step.
-                None => self.go_on_with(tag.ordinal, record, recovery, Pass::FREE),
-                Some(_) if self.stop.is_some() => self.give_back(record, recovery, Unsettled::Shutdown),
-                Some(due) if self.run.is_over_by(due) => {
-                    let why = recovery.why_unsettled();
-                    self.give_back(record, recovery, why);
-                }
-                Some(due) => self.delays.push(
-                    due,
-                    Waiting {
-                        ordinal: tag.ordinal,
-                        record,
-                        recovery,
-                    },
-                ),
+            Stepped::Processed => self.settle(tag.ordinal, Settled::Processed),
+            Stepped::Otherwise(otherwise) => match *otherwise {
+                Otherwise::Alone(record, step) => self.advanced(tag.ordinal, record, step),
+                Otherwise::Parted(fates) => self.parted(fates),
             },
+        }
+    }
+
+    /// A record's step has ended otherwise than by its first success.
+    fn advanced(&mut self, ordinal: Ordinal, record: Record, step: Step) {
+        match step {
+            Step::Done(Ok(settled)) => self.settle(ordinal, settled),
+            Step::Done(Err(reason)) => self.unsettled(record, reason),
+            Step::Later(recovery) => self.wait(Waiting {
+                ordinal,
+                record,
+                recovery,
+                group: Group::default(),
+            }),
+        }
+    }
+
+    fn wait(&mut self, waiting: Waiting) {
+        match waiting.recovery.due() {
+            // The verdict is reached: the letter is written even while we stop. It takes no permit,
+            // and it is the record's last step.
+            None => self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, Pass::FREE),
+            Some(_) if self.stop.is_some() => self.give_back_waiting(waiting, |_| Unsettled::Shutdown),
+            Some(due) if self.run.is_over_by(due) => {
+                self.give_back_waiting(waiting, Recovery::why_unsettled);
+            }
+            Some(due) => self.delays.push(due, waiting),
         }
     }
 
@@ -317,6 +341,8 @@ where
         match released.next {
             // What stands behind it has not begun, and nothing new begins.
             Some(_) if self.stop.is_some() => {}
+            // It went to its handler together with this one.
+            Some(next) if self.gather.is_some() && self.window.is_taken(next) => {}
             Some(next) => self.ready.push_first(next),
             None => self.lanes.leave(released.lane),
         }
@@ -357,17 +383,11 @@ where
 
     /// Nothing new begins from here on.
     fn stop(&mut self) -> &mut Stop {
-        for waiting in self.ready.drain().chain(self.delays.drain()) {
-            if self.observers.want(Interest::FAILURES) {
-                self.observers.tell(&Event::Unsettled {
-                    record: &waiting.record,
-                    reason: &Unsettled::Shutdown,
-                });
-            }
-            if self.run.within.is_some() {
-                self.interrupted.keep(&waiting.record, waiting.recovery);
-            }
+        let waiting: Vec<Waiting> = self.ready.drain().chain(self.delays.drain()).collect();
+        for waiting in waiting {
+            self.give_back_waiting(waiting, |_| Unsettled::Shutdown);
         }
+        self.gather.iter_mut().for_each(|gather| drop(gather.take()));
         self.run.stop();
         let drain = self.pipeline.drain;
         self.stop.get_or_insert_with(|| Stop {

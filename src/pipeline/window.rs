@@ -52,6 +52,7 @@ struct Entry {
     lane: u64,
     bytes: u32,
     settled: bool,
+    taken: bool,
 }
 
 /// What a settlement frees.
@@ -115,6 +116,7 @@ impl Window {
             lane,
             bytes,
             settled: false,
+            taken: false,
         });
         self.held += 1;
         ordinal
@@ -134,7 +136,31 @@ impl Window {
         let entry = self.entry(ordinal).filter(|entry| !entry.settled)?;
         let record = entry.record.take()?;
         entry.record = Some(record.place());
+        entry.taken = true;
         Some(record)
+    }
+
+    /// Takes a record back that was handed out and not processed.
+    pub(crate) fn put_back(&mut self, ordinal: Ordinal, record: Record) {
+        if let Some(entry) = self.entry(ordinal).filter(|entry| !entry.settled) {
+            (entry.record, entry.taken) = (Some(record), false);
+        }
+    }
+
+    /// Whether the record is handed out, or was.
+    pub(crate) fn is_taken(&mut self, ordinal: Ordinal) -> bool {
+        self.entry(ordinal).is_none_or(|entry| entry.taken)
+    }
+
+    /// The record behind one in its lane, if there is any and it is not handed out.
+    pub(crate) fn behind(&mut self, ordinal: Ordinal) -> Option<Ordinal> {
+        let next = self.entry(ordinal)?.next;
+        (next != NONE && !self.is_taken(next)).then_some(next)
+    }
+
+    /// Of a record that is not handed out.
+    pub(crate) fn payload_len(&self, ordinal: Ordinal) -> usize {
+        self.record(ordinal).map_or(0, |record| record.payload().len())
     }
 
     /// A record has ended. `None` if it is none of the unsettled ones.

@@ -14,9 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::BoxError;
 use crate::record::Record;
 
+mod batch;
 mod blocking;
 mod json;
 
+pub(crate) use batch::Bounds;
+pub use batch::{BatchFailure, BatchProcessor, Batched};
 pub use blocking::{ProcessorBlocking, processor_blocking};
 pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 
@@ -47,7 +50,8 @@ pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 /// ```
 ///
 /// For a plain `async fn` there is [`processor_fn`], for one with state [`processor_with`], for one that wants what the
-/// payload says [`processor_fn_json`], for one that blocks its thread [`processor_blocking`].
+/// payload says [`processor_fn_json`], for one that blocks its thread [`processor_blocking`], for one that works on many
+/// records at once [`BatchProcessor`].
 pub trait RecordProcessor: Send + Sync {
     /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
     type Error: Into<BoxError> + Send + 'static;
@@ -59,6 +63,27 @@ pub trait RecordProcessor: Send + Sync {
         record: &Record,
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// How many records it takes at once, if it does.
+    #[doc(hidden)]
+    fn batches(&self) -> Option<Bounds> {
+        None
+    }
+
+    /// Only called where [`batches`](RecordProcessor::batches) says so.
+    #[doc(hidden)]
+    fn process_batch(
+        &self,
+        records: &[Record],
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), BatchFailure<Self::Error>>> + Send {
+        async move {
+            for record in records {
+                self.process(record, attempt).await?;
+            }
+            Ok(())
+        }
+    }
 
     /// Erases the type, for a struct field that must name it. Costs one allocation a record.
     fn boxed(self) -> BoxProcessor
@@ -158,6 +183,18 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for &P {
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), P::Error> {
         (**self).process(record, attempt).await
     }
+
+    fn batches(&self) -> Option<Bounds> {
+        (**self).batches()
+    }
+
+    fn process_batch(
+        &self,
+        records: &[Record],
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), BatchFailure<P::Error>>> + Send {
+        (**self).process_batch(records, attempt)
+    }
 }
 
 impl<P: RecordProcessor + ?Sized> RecordProcessor for Arc<P> {
@@ -165,6 +202,18 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for Arc<P> {
 
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), P::Error> {
         (**self).process(record, attempt).await
+    }
+
+    fn batches(&self) -> Option<Bounds> {
+        (**self).batches()
+    }
+
+    fn process_batch(
+        &self,
+        records: &[Record],
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), BatchFailure<P::Error>>> + Send {
+        (**self).process_batch(records, attempt)
     }
 }
 
@@ -273,7 +322,13 @@ trait ErasedProcessor: Send + Sync {
         record: &'a Record,
         attempt: &'a Attempt<'a>,
     ) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>>;
+
+    fn bounds(&self) -> Option<Bounds>;
+
+    fn process_batch_boxed<'a>(&'a self, records: &'a [Record], attempt: &'a Attempt<'a>) -> BoxedBatch<'a>;
 }
+
+type BoxedBatch<'a> = Pin<Box<dyn Future<Output = Result<(), BatchFailure<BoxError>>> + Send + 'a>>;
 
 impl<P: RecordProcessor> ErasedProcessor for P {
     fn process_boxed<'a>(
@@ -283,6 +338,22 @@ impl<P: RecordProcessor> ErasedProcessor for P {
     ) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>> {
         Box::pin(async move { self.process(record, attempt).await.map_err(Into::into) })
     }
+
+    fn bounds(&self) -> Option<Bounds> {
+        self.batches()
+    }
+
+    fn process_batch_boxed<'a>(&'a self, records: &'a [Record], attempt: &'a Attempt<'a>) -> BoxedBatch<'a> {
+        Box::pin(async move {
+            let processed = self.process_batch(records, attempt).await;
+            processed.map_err(|failure| match failure {
+                BatchFailure::All(error) => BatchFailure::All(error.into()),
+                BatchFailure::Of(failed) => {
+                    BatchFailure::of(failed.into_iter().map(|(index, error)| (index, error.into())))
+                }
+            })
+        })
+    }
 }
 
 impl RecordProcessor for BoxProcessor {
@@ -290,6 +361,18 @@ impl RecordProcessor for BoxProcessor {
 
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
         self.inner.process_boxed(record, attempt).await
+    }
+
+    fn batches(&self) -> Option<Bounds> {
+        self.inner.bounds()
+    }
+
+    async fn process_batch(
+        &self,
+        records: &[Record],
+        attempt: &Attempt<'_>,
+    ) -> Result<(), BatchFailure<BoxError>> {
+        self.inner.process_batch_boxed(records, attempt).await
     }
 }
 

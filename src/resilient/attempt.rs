@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use super::{Inner, Run};
 use crate::observer::{Event, Interest};
-use crate::processor::{Attempt, RecordProcessor};
+use crate::processor::{Attempt, BatchFailure, RecordProcessor};
 use crate::record::Record;
 
 /// What bounds the settling of a record from outside.
@@ -140,7 +140,40 @@ impl<P: RecordProcessor> Inner<P> {
 
     async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Stumble<P::Error>> {
         // The call itself stands inside, so that a panic before the first await is caught as well.
-        let mut call = pin!(async move { self.processor.process(record, attempt).await });
+        let call = async move { self.processor.process(record, attempt).await };
+        self.watch(record, attempt, call).await
+    }
+
+    /// As [`attempt`](Inner::attempt), with a batch of records that begins with this one.
+    pub(super) async fn attempt_batch(
+        &self,
+        first: &Record,
+        batch: &[Record],
+        number: u32,
+        term: Term<'_>,
+    ) -> Result<(), Stumble<BatchFailure<P::Error>>> {
+        let attempt = &Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
+        let span = tracing::debug_span!(
+            "attempt",
+            stream = first.stream(),
+            shard = first.shard().as_str(),
+            sequence_number = first.sequence_number().as_str(),
+            sub_sequence_number = first.sub_sequence_number(),
+            records = batch.len(),
+            attempt = number,
+        );
+        let call = async move { self.processor.process_batch(batch, attempt).await };
+        self.watch(first, attempt, call).instrument(span).await
+    }
+
+    /// Its result, its panic, or that it took too long.
+    async fn watch<E>(
+        &self,
+        record: &Record,
+        attempt: &Attempt<'_>,
+        call: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), Stumble<E>> {
+        let mut call = pin!(call);
         let mut timer = pin!(None);
         poll_fn(move |cx| {
             if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::breaker::Breaker;
 
 /// The breaker that a record's failures count for, and how many others had succeeded there.
+#[derive(Clone)]
 pub(super) struct Blame {
     breaker: Breaker,
     /// When the record failed first.

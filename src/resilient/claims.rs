@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
@@ -13,7 +13,6 @@ use tokio::time::{Instant, sleep};
 
 use super::answer::answer;
 use super::attempt::Term;
-use crate::failure::BoxError;
 use crate::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, Idempotency, IdempotencyStore, Key, Owner, PayloadHash,
     StoreError,
@@ -50,6 +49,16 @@ pub(super) enum NoTurn {
     Wait(WaitsFor, Duration),
 }
 
+impl NoTurn {
+    /// How long one waits whom the store did not answer.
+    pub(super) fn of_store(turn: &Result<(), NoTurn>) -> Option<Duration> {
+        match turn {
+            Err(NoTurn::Wait(WaitsFor::Store, delay)) => Some(*delay),
+            _ => None,
+        }
+    }
+}
+
 /// What a record waits for that may not be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WaitsFor {
@@ -61,6 +70,8 @@ pub(super) enum WaitsFor {
 
 /// A call that takes so long has failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// So many keys are claimed within that time, however the store does it.
+pub(super) const AT_ONCE: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 /// How much longer than its attempt a claim lives: the call that makes it and the one that completes it have their time.
 const MARGIN: Duration = Duration::from_secs(10);
 /// Between calls to a store that does not answer.
@@ -122,28 +133,49 @@ impl Claims {
         }
     }
 
-    /// Claims the key for an attempt that takes so long at most. `looks`: how often in a row it could not be.
+    /// Claims these keys for an attempt that takes so long at most. `looks`: how often in a row they could not be.
     pub(super) async fn claim(
         &self,
-        claim: &mut Claim,
+        claims: &mut [Claim],
         attempt: Duration,
         looks: u32,
         term: Term<'_>,
-    ) -> Result<(), NoTurn> {
-        if let Some((_, payload)) = self.known(&claim.key) {
-            return Err(processed(claim, payload));
+    ) -> Vec<Result<(), NoTurn>> {
+        let known: Vec<_> = claims.iter().map(|claim| self.known(&claim.key)).collect();
+        let rest = self.state().rest();
+        let mut asked = Vec::new();
+        if rest.is_none() {
+            let unknown = claims.iter_mut().zip(&known).filter(|(_, known)| known.is_none());
+            asked.extend(unknown.map(|(claim, _)| {
+                self.renew(claim, attempt, term);
+                claim.clone()
+            }));
         }
-        if let Some(delay) = self.state().rest() {
-            return Err(NoTurn::Wait(WaitsFor::Store, delay));
-        }
-        self.renew(claim, attempt, term);
         let began = Instant::now();
-        let answer = self.call(|store| store.claim(std::slice::from_ref(claim))).await;
-        let answer = match answer {
-            // The attempt would outlive it.
-            Ok(Claimed::Granted) if began.elapsed() > CALL_TIMEOUT => Err(StoreError::unavailable(SLOW)),
-            answer => answer,
-        };
+        let answers = self.call(&asked, |store| store.claim(&asked)).await;
+        // The attempt would outlive it.
+        let slow = began.elapsed() > CALL_TIMEOUT;
+        let mut answers = answers.into_iter();
+        let turns = claims.iter().zip(known).map(|(claim, known)| {
+            if let Some((_, payload)) = known {
+                return Err(processed(claim, payload));
+            }
+            if let Some(delay) = rest {
+                return Err(NoTurn::Wait(WaitsFor::Store, delay));
+            }
+            match answers.next() {
+                Some(Ok(Claimed::Granted)) if slow => {
+                    self.turn(claim, looks, Err(StoreError::unavailable(SLOW)))
+                }
+                Some(answer) => self.turn(claim, looks, answer),
+                None => self.turn(claim, looks, Err(StoreError::unavailable(SILENT))),
+            }
+        });
+        turns.collect()
+    }
+
+    /// What the store's answer means.
+    fn turn(&self, claim: &Claim, looks: u32, answer: Result<Claimed, StoreError>) -> Result<(), NoTurn> {
         match answer {
             Ok(Claimed::Granted) => {
                 self.state().answered();
@@ -195,74 +227,98 @@ impl Claims {
     }
 
     /// Remembers what was processed, for as long as that takes, or until nobody waits any more.
-    pub(super) async fn complete(&self, record: &Record, claim: &mut Claim, term: Term<'_>) {
+    pub(super) async fn complete(&self, records: &[Record], mut claims: Vec<Claim>, term: Term<'_>) {
+        let mut records: Vec<&Record> = records.iter().collect();
         let mut failures = 0;
         loop {
-            claim.now = self.settings.now();
-            claim.keep_until = self.settings.keep_until(claim.now, term.run.retention);
-            let lost = match self
-                .call(|store| store.complete(std::slice::from_ref(claim)))
-                .await
-            {
-                Ok(Completion::Stored) => {
-                    self.state().answered();
-                    self.remember(&claim.key, Some(claim.keep_until), claim.payload);
-                    return;
-                }
-                Ok(Completion::Lost) => None,
-                Err(error) => {
-                    let error: BoxError = error.into();
-                    let delay = {
-                        let rng = &mut self.state().rng;
-                        Jitter::Equal.delay(&COMPLETING, failures, Duration::ZERO, rng)
-                    };
-                    failures += 1;
-                    let ends = match term.finish_by {
-                        Some(time) => Instant::now() + delay >= time,
-                        None => term.run.is_stopping(),
-                    };
-                    if !ends {
-                        self.tell_unanswered(failures, &*error, delay);
-                        sleep(delay).await;
-                        continue;
-                    }
-                    Some(error)
-                }
-            };
-            if self.observers.want(Interest::FAILURES) {
-                self.observers.tell(&Event::CompletionLost {
-                    record,
-                    error: lost.as_deref(),
-                });
+            for claim in &mut claims {
+                claim.now = self.settings.now();
+                claim.keep_until = self.settings.keep_until(claim.now, term.run.retention);
             }
-            return;
+            let answers = self.call(&claims, |store| store.complete(&claims)).await;
+            let (mut left, mut errors) = (Vec::new(), Vec::new());
+            for ((record, claim), answer) in records.into_iter().zip(claims).zip(answers) {
+                match answer {
+                    Ok(Completion::Stored) => {
+                        self.state().answered();
+                        self.remember(&claim.key, Some(claim.keep_until), claim.payload);
+                    }
+                    Ok(Completion::Lost) => self.tell_lost(record, None),
+                    Err(error) => {
+                        left.push((record, claim));
+                        errors.push(error);
+                    }
+                }
+            }
+            let Some(error) = errors.first() else {
+                return;
+            };
+            let delay = {
+                let rng = &mut self.state().rng;
+                Jitter::Equal.delay(&COMPLETING, failures, Duration::ZERO, rng)
+            };
+            failures += 1;
+            let ends = match term.finish_by {
+                Some(time) => Instant::now() + delay >= time,
+                None => term.run.is_stopping(),
+            };
+            if ends {
+                for ((record, _), error) in left.iter().zip(&errors) {
+                    self.tell_lost(record, Some(error));
+                }
+                return;
+            }
+            self.tell_unanswered(failures, error, delay);
+            sleep(delay).await;
+            (records, claims) = left.into_iter().unzip();
         }
     }
 
-    /// Gives the key back. If that fails, it is until the claim expires.
-    pub(super) async fn release(&self, claim: &Claim) {
+    fn tell_lost(&self, record: &Record, error: Option<&StoreError>) {
+        if self.observers.want(Interest::FAILURES) {
+            self.observers.tell(&Event::CompletionLost {
+                record,
+                error: error.map(|error| error as &(dyn std::error::Error + Send + Sync)),
+            });
+        }
+    }
+
+    /// Gives the keys back. Where that fails, they are once the claims expire.
+    pub(super) async fn release(&self, claims: &[Claim]) {
         if self.state().rest().is_none() {
-            let released = self
-                .call(|store| store.release(std::slice::from_ref(claim)))
-                .await;
-            if let Err(error) = released {
+            for error in self
+                .call(claims, |store| store.release(claims))
+                .await
+                .into_iter()
+                .filter_map(Result::err)
+            {
                 self.unanswered(&error);
             }
         }
     }
 
+    /// As many answers as are asked for.
     async fn call<'a, T, F>(
         &'a self,
+        claims: &[Claim],
         call: impl FnOnce(&'a dyn IdempotencyStore) -> F,
-    ) -> Result<T, StoreError>
+    ) -> Vec<Result<T, StoreError>>
     where
         F: Future<Output = Vec<Result<T, StoreError>>> + Send,
     {
-        let answers = answer("the store", CALL_TIMEOUT, call(&*self.settings.store)).await;
-        let first = answers.map(|answers| answers.into_iter().next());
-        match first.map_err(StoreError::unavailable)? {
-            Some(answer) => answer,
-            None => Err(StoreError::unavailable("the store gave no answer")),
+        if claims.is_empty() {
+            return Vec::new();
+        }
+        match answer("the store", CALL_TIMEOUT, call(&*self.settings.store)).await {
+            Ok(mut answers) => {
+                answers.resize_with(claims.len(), || Err(StoreError::unavailable(SILENT)));
+                answers
+            }
+            Err(error) => {
+                let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
+                let failed = claims.iter().map(|_| Err(StoreError::unavailable(error.clone())));
+                failed.collect()
+            }
         }
     }
 
@@ -319,6 +375,7 @@ impl Claims {
 }
 
 const SLOW: &str = "the store took too long to answer";
+const SILENT: &str = "the store gave no answer";
 
 impl State {
     /// How much longer it is not to be asked.

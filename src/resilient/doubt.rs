@@ -4,15 +4,23 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Inner;
 use super::blame::{Blame, Doubt, Others};
 use super::recovery::{RECHECK, Recovery};
-use super::{Inner, Step};
 use crate::dead_letter::Reason;
 use crate::failure::Failure;
 use crate::observer::{Event, Interest, Redacted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::retry::Jitter;
+
+/// What may not be its fault.
+pub(super) struct Doubted {
+    /// Why it would be given up now, if it would.
+    pub(super) reason: Option<Reason>,
+    pub(super) failure: Failure,
+    pub(super) others: Others,
+}
 
 impl<P: RecordProcessor> Inner<P> {
     /// What a record has used up that was in doubt for as long as it may be: attempts, if they had all
@@ -26,15 +34,16 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     /// The record may not be to blame. If that stays so for too long, it is given up all the same.
-    /// `reason`: why it would be given up now.
     pub(super) fn doubt(
         &self,
         record: &Record,
         mut recovery: Box<Recovery>,
-        reason: Option<Reason>,
-        failure: Failure,
-        others: Others,
-    ) -> Step {
+        Doubted {
+            reason,
+            failure,
+            others,
+        }: Doubted,
+    ) -> Result<Box<Recovery>, (Box<Recovery>, Reason, Failure)> {
         let blame = recovery.blame.as_ref();
         let at_most = blame.map_or(Duration::ZERO, |blame: &Blame| blame.doubt_at_most(others));
         let doubt = recovery.doubt.get_or_insert_with(|| Doubt::new(others));
@@ -43,7 +52,7 @@ impl<P: RecordProcessor> Inner<P> {
         }
         if doubt.since.elapsed() >= at_most {
             let reason = reason.unwrap_or_else(|| self.out_of(&recovery));
-            return self.give_up(record, recovery, reason, failure);
+            return Err((recovery, reason, failure));
         }
         // Before that it is a retry as any other.
         let held = reason.is_some() || self.policy.attempts_exhausted(recovery.attempts.count);
@@ -60,6 +69,6 @@ impl<P: RecordProcessor> Inner<P> {
             None => Jitter::Equal.delay(&RECHECK, doubt.failures, Duration::ZERO, rng),
         });
         doubt.failures = doubt.failures.saturating_add(1);
-        recovery.retry_after(delay)
+        Ok(recovery.retry_after(delay))
     }
 }

@@ -13,12 +13,14 @@ use tokio::time::Instant;
 
 mod answer;
 mod attempt;
+mod batch;
 mod blame;
 mod builder;
 mod claims;
 #[cfg(feature = "kinesis")]
 mod dependencies;
 mod doubt;
+mod group;
 mod interrupted;
 mod letter;
 mod outbox;
@@ -36,6 +38,7 @@ pub use builder::ResilientBuilder;
 
 #[cfg(feature = "kinesis")]
 pub(crate) use dependencies::Dependencies;
+pub(crate) use group::{Fate, Group, Member};
 pub(crate) use interrupted::Interrupted;
 pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run, Within};
@@ -47,7 +50,7 @@ use crate::breaker::Breaker;
 use crate::dead_letter::DeadLetterSink;
 use crate::guard::Guard;
 use crate::observer::{Event, Interest, Observers};
-use crate::processor::RecordProcessor;
+use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
 use crate::retry::{RetryBudget, RetryPolicy};
 use crate::settled::{Settled, Unsettled};
@@ -108,7 +111,13 @@ pub(crate) enum Step {
 /// attempt is boxed.
 pub(crate) enum Stepped {
     Processed,
-    Otherwise(Box<(Record, Step)>),
+    Otherwise(Box<Otherwise>),
+}
+
+pub(crate) enum Otherwise {
+    Alone(Record, Step),
+    /// What became of each record of a group.
+    Parted(Vec<Fate>),
 }
 
 impl<P: RecordProcessor> Resilient<P> {
@@ -176,7 +185,7 @@ impl<P: RecordProcessor> Resilient<P> {
                 && let Some(recovery) = inner.interrupted.take(&record)
             {
                 // In its own time.
-                return Stepped::Otherwise(Box::new((record, Step::Later(recovery))));
+                return Stepped::Otherwise(Box::new(Otherwise::Alone(record, Step::Later(recovery))));
             }
             let step = match stage {
                 None if inner.claims.is_some() => {
@@ -189,9 +198,13 @@ impl<P: RecordProcessor> Resilient<P> {
                     }
                     Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
                 },
+                Some(stage) if !stage.group.is_empty() => {
+                    let fates = Box::pin(inner.step_together(*stage, term)).await;
+                    return Stepped::Otherwise(Box::new(Otherwise::Parted(fates)));
+                }
                 Some(stage) => Box::pin(inner.resume(&record, *stage, term)).await,
             };
-            Stepped::Otherwise(Box::new((record, step)))
+            Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
         }
     }
 
@@ -233,6 +246,15 @@ impl<P: RecordProcessor> Resilient<P> {
     /// A run of a few records that must be over by then, and knows what happened in those before it.
     pub(crate) fn part_of_run(&self, within: Within, retention: Option<Duration>) -> Run {
         self.0.run.part(within, retention)
+    }
+
+    /// How many records its handler takes at once, if it does.
+    pub(crate) fn batches(&self) -> Option<Bounds> {
+        let bounds = self.0.processor.batches()?;
+        Some(match self.0.claims {
+            None => bounds,
+            Some(_) => bounds.at_most(claims::AT_ONCE),
+        })
     }
 
     /// What was begun with records that were given back.

@@ -1,6 +1,7 @@
 //! After a failure: classify, decide, wait, try again. The cold path, boxed.
 
 use std::any::type_name;
+use std::slice;
 use std::time::Duration;
 
 use tokio::time::{sleep_until, timeout_at};
@@ -8,6 +9,8 @@ use tokio::time::{sleep_until, timeout_at};
 use super::attempt::{How, Stumble, Term};
 use super::blame::Others;
 use super::claims::{Claims, NoTurn, WaitsFor};
+use super::doubt::Doubted;
+use super::group::Group;
 use super::letter::{Crashed, HeldTooLong};
 use super::protection::{Pass, Run};
 use super::recovery::{Phase, RECHECK, Recovery, Stage};
@@ -66,7 +69,13 @@ impl<P: RecordProcessor> Inner<P> {
                         }
                     }
                     let recovery = Some(recovery);
-                    step = self.resume(record, Stage { recovery, pass }, term).await;
+                    let group = Group::default();
+                    let stage = Stage {
+                        recovery,
+                        pass,
+                        group,
+                    };
+                    step = self.resume(record, stage, term).await;
                 }
             }
         }
@@ -113,19 +122,14 @@ impl<P: RecordProcessor> Inner<P> {
 
     /// What its phase asks for, once.
     pub(super) async fn resume(&self, record: &Record, stage: Stage, term: Term<'_>) -> Step {
-        let Stage { recovery, pass } = stage;
+        let Stage { recovery, pass, .. } = stage;
         let Some(mut recovery) = recovery.or_else(|| self.interrupted.take(record)) else {
             return self.try_once(record, None, pass, term).await;
         };
         match recovery.phase {
             Phase::Retry { .. } => {
-                // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
-                if pass.is_free() && recovery.waits.is_none() && !self.withdraw(&mut recovery) {
-                    let refused = recovery.refused;
-                    let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
-                    recovery.refused = refused.saturating_add(1);
-                    self.tell(Interest::FAILURES, || Event::RetryDelayed { record, delay });
-                    return recovery.retry_after(delay);
+                if let Some(delay) = self.budget_refuses(record, &mut recovery, &pass) {
+                    return Step::Later(recovery.retry_after(delay));
                 }
                 self.try_once(record, Some(recovery), pass, term).await
             }
@@ -178,7 +182,7 @@ impl<P: RecordProcessor> Inner<P> {
             },
         };
         if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &result) {
-            let released = claims.release(claim);
+            let released = claims.release(slice::from_ref(claim));
             match term.finish_by {
                 None => released.await,
                 // The letter is confirmed, whatever becomes of the key.
@@ -196,23 +200,26 @@ impl<P: RecordProcessor> Inner<P> {
         term: Term<'_>,
     ) -> Step {
         let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
-        let mut claim = match &self.claims {
+        let claim = match &self.claims {
             None => None,
-            Some(claims) => match self.claim(claims, record, &mut recovery, term).await {
-                Ok(claim) => Some((claims, claim)),
-                // What a probe's attempt would have shown, another's will.
-                Err(NoTurn::Completed) => return Step::Done(Ok(self.duplicate(record, number - 1))),
-                Err(NoTurn::Mismatch) => {
-                    let failure = Failure::permanent(PayloadMismatch).with_scope(Scope::Record);
-                    let failure = failure.with_code("payload_mismatch");
-                    let recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
-                    return self.give_up(record, recovery, Reason::Permanent, failure);
+            Some(claims) => {
+                let waits = recovery.as_mut().and_then(|recovery| recovery.waits.take());
+                let looks = waits.map_or(0, |(_, looks)| looks);
+                let last = recovery.as_mut().and_then(|recovery| recovery.claim.take());
+                let mut claim = [last.unwrap_or_else(|| claims.of(&self.application, record))];
+                let turn = claims
+                    .claim(&mut claim, self.policy.timeout(), looks, term)
+                    .await
+                    .pop();
+                let [claim] = claim;
+                if let Some(Err(no_turn)) = turn {
+                    // What a probe's attempt would have shown, another's will.
+                    let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
+                    recovery.claim = Some(claim);
+                    return self.no_turn(record, recovery, no_turn, looks);
                 }
-                Err(NoTurn::Wait(_, delay)) => {
-                    let recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
-                    return recovery.retry_after(delay);
-                }
-            },
+                Some((claims, claim))
+            }
         };
         if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
             blame.attempt_begins();
@@ -220,8 +227,8 @@ impl<P: RecordProcessor> Inner<P> {
         match self.attempt(record, number, term).await {
             Ok(()) => {
                 self.protection.succeeded(record, pass);
-                if let Some((claims, claim)) = &mut claim {
-                    claims.complete(record, claim, term).await;
+                if let Some((claims, claim)) = claim {
+                    claims.complete(slice::from_ref(record), vec![claim], term).await;
                 }
                 Step::Done(Ok(self.processed(record, number, term.run)))
             }
@@ -235,32 +242,48 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    /// Claims the record's key, before an attempt.
-    async fn claim(
+    /// What becomes of a record whose key cannot be claimed. `looks`: how often in a row before.
+    pub(super) fn no_turn(
         &self,
-        claims: &Claims,
         record: &Record,
-        recovery: &mut Option<Box<Recovery>>,
-        term: Term<'_>,
-    ) -> Result<Claim, NoTurn> {
-        let last = recovery.as_mut().and_then(|recovery| recovery.claim.take());
-        let mut claim = last.unwrap_or_else(|| claims.of(&self.application, record));
-        let waits = recovery.as_ref().and_then(|recovery| recovery.waits);
-        let looks = waits.map_or(0, |(_, looks)| looks);
-        let turn = claims.claim(&mut claim, self.policy.timeout(), looks, term).await;
-        let Err(NoTurn::Wait(what, delay)) = turn else {
-            if let Some(recovery) = recovery {
-                recovery.waits = None;
+        mut recovery: Box<Recovery>,
+        no_turn: NoTurn,
+        looks: u32,
+    ) -> Step {
+        match no_turn {
+            NoTurn::Completed => Step::Done(Ok(self.duplicate(record, recovery.attempts.count))),
+            NoTurn::Mismatch => {
+                recovery.claim = None;
+                let failure = Failure::permanent(PayloadMismatch).with_scope(Scope::Record);
+                let failure = failure.with_code("payload_mismatch");
+                self.give_up(record, recovery, Reason::Permanent, failure)
             }
-            return turn.map(|()| claim);
-        };
-        if what == WaitsFor::Claim {
-            self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
+            NoTurn::Wait(what, delay) => {
+                if what == WaitsFor::Claim {
+                    self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
+                }
+                recovery.waits = Some((what, looks.saturating_add(1)));
+                Step::Later(recovery.retry_after(delay))
+            }
         }
-        let recovery = recovery.get_or_insert_with(|| Box::new(Recovery::new()));
-        recovery.claim = Some(claim);
-        recovery.waits = Some((what, looks.saturating_add(1)));
-        Err(NoTurn::Wait(what, delay))
+    }
+
+    /// How long the next attempt must wait, if the budget does not pay for it.
+    pub(super) fn budget_refuses(
+        &self,
+        record: &Record,
+        recovery: &mut Recovery,
+        pass: &Pass,
+    ) -> Option<Duration> {
+        // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
+        if !pass.is_free() || recovery.waits.is_some() || self.withdraw(recovery) {
+            return None;
+        }
+        let refused = recovery.refused;
+        let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
+        recovery.refused = refused.saturating_add(1);
+        self.tell(Interest::FAILURES, || Event::RetryDelayed { record, delay });
+        Some(delay)
     }
 
     fn withdraw(&self, recovery: &mut Recovery) -> bool {
@@ -280,18 +303,48 @@ impl<P: RecordProcessor> Inner<P> {
         pass: Pass,
         run: &Run,
     ) -> Step {
+        let sentence = self.judge(record, 1, recovery, stumble, pass, run);
+        self.sentenced(record, sentence)
+    }
+
+    /// What becomes of a record after it.
+    pub(super) fn sentenced(&self, record: &Record, sentence: Sentence) -> Step {
+        match sentence {
+            Sentence::Cut(recovery) => {
+                // Nothing is known of it that was not before.
+                if recovery.attempts.count > 0 {
+                    self.interrupted.keep(record, recovery);
+                }
+                Step::Done(Err(Unsettled::Deadline))
+            }
+            Sentence::Held(recovery, _) | Sentence::Again(recovery, _) => Step::Later(recovery),
+            Sentence::Doubted(recovery, doubted) => match self.doubt(record, recovery, doubted) {
+                Ok(recovery) => Step::Later(recovery),
+                Err((recovery, reason, failure)) => self.give_up(record, recovery, reason, failure),
+            },
+            Sentence::GivenUp(recovery, reason, failure) => self.give_up(record, recovery, reason, failure),
+        }
+    }
+
+    /// An attempt with so many records, of which this is the first, did not succeed.
+    pub(super) fn judge(
+        &self,
+        record: &Record,
+        records: usize,
+        recovery: Option<Box<Recovery>>,
+        stumble: Stumble<P::Error>,
+        pass: Pass,
+        run: &Run,
+    ) -> Sentence {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
         let timed_out = matches!(stumble.how, How::TimedOut);
         let Some(failure) = self.failure(stumble.how, &mut recovery.panics) else {
-            // Nothing is known of it that was not before.
-            if recovery.attempts.count > 0 {
-                self.interrupted.keep(record, recovery);
-            }
-            return Step::Done(Err(Unsettled::Deadline));
+            return Sentence::Cut(recovery);
         };
         let number = recovery.attempts.count + 1;
         self.tell(Interest::FAILURES, || Event::AttemptFailed {
             record,
+            records,
             attempt: number,
             failure: Redacted(&failure),
             error_type: type_name::<P::Error>(),
@@ -324,7 +377,7 @@ impl<P: RecordProcessor> Inner<P> {
             if let Some(blame) = &mut recovery.blame {
                 blame.forget();
             }
-            return recovery.retry_after(Duration::ZERO);
+            return Sentence::Held(recovery.retry_after(Duration::ZERO), verdict.scope());
         }
         let certain = others == Others::Succeed || out_of_patience || expiring;
         if certain {
@@ -352,7 +405,7 @@ impl<P: RecordProcessor> Inner<P> {
             Class::Transient => None,
         };
         match reason {
-            Some(reason) if certain => self.give_up(record, recovery, reason, failure),
+            Some(reason) if certain => Sentence::GivenUp(recovery, reason, failure),
             None if certain || first => {
                 recovery.spent = spent;
                 recovery.delay = delay;
@@ -361,25 +414,58 @@ impl<P: RecordProcessor> Inner<P> {
                     attempt: recovery.attempts.count + 1,
                     delay,
                 });
-                recovery.retry_after(delay)
+                Sentence::Again(recovery.retry_after(delay), verdict.scope())
             }
-            _ if run.is_expiring(record) => self.give_up(record, recovery, Reason::Expiring, failure),
-            _ => self.doubt(record, recovery, reason, failure, others),
+            _ if run.is_expiring(record) => Sentence::GivenUp(recovery, Reason::Expiring, failure),
+            _ => Sentence::Doubted(
+                recovery,
+                Doubted {
+                    reason,
+                    failure,
+                    others,
+                },
+            ),
+        }
+    }
+}
+
+/// What is to be done after an attempt that failed.
+pub(super) enum Sentence {
+    /// Nothing is known that was not before: it was cut short.
+    Cut(Box<Recovery>),
+    /// Another attempt: a breaker was not closed, or is not. Whose fault the last one was.
+    Held(Box<Recovery>, Scope),
+    /// Another attempt. Whose fault the last one was.
+    Again(Box<Recovery>, Scope),
+    /// It would be given up, or not yet, if that were known to help.
+    Doubted(Box<Recovery>, Doubted),
+    /// A letter.
+    GivenUp(Box<Recovery>, Reason, Failure),
+}
+
+impl Sentence {
+    pub(super) fn recovery(&mut self) -> &mut Recovery {
+        match self {
+            Sentence::Cut(recovery)
+            | Sentence::Held(recovery, _)
+            | Sentence::Again(recovery, _)
+            | Sentence::Doubted(recovery, _)
+            | Sentence::GivenUp(recovery, ..) => recovery,
         }
     }
 }
 
 /// The attempt has failed. Its key is for others to claim while it waits for the next one; not while its letter is on
 /// the way, after which there is none.
-async fn give_back(claims: &Claims, mut claim: Claim, mut step: Step) -> Step {
+pub(super) async fn give_back(claims: &Claims, mut claim: Claim, mut step: Step) -> Step {
     match &mut step {
         Step::Later(recovery) if !recovery.calls_handler() => recovery.claim = Some(claim),
         Step::Later(recovery) => {
-            claims.release(&claim).await;
+            claims.release(slice::from_ref(&claim)).await;
             Claims::begin_anew(&mut claim);
             recovery.claim = Some(claim);
         }
-        Step::Done(_) => claims.release(&claim).await,
+        Step::Done(_) => claims.release(slice::from_ref(&claim)).await,
     }
     step
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Step;
 use super::blame::{Blame, Doubt, Others};
 use super::claims::WaitsFor;
+use super::group::Group;
 use super::protection::Pass;
 use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
@@ -38,6 +38,8 @@ pub(crate) struct Recovery {
     pub(super) claim: Option<Claim>,
     /// What it waits for before its next attempt, other than its time, and how often in a row it did.
     pub(super) waits: Option<(WaitsFor, u32)>,
+    /// It is a group's, of one of whose records it was given back.
+    pub(super) is_shared: bool,
     pub(super) phase: Phase,
 }
 
@@ -45,6 +47,8 @@ pub(crate) struct Recovery {
 pub(crate) struct Stage {
     pub(crate) recovery: Option<Box<Recovery>>,
     pub(crate) pass: Pass,
+    /// The records that go on together, if it is not one by itself.
+    pub(crate) group: Group,
 }
 
 impl Stage {
@@ -79,8 +83,16 @@ impl Recovery {
             refused: 0,
             claim: None,
             waits: None,
+            is_shared: false,
             phase: Phase::Retry { at: Instant::now() },
         }
+    }
+
+    /// Of a record that is tried for the first time since it had these.
+    pub(crate) fn after(attempts: Attempts) -> Box<Recovery> {
+        let mut recovery = Box::new(Recovery::new());
+        recovery.attempts = attempts;
+        recovery
     }
 
     /// Of a record that is not tried, or not any more.
@@ -88,6 +100,38 @@ impl Recovery {
         let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
         recovery.phase = Phase::GivenUp(reason);
         recovery
+    }
+
+    /// For one of those that have been through it together, but for its attempts.
+    pub(super) fn part(&self) -> Box<Self> {
+        Box::new(Recovery {
+            attempts: Attempts::default(),
+            used: self.used,
+            spent: self.spent,
+            delay: self.delay,
+            // It may have been another.
+            panics: 0,
+            blame: self.blame.clone(),
+            // There is time to find out.
+            doubt: None,
+            probed: self.probed.clone(),
+            refused: self.refused,
+            claim: None,
+            waits: self.waits,
+            is_shared: false,
+            phase: Phase::Retry {
+                at: self.due().unwrap_or_else(Instant::now),
+            },
+        })
+    }
+
+    /// What it failed for was another's fault.
+    pub(super) fn has_used_nothing(&mut self) {
+        (self.used, self.spent) = (0, Duration::ZERO);
+    }
+
+    pub(super) fn is_due_later(&self) -> bool {
+        self.due().is_some_and(|due| due > Instant::now())
     }
 
     /// When to go on; `None`: at once.
@@ -135,11 +179,11 @@ impl Recovery {
         self.blame.as_ref().is_some_and(Blame::is_out_of_patience)
     }
 
-    pub(super) fn retry_after(mut self: Box<Self>, delay: Duration) -> Step {
+    pub(super) fn retry_after(mut self: Box<Self>, delay: Duration) -> Box<Self> {
         let now = Instant::now();
         self.phase = Phase::Retry {
             at: now.checked_add(delay).unwrap_or(now),
         };
-        Step::Later(self)
+        self
     }
 }

@@ -65,6 +65,21 @@ impl Attempts {
             class: failure.verdict().class(),
             code: failure.verdict().code().map(|code| cut(code, MAX_CODE_BYTES)),
         };
+        self.add(report);
+    }
+
+    /// Adds the attempt that these ended with: it was one of both.
+    pub(crate) fn push_last_of(&mut self, others: &Attempts) {
+        if let Some(last) = others.last.last().or(others.first.last()) {
+            self.count = self.count.saturating_add(1);
+            self.add(AttemptReport {
+                number: self.count,
+                ..last.clone()
+            });
+        }
+    }
+
+    fn add(&mut self, report: AttemptReport) {
         if self.first.len() < Self::FIRST {
             self.first.push(report);
         } else {

@@ -9,6 +9,7 @@ use super::super::buffers::Buffers;
 use super::super::delays::Delays;
 use super::super::expiring::Expiring;
 use super::super::fullness::Fullness;
+use super::super::gather::Gather;
 use super::super::lanes::Lanes;
 use super::super::progress::Progress;
 use super::super::read_until::ReadUntil;
@@ -20,10 +21,10 @@ use super::super::{Batch, Finished, Pipeline, ShardHalted};
 use super::super::{Careful, Taken};
 use super::Shard;
 use crate::checkpoint::Checkpoint;
-use crate::processor::RecordProcessor;
+use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
 #[cfg(feature = "kinesis")]
-use crate::resilient::{Pass, Recovery};
+use crate::resilient::{Group, Pass, Recovery};
 use crate::resilient::{Resilient, Run, Stage, Stepped};
 
 /// Runs a shard until its batches end, a record halts it, or it is shut down.
@@ -44,6 +45,7 @@ where
     drive(
         pipeline,
         resilient,
+        resilient.batches(),
         (&run, expiring, step),
         (batches, from),
         progress,
@@ -80,6 +82,7 @@ where
                     let stage = Stage {
                         recovery: Some(Recovery::given_up(recovery, reason)),
                         pass: Pass::FREE,
+                        group: Group::default(),
                     };
                     resilient.step(record, Some(Box::new(stage)), run).await
                 }
@@ -89,6 +92,8 @@ where
     drive(
         pipeline,
         resilient,
+        // One record by itself: it may be the process's last.
+        None,
         (&run, expiring, step),
         (batches, from),
         progress,
@@ -111,6 +116,7 @@ fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (
 async fn drive<P, S, F, M>(
     pipeline: &Pipeline,
     resilient: &Resilient<P>,
+    batches_of: Option<Bounds>,
     (run, expiring, step): (&Run, Expiring, M),
     (batches, from): (S, Checkpoint),
     progress: &Progress,
@@ -141,6 +147,7 @@ where
         stepped: Vec::new(),
         delays: Delays::new(),
         ready: Ready::default(),
+        gather: batches_of.map(Gather::new),
         permits: pipeline.capacity.permits(),
         memory: pipeline.capacity.reservation(),
         freed: 0,

@@ -9,7 +9,7 @@ use super::super::window::Ordinal;
 use super::{Shard, Tag};
 use crate::dead_letter::Reason;
 use crate::record::Record;
-use crate::resilient::{Pass, Recovery, Stage, Stepped};
+use crate::resilient::{Group, Pass, Recovery, Stage, Stepped};
 
 impl<S, F, M> Shard<'_, S, F, M>
 where
@@ -17,10 +17,13 @@ where
     F: Future<Output = Stepped>,
     M: Fn(Record, Option<Box<Stage>>) -> F,
 {
-    /// Whether a record need not queue: nothing is ready before it, and it has a permit now.
+    /// Whether a record need not queue: it waits for no others, nothing is ready before it, and it has a permit now.
     #[inline]
     pub(super) fn may_run_at_once(&mut self, cx: &mut Context<'_>) -> bool {
-        self.ready.is_empty() && self.may_begin_all() && self.permits.poll_take(cx).is_ready()
+        self.gather.is_none()
+            && self.ready.is_empty()
+            && self.may_begin_all()
+            && self.permits.poll_take(cx).is_ready()
     }
 
     /// Whether neither a breaker nor the dead-letter guard is against it.
@@ -33,9 +36,23 @@ where
         if self.run.gives_up() && !self.may_begin_all() {
             self.give_up_expiring();
         }
+        self.gather_ready(cx);
+        self.start_ready_ones(cx);
+        // What has ended meanwhile has let others in.
+        while self.has_to_gather() {
+            self.gather_ready(cx);
+            self.start_ready_ones(cx);
+        }
+    }
+
+    fn start_ready_ones(&mut self, cx: &mut Context<'_>) {
         while !self.ready.is_empty() && !self.run.is_stopped() && self.permits.poll_take(cx).is_ready() {
             let next = if self.protection.is_clear() {
-                self.ready.pop().map(|next| (next, Pass::FREE))
+                let next = match self.gather {
+                    None => self.ready.pop(),
+                    Some(_) => self.ready.pop_again().map(Next::Again),
+                };
+                next.map(|next| (next, Pass::FREE))
             } else {
                 self.next_probe()
             };
@@ -46,13 +63,15 @@ where
             match next {
                 Next::First(ordinal) => match self.window.take(ordinal) {
                     Some(record) => {
-                        let recovery = None;
-                        let stage = (!pass.is_free()).then(|| Box::new(Stage { recovery, pass }));
-                        self.start(ordinal, record, stage);
+                        let recovery = self.tried(ordinal);
+                        self.start_first(ordinal, record, recovery, pass);
                     }
                     // Only unsettled records are ever ready.
                     None => self.permits.give(),
                 },
+                Next::Again(waiting) if !waiting.group.is_empty() => {
+                    self.start_together(waiting.group, Some(waiting.recovery), pass);
+                }
                 Next::Again(waiting) => {
                     self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, pass);
                 }
@@ -63,6 +82,12 @@ where
     /// Lets go of what may not begin, and would be gone soon.
     #[cold]
     fn give_up_expiring(&mut self) {
+        let run = self.run;
+        for waiting in self.ready.take_groups_if(|record| run.is_expiring(record)) {
+            for alone in self.part(waiting) {
+                self.ready.push_again(alone);
+            }
+        }
         let (window, run) = (&self.window, self.run);
         let expires = |ordinal, record: Option<&Record>| {
             let record = record.or_else(|| window.record(ordinal));
@@ -70,7 +95,7 @@ where
         };
         for next in self.ready.take_if(expires) {
             let (ordinal, record, recovery) = match next {
-                Next::First(ordinal) => (ordinal, self.window.take(ordinal), None),
+                Next::First(ordinal) => (ordinal, self.window.take(ordinal), self.tried(ordinal)),
                 Next::Again(waiting) => (waiting.ordinal, Some(waiting.record), Some(waiting.recovery)),
             };
             if let Some(record) = record {
@@ -102,6 +127,23 @@ where
         }
     }
 
+    /// Begins a record's first step, or the first since it was put back.
+    pub(super) fn start_first(
+        &mut self,
+        ordinal: Ordinal,
+        record: Record,
+        recovery: Option<Box<Recovery>>,
+        pass: Pass,
+    ) {
+        let is_plain = recovery.is_none() && pass.is_free();
+        let stage = Stage {
+            recovery,
+            pass,
+            group: Group::default(),
+        };
+        self.start(ordinal, record, (!is_plain).then(|| Box::new(stage)));
+    }
+
     /// Begins a step. For one that calls the handler a permit has been taken.
     #[inline]
     pub(super) fn start(&mut self, ordinal: Ordinal, record: Record, stage: Option<Box<Stage>>) {
@@ -119,8 +161,16 @@ where
         recovery: Box<Recovery>,
         pass: Pass,
     ) {
-        let recovery = Some(recovery);
-        self.start(ordinal, record, Some(Box::new(Stage { recovery, pass })));
+        let (recovery, group) = (Some(recovery), Group::default());
+        self.start(
+            ordinal,
+            record,
+            Some(Box::new(Stage {
+                recovery,
+                pass,
+                group,
+            })),
+        );
     }
 
     /// While a breaker is not closed the task is woken when that changes.

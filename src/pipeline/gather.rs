@@ -1,0 +1,106 @@
+//! Records that wait for others to go to their handler with.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+use std::task::Context;
+
+use tokio::time::{Sleep, sleep};
+
+use super::window::Ordinal;
+use crate::dead_letter::Attempts;
+use crate::processor::Bounds;
+
+/// A batch that is being made.
+pub(super) struct Gather {
+    bounds: Bounds,
+    /// Those that nobody is before in their lane.
+    heads: Vec<Ordinal>,
+    /// All of them.
+    members: HashSet<Ordinal>,
+    bytes: usize,
+    full: bool,
+    /// Until it fires others are waited for.
+    linger: Option<Pin<Box<Sleep>>>,
+    /// What was tried with others, and comes again by itself or with others yet.
+    pub(super) tried: HashMap<Ordinal, Attempts>,
+    /// It could begin, and has no permit.
+    pub(super) waits_for_permit: bool,
+}
+
+impl Gather {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Gather {
+            bounds,
+            heads: Vec::new(),
+            members: HashSet::new(),
+            bytes: 0,
+            full: false,
+            linger: None,
+            tried: HashMap::new(),
+            waits_for_permit: false,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Nothing more fits.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    pub(super) fn contains(&self, ordinal: Ordinal) -> bool {
+        self.members.contains(&ordinal)
+    }
+
+    /// A record that nobody is before in its lane. Whether it fits.
+    pub(super) fn join(&mut self, ordinal: Ordinal, bytes: usize) -> bool {
+        let fits = self.join_behind(ordinal, bytes);
+        self.heads.extend(fits.then_some(ordinal));
+        fits
+    }
+
+    /// A record behind one that is in it. Whether it fits.
+    pub(super) fn join_behind(&mut self, ordinal: Ordinal, bytes: usize) -> bool {
+        let fits = self.is_empty() || self.bytes.saturating_add(bytes) <= self.bounds.bytes;
+        if self.full || !fits {
+            self.full = true;
+            return false;
+        }
+        if self.is_empty() && !self.bounds.linger.is_zero() {
+            self.linger = Some(Box::pin(sleep(self.bounds.linger)));
+        }
+        self.members.insert(ordinal);
+        self.bytes += bytes;
+        self.full = self.members.len() >= self.bounds.size.get();
+        true
+    }
+
+    /// Whether it waits for others. If so the task is woken when that is over.
+    pub(super) fn lingers(&mut self, cx: &mut Context<'_>) -> bool {
+        let timer = self.linger.as_mut();
+        !self.full && timer.is_some_and(|timer| timer.as_mut().poll(cx).is_pending())
+    }
+
+    /// Empties it. Returns its records, in the shard's order.
+    pub(super) fn take(&mut self) -> Vec<Ordinal> {
+        let mut members: Vec<Ordinal> = self.members.drain().collect();
+        members.sort_unstable();
+        self.empty();
+        members
+    }
+
+    /// Empties it. Returns those that nobody is before in their lane.
+    pub(super) fn dissolve(&mut self) -> Vec<Ordinal> {
+        let heads = std::mem::take(&mut self.heads);
+        self.members.clear();
+        self.empty();
+        heads
+    }
+
+    fn empty(&mut self) {
+        self.heads.clear();
+        (self.bytes, self.full, self.linger, self.waits_for_permit) = (0, false, None, false);
+    }
+}

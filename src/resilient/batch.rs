@@ -1,0 +1,406 @@
+//! An attempt with many records, and the search for the one that it fails for.
+
+use std::collections::HashSet;
+use std::mem;
+use std::time::Duration;
+
+use super::attempt::{How, Stumble, Term};
+use super::claims::{Claims, NoTurn, WaitsFor};
+use super::group::{Fate, Group, Member, Next, Parting};
+use super::protection::Pass;
+use super::recover::{Sentence, give_back};
+use super::recovery::{Recovery, Stage};
+use super::{Inner, Step};
+use crate::dead_letter::Reason;
+use crate::failure::Scope;
+use crate::idempotency::Claim;
+use crate::processor::{BatchFailure, RecordProcessor};
+use crate::record::Record;
+use crate::settled::{Settled, Unsettled};
+
+impl<P: RecordProcessor> Inner<P> {
+    /// One step of a group's life: an attempt with all of it, or with half of those among which one fails.
+    pub(super) async fn step_together(&self, stage: Stage, term: Term<'_>) -> Vec<Fate> {
+        let Stage {
+            recovery,
+            pass,
+            group,
+        } = stage;
+        let mut parting = Parting::of(group);
+        if let Some(recovery) = self.take_turn(&mut parting, recovery, pass, term).await {
+            parting.go_on(recovery);
+        }
+        if let Some(claims) = self.claims.as_ref().filter(|_| !parting.unused.is_empty()) {
+            claims.release(&parting.unused).await;
+        }
+        parting.fates
+    }
+
+    /// Returns how those go on who are left.
+    async fn take_turn(
+        &self,
+        parting: &mut Parting,
+        mut recovery: Option<Box<Recovery>>,
+        pass: Pass,
+        term: Term<'_>,
+    ) -> Option<Box<Recovery>> {
+        if recovery.is_none() && self.interrupted.has_any() {
+            recovery = self.recall_together(parting);
+            if recovery.as_ref().is_some_and(|recovery| recovery.is_due_later()) {
+                return recovery;
+            }
+        }
+        if let (Some(waiting), Some(first)) = (&mut recovery, parting.group.members.first())
+            && let Some(delay) = self.budget_refuses(&first.record, waiting, &pass)
+        {
+            return recovery.map(|recovery| recovery.retry_after(delay));
+        }
+        let mut next = parting.group.take_next();
+        if let Some(claims) = &self.claims
+            && let Err(down) = self
+                .claim_together(claims, parting, &mut next, &mut recovery, term)
+                .await
+        {
+            parting.group.put_back(next);
+            return Some(down);
+        }
+        let Some(first) = next.members.first().map(|first| first.record.place()) else {
+            return Some(at_once(recovery));
+        };
+        if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
+            blame.attempt_begins();
+        }
+        let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
+        let records: Vec<Record> = next.members.iter().map(|member| member.record.clone()).collect();
+        let stumble = match self.attempt_batch(&first, &records, number, term).await {
+            Ok(()) => {
+                self.protection.succeeded(&first, pass);
+                self.processed_together(parting, next.members, number, term).await;
+                return Some(at_once(recovery));
+            }
+            Err(stumble) => stumble,
+        };
+        let how = match stumble.how {
+            How::Failed(BatchFailure::Of(failed)) => match by_member(failed, records.len()) {
+                Ok(failed) => {
+                    let outcome = Outcome {
+                        failed,
+                        number,
+                        took: stumble.took,
+                    };
+                    self.some_failed(parting, next.members, outcome, recovery.as_deref(), pass, term)
+                        .await;
+                    return Some(at_once(recovery));
+                }
+                Err(error) => How::Failed(error),
+            },
+            How::Failed(BatchFailure::All(error)) => How::Failed(error),
+            How::TimedOut => How::TimedOut,
+            How::Panicked(panicked) => How::Panicked(panicked),
+            How::Cut => How::Cut,
+        };
+        let took = stumble.took;
+        let count = records.len();
+        if let (Some(recovery), 1) = (&mut recovery, count) {
+            // With others: it need not have been this one.
+            recovery.panics = 0;
+        }
+        let sentence = self.judge(&first, count, recovery, Stumble { how, took }, pass, term.run);
+        if let Some(claims) = &self.claims {
+            let claimed: Vec<Claim> = next
+                .members
+                .iter()
+                .filter_map(|member| member.claim.clone())
+                .collect();
+            claims.release(&claimed).await;
+            let claims = next.members.iter_mut().filter_map(|member| member.claim.as_mut());
+            claims.for_each(Claims::begin_anew);
+        }
+        self.all_failed(parting, next, sentence)
+    }
+
+    /// Those that were given back go on where they were; what they had been through by themselves, by themselves.
+    fn recall_together(&self, parting: &mut Parting) -> Option<Box<Recovery>> {
+        let mut shared: Option<Box<Recovery>> = None;
+        let (mut left, mut before, mut gone) = (Vec::new(), HashSet::new(), HashSet::new());
+        let is_in =
+            |member: &Member, lanes: &HashSet<u64>| member.lane.is_some_and(|lane| lanes.contains(&lane));
+        for mut member in mem::take(&mut parting.group.members) {
+            if is_in(&member, &gone) {
+                parting.waits(member);
+                continue;
+            }
+            if let Some(mut recovery) = self.interrupted.take(&member.record) {
+                if !recovery.is_shared {
+                    gone.extend(member.lane);
+                    if is_in(&member, &before) {
+                        self.interrupted.keep(&member.record, recovery);
+                        parting.waits(member);
+                    } else {
+                        parting.leaves(member, Step::Later(recovery));
+                    }
+                    continue;
+                }
+                member.attempts = mem::take(&mut recovery.attempts);
+                if shared.as_ref().is_none_or(|shared| shared.used <= recovery.used) {
+                    recovery.attempts = member.attempts.clone();
+                    shared = Some(recovery);
+                }
+            }
+            before.extend(member.lane);
+            left.push(member);
+        }
+        parting.group = Group::of(left);
+        shared
+    }
+
+    /// Claims their keys; those who do not have their turn part. An error if the store is down: how they go on.
+    async fn claim_together(
+        &self,
+        claims: &Claims,
+        parting: &mut Parting,
+        next: &mut Next,
+        recovery: &mut Option<Box<Recovery>>,
+        term: Term<'_>,
+    ) -> Result<(), Box<Recovery>> {
+        let waits = recovery.as_mut().and_then(|recovery| recovery.waits.take());
+        let looks = waits.map_or(0, |(_, looks)| looks);
+        let of = |member: &mut Member| {
+            let last = member.claim.take();
+            last.unwrap_or_else(|| claims.of(&self.application, &member.record))
+        };
+        let mut claimed: Vec<Claim> = next.members.iter_mut().map(of).collect();
+        let turns = claims
+            .claim(&mut claimed, self.policy.timeout(), looks, term)
+            .await;
+        for (member, claim) in next.members.iter_mut().zip(claimed) {
+            member.claim = Some(claim);
+        }
+        // If it is one alone, the store may be well.
+        let delays: Option<Vec<Duration>> = turns.iter().map(NoTurn::of_store).collect();
+        if let Some(delays) = delays.filter(|delays| delays.len() > 1) {
+            let delay = delays.into_iter().max().unwrap_or_default();
+            let mut waiting = recovery.take().unwrap_or_else(|| Box::new(Recovery::new()));
+            waiting.waits = Some((WaitsFor::Store, looks.saturating_add(1)));
+            return Err(waiting.retry_after(delay));
+        }
+        let (mut before, mut gone) = (HashSet::new(), HashSet::new());
+        for (mut member, turn) in mem::take(&mut next.members).into_iter().zip(turns) {
+            let is_in = |lanes: &HashSet<u64>| member.lane.is_some_and(|lane| lanes.contains(&lane));
+            let is_behind = is_in(&gone) || turn.is_err() && is_in(&before);
+            match turn {
+                Ok(()) if !is_behind => {
+                    before.extend(member.lane);
+                    next.members.push(member);
+                }
+                Ok(()) => parting.waits(member),
+                Err(_) if is_behind => {
+                    // It waits for one that has its turn now, and those behind it for both.
+                    gone.extend(member.lane);
+                    if let Some(lane) = member.lane {
+                        let behind = parting.group.take_lane(lane);
+                        behind.into_iter().for_each(|member| parting.waits(member));
+                    }
+                    member.claim = None;
+                    parting.waits(member);
+                }
+                Err(no_turn) => {
+                    let own = member.apart(recovery.as_deref());
+                    let step = self.no_turn(&member.record, own, no_turn, looks);
+                    if !matches!(step, Step::Done(Ok(_))) {
+                        gone.extend(member.lane);
+                    }
+                    parting.leaves(member, step);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn processed_together(
+        &self,
+        parting: &mut Parting,
+        mut members: Vec<Member>,
+        attempts: u32,
+        term: Term<'_>,
+    ) {
+        if let Some(claims) = &self.claims {
+            let claimed: Vec<Claim> = members
+                .iter_mut()
+                .filter_map(|member| member.claim.take())
+                .collect();
+            let records: Vec<Record> = members.iter().map(|member| member.record.place()).collect();
+            claims.complete(&records, claimed, term).await;
+        }
+        term.run.tally.add_batch(members.len());
+        for member in members {
+            self.tell_settled(&member.record, Settled::Processed, attempts);
+            parting.leaves(member, Step::Done(Ok(Settled::Processed)));
+        }
+    }
+
+    /// The handler has named those that failed. The others are processed, but for those behind one of them.
+    async fn some_failed(
+        &self,
+        parting: &mut Parting,
+        members: Vec<Member>,
+        outcome: Outcome<P::Error>,
+        recovery: Option<&Recovery>,
+        mut pass: Pass,
+        term: Term<'_>,
+    ) {
+        parting.group.clear_suspicion();
+        let (mut processed, mut failed, mut gone) = (Vec::new(), Vec::new(), HashSet::new());
+        for (member, error) in members.into_iter().zip(outcome.failed) {
+            match error {
+                _ if member.lane.is_some_and(|lane| gone.contains(&lane)) => parting.waits(member),
+                Some(error) => {
+                    gone.extend(member.lane);
+                    failed.push((member, error));
+                }
+                None => processed.push(member),
+            }
+        }
+        if let Some(first) = processed.first() {
+            // What some succeed at works, whatever the others fail for.
+            self.protection
+                .succeeded(&first.record, mem::replace(&mut pass, Pass::FREE));
+            self.processed_together(parting, processed, outcome.number, term)
+                .await;
+        }
+        for (mut member, error) in failed {
+            let stumble = Stumble {
+                how: How::Failed(error),
+                took: outcome.took,
+            };
+            let claim = member.claim.take();
+            let mut own = member.apart(recovery);
+            own.has_used_nothing();
+            let pass = mem::replace(&mut pass, Pass::FREE);
+            let mut step = self.stumbled(&member.record, Some(own), stumble, pass, term.run);
+            if let (Some(claims), Some(claim)) = (&self.claims, claim) {
+                step = give_back(claims, claim, step).await;
+            }
+            parting.leaves(member, step);
+        }
+    }
+
+    /// All have failed, as far as one knows: they are tried again together, or the one is looked for that fails.
+    /// Returns how those go on who are left.
+    fn all_failed(
+        &self,
+        parting: &mut Parting,
+        mut next: Next,
+        mut sentence: Sentence,
+    ) -> Option<Box<Recovery>> {
+        if !matches!(sentence, Sentence::Cut(_)) {
+            let attempts = &sentence.recovery().attempts;
+            let members = next.members.iter_mut();
+            members.for_each(|member| member.attempts.push_last_of(attempts));
+        }
+        if next.members.len() == 1
+            && let Some(found) = next.members.pop()
+        {
+            return self.one_failed(parting, found, sentence);
+        }
+        let (recovery, is_searched) = match sentence {
+            Sentence::Cut(recovery) => {
+                parting.group.put_back(next);
+                self.cut_short(parting, &recovery);
+                return None;
+            }
+            // One of them is to blame: the sooner it is found the better. They have all their attempts then.
+            Sentence::Held(mut recovery, Scope::Record)
+            | Sentence::Again(mut recovery, Scope::Record)
+            | Sentence::GivenUp(mut recovery, Reason::Permanent | Reason::Panicked, _) => {
+                recovery.has_used_nothing();
+                (recovery, true)
+            }
+            Sentence::Held(recovery, _) => (recovery, false),
+            // Once one is looked for, each call tells.
+            Sentence::Again(recovery, scope) => (recovery, next.are_suspects() && scope == Scope::Unknown),
+            // A dependency's fault is none of theirs.
+            Sentence::Doubted(recovery, doubted)
+                if doubted.failure.verdict().scope() == Scope::Dependency
+                    || !next.are_suspects()
+                        && doubted.reason.is_none()
+                        && !self.policy.attempts_exhausted(recovery.attempts.count) =>
+            {
+                let first = next.members.first()?;
+                match self.doubt(&first.record, recovery, doubted) {
+                    Ok(recovery) => (recovery, false),
+                    Err((recovery, ..)) => (recovery, true),
+                }
+            }
+            Sentence::Doubted(recovery, _) | Sentence::GivenUp(recovery, ..) => (recovery, true),
+        };
+        if is_searched {
+            parting.group.put_back_suspects(next);
+            return Some(recovery.retry_after(Duration::ZERO));
+        }
+        parting.group.put_back(next);
+        Some(recovery)
+    }
+
+    /// The one is found that fails: it goes on as any record does.
+    fn one_failed(
+        &self,
+        parting: &mut Parting,
+        mut found: Member,
+        mut sentence: Sentence,
+    ) -> Option<Box<Recovery>> {
+        let is_cut = matches!(sentence, Sentence::Cut(_));
+        let recovery = sentence.recovery();
+        let mut left = recovery.part();
+        left.attempts = mem::replace(&mut recovery.attempts, mem::take(&mut found.attempts));
+        recovery.is_shared = false;
+        let mut step = self.sentenced(&found.record, sentence);
+        if let Step::Later(recovery) = &mut step {
+            recovery.claim = found.claim.take();
+        }
+        parting.leaves(found, step);
+        if is_cut {
+            self.cut_short(parting, &left);
+            return None;
+        }
+        Some(left.retry_after(Duration::ZERO))
+    }
+
+    /// The time is over for all who are left.
+    fn cut_short(&self, parting: &mut Parting, recovery: &Recovery) {
+        for mut member in mem::take(&mut parting.group).members {
+            if member.attempts.count > 0 {
+                let own = member.given_back(recovery);
+                self.interrupted.keep(&member.record, own);
+            }
+            parting.leaves(member, Step::Done(Err(Unsettled::Deadline)));
+        }
+    }
+}
+
+/// What a handler said that has named those that failed.
+struct Outcome<E> {
+    /// Of each its error, if it failed.
+    failed: Vec<Option<E>>,
+    number: u32,
+    took: Duration,
+}
+
+/// The errors by their members' place. An error if one has none: nobody knows then which have failed.
+fn by_member<E>(named: Vec<(usize, E)>, count: usize) -> Result<Vec<Option<E>>, E> {
+    let mut errors: Vec<Option<E>> = (0..count).map(|_| None).collect();
+    for (index, error) in named {
+        match errors.get_mut(index) {
+            Some(place) => *place = Some(error),
+            None => return Err(error),
+        }
+    }
+    Ok(errors)
+}
+
+fn at_once(recovery: Option<Box<Recovery>>) -> Box<Recovery> {
+    match recovery {
+        Some(recovery) => recovery.retry_after(Duration::ZERO),
+        None => Box::new(Recovery::new()),
+    }
+}

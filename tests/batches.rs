@@ -1,0 +1,886 @@
+//! A handler that works on many records at once: which it is given together, and what becomes of them when it fails.
+//! Time is paused throughout.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::{self, Stream, StreamExt};
+use proptest::prelude::*;
+use redrive::checkpoint::Checkpoint;
+use redrive::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
+use redrive::observer::{Event, Observer};
+use redrive::pipeline::{Batch, Finished, Ordering, Pipeline, Progress};
+use redrive::{
+    Attempt, BatchFailure, BatchProcessor, BoxError, Failure, Guard, Idempotency, Jitter, Position, Record,
+    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, Settled,
+};
+use tokio::time::{Instant, advance, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// A table into which many rows are put at once: all of them, or none. What a record's payload says is what its row does:
+/// `bad` (the call fails for good, as it is to blame), `own` (the same, but it may be tried again), `odd` (the call fails,
+/// and nobody knows why), `odd:<n>` (so often), `named` (the call names it, for good), `named:<n>` (so often, as of
+/// unknown cause), `panic`, `hang`; anything else is put.
+#[derive(Clone, Default)]
+struct Table(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    calls: Mutex<Vec<Vec<u64>>>,
+    at: Mutex<Vec<Instant>>,
+    /// In the order in which they were put last.
+    rows: Mutex<Vec<Record>>,
+    letters: Mutex<BTreeMap<u64, DeadLetter>>,
+    failed: Mutex<BTreeMap<u64, u32>>,
+    is_down: AtomicBool,
+    /// And nobody says so.
+    is_odd: AtomicBool,
+    takes: Mutex<Duration>,
+    /// Whose order is looked at: when a record is given to the handler all before it in its lane are settled, or go with it.
+    ordering: Mutex<Option<(Ordering, Vec<Record>)>>,
+    broken: Mutex<Vec<String>>,
+    running: AtomicUsize,
+}
+
+fn number(record: &Record) -> u64 {
+    record.sequence_number().as_str().parse().expect("a small number")
+}
+
+impl Table {
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no panic while locked")
+    }
+
+    fn calls(&self) -> Vec<Vec<u64>> {
+        Table::lock(&self.0.calls).clone()
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        self.calls().iter().map(Vec::len).collect()
+    }
+
+    fn rows(&self) -> BTreeSet<u64> {
+        Table::lock(&self.0.rows).iter().map(number).collect()
+    }
+
+    fn letters(&self) -> Vec<u64> {
+        Table::lock(&self.0.letters).keys().copied().collect()
+    }
+
+    fn looks_at_order(&self, ordering: Ordering, records: &[Record]) {
+        *Table::lock(&self.0.ordering) = Some((ordering, records.to_vec()));
+    }
+
+    fn look_at_order(&self, given: &[Record]) {
+        let Some((ordering, all)) = &*Table::lock(&self.0.ordering) else {
+            return;
+        };
+        let (rows, letters) = (self.rows(), Table::lock(&self.0.letters));
+        for (index, record) in given.iter().enumerate() {
+            let with: BTreeSet<u64> = given[..index].iter().map(number).collect();
+            for before in all.iter().take_while(|before| number(before) < number(record)) {
+                let same_lane = match ordering {
+                    Ordering::Shard => true,
+                    Ordering::PartitionKey => before.partition_key() == record.partition_key(),
+                    _ => false,
+                };
+                let before = number(before);
+                if same_lane
+                    && !rows.contains(&before)
+                    && !letters.contains_key(&before)
+                    && !with.contains(&before)
+                {
+                    let broken = format!("{} was given before {before} was settled", number(record));
+                    Table::lock(&self.0.broken).push(broken);
+                }
+            }
+        }
+    }
+
+    fn fails_again(&self, record: &Record, times: &str) -> bool {
+        let mut failed = Table::lock(&self.0.failed);
+        let failed = failed.entry(number(record)).or_default();
+        *failed += 1;
+        times.parse().is_ok_and(|times: u32| *failed <= times)
+    }
+}
+
+fn all_failed(failure: Failure) -> Result<(), BatchFailure<BoxError>> {
+    Err(BatchFailure::All(failure.into()))
+}
+
+impl BatchProcessor for Table {
+    type Error = BoxError;
+
+    async fn process_batch(&self, records: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<BoxError>> {
+        Table::lock(&self.0.calls).push(records.iter().map(number).collect());
+        Table::lock(&self.0.at).push(Instant::now());
+        self.look_at_order(records);
+        self.0.running.fetch_add(1, SeqCst);
+        let takes = *Table::lock(&self.0.takes);
+        if !takes.is_zero() {
+            sleep(takes).await;
+        }
+        self.0.running.fetch_sub(1, SeqCst);
+        if self.0.is_odd.load(SeqCst) {
+            return Err(BoxError::from("something is odd"))?;
+        }
+        if self.0.is_down.load(SeqCst) {
+            return all_failed(Failure::transient("no connection").with_scope(Scope::Dependency));
+        }
+        let mut named = Vec::new();
+        for (index, record) in records.iter().enumerate() {
+            let word = std::str::from_utf8(record.payload()).expect("text");
+            let (word, times) = word.split_once(':').unwrap_or((word, "9999"));
+            match word {
+                "bad" => return all_failed(Failure::permanent("a bad row")),
+                "own" if self.fails_again(record, times) => {
+                    return all_failed(Failure::transient("locked").with_scope(Scope::Record));
+                }
+                "odd" if self.fails_again(record, times) => return Err(BoxError::from("something is odd"))?,
+                "named" if times == "9999" => named.push((index, Failure::permanent("a bad row").into())),
+                "named" if self.fails_again(record, times) => named.push((index, "something is odd".into())),
+                "panic" => panic!("scripted"),
+                "hang" => std::future::pending().await,
+                _ => {}
+            }
+        }
+        let failed: BTreeSet<usize> = named.iter().map(|(index, _)| *index).collect();
+        let put = records
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !failed.contains(index));
+        for (_, record) in put {
+            let mut rows = Table::lock(&self.0.rows);
+            rows.retain(|row| number(row) != number(record));
+            rows.push(record.clone());
+        }
+        match named.is_empty() {
+            true => Ok(()),
+            false => Err(BatchFailure::of(named)),
+        }
+    }
+}
+
+#[async_trait]
+impl DeadLetterSink for Table {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        let keep = |letter: &DeadLetter| {
+            let number = letter.sequence_number.as_str().parse().expect("a small number");
+            Table::lock(&self.0.letters).insert(number, letter.clone());
+            Ok(Receipt::new(number.to_string()))
+        };
+        letters.iter().map(keep).collect()
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Table")
+    }
+}
+
+fn record(number: u64, key: &str, word: &str) -> Record {
+    Record::builder("orders", "shardId-0".into(), number.into())
+        .partition_key(key)
+        .payload(word.to_owned())
+        .build()
+}
+
+/// So many records of as many keys, of which these are something else.
+fn records(count: u64, others: &[(u64, &str)]) -> Vec<Record> {
+    let word = |number| {
+        others
+            .iter()
+            .find(|(other, _)| *other == number)
+            .map_or("", |(_, word)| word)
+    };
+    (0..count)
+        .map(|number| record(number, &format!("key-{number}"), word(number)))
+        .collect()
+}
+
+fn builder(table: &Table, size: usize) -> ResilientBuilder<redrive::Batched<Table>> {
+    Resilient::builder("billing", table.clone().batched().size(size))
+        .retry(RetryPolicy::exponential().jitter(Jitter::None))
+        .dead_letters(table.clone())
+        .without_guard()
+        .seed(7)
+}
+
+fn whole(records: Vec<Record>) -> impl Stream<Item = Batch> + Unpin {
+    stream::iter([Batch::from(records)])
+}
+
+async fn run(table: &Table, size: usize, records: Vec<Record>) -> Finished {
+    let resilient = builder(table, size).build().expect("valid");
+    Pipeline::new()
+        .run(&resilient, whole(records))
+        .await
+        .expect("no halt")
+}
+
+fn all(count: u64) -> BTreeSet<u64> {
+    (0..count).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_there_is_goes_together() {
+    let table = Table::default();
+    assert!(run(&table, 100, records(250, &[])).await.complete);
+    assert_eq!(table.sizes(), [100, 100, 50]);
+    assert_eq!(
+        table.calls().concat(),
+        (0..250).collect::<Vec<_>>(),
+        "in the shard's order"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_of_one_key_go_together_in_their_order() {
+    for ordering in [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered] {
+        let table = Table::default();
+        let records: Vec<Record> = (0..100).map(|number| record(number, "one", "")).collect();
+        let pipeline = Pipeline::new().ordering(ordering);
+        let resilient = builder(&table, 40).build().expect("valid");
+        assert!(
+            pipeline
+                .run(&resilient, whole(records))
+                .await
+                .expect("no halt")
+                .complete
+        );
+        assert_eq!(table.sizes(), [40, 40, 20], "{ordering:?}");
+        assert_eq!(table.calls().concat(), (0..100).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_in_a_key_waits_for_the_batch_before_it_and_other_keys_do_not() {
+    let table = Table::default();
+    *Table::lock(&table.0.takes) = Duration::from_millis(10);
+    let mut records: Vec<Record> = (0..20).map(|number| record(number, "one", "")).collect();
+    records.extend((20..30).map(|number| record(number, "two", "")));
+    assert!(run(&table, 10, records).await.complete);
+    let at: Vec<u128> = {
+        let at = Table::lock(&table.0.at);
+        at.iter().map(|time| (*time - at[0]).as_millis()).collect()
+    };
+    let calls = table.calls();
+    let of = |first: u64| {
+        calls
+            .iter()
+            .position(|call| call[0] == first)
+            .map(|index| at[index])
+    };
+    assert_eq!((of(0), of(20), of(10)), (Some(0), Some(0), Some(10)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_bounded_in_bytes_and_a_large_record_is_one_by_itself() {
+    let table = Table::default();
+    let sized = |number: u64, bytes: usize| record(number, &number.to_string(), &"x".repeat(bytes));
+    let records = [400, 400, 400, 5_000, 100, 900, 1].iter().zip(0..);
+    let records = records.map(|(bytes, number)| sized(number, *bytes)).collect();
+    let resilient = Resilient::builder("billing", table.clone().batched().bytes(1_000))
+        .dead_letters(table.clone())
+        .build()
+        .expect("valid");
+    Pipeline::new()
+        .run(&resilient, whole(records))
+        .await
+        .expect("no halt");
+    assert_eq!(table.calls(), [vec![0, 1], vec![2], vec![3], vec![4, 5], vec![6]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_waits_for_more_as_long_as_it_may() {
+    let linger = Duration::from_millis(200);
+    let table = Table::default();
+    let start = Instant::now();
+    // One every 30 ms, and none after the fifteenth.
+    let trickle = stream::iter(records(15, &[])).then(|record| async move {
+        sleep(Duration::from_millis(30)).await;
+        Batch::from(vec![record])
+    });
+    let trickle = Box::pin(trickle.chain(stream::once(async {
+        sleep(Duration::from_secs(60)).await;
+        Batch::from(Vec::new())
+    })));
+    let resilient = Resilient::builder("billing", table.clone().batched().size(5).linger(linger))
+        .dead_letters(table.clone())
+        .build()
+        .expect("valid");
+    Pipeline::new().run(&resilient, trickle).await.expect("no halt");
+    assert_eq!(table.sizes(), [5, 5, 5], "each is full before its time");
+    let at = Table::lock(&table.0.at)[0] - start;
+    assert_eq!(at, Duration::from_millis(150));
+
+    let table = Table::default();
+    let start = Instant::now();
+    let few = Box::pin(
+        stream::iter([Batch::from(records(3, &[]))]).chain(stream::once(async {
+            sleep(Duration::from_secs(60)).await;
+            Batch::from(Vec::new())
+        })),
+    );
+    let resilient = Resilient::builder("billing", table.clone().batched().size(5).linger(linger))
+        .dead_letters(table.clone())
+        .build()
+        .expect("valid");
+    Pipeline::new().run(&resilient, few).await.expect("no halt");
+    assert_eq!(table.sizes(), [3]);
+    assert_eq!(
+        Table::lock(&table.0.at)[0] - start,
+        linger,
+        "not for the stream's end"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_data_are_found_by_halves_without_a_retry() {
+    for bad in [0, 1, 17, 62, 63] {
+        let table = Table::default();
+        let start = Instant::now();
+        assert!(run(&table, 64, records(64, &[(bad, "bad")])).await.complete);
+        assert_eq!(table.letters(), [bad]);
+        let mut expected = all(64);
+        expected.remove(&bad);
+        assert_eq!(table.rows(), expected);
+        assert_eq!(start.elapsed(), Duration::ZERO, "nothing is waited for");
+        let calls = table.calls().len();
+        assert!(
+            calls <= 1 + 6 + 2,
+            "{calls} calls for 64 records: {:?}",
+            table.sizes()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_bad_ones_are_each_found() {
+    let table = Table::default();
+    let bad = [(3, "bad"), (4, "bad"), (40, "bad"), (99, "bad")];
+    assert!(run(&table, 100, records(100, &bad)).await.complete);
+    assert_eq!(table.letters(), [3, 4, 40, 99]);
+    assert_eq!(table.rows().len(), 96);
+    let calls = table.calls().len();
+    assert!(calls <= 4 * 9 + 2, "{calls}");
+}
+
+/// Whose fault it is nobody says: a batch has its retries before it is halved, as one record has.
+#[tokio::test(start_paused = true)]
+async fn what_fails_for_an_unknown_cause_is_tried_again_whole_before_it_is_halved() {
+    let table = Table::default();
+    assert!(run(&table, 64, records(128, &[(20, "odd")])).await.complete);
+    assert_eq!(table.letters(), [20]);
+    assert_eq!(table.rows().len(), 127);
+    let sizes = table.sizes();
+    let of_it: Vec<usize> = table
+        .calls()
+        .iter()
+        .filter(|call| call.contains(&20))
+        .map(Vec::len)
+        .collect();
+    assert_eq!(of_it[..5], [64; 5], "its five attempts");
+    assert!(
+        of_it[5..].iter().is_sorted_by(|a, b| a > b || **b == 1),
+        "{of_it:?}"
+    );
+    assert!(sizes.len() <= 5 + 6 + 6, "{sizes:?}");
+    let letter = &Table::lock(&table.0.letters)[&20];
+    assert_eq!(
+        letter.attempts.count as usize,
+        of_it.len(),
+        "all its attempts are in its letter"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_passes_by_itself_is_never_halved() {
+    let table = Table::default();
+    assert!(run(&table, 64, records(64, &[(20, "odd:3")])).await.complete);
+    assert_eq!(table.sizes(), [64; 4]);
+    assert!(table.letters().is_empty());
+}
+
+/// The one to blame has its retries by itself, and the others do not wait for them.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_to_blame_is_found_at_once_and_tried_again_by_itself() {
+    let table = Table::default();
+    let start = Instant::now();
+    assert!(run(&table, 64, records(64, &[(20, "own:6")])).await.complete);
+    assert!(table.letters().is_empty());
+    assert_eq!(table.rows(), all(64));
+    let late = Table::lock(&table.0.at).iter().filter(|at| **at > start).count();
+    let of_it = table.calls().iter().filter(|call| call.contains(&20)).count();
+    assert_eq!(of_it, 7);
+    assert!(late < 5, "{late} calls after the search");
+    let (calls, at) = (table.calls(), Table::lock(&table.0.at));
+    let mut others = calls.iter().zip(&*at).filter(|(call, _)| !call.contains(&20));
+    assert!(
+        others.all(|(_, at)| *at == start),
+        "the others do not wait for it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dependency_that_is_down_halves_nothing_and_loses_nothing() {
+    let table = Table::default();
+    table.0.is_down.store(true, SeqCst);
+    let resilient = builder(&table, 64).build().expect("valid");
+    let healed = table.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(600)).await;
+        healed.0.is_down.store(false, SeqCst);
+    });
+    let finished = Pipeline::new().run(&resilient, whole(records(640, &[]))).await;
+    assert!(finished.expect("no halt").complete);
+    assert!(table.letters().is_empty());
+    assert_eq!(table.rows(), all(640));
+    let calls = table.calls().len();
+    assert!(
+        calls < 200,
+        "{calls} calls in ten minutes, and the breaker is open"
+    );
+}
+
+/// The same, when nobody says that it is the dependency: what halving shows of an outage opens the breaker.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_looks_like_anything_makes_no_letters() {
+    let table = Table::default();
+    table.0.is_odd.store(true, SeqCst);
+    let healed = table.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(600)).await;
+        healed.0.is_odd.store(false, SeqCst);
+    });
+    assert!(run(&table, 64, records(640, &[])).await.complete);
+    let calls = table.calls().len();
+    assert!(calls < 400, "{calls} calls");
+    assert!(table.letters().is_empty());
+    assert_eq!(table.rows(), all(640));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_named_ones_the_others_are_processed_once() {
+    let table = Table::default();
+    assert!(
+        run(&table, 64, records(64, &[(5, "named"), (9, "named:2")]))
+            .await
+            .complete
+    );
+    assert_eq!(table.letters(), [5]);
+    assert_eq!(table.rows().len(), 63);
+    assert_eq!(table.sizes(), [64, 1, 1], "9 is tried again by itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_behind_a_named_one_in_its_key_comes_again_after_it() {
+    let table = Table::default();
+    let batch = vec![
+        record(0, "a", ""),
+        record(1, "a", "named:1"),
+        record(2, "b", ""),
+        record(3, "a", ""),
+        record(4, "a", ""),
+    ];
+    assert!(run(&table, 64, batch).await.complete);
+    assert_eq!(table.calls(), [vec![0, 1, 2, 3, 4], vec![1], vec![3, 4]]);
+    let last: Vec<u64> = Table::lock(&table.0.rows).iter().map(number).collect();
+    assert_eq!(last, [0, 2, 1, 3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_the_batch_does_not_have_is_everybodys_failure() {
+    struct Odd(AtomicUsize);
+    impl BatchProcessor for Odd {
+        type Error = BoxError;
+
+        async fn process_batch(
+            &self,
+            records: &[Record],
+            _: &Attempt<'_>,
+        ) -> Result<(), BatchFailure<BoxError>> {
+            match self.0.fetch_add(1, SeqCst) {
+                0 => Err(BatchFailure::of([(records.len(), "off by one".into())])),
+                _ => Ok(()),
+            }
+        }
+    }
+    let table = Table::default();
+    let odd = Arc::new(Odd(AtomicUsize::new(0)));
+    struct Shared(Arc<Odd>);
+    impl BatchProcessor for Shared {
+        type Error = BoxError;
+
+        async fn process_batch(
+            &self,
+            records: &[Record],
+            attempt: &Attempt<'_>,
+        ) -> Result<(), BatchFailure<BoxError>> {
+            self.0.process_batch(records, attempt).await
+        }
+    }
+    let resilient = Resilient::builder("billing", Shared(odd.clone()).batched())
+        .dead_letters(table.clone())
+        .build()
+        .expect("valid");
+    let finished = Pipeline::new().run(&resilient, whole(records(10, &[]))).await;
+    assert!(finished.expect("no halt").complete);
+    assert_eq!(odd.0.load(SeqCst), 2, "all ten were tried again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn panics_and_hangs_are_found_as_well() {
+    for (word, at_most) in [
+        ("panic", Duration::from_millis(100)),
+        ("hang", Duration::from_secs(3_600)),
+    ] {
+        let table = Table::default();
+        let start = Instant::now();
+        assert!(run(&table, 64, records(64, &[(20, word)])).await.complete);
+        assert_eq!(table.letters(), [20], "{word}");
+        assert_eq!(table.rows().len(), 63);
+        assert!(start.elapsed() <= at_most);
+    }
+}
+
+/// It is called for records, not for calls.
+#[tokio::test(start_paused = true)]
+async fn the_guard_counts_records() {
+    // One bad one in ten: 90 of 100 succeed, by a few calls.
+    let bad: Vec<(u64, &str)> = (0..100).map(|tenth| (tenth * 10, "named")).collect();
+    let table = Table::default();
+    let resilient = Resilient::builder("billing", table.clone().batched().size(100))
+        .dead_letters(table.clone())
+        .guard(Guard::default())
+        .build()
+        .expect("valid");
+    let running = Pipeline::new();
+    let running = running.run(&resilient, whole(records(1_000, &bad)));
+    let finished = tokio::time::timeout(Duration::from_secs(60), running)
+        .await
+        .expect("not stopped");
+    assert!(finished.expect("no halt").complete);
+    assert_eq!(table.letters().len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_gives_back_what_is_not_settled() {
+    let table = Table::default();
+    *Table::lock(&table.0.takes) = Duration::from_millis(100);
+    let resilient = builder(&table, 10).build().expect("valid");
+    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+    let from = Checkpoint::at(Position::TrimHorizon);
+    let pipeline = Pipeline::new();
+    let batches = whole(records(30, &[(15, "odd")]));
+    let running = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
+    let stopping = async {
+        sleep(Duration::from_millis(150)).await;
+        shutdown.cancel();
+    };
+    let (finished, ()) = tokio::join!(running, stopping);
+    let finished = finished.expect("no halt");
+    assert_eq!(finished.unsettled, 10);
+    assert_eq!(finished.first_unsettled, Some(10.into()));
+    assert!(table.letters().is_empty());
+    assert_eq!(table.rows(), (0..10).chain(20..30).collect());
+    assert_eq!(*finished.checkpoint.position(), record(9, "", "").position());
+    assert_eq!(table.0.running.load(SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_hand_a_record_is_a_batch_of_its_own() {
+    let table = Table::default();
+    let resilient = builder(&table, 10).build().expect("valid");
+    for (word, settled) in [
+        ("", "Processed"),
+        ("odd:2", "Processed"),
+        ("named", "DeadLettered"),
+    ] {
+        let record = record(table.calls().len() as u64, "a", word);
+        let outcome = resilient.settle(&record).await.expect("settled");
+        assert!(format!("{outcome:?}").starts_with(settled), "{outcome:?}");
+    }
+    assert_eq!(table.sizes(), [1, 1, 1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_type_it_is_one_all_the_same() {
+    let table = Table::default();
+    let processor = Arc::new(table.clone().batched().size(8)).boxed();
+    let resilient = Resilient::builder("billing", processor)
+        .dead_letters(table.clone())
+        .build()
+        .expect("valid");
+    let batches = whole(records(16, &[(3, "named"), (12, "bad")]));
+    assert!(
+        Pipeline::new()
+            .run(&resilient, batches)
+            .await
+            .expect("no halt")
+            .complete
+    );
+    assert_eq!(table.sizes()[0], 8);
+    assert_eq!(table.letters(), [3, 12]);
+    assert_eq!(table.rows().len(), 14);
+}
+
+/// A store that counts what it is asked.
+#[derive(Debug, Default)]
+struct Counting {
+    store: idempotency::Memory,
+    claims: AtomicUsize,
+    completions: AtomicUsize,
+    releases: AtomicUsize,
+    is_down: AtomicBool,
+}
+
+impl Counting {
+    fn answers<T>(&self, count: usize, answers: Vec<Result<T, StoreError>>) -> Vec<Result<T, StoreError>> {
+        match self.is_down.load(SeqCst) {
+            true => (0..count).map(|_| Err(StoreError::unavailable("down"))).collect(),
+            false => answers,
+        }
+    }
+}
+
+#[async_trait]
+impl IdempotencyStore for Counting {
+    async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>> {
+        self.claims.fetch_add(1, SeqCst);
+        if self.is_down.load(SeqCst) {
+            return self.answers(claims.len(), Vec::new());
+        }
+        self.store.claim(claims).await
+    }
+
+    async fn complete(&self, claims: &[Claim]) -> Vec<Result<Completion, StoreError>> {
+        self.completions.fetch_add(1, SeqCst);
+        if self.is_down.load(SeqCst) {
+            return self.answers(claims.len(), Vec::new());
+        }
+        self.store.complete(claims).await
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>> {
+        self.releases.fetch_add(1, SeqCst);
+        self.store.release(claims).await
+    }
+
+    async fn completed(
+        &self,
+        keys: &[Key],
+        now: std::time::SystemTime,
+    ) -> Vec<Result<Option<Claimed>, StoreError>> {
+        self.store.completed(keys, now).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_claimed_and_completed_together() {
+    let (table, store) = (Table::default(), Arc::new(Counting::default()));
+    let make = || {
+        let idempotency = Idempotency::new(store.clone()).cache(0);
+        builder(&table, 100)
+            .idempotency(idempotency)
+            .build()
+            .expect("valid")
+    };
+    let batches = || whole(records(100, &[(7, "bad")]));
+    assert!(
+        Pipeline::new()
+            .run(&make(), batches())
+            .await
+            .expect("no halt")
+            .complete
+    );
+    assert_eq!((table.rows().len(), table.letters()), (99, vec![7]));
+    let calls = table.calls().len();
+    assert_eq!(store.claims.load(SeqCst), calls, "once for each call");
+    assert_eq!(
+        store.completions.load(SeqCst),
+        calls - table.calls().iter().filter(|call| call.contains(&7)).count()
+    );
+
+    // Delivered again nothing is processed again, but for the one that was not.
+    let before = table.calls().len();
+    assert!(
+        Pipeline::new()
+            .run(&make(), batches())
+            .await
+            .expect("no halt")
+            .complete
+    );
+    assert_eq!(table.calls()[before..], [vec![7]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_another_has_claimed_holds_up_nobody_else() {
+    let (table, store) = (Table::default(), Arc::new(Counting::default()));
+    let by_field = || Idempotency::new(store.clone()).key(|record| Some(record.partition_key()?.to_owned()));
+    // Somebody else is at key-5, and takes a while.
+    let slow = Table::default();
+    *Table::lock(&slow.0.takes) = Duration::from_secs(3);
+    let other = builder(&slow, 1).idempotency(by_field()).build().expect("valid");
+    let first = tokio::spawn(async move { other.settle(&record(900, "key-5", "")).await });
+    tokio::task::yield_now().await;
+    let mut batch = records(50, &[]);
+    batch.extend([record(50, "key-5", ""), record(51, "key-6", "")]);
+    let mine = builder(&table, 100)
+        .idempotency(by_field())
+        .build()
+        .expect("valid");
+    let start = Instant::now();
+    assert!(
+        Pipeline::new()
+            .run(&mine, whole(batch))
+            .await
+            .expect("no halt")
+            .complete
+    );
+    assert_eq!(
+        first.await.expect("no panic").expect("settled"),
+        Settled::Processed
+    );
+    let first_call = Table::lock(&table.0.at)[0] - start;
+    assert_eq!(first_call, Duration::ZERO);
+    assert_eq!(
+        table.sizes(),
+        [49],
+        "of key-6 one, of key-5 none: {:?}",
+        table.calls()
+    );
+    let rows = table.rows();
+    assert!(
+        !rows.contains(&5) && !rows.contains(&50),
+        "duplicates of the other's"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_is_down_a_batch_waits_whole() {
+    let (table, store) = (Table::default(), Arc::new(Counting::default()));
+    store.is_down.store(true, SeqCst);
+    let mine = builder(&table, 64)
+        .idempotency(Idempotency::new(store.clone()))
+        .build()
+        .expect("valid");
+    let back = store.clone();
+    tokio::spawn(async move {
+        sleep(Duration::from_secs(60)).await;
+        back.is_down.store(false, SeqCst);
+    });
+    assert!(
+        Pipeline::new()
+            .run(&mine, whole(records(64, &[])))
+            .await
+            .expect("no halt")
+            .complete
+    );
+    assert_eq!(table.sizes(), [64]);
+    assert!(store.claims.load(SeqCst) < 100);
+}
+
+/// What an observer is told of a batch.
+#[tokio::test(start_paused = true)]
+async fn a_failed_call_is_told_once_with_how_many_it_had() {
+    #[derive(Clone, Default)]
+    struct Ears(Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>);
+    impl Observer for Ears {
+        fn on(&self, event: &Event<'_>) {
+            match event {
+                Event::AttemptFailed { records, .. } => Table::lock(&self.0).push(*records),
+                Event::Settled { .. } => drop(self.1.fetch_add(1, SeqCst)),
+                _ => {}
+            }
+        }
+    }
+    let (table, ears) = (Table::default(), Ears::default());
+    let resilient = builder(&table, 32).observer(ears.clone()).build().expect("valid");
+    let batches = whole(records(32, &[(31, "named"), (4, "odd:2")]));
+    assert!(
+        Pipeline::new()
+            .run(&resilient, batches)
+            .await
+            .expect("no halt")
+            .complete
+    );
+    assert_eq!(*Table::lock(&ears.0), [32, 32, 1]);
+    assert_eq!(ears.1.load(SeqCst), 32);
+    advance(Duration::ZERO).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever fails: each record is a row or a letter, the letters are those that are to blame, and no record is given
+    /// to the handler before all in its lane before it are settled or go with it.
+    #[test]
+    fn every_record_is_settled_in_its_order(
+        words in prop::collection::vec((0usize..30, 0usize..6), 1..120),
+        size in 1usize..40,
+        lanes in 0usize..3,
+        idempotent in any::<bool>(),
+        takes in 0u64..3,
+    ) {
+        let ordering = [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered][lanes];
+        let word = |word: usize| match word {
+            0 => "bad",
+            1 => "named",
+            2 => "named:2",
+            3 => "odd:1",
+            4 => "own:2",
+            5 => "panic",
+            _ => "",
+        };
+        let records: Vec<Record> = words
+            .iter()
+            .zip(0u64..)
+            .map(|((what, key), number)| record(number, &format!("key-{key}"), word(*what)))
+            .collect();
+        let expected: Vec<u64> = records
+            .iter()
+            .filter(|record| matches!(&**record.payload(), b"bad" | b"named" | b"panic"))
+            .map(number)
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        let table = Table::default();
+        table.looks_at_order(ordering, &records);
+        *Table::lock(&table.0.takes) = Duration::from_millis(takes);
+        let finished = runtime.block_on(async {
+            let mut builder = builder(&table, size).without_breaker();
+            if idempotent {
+                builder = builder.idempotency(Idempotency::new(idempotency::Memory::new()));
+            }
+            let resilient = builder.build().expect("valid");
+            let pipeline = Pipeline::new().ordering(ordering);
+            let (first, second) = records.split_at(records.len() / 2);
+            let batches = stream::iter([Batch::from(first.to_vec()), Batch::from(second.to_vec())]);
+            let running = pipeline.run(&resilient, batches);
+            tokio::time::timeout(Duration::from_secs(7_200), running).await
+        });
+        let finished = finished.expect("it ends").expect("no halt");
+        prop_assert!(finished.complete, "{finished:?}");
+        prop_assert_eq!(table.letters(), expected.clone());
+        prop_assert_eq!(table.rows().len(), records.len() - expected.len());
+        for (number, letter) in &*Table::lock(&table.0.letters) {
+            let calls = table.calls().iter().filter(|call| call.contains(number)).count() as u32;
+            // One behind a named one was given, and no attempt was made at it.
+            let exact = ordering == Ordering::Unordered;
+            let attempts = letter.attempts.count;
+            prop_assert!(attempts <= calls && (!exact || attempts == calls), "{} {} {}", number, attempts, calls);
+        }
+        let broken = Table::lock(&table.0.broken).clone();
+        prop_assert!(broken.is_empty(), "{:?} {:?}", broken, table.calls());
+    }
+}
