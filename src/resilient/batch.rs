@@ -102,8 +102,8 @@ impl<P: RecordProcessor> Inner<P> {
         let took = stumble.took;
         let count = records.len();
         if let (Some(recovery), 1) = (&mut recovery, count) {
-            // With others: it need not have been this one.
-            recovery.panics = 0;
+            // What they failed for together need not have been this one.
+            recovery.has_used_nothing();
         }
         let sentence = self.judge(&first, count, recovery, Stumble { how, took }, pass, term.run);
         if let Some(claims) = &self.claims {

@@ -59,6 +59,11 @@ impl Blame {
         (self.at_last, self.at_begin, self.proven) = (now, now, false);
     }
 
+    /// It was proven of others with it.
+    pub(super) fn is_unproven(&mut self) {
+        self.proven = false;
+    }
+
     /// It has failed. What do the others say?
     pub(super) fn attempt_failed(&mut self, timed_out: bool) -> Others {
         let now = self.breaker.successes();

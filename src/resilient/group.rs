@@ -183,7 +183,8 @@ impl Parting {
     /// Those who are left go on together, as long as there are several of them, and no suspect is alone.
     pub(super) fn go_on(&mut self, mut recovery: Box<Recovery>) {
         while let Some(mut member) = self.group.take_last() {
-            let own = member.apart(Some(&recovery));
+            let mut own = member.apart(Some(&recovery));
+            own.has_used_nothing();
             self.leaves(member, Step::Later(own));
         }
         if !self.group.is_empty() {

@@ -127,7 +127,11 @@ impl Recovery {
 
     /// What it failed for was another's fault.
     pub(super) fn has_used_nothing(&mut self) {
-        (self.used, self.spent) = (0, Duration::ZERO);
+        (self.used, self.spent, self.panics) = (0, Duration::ZERO, 0);
+        self.doubt = None;
+        if let Some(blame) = &mut self.blame {
+            blame.is_unproven();
+        }
     }
 
     pub(super) fn is_due_later(&self) -> bool {

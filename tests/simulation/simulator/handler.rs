@@ -4,7 +4,10 @@ use std::future::pending;
 use std::panic::resume_unwind;
 use std::time::Duration;
 
-use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, Scope};
+use redrive::{
+    Attempt, BatchFailure, BatchProcessor, BoxError, BoxProcessor, Failure, Ordering, Record,
+    RecordProcessor, Scope,
+};
 use tokio::time::{Instant, sleep};
 
 use super::fault::Fault;
@@ -13,6 +16,91 @@ use super::plan::{Behaviour, Outage};
 use super::world::{World, place};
 
 pub struct Handler(pub World);
+
+impl Handler {
+    /// As the plan wants it: of one record at a time, or of many.
+    pub fn planned(world: &World) -> BoxProcessor {
+        let handler = Handler(world.clone());
+        match &world.plan().batches {
+            None => handler.boxed(),
+            Some(batches) => handler
+                .batched()
+                .size(batches.size)
+                .linger(batches.linger)
+                .boxed(),
+        }
+    }
+}
+
+impl BatchProcessor for Handler {
+    type Error = BoxError;
+
+    async fn process_batch(&self, records: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<BoxError>> {
+        let world = &self.0;
+        let places = records
+            .iter()
+            .map(|record| place(record.shard().as_str(), record.sequence_number()));
+        let Some(places) = places.collect::<Option<Vec<_>>>() else {
+            return Err(BoxError::from("a record of no plan"))?;
+        };
+        let Some(&first) = places.first() else {
+            return Ok(());
+        };
+        world.contact("begins", first.0, first.1).await;
+        world.check_fenced(first.0);
+        let mut calls: Vec<Call<'_>> = places
+            .iter()
+            .map(|&place| Call::begin_with(world, place, &places))
+            .collect();
+        sleep(calls.iter().map(|call| call.takes).max().unwrap_or_default()).await;
+        world.contact("works", first.0, first.1).await;
+        let names = world.plan().batches.as_ref().is_some_and(|batches| batches.names);
+        let (mut failed, mut left) = (Vec::new(), Vec::new());
+        for (index, record) in records.iter().enumerate() {
+            let in_lane = |(other, ..): &(usize, Cause, BoxError)| match world.plan().ordering {
+                Ordering::Unordered => false,
+                Ordering::Shard => true,
+                _ => records[*other].partition_key() == record.partition_key(),
+            };
+            // One that would be processed out of order is left, and nobody tried it.
+            if failed.iter().any(in_lane) {
+                left.push(index);
+                continue;
+            }
+            let error = calls[index].work().await;
+            failed.extend(error.map(|(cause, error)| (index, cause, error)));
+            if !names && !failed.is_empty() {
+                break;
+            }
+        }
+        // All at once, or none.
+        if names || failed.is_empty() {
+            left.into_iter().for_each(|index| calls[index].over = true);
+            let is_failed = |index| failed.iter().any(|(failed, ..)| *failed == index);
+            for (index, call) in calls.iter_mut().enumerate() {
+                if !call.over && !is_failed(index) {
+                    world.state().oracle.handler_succeeded(call.place);
+                    call.over = true;
+                }
+            }
+        }
+        world.contact("ends", first.0, first.1).await;
+        for (index, cause, _) in &failed {
+            calls[*index].is_alone |= names;
+            calls[*index].failed(*cause);
+        }
+        match names {
+            true if failed.is_empty() => Ok(()),
+            true => Err(BatchFailure::of(
+                failed.into_iter().map(|(index, _, error)| (index, error)),
+            )),
+            false => match failed.pop() {
+                Some((_, _, error)) => Err(BatchFailure::All(error)),
+                None => Ok(()),
+            },
+        }
+    }
+}
 
 impl RecordProcessor for Handler {
     type Error = BoxError;
@@ -51,13 +139,19 @@ struct Call<'a> {
     behaviour: Behaviour,
     own_failures: u32,
     over: bool,
+    is_alone: bool,
     cause: Cause,
 }
 
 impl<'a> Call<'a> {
     fn begin(world: &'a World, place: (usize, usize)) -> Self {
+        Call::begin_with(world, place, &[place])
+    }
+
+    fn begin_with(world: &'a World, place: (usize, usize), with: &[(usize, usize)]) -> Self {
         let mut state = world.state();
-        let checked = state.oracle.handler_begins(world.plan(), place);
+        let checked = state.oracle.handler_begins(world.plan(), place, with);
+        let is_alone = with.len() == 1;
         let fate = &state.oracle.shards[place.0][place.1];
         let call = Call {
             world,
@@ -67,7 +161,12 @@ impl<'a> Call<'a> {
             behaviour: fate.planned.behaviour,
             own_failures: fate.own_failures,
             over: false,
-            cause: Cause::StoodStill,
+            is_alone,
+            cause: if is_alone {
+                Cause::StoodStill
+            } else {
+                Cause::Beside
+            },
         };
         if call.takes > Duration::from_millis(100) {
             state.counts.add(Fault::Slow);
@@ -89,7 +188,7 @@ impl<'a> Call<'a> {
         state.note("failed", self.place.0, self.place.1);
         state
             .oracle
-            .handler_failed(at, self.place, cause, self.began.elapsed());
+            .handler_failed(at, self.place, (cause, self.is_alone), self.began.elapsed());
     }
 
     /// What comes of it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::Capacity;
-use redrive::{Breaker, Consumer, Guard, Resilient, Retrieval, dead_letter};
+use redrive::{BoxProcessor, Breaker, Consumer, Guard, Resilient, Retrieval, dead_letter};
 use tokio::runtime;
 use tokio::time::{advance, sleep};
 use tokio_util::sync::CancellationToken;
@@ -134,10 +134,10 @@ impl Life {
         }
     }
 
-    fn resilient(&mut self) -> Resilient<Handler> {
+    fn resilient(&mut self) -> Resilient<BoxProcessor> {
         let plan = self.world.plan();
         let client = kinesis::client(&self.world);
-        let builder = Resilient::builder(APPLICATION, Handler(self.world.clone()))
+        let builder = Resilient::builder(APPLICATION, Handler::planned(&self.world))
             .retry(plan.policy.clone())
             .guard(Guard::new(0.5, plan.guard_records, Duration::from_secs(60)).unwrap_or_default())
             .breaker(
@@ -157,7 +157,7 @@ impl Life {
     }
 
     /// A run of the consumer.
-    async fn run(&mut self, resilient: Resilient<Handler>, end: Option<End>) {
+    async fn run(&mut self, resilient: Resilient<BoxProcessor>, end: Option<End>) {
         let (world, plan) = (&self.world, self.world.plan());
         let capacity = Capacity::new(plan.running, plan.bytes).expect("valid bounds");
         let consumer = Consumer::builder(kinesis::client(world), STREAM);

@@ -76,6 +76,8 @@ pub struct Fate {
     /// How often it has failed by itself.
     pub own_failures: u32,
     pub running: bool,
+    /// Of the call that it is in it is the first.
+    is_first: bool,
     /// A bad deploy has failed it.
     bad_deploy: bool,
     /// How often a run saw it fail by itself, or because the process stood still, and for how long.
@@ -102,6 +104,8 @@ struct InRun {
     failed: u32,
     failed_alone: u32,
     failed_alone_for: Duration,
+    /// It was seen to be bad, and no other.
+    is_bad: bool,
     /// The number of the step in which it failed last.
     failed_in: u64,
 }
@@ -138,6 +142,8 @@ impl Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     Itself,
+    /// Another that it was given with.
+    Beside,
     /// The process stood still, and the attempt was over its time.
     StoodStill,
     Outage,
@@ -223,6 +229,7 @@ impl Oracle {
             letters: 0,
             own_failures: 0,
             running: false,
+            is_first: false,
             bad_deploy: false,
             failed_alone: 0,
             failed_alone_for: Duration::ZERO,
@@ -296,8 +303,15 @@ impl Oracle {
         self.open_since = None;
     }
 
-    pub fn handler_begins(&mut self, plan: &Plan, (shard, index): (usize, usize)) -> Checked {
-        self.calls += 1;
+    /// `with`: all that the call is given.
+    pub fn handler_begins(
+        &mut self,
+        plan: &Plan,
+        (shard, index): (usize, usize),
+        with: &[(usize, usize)],
+    ) -> Checked {
+        let is_first = with.first() == Some(&(shard, index));
+        self.calls += u64::from(is_first);
         let (before, rest) = self.shards[shard].split_at(index);
         let fate = &rest[0];
         ensure(Promise::OneAtATime, !fate.running, || {
@@ -309,20 +323,22 @@ impl Oracle {
         ensure(Promise::NoRepeat, !fate.run.processed, || {
             format!("{} is run again, which this run has processed", fate.name())
         })?;
-        let failed_for_good = fate.planned.behaviour == Behaviour::IsBad && fate.run.failed_alone > 0;
+        let failed_for_good = fate.run.is_bad;
         ensure(
             Promise::VerdictKept,
             !fate.run.verdict && !failed_for_good,
             || format!("{} is run again after its verdict", fate.name()),
         )?;
-        let ahead = before.iter().find(|before| {
+        let ahead = before.iter().enumerate().find(|(at, before)| {
             let same_lane = match plan.ordering {
                 Ordering::Unordered => false,
                 Ordering::Shard => true,
                 _ => before.planned.key == fate.planned.key,
             };
-            same_lane && (before.running || !before.is_settled())
+            let goes_with = with.contains(&(shard, *at));
+            same_lane && !goes_with && (before.running || !before.is_settled())
         });
+        let ahead = ahead.map(|(_, ahead)| ahead);
         ensure(Promise::Order, ahead.is_none(), || {
             format!(
                 "{} overtakes {}",
@@ -343,14 +359,15 @@ impl Oracle {
                 open.map_or(String::new(), Fate::name)
             )
         })?;
-        self.running += 1;
+        self.running += usize::from(is_first);
         ensure(Promise::Bounds, self.running <= plan.running, || {
             format!(
                 "{} handler calls at once, {} are allowed",
                 self.running, plan.running
             )
         })?;
-        self.shards[shard][index].running = true;
+        let fate = &mut self.shards[shard][index];
+        (fate.running, fate.is_first) = (true, is_first);
         Ok(())
     }
 
@@ -361,7 +378,7 @@ impl Oracle {
         let fate = &mut self.shards[shard][index];
         // What a process that is gone ran is forgotten already.
         if std::mem::take(&mut fate.running) {
-            self.running -= 1;
+            self.running -= usize::from(fate.is_first);
         }
     }
 
@@ -384,7 +401,7 @@ impl Oracle {
         &mut self,
         (step, now): (u64, Duration),
         (shard, index): (usize, usize),
-        cause: Cause,
+        (cause, is_alone): (Cause, bool),
         took: Duration,
     ) {
         self.failed.retain(|(_, at)| *at + LATELY >= now);
@@ -396,6 +413,8 @@ impl Oracle {
         }
         fate.run.failed += 1;
         fate.run.failed_in = step;
+        let is_bad = fate.planned.behaviour == Behaviour::IsBad;
+        fate.run.is_bad |= is_bad && is_alone && matches!(cause, Cause::Itself | Cause::StoodStill);
         match cause {
             Cause::Itself | Cause::StoodStill => {
                 fate.run.failed_alone += 1;
@@ -405,6 +424,7 @@ impl Oracle {
                 fate.failed_alone_for = fate.failed_alone_for.max(fate.run.failed_alone_for);
             }
             Cause::BadDeploy => fate.bad_deploy = true,
+            Cause::Beside => {}
             Cause::Outage => self.calls_in_outages += 1,
         }
     }

@@ -109,6 +109,26 @@ pub enum Outage {
     Hangs,
 }
 
+/// How a handler works on many records at once.
+#[derive(Debug, Clone)]
+pub struct Batches {
+    pub size: usize,
+    pub linger: Duration,
+    /// It says which have failed.
+    pub names: bool,
+}
+
+impl Batches {
+    fn new(seed: u64) -> Option<Self> {
+        let mut rng = stream(seed, "batches");
+        rng.random_bool(0.3).then(|| Batches {
+            size: rng.random_range(2..=40),
+            linger: millis(&mut rng, 0..500) * u32::from(rng.random_bool(0.5)),
+            names: rng.random_bool(0.4),
+        })
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub options: Options,
@@ -135,6 +155,8 @@ pub struct Plan {
     pub leases: bool,
     /// Its records are pushed.
     pub fan_out: bool,
+    /// The handler works on many records at once.
+    pub batches: Option<Batches>,
     /// From here on nothing is injected any more.
     pub calm: Duration,
     pub outages: Vec<(Range<Duration>, Outage)>,
@@ -214,6 +236,7 @@ impl Plan {
             calm: millis(&mut rng, 60_000..600_000),
             leases: stream(seed, "leases").random_bool(0.5),
             fan_out: stream(seed, "fan-out").random_bool(0.3),
+            batches: Batches::new(seed),
             outages: Vec::new(),
             deploys: Vec::new(),
             windows: Vec::new(),
