@@ -37,6 +37,7 @@
     feature = "multilang",
     doc = "| run under KCL, on many machines | [`multilang`] |"
 )]
+//! | work on many records at once | [`BatchProcessor`] |
 //! | settle one record by hand | [`Resilient::settle`] |
 //! | run a shard that you read yourself | [`pipeline::Pipeline`] |
 //! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
@@ -114,6 +115,7 @@ mod processor;
 mod record;
 mod resilient;
 mod retry;
+mod rfc3339;
 mod sabotage;
 #[cfg(any(feature = "kinesis", feature = "dynamodb"))]
 mod sdk;

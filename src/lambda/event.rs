@@ -71,7 +71,7 @@ impl Event {
     pub fn from_slice(json: &[u8]) -> Result<Self, InvalidEvent> {
         let event: Raw<'_> =
             serde_json::from_slice(json).map_err(|error| InvalidEvent::Json(error.into()))?;
-        event.try_into()
+        event.records.try_into()
     }
 
     /// The records, as Kinesis has them: aggregated ones are in one piece.
@@ -82,18 +82,21 @@ impl Event {
 
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Raw::deserialize(deserializer)?
-            .try_into()
-            .map_err(de::Error::custom)
+        let event = Raw::deserialize(deserializer)?;
+        event.records.try_into().map_err(de::Error::custom)
     }
 }
 
-/// As it is written, nothing copied: of what comes with each record most is not needed.
 #[derive(Deserialize)]
 struct Raw<'a> {
     #[serde(rename = "Records", borrow)]
-    records: Vec<RawRecord<'a>>,
+    records: RawRecords<'a>,
 }
+
+/// As they are written, nothing copied: of what comes with each record most is not needed.
+#[derive(Deserialize, Default)]
+#[serde(transparent)]
+pub(super) struct RawRecords<'a>(#[serde(borrow)] Vec<RawRecord<'a>>);
 
 #[derive(Deserialize)]
 struct RawRecord<'a> {
@@ -119,12 +122,12 @@ struct RawKinesis<'a> {
     approximate_arrival_timestamp: Option<f64>,
 }
 
-impl TryFrom<Raw<'_>> for Event {
+impl TryFrom<RawRecords<'_>> for Event {
     type Error = InvalidEvent;
 
-    fn try_from(event: Raw<'_>) -> Result<Self, InvalidEvent> {
+    fn try_from(records: RawRecords<'_>) -> Result<Self, InvalidEvent> {
         let mut shard = Shard::default();
-        let records = event.records.into_iter().enumerate().map(|(index, record)| {
+        let records = records.0.into_iter().enumerate().map(|(index, record)| {
             let source = shard.source(index, &record.arn, &record.id)?;
             let number = record.kinesis.sequence_number.into_owned();
             let number = number

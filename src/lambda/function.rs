@@ -63,6 +63,18 @@ pub enum InvocationError {
     /// The dead-letter sink's target must not be used: nothing is processed.
     #[error("the dead-letter target must not be used")]
     DeadLetters(#[from] TargetError),
+    /// The state that Lambda hands on is none of the window's: another version of the function may have left it.
+    #[error("the state of the tumbling window cannot be read")]
+    State(#[source] BoxError),
+    /// What is done at the end of a window has failed.
+    #[error("the tumbling window could not be finished")]
+    Finish(#[source] BoxError),
+}
+
+/// How far a batch is settled.
+pub(super) enum Outcome {
+    Settled,
+    Unsettled { unsettled: usize, first: SequenceNumber },
 }
 
 impl From<InvocationError> for Diagnostic {
@@ -70,6 +82,8 @@ impl From<InvocationError> for Diagnostic {
         let name = match &error {
             InvocationError::Unfinished { .. } => "Unfinished",
             InvocationError::DeadLetters(_) => "DeadLetters",
+            InvocationError::State(_) => "State",
+            InvocationError::Finish(_) => "Finish",
         };
         let texts: Vec<String> = chain(&error).map(ToString::to_string).collect();
         Diagnostic {
@@ -147,6 +161,31 @@ impl<P: RecordProcessor> Function<P> {
 
     /// Settles what can be settled before this time.
     pub async fn settle(&self, event: Event, deadline: Instant) -> Result<Response, InvocationError> {
+        let outcome = self.settle_all(event, deadline).await?;
+        self.answer(outcome)
+    }
+
+    /// What Lambda is told of it.
+    pub(super) fn answer(&self, outcome: Outcome) -> Result<Response, InvocationError> {
+        match outcome {
+            Outcome::Settled => Ok(Response::settled()),
+            Outcome::Unsettled { first, .. } if self.partial_responses => Ok(Response::again_from(first)),
+            Outcome::Unsettled { unsettled, first } => Err(InvocationError::Unfinished {
+                unsettled,
+                sequence_number: first,
+            }),
+        }
+    }
+
+    pub(super) fn processor(&self) -> &P {
+        self.resilient.processor()
+    }
+
+    pub(super) async fn settle_all(
+        &self,
+        event: Event,
+        deadline: Instant,
+    ) -> Result<Outcome, InvocationError> {
         let mut records = Vec::with_capacity(event.records.len());
         for record in event.records {
             unpack(
@@ -157,7 +196,7 @@ impl<P: RecordProcessor> Function<P> {
             );
         }
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
-            return Ok(Response::settled());
+            return Ok(Outcome::Settled);
         };
         let within = self.within(deadline);
         let left = within.attempts_until.saturating_duration_since(Instant::now());
@@ -182,9 +221,9 @@ impl<P: RecordProcessor> Function<P> {
             }
             result = &mut running => result,
         };
-        let (unsettled, sequence_number) = match result {
+        let (unsettled, first) = match result {
             Ok(finished) if finished.complete || *finished.checkpoint.position() == last => {
-                return Ok(Response::settled());
+                return Ok(Outcome::Settled);
             }
             Ok(finished) => match finished.first_unsettled {
                 Some(sequence_number) => (finished.unsettled, sequence_number),
@@ -193,13 +232,7 @@ impl<P: RecordProcessor> Function<P> {
             },
             Err(halted) => (halted.unsettled, halted.first_unsettled),
         };
-        match self.partial_responses {
-            true => Ok(Response::again_from(sequence_number)),
-            false => Err(InvocationError::Unfinished {
-                unsettled,
-                sequence_number,
-            }),
-        }
+        Ok(Outcome::Unsettled { unsettled, first })
     }
 
     /// Once: may the dead-letter sink be used with this stream?
@@ -249,7 +282,7 @@ impl<P: RecordProcessor> Function<P> {
 const YEAR_2001_MILLIS: u64 = 978_307_200_000;
 
 /// From here on it is a clock's that nobody sets.
-fn time_left(deadline_millis: u64, now: SystemTime) -> Duration {
+pub(super) fn time_left(deadline_millis: u64, now: SystemTime) -> Duration {
     let deadline = Duration::from_millis(deadline_millis);
     if deadline_millis < YEAR_2001_MILLIS {
         return deadline;

@@ -45,6 +45,10 @@
 //! on a mapping that does not report failures the function needs the time to find it, about twice log₂ n calls of the
 //! handler.
 //!
+//! # Tumbling windows
+//!
+//! A mapping with `TumblingWindowInSeconds` hands a state from one invocation to the next: [`Windowed`].
+//!
 //! # The dead-letter guard
 //!
 //! It counts across the invocations of a process, of which Lambda runs several. When it has stopped, batches come again
@@ -53,7 +57,9 @@
 mod event;
 mod function;
 mod response;
+mod window;
 
 pub use event::{Event, InvalidEvent};
 pub use function::{Function, InvocationError, PARTIAL_RESPONSES, run};
 pub use response::{ItemFailure, Response};
+pub use window::{Fold, Folding, Window, WindowEvent, WindowResponse, Windowed};

@@ -39,10 +39,16 @@ impl Response {
     }
 }
 
+impl Response {
+    pub(super) fn failures(&self) -> &[ItemFailure] {
+        self.0.as_slice()
+    }
+}
+
 impl Serialize for Response {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut response = serializer.serialize_struct("Response", 1)?;
-        response.serialize_field("batchItemFailures", self.0.as_slice())?;
+        response.serialize_field("batchItemFailures", self.failures())?;
         response.end()
     }
 }

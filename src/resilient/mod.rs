@@ -208,6 +208,11 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
+    #[cfg(feature = "lambda")]
+    pub(crate) fn processor(&self) -> &P {
+        &self.0.processor
+    }
+
     /// Where its dead letters go, if anywhere.
     pub fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
         self.0.outbox.as_ref().map(Outbox::sink)

@@ -14,14 +14,13 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::{Class, Failure, Scope};
 use crate::record::{Record, SequenceNumber, ShardId};
+use crate::rfc3339::{self, to_millis};
 use crate::settled::LetterId;
 
 mod bounded;
 mod report;
-mod rfc3339;
 
 use bounded::cut;
-use rfc3339::to_millis;
 
 pub use report::{AttemptReport, Attempts, ErrorReport};
 

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::bounded::{cut, json_bytes, json_prefix};
-use super::rfc3339::{self, to_millis};
 use super::{MAX_CODE_BYTES, MAX_NAME_BYTES};
 use crate::failure::{Class, Failure};
+use crate::rfc3339::{self, to_millis};
 
 /// An error, bounded for writing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

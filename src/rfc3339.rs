@@ -4,21 +4,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serializer, de};
 
-pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     // The format ends with the year 9999, and a clock that is off must not cost a letter.
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     serializer.collect_str(&humantime::format_rfc3339_millis(*time.clamp(&UNIX_EPOCH, &last)))
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_rfc3339(&text).map_err(de::Error::custom)
 }
 
-pub(super) mod optional {
+pub(crate) mod optional {
     use super::*;
 
-    pub(in super::super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         time: &Option<SystemTime>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -28,7 +28,7 @@ pub(super) mod optional {
         }
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<SystemTime>, D::Error> {
         Option::<String>::deserialize(deserializer)?
@@ -38,7 +38,7 @@ pub(super) mod optional {
 }
 
 /// The time without what is not written, so that a letter reads back as it was.
-pub(super) fn to_millis(time: SystemTime) -> SystemTime {
+pub(crate) fn to_millis(time: SystemTime) -> SystemTime {
     let below = time
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos() % 1_000_000);

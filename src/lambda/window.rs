@@ -1,0 +1,347 @@
+//! Tumbling windows: a state that Lambda hands from one invocation to the next, into which a window's records are folded.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use lambda_runtime::{LambdaEvent, service_fn};
+use serde::de::DeserializeOwned;
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+
+use super::event::RawRecords;
+use super::function::{Outcome, time_left};
+use super::{Event, Function, InvocationError, Response};
+use crate::config::ConfigError;
+use crate::failure::BoxError;
+use crate::pipeline::{Ordering, Pipeline};
+use crate::processor::{Attempt, RecordProcessor};
+use crate::record::Record;
+use crate::resilient::{Resilient, ResilientBuilder};
+use crate::rfc3339;
+
+/// What a tumbling window's records are folded into, one after the other, and what is done with it at the window's end.
+///
+/// ```
+/// use redrive::lambda::{Fold, Window};
+/// use redrive::{Attempt, Record};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Clone, Default, Serialize, Deserialize)]
+/// struct Volume {
+///     orders: u64,
+///     bytes: u64,
+/// }
+///
+/// struct Count;
+///
+/// impl Fold for Count {
+///     type State = Volume;
+///     type Error = std::io::Error;
+///
+///     async fn fold(&self, volume: &mut Volume, order: &Record, _: &Attempt<'_>) -> Result<(), Self::Error> {
+///         volume.orders += 1;
+///         volume.bytes += order.payload().len() as u64;
+///         Ok(())
+///     }
+///
+///     async fn finish(&self, window: &Window, volume: &Volume) -> Result<(), Self::Error> {
+///         println!("{} orders on {}", volume.orders, window.shard);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Fold: Send + Sync {
+    /// What Lambda hands on, as a JSON object of up to 1 MB. A window begins with its default. It is cloned for each
+    /// attempt.
+    type State: Serialize + DeserializeOwned + Clone + Default + Send + Sync;
+    /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
+    type Error: Into<BoxError> + Send + 'static;
+
+    /// Adds a record. If it fails, the state is as it was before; what becomes of the record is decided as for any other,
+    /// and a dead-lettered one is not in the state.
+    fn fold(
+        &self,
+        state: &mut Self::State,
+        record: &Record,
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// The window is over, and all its records are settled. If this fails the invocation does, and Lambda makes it again;
+    /// so it may be done twice.
+    fn finish(
+        &self,
+        window: &Window,
+        state: &Self::State,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// A tumbling window of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Window {
+    /// When it began.
+    pub start: SystemTime,
+    /// When it ends.
+    pub end: SystemTime,
+    /// Its shard.
+    pub shard: String,
+    /// This is its last invocation.
+    pub is_final: bool,
+    /// Lambda has ended it before its time, as its state had grown too large.
+    pub is_terminated_early: bool,
+}
+
+/// A processor of tumbling windows as a Lambda function. Records are folded in the shard's order, one after the other, up
+/// to the first that is not settled.
+pub struct Windowed<F: Fold> {
+    function: Function<Folding<F>>,
+    /// The state is one invocation's.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// The processor inside a [`Windowed`], which nobody else has.
+pub struct Folding<F: Fold> {
+    fold: F,
+    state: Mutex<F::State>,
+}
+
+impl<F: Fold> Folding<F> {
+    fn state(&self) -> MutexGuard<'_, F::State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Fold> RecordProcessor for Folding<F> {
+    type Error = F::Error;
+
+    async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), F::Error> {
+        let mut state = self.state().clone();
+        self.fold.fold(&mut state, record, attempt).await?;
+        *self.state() = state;
+        Ok(())
+    }
+}
+
+impl<F: Fold> Windowed<F> {
+    /// With the application's name and what else the builder sets: where dead letters go, how often is retried, and so on.
+    ///
+    /// An idempotency store is refused: a record that it knows would be missing in the state.
+    ///
+    /// ```
+    /// # use redrive::lambda::{Fold, Window, Windowed};
+    /// # use redrive::{Attempt, Record, dead_letter};
+    /// # struct Count;
+    /// # impl Fold for Count {
+    /// #     type State = std::collections::BTreeMap<String, u64>;
+    /// #     type Error = std::io::Error;
+    /// #     async fn fold(&self, _: &mut Self::State, _: &Record, _: &Attempt<'_>) -> Result<(), Self::Error> { Ok(()) }
+    /// #     async fn finish(&self, _: &Window, _: &Self::State) -> Result<(), Self::Error> { Ok(()) }
+    /// # }
+    /// # fn example() -> Result<(), redrive::ConfigError> {
+    /// let volumes = Windowed::build("volumes", Count, |builder| {
+    ///     builder.dead_letters(dead_letter::Memory::new()) // a sink of yours
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn build(
+        application: impl Into<String>,
+        fold: F,
+        settings: impl FnOnce(ResilientBuilder<Folding<F>>) -> ResilientBuilder<Folding<F>>,
+    ) -> Result<Self, ConfigError> {
+        let folding = Folding {
+            fold,
+            state: Mutex::default(),
+        };
+        let resilient = settings(Resilient::builder(application, folding)).build()?;
+        if resilient.remembers() {
+            return Err(ConfigError::new(
+                "idempotency",
+                "a window's state must have each of its records: leave the store out, Lambda hands the state on",
+            ));
+        }
+        let pipeline = Pipeline::new().ordering(Ordering::Shard);
+        Ok(Windowed {
+            function: Function::new(resilient).pipeline(pipeline),
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// As [`Function::partial_responses`].
+    #[must_use]
+    pub fn partial_responses(mut self, on: bool) -> Self {
+        self.function = self.function.partial_responses(on);
+        self
+    }
+
+    /// As [`Function::reserve`]. The window's [end](Fold::finish) has it as well.
+    #[must_use]
+    pub fn reserve(mut self, time: std::time::Duration) -> Self {
+        self.function = self.function.reserve(time);
+        self
+    }
+
+    /// Takes invocations until the process ends.
+    ///
+    /// # Panics
+    ///
+    /// Outside of Lambda, where its environment variables are missing (as `lambda_runtime` does).
+    pub async fn run(self) -> Result<(), BoxError>
+    where
+        F: 'static,
+    {
+        lambda_runtime::run(service_fn(|event| self.handle(event))).await
+    }
+
+    /// One invocation, for `lambda_runtime`'s own `run`.
+    pub async fn handle(
+        &self,
+        invocation: LambdaEvent<WindowEvent>,
+    ) -> Result<WindowResponse<F::State>, InvocationError> {
+        let left = time_left(invocation.context.deadline, SystemTime::now());
+        self.settle(invocation.payload, Instant::now() + left).await
+    }
+
+    /// Folds what can be folded before this time.
+    pub async fn settle(
+        &self,
+        event: WindowEvent,
+        deadline: Instant,
+    ) -> Result<WindowResponse<F::State>, InvocationError> {
+        let _turn = self.turn.lock().await;
+        let WindowEvent { event, window, state } = event;
+        let folding = self.function.processor();
+        *folding.state() = match state {
+            Some(state) => {
+                serde_json::from_value(state).map_err(|error| InvocationError::State(error.into()))?
+            }
+            None => F::State::default(),
+        };
+        let outcome = self.function.settle_all(event, deadline).await?;
+        let state = std::mem::take(&mut *folding.state());
+        if window.is_final && matches!(outcome, Outcome::Settled) {
+            let finished = timeout_at(deadline, folding.fold.finish(&window, &state));
+            let finished = finished
+                .await
+                .map_err(|_| InvocationError::Finish("it took too long".into()))?;
+            finished.map_err(|error| InvocationError::Finish(error.into()))?;
+        }
+        Ok(WindowResponse {
+            response: self.function.answer(outcome)?,
+            state,
+        })
+    }
+}
+
+impl<F: Fold> fmt::Debug for Windowed<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Windowed")
+            .field("function", &self.function)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F: Fold> fmt::Debug for Folding<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Folding").finish_non_exhaustive()
+    }
+}
+
+/// The batch that Lambda gives to a function of a mapping with `TumblingWindowInSeconds`.
+#[derive(Debug, Clone)]
+pub struct WindowEvent {
+    event: Event,
+    window: Window,
+    /// None at the window's begin.
+    state: Option<Value>,
+}
+
+impl WindowEvent {
+    /// The window.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Its records in this invocation.
+    pub fn records(&self) -> &[Record] {
+        self.event.records()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawWindowEvent<'a> {
+    #[serde(rename = "Records", borrow, default)]
+    records: RawRecords<'a>,
+    window: RawWindow,
+    #[serde(default)]
+    state: Value,
+    #[serde(default)]
+    shard_id: String,
+    #[serde(default)]
+    is_final_invoke_for_window: bool,
+    #[serde(default)]
+    is_window_terminated_early: bool,
+}
+
+#[derive(Deserialize)]
+struct RawWindow {
+    #[serde(with = "rfc3339")]
+    start: SystemTime,
+    #[serde(with = "rfc3339")]
+    end: SystemTime,
+}
+
+impl<'de> Deserialize<'de> for WindowEvent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = RawWindowEvent::deserialize(deserializer)?;
+        let begins = match &raw.state {
+            Value::Null => true,
+            Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        };
+        Ok(WindowEvent {
+            event: raw.records.try_into().map_err(de::Error::custom)?,
+            window: Window {
+                start: raw.window.start,
+                end: raw.window.end,
+                shard: raw.shard_id,
+                is_final: raw.is_final_invoke_for_window,
+                is_terminated_early: raw.is_window_terminated_early,
+            },
+            state: (!begins).then_some(raw.state),
+        })
+    }
+}
+
+/// What a function says of a batch, and the state for the next one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WindowResponse<S> {
+    response: Response,
+    state: S,
+}
+
+impl<S> WindowResponse<S> {
+    /// From where on the batch must come again.
+    pub fn response(&self) -> &Response {
+        &self.response
+    }
+
+    /// With all before that.
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+}
+
+impl<S: Serialize> Serialize for WindowResponse<S> {
+    fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
+        let mut response = serializer.serialize_struct("WindowResponse", 2)?;
+        response.serialize_field("state", &self.state)?;
+        response.serialize_field("batchItemFailures", self.response.failures())?;
+        response.end()
+    }
+}

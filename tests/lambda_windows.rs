@@ -1,0 +1,312 @@
+//! A processor of tumbling windows in Lambda: a state that goes from invocation to invocation. Time is paused throughout.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use redrive::lambda::{Fold, InvocationError, Window, WindowEvent, WindowResponse, Windowed};
+use redrive::{Attempt, BoxError, Failure, Jitter, Record, RetryPolicy, Scope, dead_letter, idempotency};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Volume {
+    orders: u64,
+    by_key: BTreeMap<String, u64>,
+}
+
+/// Counts orders. What a payload says is what its record does: `bad`, `own` (is to
+/// blame, and may be tried again), `odd:<n>` (so often), `slow` (for 2 s), `hang`.
+#[derive(Clone, Default)]
+struct Count {
+    finished: Arc<Mutex<Vec<(String, Volume)>>>,
+    calls: Arc<AtomicUsize>,
+    running: Arc<AtomicUsize>,
+    refuses_to_finish: Arc<AtomicUsize>,
+    failed: Arc<Mutex<BTreeMap<String, u32>>>,
+}
+
+impl Fold for Count {
+    type State = Volume;
+    type Error = BoxError;
+
+    async fn fold(&self, volume: &mut Volume, order: &Record, _: &Attempt<'_>) -> Result<(), BoxError> {
+        self.calls.fetch_add(1, SeqCst);
+        assert_eq!(self.running.fetch_add(1, SeqCst), 0, "one at a time");
+        // What a failed attempt leaves in it must not be seen again.
+        volume.orders += 1;
+        let word = std::str::from_utf8(order.payload())?.to_owned();
+        match &*word {
+            "slow" => sleep(secs(2)).await,
+            "hang" => std::future::pending().await,
+            _ => {}
+        }
+        self.running.fetch_sub(1, SeqCst);
+        if let Some(times) = word.strip_prefix("odd:") {
+            let mut failed = self.failed.lock().expect("no panic while locked");
+            let failed = failed
+                .entry(order.sequence_number().as_str().to_owned())
+                .or_default();
+            *failed += 1;
+            if *failed <= times.parse()? {
+                return Err("something is odd".into());
+            }
+        }
+        if word == "own" {
+            return Err(Failure::transient("locked").with_scope(Scope::Record).into());
+        }
+        if word == "bad" {
+            return Err(Failure::permanent("no order").into());
+        }
+        let key = order.partition_key().unwrap_or_default().to_owned();
+        *volume.by_key.entry(key).or_default() += 1;
+        Ok(())
+    }
+
+    async fn finish(&self, window: &Window, volume: &Volume) -> Result<(), BoxError> {
+        if self
+            .refuses_to_finish
+            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+        {
+            return Err("no connection".into());
+        }
+        let mut finished = self.finished.lock().expect("no panic while locked");
+        finished.push((window.shard.clone(), volume.clone()));
+        Ok(())
+    }
+}
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn sequence_number(number: usize) -> String {
+    format!("4959033827149025660855969253836157109592157{number:013}")
+}
+
+fn item(number: usize, word: &str) -> Value {
+    json!({
+        "kinesis": {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": format!("key-{}", number % 7),
+            "sequenceNumber": sequence_number(number),
+            "data": BASE64.encode(word),
+            "approximateArrivalTimestamp": 1_607_497_475.000,
+        },
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": format!("shardId-000000000006:{}", sequence_number(number)),
+        "eventName": "aws:kinesis:record",
+        "awsRegion": "us-east-1",
+        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/orders",
+    })
+}
+
+/// An event as Lambda writes it.
+fn event(items: &[Value], state: &Value, is_final: bool) -> WindowEvent {
+    let json = json!({
+        "Records": items,
+        "window": { "start": "2020-12-09T07:04:00Z", "end": "2020-12-09T07:06:00Z" },
+        "state": state,
+        "shardId": "shardId-000000000006",
+        "eventSourceARN": "arn:aws:kinesis:us-east-1:123456789012:stream/orders",
+        "isFinalInvokeForWindow": is_final,
+        "isWindowTerminatedEarly": false,
+    });
+    let json = serde_json::to_vec(&json).expect("JSON");
+    serde_json::from_slice(&json).expect("an event")
+}
+
+fn windowed(count: &Count, letters: &dead_letter::Memory) -> Windowed<Count> {
+    let policy = RetryPolicy::constant(secs(1))
+        .jitter(Jitter::None)
+        .max_attempts(3);
+    let windowed = Windowed::build("volumes", count.clone(), |builder| {
+        builder
+            .retry(policy)
+            .dead_letters(letters.clone())
+            .without_guard()
+    });
+    windowed.expect("valid")
+}
+
+/// An event source mapping with tumbling windows: hands the state on, and sends again what it is told to.
+struct Mapping {
+    reports_failures: bool,
+    batch: usize,
+    timeout: Duration,
+}
+
+impl Mapping {
+    /// One window with all of these.
+    async fn run(&self, windowed: &Windowed<Count>, items: &[Value]) -> usize {
+        let (mut at, mut state, mut invocations) = (0, json!({}), 0);
+        loop {
+            let batch = &items[at..items.len().min(at + self.batch)];
+            let is_final = batch.is_empty();
+            let deadline = Instant::now() + self.timeout;
+            invocations += 1;
+            assert!(invocations < 500, "it gets nowhere");
+            let answer = windowed.settle(event(batch, &state, is_final), deadline).await;
+            assert!(Instant::now() <= deadline, "the function has timed out");
+            let Ok(answer) = answer else { continue };
+            let answer = serde_json::to_value(&answer).expect("JSON");
+            assert!(
+                answer["state"].is_object(),
+                "without a state it is a failure: {answer}"
+            );
+            if is_final {
+                return invocations;
+            }
+            let failed = answer["batchItemFailures"].as_array().expect("a list");
+            let again = failed.first().filter(|_| self.reports_failures).map(|failed| {
+                let failed = failed["itemIdentifier"].as_str().expect("a number");
+                (at..)
+                    .find(|number| sequence_number(*number) == failed)
+                    .expect("one of the batch")
+            });
+            at = again.unwrap_or(at + batch.len());
+            state = answer["state"].clone();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_record_is_in_the_state_once_or_a_letter() {
+    let word = |number: usize| match number % 40 {
+        3 => "odd:2",
+        7 => "bad",
+        12 => "own",
+        19 => "slow",
+        _ => "",
+    };
+    let items: Vec<Value> = (0..200).map(|number| item(number, word(number))).collect();
+    for reports_failures in [true, false] {
+        let (count, letters) = (Count::default(), dead_letter::Memory::new());
+        let windowed = windowed(&count, &letters).partial_responses(reports_failures);
+        let mapping = Mapping {
+            reports_failures,
+            batch: 30,
+            timeout: secs(20),
+        };
+        mapping.run(&windowed, &items).await;
+        let finished = count.finished.lock().expect("no panic while locked");
+        let [(shard, volume)] = &finished[..] else {
+            panic!("{finished:?}");
+        };
+        assert_eq!(shard, "shardId-000000000006");
+        assert_eq!(letters.letters().len(), 10);
+        assert_eq!(volume.orders, 190, "of failed attempts nothing is left in it");
+        let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+        for number in (0..200).filter(|number| !matches!(word(*number), "bad" | "own")) {
+            *expected.entry(format!("key-{}", number % 7)).or_default() += 1;
+        }
+        assert_eq!(volume.by_key, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_first_unsettled_it_stops_and_the_state_is_the_one_before() {
+    let (count, letters) = (Count::default(), dead_letter::Memory::new());
+    let windowed = windowed(&count, &letters).partial_responses(true);
+    let items: Vec<Value> = ["", "", "slow", "slow", "slow", "", ""]
+        .iter()
+        .enumerate()
+        .map(|(number, word)| item(number, word))
+        .collect();
+    let before = json!({"orders": 100, "by_key": {"key-0": 100}});
+    let answer = windowed
+        .settle(event(&items, &before, false), Instant::now() + secs(6))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        serde_json::to_value(&answer).expect("JSON"),
+        json!({
+            "state": {"orders": 104, "by_key": {"key-0": 101, "key-1": 1, "key-2": 1, "key-3": 1}},
+            "batchItemFailures": [{"itemIdentifier": sequence_number(4)}],
+        })
+    );
+    assert_eq!(count.calls.load(SeqCst), 5, "what is behind it is not begun");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_cannot_be_finished_comes_again() {
+    let (count, letters) = (Count::default(), dead_letter::Memory::new());
+    let windowed = windowed(&count, &letters);
+    count.refuses_to_finish.store(1, SeqCst);
+    let state = json!({"orders": 3, "by_key": {"key-0": 3}});
+    let settle = |items: Vec<Value>| {
+        let event = event(&items, &state, true);
+        windowed.settle(event, Instant::now() + secs(10))
+    };
+    let error = settle(vec![item(0, "")]).await.expect_err("no connection");
+    assert!(matches!(error, InvocationError::Finish(_)), "{error:?}");
+    let answer = settle(vec![item(0, "")]).await.expect("finished");
+    assert_eq!(answer.state().orders, 4);
+    let finished = count.finished.lock().expect("no panic while locked");
+    assert_eq!(finished.len(), 1);
+    assert_eq!(finished[0].1.orders, 4, "with the records that came last");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_an_unsettled_record_no_window_is_finished() {
+    let (count, letters) = (Count::default(), dead_letter::Memory::new());
+    let windowed = windowed(&count, &letters).partial_responses(true);
+    let event = event(&[item(0, ""), item(1, "hang")], &json!({}), true);
+    let answer: WindowResponse<Volume> = windowed
+        .settle(event, Instant::now() + secs(5))
+        .await
+        .expect("an answer");
+    let first = answer.response().first_unsettled().map(ToString::to_string);
+    assert_eq!((first, answer.state().orders), (Some(sequence_number(1)), 1));
+    assert!(count.finished.lock().expect("no panic while locked").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_a_clear_error() {
+    let (count, letters) = (Count::default(), dead_letter::Memory::new());
+    let windowed = windowed(&count, &letters);
+    let other = json!({"orders": "many"});
+    let settled = windowed
+        .settle(event(&[item(0, "")], &other, false), Instant::now() + secs(5))
+        .await;
+    let error = settled.expect_err("of another version");
+    assert!(matches!(error, InvocationError::State(_)), "{error:?}");
+    assert_eq!(count.calls.load(SeqCst), 0);
+    // None at all is the window's begin.
+    let none = windowed
+        .settle(event(&[], &Value::Null, false), Instant::now() + secs(5))
+        .await
+        .expect("an answer");
+    assert_eq!(*none.state(), Volume::default());
+
+    for broken in [
+        json!({}),
+        json!({"Records": []}),
+        json!({"Records": [], "window": {"start": "yesterday", "end": "today"}}),
+        json!({"Records": 7, "window": {"start": "2020-12-09T07:04:00Z", "end": "2020-12-09T07:06:00Z"}}),
+        json!([1]),
+    ] {
+        let read: Result<WindowEvent, _> = serde_json::from_value(broken.clone());
+        assert!(read.is_err(), "{broken}");
+    }
+}
+
+#[test]
+fn a_store_that_would_keep_records_out_of_the_state_is_refused() {
+    let refused = Windowed::build("volumes", Count::default(), |builder| {
+        builder
+            .dead_letters(dead_letter::Memory::new())
+            .idempotency(idempotency::Memory::new())
+    });
+    let error = refused.expect_err("refused").to_string();
+    assert!(
+        error.contains("idempotency") && error.contains("state"),
+        "{error}"
+    );
+}
