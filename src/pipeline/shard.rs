@@ -165,7 +165,7 @@ where
                     cx.waker().wake_by_ref();
                     return None;
                 }
-                _ if self.begin_what_is_there(self.more_may_come(&read), cx) => {}
+                _ if self.gather.is_some() && self.begin_what_is_there(self.more_may_come(&read), cx) => {}
                 // What was started just now may wait for a time that no timer is set to yet.
                 _ if !self.delays.is_armed() => {}
                 Read::Nothing => return None,
@@ -305,6 +305,7 @@ where
     }
 
     /// A record's step has ended otherwise than by its first success.
+    #[cold]
     fn advanced(&mut self, ordinal: Ordinal, record: Record, step: Step) {
         match step {
             Step::Done(Ok(settled)) => self.settle(ordinal, settled),

@@ -5,11 +5,11 @@ use std::any::Any;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -98,7 +98,7 @@ impl From<Box<dyn Any + Send>> for Panicked {
 
 /// Polls, and makes a panic a value.
 pub(super) fn poll_caught<T>(
-    future: std::pin::Pin<&mut impl Future<Output = T>>,
+    future: Pin<&mut impl Future<Output = T>>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Panicked>> {
     // After a panic the future is never polled again, and what it shares is the user's to keep sound,
@@ -140,8 +140,13 @@ impl<P: RecordProcessor> Inner<P> {
 
     async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Stumble<P::Error>> {
         // The call itself stands inside, so that a panic before the first await is caught as well.
-        let call = async move { self.processor.process(record, attempt).await };
-        self.watch(record, attempt, call).await
+        let mut call = pin!(async move { self.processor.process(record, attempt).await });
+        let mut timer = pin!(None);
+        poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
+            Poll::Ready(result) => Poll::Ready(ended(result, attempt)),
+            Poll::Pending => self.poll_late(record, attempt, timer.as_mut(), cx),
+        })
+        .await
     }
 
     /// As [`attempt`](Inner::attempt), with a batch of records that begins with this one.
@@ -162,51 +167,59 @@ impl<P: RecordProcessor> Inner<P> {
             records = batch.len(),
             attempt = number,
         );
-        let call = async move { self.processor.process_batch(batch, attempt).await };
-        self.watch(first, attempt, call).instrument(span).await
+        let call = async move {
+            let mut call = pin!(async move { self.processor.process_batch(batch, attempt).await });
+            let mut timer = pin!(None);
+            poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
+                Poll::Ready(result) => Poll::Ready(ended(result, attempt)),
+                Poll::Pending => self.poll_late(first, attempt, timer.as_mut(), cx),
+            })
+            .await
+        };
+        call.instrument(span).await
     }
 
-    /// Its result, its panic, or that it took too long.
-    async fn watch<E>(
+    /// It has not ended: is it too late?
+    #[inline]
+    fn poll_late<E>(
         &self,
         record: &Record,
         attempt: &Attempt<'_>,
-        call: impl Future<Output = Result<(), E>>,
-    ) -> Result<(), Stumble<E>> {
-        let mut call = pin!(call);
-        let mut timer = pin!(None);
-        poll_fn(move |cx| {
-            if let Poll::Ready(result) = poll_caught(call.as_mut(), cx) {
-                let how = match result {
-                    Ok(Ok(())) => return Poll::Ready(Ok(())),
-                    Ok(Err(error)) => How::Failed(error),
-                    Err(panicked) => How::Panicked(panicked),
-                };
-                let took = attempt.took();
-                return Poll::Ready(Err(Stumble { how, took }));
-            }
-            // Only a handler that waits can be late: the timer is armed after the first `Pending`.
-            if timer.is_none() {
-                timer.set(Some(sleep_until(attempt.deadline())));
-            }
-            match timer.as_mut().as_pin_mut().map(|timer| timer.poll(cx)) {
-                Some(Poll::Ready(())) => {
-                    if attempt.is_stuck() {
-                        let attempt = attempt.number();
-                        self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
-                    }
-                    Poll::Ready(Err(Stumble {
-                        how: if attempt.is_cut_short() {
-                            How::Cut
-                        } else {
-                            How::TimedOut
-                        },
-                        took: attempt.took(),
-                    }))
+        mut timer: Pin<&mut Option<Sleep>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Stumble<E>>> {
+        // Only a handler that waits can be late: the timer is armed after the first `Pending`.
+        if timer.is_none() {
+            timer.set(Some(sleep_until(attempt.deadline())));
+        }
+        match timer.as_pin_mut().map(|timer| timer.poll(cx)) {
+            Some(Poll::Ready(())) => {
+                if attempt.is_stuck() {
+                    let attempt = attempt.number();
+                    self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
                 }
-                _ => Poll::Pending,
+                Poll::Ready(Err(Stumble {
+                    how: if attempt.is_cut_short() {
+                        How::Cut
+                    } else {
+                        How::TimedOut
+                    },
+                    took: attempt.took(),
+                }))
             }
-        })
-        .await
+            _ => Poll::Pending,
+        }
     }
+}
+
+/// An attempt has ended by itself.
+#[inline(always)]
+fn ended<E>(result: Result<Result<(), E>, Panicked>, attempt: &Attempt<'_>) -> Result<(), Stumble<E>> {
+    let how = match result {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => How::Failed(error),
+        Err(panicked) => How::Panicked(panicked),
+    };
+    let took = attempt.took();
+    Err(Stumble { how, took })
 }

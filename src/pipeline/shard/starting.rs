@@ -36,15 +36,20 @@ where
         if self.run.gives_up() && !self.may_begin_all() {
             self.give_up_expiring();
         }
-        self.gather_ready(cx);
-        self.start_ready_ones(cx);
-        // What has ended meanwhile has let others in.
-        while self.has_to_gather() {
+        if self.gather.is_none() {
+            return self.start_ready_ones(cx);
+        }
+        loop {
             self.gather_ready(cx);
             self.start_ready_ones(cx);
+            // What has ended meanwhile has let others in.
+            if !self.has_to_gather() {
+                return;
+            }
         }
     }
 
+    #[inline]
     fn start_ready_ones(&mut self, cx: &mut Context<'_>) {
         while !self.ready.is_empty() && !self.run.is_stopped() && self.permits.poll_take(cx).is_ready() {
             let next = if self.protection.is_clear() {

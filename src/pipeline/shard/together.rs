@@ -20,10 +20,10 @@ where
     M: Fn(Record, Option<Box<Stage>>) -> F,
 {
     /// A record has been read whose place in its lane is behind this one. It goes with it, if that waits for others.
+    #[inline]
     pub(super) fn join_behind(&mut self, ahead: Ordinal, ordinal: Ordinal) {
-        let bytes = self.window.payload_len(ordinal);
         if let Some(gather) = self.gather.as_mut().filter(|gather| gather.contains(ahead)) {
-            gather.join_behind(ordinal, bytes);
+            gather.join_behind(ordinal, self.window.payload_len(ordinal));
         }
     }
 
