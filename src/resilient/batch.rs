@@ -274,8 +274,7 @@ impl<P: RecordProcessor> Inner<P> {
                 took: outcome.took,
             };
             let claim = member.claim.take();
-            let mut own = member.apart(recovery);
-            own.has_used_nothing();
+            let own = member.apart(recovery);
             let pass = mem::replace(&mut pass, Pass::FREE);
             let mut step = self.stumbled(&member.record, Some(own), stumble, pass, term.run);
             if let (Some(claims), Some(claim)) = (&self.claims, claim) {

@@ -39,13 +39,17 @@ impl Member {
         };
         own.attempts = mem::take(&mut self.attempts);
         own.claim = self.claim.take();
+        // What they failed for together need not have been this one.
+        own.has_used_nothing();
+        own.blame = None;
         own
     }
 
     /// It is given back, and goes on where it was when it comes again with others.
     pub(crate) fn given_back(&mut self, group: &Recovery) -> Box<Recovery> {
-        let mut own = self.apart(Some(group));
-        (own.claim, own.is_shared) = (None, true);
+        let mut own = group.part();
+        own.attempts = mem::take(&mut self.attempts);
+        own.is_shared = true;
         own
     }
 }
@@ -106,13 +110,13 @@ impl Group {
         self.suspects = 0;
     }
 
-    /// Takes out the one that is left of the suspects, or of all: it goes on by itself.
-    pub(super) fn take_last(&mut self) -> Option<Member> {
+    /// Takes out the one that is left of the suspects, or of all: it goes on by itself. And whether it is a suspect.
+    pub(super) fn take_last(&mut self) -> Option<(Member, bool)> {
         if self.suspects != 1 && self.members.len() != 1 {
             return None;
         }
-        self.suspects = 0;
-        Some(self.members.remove(0))
+        let is_suspect = mem::take(&mut self.suspects) > 0;
+        Some((self.members.remove(0), is_suspect))
     }
 
     /// Takes out those whose order is kept in this lane.
@@ -182,9 +186,13 @@ impl Parting {
 
     /// Those who are left go on together, as long as there are several of them, and no suspect is alone.
     pub(super) fn go_on(&mut self, mut recovery: Box<Recovery>) {
-        while let Some(mut member) = self.group.take_last() {
+        while let Some((mut member, is_suspect)) = self.group.take_last() {
             let mut own = member.apart(Some(&recovery));
-            own.has_used_nothing();
+            if is_suspect {
+                // The others have succeeded since it failed with them.
+                own.blame = recovery.blame.clone();
+                own.has_used_nothing();
+            }
             self.leaves(member, Step::Later(own));
         }
         if !self.group.is_empty() {
