@@ -1,8 +1,4 @@
-//! redrive under KCL's own MultiLangDaemon. The child is this program once more, one process a shard.
-//!
-//! Slow: KCL takes a minute or more before its first record.
-
-mod support;
+//! redrive under KCL's own MultiLangDaemon, on several machines as it were: one dies, and a shard is split.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
@@ -10,12 +6,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::support::dynamodb::DynamoDbLocal;
+use crate::support::emulator::{self, Supervised};
+use crate::support::localstack::LocalStack;
+use crate::support::{embedded, kcl, stream};
 use redrive::{BoxError, Record, Resilient, dead_letter, multilang, processor_with};
-use support::dynamodb::DynamoDbLocal;
-use support::embedded;
-use support::emulator::Supervised;
-use support::localstack::LocalStack;
-use support::{kcl, stream};
 use tokio::time::{Instant, sleep};
 
 const STREAM: &str = "orders";
@@ -72,7 +67,7 @@ impl World {
         let kinesis = kinesis.expect("no panic")?;
         let created = embedded::create_stream(&embedded::client(kinesis.endpoint()), STREAM, SHARDS).await;
         created.expect("a stream");
-        let notes = support::emulator::home("kcl").join(format!("children-{}", std::process::id()));
+        let notes = emulator::home("kcl").join(format!("children-{}", std::process::id()));
         let _ = fs::remove_file(&notes);
         Some(World {
             kinesis,
@@ -87,7 +82,7 @@ impl World {
         let child = std::env::current_exe().expect("this binary");
         // The test harness takes the last word for a name to look for: nothing has it.
         let executable = format!(
-            "{} child --ignored --nocapture --exact notes={}",
+            "{} daemons::child --ignored --nocapture --exact notes={}",
             child.display(),
             self.notes.display()
         );
