@@ -138,6 +138,56 @@ impl Emulator {
     }
 }
 
+/// By CloudFormation's own schemas, once SAM has made a template for it of ours.
+#[test]
+fn the_template_is_one_that_can_be_deployed() {
+    if is_skipped() {
+        return;
+    }
+    let target = home("lambda")
+        .parent()
+        .and_then(Path::parent)
+        .map(Path::to_path_buf);
+    let python = python::with("tests/lambda/requirements.txt", &target.expect("a folder"));
+    let python = python.expect("not skipped");
+    let lint = |template: &Path| {
+        let output = Command::new(python.with_file_name("cfn-lint"))
+            .arg(template)
+            .output();
+        let output = output.expect("cfn-lint runs");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lambda/template.yaml");
+    let (accepted, said) = lint(&template);
+    assert!(accepted, "{said}");
+
+    let text = fs::read_to_string(&template).expect("it is there");
+    // That is not asked of the mapping: without the first the second would lose records, and finite numbers do.
+    for line in [
+        "FunctionResponseTypes: [ReportBatchItemFailures]\n",
+        "REDRIVE_PARTIAL_RESPONSES: \"1\"\n",
+        "MaximumRetryAttempts: -1\n",
+        "MaximumRecordAgeInSeconds: -1\n",
+    ] {
+        assert!(text.contains(line), "{line}");
+    }
+    let broken = tempfile::Builder::new()
+        .suffix(".yaml")
+        .tempfile()
+        .expect("a file");
+    for (whole, part) in [
+        ("MemorySize: 256", "MemorySize: 25"),
+        ("GivenUp.Arn", "Given.Arn"),
+    ] {
+        assert!(text.contains(whole));
+        fs::write(broken.path(), text.replace(whole, part)).expect("written");
+        assert!(!lint(broken.path()).0, "{part} is accepted");
+    }
+}
+
 #[tokio::test]
 async fn a_function_answers_under_the_real_runtime_client() {
     let Some(emulator) = Emulator::start().await else {

@@ -1,0 +1,114 @@
+//! How long the Lambda example takes from its start until it asks for its first event: `cargo bench --bench cold_start`.
+//!
+//! Beside it a Python process that imports what the same function needs there (Powertools' batch processor and idempotency,
+//! boto3) and makes its two clients. Both are started again and again, in turn, with a runtime API that notes when the
+//! question comes; a process's first start counts as well, as the files may have to be read. What Lambda itself does before
+//! (fetching the code, starting a virtual machine) is in neither. (Python and, at first use, the network are needed.)
+
+#[path = "../../tests/support/python.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod python;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use support::median;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const RUNS: usize = 15;
+/// Many times what a start takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .ok_or("a target directory")?;
+    // `cargo test` runs benches, too: that this one compiles is enough there.
+    if !support::is_bench() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let function = build(target)?;
+    let python = python::with("benches/cold_start/requirements.txt", target).ok_or("Python is needed")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/cold_start/function.py");
+
+    let (asked, mut asks) = mpsc::unbounded_channel();
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let api = listener.local_addr()?.to_string();
+    let next = get(move || {
+        let _ = asked.send(Instant::now());
+        std::future::pending::<()>()
+    });
+    let router = Router::new().route("/2018-06-01/runtime/invocation/next", next);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+
+    let mut ours = Vec::new();
+    let mut theirs = Vec::new();
+    for _ in 0..RUNS {
+        ours.push(start(&mut Command::new(&function), &api, &mut asks).await?);
+        theirs.push(start(Command::new(&python).arg(&script), &api, &mut asks).await?);
+    }
+    let (first, theirs_first) = (ours[0], theirs[0]);
+    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+    let bytes = std::fs::metadata(&function)?.len();
+    println!("from the start of the process to its first question for an event, medians of {RUNS}");
+    println!(
+        "redrive {ours:.1} ms (the first {first:.1}), {:.1} MB",
+        bytes as f64 / 1e6
+    );
+    println!(
+        "Python with Powertools {theirs:.0} ms (the first {theirs_first:.0}): {:.0} times",
+        theirs / ours
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The example as it is deployed.
+fn build(target: &Path) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--release", "--example", "lambda"])
+        .args(["--features", "default-https-client"])
+        .arg("--target-dir")
+        .arg(target)
+        .status()?;
+    if !built.success() {
+        return Err("the example does not build".into());
+    }
+    Ok(target.join("release/examples/lambda"))
+}
+
+/// Milliseconds until it asks.
+async fn start(command: &mut Command, api: &str, asks: &mut mpsc::UnboundedReceiver<Instant>) -> Result<f64> {
+    let command = command
+        .env("AWS_LAMBDA_RUNTIME_API", api)
+        .env("AWS_LAMBDA_FUNCTION_NAME", "orders")
+        .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+        .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_DEFAULT_REGION", "us-east-1")
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .env("AWS_SESSION_TOKEN", "test")
+        .env("DEAD_LETTER_STREAM", "orders-dlq")
+        .env("SEEN_TABLE", "orders-seen")
+        .stdout(Stdio::null());
+    let began = Instant::now();
+    let mut process = command.spawn()?;
+    let asked = timeout(PATIENCE, asks.recv()).await;
+    process.kill()?;
+    process.wait()?;
+    let asked = asked?.ok_or("the runtime API has ended")?;
+    Ok((asked - began).as_secs_f64() * 1_000.0)
+}
