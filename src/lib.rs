@@ -51,6 +51,7 @@
     doc = "| look how a service does | [`Consumer::health`] |"
 )]
 //! | hear what happens | [`observer`] |
+#![cfg_attr(feature = "emf", doc = "| measure | [`telemetry`] |")]
 #![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
 //!
 //! # What is promised
@@ -83,6 +84,7 @@
 //! | `lambda` | | the same processor in AWS Lambda |
 //! | `multilang` | | the same processor under KCL's MultiLangDaemon |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
+//! | `emf` | | metrics in the log, as CloudWatch reads them |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!
@@ -123,6 +125,8 @@ mod settled;
 #[cfg(feature = "dynamodb")]
 mod table;
 mod tally;
+#[cfg(feature = "emf")]
+pub mod telemetry;
 #[cfg(feature = "tower")]
 pub mod tower;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]

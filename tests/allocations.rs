@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use allocation_counter::measure;
 use futures_util::Stream;
 use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::telemetry::Emf;
 use redrive::{
     Attempt, Record, RecordProcessor, Resilient, Settled, dead_letter, processor_fn, processor_with,
 };
@@ -64,7 +65,11 @@ fn record(number: u64) -> Record {
 
 /// Allocations while 1,000 records are settled one after the other, after one that warms up.
 fn allocations_of_settle<P: RecordProcessor>(processor: P) -> u64 {
-    let (runtime, resilient) = (runtime(), resilient(processor));
+    allocations_of(&resilient(processor))
+}
+
+fn allocations_of<P: RecordProcessor>(resilient: &Resilient<P>) -> u64 {
+    let runtime = runtime();
     let records: Vec<Record> = (0..1_000).map(record).collect();
     let settle_all = async |records: &[Record]| {
         for record in records {
@@ -92,6 +97,17 @@ fn settling_a_record_that_succeeds_allocates_nothing() {
 fn nor_does_one_whose_handler_waits_first() {
     assert_eq!(allocations_of_settle(Yields(1)), 0);
     assert_eq!(allocations_of_settle(Yields(3)), 0);
+}
+
+/// Metrics between two lines are added up in place.
+#[test]
+fn nor_does_one_that_is_measured() {
+    let resilient = Resilient::builder("billing", Yields(0))
+        .dead_letters(dead_letter::Memory::new())
+        .observer(Emf::new("billing"))
+        .build()
+        .expect("valid");
+    assert_eq!(allocations_of(&resilient), 0);
 }
 
 /// A record that came as a `Vec` is cloned for a handler that wants its own: `Bytes` makes its shared

@@ -5,12 +5,13 @@
 
 mod support;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use redrive::telemetry::Emf;
 use redrive::{Idempotency, Record, Resilient, dead_letter, idempotency, lambda, processor_with};
 use serde_json::{Value, json};
 use support::emulator::{Supervised, free_port, home, is_skipped};
@@ -43,6 +44,7 @@ async fn function() {
     let resilient = Resilient::builder("billing", processor_with(folder.clone(), handle))
         .dead_letters(dead_letter::File::open(folder.join("letters")).expect("it opens"))
         .idempotency(Idempotency::new(seen).json_field("/id"))
+        .observer(Emf::new("billing").writer(File::create(folder.join("metrics")).expect("a file")))
         .build()
         .expect("valid");
     lambda::run(resilient).await.expect("the runtime API");
@@ -195,10 +197,18 @@ async fn a_function_answers_under_the_real_runtime_client() {
     };
     let settled = json!({"batchItemFailures": []});
     let event = Path::new(EVENT);
-    for _ in 0..2 {
+    for (processed, duplicates) in [(1, Value::Null), (0, json!(1))] {
         assert_eq!(emulator.invoke(event).await, Ok(settled.clone()));
         // Delivered again it is known.
         assert_eq!(emulator.orders(), ["{\"cents\":250,\"id\":1}"]);
+        // And with the answer its metrics are there.
+        let metrics = fs::read_to_string(emulator.folder.join("metrics")).expect("metrics");
+        let last: Value = serde_json::from_str(metrics.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(last["RecordsProcessed"], json!(processed));
+        assert_eq!(
+            (&last["RecordsDuplicate"], &last["RecordsDeadLettered"]),
+            (&duplicates, &json!(1))
+        );
     }
     let letters = fs::read_to_string(emulator.folder.join("letters")).expect("letters");
     let ids: Vec<Value> = letters

@@ -1,6 +1,6 @@
 //! A Lambda function on a Kinesis stream: a record that fails for a passing reason is tried again three times, with
 //! exponential backoff and jitter; one that fails for good, or a fourth time, goes to a dead-letter stream; and none is
-//! processed twice.
+//! processed twice. How many did what is in its log, as metrics that CloudWatch reads.
 //!
 //! Deployed by `template.yaml` beside it:
 //!
@@ -20,6 +20,7 @@
 use std::env;
 
 use aws_config::BehaviorVersion;
+use redrive::telemetry::Emf;
 use redrive::{
     BoxError, Idempotency, Jitter, Record, Resilient, RetryPolicy, dead_letter, idempotency, lambda,
     processor_fn,
@@ -78,6 +79,7 @@ async fn main() -> Result<(), BoxError> {
             variable("DEAD_LETTER_STREAM")?,
         ))
         .idempotency(Idempotency::new(seen).json_field("/id"))
+        .observer(Emf::new("billing"))
         .build()?;
     lambda::run(orders).await
 }

@@ -127,7 +127,10 @@ impl Consumer {
         P: RecordProcessor + 'static,
         S: Future<Output = ()> + Send,
     {
-        shards::run(self, resilient, shutdown).await
+        let observers = resilient.observers().clone();
+        let result = shards::run(self, resilient, shutdown).await;
+        observers.flush();
+        result
     }
 }
 

@@ -161,8 +161,14 @@ impl<P: RecordProcessor> Function<P> {
 
     /// Settles what can be settled before this time.
     pub async fn settle(&self, event: Event, deadline: Instant) -> Result<Response, InvocationError> {
-        let outcome = self.settle_all(event, deadline).await?;
-        self.answer(outcome)
+        let outcome = self.settle_all(event, deadline).await;
+        self.flush();
+        self.answer(outcome?)
+    }
+
+    /// Nothing runs once the answer is given.
+    pub(super) fn flush(&self) {
+        self.resilient.observers().flush();
     }
 
     /// What Lambda is told of it.

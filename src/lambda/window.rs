@@ -213,6 +213,16 @@ impl<F: Fold> Windowed<F> {
         deadline: Instant,
     ) -> Result<WindowResponse<F::State>, InvocationError> {
         let _turn = self.turn.lock().await;
+        let answer = self.fold(event, deadline).await;
+        self.function.flush();
+        answer
+    }
+
+    async fn fold(
+        &self,
+        event: WindowEvent,
+        deadline: Instant,
+    ) -> Result<WindowResponse<F::State>, InvocationError> {
         let WindowEvent { event, window, state } = event;
         let folding = self.function.processor();
         *folding.state() = match state {

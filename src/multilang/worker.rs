@@ -73,6 +73,16 @@ impl<P: RecordProcessor + 'static> Worker<P> {
         input: impl AsyncBufRead + Unpin,
         output: impl AsyncWrite + Unpin,
     ) -> Result<(), MultiLangError> {
+        let result = self.speak(input, output).await;
+        self.resilient.observers().flush();
+        result
+    }
+
+    async fn speak(
+        &self,
+        input: impl AsyncBufRead + Unpin,
+        output: impl AsyncWrite + Unpin,
+    ) -> Result<(), MultiLangError> {
         let mut daemon = Daemon { input, output };
         let mut shard: Option<Shard> = None;
         while let Some(message) = daemon.read().await? {

@@ -24,6 +24,10 @@ pub trait Observer: Send + Sync {
 
     /// Something happened.
     fn on(&self, event: &Event<'_>);
+
+    /// What has been gathered is to leave the process now: before each answer of a Lambda function, after which nothing
+    /// runs, and when a consumer ends. Default: nothing.
+    fn flush(&self) {}
 }
 
 const _: Option<&dyn Observer> = None;
@@ -35,6 +39,10 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
 
     fn on(&self, event: &Event<'_>) {
         (**self).on(event);
+    }
+
+    fn flush(&self) {
+        (**self).flush();
     }
 }
 
@@ -96,6 +104,11 @@ impl Observers {
 
     pub(crate) fn want(&self, kind: Interest) -> bool {
         self.interest.contains(kind)
+    }
+
+    #[cfg(any(feature = "kinesis", feature = "lambda", feature = "multilang"))]
+    pub(crate) fn flush(&self) {
+        self.all.iter().for_each(|(_, observer)| observer.flush());
     }
 
     pub(crate) fn tell(&self, event: &Event<'_>) {

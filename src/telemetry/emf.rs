@@ -1,0 +1,265 @@
+//! Metrics in the log, in CloudWatch's embedded metric format: JSON lines of which CloudWatch Logs makes metrics.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::metric::{Metric, Unit, measure};
+use crate::observer::{Event, Observer};
+
+/// As many values as a metric may have in a line.
+const VALUES: usize = 100;
+
+/// Writes metrics as lines of CloudWatch's
+/// [embedded metric format](https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html),
+/// to standard output unless another writer is given.
+///
+/// A line is written for each stream, and one for what is of no stream: in Lambda before each answer, elsewhere once a
+/// minute and at the end. It has the sums since the last one; of more than 100 latencies a random hundred stand for all,
+/// the highest among them. Dimensions are `Application` and `Stream`.
+///
+/// Under KCL's MultiLangDaemon standard output is not yours to write to: give it `std::io::stderr()`.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`namespace`](Emf::namespace) | `redrive` |
+/// | [`interval`](Emf::interval) | a minute |
+/// | [`writer`](Emf::writer) | standard output |
+pub struct Emf {
+    application: String,
+    namespace: String,
+    interval: Duration,
+    state: Mutex<State>,
+    dropped: AtomicU64,
+}
+
+struct State {
+    writer: Box<dyn Write + Send>,
+    streams: Vec<(Option<String>, Gathered)>,
+    written: Instant,
+    heard: u64,
+    rng: SmallRng,
+}
+
+/// Since the last line.
+struct Gathered {
+    sums: [f64; Metric::ALL.len()],
+    values: [Values; Metric::ALL.len()],
+}
+
+/// Some of many, each as likely, and the highest.
+#[derive(Default)]
+struct Values {
+    kept: Vec<f64>,
+    seen: u64,
+    highest: f64,
+}
+
+impl Emf {
+    /// The metrics of this application, as [`Resilient::builder`](crate::Resilient::builder) has it.
+    pub fn new(application: impl Into<String>) -> Self {
+        Emf {
+            application: application.into(),
+            namespace: "redrive".to_owned(),
+            interval: Duration::from_secs(60),
+            state: Mutex::new(State {
+                writer: Box::new(io::stdout()),
+                streams: Vec::new(),
+                written: Instant::now(),
+                heard: 0,
+                rng: SmallRng::seed_from_u64(rand::random()),
+            }),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// Under which CloudWatch lists them. Default: `redrive`.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// How often a service writes, at most. Default: once a minute.
+    #[must_use]
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
+    }
+
+    /// Where to. Default: standard output.
+    #[must_use]
+    pub fn writer(self, writer: impl Write + Send + 'static) -> Self {
+        self.state().writer = Box::new(writer);
+        self
+    }
+
+    /// How many lines could not be written; nothing else tells of them.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, state: &mut State) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_millis() as u64);
+        for (stream, gathered) in &mut state.streams {
+            if gathered.is_empty() {
+                continue;
+            }
+            let mut line = self.line(now, stream.as_deref(), gathered).to_string();
+            line.push('\n');
+            gathered.clear();
+            if state.writer.write_all(line.as_bytes()).is_err() {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let _ = state.writer.flush();
+        state.written = Instant::now();
+    }
+
+    fn line(&self, now: u64, stream: Option<&str>, gathered: &Gathered) -> Value {
+        let mut line = Map::new();
+        let mut metrics = Vec::new();
+        for (metric, (sum, values)) in Metric::ALL.iter().zip(gathered.sums.iter().zip(&gathered.values)) {
+            let value = match metric.unit() {
+                Unit::Milliseconds if values.kept.is_empty() => continue,
+                Unit::Milliseconds => values.to_json(),
+                // What did not happen is said of what is of a stream, so that rates can be computed.
+                _ if *sum == 0.0 && (stream.is_none() || !is_always_told(*metric)) => continue,
+                _ => json!(*sum as u64),
+            };
+            metrics.push(json!({ "Name": metric.name(), "Unit": metric.unit().as_str() }));
+            line.insert(metric.name().to_owned(), value);
+        }
+        let dimensions = match stream {
+            Some(stream) => {
+                line.insert("Stream".to_owned(), json!(stream));
+                json!([["Application", "Stream"]])
+            }
+            None => json!([["Application"]]),
+        };
+        line.insert("Application".to_owned(), json!(self.application));
+        let directive = json!({
+            "Namespace": self.namespace,
+            "Dimensions": dimensions,
+            "Metrics": metrics,
+        });
+        line.insert(
+            "_aws".to_owned(),
+            json!({ "Timestamp": now, "CloudWatchMetrics": [directive] }),
+        );
+        Value::Object(line)
+    }
+}
+
+const fn is_always_told(metric: Metric) -> bool {
+    matches!(
+        metric,
+        Metric::RecordsProcessed | Metric::RecordsDeadLettered | Metric::AttemptsFailed
+    )
+}
+
+impl Gathered {
+    fn new() -> Self {
+        Gathered {
+            sums: [0.0; Metric::ALL.len()],
+            values: Default::default(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sums.iter().all(|sum| *sum == 0.0) && self.values.iter().all(|values| values.seen == 0)
+    }
+
+    fn clear(&mut self) {
+        self.sums.fill(0.0);
+        for values in &mut self.values {
+            values.kept.clear();
+            (values.seen, values.highest) = (0, 0.0);
+        }
+    }
+}
+
+impl Values {
+    fn add(&mut self, value: f64, rng: &mut SmallRng) {
+        self.seen += 1;
+        self.highest = self.highest.max(value);
+        if self.kept.len() < VALUES {
+            self.kept.reserve_exact(VALUES - self.kept.len());
+            self.kept.push(value);
+            return;
+        }
+        let place = rng.random_range(0..self.seen);
+        if let Some(kept) = usize::try_from(place)
+            .ok()
+            .and_then(|place| self.kept.get_mut(place))
+        {
+            *kept = value;
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let mut values = self.kept.clone();
+        if !values.contains(&self.highest)
+            && let Some(one) = values.last_mut()
+        {
+            *one = self.highest;
+        }
+        // To the microsecond: more says nothing.
+        values
+            .iter()
+            .map(|value| json!((value * 1_000.0).round() / 1_000.0))
+            .collect()
+    }
+}
+
+impl Observer for Emf {
+    fn on(&self, event: &Event<'_>) {
+        let mut state = self.state();
+        let State { streams, rng, .. } = &mut *state;
+        measure(event, |stream, metric, value| {
+            let known = streams.iter().position(|(known, _)| known.as_deref() == stream);
+            let at = known.unwrap_or_else(|| {
+                streams.push((stream.map(ToOwned::to_owned), Gathered::new()));
+                streams.len() - 1
+            });
+            let gathered = &mut streams[at].1;
+            match metric.unit() {
+                Unit::Milliseconds => gathered.values[metric as usize].add(value, rng),
+                _ => gathered.sums[metric as usize] += value,
+            }
+        });
+        state.heard += 1;
+        // Not each record's success looks at the time.
+        let looks = matches!(event, Event::Fetched { .. }) || state.heard.is_multiple_of(256);
+        if looks && state.written.elapsed() >= self.interval {
+            self.write(&mut state);
+        }
+    }
+
+    fn flush(&self) {
+        self.write(&mut self.state());
+    }
+}
+
+impl fmt::Debug for Emf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emf")
+            .field("application", &self.application)
+            .field("namespace", &self.namespace)
+            .field("interval", &self.interval)
+            .field("dropped", &self.dropped())
+            .finish_non_exhaustive()
+    }
+}
