@@ -27,6 +27,8 @@ mod outbox;
 mod protection;
 mod recover;
 mod recovery;
+mod sentence;
+mod stage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod target;
 mod verdict;
@@ -42,7 +44,8 @@ pub(crate) use group::{Fate, Group, Member};
 pub(crate) use interrupted::Interrupted;
 pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run, Within};
-pub(crate) use recovery::{Recovery, Stage};
+pub(crate) use recovery::Recovery;
+pub(crate) use stage::Stage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use target::{Unusable, check_target};
 

@@ -6,8 +6,6 @@ use tokio::time::Instant;
 
 use super::blame::{Blame, Doubt, Others};
 use super::claims::WaitsFor;
-use super::group::Group;
-use super::protection::Pass;
 use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::Failure;
@@ -41,23 +39,6 @@ pub(crate) struct Recovery {
     /// It is a group's, of one of whose records it was given back.
     pub(super) is_shared: bool,
     pub(super) phase: Phase,
-}
-
-/// What a record's next step goes on from; a first attempt that nothing stands against has none.
-pub(crate) struct Stage {
-    pub(crate) recovery: Option<Box<Recovery>>,
-    pub(crate) pass: Pass,
-    /// The records that go on together, if it is not one by itself.
-    pub(crate) group: Group,
-}
-
-impl Stage {
-    /// Whether going on from it calls the handler.
-    pub(crate) fn calls_handler(&self) -> bool {
-        self.recovery
-            .as_ref()
-            .is_none_or(|recovery| recovery.calls_handler())
-    }
 }
 
 pub(super) enum Phase {
