@@ -24,6 +24,10 @@ mod file;
 #[cfg(feature = "kinesis")]
 mod kinesis;
 mod memory;
+#[cfg(feature = "kinesis")]
+mod schedule;
+#[cfg(feature = "kinesis")]
+mod service;
 
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
 pub use file::{File, FileError, ReadError, ReadLetters};

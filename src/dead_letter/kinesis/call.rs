@@ -8,12 +8,13 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, PutRecordsResultEntry};
 
 use super::Kinesis;
-use super::schedule::{Request, Schedule, SharedError};
 use crate::dead_letter::Receipt;
+use crate::dead_letter::schedule::{Request, Schedule, SharedError};
+use crate::dead_letter::service::{CallError, EntryError};
 
 impl Kinesis {
     /// One PutRecords call: an answer for each entry.
-    pub(super) async fn call(
+    pub(super) async fn put_records(
         &self,
         schedule: &Schedule,
         request: &Request,
@@ -27,7 +28,10 @@ impl Kinesis {
                     .build()
             })
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| CallError::Request(Box::new(SdkError::construction_failure(error))))?;
+            .map_err(|source| CallError::Failed {
+                operation: PUT_RECORDS,
+                source: source.into(),
+            })?;
         let sent = entries.len();
         let output = self
             .writer
@@ -36,9 +40,10 @@ impl Kinesis {
             .set_records(Some(entries))
             .send()
             .await
-            .map_err(|error| CallError::Request(Box::new(error)))?;
+            .map_err(call_error)?;
         if output.records.len() != sent {
             return Err(CallError::Miscounted {
+                operation: PUT_RECORDS,
                 sent,
                 answered: output.records.len(),
             });
@@ -81,37 +86,25 @@ pub(super) fn limit_named_in(message: &str) -> Option<u64> {
     number[..digits].parse().ok()
 }
 
-/// A PutRecords call that says nothing of its entries.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum CallError {
-    #[error("the call to PutRecords failed")]
-    Request(#[source] Box<SdkError<PutRecordsError>>),
-    #[error("Kinesis answered for {answered} entries, {sent} were sent; none counts as written")]
-    Miscounted { sent: usize, answered: usize },
-}
+const PUT_RECORDS: &str = "PutRecords";
 
-impl CallError {
-    /// What the service says of the request, if it refused it for what it holds.
-    pub(super) fn refusal(&self) -> Option<String> {
-        let CallError::Request(error) = self else {
-            return None;
-        };
-        let content = match error.code() {
-            Some("ValidationException" | "InvalidArgumentException" | "SerializationException") => true,
-            // Too large as a whole, which a server in between may also say.
-            _ => error
-                .raw_response()
-                .is_some_and(|raw| raw.status().as_u16() == 413),
-        };
-        content.then(|| error.message().unwrap_or_default().to_owned())
+fn call_error(error: SdkError<PutRecordsError>) -> CallError {
+    let operation = PUT_RECORDS;
+    let for_content = match error.code() {
+        Some("ValidationException" | "InvalidArgumentException" | "SerializationException") => true,
+        // Too large as a whole, which a server in between may also say.
+        _ => error
+            .raw_response()
+            .is_some_and(|raw| raw.status().as_u16() == 413),
+    };
+    let message = error.message().unwrap_or_default().to_owned();
+    let source = Box::new(error);
+    match for_content {
+        true => CallError::Refused {
+            operation,
+            message,
+            source,
+        },
+        false => CallError::Failed { operation, source },
     }
-}
-
-/// An entry of a request that is not written, or not known to be.
-#[derive(Debug, thiserror::Error)]
-enum EntryError {
-    #[error("Kinesis did not take the letter: {code}: {message}")]
-    Failed { code: String, message: String },
-    #[error("Kinesis answered with neither a sequence number nor an error")]
-    Unconfirmed,
 }

@@ -2,24 +2,19 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use bytes::Bytes;
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng, make_rng};
 use sha2::{Digest, Sha256};
 
+use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
+use super::service::{self, CallError, Rests, Service};
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
 use crate::sdk;
 
 mod call;
-mod schedule;
 mod target;
-
-use schedule::{Entry, Request, Schedule, SharedError};
 
 /// Writes letters to a Kinesis stream, under the partition keys of their records.
 ///
@@ -47,7 +42,7 @@ pub struct Kinesis {
     payload: Payload,
     // The most bytes of a record, 0 while unknown.
     limit: AtomicU64,
-    jitter: Mutex<SmallRng>,
+    rests: Rests,
 }
 
 /// What a letter's record in the stream holds.
@@ -63,10 +58,11 @@ pub enum Payload {
     Raw,
 }
 
-/// How often a letter, or a call, is tried in one put.
-const TRIES: u32 = 5;
-/// The longest rest after the first failure; doubled with each further one.
-const BASE: Duration = Duration::from_millis(100);
+/// What PutRecords takes (Kinesis API reference): payloads and partition keys count.
+const LIMITS: Limits = Limits {
+    entries: 500,
+    bytes: 10 * 1024 * 1024,
+};
 
 impl Kinesis {
     /// A sink that writes to this stream (its name, not its ARN).
@@ -77,7 +73,7 @@ impl Kinesis {
             stream: stream.into(),
             payload: Payload::default(),
             limit: AtomicU64::new(0),
-            jitter: Mutex::new(make_rng()),
+            rests: Rests::new(),
         }
     }
 
@@ -91,29 +87,23 @@ impl Kinesis {
     /// Makes the jitter repeatable.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
-        self.jitter = Mutex::new(SmallRng::seed_from_u64(seed));
+        self.rests = Rests::seeded(seed);
         self
     }
 
     fn entry(&self, letter: &DeadLetter) -> Entry {
+        let key = partition_key(letter);
+        let data = match self.payload {
+            Payload::Enveloped => letter.encode(),
+            Payload::Raw => letter.payload.clone(),
+        };
         Entry {
-            key: partition_key(letter),
-            data: match self.payload {
-                Payload::Enveloped => letter.encode(),
-                Payload::Raw => letter.payload.clone(),
-            },
+            // "The record size limit applies to the total size of the partition key and data blob" (PutRecords, Kinesis
+            // API reference).
+            bytes: (key.len() + data.len()) as u64,
+            key,
+            data,
         }
-    }
-
-    /// Waits for up to the base time, doubled with each failure after the first.
-    async fn rest(&self, failures: u32) {
-        let longest = BASE * 2u32.pow(failures.saturating_sub(1).min(TRIES));
-        let time = self
-            .jitter
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .random_range(Duration::ZERO..=longest);
-        tokio::time::sleep(time).await;
     }
 
     /// Refuses the letters that the stream does not take.
@@ -127,24 +117,38 @@ impl Kinesis {
         let limit = self.ask_for_limit().await.unwrap_or(target::LARGEST_LIMIT);
         schedule.refuse_larger_than(limit);
     }
+}
 
-    /// A request of one letter was refused for what it holds.
+impl Service for Kinesis {
+    async fn call(
+        &self,
+        schedule: &Schedule,
+        request: &Request,
+    ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
+        self.put_records(schedule, request).await
+    }
+
     async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, message: &str) {
         let Some(entry) = schedule.entries(&request).next() else {
             return;
         };
-        let limit = if entry.bytes() <= target::SMALLEST_LIMIT {
+        let (bytes, data) = (entry.bytes, entry.data.len() as u64);
+        let limit = if bytes <= target::SMALLEST_LIMIT {
             None
         } else {
             match self.ask_for_limit().await {
-                Some(limit) => Some(limit).filter(|&limit| entry.bytes() > limit),
-                None => call::limit_named_in(message).filter(|&limit| entry.data.len() as u64 > limit),
+                Some(limit) => Some(limit).filter(|&limit| bytes > limit),
+                None => call::limit_named_in(message).filter(|&limit| data > limit),
             }
         };
         schedule.refuse(request, |entry| match limit {
             Some(limit) => entry.refused(limit, error.clone()),
             None => SinkError::unavailable(error.clone()),
         });
+    }
+
+    fn rests(&self) -> &Rests {
+        &self.rests
     }
 }
 
@@ -160,45 +164,10 @@ impl fmt::Debug for Kinesis {
 #[async_trait]
 impl DeadLetterSink for Kinesis {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let mut schedule = Schedule::new(letters.iter().map(|letter| self.entry(letter)).collect());
+        let entries = letters.iter().map(|letter| self.entry(letter)).collect();
+        let mut schedule = Schedule::new(entries, LIMITS);
         self.refuse_too_large(&mut schedule).await;
-        let mut failed_calls = 0;
-        loop {
-            let Some(request) = schedule.next_request() else {
-                match schedule.wake() {
-                    Some(tries) => self.rest(tries).await,
-                    None => return schedule.into_results(),
-                }
-                continue;
-            };
-            let error = match self.call(&schedule, &request).await {
-                Ok(answers) => {
-                    failed_calls = 0;
-                    schedule.answered(request, answers, TRIES);
-                    continue;
-                }
-                Err(error) => error,
-            };
-            match error.refusal() {
-                // The service judges a request as a whole: one entry that it cannot take must not keep
-                // the others back.
-                Some(_) if request.len() > 1 => schedule.split(request),
-                Some(message) => {
-                    self.refuse(&mut schedule, request, Arc::new(error), &message)
-                        .await;
-                }
-                None => {
-                    schedule.put_back(request);
-                    failed_calls += 1;
-                    if failed_calls == TRIES {
-                        let error: SharedError = Arc::new(error);
-                        schedule.give_up(&error);
-                    } else {
-                        self.rest(failed_calls).await;
-                    }
-                }
-            }
-        }
+        service::write(self, schedule).await
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {

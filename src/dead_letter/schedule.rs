@@ -1,7 +1,7 @@
 //! Which letters may leave next: a pure state machine, without calls or clocks.
 //!
-//! PutRecords promises no order inside a request, and one entry may fail where the next succeeds. So a
-//! request carries at most one entry of a partition key, and the next of that key leaves when the
+//! A service that takes many letters in a request promises no order inside it, and one entry may fail where the next
+//! succeeds. So a request carries at most one entry of a partition key, and the next of that key leaves when the
 //! first is confirmed.
 
 use std::collections::{HashMap, VecDeque};
@@ -12,28 +12,27 @@ use bytes::Bytes;
 use crate::dead_letter::{Receipt, SinkError};
 use crate::failure::BoxError;
 
-/// The most entries of a request (PutRecords, Kinesis API reference).
-const MAX_ENTRIES: usize = 500;
-/// The most bytes of a request, payloads and partition keys (the same).
-const MAX_REQUEST_BYTES: u64 = 10 * 1024 * 1024;
+/// What a request of the service may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) entries: usize,
+    pub(super) bytes: u64,
+}
 
-/// A letter as Kinesis gets it.
+/// A letter as the service gets it.
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// Letters of one key leave one after the other.
     pub(super) key: String,
     pub(super) data: Bytes,
+    /// As the service counts it.
+    pub(super) bytes: u64,
 }
 
 impl Entry {
-    /// As Kinesis counts it: "The record size limit applies to the total size of the partition key and
-    /// data blob" (PutRecords, Kinesis API reference).
-    pub(super) fn bytes(&self) -> u64 {
-        (self.data.len() + self.key.len()) as u64
-    }
-
     pub(super) fn refused(&self, limit: u64, source: impl Into<BoxError>) -> SinkError {
         SinkError::Refused {
-            size: self.bytes(),
+            size: self.bytes,
             limit,
             source: source.into(),
         }
@@ -47,6 +46,7 @@ pub(super) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 #[derive(Debug)]
 pub(super) struct Schedule {
     entries: Vec<Entry>,
+    limits: Limits,
     results: Vec<Option<Result<Receipt, SinkError>>>,
     // The most bytes of a letter that may leave.
     limit: u64,
@@ -81,7 +81,7 @@ impl Request {
 }
 
 impl Schedule {
-    pub(super) fn new(entries: Vec<Entry>) -> Self {
+    pub(super) fn new(entries: Vec<Entry>, limits: Limits) -> Self {
         let mut lanes: Vec<Lane> = Vec::new();
         let mut by_key: HashMap<&str, usize> = HashMap::new();
         for (letter, entry) in entries.iter().enumerate() {
@@ -97,13 +97,14 @@ impl Schedule {
             ready: (0..lanes.len()).collect(),
             resting: Vec::new(),
             entries,
+            limits,
             lanes,
         }
     }
 
     /// The size of the largest letter, in bytes.
     pub(super) fn largest(&self) -> u64 {
-        self.entries.iter().map(Entry::bytes).max().unwrap_or(0)
+        self.entries.iter().map(|entry| entry.bytes).max().unwrap_or(0)
     }
 
     /// Refuses each letter that is larger than `limit` when it is its turn: those of its key ahead of it
@@ -117,14 +118,14 @@ impl Schedule {
 
     /// The next letters that may leave, at most one of a key.
     pub(super) fn next_request(&mut self) -> Option<Request> {
-        let mut most = MAX_ENTRIES;
+        let mut most = self.limits.entries;
         let mut bytes = 0;
         let mut lanes = Vec::new();
         while let Some((&lane, entry)) = self.ready.front().zip(self.first_ready()) {
-            most = most.min(self.lanes[lane].most.unwrap_or(MAX_ENTRIES));
-            bytes += entry.bytes();
+            most = most.min(self.lanes[lane].most.unwrap_or(most));
+            bytes += entry.bytes;
             // The first always leaves: the service judges it.
-            if !lanes.is_empty() && (lanes.len() >= most || bytes > MAX_REQUEST_BYTES) {
+            if !lanes.is_empty() && (lanes.len() >= most || bytes > self.limits.bytes) {
                 break;
             }
             lanes.push(lane);
@@ -230,7 +231,7 @@ impl Schedule {
     /// Lets the first letter of a lane leave, unless it is too large.
     fn line_up(&mut self, lane: usize) {
         match self.first_of(lane) {
-            Some(entry) if entry.bytes() > self.limit => {
+            Some(entry) if entry.bytes > self.limit => {
                 let limit = self.limit;
                 self.end(lane, |entry| entry.refused(limit, TooLarge));
             }
@@ -256,7 +257,7 @@ impl Schedule {
 
 /// The service was not asked.
 #[derive(Debug, thiserror::Error)]
-#[error("the letter is larger than the largest record that the dead-letter stream takes")]
+#[error("the letter is larger than the largest that the target takes")]
 struct TooLarge;
 
 #[cfg(test)]

@@ -5,6 +5,11 @@ use proptest::prelude::*;
 use super::*;
 
 const TRIES: u32 = 3;
+/// As Kinesis has them.
+const LIMITS: Limits = Limits {
+    entries: 500,
+    bytes: 10 * 1024 * 1024,
+};
 
 fn schedule<'a>(keys: impl IntoIterator<Item = &'a str>) -> Schedule {
     sized(keys.into_iter().map(|key| (key, 1)))
@@ -17,8 +22,10 @@ fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Schedule {
             .map(|(key, bytes)| Entry {
                 key: key.to_owned(),
                 data: Bytes::from(vec![0; bytes]),
+                bytes: (bytes + key.len()) as u64,
             })
             .collect(),
+        LIMITS,
     )
 }
 
@@ -210,7 +217,8 @@ proptest! {
         let mut schedule = Schedule::new(entries.iter().enumerate().map(|(number, &(key, size))| Entry {
             key: names[key].to_owned(),
             data: zeros.slice(..size * 64 + number),
-        }).collect());
+            bytes: (size * 64 + number + names[key].len()) as u64,
+        }).collect(), LIMITS);
         schedule.refuse_larger_than(limit);
         let number_of = |entry: &Entry| entry.data.len() % 64;
 
@@ -226,10 +234,10 @@ proptest! {
                 }
             };
             let sent: Vec<usize> = schedule.entries(&request).map(number_of).collect();
-            let bytes: u64 = schedule.entries(&request).map(Entry::bytes).sum();
+            let bytes: u64 = schedule.entries(&request).map(|entry| entry.bytes).sum();
             let distinct: BTreeSet<usize> = sent.iter().map(|&number| entries[number].0).collect();
             prop_assert_eq!(distinct.len(), request.len(), "one entry of a key");
-            prop_assert!(request.len() == 1 || bytes <= MAX_REQUEST_BYTES);
+            prop_assert!(request.len() == 1 || bytes <= LIMITS.bytes);
             match calls.next().unwrap_or(Call::Answered(vec![true])) {
                 Call::Answered(written) => {
                     let answers: Vec<_> = sent.iter().zip(written.iter().cycle()).map(|(&number, &written)| {

@@ -1,0 +1,150 @@
+//! Writing letters to a service that takes many in a request: what fails is tried again alone, what is refused does not
+//! keep the others back.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng, make_rng};
+
+use super::schedule::{Request, Schedule, SharedError};
+use super::{Receipt, SinkError};
+use crate::failure::BoxError;
+
+/// How often a letter, or a call, is tried in one put.
+const TRIES: u32 = 5;
+/// The longest rest after the first failure; doubled with each further one.
+const BASE: Duration = Duration::from_millis(100);
+
+/// A service that takes many letters in a request.
+pub(super) trait Service: Sync {
+    /// One call: an answer for each entry.
+    fn call(
+        &self,
+        schedule: &Schedule,
+        request: &Request,
+    ) -> impl Future<Output = Result<Vec<Result<Receipt, SharedError>>, CallError>> + Send;
+
+    /// A request of one letter was refused for what it holds.
+    fn refuse(
+        &self,
+        schedule: &mut Schedule,
+        request: Request,
+        error: SharedError,
+        message: &str,
+    ) -> impl Future<Output = ()> + Send;
+
+    fn rests(&self) -> &Rests;
+}
+
+/// Writes what can be written, and says of each letter what became of it.
+pub(super) async fn write(service: &impl Service, mut schedule: Schedule) -> Vec<Result<Receipt, SinkError>> {
+    let mut failed_calls = 0;
+    loop {
+        let Some(request) = schedule.next_request() else {
+            match schedule.wake() {
+                Some(tries) => service.rests().rest(tries).await,
+                None => return schedule.into_results(),
+            }
+            continue;
+        };
+        let error = match service.call(&schedule, &request).await {
+            Ok(answers) => {
+                failed_calls = 0;
+                schedule.answered(request, answers, TRIES);
+                continue;
+            }
+            Err(error) => error,
+        };
+        match error.refusal() {
+            // The service judges a request as a whole: one entry that it cannot take must not keep
+            // the others back.
+            Some(_) if request.len() > 1 => schedule.split(request),
+            Some(message) => {
+                let message = message.to_owned();
+                let error: SharedError = Arc::new(error);
+                service.refuse(&mut schedule, request, error, &message).await;
+            }
+            None => {
+                schedule.put_back(request);
+                failed_calls += 1;
+                if failed_calls == TRIES {
+                    let error: SharedError = Arc::new(error);
+                    schedule.give_up(&error);
+                } else {
+                    service.rests().rest(failed_calls).await;
+                }
+            }
+        }
+    }
+}
+
+/// A call that says nothing of its entries.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error("the call to {operation} failed")]
+    Failed {
+        operation: &'static str,
+        #[source]
+        source: BoxError,
+    },
+    #[error("the call to {operation} was refused for what it holds")]
+    Refused {
+        operation: &'static str,
+        /// What the service says of it.
+        message: String,
+        #[source]
+        source: BoxError,
+    },
+    #[error("{operation} answered for {answered} entries, {sent} were sent; none counts as written")]
+    Miscounted {
+        operation: &'static str,
+        sent: usize,
+        answered: usize,
+    },
+}
+
+impl CallError {
+    fn refusal(&self) -> Option<&str> {
+        match self {
+            CallError::Refused { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+}
+
+/// An entry of a request that is not written, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EntryError {
+    #[error("the service did not take the letter: {code}: {message}")]
+    Failed { code: String, message: String },
+    #[error("the service answered with neither a place nor an error")]
+    Unconfirmed,
+}
+
+/// Between tries.
+#[derive(Debug)]
+pub(super) struct Rests(Mutex<SmallRng>);
+
+impl Rests {
+    pub(super) fn new() -> Self {
+        Rests(Mutex::new(make_rng()))
+    }
+
+    /// Repeatable ones.
+    pub(super) fn seeded(seed: u64) -> Self {
+        Rests(Mutex::new(SmallRng::seed_from_u64(seed)))
+    }
+
+    /// Waits for up to the base time, doubled with each failure after the first.
+    async fn rest(&self, failures: u32) {
+        let longest = BASE * 2u32.pow(failures.saturating_sub(1).min(TRIES));
+        let time = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .random_range(Duration::ZERO..=longest);
+        tokio::time::sleep(time).await;
+    }
+}
