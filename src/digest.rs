@@ -2,11 +2,19 @@
 
 use std::fmt;
 
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
+use sha2::{Digest as _, Sha256};
+
 /// 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Digest(pub(crate) [u8; 32]);
 
 impl Digest {
+    #[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
+    pub(crate) fn of(text: &str) -> Self {
+        Digest(Sha256::digest(text.as_bytes()).into())
+    }
+
     /// From its hex digits.
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
         let digits = text.as_bytes();

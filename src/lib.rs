@@ -85,6 +85,7 @@
 //! | `multilang` | | the same processor under KCL's MultiLangDaemon |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
+//! | `sqs`, `sns` | | dead letters in an SQS queue, or on an SNS topic |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!
@@ -119,7 +120,7 @@ mod resilient;
 mod retry;
 mod rfc3339;
 mod sabotage;
-#[cfg(any(feature = "kinesis", feature = "dynamodb"))]
+#[cfg(any(feature = "kinesis", feature = "dynamodb", feature = "sqs", feature = "sns"))]
 mod sdk;
 mod settled;
 #[cfg(feature = "dynamodb")]

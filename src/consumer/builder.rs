@@ -226,7 +226,7 @@ impl ConsumerBuilder {
             })?;
         let last_checkpoint = (self.shutdown_timeout / 10).min(Duration::from_secs(2));
         Ok(Consumer {
-            client: sdk::without_retries(&self.client),
+            client: sdk::kinesis::without_retries(&self.client, sdk::ATTEMPT_TIMEOUT),
             stream: self.stream,
             checkpoints,
             pipeline: self.pipeline.drain(self.shutdown_timeout - last_checkpoint),

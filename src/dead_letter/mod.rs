@@ -11,6 +11,10 @@
     feature = "kinesis",
     doc = "| [`Kinesis`] | a dead-letter stream, with the same limits as the source |"
 )]
+#![cfg_attr(
+    feature = "sqs",
+    doc = "| [`Sqs`] | a queue, standard or FIFO; letters up to 1 MiB |"
+)]
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,16 +28,26 @@ mod file;
 #[cfg(feature = "kinesis")]
 mod kinesis;
 mod memory;
-#[cfg(feature = "kinesis")]
+#[cfg(any(feature = "sqs", feature = "sns"))]
+mod message;
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
 mod schedule;
-#[cfg(feature = "kinesis")]
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
 mod service;
+#[cfg(feature = "sns")]
+mod sns;
+#[cfg(feature = "sqs")]
+mod sqs;
 
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
 pub use file::{File, FileError, ReadError, ReadLetters};
 #[cfg(feature = "kinesis")]
 pub use kinesis::{Kinesis, Payload};
 pub use memory::Memory;
+#[cfg(feature = "sns")]
+pub use sns::Sns;
+#[cfg(feature = "sqs")]
+pub use sqs::Sqs;
 
 /// Takes dead letters and confirms them.
 ///
@@ -171,6 +185,14 @@ pub enum TargetError {
     )]
     SourceItself {
         /// The stream.
+        name: String,
+    },
+    /// A topic keeps nothing, and this one has no subscription: letters would be gone.
+    #[error(
+        "the dead-letter topic {name:?} has no confirmed subscription: letters would be lost; subscribe a queue to it"
+    )]
+    NobodyListens {
+        /// The topic.
         name: String,
     },
     /// The target could not be looked at.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::dead_letter::{Receipt, SinkError};
 use crate::failure::BoxError;
+use crate::settled::LetterId;
 
 /// What a request of the service may have.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,8 @@ pub(super) struct Entry {
     pub(super) data: Bytes,
     /// As the service counts it.
     pub(super) bytes: u64,
+    #[cfg_attr(not(any(feature = "sqs", feature = "sns")), allow(dead_code))]
+    pub(super) id: LetterId,
 }
 
 impl Entry {

@@ -1,6 +1,8 @@
 //! Writing letters to a service that takes many in a request: what fails is tried again alone, what is refused does not
 //! keep the others back.
 
+#[cfg(any(feature = "sqs", feature = "sns"))]
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -97,6 +99,7 @@ pub(super) enum CallError {
         #[source]
         source: BoxError,
     },
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     #[error("{operation} answered for {answered} entries, {sent} were sent; none counts as written")]
     Miscounted {
         operation: &'static str,
@@ -121,6 +124,17 @@ pub(super) enum EntryError {
     Failed { code: String, message: String },
     #[error("the service answered with neither a place nor an error")]
     Unconfirmed,
+}
+
+/// Answers that came in any order, by the places that were given as ids.
+#[cfg(any(feature = "sqs", feature = "sns"))]
+pub(super) fn in_order(
+    mut answers: HashMap<String, Result<Receipt, SharedError>>,
+    sent: usize,
+) -> Vec<Result<Receipt, SharedError>> {
+    let mut answer = |place: usize| answers.remove(&place.to_string());
+    let of = |place| answer(place).unwrap_or_else(|| Err(Arc::new(EntryError::Unconfirmed)));
+    (0..sent).map(of).collect()
 }
 
 /// Between tries.

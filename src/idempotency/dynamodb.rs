@@ -68,7 +68,7 @@ impl DynamoDb {
     /// In the table of this name, which must be there.
     pub fn new(client: Client, table: impl Into<String>) -> Self {
         DynamoDb {
-            client: sdk::dynamodb_without_retries(&client, CALL_TIMEOUT),
+            client: sdk::dynamodb::without_retries(&client, CALL_TIMEOUT),
             table: table.into().into(),
         }
     }

@@ -45,7 +45,7 @@ impl Table {
         failover_time: Duration,
     ) -> Result<Self, CheckpointError> {
         // Three calls fit into the time that a row may go without.
-        let client = sdk::dynamodb_without_retries(client, failover_time / 3);
+        let client = sdk::dynamodb::without_retries(client, failover_time / 3);
         table::wait_for(&client, name, ("lease table", KEY))
             .await
             .map_err(CheckpointError::unavailable)?;

@@ -219,9 +219,10 @@ impl DeadLetter {
         letter.checked()
     }
 
-    /// The whole letter in one line of JSON, without the line feed; the payload as base64.
+    /// The whole letter in one line of JSON, without the line feed; the payload as base64. It has no character that XML
+    /// forbids, so that it goes wherever text does.
     pub fn to_json_line(&self) -> Vec<u8> {
-        self.header(Some(BASE64.encode(&self.payload)))
+        without_noncharacters(self.header(Some(BASE64.encode(&self.payload))))
     }
 
     /// Reads what [`to_json_line`](DeadLetter::to_json_line) wrote.
@@ -321,6 +322,18 @@ impl std::fmt::Debug for DeadLetter {
             .field("payload_bytes", &self.payload_bytes)
             .finish_non_exhaustive()
     }
+}
+
+/// U+FFFE and U+FFFF as JSON escapes them: the only characters that JSON leaves as they are and XML forbids.
+fn without_noncharacters(json: Vec<u8>) -> Vec<u8> {
+    let is_one = |bytes: &[u8]| matches!(bytes, [0xef, 0xbf, 0xbe | 0xbf]);
+    if json.is_ascii() || !json.windows(3).any(is_one) {
+        return json;
+    }
+    let text = String::from_utf8_lossy(&json);
+    text.replace('\u{fffe}', "\\ufffe")
+        .replace('\u{ffff}', "\\uffff")
+        .into_bytes()
 }
 
 /// The id of a record's letter (with its redrive count) or of its origin (without).

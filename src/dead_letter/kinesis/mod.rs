@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
-use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use crate::digest::Digest;
 use crate::sdk;
 
 mod call;
@@ -68,8 +67,8 @@ impl Kinesis {
     /// A sink that writes to this stream (its name, not its ARN).
     pub fn new(client: Client, stream: impl Into<String>) -> Self {
         Kinesis {
-            reader: sdk::with_timeout(&client),
-            writer: sdk::without_retries(&client),
+            reader: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            writer: sdk::kinesis::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
             stream: stream.into(),
             payload: Payload::default(),
             limit: AtomicU64::new(0),
@@ -103,6 +102,7 @@ impl Kinesis {
             bytes: (key.len() + data.len()) as u64,
             key,
             data,
+            id: letter.id,
         }
     }
 
@@ -185,6 +185,6 @@ fn partition_key(letter: &DeadLetter) -> String {
         None => letter.id.to_string(),
         Some(key) if (1..=256).contains(&key.chars().count()) => key.to_owned(),
         // The same for every letter of the key, so that their order stays.
-        Some(key) => format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(key.as_bytes()))),
+        Some(key) => Digest::of(key).to_string(),
     }
 }

@@ -1,0 +1,122 @@
+//! A dead-letter topic.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use aws_sdk_sns::Client;
+
+use super::message;
+use super::schedule::{Limits, Request, Schedule, SharedError};
+use super::service::{self, CallError, Rests, Service};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use crate::sdk;
+
+mod call;
+mod target;
+
+/// Writes letters to an SNS topic, each a message that [`DeadLetter::from_json_line`] reads: the payload is in it as
+/// base64, as SNS takes nothing but text. Subscribe a queue with raw message delivery, and the queue has what
+/// [`Sqs`](super::Sqs) would have written.
+///
+/// A topic keeps nothing: SNS confirms a letter, and whoever is not subscribed then never sees it. A topic without a
+/// confirmed subscription is therefore an error at start ([`TargetError::NobodyListens`]).
+///
+/// - In a FIFO topic (its ARN ends with `.fifo`) the message group is the letter's partition key, or the SHA-256 of one
+///   that SNS does not take for a group (1 to 128 letters, digits and punctuation); the deduplication id is the letter's.
+/// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
+///   [`Unavailable`](SinkError::Unavailable).
+/// - The client's own retries are switched off for writing. An attempt ends after 30 s unless the client sets an
+///   operation-attempt timeout. All else of the client is kept.
+/// - Letters larger than 256 KiB (SNS, quotas) are [`Refused`](SinkError::Refused); a payload takes a third more than its
+///   bytes, and the envelope up to 32 KiB.
+///
+/// Permissions: `sns:Publish` and `sns:ListSubscriptionsByTopic` on the topic.
+pub struct Sns {
+    // Without retries: for PublishBatch.
+    writer: Client,
+    // With the retries that the user set: for ListSubscriptionsByTopic.
+    reader: Client,
+    topic_arn: String,
+    rests: Rests,
+}
+
+/// The most bytes of a message (PublishBatch, SNS API reference).
+const MESSAGE_LIMIT: u64 = 256 * 1024;
+
+/// What PublishBatch takes (the same): the messages together as much as one of them.
+const LIMITS: Limits = Limits {
+    entries: 10,
+    bytes: MESSAGE_LIMIT,
+};
+
+impl Sns {
+    /// A sink that writes to the topic with this ARN.
+    pub fn new(client: Client, topic_arn: impl Into<String>) -> Self {
+        Sns {
+            reader: sdk::sns::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            writer: sdk::sns::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
+            topic_arn: topic_arn.into(),
+            rests: Rests::new(),
+        }
+    }
+
+    /// Makes the jitter repeatable.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.rests = Rests::seeded(seed);
+        self
+    }
+
+    /// The topic's name.
+    fn topic(&self) -> &str {
+        self.topic_arn.rsplit(':').next().unwrap_or_default()
+    }
+
+    fn is_fifo(&self) -> bool {
+        self.topic_arn.ends_with(".fifo")
+    }
+}
+
+impl Service for Sns {
+    async fn call(
+        &self,
+        schedule: &Schedule,
+        request: &Request,
+    ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
+        self.publish_batch(schedule, request).await
+    }
+
+    async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, _: &str) {
+        // What is too large has not come as far as this.
+        schedule.refuse(request, |_| SinkError::unavailable(error.clone()));
+    }
+
+    fn rests(&self) -> &Rests {
+        &self.rests
+    }
+}
+
+#[async_trait]
+impl DeadLetterSink for Sns {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        let mut schedule = Schedule::new(letters.iter().map(message::entry).collect(), LIMITS);
+        schedule.refuse_larger_than(MESSAGE_LIMIT);
+        service::write(self, schedule).await
+    }
+
+    async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        self.look_at_target(source).await
+    }
+
+    fn name(&self) -> String {
+        format!("sns:{}", self.topic())
+    }
+}
+
+impl fmt::Debug for Sns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sns")
+            .field("topic", &self.topic())
+            .finish_non_exhaustive()
+    }
+}

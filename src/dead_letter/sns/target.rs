@@ -1,0 +1,45 @@
+//! Looking at the topic before letters depend on it.
+
+use super::{MESSAGE_LIMIT, Sns};
+use crate::dead_letter::{DeadLetter, SourceStream, TargetError, Warning};
+use crate::failure::BoxError;
+
+/// What a record of a stream may have at least: the limit that a stream has at first.
+const RECORD_LIMIT: u64 = 1024 * 1024;
+
+impl Sns {
+    pub(super) async fn look_at_target(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+        let name = || self.topic().to_owned();
+        match self.is_subscribed_to().await {
+            Ok(true) => {}
+            Ok(false) => return Err(TargetError::NobodyListens { name: name() }),
+            Err(source) => return Err(TargetError::Unreachable { name: name(), source }),
+        }
+        let record = source.max_record_bytes.unwrap_or(RECORD_LIMIT);
+        // As base64.
+        let needed = record.div_ceil(3) * 4 + DeadLetter::MAX_ENVELOPE_BYTES as u64;
+        let too_small = (MESSAGE_LIMIT < needed).then(|| Warning {
+            message: format!(
+                "the dead-letter topic {:?} takes messages of up to {MESSAGE_LIMIT} bytes, a letter may have {needed}; larger ones are refused",
+                self.topic()
+            ),
+            remedy: format!(
+                "add a fallback sink for larger letters: {MESSAGE_LIMIT} bytes is the most that SNS takes"
+            ),
+        });
+        Ok(too_small.into_iter().collect())
+    }
+
+    /// Whether anybody is. Of a subscription that is not confirmed the ARN is no ARN.
+    async fn is_subscribed_to(&self) -> Result<bool, BoxError> {
+        let call = self
+            .reader
+            .list_subscriptions_by_topic()
+            .topic_arn(&self.topic_arn);
+        let subscriptions = call.send().await?.subscriptions.unwrap_or_default();
+        let mut arns = subscriptions
+            .iter()
+            .filter_map(|subscription| subscription.subscription_arn());
+        Ok(arns.any(|arn| arn.starts_with("arn:")))
+    }
+}
