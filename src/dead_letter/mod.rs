@@ -15,6 +15,9 @@
     feature = "sqs",
     doc = "| [`Sqs`] | a queue, standard or FIFO; letters up to 1 MiB |"
 )]
+//!
+//! Sinks of sinks: [`Fallback`] has another one for what the first does not take, [`FanOut`] writes to several, [`Route`]
+//! to one of several, [`Redact`] takes out what must not leave the process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,12 +27,16 @@ use async_trait::async_trait;
 use crate::failure::BoxError;
 
 mod envelope;
+mod fallback;
+mod fan_out;
 mod file;
 #[cfg(feature = "kinesis")]
 mod kinesis;
 mod memory;
 #[cfg(any(feature = "sqs", feature = "sns"))]
 mod message;
+mod redact;
+mod route;
 #[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
 mod schedule;
 #[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
@@ -40,10 +47,14 @@ mod sns;
 mod sqs;
 
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
+pub use fallback::Fallback;
+pub use fan_out::FanOut;
 pub use file::{File, FileError, ReadError, ReadLetters};
 #[cfg(feature = "kinesis")]
 pub use kinesis::{Kinesis, Payload};
 pub use memory::Memory;
+pub use redact::Redact;
+pub use route::Route;
 #[cfg(feature = "sns")]
 pub use sns::Sns;
 #[cfg(feature = "sqs")]

@@ -106,6 +106,7 @@ impl Schedule {
     }
 
     /// The size of the largest letter, in bytes.
+    #[cfg(any(feature = "kinesis", feature = "sqs"))]
     pub(super) fn largest(&self) -> u64 {
         self.entries.iter().map(|entry| entry.bytes).max().unwrap_or(0)
     }

@@ -73,6 +73,9 @@ pub struct DeadLetter {
     pub trace_context: Option<String>,
     /// How often the record was driven again before.
     pub redrive_count: u32,
+    /// Something was taken out before it was written ([`Redact`](super::Redact)): it is not what was put into the stream.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redacted: bool,
     /// The payload's length in bytes.
     pub payload_bytes: u64,
     /// The record's payload.
@@ -178,6 +181,7 @@ impl DeadLetter {
             processor_version: None,
             trace_context: None,
             redrive_count: 0,
+            redacted: false,
             payload_bytes: record.payload().len() as u64,
             payload: record.payload().clone(),
         }
