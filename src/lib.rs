@@ -141,6 +141,7 @@ pub use consumer::{
     AfterDataLoss, Consumer, ConsumerBuilder, ConsumerError, DataLoss, FanOutConsumer, Health, HealthReport,
     Retrieval, ShardHealth, ShardState, StartingPosition, StreamId, WaitsFor,
 };
+pub use dead_letter::AfterDeadLetter;
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use guard::{Guard, StoppedShard};
 pub use idempotency::Idempotency;

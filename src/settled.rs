@@ -66,6 +66,12 @@ pub enum Halt {
         "the record failed for good and there is no dead-letter sink; mend the handler and start again, or give the processor a sink"
     )]
     WithoutDeadLetters(#[source] Failure),
+    /// The record is in the dead-letter queue, and the processor was built to stop its shard then
+    /// ([`AfterDeadLetter::Stop`](crate::AfterDeadLetter::Stop)). It goes on behind the record when it is started again.
+    #[error(
+        "the record became dead letter {0}, after which its shard is to stop; look at it, and start again"
+    )]
+    AfterDeadLetter(LetterId),
     /// The sink can never take this letter.
     #[error(
         "the dead-letter sink can never take this letter ({size} bytes, its limit is {limit}); raise the sink's limit or add a fallback sink"

@@ -20,8 +20,8 @@ use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, St
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, Guard, Idempotency, Jitter, Record, RecordProcessor,
-    Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+    AfterDeadLetter, Attempt, BatchFailure, BatchProcessor, BoxError, Guard, Idempotency, Jitter, Record,
+    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
 };
 use serde_json::{Value, json};
 use support::script::Script;
@@ -302,6 +302,22 @@ async fn nothing_runs_past_the_deadline() {
         (2, 2),
         "nothing behind it, nothing after"
     );
+}
+
+/// Nothing could stop the mapping.
+#[tokio::test(start_paused = true)]
+async fn a_processor_that_stops_after_a_dead_letter_goes_on_here() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let resilient = builder(&script)
+        .dead_letters(letters.clone())
+        .after_dead_letter(AfterDeadLetter::Stop)
+        .build()
+        .expect("valid");
+    let function = Function::new(resilient);
+    let items = event([item(1, "a", b"bad"), item(2, "a", b"ok")]);
+    let answer = function.settle(items, Instant::now() + secs(10)).await;
+    assert_eq!(answer.expect("an answer"), Response::settled());
+    assert_eq!((script.calls().len(), letters.letters().len()), (2, 1));
 }
 
 /// What is delivered again anyway is not begun.

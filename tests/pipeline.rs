@@ -16,7 +16,8 @@ use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Receipt, SinkError}
 use redrive::observer::{Bound, Event, Observer};
 use redrive::pipeline::{Batch, Capacity, Finished, Ordering, Pipeline, Progress, ShardHalted};
 use redrive::{
-    Attempt, Backoff, BoxError, Halt, Jitter, Position, Record, RecordProcessor, Resilient, RetryPolicy,
+    AfterDeadLetter, Attempt, Backoff, BoxError, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
+    RetryPolicy,
 };
 use support::script::{Script, record};
 use tokio::time::Instant;
@@ -378,6 +379,54 @@ async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
     let finished = running.await.expect("no halt");
     assert_eq!(finished.checkpoint.position(), &position(199));
     assert_eq!((script.calls().len(), sink.letters.letters().len()), (200, 100));
+}
+
+/// The letter counts: what comes behind it is what waits for somebody to look.
+#[tokio::test(start_paused = true)]
+async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let build = |after| {
+        let builder = Resilient::builder("billing", script.clone()).retry(policy());
+        let builder = builder.without_guard().dead_letters(letters.clone());
+        builder.after_dead_letter(after).build().expect("valid")
+    };
+    let records = || (0..100).map(|number| record(number, "one", if number == 10 { "bad" } else { "ok" }));
+    let halted = Pipeline::new()
+        .run(&build(AfterDeadLetter::Stop), batches(records().collect(), 100))
+        .await
+        .expect_err("halted");
+    assert_eq!(halted.record.sequence_number(), &10.into());
+    let id = letters.letters()[0].id;
+    assert!(
+        matches!(halted.halt, Halt::AfterDeadLetter(lettered) if lettered == id),
+        "{halted:?}"
+    );
+    assert_eq!(halted.checkpoint.position(), &position(10));
+    assert_eq!((halted.unsettled, &halted.first_unsettled), (89, &11.into()));
+    assert_eq!(script.first_calls().len(), 11);
+
+    // It goes on from there.
+    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+    let stopping = build(AfterDeadLetter::Stop);
+    let finished = Pipeline::new()
+        .run_from(
+            &stopping,
+            batches(records().collect(), 100),
+            halted.checkpoint.clone(),
+            &progress,
+            &shutdown,
+        )
+        .await;
+    assert!(finished.expect("no other is bad").complete);
+    assert_eq!((script.first_calls().len(), letters.letters().len()), (100, 1));
+
+    let finished = Pipeline::new()
+        .run(
+            &build(AfterDeadLetter::Continue),
+            batches(records().collect(), 100),
+        )
+        .await;
+    assert!(finished.expect("no halt").complete);
 }
 
 #[tokio::test(start_paused = true)]

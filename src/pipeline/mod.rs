@@ -293,9 +293,9 @@ pub struct ShardHalted {
     pub halt: Halt,
     /// How far the shard is settled.
     pub checkpoint: Checkpoint,
-    /// How many records were read and not settled, this one among them.
+    /// How many records were read and not settled, this one among them unless it is dead-lettered.
     pub unsettled: usize,
-    /// The first of those.
+    /// The first of those; if there is none, this one.
     pub first_unsettled: SequenceNumber,
 }
 

@@ -34,6 +34,7 @@ use super::window::{Earlier, Ordinal, Window};
 use super::work::Work;
 use super::{Batch, Finished, Pipeline, ShardHalted};
 use crate::checkpoint::Checkpoint;
+use crate::dead_letter::AfterDeadLetter;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::record::Record;
 use crate::resilient::{
@@ -53,6 +54,7 @@ struct Shard<'a, S, F, M> {
     interrupted: &'a Interrupted,
     /// An idempotency store knows what is processed.
     remembers: bool,
+    after_dead_letter: AfterDeadLetter,
     /// While a breaker is not closed: wakes the task when that changes.
     breaker_change: Option<BoxFuture<'a, ()>>,
     observers: &'a Observers,
@@ -333,6 +335,12 @@ where
     }
 
     fn settle(&mut self, ordinal: Ordinal, settled: Settled) {
+        if let (Settled::DeadLettered(id), AfterDeadLetter::Stop) = (settled, self.after_dead_letter)
+            && let Some(place) = self.window.record(ordinal).map(Record::place)
+        {
+            let stop = self.stop();
+            stop.halted.get_or_insert((place, Halt::AfterDeadLetter(id)));
+        }
         let Some(released) = self.window.settle(ordinal, settled) else {
             return;
         };

@@ -15,7 +15,7 @@ use super::{Inner, Resilient};
 use crate::breaker::Breaker;
 use crate::classify::Classify;
 use crate::config::ConfigError;
-use crate::dead_letter::DeadLetterSink;
+use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
 use crate::failure::Verdict;
 use crate::guard::Guard;
 use crate::idempotency::Idempotency;
@@ -50,6 +50,7 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     typed: Vec<Typed<P::Error>>,
     erased: Vec<Box<dyn Classify>>,
     sink: Setting<Arc<dyn DeadLetterSink>>,
+    after_dead_letter: AfterDeadLetter,
     breaker: Setting<Breaker>,
     dependencies: Vec<Named>,
     guard: Setting<Guard>,
@@ -91,6 +92,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             typed: Vec::new(),
             erased: Vec::new(),
             sink: Setting::Unsaid,
+            after_dead_letter: AfterDeadLetter::default(),
             breaker: Setting::Unsaid,
             dependencies: Vec::new(),
             guard: Setting::Unsaid,
@@ -143,6 +145,12 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
     /// stop than let anything pass.
     pub fn without_dead_letters(mut self) -> Self {
         self.sink = Setting::Without;
+        self
+    }
+
+    /// What becomes of a shard once a record of it is a dead letter. Default: [`AfterDeadLetter::Continue`].
+    pub fn after_dead_letter(mut self, after: AfterDeadLetter) -> Self {
+        self.after_dead_letter = after;
         self
     }
 
@@ -291,6 +299,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
                 erased: self.erased,
             },
             outbox,
+            after_dead_letter: self.after_dead_letter,
             claims,
             interrupted: Interrupted::new(),
             rng: Mutex::new(rng),

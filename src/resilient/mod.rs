@@ -50,7 +50,7 @@ pub(crate) use stage::Stage;
 pub(crate) use target::{Unusable, check_target};
 
 use crate::breaker::Breaker;
-use crate::dead_letter::DeadLetterSink;
+use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
 use crate::guard::Guard;
 use crate::observer::{Event, Interest, Observers};
 use crate::processor::{Bounds, RecordProcessor};
@@ -94,6 +94,7 @@ struct Inner<P: RecordProcessor> {
     policy: RetryPolicy,
     classifiers: Classifiers<P::Error>,
     outbox: Option<Outbox>,
+    after_dead_letter: AfterDeadLetter,
     claims: Option<Claims>,
     interrupted: Interrupted,
     protection: Protection,
@@ -263,6 +264,10 @@ impl<P: RecordProcessor> Resilient<P> {
             None => bounds,
             Some(_) => bounds.at_most(claims::AT_ONCE),
         })
+    }
+
+    pub(crate) fn after_dead_letter(&self) -> AfterDeadLetter {
+        self.0.after_dead_letter
     }
 
     /// What was begun with records that were given back.

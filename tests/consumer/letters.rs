@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use redrive::{ConsumerError, Halt};
+use redrive::{AfterDeadLetter, ConsumerError, Halt};
 
 use crate::scene::{Scene, records};
 use crate::support::ledger::{Note, SinkState, covers};
@@ -64,6 +64,27 @@ fn begun_of(scene: &Scene, sent: &[Sent], key: &str) -> Vec<Place> {
         }
     }
     begun
+}
+
+#[tokio::test]
+async fn after_a_dead_letter_a_shard_stops_if_it_is_told_to_and_a_restart_goes_on_behind_it() {
+    let scene = Scene::new(1).await;
+    scene
+        .put(records(100, 1, |number| if number == 40 { "bad" } else { "ok" }))
+        .await;
+    let stopping = || scene.resilient().after_dead_letter(AfterDeadLetter::Stop);
+    let running = scene.run(scene.consumer(), stopping());
+    eventually("the shard halts", || scene.ledger.events("ShardHalted") > 0).await;
+    let error = running.stop().await.expect_err("a shard halted");
+    let ConsumerError::ShardHalted(halted) = &error else {
+        panic!("{error:?}");
+    };
+    assert!(matches!(halted.halt, Halt::AfterDeadLetter(_)), "{halted:?}");
+    assert_eq!(scene.ledger.book().settled.len(), 41);
+
+    let running = scene.run(scene.consumer(), stopping());
+    scene.settle_all(running).await;
+    assert_eq!(scene.letters.letters().len(), 1);
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use super::super::{Batch, Finished, Pipeline, ShardHalted};
 use super::super::{Careful, Taken};
 use super::Shard;
 use crate::checkpoint::Checkpoint;
+use crate::dead_letter::AfterDeadLetter;
 use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
 #[cfg(feature = "kinesis")]
@@ -134,6 +135,11 @@ where
         run,
         interrupted: resilient.interrupted(),
         remembers: resilient.remembers(),
+        after_dead_letter: match run.within {
+            None => resilient.after_dead_letter(),
+            // There is no way to stop.
+            Some(_) => AfterDeadLetter::Continue,
+        },
         breaker_change: None,
         observers: resilient.observers(),
         batches,
