@@ -85,7 +85,7 @@
 //! | `multilang` | | the same processor under KCL's MultiLangDaemon |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
-//! | `sqs`, `sns` | | dead letters in an SQS queue, or on an SNS topic |
+//! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!
@@ -120,7 +120,13 @@ mod resilient;
 mod retry;
 mod rfc3339;
 mod sabotage;
-#[cfg(any(feature = "kinesis", feature = "dynamodb", feature = "sqs", feature = "sns"))]
+#[cfg(any(
+    feature = "kinesis",
+    feature = "dynamodb",
+    feature = "sqs",
+    feature = "sns",
+    feature = "s3"
+))]
 mod sdk;
 mod settled;
 #[cfg(feature = "dynamodb")]

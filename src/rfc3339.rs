@@ -5,9 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Deserializer, Serializer, de};
 
 pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    // The format ends with the year 9999, and a clock that is off must not cost a letter.
+    serializer.collect_str(&format(*time))
+}
+
+/// The format ends with the year 9999, and a clock that is off must not cost a letter.
+pub(crate) fn format(time: SystemTime) -> humantime::Rfc3339Timestamp {
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    serializer.collect_str(&humantime::format_rfc3339_millis(*time.clamp(&UNIX_EPOCH, &last)))
+    humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last))
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {

@@ -1,12 +1,12 @@
 //! AWS clients as redrive calls them.
 
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
 use std::time::Duration;
 
 use aws_smithy_types::timeout::TimeoutConfig;
 
 /// The SDK has none by default, and a call can hang for ever.
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
 pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A service's clients: every SDK crate has types of its own.
@@ -43,6 +43,8 @@ clients_of!(dynamodb, aws_sdk_dynamodb);
 clients_of!(sqs, aws_sdk_sqs);
 #[cfg(feature = "sns")]
 clients_of!(sns, aws_sdk_sns);
+#[cfg(feature = "s3")]
+clients_of!(s3, aws_sdk_s3);
 
 /// What is set already, and this where nothing is.
 fn bounded(timeouts: Option<&TimeoutConfig>, attempt: std::time::Duration) -> TimeoutConfig {

@@ -11,6 +11,7 @@ pub(super) fn entry(letter: &DeadLetter) -> Entry {
         bytes: data.len() as u64,
         data: data.into(),
         id: letter.id,
+        place: String::new(),
     }
 }
 

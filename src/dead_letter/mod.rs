@@ -37,9 +37,13 @@ mod memory;
 mod message;
 mod redact;
 mod route;
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
+#[allow(dead_code, reason = "each service uses a part of it")]
 mod schedule;
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
+#[allow(dead_code, reason = "each service uses a part of it")]
 mod service;
 #[cfg(feature = "sns")]
 mod sns;
@@ -55,6 +59,8 @@ pub use kinesis::{Kinesis, Payload};
 pub use memory::Memory;
 pub use redact::Redact;
 pub use route::Route;
+#[cfg(feature = "s3")]
+pub use s3::S3;
 #[cfg(feature = "sns")]
 pub use sns::Sns;
 #[cfg(feature = "sqs")]

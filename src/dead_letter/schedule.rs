@@ -28,8 +28,9 @@ pub(super) struct Entry {
     pub(super) data: Bytes,
     /// As the service counts it.
     pub(super) bytes: u64,
-    #[cfg_attr(not(any(feature = "sqs", feature = "sns")), allow(dead_code))]
     pub(super) id: LetterId,
+    /// Where it goes, where the service does not say that itself.
+    pub(super) place: String,
 }
 
 impl Entry {
@@ -106,7 +107,6 @@ impl Schedule {
     }
 
     /// The size of the largest letter, in bytes.
-    #[cfg(any(feature = "kinesis", feature = "sqs"))]
     pub(super) fn largest(&self) -> u64 {
         self.entries.iter().map(|entry| entry.bytes).max().unwrap_or(0)
     }

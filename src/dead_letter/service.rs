@@ -1,7 +1,6 @@
 //! Writing letters to a service that takes many in a request: what fails is tried again alone, what is refused does not
 //! keep the others back.
 
-#[cfg(any(feature = "sqs", feature = "sns"))]
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,7 +98,6 @@ pub(super) enum CallError {
         #[source]
         source: BoxError,
     },
-    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     #[error("{operation} answered for {answered} entries, {sent} were sent; none counts as written")]
     Miscounted {
         operation: &'static str,
@@ -127,7 +125,6 @@ pub(super) enum EntryError {
 }
 
 /// Answers that came in any order, by the places that were given as ids.
-#[cfg(any(feature = "sqs", feature = "sns"))]
 pub(super) fn in_order(
     mut answers: HashMap<String, Result<Receipt, SharedError>>,
     sent: usize,

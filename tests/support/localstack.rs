@@ -22,7 +22,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const SETTINGS: &[(&str, &str)] = &[
-    ("SERVICES", "kinesis,sns,sqs"),
+    ("SERVICES", "kinesis,s3,sns,sqs"),
     ("KINESIS_MOCK_PROVIDER_ENGINE", "node"),
     ("KINESIS_PERSISTENCE", "0"),
     // Nothing but the endpoint: no licence check, certificate download, telemetry or DNS server.

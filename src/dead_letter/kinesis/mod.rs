@@ -103,6 +103,7 @@ impl Kinesis {
             key,
             data,
             id: letter.id,
+            place: String::new(),
         }
     }
 

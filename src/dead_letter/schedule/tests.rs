@@ -24,6 +24,7 @@ fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Schedule {
                 data: Bytes::from(vec![0; bytes]),
                 bytes: (bytes + key.len()) as u64,
                 id: LetterId::new([0; 32]),
+                place: String::new(),
             })
             .collect(),
         LIMITS,
@@ -220,6 +221,7 @@ proptest! {
             data: zeros.slice(..size * 64 + number),
             bytes: (size * 64 + number + names[key].len()) as u64,
             id: LetterId::new([0; 32]),
+                place: String::new(),
         }).collect(), LIMITS);
         schedule.refuse_larger_than(limit);
         let number_of = |entry: &Entry| entry.data.len() % 64;

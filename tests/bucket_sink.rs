@@ -1,0 +1,213 @@
+//! Dead letters in S3, on LocalStack: the suite that all sinks pass, and what a bucket has of its own.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod conformance {
+    pub mod sinks;
+}
+mod support;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
+use axum::Router;
+use axum::http::{HeaderMap, Method};
+use conformance::sinks::{Harness, confirmed, letter};
+use redrive::dead_letter::{DeadLetter, DeadLetterSink, S3, SinkError, SourceStream, TargetError};
+use support::localstack::LocalStack;
+
+/// One for all. None where such tests are to be skipped.
+fn shared() -> Option<&'static LocalStack> {
+    static SHARED: OnceLock<Option<LocalStack>> = OnceLock::new();
+    SHARED.get_or_init(|| LocalStack::start(&[])).as_ref()
+}
+
+fn client(endpoint: &str) -> Client {
+    Client::from_conf(
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "static"))
+            .endpoint_url(endpoint)
+            // Names of buckets are no names of hosts here.
+            .force_path_style(true)
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build(),
+    )
+}
+
+/// A bucket, and the sink that writes to it.
+struct Bucket {
+    client: Client,
+    name: String,
+    sink: S3,
+}
+
+impl Bucket {
+    async fn new() -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let client = client(shared()?.endpoint());
+        let now = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_millis();
+        let name = format!("letters-{}-{now}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let created = client.create_bucket().bucket(&name).send().await;
+        created.expect("CreateBucket");
+        Some(Bucket {
+            sink: S3::new(client.clone(), &name).prefix("dead-letters/").seed(7),
+            client,
+            name,
+        })
+    }
+
+    /// In the order of a listing.
+    async fn keys(&self) -> Vec<String> {
+        let mut pages = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.name)
+            .into_paginator()
+            .send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let objects = page.expect("ListObjectsV2").contents.unwrap_or_default();
+            keys.extend(objects.into_iter().map(|object| object.key.expect("a key")));
+        }
+        keys
+    }
+
+    async fn read(&self, key: &str) -> DeadLetter {
+        let object = self.client.get_object().bucket(&self.name).key(key).send().await;
+        let body = object.expect("GetObject").body.collect().await.expect("a body");
+        DeadLetter::decode(&body.into_bytes()).expect("a letter")
+    }
+}
+
+impl Harness for Bucket {
+    type Sink = S3;
+
+    fn sink(&self) -> &S3 {
+        &self.sink
+    }
+
+    async fn read_back(&self) -> Vec<DeadLetter> {
+        let mut letters = Vec::new();
+        for key in self.keys().await {
+            letters.push(self.read(&key).await);
+        }
+        letters
+    }
+}
+
+/// Each check is skipped where LocalStack is.
+macro_rules! bucket_conformance {
+    ($($check:ident),* $(,)?) => {
+        mod bucket {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $check() {
+                    if let Some(bucket) = Bucket::new().await {
+                        conformance::sinks::$check(&bucket).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
+bucket_conformance!(
+    every_letter_has_its_result,
+    an_empty_put_has_no_results,
+    any_payload_reads_back_as_it_was,
+    a_payload_of_almost_1_mib_reads_back,
+    any_partition_key_reads_back_as_it_was,
+    letters_without_a_key_are_kept,
+    order_per_key_is_kept_inside_a_put,
+    order_per_key_is_kept_over_puts,
+    a_letter_written_twice_has_the_same_id,
+    twelve_hundred_letters_fit_in_one_put,
+    concurrent_puts_do_not_mix_letters,
+    a_dropped_put_does_no_harm,
+    its_name_is_fit_for_a_log,
+);
+
+#[tokio::test]
+async fn a_letter_that_is_written_again_is_written_over_itself() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    let first = confirmed(bucket.sink.put(&letters).await);
+    let again = confirmed(bucket.sink.put(&letters).await);
+    assert_eq!(first, again);
+    let keys = bucket.keys().await;
+    assert_eq!(keys.len(), 5);
+    assert!(
+        keys.iter()
+            .all(|key| key.starts_with("dead-letters/orders/shardId-000000000001/2026/09/21/")),
+        "{keys:?}"
+    );
+    assert!(
+        first
+            .iter()
+            .zip(&keys)
+            .all(|(receipt, key)| receipt.location == format!("{}/{key}", bucket.name))
+    );
+}
+
+/// The largest record of any stream.
+#[tokio::test]
+async fn a_record_of_10_mib_fits() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let large = letter(1, Some("a"), vec![b'x'; 10 * 1024 * 1024]);
+    confirmed(bucket.sink.put(std::slice::from_ref(&large)).await);
+    assert_eq!(bucket.read_back().await, [large]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_confirms_nothing_and_is_no_target() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let source = SourceStream::new("orders");
+    assert_eq!(bucket.sink.check(&source).await.expect("it is there"), []);
+    let none = S3::new(bucket.client.clone(), "no-such-bucket-of-mine").seed(7);
+    let error = none.check(&source).await.expect_err("there is none");
+    assert!(matches!(error, TargetError::Unreachable { .. }), "{error:?}");
+    let results = none
+        .put(&[letter(1, Some("a"), "x"), letter(2, Some("a"), "x")])
+        .await;
+    assert!(
+        matches!(
+            results[..],
+            [Err(SinkError::Unavailable(_)), Err(SinkError::Behind)]
+        ),
+        "{results:?}"
+    );
+}
+
+/// That S3 writes nothing to a bucket of another account is S3's to do, which LocalStack leaves out: each request must ask
+/// for it.
+#[tokio::test]
+async fn the_owner_is_asked_for_with_each_request() {
+    type Asked = (Method, Option<String>);
+    let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
+    let notes = seen.clone();
+    let app = Router::new().fallback(move |method: Method, headers: HeaderMap| {
+        let owner = headers.get("x-amz-expected-bucket-owner");
+        let owner = owner.map(|owner| owner.to_str().expect("text").to_owned());
+        notes.lock().expect("no panic while locked").push((method, owner));
+        std::future::ready(())
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let sink = S3::new(client(&endpoint), "letters").expected_bucket_owner("111111111111");
+    sink.check(&SourceStream::new("orders")).await.expect("an answer");
+    confirmed(
+        sink.put(&[letter(1, Some("a"), "x"), letter(2, Some("b"), "x")])
+            .await,
+    );
+    let owner = Some("111111111111".to_owned());
+    let expected = [Method::HEAD, Method::PUT, Method::PUT].map(|method| (method, owner.clone()));
+    assert_eq!(*seen.lock().expect("no panic while locked"), expected);
+}
