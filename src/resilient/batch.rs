@@ -77,7 +77,7 @@ impl<P: RecordProcessor> Inner<P> {
         let stumble = match self.attempt_batch(&first, &records, number, term).await {
             Ok(()) => {
                 self.protection.succeeded(&first, pass);
-                self.processed_together(parting, next.members, number, term).await;
+                self.processed_together(parting, next.members, term).await;
                 return Some(at_once(recovery));
             }
             Err(stumble) => stumble,
@@ -85,11 +85,7 @@ impl<P: RecordProcessor> Inner<P> {
         let how = match stumble.how {
             How::Failed(BatchFailure::Of(failed)) => match by_member(failed, records.len()) {
                 Ok(failed) => {
-                    let outcome = Outcome {
-                        failed,
-                        number,
-                        took: stumble.took,
-                    };
+                    let outcome = (failed, stumble.took);
                     self.some_failed(parting, next.members, outcome, recovery.as_deref(), pass, term)
                         .await;
                     return Some(at_once(recovery));
@@ -219,13 +215,7 @@ impl<P: RecordProcessor> Inner<P> {
         Ok(())
     }
 
-    async fn processed_together(
-        &self,
-        parting: &mut Parting,
-        mut members: Vec<Member>,
-        attempts: u32,
-        term: Term<'_>,
-    ) {
+    async fn processed_together(&self, parting: &mut Parting, mut members: Vec<Member>, term: Term<'_>) {
         if let Some(claims) = &self.claims {
             let claimed: Vec<Claim> = members
                 .iter_mut()
@@ -236,24 +226,25 @@ impl<P: RecordProcessor> Inner<P> {
         }
         term.run.tally.add_batch(members.len());
         for member in members {
+            let attempts = member.attempts.count + 1;
             self.tell_settled(&member.record, Settled::Processed, attempts);
             parting.leaves(member, Step::Done(Ok(Settled::Processed)));
         }
     }
 
-    /// The handler has named those that failed. The others are processed, but for those behind one of them.
+    /// The handler has named those that failed: of each its error, if it did. The others are processed, but for those behind one of them.
     async fn some_failed(
         &self,
         parting: &mut Parting,
         members: Vec<Member>,
-        outcome: Outcome<P::Error>,
+        (errors, took): (Vec<Option<P::Error>>, Duration),
         recovery: Option<&Recovery>,
         mut pass: Pass,
         term: Term<'_>,
     ) {
         parting.group.clear_suspicion();
         let (mut processed, mut failed, mut gone) = (Vec::new(), Vec::new(), HashSet::new());
-        for (member, error) in members.into_iter().zip(outcome.failed) {
+        for (member, error) in members.into_iter().zip(errors) {
             match error {
                 _ if member.lane.is_some_and(|lane| gone.contains(&lane)) => parting.waits(member),
                 Some(error) => {
@@ -267,13 +258,12 @@ impl<P: RecordProcessor> Inner<P> {
             // What some succeed at works, whatever the others fail for.
             self.protection
                 .succeeded(&first.record, mem::replace(&mut pass, Pass::FREE));
-            self.processed_together(parting, processed, outcome.number, term)
-                .await;
+            self.processed_together(parting, processed, term).await;
         }
         for (mut member, error) in failed {
             let stumble = Stumble {
                 how: How::Failed(error),
-                took: outcome.took,
+                took,
             };
             let claim = member.claim.take();
             let own = member.apart(recovery);
@@ -377,14 +367,6 @@ impl<P: RecordProcessor> Inner<P> {
             parting.leaves(member, Step::Done(Err(Unsettled::Deadline)));
         }
     }
-}
-
-/// What a handler said that has named those that failed.
-struct Outcome<E> {
-    /// Of each its error, if it failed.
-    failed: Vec<Option<E>>,
-    number: u32,
-    took: Duration,
 }
 
 /// The errors by their members' place. An error if one has none: nobody knows then which have failed.
