@@ -798,7 +798,11 @@ async fn a_failed_call_is_told_once_with_how_many_it_had() {
         fn on(&self, event: &Event<'_>) {
             match event {
                 Event::AttemptFailed { records, .. } => Table::lock(&self.0).push(*records),
-                Event::Settled { .. } => drop(self.1.fetch_add(1, SeqCst)),
+                Event::Settled { attempts, .. } => {
+                    // With the two that failed for another's sake.
+                    assert_eq!(*attempts, 3);
+                    self.1.fetch_add(1, SeqCst);
+                }
                 _ => {}
             }
         }

@@ -15,7 +15,9 @@ use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
 use axum::Router;
 use axum::http::{HeaderMap, Method};
 use conformance::sinks::{Harness, confirmed, letter};
-use redrive::dead_letter::{DeadLetter, DeadLetterSink, S3, SinkError, SourceStream, TargetError};
+use redrive::dead_letter::{
+    ClaimCheck, ClaimError, DeadLetter, DeadLetterSink, Memory, S3, SinkError, SourceStream, TargetError,
+};
 use support::localstack::LocalStack;
 
 /// One for all. None where such tests are to be skipped.
@@ -210,4 +212,91 @@ async fn the_owner_is_asked_for_with_each_request() {
     let owner = Some("111111111111".to_owned());
     let expected = [Method::HEAD, Method::PUT, Method::PUT].map(|method| (method, owner.clone()));
     assert_eq!(*seen.lock().expect("no panic while locked"), expected);
+}
+
+#[tokio::test]
+async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let inside = Memory::new();
+    let store = || {
+        S3::new(bucket.client.clone(), &bucket.name)
+            .prefix("payloads/")
+            .seed(7)
+    };
+    let sink = ClaimCheck::new(inside.clone(), store()).over(1_000);
+    let letters = [
+        letter(1, Some("a"), vec![b'x'; 1_000]),
+        letter(2, Some("a"), vec![b'x'; 1_001]),
+        letter(3, Some("b"), vec![b'x'; 3_000_000]),
+    ];
+    confirmed(sink.put(&letters).await);
+    let written = inside.letters();
+    assert_eq!(written[0], letters[0]);
+    assert!(
+        written[1..]
+            .iter()
+            .all(|letter| letter.payload.is_empty() && letter.payload_at.is_some())
+    );
+    for (written, whole) in written.iter().zip(&letters) {
+        // It reads back from wherever it is written.
+        let read = DeadLetter::decode(&written.encode()).expect("a letter");
+        let line = DeadLetter::from_json_line(&written.to_json_line()).expect("a letter");
+        assert_eq!((&read, &line), (written, written));
+        assert_eq!(sink.redeem(read).await.expect("its payload is there"), *whole);
+    }
+
+    // What is gone, changed or elsewhere is said.
+    let place = written[1].payload_at.clone().expect("a place");
+    let key = place
+        .split_once(&format!("{}/", bucket.name))
+        .expect("in the bucket")
+        .1;
+    let put = bucket.client.put_object().bucket(&bucket.name).key(key);
+    let cut = put.body(vec![b'x'; 5].into()).send().await;
+    cut.expect("PutObject");
+    let changed = sink.redeem(written[1].clone()).await;
+    assert!(
+        matches!(
+            changed,
+            Err(ClaimError::Length {
+                expected: 1_001,
+                found: 5,
+                ..
+            })
+        ),
+        "{changed:?}"
+    );
+    let deleted = bucket
+        .client
+        .delete_object()
+        .bucket(&bucket.name)
+        .key(key)
+        .send()
+        .await;
+    deleted.expect("DeleteObject");
+    let gone = sink.redeem(written[1].clone()).await.expect_err("gone");
+    assert!(matches!(gone, ClaimError::Gone { .. }), "{gone:?}");
+    assert!(gone.to_string().contains(&place), "{gone}");
+    let mut other = written[2].clone();
+    other.payload_at = Some("s3://another/key".into());
+    let elsewhere = sink.redeem(other).await;
+    assert!(
+        matches!(elsewhere, Err(ClaimError::Elsewhere { .. })),
+        "{elsewhere:?}"
+    );
+
+    // Without its payload no letter is written, nor those behind it.
+    let none = S3::new(bucket.client.clone(), "no-such-bucket-of-mine");
+    let inside = Memory::new();
+    let sink = ClaimCheck::new(inside.clone(), none).over(1_000);
+    let some = [letters[1].clone(), letters[0].clone(), letter(9, Some("c"), "x")];
+    let results = sink.put(&some).await;
+    assert!(
+        matches!(
+            results[..],
+            [Err(SinkError::Unavailable(_)), Err(SinkError::Behind), Ok(_)]
+        ),
+        "{results:?}"
+    );
+    assert_eq!(inside.letters().len(), 1);
 }

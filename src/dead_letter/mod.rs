@@ -18,6 +18,7 @@
 //!
 //! Sinks of sinks: [`Fallback`] has another one for what the first does not take, [`FanOut`] writes to several, [`Route`]
 //! to one of several, [`Redact`] takes out what must not leave the process.
+#![cfg_attr(feature = "s3", doc = "[`ClaimCheck`] keeps large payloads in a bucket.")]
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use async_trait::async_trait;
 
 use crate::failure::BoxError;
 
+#[cfg(feature = "s3")]
+mod claim_check;
 mod envelope;
 mod fallback;
 mod fan_out;
@@ -50,6 +53,8 @@ mod sns;
 #[cfg(feature = "sqs")]
 mod sqs;
 
+#[cfg(feature = "s3")]
+pub use claim_check::{ClaimCheck, ClaimError};
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
 pub use fallback::Fallback;
 pub use fan_out::FanOut;

@@ -76,6 +76,9 @@ pub struct DeadLetter {
     /// Something was taken out before it was written ([`Redact`](super::Redact)): it is not what was put into the stream.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub redacted: bool,
+    /// Where the payload is, if it is not in the letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_at: Option<String>,
     /// The payload's length in bytes.
     pub payload_bytes: u64,
     /// The record's payload.
@@ -182,6 +185,7 @@ impl DeadLetter {
             trace_context: None,
             redrive_count: 0,
             redacted: false,
+            payload_at: None,
             payload_bytes: record.payload().len() as u64,
             payload: record.payload().clone(),
         }
@@ -298,13 +302,14 @@ impl DeadLetter {
 
     fn checked(self) -> Result<Self, DecodeError> {
         let found = self.payload.len() as u64;
-        if found == self.payload_bytes {
+        let expected = match self.payload_at {
+            None => self.payload_bytes,
+            Some(_) => 0,
+        };
+        if found == expected {
             Ok(self)
         } else {
-            Err(DecodeError::PayloadLength {
-                expected: self.payload_bytes,
-                found,
-            })
+            Err(DecodeError::PayloadLength { expected, found })
         }
     }
 }

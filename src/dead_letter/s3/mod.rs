@@ -12,6 +12,7 @@ use crate::sdk;
 
 mod call;
 mod key;
+mod payload;
 
 /// Writes letters to an S3 bucket, each an object as [`DeadLetter::encode`] writes it: a JSON header in one line, a line
 /// feed, the failed record's payload. The largest record fits.
@@ -33,7 +34,7 @@ mod key;
 pub struct S3 {
     // Without retries: for PutObject.
     writer: Client,
-    // With the retries that the user set: for HeadBucket.
+    // With the retries that the user set: for HeadBucket, and for payloads of letters that are elsewhere.
     reader: Client,
     bucket: String,
     prefix: String,
