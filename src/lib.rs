@@ -86,6 +86,7 @@
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
 //! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
+//! | `testing` | | the suites that adapters of your own are to pass |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!
@@ -134,6 +135,8 @@ mod table;
 mod tally;
 #[cfg(feature = "emf")]
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "tower")]
 pub mod tower;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]

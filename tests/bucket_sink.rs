@@ -2,9 +2,6 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
-mod conformance {
-    pub mod sinks;
-}
 mod support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,10 +11,11 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
 use axum::Router;
 use axum::http::{HeaderMap, Method};
-use conformance::sinks::{Harness, confirmed, letter};
 use redrive::dead_letter::{
     ClaimCheck, ClaimError, DeadLetter, DeadLetterSink, Memory, S3, SinkError, SourceStream, TargetError,
 };
+use redrive::sink_conformance;
+use redrive::testing::sinks::{Harness, confirmed, letter};
 use support::localstack::LocalStack;
 
 /// One for all. None where such tests are to be skipped.
@@ -101,38 +99,7 @@ impl Harness for Bucket {
     }
 }
 
-/// Each check is skipped where LocalStack is.
-macro_rules! bucket_conformance {
-    ($($check:ident),* $(,)?) => {
-        mod bucket {
-            use super::*;
-            $(
-                #[tokio::test]
-                async fn $check() {
-                    if let Some(bucket) = Bucket::new().await {
-                        conformance::sinks::$check(&bucket).await;
-                    }
-                }
-            )*
-        }
-    };
-}
-
-bucket_conformance!(
-    every_letter_has_its_result,
-    an_empty_put_has_no_results,
-    any_payload_reads_back_as_it_was,
-    a_payload_of_almost_1_mib_reads_back,
-    any_partition_key_reads_back_as_it_was,
-    letters_without_a_key_are_kept,
-    order_per_key_is_kept_inside_a_put,
-    order_per_key_is_kept_over_puts,
-    a_letter_written_twice_has_the_same_id,
-    twelve_hundred_letters_fit_in_one_put,
-    concurrent_puts_do_not_mix_letters,
-    a_dropped_put_does_no_harm,
-    its_name_is_fit_for_a_log,
-);
+sink_conformance!(bucket, optional Bucket::new());
 
 #[tokio::test]
 async fn a_letter_that_is_written_again_is_written_over_itself() {

@@ -3,9 +3,6 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
-mod conformance {
-    pub mod sinks;
-}
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod support {
     pub mod embedded;
@@ -15,27 +12,30 @@ mod support {
 use std::fs;
 use std::path::PathBuf;
 
-use conformance::sinks::{Harness, confirmed, letter};
 use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, DecodeError, File, FileError, Kinesis, Memory, ReadError, SinkError,
 };
+use redrive::sink_conformance;
+use redrive::testing::sinks::{Harness, confirmed, letter};
 use support::embedded::{Embedded, create_stream};
 use support::stream;
 use tempfile::TempDir;
 
-sink_conformance!(memory, async { Memory::new() });
+sink_conformance!(memory, async { InMemory(Memory::new()) });
 sink_conformance!(file, async { InFile::new() });
 sink_conformance!(kinesis, OnStream::new());
 
-impl Harness for Memory {
+struct InMemory(Memory);
+
+impl Harness for InMemory {
     type Sink = Memory;
 
     fn sink(&self) -> &Memory {
-        self
+        &self.0
     }
 
     async fn read_back(&self) -> Vec<DeadLetter> {
-        self.letters()
+        self.0.letters()
     }
 }
 

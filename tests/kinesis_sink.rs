@@ -3,10 +3,6 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
-mod conformance {
-    #[allow(dead_code, unused_macros)]
-    pub mod sinks;
-}
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod support {
     pub mod faulty;
@@ -19,10 +15,10 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
-use conformance::sinks::{confirmed, letter};
 use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, Kinesis, Payload, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
+use redrive::testing::sinks::{confirmed, letter};
 use serde_json::json;
 use support::faulty::{Call, Fault, Faulty};
 use support::stream::read;

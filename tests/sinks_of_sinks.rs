@@ -2,21 +2,18 @@
 
 #![allow(missing_docs, unreachable_pub)]
 
-mod conformance {
-    pub mod sinks;
-}
-
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use conformance::sinks::{Harness, confirmed, letter};
 use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, Fallback, FanOut, Memory, Receipt, Redact, Route, SinkError, SourceStream,
     TargetError, Warning,
 };
+use redrive::sink_conformance;
+use redrive::testing::sinks::{Harness, confirmed, letter};
 use redrive::{Class, Failure, Record, Resilient, Settled, processor_fn};
 use tokio::time::{Instant, sleep};
 

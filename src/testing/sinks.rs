@@ -1,4 +1,6 @@
 //! What every dead-letter sink must do, whatever it writes to.
+//!
+//! Each check panics with what is wrong. [`sink_conformance!`](crate::sink_conformance) makes a test of each.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -6,55 +8,73 @@ use std::pin::pin;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
-use redrive::dead_letter::{DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
-use redrive::{Failure, Record, SequenceNumber};
 
-/// An adapter with an empty target.
+use crate::dead_letter::{DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
+use crate::failure::Failure;
+use crate::record::{Record, SequenceNumber};
+
+/// A sink with an empty target.
 pub trait Harness {
+    /// The sink.
     type Sink: DeadLetterSink;
 
+    /// It.
     fn sink(&self) -> &Self::Sink;
 
-    /// Every letter that the target holds. Those of one key in the order in which they can be read.
+    /// Every letter that the target holds. Those of one partition key in the order in which they can be read.
     fn read_back(&self) -> impl Future<Output = Vec<DeadLetter>>;
 
-    /// The longest partition key that the target takes.
+    /// The longest partition key that the target takes. Default: 256 characters of 4 bytes, the longest that Kinesis has.
     fn longest_key(&self) -> String {
         "🦀".repeat(256)
     }
+
+    /// The bytes of the largest payload that the target takes, or of one that is large enough. Default: 1,000,000.
+    fn largest_payload(&self) -> usize {
+        1_000_000
+    }
 }
 
-/// Runs the suite: a test for each check, each with an adapter of its own.
+/// Runs the suite: a test for each check, in a module of this name, each with a harness of its own that this future makes.
+/// With `optional` before the future it makes an `Option`, and a test without a harness is skipped.
+///
+/// It needs tokio with its macros.
 #[macro_export]
 macro_rules! sink_conformance {
-    ($adapter:ident, $fresh:expr) => {
-        $crate::sink_conformance!(
-            $adapter,
-            $fresh,
-            [
-                every_letter_has_its_result,
-                an_empty_put_has_no_results,
-                any_payload_reads_back_as_it_was,
-                a_payload_of_almost_1_mib_reads_back,
-                any_partition_key_reads_back_as_it_was,
-                letters_without_a_key_are_kept,
-                order_per_key_is_kept_inside_a_put,
-                order_per_key_is_kept_over_puts,
-                a_letter_written_twice_has_the_same_id,
-                twelve_hundred_letters_fit_in_one_put,
-                concurrent_puts_do_not_mix_letters,
-                a_dropped_put_does_no_harm,
-                its_name_is_fit_for_a_log,
-            ]
-        );
+    ($name:ident, optional $fresh:expr) => {
+        $crate::sink_conformance!(@all $name, {
+            let Some(harness) = $fresh.await else { return };
+            harness
+        });
     };
-    ($adapter:ident, $fresh:expr, [$($check:ident),* $(,)?]) => {
-        mod $adapter {
+    ($name:ident, $fresh:expr) => {
+        $crate::sink_conformance!(@all $name, { $fresh.await });
+    };
+    (@all $name:ident, $make:block) => {
+        $crate::sink_conformance!(@each $name, $make, [
+            every_letter_has_its_result,
+            an_empty_put_has_no_results,
+            any_payload_reads_back_as_it_was,
+            the_largest_payload_reads_back,
+            any_partition_key_reads_back_as_it_was,
+            letters_without_a_key_are_kept,
+            order_per_key_is_kept_inside_a_put,
+            order_per_key_is_kept_over_puts,
+            a_letter_written_twice_has_the_same_id,
+            twelve_hundred_letters_fit_in_one_put,
+            concurrent_puts_do_not_mix_letters,
+            a_dropped_put_does_no_harm,
+            its_name_is_fit_for_a_log,
+        ]);
+    };
+    (@each $name:ident, $make:block, [$($check:ident),* $(,)?]) => {
+        mod $name {
             use super::*;
             $(
                 #[tokio::test]
                 async fn $check() {
-                    conformance::sinks::$check(&$fresh.await).await;
+                    let harness = $make;
+                    $crate::testing::sinks::$check(&harness).await;
                 }
             )*
         }
@@ -78,6 +98,7 @@ pub fn letter(number: u64, key: Option<&str>, payload: impl Into<Vec<u8>>) -> De
     DeadLetter::new("billing", &record.build(), Reason::Permanent, &failure)
 }
 
+/// What is confirmed of them, which must be all.
 pub fn confirmed(results: Vec<Result<Receipt, SinkError>>) -> Vec<Receipt> {
     results
         .into_iter()
@@ -103,6 +124,7 @@ async fn write_and_read_back(harness: &impl Harness, letters: &[DeadLetter]) {
     assert_eq!(by_key(&harness.read_back().await), by_key(letters));
 }
 
+/// A result for each letter, in their order, with a place.
 pub async fn every_letter_has_its_result(harness: &impl Harness) {
     let letters: Vec<_> = (0..7)
         .map(|i| letter(i, Some(&format!("k{i}")), format!("payload {i}")))
@@ -113,11 +135,13 @@ pub async fn every_letter_has_its_result(harness: &impl Harness) {
     assert_eq!(by_key(&harness.read_back().await), by_key(&letters));
 }
 
+/// None for none.
 pub async fn an_empty_put_has_no_results(harness: &impl Harness) {
     assert!(harness.sink().put(&[]).await.is_empty());
     assert!(harness.read_back().await.is_empty());
 }
 
+/// Whatever bytes it has.
 pub async fn any_payload_reads_back_as_it_was(harness: &impl Harness) {
     let payloads: Vec<Vec<u8>> = vec![
         vec![],
@@ -136,14 +160,16 @@ pub async fn any_payload_reads_back_as_it_was(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
-pub async fn a_payload_of_almost_1_mib_reads_back(harness: &impl Harness) {
-    let payload: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+/// Up to the target's limit.
+pub async fn the_largest_payload_reads_back(harness: &impl Harness) {
+    let payload: Vec<u8> = (0..harness.largest_payload()).map(|i| (i % 251) as u8).collect();
     let letters: Vec<_> = (0..3)
         .map(|i| letter(i, Some(&format!("k{i}")), payload.clone()))
         .collect();
     write_and_read_back(harness, &letters).await;
 }
 
+/// Whatever characters it has.
 pub async fn any_partition_key_reads_back_as_it_was(harness: &impl Harness) {
     let longest = harness.longest_key();
     let keys = [
@@ -164,6 +190,7 @@ pub async fn any_partition_key_reads_back_as_it_was(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
+/// On a stream that distributes records by itself there are none.
 pub async fn letters_without_a_key_are_kept(harness: &impl Harness) {
     let letters: Vec<_> = (0..20).map(|i| letter(i, None, format!("{i}"))).collect();
     confirmed(harness.sink().put(&letters).await);
@@ -173,6 +200,7 @@ pub async fn letters_without_a_key_are_kept(harness: &impl Harness) {
     assert_eq!(read, letters);
 }
 
+/// However many of a key come at once.
 pub async fn order_per_key_is_kept_inside_a_put(harness: &impl Harness) {
     let letters: Vec<_> = (0..60)
         .map(|i| letter(i, Some(&format!("k{}", i % 7)), format!("{i}")))
@@ -180,6 +208,7 @@ pub async fn order_per_key_is_kept_inside_a_put(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
+/// And in one put after the other.
 pub async fn order_per_key_is_kept_over_puts(harness: &impl Harness) {
     let letters: Vec<_> = (0..30)
         .map(|i| letter(i, Some(&format!("k{}", i % 3)), format!("{i}")))
@@ -190,6 +219,7 @@ pub async fn order_per_key_is_kept_over_puts(harness: &impl Harness) {
     assert_eq!(by_key(&harness.read_back().await), by_key(&letters));
 }
 
+/// A reader drops the copy by it.
 pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
     let one = letter(1, Some("k"), "x");
     confirmed(harness.sink().put(&[one.clone(), one.clone()]).await);
@@ -199,6 +229,7 @@ pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
     assert!(read.iter().all(|letter| letter.id == one.id && *letter == one));
 }
 
+/// More than any service takes in a request.
 pub async fn twelve_hundred_letters_fit_in_one_put(harness: &impl Harness) {
     let letters: Vec<_> = (0..1_200)
         .map(|i| letter(i, Some(&format!("k{}", i % 700)), format!("{i}")))
@@ -206,6 +237,7 @@ pub async fn twelve_hundred_letters_fit_in_one_put(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
+/// Each put's letters are whole and in order.
 pub async fn concurrent_puts_do_not_mix_letters(harness: &impl Harness) {
     let puts: Vec<Vec<DeadLetter>> = (0..16)
         .map(|put| {
@@ -220,6 +252,7 @@ pub async fn concurrent_puts_do_not_mix_letters(harness: &impl Harness) {
     assert_eq!(by_key(&harness.read_back().await), by_key(&puts.concat()));
 }
 
+/// Its letters may be there or not; the next ones are.
 pub async fn a_dropped_put_does_no_harm(harness: &impl Harness) {
     let dropped: Vec<_> = (0..50)
         .map(|i| letter(i, Some("dropped"), vec![b'x'; 10_000]))
@@ -241,6 +274,7 @@ pub async fn a_dropped_put_does_no_harm(harness: &impl Harness) {
     assert_eq!(read, letters);
 }
 
+/// A line, without anything secret.
 pub async fn its_name_is_fit_for_a_log(harness: &impl Harness) {
     let name = harness.sink().name();
     assert!(!name.is_empty() && !name.contains('\n'), "{name:?}");

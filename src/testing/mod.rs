@@ -1,0 +1,27 @@
+//! What tests of your own adapters need: the suites that redrive's own adapters pass.
+//!
+//! ```no_run
+//! # mod mine {
+//! # use redrive::dead_letter::{DeadLetter, Memory};
+//! use redrive::testing::sinks::Harness;
+//!
+//! /// Your sink, with an empty target.
+//! struct Mine(Memory);
+//!
+//! impl Harness for Mine {
+//!     type Sink = Memory;
+//!
+//!     fn sink(&self) -> &Memory {
+//!         &self.0
+//!     }
+//!
+//!     async fn read_back(&self) -> Vec<DeadLetter> {
+//!         self.0.letters()
+//!     }
+//! }
+//!
+//! redrive::sink_conformance!(mine, async { Mine(Memory::new()) });
+//! # }
+//! ```
+
+pub mod sinks;
