@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
 use axum::Router;
 use axum::http::{HeaderMap, Method};
 use redrive::dead_letter::{
@@ -25,17 +24,8 @@ fn shared() -> Option<&'static LocalStack> {
 }
 
 fn client(endpoint: &str) -> Client {
-    Client::from_conf(
-        Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "static"))
-            .endpoint_url(endpoint)
-            // Names of buckets are no names of hosts here.
-            .force_path_style(true)
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .build(),
-    )
+    // Names of buckets are no names of hosts here.
+    crate::local_client!(aws_sdk_s3, endpoint, force_path_style)
 }
 
 /// A bucket, and the sink that writes to it.

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::{BehaviorVersion, Config, Credentials, Region};
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use redrive::dead_letter::{DeadLetter, DeadLetterSink, SinkError, Sns, SourceStream, Sqs, TargetError};
 use redrive::sink_conformance;
@@ -25,27 +24,11 @@ fn shared() -> Option<&'static LocalStack> {
 }
 
 fn client(endpoint: &str) -> Client {
-    Client::from_conf(
-        Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "static"))
-            .endpoint_url(endpoint)
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .build(),
-    )
+    crate::local_client!(aws_sdk_sqs, endpoint)
 }
 
 fn topics(endpoint: &str) -> aws_sdk_sns::Client {
-    aws_sdk_sns::Client::from_conf(
-        aws_sdk_sns::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("test", "test", None, None, "static"))
-            .endpoint_url(endpoint)
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .build(),
-    )
+    crate::local_client!(aws_sdk_sns, endpoint)
 }
 
 /// A name that no run before had: the server may be one that outlives the tests.

@@ -107,6 +107,19 @@ pub(super) enum CallError {
 }
 
 impl CallError {
+    /// `refusal`: what the service says of it, if it was refused for what it holds.
+    pub(super) fn new(operation: &'static str, refusal: Option<String>, source: impl Into<BoxError>) -> Self {
+        let source = source.into();
+        match refusal {
+            Some(message) => CallError::Refused {
+                operation,
+                message,
+                source,
+            },
+            None => CallError::Failed { operation, source },
+        }
+    }
+
     fn refusal(&self) -> Option<&str> {
         match self {
             CallError::Refused { message, .. } => Some(message),

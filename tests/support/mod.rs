@@ -13,3 +13,20 @@ pub mod python;
 pub mod script;
 pub mod stream;
 pub mod waiting;
+
+/// A client of any server that takes plain HTTP and does not look at credentials.
+#[macro_export]
+macro_rules! local_client {
+    ($sdk:ident, $endpoint:expr $(, $setting:ident)?) => {
+        $sdk::Client::from_conf(
+            $sdk::Config::builder()
+                .behavior_version($sdk::config::BehaviorVersion::latest())
+                .region($sdk::config::Region::new("us-east-1"))
+                .credentials_provider($sdk::config::Credentials::new("test", "test", None, None, "static"))
+                .endpoint_url($endpoint)
+                $(.$setting(true))?
+                .http_client(aws_smithy_http_client::Builder::new().build_http())
+                .build(),
+        )
+    };
+}

@@ -28,10 +28,7 @@ impl Kinesis {
                     .build()
             })
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| CallError::Failed {
-                operation: PUT_RECORDS,
-                source: source.into(),
-            })?;
+            .map_err(|error| CallError::new(PUT_RECORDS, None, error))?;
         let sent = entries.len();
         let output = self
             .writer
@@ -89,7 +86,6 @@ pub(super) fn limit_named_in(message: &str) -> Option<u64> {
 const PUT_RECORDS: &str = "PutRecords";
 
 fn call_error(error: SdkError<PutRecordsError>) -> CallError {
-    let operation = PUT_RECORDS;
     let for_content = match error.code() {
         Some("ValidationException" | "InvalidArgumentException" | "SerializationException") => true,
         // Too large as a whole, which a server in between may also say.
@@ -97,14 +93,6 @@ fn call_error(error: SdkError<PutRecordsError>) -> CallError {
             .raw_response()
             .is_some_and(|raw| raw.status().as_u16() == 413),
     };
-    let message = error.message().unwrap_or_default().to_owned();
-    let source = Box::new(error);
-    match for_content {
-        true => CallError::Refused {
-            operation,
-            message,
-            source,
-        },
-        false => CallError::Failed { operation, source },
-    }
+    let refusal = for_content.then(|| error.message().unwrap_or_default().to_owned());
+    CallError::new(PUT_RECORDS, refusal, error)
 }

@@ -36,10 +36,7 @@ impl Sns {
         });
         let entries: Vec<_> = entries
             .collect::<Result<_, _>>()
-            .map_err(|source| CallError::Failed {
-                operation: PUBLISH_BATCH,
-                source: source.into(),
-            })?;
+            .map_err(|error| CallError::new(PUBLISH_BATCH, None, error))?;
         let sent = entries.len();
         let output = self
             .writer
@@ -67,19 +64,10 @@ impl Sns {
 }
 
 fn call_error(error: SdkError<PublishBatchError>) -> CallError {
-    let operation = PUBLISH_BATCH;
     let for_content = matches!(
         error.code(),
         Some("BatchRequestTooLong" | "InvalidParameter" | "InvalidParameterValue" | "ValidationError")
     );
-    let message = error.message().unwrap_or_default().to_owned();
-    let source = Box::new(error);
-    match for_content {
-        true => CallError::Refused {
-            operation,
-            message,
-            source,
-        },
-        false => CallError::Failed { operation, source },
-    }
+    let refusal = for_content.then(|| error.message().unwrap_or_default().to_owned());
+    CallError::new(PUBLISH_BATCH, refusal, error)
 }

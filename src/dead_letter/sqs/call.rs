@@ -38,10 +38,7 @@ impl Sqs {
                 builder.build()
             })
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| CallError::Failed {
-                operation: SEND_MESSAGE_BATCH,
-                source: source.into(),
-            })?;
+            .map_err(|error| CallError::new(SEND_MESSAGE_BATCH, None, error))?;
         let sent = entries.len();
         let output = self
             .writer
@@ -68,7 +65,6 @@ impl Sqs {
 }
 
 fn call_error(error: SdkError<SendMessageBatchError>) -> CallError {
-    let operation = SEND_MESSAGE_BATCH;
     // Codes of either protocol: JSON's, and the older one's with the service's name in front.
     let code = error.code().and_then(|code| code.rsplit(['.', '#']).next());
     let for_content = matches!(
@@ -80,14 +76,6 @@ fn call_error(error: SdkError<SendMessageBatchError>) -> CallError {
                 | "InvalidParameterValueException"
         )
     );
-    let message = error.message().unwrap_or_default().to_owned();
-    let source = Box::new(error);
-    match for_content {
-        true => CallError::Refused {
-            operation,
-            message,
-            source,
-        },
-        false => CallError::Failed { operation, source },
-    }
+    let refusal = for_content.then(|| error.message().unwrap_or_default().to_owned());
+    CallError::new(SEND_MESSAGE_BATCH, refusal, error)
 }
