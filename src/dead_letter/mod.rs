@@ -15,6 +15,11 @@
     feature = "sqs",
     doc = "| [`Sqs`] | a queue, standard or FIFO; letters up to 1 MiB |"
 )]
+#![cfg_attr(
+    feature = "sns",
+    doc = "| [`Sns`] | a topic that has subscriptions; letters up to 256 KiB |"
+)]
+#![cfg_attr(feature = "s3", doc = "| [`S3`] | a bucket; letters of any size |")]
 //!
 //! Sinks of sinks: [`Fallback`] has another one for what the first does not take, [`FanOut`] writes to several, [`Route`]
 //! to one of several, [`Redact`] takes out what must not leave the process.
