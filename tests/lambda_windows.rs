@@ -27,6 +27,7 @@ struct Count {
     calls: Arc<AtomicUsize>,
     running: Arc<AtomicUsize>,
     refuses_to_finish: Arc<AtomicUsize>,
+    hangs_at_the_end: Arc<AtomicUsize>,
     failed: Arc<Mutex<BTreeMap<String, u32>>>,
 }
 
@@ -68,6 +69,9 @@ impl Fold for Count {
     }
 
     async fn finish(&self, window: &Window, volume: &Volume) -> Result<(), BoxError> {
+        if self.hangs_at_the_end.load(SeqCst) > 0 {
+            std::future::pending::<()>().await;
+        }
         if self
             .refuses_to_finish
             .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
@@ -251,6 +255,18 @@ async fn a_window_that_cannot_be_finished_comes_again() {
     let finished = count.finished.lock().expect("no panic while locked");
     assert_eq!(finished.len(), 1);
     assert_eq!(finished[0].1.orders, 4, "with the records that came last");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_takes_too_long_to_finish_leaves_time_for_the_answer() {
+    let (count, letters) = (Count::default(), dead_letter::Memory::new());
+    count.hangs_at_the_end.store(1, SeqCst);
+    let start = Instant::now();
+    let event = event(&[item(0, "")], &json!({}), true);
+    let settled = windowed(&count, &letters).settle(event, start + secs(20)).await;
+    let error = settled.expect_err("it is made again");
+    assert!(matches!(error, InvocationError::Finish(_)), "{error:?}");
+    assert!(start.elapsed() < secs(20), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

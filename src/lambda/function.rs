@@ -268,7 +268,7 @@ impl<P: RecordProcessor> Function<P> {
         }
     }
 
-    fn within(&self, deadline: Instant) -> Within {
+    pub(super) fn within(&self, deadline: Instant) -> Within {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
         let bounds = (Duration::from_millis(200), Duration::from_secs(5));

@@ -109,6 +109,9 @@ pub struct Folding<F: Fold> {
     state: Mutex<F::State>,
 }
 
+const TOO_LONG: &str =
+    "it took longer than the invocation may: give the function more time, or do less at once";
+
 impl<F: Fold> Folding<F> {
     fn state(&self) -> MutexGuard<'_, F::State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -224,6 +227,7 @@ impl<F: Fold> Windowed<F> {
         deadline: Instant,
     ) -> Result<WindowResponse<F::State>, InvocationError> {
         let WindowEvent { event, window, state } = event;
+        let finish_by = self.function.within(deadline).finish_by;
         let folding = self.function.processor();
         *folding.state() = match state {
             Some(state) => {
@@ -234,10 +238,10 @@ impl<F: Fold> Windowed<F> {
         let outcome = self.function.settle_all(event, deadline).await?;
         let state = std::mem::take(&mut *folding.state());
         if window.is_final && matches!(outcome, Outcome::Settled) {
-            let finished = timeout_at(deadline, folding.fold.finish(&window, &state));
+            let finished = timeout_at(finish_by, folding.fold.finish(&window, &state));
             let finished = finished
                 .await
-                .map_err(|_| InvocationError::Finish("it took too long".into()))?;
+                .map_err(|_| InvocationError::Finish(TOO_LONG.into()))?;
             finished.map_err(|error| InvocationError::Finish(error.into()))?;
         }
         Ok(WindowResponse {
