@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
 use sha2::{Digest as _, Sha256};
 
 /// 32 bytes.
@@ -10,9 +9,8 @@ use sha2::{Digest as _, Sha256};
 pub(crate) struct Digest(pub(crate) [u8; 32]);
 
 impl Digest {
-    #[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns"))]
-    pub(crate) fn of(text: &str) -> Self {
-        Digest(Sha256::digest(text.as_bytes()).into())
+    pub(crate) fn of(bytes: impl AsRef<[u8]>) -> Self {
+        Digest(Sha256::digest(bytes).into())
     }
 
     /// From its hex digits.

@@ -19,7 +19,6 @@ macro_rules! clients_of {
             use $sdk::Client;
 
             /// The same client with an operation-attempt timeout, unless the user has set one.
-            #[allow(dead_code, reason = "not each service is asked for anything twice")]
             pub(crate) fn with_timeout(client: &Client, attempt: Duration) -> Client {
                 let config = client.config();
                 let timeouts = super::bounded(config.timeout_config(), attempt);

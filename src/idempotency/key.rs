@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::digest::Digest;
 use crate::record::Record;
 
@@ -49,7 +47,7 @@ pub struct PayloadHash(Digest);
 impl PayloadHash {
     /// Of this payload.
     pub fn of(payload: &[u8]) -> Self {
-        PayloadHash(Digest(Sha256::digest(payload).into()))
+        PayloadHash(Digest::of(payload))
     }
 
     #[cfg(feature = "redb")]

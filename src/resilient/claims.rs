@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::answer::answer;
 use super::attempt::Term;
+use crate::alike::failed_alike;
 use crate::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, Idempotency, IdempotencyStore, Key, Owner, PayloadHash,
     StoreError,
@@ -314,11 +315,7 @@ impl Claims {
                 answers.resize_with(claims.len(), || Err(StoreError::unavailable(SILENT)));
                 answers
             }
-            Err(error) => {
-                let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-                let failed = claims.iter().map(|_| Err(StoreError::unavailable(error.clone())));
-                failed.collect()
-            }
+            Err(error) => failed_alike(claims.len(), error, StoreError::unavailable),
         }
     }
 
