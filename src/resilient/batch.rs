@@ -121,17 +121,15 @@ impl<P: RecordProcessor> Inner<P> {
     fn recall_together(&self, parting: &mut Parting) -> Option<Box<Recovery>> {
         let mut shared: Option<Box<Recovery>> = None;
         let (mut left, mut before, mut gone) = (Vec::new(), HashSet::new(), HashSet::new());
-        let is_in =
-            |member: &Member, lanes: &HashSet<u64>| member.lane.is_some_and(|lane| lanes.contains(&lane));
         for mut member in mem::take(&mut parting.group.members) {
-            if is_in(&member, &gone) {
+            if member.is_in(&gone) {
                 parting.waits(member);
                 continue;
             }
             if let Some(mut recovery) = self.interrupted.take(&member.record) {
                 if !recovery.is_shared {
                     gone.extend(member.lane);
-                    if is_in(&member, &before) {
+                    if member.is_in(&before) {
                         self.interrupted.keep(&member.record, recovery);
                         parting.waits(member);
                     } else {
@@ -184,8 +182,7 @@ impl<P: RecordProcessor> Inner<P> {
         }
         let (mut before, mut gone) = (HashSet::new(), HashSet::new());
         for (mut member, turn) in mem::take(&mut next.members).into_iter().zip(turns) {
-            let is_in = |lanes: &HashSet<u64>| member.lane.is_some_and(|lane| lanes.contains(&lane));
-            let is_behind = is_in(&gone) || turn.is_err() && is_in(&before);
+            let is_behind = member.is_in(&gone) || turn.is_err() && member.is_in(&before);
             match turn {
                 Ok(()) if !is_behind => {
                     before.extend(member.lane);
@@ -195,10 +192,7 @@ impl<P: RecordProcessor> Inner<P> {
                 Err(_) if is_behind => {
                     // It waits for one that has its turn now, and those behind it for both.
                     gone.extend(member.lane);
-                    if let Some(lane) = member.lane {
-                        let behind = parting.group.take_lane(lane);
-                        behind.into_iter().for_each(|member| parting.waits(member));
-                    }
+                    parting.stop_lane(&member);
                     member.claim = None;
                     parting.waits(member);
                 }
@@ -246,7 +240,7 @@ impl<P: RecordProcessor> Inner<P> {
         let (mut processed, mut failed, mut gone) = (Vec::new(), Vec::new(), HashSet::new());
         for (member, error) in members.into_iter().zip(errors) {
             match error {
-                _ if member.lane.is_some_and(|lane| gone.contains(&lane)) => parting.waits(member),
+                _ if member.is_in(&gone) => parting.waits(member),
                 Some(error) => {
                     gone.extend(member.lane);
                     failed.push((member, error));

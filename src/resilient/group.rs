@@ -1,5 +1,6 @@
 //! Records that go to their handler together.
 
+use std::collections::HashSet;
 use std::mem;
 
 use super::Step;
@@ -29,6 +30,11 @@ impl Member {
             claim: None,
             attempts,
         }
+    }
+
+    /// Whether its order is kept in one of these lanes.
+    pub(super) fn is_in(&self, lanes: &HashSet<u64>) -> bool {
+        self.lane.is_some_and(|lane| lanes.contains(&lane))
     }
 
     /// It goes on by itself, where they were.
@@ -172,11 +178,18 @@ impl Parting {
 
     /// It goes on by itself. Unless it is settled nobody who is left overtakes it.
     pub(super) fn leaves(&mut self, member: Member, step: Step) {
-        if let (Some(lane), false) = (member.lane, matches!(step, Step::Done(Ok(_)))) {
+        if !matches!(step, Step::Done(Ok(_))) {
+            self.stop_lane(&member);
+        }
+        self.fates.push(Fate::Alone(member, step));
+    }
+
+    /// Nobody who is left overtakes this one.
+    pub(super) fn stop_lane(&mut self, of: &Member) {
+        if let Some(lane) = of.lane {
             let behind = self.group.take_lane(lane);
             behind.into_iter().for_each(|member| self.waits(member));
         }
-        self.fates.push(Fate::Alone(member, step));
     }
 
     pub(super) fn waits(&mut self, mut member: Member) {
