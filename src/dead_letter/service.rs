@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng, make_rng};
 
-use super::schedule::{Request, Schedule, SharedError};
+use super::schedule::{Entry, Request, Schedule, SharedError};
 use super::{Receipt, SinkError};
 use crate::failure::BoxError;
 
@@ -27,20 +27,35 @@ pub(super) trait Service: Sync {
         request: &Request,
     ) -> impl Future<Output = Result<Vec<Result<Receipt, SharedError>>, CallError>> + Send;
 
-    /// A request of one letter was refused for what it holds.
-    fn refuse(
-        &self,
-        schedule: &mut Schedule,
-        request: Request,
-        error: SharedError,
-        message: &str,
-    ) -> impl Future<Output = ()> + Send;
+    /// The most bytes of a letter that any target of the service takes.
+    const LARGEST_LIMIT: u64;
+
+    /// Up to so many bytes no letter is too large, as far as one knows without asking.
+    fn known_limit(&self) -> u64;
+
+    /// The most bytes of a letter that the target takes at this moment. `None` if it does not say.
+    fn ask_for_limit(&self) -> impl Future<Output = Option<u64>> + Send;
+
+    /// The limit that a letter is over which was refused by itself for what it holds, if it is over one. `message`: what the
+    /// service says of it.
+    fn limit_over(&self, entry: &Entry, message: &str) -> impl Future<Output = Option<u64>> + Send {
+        let (bytes, _) = (entry.bytes, message);
+        async move { self.ask_for_limit().await.filter(|&limit| bytes > limit) }
+    }
 
     fn rests(&self) -> &Rests;
 }
 
 /// Writes what can be written, and says of each letter what became of it.
-pub(super) async fn write(service: &impl Service, mut schedule: Schedule) -> Vec<Result<Receipt, SinkError>> {
+pub(super) async fn write<S: Service>(
+    service: &S,
+    mut schedule: Schedule,
+) -> Vec<Result<Receipt, SinkError>> {
+    if schedule.largest() > service.known_limit() {
+        // Asked for again, because it may have been raised since. Where it stays unknown the service
+        // judges what no target refuses as yet: nothing is refused on a guess.
+        schedule.refuse_larger_than(service.ask_for_limit().await.unwrap_or(S::LARGEST_LIMIT));
+    }
     let mut failed_calls = 0;
     loop {
         let Some(request) = schedule.next_request() else {
@@ -63,9 +78,15 @@ pub(super) async fn write(service: &impl Service, mut schedule: Schedule) -> Vec
             // the others back.
             Some(_) if request.len() > 1 => schedule.split(request),
             Some(message) => {
-                let message = message.to_owned();
+                let limit = match schedule.entries(&request).next() {
+                    Some(entry) => service.limit_over(entry, message).await,
+                    None => None,
+                };
                 let error: SharedError = Arc::new(error);
-                service.refuse(&mut schedule, request, error, &message).await;
+                schedule.refuse(request, |entry| match limit {
+                    Some(limit) => entry.refused(limit, error.clone()),
+                    None => SinkError::unavailable(error.clone()),
+                });
             }
             None => {
                 schedule.put_back(request);

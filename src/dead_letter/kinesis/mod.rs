@@ -106,18 +106,6 @@ impl Kinesis {
             place: String::new(),
         }
     }
-
-    /// Refuses the letters that the stream does not take.
-    async fn refuse_too_large(&self, schedule: &mut Schedule) {
-        let known = self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT);
-        if schedule.largest() <= known {
-            return;
-        }
-        // Asked for again, because it may have been raised since. Where it stays unknown the service
-        // judges what no stream refuses as yet: nothing is refused on a guess.
-        let limit = self.ask_for_limit().await.unwrap_or(target::LARGEST_LIMIT);
-        schedule.refuse_larger_than(limit);
-    }
 }
 
 impl Service for Kinesis {
@@ -129,23 +117,25 @@ impl Service for Kinesis {
         self.put_records(schedule, request).await
     }
 
-    async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, message: &str) {
-        let Some(entry) = schedule.entries(&request).next() else {
-            return;
-        };
+    const LARGEST_LIMIT: u64 = target::LARGEST_LIMIT;
+
+    fn known_limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT)
+    }
+
+    async fn ask_for_limit(&self) -> Option<u64> {
+        self.ask_stream_for_limit().await
+    }
+
+    async fn limit_over(&self, entry: &Entry, message: &str) -> Option<u64> {
         let (bytes, data) = (entry.bytes, entry.data.len() as u64);
-        let limit = if bytes <= target::SMALLEST_LIMIT {
-            None
-        } else {
-            match self.ask_for_limit().await {
-                Some(limit) => Some(limit).filter(|&limit| bytes > limit),
-                None => call::limit_named_in(message).filter(|&limit| data > limit),
-            }
-        };
-        schedule.refuse(request, |entry| match limit {
-            Some(limit) => entry.refused(limit, error.clone()),
-            None => SinkError::unavailable(error.clone()),
-        });
+        if bytes <= target::SMALLEST_LIMIT {
+            return None;
+        }
+        match self.ask_for_limit().await {
+            Some(limit) => Some(limit).filter(|&limit| bytes > limit),
+            None => call::limit_named_in(message).filter(|&limit| data > limit),
+        }
     }
 
     fn rests(&self) -> &Rests {
@@ -166,9 +156,7 @@ impl fmt::Debug for Kinesis {
 impl DeadLetterSink for Kinesis {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
         let entries = letters.iter().map(|letter| self.entry(letter)).collect();
-        let mut schedule = Schedule::new(entries, LIMITS);
-        self.refuse_too_large(&mut schedule).await;
-        service::write(self, schedule).await
+        service::write(self, Schedule::new(entries, LIMITS)).await
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {

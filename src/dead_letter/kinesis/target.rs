@@ -36,7 +36,7 @@ impl Kinesis {
 
     /// The most bytes of a record, payload and partition key, that the stream takes at this moment.
     /// `None` if it does not say.
-    pub(super) async fn ask_for_limit(&self) -> Option<u64> {
+    pub(super) async fn ask_stream_for_limit(&self) -> Option<u64> {
         match self.describe().await {
             Ok(target) => record_limit(&target),
             Err(error) => {

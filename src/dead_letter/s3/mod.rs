@@ -107,9 +107,15 @@ impl Service for S3 {
         Ok(self.put_objects(schedule, request).await)
     }
 
-    async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, _: &str) {
-        // It refuses none for what it holds.
-        schedule.refuse(request, |_| SinkError::unavailable(error.clone()));
+    /// The largest record fits.
+    const LARGEST_LIMIT: u64 = u64::MAX;
+
+    fn known_limit(&self) -> u64 {
+        Self::LARGEST_LIMIT
+    }
+
+    async fn ask_for_limit(&self) -> Option<u64> {
+        None
     }
 
     fn rests(&self) -> &Rests {

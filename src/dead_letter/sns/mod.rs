@@ -86,9 +86,14 @@ impl Service for Sns {
         self.publish_batch(schedule, request).await
     }
 
-    async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, _: &str) {
-        // What is too large has not come as far as this.
-        schedule.refuse(request, |_| SinkError::unavailable(error.clone()));
+    const LARGEST_LIMIT: u64 = MESSAGE_LIMIT;
+
+    fn known_limit(&self) -> u64 {
+        MESSAGE_LIMIT
+    }
+
+    async fn ask_for_limit(&self) -> Option<u64> {
+        Some(MESSAGE_LIMIT)
     }
 
     fn rests(&self) -> &Rests {
@@ -99,9 +104,8 @@ impl Service for Sns {
 #[async_trait]
 impl DeadLetterSink for Sns {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let mut schedule = Schedule::new(letters.iter().map(message::entry).collect(), LIMITS);
-        schedule.refuse_larger_than(MESSAGE_LIMIT);
-        service::write(self, schedule).await
+        let entries = letters.iter().map(message::entry).collect();
+        service::write(self, Schedule::new(entries, LIMITS)).await
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {

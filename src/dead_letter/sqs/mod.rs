@@ -75,17 +75,6 @@ impl Sqs {
     fn is_fifo(&self) -> bool {
         self.queue_url.ends_with(".fifo")
     }
-
-    /// Refuses the letters that the queue does not take.
-    async fn refuse_too_large(&self, schedule: &mut Schedule) {
-        let known = self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT);
-        if schedule.largest() <= known {
-            return;
-        }
-        // Asked for again, because it may have been raised since. Where it stays unknown the service judges.
-        let limit = self.ask_for_limit().await.unwrap_or(target::LARGEST_LIMIT);
-        schedule.refuse_larger_than(limit);
-    }
 }
 
 impl Service for Sqs {
@@ -97,12 +86,14 @@ impl Service for Sqs {
         self.send_message_batch(schedule, request).await
     }
 
-    async fn refuse(&self, schedule: &mut Schedule, request: Request, error: SharedError, _: &str) {
-        let limit = self.ask_for_limit().await;
-        schedule.refuse(request, |entry| match limit {
-            Some(limit) if entry.bytes > limit => entry.refused(limit, error.clone()),
-            _ => SinkError::unavailable(error.clone()),
-        });
+    const LARGEST_LIMIT: u64 = target::LARGEST_LIMIT;
+
+    fn known_limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT)
+    }
+
+    async fn ask_for_limit(&self) -> Option<u64> {
+        self.ask_queue_for_limit().await
     }
 
     fn rests(&self) -> &Rests {
@@ -113,9 +104,8 @@ impl Service for Sqs {
 #[async_trait]
 impl DeadLetterSink for Sqs {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let mut schedule = Schedule::new(letters.iter().map(message::entry).collect(), LIMITS);
-        self.refuse_too_large(&mut schedule).await;
-        service::write(self, schedule).await
+        let entries = letters.iter().map(message::entry).collect();
+        service::write(self, Schedule::new(entries, LIMITS)).await
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {

@@ -36,7 +36,7 @@ impl Sqs {
     }
 
     /// The most bytes of a message that the queue takes at this moment. `None` if it does not say.
-    pub(super) async fn ask_for_limit(&self) -> Option<u64> {
+    pub(super) async fn ask_queue_for_limit(&self) -> Option<u64> {
         match self.attributes().await {
             Ok(attributes) => number(&attributes, &QueueAttributeName::MaximumMessageSize),
             Err(error) => {
