@@ -111,6 +111,7 @@ pub mod idempotency;
 pub mod kpl;
 #[cfg(feature = "lambda")]
 pub mod lambda;
+mod letter_id;
 #[cfg(feature = "multilang")]
 pub mod multilang;
 pub mod observer;
@@ -154,19 +155,22 @@ pub use dead_letter::AfterDeadLetter;
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use guard::{Guard, StoppedShard};
 pub use idempotency::Idempotency;
+pub use letter_id::{InvalidLetterId, LetterId};
 pub use pipeline::Ordering;
 pub use processor::{
     Attempt, BatchFailure, BatchProcessor, Batched, BoxProcessor, JsonError, ProcessorBlocking, ProcessorFn,
     ProcessorFnJson, ProcessorWith, RecordProcessor, processor_blocking, processor_fn, processor_fn_json,
     processor_with,
 };
-pub use record::{InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, SequenceNumber, ShardId};
+pub use record::{
+    InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, Redriven, SequenceNumber, ShardId,
+};
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};
 pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sabotage::Sabotage;
-pub use settled::{Halt, InvalidLetterId, LetterId, Settled, Unsettled};
+pub use settled::{Halt, Settled, Unsettled};
 
 /// The README's snippets, compiled.
 #[cfg(all(doctest, feature = "kinesis", feature = "redb"))]

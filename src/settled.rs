@@ -1,12 +1,7 @@
 //! How one record ended.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-
-use crate::digest::Digest;
 use crate::failure::{BoxError, Failure};
+use crate::letter_id::LetterId;
 
 /// A record has ended: its shard's position may pass it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,75 +80,4 @@ pub enum Halt {
         #[source]
         source: BoxError,
     },
-}
-
-/// The id of a dead letter: SHA-256 of application, stream, shard, sequence number, sub-sequence
-/// number and redrive count. The same record's letter has the same id however often it is written, so
-/// a reader can drop what it has seen.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LetterId(Digest);
-
-impl LetterId {
-    /// The id with this digest.
-    pub const fn new(digest: [u8; 32]) -> Self {
-        LetterId(Digest(digest))
-    }
-
-    /// The digest.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0.0
-    }
-}
-
-/// A text that is no letter id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a letter id (64 hex digits)")]
-pub struct InvalidLetterId;
-
-impl FromStr for LetterId {
-    type Err = InvalidLetterId;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Digest::from_hex(text).map(LetterId).ok_or(InvalidLetterId)
-    }
-}
-
-impl TryFrom<String> for LetterId {
-    type Error = InvalidLetterId;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<LetterId> for String {
-    fn from(id: LetterId) -> Self {
-        id.to_string()
-    }
-}
-
-impl fmt::Display for LetterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
-impl fmt::Debug for LetterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_letter_id_reads_back_from_its_text() {
-        let id = LetterId::new(std::array::from_fn(|i| (i * 7) as u8));
-        assert_eq!(id.to_string().parse(), Ok(id));
-        assert_eq!("xyz".parse::<LetterId>(), Err(InvalidLetterId));
-        assert_eq!("é".repeat(32).parse::<LetterId>(), Err(InvalidLetterId));
-    }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::dead_letter::{Receipt, SinkError};
 use crate::failure::BoxError;
-use crate::settled::LetterId;
+use crate::letter_id::LetterId;
 
 /// What a request of the service may have.
 #[derive(Debug, Clone, Copy)]

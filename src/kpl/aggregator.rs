@@ -6,7 +6,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 
-use super::wire::{CHECKSUM_BYTES, Inner, MAGIC, Message, checksum};
+use super::stamp;
+use super::wire::{CHECKSUM_BYTES, Inner, MAGIC, Message, Tag, checksum};
+use crate::record::Redriven;
 
 /// Collects records into one that holds them all, as the KPL does.
 #[derive(Debug)]
@@ -66,6 +68,33 @@ impl Aggregator {
         explicit_hash_key: Option<u128>,
         data: impl Into<Bytes>,
     ) -> Result<(), AggregateFull> {
+        self.add_tagged(partition_key, explicit_hash_key, data.into(), Vec::new())
+    }
+
+    /// Adds a record that was driven again. Consumers of redrive hear of it
+    /// ([`Record::redriven`](crate::Record::redriven)); others see a record like any other.
+    pub fn add_redriven(
+        &mut self,
+        partition_key: &str,
+        explicit_hash_key: Option<u128>,
+        data: impl Into<Bytes>,
+        redriven: &Redriven,
+    ) -> Result<(), AggregateFull> {
+        self.add_tagged(
+            partition_key,
+            explicit_hash_key,
+            data.into(),
+            stamp::tags(redriven),
+        )
+    }
+
+    fn add_tagged(
+        &mut self,
+        partition_key: &str,
+        explicit_hash_key: Option<u128>,
+        data: Bytes,
+        tags: Vec<Tag>,
+    ) -> Result<(), AggregateFull> {
         let partition_key = Bytes::copy_from_slice(partition_key.as_bytes());
         let explicit_hash_key = explicit_hash_key.map(|key| Bytes::from(key.to_string()));
         let (key, new_key) = place(&self.partition_keys, &partition_key);
@@ -75,7 +104,8 @@ impl Aggregator {
         let inner = Inner {
             partition_key: Some(key),
             explicit_hash_key: hash.map(|(hash, _)| hash),
-            data: Some(data.into()),
+            data: Some(data),
+            tags,
         };
         let hash = explicit_hash_key.filter(|_| hash.is_some_and(|(_, new)| new));
         let bytes = field(inner.encoded_len())

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::stamp;
 use super::wire::{CHECKSUM_BYTES, MAGIC, Message, checksum, hash_key};
 use crate::failure::BoxError;
 use crate::record::Record;
@@ -166,7 +167,8 @@ impl Deaggregator {
         for (number, inner) in (0..).zip(opened.message.records) {
             let key = index(inner.partition_key).and_then(|index| opened.partition_keys.get(index));
             if let (Some(key), Some(data)) = (key, inner.data) {
-                into.push(aggregate.record(number, key.clone(), data));
+                let redriven = stamp::redriven(&inner.tags);
+                into.push(aggregate.record(number, key.clone(), data, redriven));
             }
         }
         Expanded::Aggregate {

@@ -27,6 +27,7 @@
 
 mod aggregator;
 mod deaggregator;
+mod stamp;
 mod wire;
 
 pub use aggregator::{AggregateFull, Aggregated, Aggregator};

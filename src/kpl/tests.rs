@@ -27,6 +27,7 @@ fn inner(partition_key: u64, explicit_hash_key: Option<u64>, data: &'static str)
         partition_key: Some(partition_key),
         explicit_hash_key,
         data: Some(data.into()),
+        tags: Vec::new(),
     }
 }
 

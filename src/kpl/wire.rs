@@ -19,8 +19,7 @@ pub(super) struct Message {
     pub(super) records: Vec<Inner>,
 }
 
-/// A record inside. What the format requires is optional here, so that its absence is noticed. (It has
-/// tags besides, which nobody writes.)
+/// A record inside. What the format requires is optional here, so that its absence is noticed.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Inner {
     #[prost(uint64, optional, tag = "1")]
@@ -29,6 +28,17 @@ pub(super) struct Inner {
     pub(super) explicit_hash_key: Option<u64>,
     #[prost(bytes = "bytes", optional, tag = "3")]
     pub(super) data: Option<Bytes>,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) tags: Vec<Tag>,
+}
+
+/// What more there is to say of a record inside. The KPL itself writes none.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Tag {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) key: Bytes,
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub(super) value: Option<Bytes>,
 }
 
 pub(super) fn checksum(message: &[u8]) -> [u8; CHECKSUM_BYTES] {

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use crate::failure::Failure;
+use crate::letter_id::LetterId;
 use crate::record::{Position, Record, ShardId};
-use crate::settled::{LetterId, Settled, Unsettled};
+use crate::settled::{Settled, Unsettled};
 
 /// Something that happened. New kinds may come.
 #[derive(Debug)]

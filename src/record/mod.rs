@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 mod position;
+mod redriven;
 mod sequence_number;
 mod text;
 
 pub use position::Position;
+pub use redriven::Redriven;
 pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};
 
 use self::text::Text;
@@ -33,6 +35,8 @@ struct Meta {
     sub_sequence_number: u64,
     partition_key: Option<Text>,
     arrival: Option<SystemTime>,
+    /// On the heap, as hardly any was.
+    redriven: Option<Box<Redriven>>,
 }
 
 /// Where records are read: one for the records of a page, so that each counts a single reference.
@@ -60,6 +64,7 @@ impl Record {
                 sub_sequence_number: 0,
                 partition_key: None,
                 arrival: None,
+                redriven: None,
             },
             payload: Bytes::new(),
         }
@@ -93,6 +98,12 @@ impl Record {
     /// When Kinesis received the record, to the millisecond.
     pub fn arrival(&self) -> Option<SystemTime> {
         self.meta.arrival
+    }
+
+    /// Where it comes from, if it was a dead letter that was driven again. Known of a record that was driven again in this
+    /// process, or put into the stream with a stamp (`redrive replay --stamp`); of any other it cannot be told.
+    pub fn redriven(&self) -> Option<&Redriven> {
+        self.meta.redriven.as_deref()
     }
 
     /// How long ago Kinesis received it, by our clock.
@@ -168,7 +179,13 @@ pub(crate) struct Aggregate {
 impl Aggregate {
     /// One of the records inside.
     #[inline]
-    pub(crate) fn record(&self, sub_sequence_number: u64, partition_key: Arc<str>, payload: Bytes) -> Record {
+    pub(crate) fn record(
+        &self,
+        sub_sequence_number: u64,
+        partition_key: Arc<str>,
+        payload: Bytes,
+        redriven: Option<Redriven>,
+    ) -> Record {
         Record {
             meta: Arc::new(Meta {
                 source: self.source.clone(),
@@ -176,6 +193,7 @@ impl Aggregate {
                 sub_sequence_number,
                 partition_key: Some(partition_key.into()),
                 arrival: self.arrival,
+                redriven: redriven.map(Box::new),
             }),
             payload,
         }
@@ -217,6 +235,12 @@ impl RecordBuilder {
     /// When Kinesis received the record. Default: unknown.
     pub fn arrival(mut self, at: SystemTime) -> Self {
         self.meta.arrival = Some(at);
+        self
+    }
+
+    /// Where it comes from, if it was driven again. Default: it was not.
+    pub fn redriven(mut self, redriven: Redriven) -> Self {
+        self.meta.redriven = Some(Box::new(redriven));
         self
     }
 

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::{Class, Failure, Scope};
+use crate::letter_id::LetterId;
 use crate::record::{Record, SequenceNumber, ShardId};
 use crate::rfc3339::{self, to_millis};
-use crate::settled::LetterId;
 
 mod bounded;
 mod report;
@@ -73,9 +73,16 @@ pub struct DeadLetter {
     pub trace_context: Option<String>,
     /// How often the record was driven again before.
     pub redrive_count: u32,
+    /// When Kinesis received it the first time, where it was driven again into a stream and that is known.
+    #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
+    pub first_arrived_at: Option<SystemTime>,
     /// Something was taken out before it was written ([`Redact`](super::Redact)): it is not what was put into the stream.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub redacted: bool,
+    /// It may have been processed: it was among others that Lambda gave up, and cannot be told from those
+    /// (`replay::Rehydrate`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspect: bool,
     /// Where the payload is, if it is not in the letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_at: Option<String>,
@@ -104,6 +111,8 @@ pub enum Reason {
     Expiring,
     /// The process died three times while it was the only record in hand.
     CrashLoop,
+    /// An operator had its shard go on behind it (`redrive shards skip`).
+    Operator,
 }
 
 impl Reason {
@@ -116,6 +125,7 @@ impl Reason {
             Reason::Panicked => "panicked",
             Reason::Expiring => "expiring",
             Reason::CrashLoop => "crash_loop",
+            Reason::Operator => "operator",
         }
     }
 }
@@ -163,9 +173,14 @@ impl DeadLetter {
 
     /// A letter for this record, which `processor` gave up with this failure.
     pub fn new(application: &str, record: &Record, reason: Reason, failure: &Failure) -> Self {
+        let redriven = record.redriven();
+        let redrive_count = redriven.map_or(0, |redriven| redriven.count);
         DeadLetter {
-            id: letter_id(application, record, Some(0)),
-            origin: letter_id(application, record, None),
+            id: letter_id(application, record, Some(redrive_count)),
+            origin: redriven.map_or_else(
+                || letter_id(application, record, None),
+                |redriven| redriven.origin,
+            ),
             application: application.to_owned(),
             stream: record.stream().to_owned(),
             shard: record.shard().clone(),
@@ -183,8 +198,10 @@ impl DeadLetter {
             processor: String::new(),
             processor_version: None,
             trace_context: None,
-            redrive_count: 0,
+            redrive_count,
+            first_arrived_at: redriven.and_then(|redriven| redriven.arrived_at),
             redacted: false,
+            suspect: false,
             payload_at: None,
             payload_bytes: record.payload().len() as u64,
             payload: record.payload().clone(),
@@ -216,14 +233,18 @@ impl DeadLetter {
         out.freeze()
     }
 
-    /// Reads what [`encode`](DeadLetter::encode) wrote. The payload is a slice of `bytes`.
+    /// Reads what [`encode`](DeadLetter::encode) wrote, or a [JSON line](DeadLetter::to_json_line). The payload of the former
+    /// is a slice of `bytes`.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let end = bytes
             .iter()
             .position(|&byte| byte == b'\n')
             .unwrap_or(bytes.len());
-        let (mut letter, _) = Self::read_header(&bytes[..end])?;
-        letter.payload = bytes.slice((end + 1).min(bytes.len())..);
+        let (mut letter, payload) = Self::read_header(&bytes[..end])?;
+        letter.payload = match payload {
+            Some(payload) => BASE64.decode(payload).map_err(DecodeError::Payload)?.into(),
+            None => bytes.slice((end + 1).min(bytes.len())..),
+        };
         letter.checked()
     }
 

@@ -1,0 +1,46 @@
+//! What an aggregate's tags tell of a record in it that was driven again.
+//!
+//! The KPL's format has tags for each record, which the KPL does not write and KCL does not read: the payload stays as it
+//! was, for every consumer that opens aggregates.
+
+use bytes::Bytes;
+
+use super::wire::Tag;
+use crate::record::Redriven;
+use crate::rfc3339;
+
+const ORIGIN: &str = "redrive.origin";
+const COUNT: &str = "redrive.count";
+const ARRIVED_AT: &str = "redrive.arrived_at";
+
+pub(super) fn tags(redriven: &Redriven) -> Vec<Tag> {
+    let tag = |key: &'static str, value: String| Tag {
+        key: Bytes::from_static(key.as_bytes()),
+        value: Some(value.into()),
+    };
+    let mut tags = vec![
+        tag(ORIGIN, redriven.origin.to_string()),
+        tag(COUNT, redriven.count.to_string()),
+    ];
+    if let Some(arrived_at) = redriven.arrived_at {
+        tags.push(tag(ARRIVED_AT, rfc3339::format(arrived_at).to_string()));
+    }
+    tags
+}
+
+/// `None` without tags of ours, or with such as make no sense: the record is then one like any other.
+pub(super) fn redriven(tags: &[Tag]) -> Option<Redriven> {
+    if tags.is_empty() {
+        return None;
+    }
+    let value = |key: &str| {
+        let tag = tags.iter().find(|tag| tag.key == key.as_bytes())?;
+        std::str::from_utf8(tag.value.as_ref()?).ok()
+    };
+    let arrived_at = value(ARRIVED_AT).and_then(|time| humantime::parse_rfc3339(time).ok());
+    Some(Redriven::new(
+        value(ORIGIN)?.parse().ok()?,
+        value(COUNT)?.parse().ok().filter(|&count| count > 0)?,
+        arrived_at,
+    ))
+}
