@@ -118,6 +118,7 @@ pub mod observer;
 pub mod pipeline;
 mod processor;
 mod record;
+pub mod replay;
 mod resilient;
 mod retry;
 mod rfc3339;

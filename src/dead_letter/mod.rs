@@ -63,6 +63,7 @@ pub use claim_check::{ClaimCheck, ClaimError};
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
 pub use fallback::Fallback;
 pub use fan_out::FanOut;
+pub(crate) use file::ReadLines;
 pub use file::{File, FileError, ReadError, ReadLetters};
 #[cfg(feature = "kinesis")]
 pub use kinesis::{Kinesis, Payload};

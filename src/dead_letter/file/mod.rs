@@ -18,6 +18,7 @@ mod read;
 
 use disk::Os;
 use journal::Journal;
+pub(crate) use read::ReadLines;
 
 pub use read::{ReadError, ReadLetters};
 

@@ -10,7 +10,37 @@ use crate::dead_letter::{DeadLetter, DecodeError};
 
 /// The letters of a file and its successors; see [`File::read`](super::File::read).
 #[derive(Debug)]
-pub struct ReadLetters {
+pub struct ReadLetters(ReadLines);
+
+impl ReadLetters {
+    pub(super) fn new(path: &Path) -> Self {
+        ReadLetters(ReadLines::new(path))
+    }
+}
+
+impl Iterator for ReadLetters {
+    type Item = Result<DeadLetter, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line = match self.0.next()? {
+            Ok(line) => line,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(
+            DeadLetter::from_json_line(&line.text).map_err(|source| ReadError::Line {
+                path: line.path,
+                line: line.number,
+                source,
+            }),
+        )
+    }
+}
+
+impl FusedIterator for ReadLetters {}
+
+/// Their lines, whatever is in them.
+#[derive(Debug)]
+pub(crate) struct ReadLines {
     // Last file first.
     files: Vec<PathBuf>,
     current: Option<Lines>,
@@ -24,8 +54,16 @@ struct Lines {
     line: u64,
 }
 
-impl ReadLetters {
-    pub(super) fn new(path: &Path) -> Self {
+/// A line that is not empty.
+pub(crate) struct Line {
+    pub(crate) path: PathBuf,
+    /// Counts from 1.
+    pub(crate) number: u64,
+    pub(crate) text: Vec<u8>,
+}
+
+impl ReadLines {
+    pub(crate) fn new(path: &Path) -> Self {
         let (numbers, failed) = match successors(&Os, path) {
             Ok(numbers) => (numbers, None),
             Err(error) => (Vec::new(), Some(ReadError::file(path, error))),
@@ -39,7 +77,7 @@ impl ReadLetters {
         if failed.is_none() && (files.is_empty() || path.exists()) {
             files.push(path.to_path_buf());
         }
-        ReadLetters {
+        ReadLines {
             files,
             current: None,
             failed,
@@ -47,8 +85,8 @@ impl ReadLetters {
     }
 }
 
-impl Iterator for ReadLetters {
-    type Item = Result<DeadLetter, ReadError>;
+impl Iterator for ReadLines {
+    type Item = Result<Line, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(error) = self.failed.take() {
@@ -74,17 +112,15 @@ impl Iterator for ReadLetters {
                     self.current = None;
                     return Some(Err(error));
                 }
-                Some(letter) => return Some(letter),
+                Some(line) => return Some(line),
                 None => self.current = None,
             }
         }
     }
 }
 
-impl FusedIterator for ReadLetters {}
-
 impl Lines {
-    fn next(&mut self) -> Option<Result<DeadLetter, ReadError>> {
+    fn next(&mut self) -> Option<Result<Line, ReadError>> {
         let mut text = Vec::new();
         loop {
             text.clear();
@@ -99,13 +135,11 @@ impl Lines {
             if line.is_empty() {
                 continue;
             }
-            return Some(
-                DeadLetter::from_json_line(line).map_err(|source| ReadError::Line {
-                    path: self.path.clone(),
-                    line: self.line,
-                    source,
-                }),
-            );
+            return Some(Ok(Line {
+                path: self.path.clone(),
+                number: self.line,
+                text: line.to_vec(),
+            }));
         }
     }
 }

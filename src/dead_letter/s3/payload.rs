@@ -24,7 +24,7 @@ impl S3 {
     }
 
     /// The letter with its payload.
-    pub(in crate::dead_letter) async fn redeem(&self, letter: DeadLetter) -> Result<DeadLetter, ClaimError> {
+    pub(crate) async fn redeem(&self, letter: DeadLetter) -> Result<DeadLetter, ClaimError> {
         let Some(place) = letter.payload_at.clone() else {
             return Ok(letter);
         };

@@ -1,0 +1,114 @@
+//! Which letters are meant.
+
+use std::time::SystemTime;
+
+use crate::dead_letter::{DeadLetter, Reason};
+use crate::failure::Class;
+
+/// Matches letters by what they say. Without a condition it matches all; of several values of one kind one must fit, of
+/// several kinds all must.
+///
+/// ```
+/// use redrive::dead_letter::Reason;
+/// use redrive::replay::Filter;
+///
+/// let exhausted = Filter::new()
+///     .reason(Reason::AttemptsExhausted)
+///     .reason(Reason::TimeExhausted)
+///     .stream("orders");
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct Filter {
+    since: Option<SystemTime>,
+    until: Option<SystemTime>,
+    reasons: Vec<Reason>,
+    classes: Vec<Class>,
+    codes: Vec<String>,
+    streams: Vec<String>,
+    shards: Vec<String>,
+    partition_keys: Vec<String>,
+    ids: Vec<String>,
+}
+
+impl Filter {
+    /// Matches all.
+    pub fn new() -> Self {
+        Filter::default()
+    }
+
+    /// Made at this time or later.
+    pub fn since(mut self, time: SystemTime) -> Self {
+        self.since = Some(time);
+        self
+    }
+
+    /// Made before this time.
+    pub fn until(mut self, time: SystemTime) -> Self {
+        self.until = Some(time);
+        self
+    }
+
+    /// Given up for this reason.
+    pub fn reason(mut self, reason: Reason) -> Self {
+        self.reasons.push(reason);
+        self
+    }
+
+    /// Classified so.
+    pub fn class(mut self, class: Class) -> Self {
+        self.classes.push(class);
+        self
+    }
+
+    /// With this error code.
+    pub fn code(mut self, code: impl Into<String>) -> Self {
+        self.codes.push(code.into());
+        self
+    }
+
+    /// Of records of this stream.
+    pub fn stream(mut self, stream: impl Into<String>) -> Self {
+        self.streams.push(stream.into());
+        self
+    }
+
+    /// Of records of this shard.
+    pub fn shard(mut self, shard: impl Into<String>) -> Self {
+        self.shards.push(shard.into());
+        self
+    }
+
+    /// Of records with this partition key.
+    pub fn partition_key(mut self, key: impl Into<String>) -> Self {
+        self.partition_keys.push(key.into());
+        self
+    }
+
+    /// With this id, or one that begins so.
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.ids.push(id.into());
+        self
+    }
+
+    /// Whether this letter is meant.
+    pub fn matches(&self, letter: &DeadLetter) -> bool {
+        let at = letter.dead_lettered_at;
+        self.since.is_none_or(|since| at >= since)
+            && self.until.is_none_or(|until| at < until)
+            && among(&self.reasons, |reason| *reason == letter.reason)
+            && among(&self.classes, |class| *class == letter.class)
+            && among(&self.codes, |code| letter.code.as_ref() == Some(code))
+            && among(&self.streams, |stream| *stream == letter.stream)
+            && among(&self.shards, |shard| shard == letter.shard.as_str())
+            && among(&self.partition_keys, |key| {
+                letter.partition_key.as_ref() == Some(key)
+            })
+            && among(&self.ids, |id| letter.id.to_string().starts_with(id.as_str()))
+    }
+}
+
+/// Whether one of them fits, or there are none.
+fn among<T>(values: &[T], fits: impl Fn(&T) -> bool) -> bool {
+    values.is_empty() || values.iter().any(fits)
+}

@@ -1,0 +1,217 @@
+//! A ledger in DynamoDB.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, ReturnValuesOnConditionCheckFailure};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use super::{Entry, Key, Ledger, LedgerError};
+use crate::failure::BoxError;
+use crate::{sdk, table};
+
+/// Remembers in a DynamoDB table, for all who drive letters again. The table is made at the first use if there is none
+/// (`PAY_PER_REQUEST`, key `id`).
+///
+/// Items have an attribute `expiration`, in seconds since 1970, 400 days on: longer than any stream keeps a letter. Switch
+/// the table's time to live on for it, if it is to forget.
+///
+/// A letter costs two reads at most and two to four writes. It needs `dynamodb:BatchGetItem`, `PutItem`, `DeleteItem` and
+/// `DescribeTable`; to make the table `CreateTable`.
+#[derive(Clone)]
+pub struct DynamoDb {
+    client: Client,
+    table: Arc<str>,
+    ready: Arc<OnceCell<()>>,
+}
+
+type Item = HashMap<String, AttributeValue>;
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A table is made within seconds.
+const CREATED_WITHIN: Duration = Duration::from_secs(120);
+/// The most calls under way.
+const CALLS: usize = 32;
+/// The most keys that BatchGetItem takes.
+const BATCH: usize = 100;
+const LOCK_TIME: Duration = Duration::from_secs(60);
+/// By how much the clocks of two machines may differ.
+const CLOCK_SKEW: Duration = Duration::from_secs(10);
+const KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+const ID: &str = "id";
+const ENTRY: &str = "entry";
+const OWNER: &str = "owner";
+const EXPIRATION: &str = "expiration";
+
+impl DynamoDb {
+    /// In the table of this name.
+    pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
+        DynamoDb {
+            client: sdk::dynamodb::with_timeout(&client, CALL_TIMEOUT),
+            table: table.into(),
+            ready: Arc::default(),
+        }
+    }
+
+    async fn ready(&self) -> Result<(), LedgerError> {
+        let made = || async {
+            let made = table::wait_for(&self.client, &self.table, ("replay ledger", ID));
+            let made = timeout(CREATED_WITHIN, made).await;
+            made.map_err(LedgerError::unavailable)?
+                .map_err(LedgerError::unavailable)?;
+            Ok(())
+        };
+        self.ready.get_or_try_init(made).await.copied()
+    }
+
+    /// Of at most [`BATCH`] keys. What the service left out is asked for again.
+    async fn get(&self, keys: &[Key]) -> Result<HashMap<String, Entry>, BoxError> {
+        let mut left: Vec<Item> = keys
+            .iter()
+            .map(|key| HashMap::from([(ID.to_owned(), text(key.as_str()))]))
+            .collect();
+        // A key may be asked for once in a request.
+        left.sort_by(|a, b| id(a).cmp(&id(b)));
+        left.dedup();
+        let mut found = HashMap::new();
+        while !left.is_empty() {
+            let of_table = KeysAndAttributes::builder()
+                .set_keys(Some(left))
+                .consistent_read(true);
+            let call = self.client.batch_get_item();
+            let answer = call.request_items(&*self.table, of_table.build()?).send().await?;
+            for item in answer.responses.unwrap_or_default().into_values().flatten() {
+                let entry = item.get(ENTRY).and_then(|entry| entry.as_s().ok());
+                let (Some(id), Some(entry)) = (id(&item), entry) else {
+                    return Err("an item of the replay ledger has no id or no entry".into());
+                };
+                found.insert(id.clone(), serde_json::from_str(entry)?);
+            }
+            let left_out = answer.unprocessed_keys.unwrap_or_default();
+            left = left_out.into_values().flat_map(|table| table.keys).collect();
+            if !left.is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn put(&self, key: &Key, entry: &Entry) -> Result<(), BoxError> {
+        let call = self
+            .client
+            .put_item()
+            .table_name(&*self.table)
+            .item(ID, text(key.as_str()))
+            .item(ENTRY, text(&serde_json::to_string(entry)?))
+            .item(EXPIRATION, seconds(entry.at + KEPT));
+        call.send().await?;
+        Ok(())
+    }
+}
+
+fn id(item: &Item) -> Option<&String> {
+    item.get(ID)?.as_s().ok()
+}
+
+fn text(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}
+
+fn seconds(time: SystemTime) -> AttributeValue {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    AttributeValue::N(since.as_secs().to_string())
+}
+
+fn lock_id(source: &str) -> AttributeValue {
+    text(&format!("lock/{source}"))
+}
+
+#[async_trait]
+impl Ledger for DynamoDb {
+    async fn look_up(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
+        self.ready().await?;
+        let calls: Vec<_> = keys.chunks(BATCH).map(|keys| self.get(keys)).collect();
+        let found = stream::iter(calls).buffer_unordered(CALLS);
+        let found: Vec<HashMap<String, Entry>> =
+            found.try_collect().await.map_err(LedgerError::Unavailable)?;
+        let found: HashMap<String, Entry> = found.into_iter().flatten().collect();
+        Ok(keys.iter().map(|key| found.get(key.as_str()).cloned()).collect())
+    }
+
+    async fn write(&self, entries: &[(Key, Entry)]) -> Result<(), LedgerError> {
+        self.ready().await?;
+        let calls: Vec<_> = entries.iter().map(|(key, entry)| self.put(key, entry)).collect();
+        let written = stream::iter(calls).buffer_unordered(CALLS);
+        written.try_collect().await.map_err(LedgerError::Unavailable)
+    }
+
+    async fn lock(&self, source: &str, owner: &str) -> Result<(), LedgerError> {
+        self.ready().await?;
+        let now = SystemTime::now();
+        let call = self
+            .client
+            .put_item()
+            .table_name(&*self.table)
+            .item(ID, lock_id(source))
+            .item(OWNER, text(owner))
+            .item(EXPIRATION, seconds(now + LOCK_TIME))
+            .condition_expression("attribute_not_exists(#id) OR #owner = :owner OR #expiration < :past")
+            .expression_attribute_names("#id", ID)
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_names("#expiration", EXPIRATION)
+            .expression_attribute_values(":owner", text(owner))
+            .expression_attribute_values(":past", seconds(now - CLOCK_SKEW))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let Err(error) = call.send().await else {
+            return Ok(());
+        };
+        match error.as_service_error() {
+            Some(PutItemError::ConditionalCheckFailedException(held)) => {
+                let holder = held.item().and_then(|item| item.get(OWNER)?.as_s().ok());
+                Err(LedgerError::Locked {
+                    source_name: source.to_owned(),
+                    owner: holder.cloned().unwrap_or_default(),
+                })
+            }
+            _ => Err(LedgerError::unavailable(error)),
+        }
+    }
+
+    async fn unlock(&self, source: &str, owner: &str) -> Result<(), LedgerError> {
+        let call = self
+            .client
+            .delete_item()
+            .table_name(&*self.table)
+            .key(ID, lock_id(source))
+            .condition_expression("#owner = :owner")
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_values(":owner", text(owner));
+        match call.send().await {
+            Ok(_) => Ok(()),
+            // It is another's by now.
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
+            Err(error) => Err(LedgerError::unavailable(error)),
+        }
+    }
+
+    fn lock_time(&self) -> Option<Duration> {
+        Some(LOCK_TIME)
+    }
+}
+
+impl fmt::Debug for DynamoDb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DynamoDb")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
+}

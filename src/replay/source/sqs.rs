@@ -1,0 +1,270 @@
+//! Letters in a queue.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::error::ProvideErrorMetadata;
+use aws_sdk_sqs::types::{
+    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
+    QueueAttributeName,
+};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
+
+use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, SourceError};
+use crate::dead_letter::DeadLetter;
+use crate::failure::BoxError;
+use crate::sdk;
+
+/// Reads what a [`dead_letter::Sqs`](crate::dead_letter::Sqs) has written, or a [`dead_letter::Sns`](crate::dead_letter::Sns)
+/// to a topic that this queue is subscribed to, with raw delivery or without.
+///
+/// - A FIFO queue gives the letters of a group in order, and no more of a group while some of it are being worked on: those
+///   behind letters that stay (because they do not match, say) are not reached.
+/// - A standard queue keeps no order. Up to 10,000 messages or 64 MiB are collected and sorted by the places of their
+///   records; among what was collected, letters of a key are in order.
+/// - What is read is hidden from others for 5 minutes, which are renewed while it is worked on; what was not removed is shown
+///   again at the end. A queue that moves messages after so many receives counts these.
+///
+/// Permissions: `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and `sqs:GetQueueAttributes`.
+pub struct Sqs {
+    client: Client,
+    queue_url: String,
+    /// Received and not removed: the receipt handles by the messages' ids.
+    held: HashMap<String, String>,
+}
+
+/// ReceiveMessage and the batches take as many (SQS API reference).
+const BATCH: usize = 10;
+/// The most messages of a standard queue that are sorted at once, and of a FIFO queue that are worked on.
+const COLLECTED: usize = 10_000;
+const COLLECTED_FIFO: usize = 500;
+/// Calls beside each other.
+const CALLS: usize = 8;
+const HIDDEN: Duration = Duration::from_secs(5 * 60);
+const WAIT: Duration = Duration::from_secs(1);
+/// So many empty answers in a row are an empty queue: a standard one is spread over servers that may each hold a few.
+const EMPTY_ANSWERS: u32 = 3;
+
+impl Sqs {
+    /// The letters in the queue with this URL.
+    pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
+        Sqs {
+            client: sdk::sqs::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            queue_url: queue_url.into(),
+            held: HashMap::new(),
+        }
+    }
+
+    fn is_fifo(&self) -> bool {
+        self.queue_url.ends_with(".fifo")
+    }
+
+    /// What a few calls beside each other bring.
+    async fn receive(&mut self, calls: usize) -> Result<Vec<Message>, SourceError> {
+        let received = join_all((0..calls).map(|_| {
+            self.client
+                .receive_message()
+                .queue_url(&self.queue_url)
+                .max_number_of_messages(BATCH as i32)
+                .visibility_timeout(HIDDEN.as_secs() as i32)
+                .wait_time_seconds(WAIT.as_secs() as i32)
+                .message_system_attribute_names(MessageSystemAttributeName::SequenceNumber)
+                .send()
+        }))
+        .await;
+        let mut messages = Vec::new();
+        for received in received {
+            let received = received.map_err(|error| match error.code() {
+                Some(code) if code.ends_with("QueueDoesNotExist") || code.ends_with("NonExistentQueue") => {
+                    SourceError::Missing {
+                        place: format!("queue {}", self.queue_url),
+                    }
+                }
+                _ => SourceError::unavailable(self.name(), error),
+            })?;
+            for message in received.messages.unwrap_or_default() {
+                let (Some(id), Some(handle)) = (message.message_id, message.receipt_handle) else {
+                    continue;
+                };
+                let place = format!("{}/{id}", self.name());
+                // The newest handle is the one that counts. Seen twice in one page, both copies have it.
+                self.held.insert(id.clone(), handle);
+                let body = unwrapped(message.body.unwrap_or_default());
+                messages.push(Message::new(place, body, Handle(id)));
+            }
+        }
+        Ok(messages)
+    }
+
+    async fn change_visibility(&self, ids: Vec<String>, seconds: i32) -> Result<(), SourceError> {
+        let calls = ids.chunks(BATCH).map(|ids| {
+            let entries: Result<Vec<_>, _> = ids
+                .iter()
+                .enumerate()
+                .filter_map(|(place, id)| Some((place, self.held.get(id)?)))
+                .map(|(place, handle)| {
+                    ChangeMessageVisibilityBatchRequestEntry::builder()
+                        .id(place.to_string())
+                        .receipt_handle(handle)
+                        .visibility_timeout(seconds)
+                        .build()
+                })
+                .collect();
+            async move {
+                let call = self.client.change_message_visibility_batch();
+                let call = call.queue_url(&self.queue_url).set_entries(Some(entries?));
+                // One that is no longer hidden cannot be hidden longer: it may be read again, which is harmless.
+                call.send().await?;
+                Ok::<(), BoxError>(())
+            }
+        });
+        let calls: Vec<_> = calls.collect();
+        let changed: Vec<_> = stream::iter(calls).buffered(CALLS).collect().await;
+        let changed: Result<(), BoxError> = changed.into_iter().collect();
+        changed.map_err(|error| SourceError::unavailable(self.name(), error))
+    }
+
+    /// Of at most [`BATCH`] messages.
+    async fn delete(&self, ids: &[Handle]) -> Vec<Result<(), SourceError>> {
+        let mut results: Vec<Result<(), SourceError>> = ids.iter().map(|_| Ok(())).collect();
+        let entries: Result<Vec<_>, _> = ids
+            .iter()
+            .enumerate()
+            .filter_map(|(place, Handle(id))| Some((place, self.held.get(id)?)))
+            .map(|(place, handle)| {
+                DeleteMessageBatchRequestEntry::builder()
+                    .id(place.to_string())
+                    .receipt_handle(handle)
+                    .build()
+            })
+            .collect();
+        let deleted = match entries {
+            Ok(entries) if entries.is_empty() => return results,
+            Ok(entries) => {
+                let call = self.client.delete_message_batch().queue_url(&self.queue_url);
+                call.set_entries(Some(entries))
+                    .send()
+                    .await
+                    .map_err(BoxError::from)
+            }
+            Err(error) => Err(error.into()),
+        };
+        match deleted {
+            Ok(answer) => {
+                for failed in answer.failed {
+                    let place = failed.id.parse::<usize>().ok();
+                    if let Some(result) = place.and_then(|place| results.get_mut(place)) {
+                        *result = Err(SourceError::unavailable(self.name(), failed.code));
+                    }
+                }
+                results
+            }
+            Err(error) => crate::alike::failed_alike(ids.len(), error, |error| {
+                SourceError::unavailable(self.name(), error)
+            }),
+        }
+    }
+}
+
+/// What a topic has delivered is wrapped, unless its subscription says otherwise.
+fn unwrapped(body: String) -> String {
+    #[derive(serde::Deserialize)]
+    struct Notification {
+        #[serde(rename = "Type")]
+        kind: String,
+        #[serde(rename = "Message")]
+        message: String,
+    }
+    match serde_json::from_str(&body) {
+        Ok(Notification { kind, message }) if kind == "Notification" => message,
+        _ => body,
+    }
+}
+
+#[async_trait]
+impl DeadLetterSource for Sqs {
+    async fn read(&mut self) -> Result<Vec<Message>, SourceError> {
+        let most = if self.is_fifo() { COLLECTED_FIFO } else { COLLECTED };
+        let (mut messages, mut bytes, mut empty) = (Vec::new(), 0, 0);
+        while messages.len() < most && bytes < PAGE_BYTES && empty < EMPTY_ANSWERS {
+            // Once there is little left, one call waits for it.
+            let calls = if empty == 0 { CALLS } else { 1 };
+            let received = self.receive(calls).await?;
+            empty = if received.is_empty() { empty + 1 } else { 0 };
+            bytes += received.iter().map(|message| message.body.len()).sum::<usize>();
+            messages.extend(received);
+            // Of a FIFO queue's groups nothing more comes until these are removed.
+            if self.is_fifo() && empty > 0 && !messages.is_empty() {
+                break;
+            }
+        }
+        if !self.is_fifo() {
+            messages.sort_by_cached_key(|message| {
+                let letter = DeadLetter::from_json_line(&message.body).ok()?;
+                let numbers = (letter.sequence_number, letter.sub_sequence_number);
+                Some((letter.stream, letter.shard, numbers, letter.redrive_count))
+            });
+        }
+        Ok(messages)
+    }
+
+    async fn remove(&mut self, messages: &[Handle]) -> Vec<Result<(), SourceError>> {
+        let calls: Vec<_> = messages.chunks(BATCH).map(|ids| self.delete(ids)).collect();
+        let results: Vec<_> = stream::iter(calls).buffered(CALLS).collect().await;
+        let results: Vec<Result<(), SourceError>> = results.into_iter().flatten().collect();
+        for (Handle(id), result) in messages.iter().zip(&results) {
+            if result.is_ok() {
+                self.held.remove(id);
+            }
+        }
+        results
+    }
+
+    fn removes(&self) -> bool {
+        true
+    }
+
+    fn keeps_order(&self) -> bool {
+        self.is_fifo()
+    }
+
+    fn keep_interval(&self) -> Option<Duration> {
+        Some(HIDDEN / 3)
+    }
+
+    async fn keep(&mut self) -> Result<(), SourceError> {
+        let ids = self.held.keys().cloned().collect();
+        self.change_visibility(ids, HIDDEN.as_secs() as i32).await
+    }
+
+    async fn close(&mut self) -> Result<(), SourceError> {
+        let ids = self.held.keys().cloned().collect();
+        let shown = self.change_visibility(ids, 0).await;
+        self.held.clear();
+        shown
+    }
+
+    async fn estimate(&mut self) -> Option<u64> {
+        let name = QueueAttributeName::ApproximateNumberOfMessages;
+        let call = self.client.get_queue_attributes().queue_url(&self.queue_url);
+        let answer = call.attribute_names(name.clone()).send().await.ok()?;
+        answer.attributes?.get(&name)?.parse().ok()
+    }
+
+    fn name(&self) -> String {
+        let queue = self.queue_url.rsplit('/').next().unwrap_or_default();
+        format!("sqs:{queue}")
+    }
+}
+
+impl fmt::Debug for Sqs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sqs")
+            .field("queue", &self.name())
+            .finish_non_exhaustive()
+    }
+}
