@@ -60,7 +60,7 @@ mod sqs;
 
 #[cfg(feature = "s3")]
 pub use claim_check::{ClaimCheck, ClaimError};
-pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, Reason};
+pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, InvalidReason, Reason};
 pub use fallback::Fallback;
 pub use fan_out::FanOut;
 pub(crate) use file::ReadLines;

@@ -57,8 +57,10 @@ use crate::idempotency::{Idempotency, StoreError};
 use crate::processor::RecordProcessor;
 use crate::resilient::Resilient;
 
+mod address;
 mod filter;
 pub mod ledger;
+mod look;
 mod pace;
 mod reader;
 mod report;
@@ -69,8 +71,10 @@ mod stream;
 mod target;
 mod through;
 
+pub use address::{Address, InvalidAddress, StoreAddress};
 pub use filter::Filter;
 pub use ledger::{Ledger, LedgerError};
+pub use look::look;
 pub use report::{Outcome, Report, Said};
 pub use source::{DeadLetterSource, SourceError};
 #[cfg(feature = "kinesis")]

@@ -115,7 +115,32 @@ pub enum Reason {
     Operator,
 }
 
+/// A text that is no [`Reason`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a reason of dead letters: one of {}", Reason::ALL.map(Reason::as_str).join(", "))]
+pub struct InvalidReason;
+
+impl std::str::FromStr for Reason {
+    type Err = InvalidReason;
+
+    fn from_str(text: &str) -> Result<Self, InvalidReason> {
+        let mut all = Reason::ALL.into_iter();
+        all.find(|reason| reason.as_str() == text).ok_or(InvalidReason)
+    }
+}
+
 impl Reason {
+    /// All there are.
+    pub const ALL: [Reason; 7] = [
+        Reason::Permanent,
+        Reason::AttemptsExhausted,
+        Reason::TimeExhausted,
+        Reason::Panicked,
+        Reason::Expiring,
+        Reason::CrashLoop,
+        Reason::Operator,
+    ];
+
     /// The name used in letters, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
