@@ -111,6 +111,8 @@ pub mod idempotency;
 pub mod kpl;
 #[cfg(feature = "lambda")]
 pub mod lambda;
+#[cfg(any(feature = "lambda", feature = "kinesis"))]
+mod lambda_event;
 mod letter_id;
 #[cfg(feature = "multilang")]
 pub mod multilang;

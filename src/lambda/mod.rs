@@ -59,7 +59,8 @@ mod function;
 mod response;
 mod window;
 
-pub use event::{Event, InvalidEvent};
+pub use crate::lambda_event::InvalidEvent;
+pub use event::Event;
 pub use function::{Function, InvocationError, PARTIAL_RESPONSES, run};
 pub use response::{ItemFailure, Response};
 pub use window::{Fold, Folding, Window, WindowEvent, WindowResponse, Windowed};

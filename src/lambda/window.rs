@@ -12,11 +12,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use super::event::RawRecords;
 use super::function::{Outcome, time_left};
 use super::{Event, Function, InvocationError, Response};
 use crate::config::ConfigError;
 use crate::failure::BoxError;
+use crate::lambda_event::RawRecords;
 use crate::pipeline::{Ordering, Pipeline};
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;

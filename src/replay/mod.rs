@@ -61,8 +61,12 @@ mod address;
 mod filter;
 pub mod ledger;
 mod look;
+#[cfg(feature = "kinesis")]
+mod on_failure;
 mod pace;
 mod reader;
+#[cfg(feature = "kinesis")]
+mod rehydrate;
 mod report;
 mod run;
 pub mod source;
@@ -75,6 +79,10 @@ pub use address::{Address, InvalidAddress, StoreAddress};
 pub use filter::Filter;
 pub use ledger::{Ledger, LedgerError};
 pub use look::look;
+#[cfg(feature = "kinesis")]
+pub use on_failure::{InvalidOnFailure, OnFailure};
+#[cfg(feature = "kinesis")]
+pub use rehydrate::Rehydrate;
 pub use report::{Outcome, Report, Said};
 pub use source::{DeadLetterSource, SourceError};
 #[cfg(feature = "kinesis")]
@@ -131,6 +139,13 @@ impl Replay {
             payloads: None,
             heard: None,
         }
+    }
+
+    /// The messages are those of a Lambda function's on-failure destination: letters are made of them first.
+    #[cfg(feature = "kinesis")]
+    pub fn rehydrated(mut self, rehydrate: Rehydrate) -> Self {
+        self.reader = Box::new(rehydrate);
+        self
     }
 
     /// Where it is remembered what was driven again, and how often.

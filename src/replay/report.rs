@@ -30,6 +30,8 @@ pub enum Outcome {
     Foreign,
     /// It cannot be read.
     Unreadable(DecodeError),
+    /// It begins as a message of Lambda's, and cannot be read.
+    Damaged(BoxError),
     /// Something was taken out before it was written: it is not what was put into the stream.
     Redacted,
     /// It was driven again as often as is allowed.
@@ -72,6 +74,7 @@ impl Outcome {
             self,
             Outcome::DeadLettered(_)
                 | Outcome::Unreadable(_)
+                | Outcome::Damaged(_)
                 | Outcome::Redacted
                 | Outcome::TooOften { .. }
                 | Outcome::NoPayload(_)
@@ -90,7 +93,7 @@ impl Outcome {
             Outcome::Would => "would",
             Outcome::NotMatched => "not_matched",
             Outcome::Foreign => "foreign",
-            Outcome::Unreadable(_) => "unreadable",
+            Outcome::Unreadable(_) | Outcome::Damaged(_) => "unreadable",
             Outcome::Redacted => "redacted",
             Outcome::TooOften { .. } => "too_often",
             Outcome::Returned => "returned",
@@ -118,6 +121,7 @@ impl fmt::Display for Outcome {
             Outcome::NotMatched => f.write_str("does not match"),
             Outcome::Foreign => f.write_str("not a dead letter of redrive; left where it is"),
             Outcome::Unreadable(error) => write!(f, "cannot be read, left where it is: {error}"),
+            Outcome::Damaged(error) => write!(f, "cannot be read, left where it is: {error}"),
             Outcome::Redacted => {
                 f.write_str("redacted: it is not what was put into the stream, and is not driven again")
             }
@@ -216,7 +220,7 @@ impl Report {
             Outcome::Would => &mut self.would,
             Outcome::NotMatched => &mut self.not_matched,
             Outcome::Foreign => &mut self.foreign,
-            Outcome::Unreadable(_) => &mut self.unreadable,
+            Outcome::Unreadable(_) | Outcome::Damaged(_) => &mut self.unreadable,
             Outcome::Redacted => &mut self.redacted,
             Outcome::TooOften { .. } => &mut self.too_often,
             Outcome::Returned => &mut self.returned,

@@ -9,6 +9,7 @@ mod clients;
 mod filter;
 mod list;
 mod output;
+mod rehydrate;
 mod replay;
 mod show;
 mod stats;
@@ -44,6 +45,8 @@ enum Command {
     Stats(stats::Stats),
     /// Drive letters' records again
     Replay(replay::Replay),
+    /// Make letters of the batches that Lambda gave up
+    Rehydrate(rehydrate::Rehydrate),
     /// Print a shell's completions
     ///
     /// For bash: redrive completions bash > /etc/bash_completion.d/redrive
@@ -81,6 +84,7 @@ async fn run(command: Command, json: bool) -> Result<Ended, BoxError> {
         Command::Show(show) => show.run(json).await,
         Command::Stats(stats) => stats.run(json).await,
         Command::Replay(replay) => replay.run(json).await,
+        Command::Rehydrate(rehydrate) => rehydrate.run(json).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "redrive", &mut std::io::stdout());
             Ok(Ended::Done)

@@ -1,0 +1,159 @@
+//! The records of an event of a Kinesis event source mapping, as Lambda writes them in JSON.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+
+use crate::failure::BoxError;
+use crate::record::{InvalidSequenceNumber, Record, Source};
+
+/// An event that is none of a Kinesis event source mapping.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidEvent {
+    /// It is not the JSON of one.
+    #[error("the event is not one of a Kinesis event source mapping")]
+    Json(#[source] BoxError),
+    /// A record has no place in a shard.
+    #[error("record {index} of the event has no eventID like \"shardId-000000000000:4959…\"")]
+    NoShard {
+        /// Counts from 0.
+        index: usize,
+    },
+    /// A record is of no stream.
+    #[error("record {index} of the event has no eventSourceARN of a Kinesis stream")]
+    NoStream {
+        /// Counts from 0.
+        index: usize,
+    },
+    /// They are of several shards, which no mapping sends.
+    #[error("record {index} of the event is of another shard than those before it")]
+    AnotherShard {
+        /// Counts from 0.
+        index: usize,
+    },
+    /// A record has no number.
+    #[error("record {index} of the event has no sequence number")]
+    NoSequenceNumber {
+        /// Counts from 0.
+        index: usize,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidSequenceNumber,
+    },
+    /// A record's data are not base64.
+    #[error("the data of record {index} of the event are not base64")]
+    NoBase64 {
+        /// Counts from 0.
+        index: usize,
+        /// What is wrong with them.
+        #[source]
+        source: base64::DecodeError,
+    },
+}
+
+/// As they are written, nothing copied: of what comes with each record most is not needed.
+#[derive(Deserialize, Default)]
+#[serde(transparent)]
+pub(crate) struct RawRecords<'a>(#[serde(borrow)] Vec<RawRecord<'a>>);
+
+#[derive(Deserialize)]
+struct RawRecord<'a> {
+    #[serde(borrow)]
+    kinesis: RawKinesis<'a>,
+    #[serde(rename = "eventID", borrow)]
+    id: Cow<'a, str>,
+    #[serde(rename = "eventSourceARN", borrow)]
+    arn: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawKinesis<'a> {
+    #[serde(borrow)]
+    sequence_number: Cow<'a, str>,
+    #[serde(borrow, default)]
+    partition_key: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    data: Cow<'a, str>,
+    /// Seconds since 1970, with a fraction.
+    #[serde(default)]
+    approximate_arrival_timestamp: Option<f64>,
+}
+
+impl RawRecords<'_> {
+    /// The records, and the ARN of the stream, or of a consumer of it, that they are all of.
+    pub(crate) fn open(self) -> Result<(Vec<Record>, Option<String>), InvalidEvent> {
+        let mut shard = Shard::default();
+        let records = self.0.into_iter().enumerate().map(|(index, record)| {
+            let source = shard.source(index, &record.arn, &record.id)?;
+            let number = record.kinesis.sequence_number.into_owned();
+            let number = number
+                .try_into()
+                .map_err(|source| InvalidEvent::NoSequenceNumber { index, source })?;
+            let data = BASE64.decode(record.kinesis.data.as_bytes());
+            let data = data.map_err(|source| InvalidEvent::NoBase64 { index, source })?;
+            let mut builder = Record::read_from(source, number).payload(data);
+            if let Some(key) = record.kinesis.partition_key {
+                builder = builder.partition_key(key.into_owned());
+            }
+            if let Some(arrival) = record.kinesis.approximate_arrival_timestamp.and_then(since_1970) {
+                builder = builder.arrival(arrival);
+            }
+            Ok(builder.build())
+        });
+        let records = records.collect::<Result<_, _>>()?;
+        Ok((records, shard.arn()))
+    }
+}
+
+/// Where the records come from: one place for all.
+#[derive(Default)]
+pub(crate) struct Shard {
+    known: Option<(String, Arc<Source>)>,
+}
+
+impl Shard {
+    pub(crate) fn source(&mut self, index: usize, arn: &str, id: &str) -> Result<Arc<Source>, InvalidEvent> {
+        let shard = id
+            .split_once(':')
+            .map(|(shard, _)| shard)
+            .filter(|shard| !shard.is_empty());
+        let shard = shard.ok_or(InvalidEvent::NoShard { index })?;
+        match &self.known {
+            Some((known, source)) if known == arn && source.shard.as_str() == shard => Ok(source.clone()),
+            Some(_) => Err(InvalidEvent::AnotherShard { index }),
+            None => {
+                let stream = stream(arn).ok_or(InvalidEvent::NoStream { index })?;
+                let source = Arc::new(Source {
+                    stream: stream.into(),
+                    shard: shard.into(),
+                });
+                self.known = Some((arn.to_owned(), source.clone()));
+                Ok(source)
+            }
+        }
+    }
+
+    pub(crate) fn arn(self) -> Option<String> {
+        self.known.map(|(arn, _)| arn)
+    }
+}
+
+/// The stream's name in its ARN, or in that of a consumer of it.
+pub(crate) fn stream(arn: &str) -> Option<&str> {
+    let resource = arn.splitn(6, ':').nth(5)?;
+    let name = resource.strip_prefix("stream/")?.split('/').next()?;
+    (!name.is_empty()).then_some(name)
+}
+
+/// To the millisecond, as Kinesis has it.
+fn since_1970(seconds: f64) -> Option<SystemTime> {
+    let millis = (seconds * 1_000.0).round();
+    let fits = (0.0..1e15).contains(&millis);
+    fits.then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(millis as u64))
+}

@@ -1,0 +1,336 @@
+//! From what Lambda says of a batch to the letters of its records.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
+use aws_sdk_kinesis::types::ShardIteratorType;
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use super::on_failure::{InvalidOnFailure, OnFailure};
+use super::reader::{Found, Reader};
+use super::report::Outcome;
+use super::source::{Message, SourceError};
+use crate::dead_letter::{Attempts, DeadLetter, Reason};
+use crate::failure::{BoxError, Failure, Scope};
+use crate::kpl::{Deaggregator, Expanded};
+use crate::record::{Record, SequenceNumber, ShardId};
+use crate::sdk;
+
+/// Makes dead letters of the messages that Lambda writes to an on-failure destination, which say only where a batch was:
+/// its records are read from the stream again, from the first to the last. Those of an S3 destination have them, and need
+/// no reading.
+///
+/// - A record that the stream has dropped is reported ([`Outcome::Gone`]), and its message stays.
+/// - Lambda names a range. If there are more records in it than the batch had (others were filtered out, or succeeded), they
+///   cannot be told apart: all become letters, and each is [suspect](DeadLetter::suspect).
+/// - A record that the KPL has aggregated becomes a letter for each record inside.
+///
+/// Permissions: `kinesis:GetShardIterator` and `kinesis:GetRecords` on the stream.
+pub struct Rehydrate {
+    client: Client,
+    application: Option<String>,
+    next_call: Instant,
+}
+
+/// A shard takes five calls a second of either kind (Kinesis API reference), and the function wants some.
+const PAUSE: Duration = Duration::from_millis(250);
+/// A batch has 6 MB at most (Lambda, quotas). A range with more than this is none that can be worked on.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+impl Rehydrate {
+    /// Reads the records with this client.
+    pub fn new(client: Client) -> Self {
+        Rehydrate {
+            client: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            application: None,
+            next_call: Instant::now(),
+        }
+    }
+
+    /// The application that the letters are of. Default: the function's name.
+    #[must_use]
+    pub fn application(mut self, name: impl Into<String>) -> Self {
+        self.application = Some(name.into());
+        self
+    }
+
+    async fn records(&mut self, batch: &OnFailure) -> Result<Read, Unread> {
+        match batch.records() {
+            Some(Ok(records)) => {
+                return Ok(Read {
+                    records,
+                    gone: 0,
+                    suspect: false,
+                });
+            }
+            Some(Err(error)) => return Err(Unread::Damaged(error.into())),
+            None => {}
+        }
+        let place = Place::of(batch)
+            .ok_or_else(|| Unread::Damaged("it does not say where its records are".into()))?;
+        let (records, from_start) = self.read(&place).await?;
+        let (found, size) = (records.len() as u64, batch.batch_size);
+        let gone = match (from_start, size) {
+            (true, _) => 0,
+            // Of those that are left some may be others.
+            (false, Some(size)) => size.saturating_sub(found).max(1),
+            (false, None) => 1,
+        };
+        let suspect = match size {
+            Some(size) => found > size - size.min(gone),
+            None => found > 1,
+        };
+        Ok(Read {
+            records,
+            gone,
+            suspect,
+        })
+    }
+
+    /// What the stream still holds from the first to the last; and whether the first is there.
+    async fn read(&mut self, place: &Place<'_>) -> Result<(Vec<Record>, bool), Unread> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut iterator = self.iterator(place).await?;
+        while let Some(token) = iterator {
+            self.turn().await;
+            let call = self.client.get_records().shard_iterator(token);
+            let page = call
+                .send()
+                .await
+                .map_err(|error| Unread::Unreachable(error.into()))?;
+            let at_tip = page.records.is_empty() && page.millis_behind_latest == Some(0);
+            for record in page.records {
+                let Ok(number) = SequenceNumber::try_from(record.sequence_number) else {
+                    continue;
+                };
+                if number > *place.end {
+                    let from_start = first(&records) == Some(place.start);
+                    return Ok((records, from_start));
+                }
+                let data: Bytes = record.data.into_inner().into();
+                bytes += data.len();
+                if bytes > MOST_BYTES {
+                    return Err(Unread::Damaged(
+                        "between its first and its last record there is more than 64 MiB".into(),
+                    ));
+                }
+                let mut builder = Record::builder(place.stream, place.shard.clone(), number).payload(data);
+                if let Some(key) = record.partition_key {
+                    builder = builder.partition_key(key);
+                }
+                if let Some(arrival) = record.approximate_arrival_timestamp {
+                    builder =
+                        builder.arrival(SystemTime::try_from(arrival).unwrap_or(SystemTime::UNIX_EPOCH));
+                }
+                records.push(builder.build());
+            }
+            let at_end = records.last().map(Record::sequence_number) == Some(place.end);
+            iterator = page.next_shard_iterator.filter(|_| !at_tip && !at_end);
+        }
+        let from_start = first(&records) == Some(place.start);
+        Ok((records, from_start))
+    }
+
+    /// `None` if the shard's records are all gone.
+    async fn iterator(&mut self, place: &Place<'_>) -> Result<Option<String>, Unread> {
+        self.turn().await;
+        let from = |kind| {
+            let call = self.client.get_shard_iterator();
+            let call = call.stream_name(place.stream).shard_id(place.shard.as_str());
+            call.shard_iterator_type(kind)
+        };
+        let start = place.start.as_str();
+        let at = from(ShardIteratorType::AtSequenceNumber)
+            .starting_sequence_number(start)
+            .send();
+        let error = match at.await {
+            Ok(answer) => return Ok(answer.shard_iterator),
+            Err(error) => error,
+        };
+        match error.code() {
+            // Its first record is dropped: whether others are left is seen from the oldest.
+            Some("InvalidArgumentException") => {}
+            Some("ResourceNotFoundException") => return self.without_shard(place, error).await,
+            _ => return Err(Unread::Unreachable(error.into())),
+        }
+        match from(ShardIteratorType::TrimHorizon).send().await {
+            Ok(answer) => Ok(answer.shard_iterator),
+            Err(error) => Err(Unread::Unreachable(error.into())),
+        }
+    }
+
+    /// Whether it is only the shard that is no longer there.
+    async fn without_shard(
+        &self,
+        place: &Place<'_>,
+        error: SdkError<GetShardIteratorError>,
+    ) -> Result<Option<String>, Unread> {
+        let call = self.client.describe_stream_summary().stream_name(place.stream);
+        match call.send().await {
+            Ok(_) => Ok(None),
+            Err(_) => Err(Unread::Unreachable(error.into())),
+        }
+    }
+
+    async fn turn(&mut self) {
+        sleep_until(self.next_call).await;
+        self.next_call = Instant::now() + PAUSE;
+    }
+
+    fn letter(&self, batch: &OnFailure, record: &Record, suspect: bool) -> DeadLetter {
+        let application = self
+            .application
+            .as_deref()
+            .or(batch.function())
+            .unwrap_or("lambda");
+        let reason = match batch.condition.as_deref() {
+            Some("RecordAgeExceeded") => Reason::TimeExhausted,
+            _ => Reason::AttemptsExhausted,
+        };
+        let condition = batch.condition.clone().unwrap_or_else(|| "unknown".to_owned());
+        let mut failure = Failure::transient(GaveUp { condition }).with_scope(Scope::Unknown);
+        if let Some(error) = &batch.function_error {
+            failure = failure.with_code(error.clone());
+        }
+        let attempts = Attempts {
+            count: batch.invoke_count.unwrap_or(0),
+            ..Attempts::default()
+        };
+        let function = batch.function_arn.as_deref().unwrap_or("AWS Lambda");
+        let version = batch.version.as_deref();
+        let letter = DeadLetter::new(application, record, reason, &failure);
+        let letter = letter.with_attempts(attempts, std::any::type_name::<GaveUp>(), function, version);
+        DeadLetter {
+            dead_lettered_at: batch.timestamp.unwrap_or(letter.dead_lettered_at),
+            suspect,
+            ..letter
+        }
+    }
+}
+
+/// What was found of a batch.
+struct Read {
+    records: Vec<Record>,
+    /// So many are no longer in the stream, at least.
+    gone: u64,
+    /// Some of them may be none of the batch.
+    suspect: bool,
+}
+
+enum Unread {
+    /// It is not what it should be: the rest goes on.
+    Damaged(BoxError),
+    /// It may be read later.
+    Unreachable(BoxError),
+}
+
+struct Place<'a> {
+    stream: &'a str,
+    shard: &'a ShardId,
+    start: &'a SequenceNumber,
+    end: &'a SequenceNumber,
+}
+
+impl<'a> Place<'a> {
+    fn of(batch: &'a OnFailure) -> Option<Self> {
+        let start = batch.start.as_ref()?;
+        Some(Place {
+            stream: batch.stream.as_deref()?,
+            shard: batch.shard.as_ref()?,
+            start,
+            end: batch.end.as_ref().filter(|end| *end >= start).unwrap_or(start),
+        })
+    }
+}
+
+fn first(records: &[Record]) -> Option<&SequenceNumber> {
+    records.first().map(Record::sequence_number)
+}
+
+/// Why there is a letter: all that Lambda says of it.
+#[derive(Debug, thiserror::Error)]
+#[error("AWS Lambda gave the batch up: {condition}")]
+struct GaveUp {
+    condition: String,
+}
+
+#[async_trait]
+impl Reader for Rehydrate {
+    async fn read(&mut self, message: &Message) -> Result<Vec<Found>, SourceError> {
+        let batch = match OnFailure::parse(&message.body) {
+            Ok(batch) => batch,
+            Err(InvalidOnFailure::Foreign) => return Ok(vec![Found::Not(Outcome::Foreign)]),
+            Err(error) => return Ok(vec![Found::Not(Outcome::Damaged(error.into()))]),
+        };
+        let read = match self.records(&batch).await {
+            Ok(read) => read,
+            Err(Unread::Damaged(error)) => return Ok(vec![Found::Not(Outcome::Damaged(error))]),
+            Err(Unread::Unreachable(error)) => {
+                let stream = batch.stream.as_deref().unwrap_or("?");
+                return Err(SourceError::unavailable(format!("stream {stream:?}"), error));
+            }
+        };
+        let mut found = Vec::new();
+        for number in 1..=read.gone {
+            found.push(Found::Not(Outcome::Gone(
+                Gone::of(&batch, number, read.gone).into(),
+            )));
+        }
+        let mut opened = Vec::new();
+        for record in read.records {
+            if let Expanded::Dropped { record, .. } = Deaggregator::new().expand(record, &mut opened) {
+                opened.push(record);
+            }
+        }
+        found.extend(opened.iter().map(|record| {
+            let letter = self.letter(&batch, record, read.suspect);
+            Found::Letter(Box::new(letter))
+        }));
+        if found.is_empty() {
+            let error = "there are no records in it".into();
+            found.push(Found::Not(Outcome::Damaged(error)));
+        }
+        Ok(found)
+    }
+}
+
+/// A record that is lost, and what is known of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{record} is no longer in stream {stream}, {shard}; {story}")]
+struct Gone {
+    record: String,
+    stream: String,
+    shard: String,
+    story: String,
+}
+
+impl Gone {
+    /// One of several, of which only the first is known by its number.
+    fn of(batch: &OnFailure, number: u64, of: u64) -> Self {
+        let text =
+            |number: &Option<SequenceNumber>| number.as_ref().map_or("?", SequenceNumber::as_str).to_owned();
+        let (start, end) = (text(&batch.start), text(&batch.end));
+        Gone {
+            record: match number {
+                1 => format!("record {start}"),
+                _ => format!("record {number} of {of} behind {start}, at or before {end},"),
+            },
+            stream: batch.stream.clone().unwrap_or_default(),
+            shard: batch.shard.as_ref().map(ToString::to_string).unwrap_or_default(),
+            story: batch.story(),
+        }
+    }
+}
+
+impl fmt::Debug for Rehydrate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rehydrate")
+            .field("application", &self.application)
+            .finish_non_exhaustive()
+    }
+}
