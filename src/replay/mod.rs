@@ -84,7 +84,7 @@ pub use on_failure::{InvalidOnFailure, OnFailure};
 #[cfg(feature = "kinesis")]
 pub use rehydrate::Rehydrate;
 pub use report::{Outcome, Report, Said};
-pub use source::{DeadLetterSource, SourceError};
+pub use source::{DeadLetterSource, Rest, SourceError};
 #[cfg(feature = "kinesis")]
 pub use stream::Stream;
 

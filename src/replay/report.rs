@@ -7,6 +7,8 @@ use crate::failure::BoxError;
 use crate::letter_id::LetterId;
 use crate::settled::Unsettled;
 
+use super::source::Rest;
+
 /// What became of one letter.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -196,6 +198,8 @@ pub struct Report {
     pub gone: u64,
     /// Letters that the run has not come to: it was stopped, or one of their key ahead of them was not done.
     pub unsettled: u64,
+    /// Messages that the source holds and has not given.
+    pub rest: Rest,
     /// Messages that are done and could not be removed: the next run removes them.
     pub not_removed: u64,
     /// Messages that were removed.
@@ -233,7 +237,7 @@ impl Report {
     }
 
     /// What was counted, each with what it is called: for showing.
-    pub fn counts(&self) -> [(&'static str, u64); 18] {
+    pub fn counts(&self) -> [(&'static str, u64); 20] {
         [
             ("read", self.read),
             ("replayed", self.replayed),
@@ -252,6 +256,8 @@ impl Report {
             ("refused", self.refused),
             ("gone", self.gone),
             ("unsettled", self.unsettled),
+            ("behind", self.rest.behind),
+            ("hidden", self.rest.hidden),
             ("not_removed", self.not_removed),
         ]
     }
@@ -266,6 +272,8 @@ impl Report {
             self.refused,
             self.gone,
             self.unsettled,
+            self.rest.behind,
+            self.rest.hidden,
             self.not_removed,
             self.dead_lettered,
         ];

@@ -93,6 +93,9 @@ impl<T: Target> Run<T> {
             self.lock.take().await?;
         }
         let result = self.pages(stop).await;
+        if result.is_ok() {
+            self.report.rest = self.replay.source.rest().await;
+        }
         let closed = self.replay.source.close().await;
         let unlocked = self.lock.give_back().await;
         result?;

@@ -48,7 +48,8 @@ impl List {
                 false => ControlFlow::Break(()),
             }
         };
-        look(&mut *source, each).await?;
+        let rest = look(&mut *source, each).await?;
+        output::rest(rest);
         if tally.more {
             eprintln!("there are more than {limit}: see --limit and the filters");
         }

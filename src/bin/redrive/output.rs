@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use redrive::BoxError;
+use redrive::replay::Rest;
 
 /// An error with all that caused it, each once.
 pub(crate) fn error(error: &dyn Error) {
@@ -59,6 +60,19 @@ pub(crate) fn progress(of: Option<u64>) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+/// What a queue has not given.
+pub(crate) fn rest(rest: Rest) {
+    if rest.behind > 0 {
+        eprintln!(
+            "about {} more are behind these in their groups of the FIFO queue, and not seen",
+            rest.behind
+        );
+    }
+    if rest.hidden > 0 {
+        eprintln!("about {} more are with another reader, and not seen", rest.hidden);
+    }
 }
 
 /// To the second, in UTC.

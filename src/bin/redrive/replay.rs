@@ -197,6 +197,14 @@ fn tell(report: &Report, seconds: f64) {
         ("are gone from their stream", report.gone),
         ("were not come to", report.unsettled),
         (
+            "or so are behind others of their group, which were left",
+            report.rest.behind,
+        ),
+        (
+            "or so are with another reader, or with one that was killed: shown again within a minute",
+            report.rest.hidden,
+        ),
+        (
             "are done and could not be removed; run it again",
             report.not_removed,
         ),

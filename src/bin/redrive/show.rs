@@ -33,7 +33,7 @@ impl Show {
         let mut source = Clients::default().source(&self.address).await?;
         let filter = Filter::new().id(&self.id);
         let mut found = None;
-        look(&mut *source, |place, letter| {
+        let rest = look(&mut *source, |place, letter| {
             match Tally::default().readable(place, letter) {
                 Some(letter) if filter.matches(&letter) => {
                     found = Some((place.to_owned(), letter));
@@ -44,6 +44,7 @@ impl Show {
         })
         .await?;
         let Some((place, letter)) = found else {
+            output::rest(rest);
             return Err(format!(
                 "no letter in {} has an id that begins with {:?}",
                 self.address, self.id

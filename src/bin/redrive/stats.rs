@@ -47,7 +47,7 @@ impl Stats {
         let bar = output::progress(source.estimate().await);
         let filter = self.only.filter();
         let (mut tally, mut tables) = (Tally::default(), Tables::default());
-        look(&mut *source, |place, letter| {
+        let rest = look(&mut *source, |place, letter| {
             bar.inc(1);
             let letter = bar.suspend(|| tally.readable(place, letter));
             if let Some(letter) = letter.filter(|letter| filter.matches(letter)) {
@@ -66,6 +66,7 @@ impl Stats {
         })
         .await?;
         bar.finish_and_clear();
+        output::rest(rest);
         match json {
             true => tables.as_json(tally.letters),
             false => tables.as_text(tally.letters),

@@ -77,6 +77,11 @@ pub trait DeadLetterSource: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// What it holds and has not given, at its end.
+    async fn rest(&mut self) -> Rest {
+        Rest::default()
+    }
+
     /// Lets others read what was not removed.
     async fn close(&mut self) -> Result<(), SourceError> {
         Ok(())
@@ -117,6 +122,10 @@ impl<S: DeadLetterSource + ?Sized> DeadLetterSource for Box<S> {
 
     async fn keep(&mut self) -> Result<(), SourceError> {
         (**self).keep().await
+    }
+
+    async fn rest(&mut self) -> Rest {
+        (**self).rest().await
     }
 
     async fn close(&mut self) -> Result<(), SourceError> {
@@ -166,6 +175,16 @@ impl fmt::Debug for Message {
             .field("bytes", &self.body.len())
             .finish_non_exhaustive()
     }
+}
+
+/// Messages that a source holds and has not given. About: a queue does not know it better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Rest {
+    /// They are behind others of their group, which stay.
+    pub behind: u64,
+    /// Another reader has them; or one that is no more had them, and they are shown again soon.
+    pub hidden: u64,
 }
 
 /// Messages cannot be read, or not be removed.

@@ -13,8 +13,9 @@ use aws_sdk_sqs::types::{
 };
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
+use tokio::time::Instant;
 
-use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, SourceError};
+use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, Rest, SourceError};
 use crate::dead_letter::DeadLetter;
 use crate::failure::BoxError;
 use crate::sdk;
@@ -26,7 +27,7 @@ use crate::sdk;
 ///   behind letters that stay (because they do not match, say) are not reached.
 /// - A standard queue keeps no order. Up to 10,000 messages or 64 MiB are collected and sorted by the places of their
 ///   records; among what was collected, letters of a key are in order.
-/// - What is read is hidden from others for 5 minutes, which are renewed while it is worked on; what was not removed is shown
+/// - What is read is hidden from others for a minute, which is renewed while it is worked on; what was not removed is shown
 ///   again at the end. A queue that moves messages after so many receives counts these.
 ///
 /// Permissions: `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and `sqs:GetQueueAttributes`.
@@ -35,6 +36,7 @@ pub struct Sqs {
     queue_url: String,
     /// Received and not removed: the receipt handles by the messages' ids.
     held: HashMap<String, String>,
+    kept_at: Instant,
 }
 
 /// ReceiveMessage and the batches take as many (SQS API reference).
@@ -44,7 +46,7 @@ const COLLECTED: usize = 10_000;
 const COLLECTED_FIFO: usize = 500;
 /// Calls beside each other.
 const CALLS: usize = 8;
-const HIDDEN: Duration = Duration::from_secs(5 * 60);
+const HIDDEN: Duration = Duration::from_secs(60);
 const WAIT: Duration = Duration::from_secs(1);
 /// So many empty answers in a row are an empty queue: a standard one is spread over servers that may each hold a few.
 const EMPTY_ANSWERS: u32 = 3;
@@ -56,6 +58,7 @@ impl Sqs {
             client: sdk::sqs::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
             queue_url: queue_url.into(),
             held: HashMap::new(),
+            kept_at: Instant::now(),
         }
     }
 
@@ -98,6 +101,12 @@ impl Sqs {
             }
         }
         Ok(messages)
+    }
+
+    async fn count(&self, of: QueueAttributeName) -> Option<u64> {
+        let call = self.client.get_queue_attributes().queue_url(&self.queue_url);
+        let answer = call.attribute_names(of.clone()).send().await.ok()?;
+        answer.attributes?.get(&of)?.parse().ok()
     }
 
     async fn change_visibility(&self, ids: Vec<String>, seconds: i32) -> Result<(), SourceError> {
@@ -194,6 +203,9 @@ impl DeadLetterSource for Sqs {
             // Once there is little left, one call waits for it.
             let calls = if empty == 0 { CALLS } else { 1 };
             let received = self.receive(calls).await?;
+            if self.kept_at.elapsed() > HIDDEN / 3 {
+                self.keep().await?;
+            }
             empty = if received.is_empty() { empty + 1 } else { 0 };
             bytes += received.iter().map(|message| message.body.len()).sum::<usize>();
             messages.extend(received);
@@ -237,8 +249,22 @@ impl DeadLetterSource for Sqs {
     }
 
     async fn keep(&mut self) -> Result<(), SourceError> {
+        self.kept_at = Instant::now();
         let ids = self.held.keys().cloned().collect();
         self.change_visibility(ids, HIDDEN.as_secs() as i32).await
+    }
+
+    async fn rest(&mut self) -> Rest {
+        let hidden = self.count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
+        let hidden = hidden.await.unwrap_or(0).saturating_sub(self.held.len() as u64);
+        let behind = match self.is_fifo() {
+            true => self.count(QueueAttributeName::ApproximateNumberOfMessages).await,
+            false => None,
+        };
+        Rest {
+            behind: behind.unwrap_or(0),
+            hidden,
+        }
     }
 
     async fn close(&mut self) -> Result<(), SourceError> {
@@ -249,10 +275,7 @@ impl DeadLetterSource for Sqs {
     }
 
     async fn estimate(&mut self) -> Option<u64> {
-        let name = QueueAttributeName::ApproximateNumberOfMessages;
-        let call = self.client.get_queue_attributes().queue_url(&self.queue_url);
-        let answer = call.attribute_names(name.clone()).send().await.ok()?;
-        answer.attributes?.get(&name)?.parse().ok()
+        self.count(QueueAttributeName::ApproximateNumberOfMessages).await
     }
 
     fn name(&self) -> String {

@@ -1,0 +1,16 @@
+//! Any text is an address that is written as it is read, or an error: `cargo fuzz run --fuzz-dir tests/fuzz address`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use redrive::replay::{Address, StoreAddress};
+
+fuzz_target!(|text: &str| {
+    match text.parse::<Address>() {
+        Ok(address) => assert_eq!(address.to_string().parse(), Ok(address)),
+        Err(error) => assert!(error.to_string().contains("write ")),
+    }
+    match text.parse::<StoreAddress>() {
+        Ok(address) => assert_eq!(address.to_string().parse(), Ok(address)),
+        Err(error) => assert!(error.to_string().contains("write ")),
+    }
+});
