@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, Method};
 use redrive::dead_letter::{
     ClaimCheck, ClaimError, DeadLetter, DeadLetterSink, Memory, S3, SinkError, SourceStream, TargetError,
 };
+use redrive::replay::{DeadLetterSource, source};
 use redrive::sink_conformance;
 use redrive::testing::sinks::{Harness, confirmed, letter};
 use support::localstack::LocalStack;
@@ -78,6 +79,11 @@ impl Harness for Bucket {
 
     fn sink(&self) -> &S3 {
         &self.sink
+    }
+
+    fn source(&self) -> Option<Box<dyn DeadLetterSource>> {
+        let source = source::S3::new(self.client.clone(), &self.name);
+        Some(Box::new(source.prefix("dead-letters/")))
     }
 
     async fn read_back(&self) -> Vec<DeadLetter> {

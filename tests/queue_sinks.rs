@@ -13,6 +13,7 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use redrive::dead_letter::{DeadLetter, DeadLetterSink, SinkError, Sns, SourceStream, Sqs, TargetError};
+use redrive::replay::{DeadLetterSource, source};
 use redrive::sink_conformance;
 use redrive::testing::sinks::{Harness, confirmed, letter};
 use support::localstack::LocalStack;
@@ -108,6 +109,10 @@ impl Harness for Queue {
         let read = |body: &str| DeadLetter::from_json_line(body.as_bytes()).expect("a letter");
         let messages = self.messages().await;
         messages.iter().map(|(body, ..)| read(body)).collect()
+    }
+
+    fn source(&self) -> Option<Box<dyn DeadLetterSource>> {
+        Some(Box::new(source::Sqs::new(self.client.clone(), &self.url)))
     }
 
     /// Base64 has a third more than its bytes, and this LocalStack's messages 256 KiB, as SQS's had until August 2025.

@@ -92,6 +92,8 @@ use reader::{Letters, Reader};
 use run::Run;
 use target::{Sink, Target};
 use through::Through;
+#[cfg(feature = "testing")]
+pub(crate) use through::record;
 
 /// Drives the records of dead letters again.
 ///

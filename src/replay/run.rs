@@ -379,13 +379,8 @@ impl<T: Target> Run<T> {
     }
 
     fn entry(&self, job: &Job, state: State) -> (Key, Entry) {
-        let entry = Entry {
-            state,
-            origin: job.redriven.origin,
-            count: job.redriven.count,
-            run: self.id.clone(),
-            at: SystemTime::now(),
-        };
+        let Redriven { origin, count, .. } = job.redriven;
+        let entry = Entry::new(state, origin, count, self.id.as_str(), SystemTime::now());
         (Key::letter(&self.target_name, job.letter.id), entry)
     }
 

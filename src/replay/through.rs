@@ -51,7 +51,7 @@ impl<P: RecordProcessor> Through<P> {
 }
 
 /// The record as it was, and what is known of it now.
-pub(super) fn record(letter: &DeadLetter, redriven: &Redriven) -> Record {
+pub(crate) fn record(letter: &DeadLetter, redriven: &Redriven) -> Record {
     let number = letter.sequence_number.clone();
     let mut record = Record::builder(letter.stream.as_str(), letter.shard.clone(), number)
         .sub_sequence_number(letter.sub_sequence_number)

@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 
 use crate::dead_letter::{DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
 use crate::failure::Failure;
-use crate::record::{Record, SequenceNumber};
+use crate::record::{Record, Redriven, SequenceNumber};
+use crate::replay::{self, DeadLetterSource};
 
 /// A sink with an empty target.
 pub trait Harness {
@@ -23,6 +24,11 @@ pub trait Harness {
 
     /// Every letter that the target holds. Those of one partition key in the order in which they can be read.
     fn read_back(&self) -> impl Future<Output = Vec<DeadLetter>>;
+
+    /// What reads the target for driving its letters again, if there is something. Default: nothing.
+    fn source(&self) -> Option<Box<dyn DeadLetterSource>> {
+        None
+    }
 
     /// The longest partition key that the target takes. Default: 256 characters of 4 bytes, the longest that Kinesis has.
     fn longest_key(&self) -> String {
@@ -61,6 +67,7 @@ macro_rules! sink_conformance {
             order_per_key_is_kept_inside_a_put,
             order_per_key_is_kept_over_puts,
             a_letter_written_twice_has_the_same_id,
+            a_letter_whose_replay_fails_at_once_is_one_letter_again,
             twelve_hundred_letters_fit_in_one_put,
             concurrent_puts_do_not_mix_letters,
             a_dropped_put_does_no_harm,
@@ -227,6 +234,43 @@ pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
     let read = harness.read_back().await;
     assert!(!read.is_empty());
     assert!(read.iter().all(|letter| letter.id == one.id && *letter == one));
+}
+
+/// It is another one than the first, which goes: neither is taken for the other.
+pub async fn a_letter_whose_replay_fails_at_once_is_one_letter_again(harness: &impl Harness) {
+    let first = letter(1, Some("k"), "x");
+    confirmed(harness.sink().put(std::slice::from_ref(&first)).await);
+    let redriven = Redriven::new(first.origin, 1, first.arrived_at);
+    let failure = Failure::permanent("no such customer");
+    let again = DeadLetter::new(
+        "billing",
+        &replay::record(&first, &redriven),
+        Reason::Permanent,
+        &failure,
+    );
+    assert_eq!((again.origin, again.redrive_count), (first.origin, 1));
+    confirmed(harness.sink().put(std::slice::from_ref(&again)).await);
+    let mut left = vec![first.clone(), again.clone()];
+    if let Some(mut source) = harness.source()
+        && source.removes()
+    {
+        let mut removed = false;
+        while !removed {
+            let page = source.read().await.expect("it is read");
+            assert!(!page.is_empty(), "the first letter is not read");
+            for message in page {
+                let read = DeadLetter::decode(&message.body).expect("a letter");
+                if read.id == first.id {
+                    let gone = source.remove(&[message.handle]).await.remove(0);
+                    gone.expect("it is removed");
+                    removed = true;
+                }
+            }
+        }
+        source.close().await.expect("it is closed");
+        left.remove(0);
+    }
+    assert_eq!(by_key(&harness.read_back().await), by_key(&left));
 }
 
 /// More than any service takes in a request.

@@ -137,6 +137,20 @@ pub struct Entry {
     pub at: SystemTime,
 }
 
+impl Entry {
+    /// What is to be remembered.
+    pub fn new(state: State, origin: LetterId, count: u32, run: impl Into<String>, at: SystemTime) -> Self {
+        Entry {
+            state,
+            origin,
+            count,
+            run: run.into(),
+            // As it is written.
+            at: rfc3339::to_millis(at),
+        }
+    }
+}
+
 /// How far the driving again of a letter is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
