@@ -48,7 +48,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     if server::is_wanted() {
-        server::serve().await?;
+        let embedded = embedded::Embedded::start().await?;
+        server::serve(embedded.endpoint()).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let (records, rounds) = if support::is_bench() {

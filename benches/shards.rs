@@ -48,7 +48,8 @@ const SOON: Duration = Duration::from_secs(1);
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     if server::is_wanted() {
-        server::serve().await?;
+        let embedded = embedded::Embedded::start().await?;
+        server::serve(embedded.endpoint()).await?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Ok(what) = env::var(CONSUME) {

@@ -65,7 +65,8 @@ const TARGETS: [f64; 3] = [7.0, 10.0, 3.0];
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     if server::is_wanted() {
-        server::serve().await?;
+        let embedded = embedded::Embedded::start().await?;
+        server::serve(embedded.endpoint()).await?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Ok(what) = env::var(CONSUME) {

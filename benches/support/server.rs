@@ -1,12 +1,10 @@
-//! The embedded Kinesis server in a process of its own, which is this program once more: in the process that is
-//! measured it would set the pace, and count.
+//! A server in a process of its own, which is this program once more: in the process that is measured it would set the
+//! pace, and count.
 
 use std::env;
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
-
-use crate::embedded;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -18,10 +16,9 @@ pub fn is_wanted() -> bool {
     env::var_os(SERVE).is_some()
 }
 
-/// The server's side: runs until nobody holds the other end of its standard input.
-pub async fn serve() -> Result<()> {
-    let server = embedded::Embedded::start().await?;
-    println!("{}", server.endpoint());
+/// The server's side, once it listens at this endpoint: runs until nobody holds the other end of its standard input.
+pub async fn serve(endpoint: &str) -> Result<()> {
+    println!("{endpoint}");
     tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new())).await??;
     Ok(())
 }
