@@ -25,6 +25,7 @@ pub(super) struct Limits {
 pub(super) struct Entry {
     /// Letters of one key leave one after the other.
     pub(super) key: String,
+    /// Empty while a try has it, see [`Schedule::take_data`].
     pub(super) data: Bytes,
     /// As the service counts it.
     pub(super) bytes: u64,
@@ -149,6 +150,19 @@ impl Schedule {
     /// The entries of a request, in order.
     pub(super) fn entries(&self, request: &Request) -> impl Iterator<Item = &Entry> {
         request.lanes.iter().filter_map(|&lane| self.first_of(lane))
+    }
+
+    /// What a request's entries hold, each with the place of its letter in the put. It is given away and not copied: a
+    /// client wants it for itself, and few letters need another try. Those who do get it made again.
+    pub(super) fn take_data(&mut self, request: &Request) -> Vec<(usize, Bytes)> {
+        let letters = request
+            .lanes
+            .iter()
+            .filter_map(|&lane| self.lanes[lane].letters.front());
+        let entries = &mut self.entries;
+        letters
+            .map(|&letter| (letter, std::mem::take(&mut entries[letter].data)))
+            .collect()
     }
 
     /// The request was answered: for each entry where it is, or why it is not written. A letter that

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng, make_rng};
 
 use super::schedule::{Entry, Request, Schedule, SharedError};
-use super::{Receipt, SinkError};
+use super::{DeadLetter, Receipt, SinkError};
 use crate::failure::BoxError;
 
 /// How often a letter, or a call, is tried in one put.
@@ -20,10 +20,11 @@ const BASE: Duration = Duration::from_millis(100);
 
 /// A service that takes many letters in a request.
 pub(super) trait Service: Sync {
-    /// One call: an answer for each entry.
+    /// One call: an answer for each entry. `letters`: those of the put.
     fn call(
         &self,
-        schedule: &Schedule,
+        letters: &[DeadLetter],
+        schedule: &mut Schedule,
         request: &Request,
     ) -> impl Future<Output = Result<Vec<Result<Receipt, SharedError>>, CallError>> + Send;
 
@@ -49,6 +50,7 @@ pub(super) trait Service: Sync {
 /// Writes what can be written, and says of each letter what became of it.
 pub(super) async fn write<S: Service>(
     service: &S,
+    letters: &[DeadLetter],
     mut schedule: Schedule,
 ) -> Vec<Result<Receipt, SinkError>> {
     if schedule.largest() > service.known_limit() {
@@ -65,7 +67,7 @@ pub(super) async fn write<S: Service>(
             }
             continue;
         };
-        let error = match service.call(&schedule, &request).await {
+        let error = match service.call(letters, &mut schedule, &request).await {
             Ok(answers) => {
                 failed_calls = 0;
                 schedule.answered(request, answers, TRIES);

@@ -8,23 +8,30 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, PutRecordsResultEntry};
 
 use super::Kinesis;
-use crate::dead_letter::Receipt;
 use crate::dead_letter::schedule::{Request, Schedule, SharedError};
 use crate::dead_letter::service::{CallError, EntryError};
+use crate::dead_letter::{DeadLetter, Receipt};
 
 impl Kinesis {
     /// One PutRecords call: an answer for each entry.
     pub(super) async fn put_records(
         &self,
-        schedule: &Schedule,
+        letters: &[DeadLetter],
+        schedule: &mut Schedule,
         request: &Request,
     ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
+        let taken = schedule.take_data(request);
         let entries = schedule
             .entries(request)
-            .map(|entry| {
+            .zip(taken)
+            .map(|(entry, (letter, data))| {
+                let data = match data.is_empty() {
+                    true => self.data(&letters[letter]),
+                    false => data,
+                };
                 PutRecordsRequestEntry::builder()
                     .partition_key(&entry.key)
-                    .data(Blob::new(entry.data.as_ref()))
+                    .data(Blob::new(data))
                     .build()
             })
             .collect::<Result<Vec<_>, _>>()

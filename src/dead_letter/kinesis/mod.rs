@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
+use bytes::Bytes;
 
 use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
@@ -90,12 +91,16 @@ impl Kinesis {
         self
     }
 
-    fn entry(&self, letter: &DeadLetter) -> Entry {
-        let key = partition_key(letter);
-        let data = match self.payload {
+    fn data(&self, letter: &DeadLetter) -> Bytes {
+        match self.payload {
             Payload::Enveloped => letter.encode(),
             Payload::Raw => letter.payload.clone(),
-        };
+        }
+    }
+
+    fn entry(&self, letter: &DeadLetter) -> Entry {
+        let key = partition_key(letter);
+        let data = self.data(letter);
         Entry {
             // "The record size limit applies to the total size of the partition key and data blob" (PutRecords, Kinesis
             // API reference).
@@ -111,10 +116,11 @@ impl Kinesis {
 impl Service for Kinesis {
     async fn call(
         &self,
-        schedule: &Schedule,
+        letters: &[DeadLetter],
+        schedule: &mut Schedule,
         request: &Request,
     ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
-        self.put_records(schedule, request).await
+        self.put_records(letters, schedule, request).await
     }
 
     const LARGEST_LIMIT: u64 = target::LARGEST_LIMIT;
@@ -128,7 +134,7 @@ impl Service for Kinesis {
     }
 
     async fn limit_over(&self, entry: &Entry, message: &str) -> Option<u64> {
-        let (bytes, data) = (entry.bytes, entry.data.len() as u64);
+        let (bytes, data) = (entry.bytes, entry.bytes - entry.key.len() as u64);
         if bytes <= target::SMALLEST_LIMIT {
             return None;
         }
@@ -156,7 +162,7 @@ impl fmt::Debug for Kinesis {
 impl DeadLetterSink for Kinesis {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
         let entries = letters.iter().map(|letter| self.entry(letter)).collect();
-        service::write(self, Schedule::new(entries, LIMITS)).await
+        service::write(self, letters, Schedule::new(entries, LIMITS)).await
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {

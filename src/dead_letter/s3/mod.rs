@@ -101,7 +101,8 @@ impl S3 {
 impl Service for S3 {
     async fn call(
         &self,
-        schedule: &Schedule,
+        _: &[DeadLetter],
+        schedule: &mut Schedule,
         request: &Request,
     ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
         Ok(self.put_objects(schedule, request).await)
@@ -127,7 +128,7 @@ impl Service for S3 {
 impl DeadLetterSink for S3 {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
         let entries = letters.iter().map(|letter| self.entry(letter)).collect();
-        service::write(self, Schedule::new(entries, LIMITS)).await
+        service::write(self, letters, Schedule::new(entries, LIMITS)).await
     }
 
     async fn check(&self, _: &SourceStream) -> Result<Vec<Warning>, TargetError> {

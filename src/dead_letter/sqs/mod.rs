@@ -80,7 +80,8 @@ impl Sqs {
 impl Service for Sqs {
     async fn call(
         &self,
-        schedule: &Schedule,
+        _: &[DeadLetter],
+        schedule: &mut Schedule,
         request: &Request,
     ) -> Result<Vec<Result<Receipt, SharedError>>, CallError> {
         self.send_message_batch(schedule, request).await
@@ -105,7 +106,7 @@ impl Service for Sqs {
 impl DeadLetterSink for Sqs {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
         let entries = letters.iter().map(message::entry).collect();
-        service::write(self, Schedule::new(entries, LIMITS)).await
+        service::write(self, letters, Schedule::new(entries, LIMITS)).await
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
