@@ -17,7 +17,7 @@ use redrive::dead_letter::{self, DeadLetter, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, look, source};
 use redrive::testing::sinks::{confirmed, letter};
 use redrive::{Consumer, LetterId, Record, Resilient, checkpoint, processor_with};
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::embedded::{self, Embedded};
 use support::localstack::LocalStack;
 use support::proxy::{Fault, Proxy};
@@ -654,4 +654,154 @@ async fn letters_are_listed_shown_and_counted_without_what_is_confidential() {
     }
     assert_eq!(run(&["show", &address, &id, "--raw"]), "a secret");
     assert!(run(&["list", &address, "--since", "1h", "--key", "bob"]).is_empty());
+}
+
+/// As their heads say.
+fn example(scene: &Scene, name: &str) -> String {
+    let output = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--all-features", "--example", name])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("AWS_ENDPOINT_URL", &scene.endpoint)
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .output()
+        .expect("cargo runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{complained}");
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_examples_do_what_they_say() {
+    let Some(scene) = Scene::new().await else { return };
+    let said = example(&scene, "dead_letters");
+    let read = said.lines().filter(|line| line.contains("3 letters read from"));
+    assert_eq!(read.count(), 6, "{said}");
+    let said = example(&scene, "redrive_from_lambda");
+    assert!(said.contains("billed order 5, driven again 1 time(s)"), "{said}");
+    assert!(said.contains("5 of 1 messages' records driven again"), "{said}");
+}
+
+/// In a queue, from a topic, and as objects of a bucket, which have the records.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lambda_gave_up_becomes_letters_and_its_messages_go() {
+    let Some(scene) = Scene::new().await else { return };
+    let kinesis = scene.kinesis();
+    let records = (0..6).map(|i| (format!("k{i}"), format!("order {i}")));
+    stream::put(&kinesis, &scene.stream, records).await;
+    let sent = stream::read(&kinesis, &scene.stream).await;
+    let message = |number: usize| {
+        let (place, arn) = (
+            &sent[number].place,
+            format!("arn:aws:kinesis:us-east-1:000000000000:stream/{}", scene.stream),
+        );
+        json!({
+            "requestContext": {"functionArn": "arn:aws:lambda:us-east-1:000000000000:function:bill", "condition": "RecordAgeExceeded"},
+            "KinesisBatchInfo": {
+                "shardId": place.shard.as_str(),
+                "startSequenceNumber": place.number.as_str(),
+                "endSequenceNumber": place.number.as_str(),
+                "batchSize": 1,
+                "streamArn": arn,
+            },
+        })
+    };
+    let (client, url) = queue(&scene, false).await;
+    for number in 0..2 {
+        client
+            .send_message()
+            .queue_url(&url)
+            .message_body(message(number).to_string())
+            .send()
+            .await
+            .expect("SendMessage");
+    }
+    let wrapped = json!({"Type": "Notification", "MessageId": "1", "TopicArn": "arn:x", "Message": message(2).to_string()});
+    client
+        .send_message()
+        .queue_url(&url)
+        .message_body(wrapped.to_string())
+        .send()
+        .await
+        .expect("SendMessage");
+    let mut gone = message(3);
+    gone["KinesisBatchInfo"]["shardId"] = "shardId-000000000077".into();
+    client
+        .send_message()
+        .queue_url(&url)
+        .message_body(gone.to_string())
+        .send()
+        .await
+        .expect("SendMessage");
+
+    let s3 = crate::local_client!(aws_sdk_s3, &scene.endpoint, force_path_style);
+    let bucket = unique("failures");
+    s3.create_bucket()
+        .bucket(&bucket)
+        .send()
+        .await
+        .expect("CreateBucket");
+    let event = json!({"Records": [{
+        "kinesis": {"partitionKey": "k4", "sequenceNumber": sent[4].place.number.as_str(), "data": "b3JkZXIgNA==", "approximateArrivalTimestamp": 1.5},
+        "eventID": format!("{}:{}", sent[4].place.shard, sent[4].place.number),
+        "eventSourceARN": format!("arn:aws:kinesis:us-east-1:000000000000:stream/{}", scene.stream),
+    }]});
+    let mut object = message(4);
+    object["payload"] = event.to_string().into();
+    let key = "aws/lambda/0f7c/shardId-000000000000/2026/11/28/2026-11-28T09.00.00-1";
+    let put = s3
+        .put_object()
+        .bucket(&bucket)
+        .key(key)
+        .body(object.to_string().into_bytes().into());
+    put.send().await.expect("PutObject");
+
+    let letters = scene.folder.path().join("rehydrated.jsonl");
+    let to = format!("file:{}", letters.display());
+    let from_queue = scene.run(&["rehydrate", &format!("sqs:{url}"), "--to", &to, "--yes"]);
+    let said = String::from_utf8_lossy(&from_queue.stderr).into_owned();
+    // One record is gone, and its message stays.
+    assert_eq!(from_queue.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("is no longer in stream") && said.contains("RecordAgeExceeded"),
+        "{said}"
+    );
+    let from_bucket = scene.run(&["rehydrate", &format!("s3:{bucket}"), "--to", &to, "--yes"]);
+    assert_eq!(
+        from_bucket.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&from_bucket.stderr)
+    );
+
+    let read: Vec<DeadLetter> = dead_letter::File::read(&letters)
+        .map(|letter| letter.expect("a letter"))
+        .collect();
+    let mut numbers: Vec<_> = read
+        .iter()
+        .map(|letter| (letter.sequence_number.clone(), letter.payload.to_vec()))
+        .collect();
+    numbers.sort();
+    let mut expected: Vec<_> = [0, 1, 2, 4]
+        .map(|i| (sent[i].place.number.clone(), sent[i].data.clone()))
+        .into();
+    expected.sort();
+    assert_eq!(numbers, expected);
+    let left = client
+        .receive_message()
+        .queue_url(&url)
+        .max_number_of_messages(10)
+        .send()
+        .await;
+    let left = left.expect("ReceiveMessage").messages.unwrap_or_default();
+    assert_eq!(left.len(), 1);
+    let objects = s3
+        .list_objects_v2()
+        .bucket(&bucket)
+        .send()
+        .await
+        .expect("ListObjectsV2");
+    assert!(objects.contents().is_empty());
 }

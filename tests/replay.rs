@@ -220,6 +220,32 @@ async fn records_go_back_into_a_stream_in_the_order_of_their_keys() {
     assert_eq!(stream::read(&client, "orders").await.len(), 1_305);
 }
 
+#[tokio::test]
+async fn copies_of_a_letter_are_driven_again_once() {
+    let letters = numbered(0..10, 3);
+    let file = Letters::of(&[letters.clone(), letters.clone(), letters.clone()].concat()).await;
+    let into = dead_letter::Memory::new();
+    let report = file
+        .replay()
+        .ledger(file.ledger())
+        .to_sink(into.clone(), pending())
+        .await;
+    let report = report.expect("it ends");
+    assert_eq!((report.replayed, report.already), (10, 20), "{report:?}");
+    assert_eq!(into.letters(), letters);
+    let down = Faulty {
+        letters: dead_letter::Memory::new(),
+        takes: Arc::new(Mutex::new(4)),
+    };
+    let replay = file.replay().ledger(ledger::Memory::new());
+    let error = replay
+        .to_sink(down.clone(), pending())
+        .await
+        .expect_err("it is down");
+    assert!(matches!(error, ReplayError::Target { .. }), "{error:?}");
+    assert_eq!(down.letters.letters(), letters[..4]);
+}
+
 /// What its consumer writes when it fails again: a letter of a record with another place.
 fn returned(of: &DeadLetter, number: u64) -> DeadLetter {
     let record = Record::builder("orders", "shardId-000000000009".into(), number.into())

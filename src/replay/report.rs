@@ -22,7 +22,7 @@ pub enum Outcome {
     Duplicate,
     /// Its record failed again, and is in the dead-letter queue under this id.
     DeadLettered(LetterId),
-    /// An earlier run has done it.
+    /// It is done: by an earlier run, or this one has met another copy of it.
     Already,
     /// It would be driven again, were this not a [dry run](super::Replay::dry_run).
     Would,
@@ -53,6 +53,8 @@ pub enum Outcome {
     Gone(BoxError),
     /// The run ended before it.
     Unsettled(Unsettled),
+    /// Another copy of it was not done.
+    Copy,
     /// Not tried, as one of its partition key ahead of it was not done.
     Behind,
 }
@@ -104,6 +106,7 @@ impl Outcome {
             Outcome::Completed => "completed",
             Outcome::Gone(_) => "gone",
             Outcome::Unsettled(_) => "unsettled",
+            Outcome::Copy => "copy",
             Outcome::Behind => "behind",
         }
     }
@@ -118,7 +121,7 @@ impl fmt::Display for Outcome {
             }
             Outcome::Duplicate => f.write_str("its record is known as processed"),
             Outcome::DeadLettered(id) => write!(f, "its record failed again: letter {id}"),
-            Outcome::Already => f.write_str("driven again by an earlier run"),
+            Outcome::Already => f.write_str("done already"),
             Outcome::Would => f.write_str("would be driven again"),
             Outcome::NotMatched => f.write_str("does not match"),
             Outcome::Foreign => f.write_str("not a dead letter of redrive; left where it is"),
@@ -141,6 +144,7 @@ impl fmt::Display for Outcome {
             }
             Outcome::Gone(error) => write!(f, "{error}"),
             Outcome::Unsettled(error) => write!(f, "left for the next run: {error}"),
+            Outcome::Copy => f.write_str("another copy of it, which was not done either"),
             Outcome::Behind => {
                 f.write_str("left for the next run, as one of its key ahead of it was not done")
             }
@@ -174,7 +178,7 @@ pub struct Report {
     pub duplicates: u64,
     /// Letters whose record failed again, and is a letter again.
     pub dead_lettered: u64,
-    /// Letters that an earlier run had done.
+    /// Letters that were done: by an earlier run, or in another copy.
     pub already: u64,
     /// Letters that would be driven again, in a dry run.
     pub would: u64,
@@ -231,7 +235,7 @@ impl Report {
             Outcome::NoPayload(_) => &mut self.no_payload,
             Outcome::Refused(_) => &mut self.refused,
             Outcome::Gone(_) => &mut self.gone,
-            Outcome::Unsettled(_) | Outcome::Behind => &mut self.unsettled,
+            Outcome::Unsettled(_) | Outcome::Copy | Outcome::Behind => &mut self.unsettled,
         };
         *of += 1;
     }

@@ -1,5 +1,6 @@
 //! One run of a replay, from the first message to the last.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::through::record;
 use super::{Replay, ReplayError};
 use crate::dead_letter::DeadLetter;
 use crate::idempotency::Claimed;
+use crate::letter_id::LetterId;
 use crate::record::Redriven;
 
 pub(super) struct Run<T> {
@@ -177,12 +179,12 @@ impl<T: Target> Run<T> {
         stop: &CancellationToken,
     ) -> Result<(), ReplayError> {
         let jobs = self.choose(&mut opened).await?;
-        let sent = match jobs.is_empty() {
-            true => Ok(None),
-            false => self.send(jobs, &mut opened, stop).await,
+        // What is confirmed is done, also where more was not taken.
+        let failed = match jobs.is_empty() {
+            true => None,
+            false => self.send(jobs, &mut opened, stop).await?,
         };
-        // Also after a failure: what is confirmed is done.
-        let failed = sent?;
+        settle_copies(&mut opened);
         self.tell(&opened);
         self.remove(opened).await?;
         match failed {
@@ -212,12 +214,14 @@ impl<T: Target> Run<T> {
             return Ok(Vec::new());
         }
         let mut known = self.ledger.look_up(&keys).await?.into_iter();
-        let mut jobs = Vec::new();
+        let (mut jobs, mut chosen) = (Vec::new(), HashSet::new());
         for (message, place) in places {
             let (of_letter, of_record) = (known.next().flatten(), known.next().flatten());
             let opening = &mut opened[message].letters[place];
             let Some(letter) = &opening.letter else { continue };
             match self.judge(letter, of_letter, of_record) {
+                // A letter may be written, and a queue may give it, more than once.
+                Ok(job) if !chosen.insert(job.letter.id) => opening.outcome = Some(Outcome::Copy),
                 Ok(job) => jobs.push((message, place, job)),
                 Err(outcome) => opening.outcome = Some(outcome),
             }
@@ -441,6 +445,27 @@ impl<T: Target> Run<T> {
             }
         }
         Ok(())
+    }
+}
+
+/// A copy is done if the one that was chosen is.
+fn settle_copies(opened: &mut [Opened]) {
+    let openings = || opened.iter().flat_map(|opened| &opened.letters);
+    let is_copy = |opening: &&Opening| matches!(opening.outcome, Some(Outcome::Copy));
+    if openings().filter(is_copy).count() == 0 {
+        return;
+    }
+    let done: HashSet<LetterId> = openings()
+        .filter(|opening| opening.outcome.as_ref().is_some_and(Outcome::is_done))
+        .filter_map(|opening| Some(opening.letter.as_ref()?.id))
+        .collect();
+    for opening in opened.iter_mut().flat_map(|opened| &mut opened.letters) {
+        if let (Some(letter), Some(Outcome::Copy)) = (&opening.letter, &opening.outcome) {
+            opening.outcome = Some(match done.contains(&letter.id) {
+                true => Outcome::Already,
+                false => Outcome::Copy,
+            });
+        }
     }
 }
 

@@ -184,7 +184,7 @@ fn tell(report: &Report, seconds: f64) {
             report.maybe_again,
         ),
         ("known as processed", report.duplicates),
-        ("done by an earlier run", report.already),
+        ("done already", report.already),
         ("would be driven again", report.would),
         ("do not match", report.not_matched),
         ("are no letters of redrive, and were left", report.foreign),

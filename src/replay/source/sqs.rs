@@ -94,7 +94,7 @@ impl Sqs {
                     continue;
                 };
                 let place = format!("{}/{id}", self.name());
-                // The newest handle is the one that counts. Seen twice in one page, both copies have it.
+                // The newest handle is the one that counts.
                 self.held.insert(id.clone(), handle);
                 let body = unwrapped(message.body.unwrap_or_default());
                 messages.push(Message::new(place, body, Handle(id)));
