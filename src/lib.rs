@@ -44,6 +44,7 @@
 //! | set attempts, backoff, jitter, timeouts | [`RetryPolicy`] |
 //! | change what protects all records together, or share it | [`Breaker`], [`Guard`], [`RetryBudget`] |
 //! | choose where failed records go | [`dead_letter`] |
+//! | drive failed records again | [`replay`], or the command `redrive` |
 //! | choose where positions are kept | [`checkpoint`] |
 //! | make doing a record twice harmless | [`idempotency`] |
 #![cfg_attr(
@@ -86,6 +87,7 @@
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
 //! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
+//! | `cli` | | the command `redrive`: look at dead letters, drive them again |
 //! | `testing` | | the suites that adapters of your own are to pass |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
