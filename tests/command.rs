@@ -430,16 +430,13 @@ async fn a_kill_between_the_put_and_the_note_repeats_a_batch_and_says_so() {
         _ => Fault::None,
     });
     let mut command = scene.command(&arguments);
-    // Held while it starts, so that it is there to be killed.
-    let mut running = child.lock().expect("not poisoned");
-    *running = Some(
-        command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it runs"),
-    );
-    drop(running);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut start = || {
+        // Held while it starts, so that it is there to be killed.
+        let mut running = child.lock().expect("not poisoned");
+        *running = Some(command.spawn().expect("it runs"));
+    };
+    start();
     eventually("it is killed", || {
         let mut child = child.lock().expect("not poisoned");
         child

@@ -219,5 +219,5 @@ impl SourceError {
 }
 
 /// As much of what was read is held at a time, in bytes.
-#[cfg(any(feature = "sqs", feature = "s3", feature = "kinesis"))]
+#[cfg(any(feature = "sqs", feature = "s3"))]
 const PAGE_BYTES: usize = 64 * 1024 * 1024;
