@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Interest, Observer};
 use redrive::{
     Attempt, BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder,
-    RetryPolicy, Scope, Settled, Unsettled, Verdict,
+    RetryPolicy, Scope, Settled, Unsettled, Verdict, processor_with,
 };
 use support::script::{Script, record};
 use tokio::time::Instant;
@@ -422,8 +422,10 @@ async fn observers_hear_what_happens_and_debug_hides_the_error_text() {
     assert_eq!(
         names,
         [
+            "AttemptEnded",
             "AttemptFailed",
             "RetryScheduled",
+            "AttemptEnded",
             "AttemptFailed",
             "DeadLettered",
             "Settled"
@@ -457,4 +459,56 @@ fn what_cannot_work_is_refused_by_name() {
             .retry(policy),
     );
     assert!(text.contains("max_attempts"), "{text}");
+}
+
+/// Only who asks for attempts has the clock read for them.
+#[tokio::test(start_paused = true)]
+async fn each_attempt_is_told_with_its_time_to_who_asks() {
+    struct Attempts(Mutex<Vec<(u32, Duration, bool)>>);
+    impl Observer for Attempts {
+        fn interest(&self) -> Interest {
+            Interest::ATTEMPTS
+        }
+
+        fn on(&self, event: &Event<'_>) {
+            if let Event::AttemptEnded {
+                attempt,
+                took,
+                succeeded,
+                records: 1,
+                ..
+            } = event
+            {
+                self.0
+                    .lock()
+                    .expect("no panic")
+                    .push((*attempt, *took, *succeeded));
+            }
+        }
+    }
+    let told = Arc::new(Attempts(Mutex::default()));
+    let slow = processor_with(
+        Arc::new(AtomicU32::new(0)),
+        async |calls: Arc<AtomicU32>, _: Record| {
+            let call = calls.fetch_add(1, Ordering::Relaxed) + 1;
+            tokio::time::sleep(Duration::from_millis(10 * u64::from(call))).await;
+            match call {
+                1 => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+                _ => Ok(()),
+            }
+        },
+    );
+    let resilient = Resilient::builder("billing", slow)
+        .dead_letters(dead_letter::Memory::new())
+        .observer(told.clone())
+        .build()
+        .expect("valid");
+    let record = Record::builder("orders", "shardId-0".into(), 1.into()).build();
+    assert_eq!(
+        resilient.settle(&record).await.expect("settled"),
+        Settled::Processed
+    );
+    let told = told.0.lock().expect("no panic").clone();
+    let ms = Duration::from_millis;
+    assert_eq!(told, [(1, ms(10), false), (2, ms(20), true)]);
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 
-use crate::observer::{Bound, Event, Interest, Observer};
+use crate::observer::{Bound, Event, Interest, Observer, Observers};
 use crate::pipeline::Progress;
 use crate::record::{Position, ShardId};
 use crate::resilient::Dependencies;
@@ -83,6 +83,10 @@ pub struct ShardHealth {
     pub lag: Option<Duration>,
     /// How long ago it came further, or was started.
     pub since_progress: Duration,
+    /// How many records are read and not settled.
+    pub held: usize,
+    /// How long ago the oldest of them arrived in the stream, by this machine's clock.
+    pub oldest: Option<Duration>,
 }
 
 /// What is done about a shard.
@@ -143,13 +147,7 @@ impl Health {
         let shards: Vec<ShardHealth> = board
             .shards
             .iter()
-            .map(|(shard, entry)| ShardHealth {
-                shard: shard.clone(),
-                state: entry.state_now(),
-                position: entry.position.clone(),
-                lag: entry.lag,
-                since_progress: now.saturating_duration_since(entry.progressed),
-            })
+            .map(|(shard, entry)| entry.health(shard, now))
             .collect();
         let waits_for = board.waits_for();
         let is_fine =
@@ -167,11 +165,23 @@ impl Health {
     }
 
     /// Looks at all tasks once in a while, as long as the consumer runs.
-    pub(super) async fn look_on(self, dependencies: Dependencies) {
+    pub(super) async fn look_on(self, dependencies: Dependencies, stream: Arc<str>, observers: Observers) {
         let _ended = Ended(self.clone());
         self.board().dependencies = Some(dependencies);
         loop {
             self.board().look();
+            if observers.want(Interest::STANDING) {
+                let standing = self.board().standing();
+                for shard in standing {
+                    observers.tell(&Event::ShardStands {
+                        stream: &stream,
+                        shard: &shard.shard,
+                        held: shard.held,
+                        oldest: shard.oldest,
+                        since_progress: shard.since_progress,
+                    });
+                }
+            }
             sleep(LOOK).await;
         }
     }
@@ -223,6 +233,16 @@ impl Board {
         })
     }
 
+    /// The shards that are read here.
+    fn standing(&self) -> Vec<ShardHealth> {
+        let now = Instant::now();
+        let shards = self.shards.iter();
+        shards
+            .filter(|(_, entry)| entry.task.is_some())
+            .map(|(shard, entry)| entry.health(shard, now))
+            .collect()
+    }
+
     /// Each task is woken, so that one without anything to do has a turn all the same.
     fn look(&mut self) {
         let now = Instant::now();
@@ -265,6 +285,20 @@ impl Board {
 }
 
 impl Entry {
+    fn health(&self, shard: &ShardId, now: Instant) -> ShardHealth {
+        let progress = self.task.as_ref().map(|task| &task.progress);
+        let oldest = progress.and_then(|progress| progress.oldest());
+        ShardHealth {
+            shard: shard.clone(),
+            state: self.state_now(),
+            position: self.position.clone(),
+            lag: self.lag,
+            since_progress: now.saturating_duration_since(self.progressed),
+            held: progress.map_or(0, |progress| progress.held()),
+            oldest: oldest.and_then(|oldest| SystemTime::now().duration_since(oldest).ok()),
+        }
+    }
+
     fn state_now(&self) -> ShardState {
         let bound = self.task.as_ref().and_then(|task| task.progress.stuck());
         match self.state {
@@ -341,6 +375,30 @@ mod tests {
         }
     }
 
+    #[derive(Default)]
+    struct Stands(std::sync::atomic::AtomicU32);
+
+    impl Observer for Stands {
+        fn interest(&self) -> Interest {
+            Interest::STANDING
+        }
+
+        fn on(&self, event: &Event<'_>) {
+            assert!(
+                matches!(
+                    event,
+                    Event::ShardStands {
+                        held: 0,
+                        oldest: None,
+                        ..
+                    }
+                ),
+                "{event:?}"
+            );
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
     async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
         Ok(())
     }
@@ -349,12 +407,17 @@ mod tests {
     /// handler blocks, it has none.
     #[tokio::test(start_paused = true)]
     async fn a_shard_whose_task_has_no_turns_is_not_alive() {
-        let resilient = Resilient::builder("billing", processor_fn(ok));
+        let stands = Arc::new(Stands::default());
+        let resilient = Resilient::builder("billing", processor_fn(ok)).observer(stands.clone());
         let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
         let resilient = resilient.expect("valid");
         let health = Health::default();
         assert!(health.report().live);
-        let looking = tokio::spawn(health.clone().look_on(resilient.dependencies()));
+        let looking = tokio::spawn(health.clone().look_on(
+            resilient.dependencies(),
+            "orders".into(),
+            resilient.observers().clone(),
+        ));
         let progress = Arc::new(Progress::new());
         health.started(&"shardId-0".into(), &progress);
         let (pipeline, never) = (Pipeline::new(), Default::default());
@@ -368,6 +431,8 @@ mod tests {
             }
             assert!(health.report().live);
         }
+        let told = stands.0.load(std::sync::atomic::Ordering::Relaxed);
+        assert!((59..=61).contains(&told), "{told} in ten minutes");
         sleep(Duration::from_secs(85)).await;
         assert!(!health.report().live);
         tokio::select! {

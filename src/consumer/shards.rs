@@ -57,7 +57,12 @@ where
             application.clone(),
         ))),
     };
-    let looking = tokio::spawn(consumer.health.clone().look_on(resilient.dependencies()));
+    let looking = consumer.health.clone().look_on(
+        resilient.dependencies(),
+        consumer.stream.name().clone(),
+        resilient.observers().clone(),
+    );
+    let looking = tokio::spawn(looking);
     let _looking = AbortOnDropHandle::new(looking);
     let mut shards = Shards {
         observers: resilient.observers().and(Arc::new(consumer.health.clone())),

@@ -26,6 +26,20 @@ pub enum Event<'a> {
         /// The Rust type of the handler's error.
         error_type: &'static str,
     },
+    /// A call of the handler is over.
+    #[non_exhaustive]
+    AttemptEnded {
+        /// The record; of a batch the first.
+        record: &'a Record,
+        /// How many the handler was given.
+        records: usize,
+        /// Counts from 1.
+        attempt: u32,
+        /// How long it took.
+        took: Duration,
+        /// Whether it succeeded; of a batch, with all of it.
+        succeeded: bool,
+    },
     /// An attempt has timed out, and did nothing but wait for a call that an earlier one had made: it blocks its thread,
     /// which nobody can stop ([`processor_blocking`](crate::processor_blocking)).
     #[non_exhaustive]
@@ -411,6 +425,20 @@ pub enum Event<'a> {
         oldest: &'a Record,
         /// How many records are read and not settled.
         held: usize,
+    },
+    /// How a shard stands: told every ten seconds, also while nothing is read.
+    #[non_exhaustive]
+    ShardStands {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// How many records are read and not settled.
+        held: usize,
+        /// How long ago the oldest of them arrived: nothing without one, or if that is not known.
+        oldest: Option<Duration>,
+        /// How long ago the shard came further, or was started.
+        since_progress: Duration,
     },
     /// The record that a shard waits for is older than four fifths of the stream's retention: Kinesis will drop it, and
     /// what is behind it. Told every few minutes.

@@ -23,6 +23,8 @@ impl Event<'_> {
             | Event::DeadLettered { .. }
             | Event::Unsettled { .. } => Interest::FAILURES,
             Event::Settled { .. } => Interest::SETTLEMENTS,
+            Event::AttemptEnded { .. } => Interest::ATTEMPTS,
+            Event::ShardStands { .. } => Interest::STANDING,
             Event::DeadLetterTargetWarning { .. }
             | Event::DiscoveryFailed { .. }
             | Event::HashKeysUncovered { .. }

@@ -372,6 +372,8 @@ impl Observer for Log {
                     "records inside an aggregated one belong to another shard"
                 );
             }
+            // Not asked for: they are numbers.
+            Event::AttemptEnded { .. } | Event::ShardStands { .. } => {}
             Event::RecordExpiring { record, age, left } => of_record!(
                 error,
                 record,

@@ -59,8 +59,12 @@ impl Interest {
     pub const SETTLEMENTS: Interest = Interest(2);
     /// Fetching, checkpoints, the life of shards.
     pub const SHARDS: Interest = Interest(4);
+    /// Every call of the handler, and how long it took: two looks at the clock for each.
+    pub const ATTEMPTS: Interest = Interest(8);
+    /// How each shard of a consumer stands, every ten seconds.
+    pub const STANDING: Interest = Interest(16);
     /// Everything.
-    pub const ALL: Interest = Interest(7);
+    pub const ALL: Interest = Interest(31);
 
     /// Whether all of `other` is wanted.
     pub const fn contains(self, other: Interest) -> bool {

@@ -1,13 +1,15 @@
 //! What a shard's task tells the one that stores its checkpoints.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::Context;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use atomic_waker::AtomicWaker;
 use tokio::sync::watch;
 
 use crate::checkpoint::Checkpoint;
 use crate::observer::Bound;
+use crate::record::Record;
 
 /// A shard's checkpoints while it runs, made when they are asked for: collecting what is settled ahead
 /// of the watermark takes a walk over the window.
@@ -19,6 +21,9 @@ pub struct Progress {
     shard: AtomicWaker,
     turns: AtomicU64,
     stuck: AtomicU8,
+    held: AtomicUsize,
+    /// When the oldest that is not settled arrived, in milliseconds since 1970; 0 without one.
+    oldest: AtomicU64,
     latest: watch::Sender<Option<Published>>,
 }
 
@@ -53,6 +58,8 @@ impl Progress {
             shard: AtomicWaker::new(),
             turns: AtomicU64::new(0),
             stuck: AtomicU8::new(0),
+            held: AtomicUsize::new(0),
+            oldest: AtomicU64::new(0),
             latest: watch::Sender::new(None),
         }
     }
@@ -102,6 +109,24 @@ impl Progress {
             3 => Some(Bound::Bytes),
             _ => None,
         }
+    }
+
+    /// How many records are read and not settled.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// When the oldest of them arrived in the stream.
+    pub fn oldest(&self) -> Option<SystemTime> {
+        let millis = self.oldest.load(Ordering::Relaxed);
+        (millis > 0).then(|| UNIX_EPOCH + Duration::from_millis(millis))
+    }
+
+    pub(super) fn set_held(&self, held: usize, oldest: Option<&Record>) {
+        self.held.store(held, Ordering::Relaxed);
+        let since = oldest.and_then(|oldest| oldest.arrival()?.duration_since(UNIX_EPOCH).ok());
+        let millis = since.map_or(0, |since| since.as_millis() as u64);
+        self.oldest.store(millis, Ordering::Relaxed);
     }
 
     pub(super) fn set_stuck(&self, bound: Option<Bound>) {

@@ -189,6 +189,8 @@ where
         let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
         let stuck = self.fullness.observe(bound, &self.window, self.observers, cx);
         self.progress.set_stuck(stuck);
+        let oldest = self.window.oldest().map(|(_, record)| record);
+        self.progress.set_held(self.window.held(), oldest);
         let may_begin = self.may_begin_all();
         self.expiring
             .observe(&self.window, (self.run, may_begin), self.observers, cx);

@@ -123,8 +123,14 @@ impl<P: RecordProcessor> Inner<P> {
         let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
         async move {
             if !tracing::enabled!(tracing::Level::DEBUG) {
-                return self.call(record, &attempt).await;
+                if self.protection.observers.want(Interest::ATTEMPTS) {
+                    attempt.begin();
+                }
+                let result = self.call(record, &attempt).await;
+                self.tell_ended(record, 1, &attempt, result.is_ok());
+                return result;
             }
+            attempt.begin();
             let span = tracing::debug_span!(
                 "attempt",
                 stream = record.stream(),
@@ -134,8 +140,21 @@ impl<P: RecordProcessor> Inner<P> {
                 attempt = attempt.number(),
             );
             // Boxed, so that a place to run need not be twice as large for the sake of a span.
-            Box::pin(self.call(record, &attempt).instrument(span)).await
+            let result = Box::pin(self.call(record, &attempt).instrument(span)).await;
+            self.tell_ended(record, 1, &attempt, result.is_ok());
+            result
         }
+    }
+
+    #[inline]
+    fn tell_ended(&self, record: &Record, records: usize, attempt: &Attempt<'_>, succeeded: bool) {
+        self.tell(Interest::ATTEMPTS, || Event::AttemptEnded {
+            record,
+            records,
+            attempt: attempt.number(),
+            took: attempt.took(),
+            succeeded,
+        });
     }
 
     async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Stumble<P::Error>> {
@@ -176,7 +195,10 @@ impl<P: RecordProcessor> Inner<P> {
             })
             .await
         };
-        call.instrument(span).await
+        attempt.begin();
+        let result = call.instrument(span).await;
+        self.tell_ended(first, batch.len(), attempt, result.is_ok());
+        result
     }
 
     /// It has not ended: is it too late?

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::metric::{Metric, Unit, measure};
+use super::metric::{Kind, Metric, measure};
 use crate::observer::{Event, Observer};
 
 /// As many values as a metric may have in a line.
@@ -132,9 +132,9 @@ impl Emf {
         let mut line = Map::new();
         let mut metrics = Vec::new();
         for (metric, (sum, values)) in Metric::ALL.iter().zip(gathered.sums.iter().zip(&gathered.values)) {
-            let value = match metric.unit() {
-                Unit::Milliseconds if values.kept.is_empty() => continue,
-                Unit::Milliseconds => values.to_json(),
+            let value = match metric.kind() {
+                Kind::Distribution if values.kept.is_empty() => continue,
+                Kind::Distribution => values.to_json(),
                 // What did not happen is said of what is of a stream, so that rates can be computed.
                 _ if *sum == 0.0 && (stream.is_none() || !is_always_told(*metric)) => continue,
                 _ => json!(*sum as u64),
@@ -235,8 +235,8 @@ impl Observer for Emf {
                 streams.len() - 1
             });
             let gathered = &mut streams[at].1;
-            match metric.unit() {
-                Unit::Milliseconds => gathered.values[metric as usize].add(value, rng),
+            match metric.kind() {
+                Kind::Distribution => gathered.values[metric as usize].add(value, rng),
                 _ => gathered.sums[metric as usize] += value,
             }
         });

@@ -1,5 +1,7 @@
 //! The metrics: their names, their units, and the events that they come of.
 
+use std::time::Duration;
+
 use crate::observer::Event;
 use crate::settled::Settled;
 
@@ -49,21 +51,45 @@ pub enum Metric {
     WindowsFull,
     /// Times that the stream has dropped records before they were settled, or may have.
     DataLosses,
+    /// Records inside an aggregated one that were dropped, as they belong to another shard.
+    RecordsDropped,
+    /// Shards that cannot go on without losing a record.
+    ShardsHalted,
     /// How far the reading is behind the stream's tip.
     BehindLatest,
     /// From a record's arrival in the stream until it was settled.
     EndToEndLatency,
+    /// How long a call of the handler took.
+    AttemptLatency,
+    /// How long a record waited before a retry.
+    BackoffTime,
+    /// How long ago the oldest record arrived that a shard has read and not settled. It grows by the clock, also while
+    /// nothing is read.
+    OldestUnsettledAge,
+    /// How many records a shard has read and not settled.
+    RecordsInFlight,
+    /// How many records a read brought.
+    RecordsPerRead,
+}
+
+/// How the values of a metric are put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// They are added up.
+    Sum,
+    /// Each says something by itself: of many their distribution counts.
+    Distribution,
 }
 
 /// What a metric counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unit {
-    /// Things: added up.
+    /// Things.
     Count,
-    /// Bytes: added up.
+    /// Bytes.
     Bytes,
-    /// Milliseconds: each by itself.
+    /// Milliseconds.
     Milliseconds,
 }
 
@@ -80,7 +106,7 @@ impl Unit {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Metric; 23] = [
+    pub const ALL: [Metric; 30] = [
         Metric::RecordsProcessed,
         Metric::RecordsDuplicate,
         Metric::RecordsDeadLettered,
@@ -102,8 +128,15 @@ impl Metric {
         Metric::CheckpointFailures,
         Metric::WindowsFull,
         Metric::DataLosses,
+        Metric::RecordsDropped,
+        Metric::ShardsHalted,
         Metric::BehindLatest,
         Metric::EndToEndLatency,
+        Metric::AttemptLatency,
+        Metric::BackoffTime,
+        Metric::OldestUnsettledAge,
+        Metric::RecordsInFlight,
+        Metric::RecordsPerRead,
     ];
 
     /// As CloudWatch has it: `RecordsProcessed`.
@@ -130,8 +163,15 @@ impl Metric {
             Metric::CheckpointFailures => "CheckpointFailures",
             Metric::WindowsFull => "WindowsFull",
             Metric::DataLosses => "DataLosses",
+            Metric::RecordsDropped => "RecordsDropped",
+            Metric::ShardsHalted => "ShardsHalted",
             Metric::BehindLatest => "BehindLatest",
             Metric::EndToEndLatency => "EndToEndLatency",
+            Metric::AttemptLatency => "AttemptLatency",
+            Metric::BackoffTime => "BackoffTime",
+            Metric::OldestUnsettledAge => "OldestUnsettledAge",
+            Metric::RecordsInFlight => "RecordsInFlight",
+            Metric::RecordsPerRead => "RecordsPerRead",
         }
     }
 
@@ -139,8 +179,65 @@ impl Metric {
     pub const fn unit(self) -> Unit {
         match self {
             Metric::BytesFetched => Unit::Bytes,
-            Metric::BehindLatest | Metric::EndToEndLatency => Unit::Milliseconds,
+            Metric::BehindLatest
+            | Metric::EndToEndLatency
+            | Metric::AttemptLatency
+            | Metric::BackoffTime
+            | Metric::OldestUnsettledAge => Unit::Milliseconds,
             _ => Unit::Count,
+        }
+    }
+
+    /// How its values are put together.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Metric::RecordsInFlight | Metric::RecordsPerRead => Kind::Distribution,
+            _ => match self.unit() {
+                Unit::Milliseconds => Kind::Distribution,
+                Unit::Count | Unit::Bytes => Kind::Sum,
+            },
+        }
+    }
+
+    /// What it says, in a sentence.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Metric::RecordsProcessed => "Records that the handler succeeded with.",
+            Metric::RecordsDuplicate => "Records that the idempotency store knew as processed.",
+            Metric::RecordsDeadLettered => "Records that became dead letters.",
+            Metric::RecordsUnsettled => "Records that were given back, and will be delivered again.",
+            Metric::AttemptsFailed => "Calls of the handler that failed, timed out or panicked.",
+            Metric::AttemptsFailedForGood => "Failed calls that another try would not help.",
+            Metric::Retries => "Retries that a backoff was drawn for.",
+            Metric::RetriesDelayed => "Retries that the budget did not pay for.",
+            Metric::RecordsHeld => "Records that are held, as they may not be to blame.",
+            Metric::BreakersOpened => "Breakers that have opened.",
+            Metric::GuardStops => "Shards that the dead-letter guard has stopped.",
+            Metric::LetterFailures => "Writes of dead letters that the sink did not take.",
+            Metric::StoreFailures => "Calls that the idempotency store did not answer.",
+            Metric::CompletionsLost => "Processed records that could not be remembered.",
+            Metric::RecordsFetched => "Records read.",
+            Metric::BytesFetched => "Bytes of payload read.",
+            Metric::FetchFailures => "Reads that failed.",
+            Metric::Throttles => "Reads that Kinesis throttled.",
+            Metric::CheckpointFailures => "Checkpoints that could not be stored.",
+            Metric::WindowsFull => "Times that a shard's window was full, and nothing more was read.",
+            Metric::DataLosses => {
+                "Times that the stream has dropped records before they were settled, or may have."
+            }
+            Metric::RecordsDropped => {
+                "Records inside an aggregated one that were dropped, as they belong to another shard."
+            }
+            Metric::ShardsHalted => "Shards that cannot go on without losing a record.",
+            Metric::BehindLatest => "How far the reading is behind the stream's tip.",
+            Metric::EndToEndLatency => "From a record's arrival in the stream until it was settled.",
+            Metric::AttemptLatency => "How long a call of the handler took.",
+            Metric::BackoffTime => "How long a record waited before a retry.",
+            Metric::OldestUnsettledAge => {
+                "How long ago the oldest record arrived that is read and not settled."
+            }
+            Metric::RecordsInFlight => "How many records a shard has read and not settled.",
+            Metric::RecordsPerRead => "How many records a read brought.",
         }
     }
 }
@@ -158,7 +255,7 @@ pub(super) fn measure<'a>(event: &Event<'a>, mut each: impl FnMut(Option<&'a str
             };
             once(stream, metric);
             if let Some(age) = record.age() {
-                each(stream, Metric::EndToEndLatency, age.as_secs_f64() * 1_000.0);
+                each(stream, Metric::EndToEndLatency, millis(age));
             }
         }
         Event::Unsettled { record, .. } => once(Some(record.stream()), Metric::RecordsUnsettled),
@@ -169,7 +266,29 @@ pub(super) fn measure<'a>(event: &Event<'a>, mut each: impl FnMut(Option<&'a str
                 once(stream, Metric::AttemptsFailedForGood);
             }
         }
-        Event::RetryScheduled { record, .. } => once(Some(record.stream()), Metric::Retries),
+        Event::RetryScheduled { record, delay, .. } => {
+            once(Some(record.stream()), Metric::Retries);
+            each(Some(record.stream()), Metric::BackoffTime, millis(*delay));
+        }
+        Event::AttemptEnded { record, took, .. } => {
+            each(Some(record.stream()), Metric::AttemptLatency, millis(*took));
+        }
+        Event::ShardStands {
+            stream, held, oldest, ..
+        } => {
+            each(Some(stream), Metric::RecordsInFlight, *held as f64);
+            each(
+                Some(stream),
+                Metric::OldestUnsettledAge,
+                millis(oldest.unwrap_or_default()),
+            );
+        }
+        Event::ShardHalted { stream, .. } => once(Some(stream), Metric::ShardsHalted),
+        Event::AggregateOutOfRange {
+            record,
+            records,
+            dropped: true,
+        } => each(Some(record.stream()), Metric::RecordsDropped, *records as f64),
         Event::RetryDelayed { record, .. } => once(Some(record.stream()), Metric::RetriesDelayed),
         Event::RecordHeld { record, .. } => once(Some(record.stream()), Metric::RecordsHeld),
         Event::BreakerOpened { .. } => once(None, Metric::BreakersOpened),
@@ -185,9 +304,10 @@ pub(super) fn measure<'a>(event: &Event<'a>, mut each: impl FnMut(Option<&'a str
             ..
         } => {
             each(Some(stream), Metric::RecordsFetched, *records as f64);
+            each(Some(stream), Metric::RecordsPerRead, *records as f64);
             each(Some(stream), Metric::BytesFetched, *bytes as f64);
             if let Some(behind) = behind {
-                each(Some(stream), Metric::BehindLatest, behind.as_secs_f64() * 1_000.0);
+                each(Some(stream), Metric::BehindLatest, millis(*behind));
             }
         }
         Event::FetchFailed { stream, .. } => once(Some(stream), Metric::FetchFailures),
@@ -197,4 +317,8 @@ pub(super) fn measure<'a>(event: &Event<'a>, mut each: impl FnMut(Option<&'a str
         Event::DataLoss { stream, .. } => once(Some(stream), Metric::DataLosses),
         _ => {}
     }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
 }

@@ -22,4 +22,4 @@ mod emf;
 mod metric;
 
 pub use emf::Emf;
-pub use metric::{Metric, Unit};
+pub use metric::{Kind, Metric, Unit};
