@@ -52,7 +52,10 @@
     doc = "| look how a service does | [`Consumer::health`] |"
 )]
 //! | hear what happens | [`observer`] |
-#![cfg_attr(feature = "emf", doc = "| measure | [`telemetry`] |")]
+#![cfg_attr(
+    any(feature = "emf", feature = "metrics"),
+    doc = "| measure | [`telemetry`] |"
+)]
 #![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
 //!
 //! # What is promised
@@ -85,6 +88,7 @@
 //! | `lambda` | | the same processor in AWS Lambda |
 //! | `multilang` | | the same processor under KCL's MultiLangDaemon |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
+//! | `metrics` | | metrics through the `metrics` facade: Prometheus and others |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
 //! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
 //! | `cli` | | the command `redrive`: look at dead letters, drive them again |
@@ -139,7 +143,7 @@ mod settled;
 #[cfg(feature = "dynamodb")]
 mod table;
 mod tally;
-#[cfg(feature = "emf")]
+#[cfg(any(feature = "emf", feature = "metrics"))]
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

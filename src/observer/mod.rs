@@ -7,6 +7,7 @@ use std::sync::Arc;
 mod event;
 mod kind;
 mod log;
+mod place;
 
 pub use event::{Bound, Event, Redacted};
 pub use log::Log;

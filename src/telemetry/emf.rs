@@ -228,16 +228,20 @@ impl Observer for Emf {
     fn on(&self, event: &Event<'_>) {
         let mut state = self.state();
         let State { streams, rng, .. } = &mut *state;
-        measure(event, |stream, metric, value| {
-            let known = streams.iter().position(|(known, _)| known.as_deref() == stream);
-            let at = known.unwrap_or_else(|| {
-                streams.push((stream.map(ToOwned::to_owned), Gathered::new()));
-                streams.len() - 1
+        let mut at = None;
+        measure(event, |metric, value| {
+            let at = *at.get_or_insert_with(|| {
+                let stream = event.stream();
+                let known = streams.iter().position(|(known, _)| known.as_deref() == stream);
+                known.unwrap_or_else(|| {
+                    streams.push((stream.map(ToOwned::to_owned), Gathered::new()));
+                    streams.len() - 1
+                })
             });
             let gathered = &mut streams[at].1;
             match metric.kind() {
                 Kind::Distribution => gathered.values[metric as usize].add(value, rng),
-                _ => gathered.sums[metric as usize] += value,
+                Kind::Sum => gathered.sums[metric as usize] += value,
             }
         });
         state.heard += 1;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::failure::Class;
 use crate::observer::Event;
 use crate::settled::Settled;
 
@@ -242,81 +243,70 @@ impl Metric {
     }
 }
 
-/// What an event says, and of which stream, if of one.
-pub(super) fn measure<'a>(event: &Event<'a>, mut each: impl FnMut(Option<&'a str>, Metric, f64)) {
-    let mut once = |stream: Option<&'a str>, metric| each(stream, metric, 1.0);
-    match event {
+/// What an event says in numbers.
+#[inline]
+pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
+    let once = match event {
         Event::Settled { record, settled, .. } => {
-            let stream = Some(record.stream());
-            let metric = match settled {
+            if let Some(age) = record.age() {
+                each(Metric::EndToEndLatency, millis(age));
+            }
+            match settled {
                 Settled::Processed => Metric::RecordsProcessed,
                 Settled::Duplicate => Metric::RecordsDuplicate,
                 Settled::DeadLettered(_) => Metric::RecordsDeadLettered,
-            };
-            once(stream, metric);
-            if let Some(age) = record.age() {
-                each(stream, Metric::EndToEndLatency, millis(age));
             }
         }
-        Event::Unsettled { record, .. } => once(Some(record.stream()), Metric::RecordsUnsettled),
-        Event::AttemptFailed { record, failure, .. } => {
-            let stream = Some(record.stream());
-            once(stream, Metric::AttemptsFailed);
-            if failure.reveal().verdict().class() == crate::failure::Class::Permanent {
-                once(stream, Metric::AttemptsFailedForGood);
+        Event::AttemptEnded { took, .. } => return each(Metric::AttemptLatency, millis(*took)),
+        Event::Unsettled { .. } => Metric::RecordsUnsettled,
+        Event::AttemptFailed { failure, .. } => {
+            if failure.reveal().verdict().class() == Class::Permanent {
+                each(Metric::AttemptsFailedForGood, 1.0);
             }
+            Metric::AttemptsFailed
         }
-        Event::RetryScheduled { record, delay, .. } => {
-            once(Some(record.stream()), Metric::Retries);
-            each(Some(record.stream()), Metric::BackoffTime, millis(*delay));
+        Event::RetryScheduled { delay, .. } => {
+            each(Metric::BackoffTime, millis(*delay));
+            Metric::Retries
         }
-        Event::AttemptEnded { record, took, .. } => {
-            each(Some(record.stream()), Metric::AttemptLatency, millis(*took));
-        }
-        Event::ShardStands {
-            stream, held, oldest, ..
-        } => {
-            each(Some(stream), Metric::RecordsInFlight, *held as f64);
-            each(
-                Some(stream),
-                Metric::OldestUnsettledAge,
-                millis(oldest.unwrap_or_default()),
-            );
-        }
-        Event::ShardHalted { stream, .. } => once(Some(stream), Metric::ShardsHalted),
-        Event::AggregateOutOfRange {
-            record,
-            records,
-            dropped: true,
-        } => each(Some(record.stream()), Metric::RecordsDropped, *records as f64),
-        Event::RetryDelayed { record, .. } => once(Some(record.stream()), Metric::RetriesDelayed),
-        Event::RecordHeld { record, .. } => once(Some(record.stream()), Metric::RecordsHeld),
-        Event::BreakerOpened { .. } => once(None, Metric::BreakersOpened),
-        Event::DeadLetterGuardStopped { record, .. } => once(Some(record.stream()), Metric::GuardStops),
-        Event::DeadLetterDelayed { .. } => once(None, Metric::LetterFailures),
-        Event::IdempotencyDelayed { .. } => once(None, Metric::StoreFailures),
-        Event::CompletionLost { record, .. } => once(Some(record.stream()), Metric::CompletionsLost),
+        Event::RetryDelayed { .. } => Metric::RetriesDelayed,
+        Event::RecordHeld { .. } => Metric::RecordsHeld,
+        Event::BreakerOpened { .. } => Metric::BreakersOpened,
+        Event::DeadLetterGuardStopped { .. } => Metric::GuardStops,
+        Event::DeadLetterDelayed { .. } => Metric::LetterFailures,
+        Event::IdempotencyDelayed { .. } => Metric::StoreFailures,
+        Event::CompletionLost { .. } => Metric::CompletionsLost,
         Event::Fetched {
-            stream,
             records,
             bytes,
             behind,
             ..
         } => {
-            each(Some(stream), Metric::RecordsFetched, *records as f64);
-            each(Some(stream), Metric::RecordsPerRead, *records as f64);
-            each(Some(stream), Metric::BytesFetched, *bytes as f64);
+            each(Metric::BytesFetched, *bytes as f64);
+            each(Metric::RecordsPerRead, *records as f64);
             if let Some(behind) = behind {
-                each(Some(stream), Metric::BehindLatest, millis(*behind));
+                each(Metric::BehindLatest, millis(*behind));
             }
+            return each(Metric::RecordsFetched, *records as f64);
         }
-        Event::FetchFailed { stream, .. } => once(Some(stream), Metric::FetchFailures),
-        Event::FetchThrottled { stream, .. } => once(Some(stream), Metric::Throttles),
-        Event::CheckpointFailed { stream, .. } => once(Some(stream), Metric::CheckpointFailures),
-        Event::WindowFull { oldest, .. } => once(Some(oldest.stream()), Metric::WindowsFull),
-        Event::DataLoss { stream, .. } => once(Some(stream), Metric::DataLosses),
-        _ => {}
-    }
+        Event::ShardStands { held, oldest, .. } => {
+            each(Metric::RecordsInFlight, *held as f64);
+            return each(Metric::OldestUnsettledAge, millis(oldest.unwrap_or_default()));
+        }
+        Event::FetchFailed { .. } => Metric::FetchFailures,
+        Event::FetchThrottled { .. } => Metric::Throttles,
+        Event::CheckpointFailed { .. } => Metric::CheckpointFailures,
+        Event::WindowFull { .. } => Metric::WindowsFull,
+        Event::DataLoss { .. } => Metric::DataLosses,
+        Event::ShardHalted { .. } => Metric::ShardsHalted,
+        Event::AggregateOutOfRange {
+            records,
+            dropped: true,
+            ..
+        } => return each(Metric::RecordsDropped, *records as f64),
+        _ => return,
+    };
+    each(once, 1.0);
 }
 
 fn millis(time: Duration) -> f64 {

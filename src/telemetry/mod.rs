@@ -16,10 +16,17 @@
 //!
 //! | observer | feature | for |
 //! |---|---|---|
+//! | [`Metrics`] | `metrics` | Prometheus, StatsD, OpenTelemetry: whatever the `metrics` facade records to |
 //! | [`Emf`] | `emf` | AWS Lambda, or whatever sends its log to CloudWatch Logs: no call, no agent |
 
+#[cfg(feature = "emf")]
 mod emf;
 mod metric;
+#[cfg(feature = "metrics")]
+mod metrics;
 
+#[cfg(feature = "metrics")]
+pub use self::metrics::Metrics;
+#[cfg(feature = "emf")]
 pub use emf::Emf;
 pub use metric::{Kind, Metric, Unit};

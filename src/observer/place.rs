@@ -1,0 +1,68 @@
+//! What an event is of.
+
+use super::Event;
+use crate::record::{Record, ShardId};
+
+impl<'a> Event<'a> {
+    /// The stream that it is of, if of one.
+    pub fn stream(&self) -> Option<&'a str> {
+        self.place().map(|(stream, _)| stream)
+    }
+
+    /// The shard that it is of, if of one.
+    pub fn shard(&self) -> Option<&'a ShardId> {
+        self.place().and_then(|(_, shard)| shard)
+    }
+
+    fn place(&self) -> Option<(&'a str, Option<&'a ShardId>)> {
+        let of = |record: &'a Record| Some((record.stream(), Some(record.shard())));
+        match *self {
+            Event::AttemptEnded { record, .. }
+            | Event::AttemptFailed { record, .. }
+            | Event::HandlerStuck { record, .. }
+            | Event::RetryScheduled { record, .. }
+            | Event::RetryDelayed { record, .. }
+            | Event::RecordHeld { record, .. }
+            | Event::DeadLetterGuardStopped { record, .. }
+            | Event::DeadLetterGuardResumed { record, .. }
+            | Event::ClaimedElsewhere { record, .. }
+            | Event::CompletionLost { record, .. }
+            | Event::DeadLettered { record, .. }
+            | Event::Settled { record, .. }
+            | Event::Unsettled { record, .. }
+            | Event::AggregateDamaged { record, .. }
+            | Event::AggregateOutOfRange { record, .. }
+            | Event::WindowFull { oldest: record, .. }
+            | Event::RecordExpiring { record, .. } => of(record),
+            Event::DiscoveryFailed { stream, .. } | Event::HashKeysUncovered { stream, .. } => {
+                Some((stream, None))
+            }
+            Event::ShardStarted { stream, shard, .. }
+            | Event::ShardEnded { stream, shard }
+            | Event::ShardHalted { stream, shard, .. }
+            | Event::ShardFailed { stream, shard, .. }
+            | Event::CheckpointUnreadable { stream, shard, .. }
+            | Event::ShardHeldElsewhere { stream, shard, .. }
+            | Event::LeaseNotRenewed { stream, shard, .. }
+            | Event::LeaseLost { stream, shard }
+            | Event::ShardHandedOver { stream, shard }
+            | Event::DataLoss { stream, shard, .. }
+            | Event::Fetched { stream, shard, .. }
+            | Event::FetchFailed { stream, shard, .. }
+            | Event::FetchThrottled { stream, shard, .. }
+            | Event::IteratorExpired { stream, shard }
+            | Event::FanOutUnavailable { stream, shard, .. }
+            | Event::ShardStands { stream, shard, .. }
+            | Event::CrashLoopSuspected { stream, shard, .. }
+            | Event::CrashLoopOver { stream, shard }
+            | Event::Checkpointed { stream, shard, .. }
+            | Event::CheckpointFailed { stream, shard, .. } => Some((stream, Some(shard))),
+            Event::BreakerOpened { .. }
+            | Event::BreakerHalfOpened { .. }
+            | Event::BreakerClosed { .. }
+            | Event::IdempotencyDelayed { .. }
+            | Event::DeadLetterDelayed { .. }
+            | Event::DeadLetterTargetWarning { .. } => None,
+        }
+    }
+}

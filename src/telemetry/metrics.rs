@@ -1,0 +1,273 @@
+//! Metrics through the `metrics` facade: for Prometheus, StatsD, OpenTelemetry, or whatever recorder is installed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Label, Unit as FacadeUnit};
+
+use super::metric::{Kind, Metric, Unit, measure};
+use crate::observer::{Event, Observer};
+use crate::record::ShardId;
+
+/// Records metrics with the recorder that the process has installed for the [`metrics`](https://docs.rs/metrics) facade.
+///
+/// Names are those of [`Metric`] in snake case: `redrive_records_processed_total`, `redrive_attempt_latency_seconds`. Sums
+/// are counters, distributions histograms, times are in seconds. Labels are `application` and `stream`;
+/// `redrive_attempts_failed_total` has `class`, `scope` and `code` besides, `redrive_records_dead_lettered_total` a
+/// `reason`.
+///
+/// How things stand are gauges: `redrive_records_in_flight` and `redrive_oldest_unsettled_age_seconds` of all shards of a
+/// stream that this process reads (their sum, and the highest), `redrive_breaker_open` (0 or 1, by `dependency`) and
+/// `redrive_guard_stopped` (shards).
+///
+/// A record that succeeds allocates nothing here and takes no lock.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`shard_label`](Metrics::shard_label) | off |
+pub struct Metrics {
+    application: String,
+    shard_label: bool,
+    /// Most processes read one stream.
+    first: OnceLock<Handles>,
+    others: Mutex<Vec<Arc<Handles>>>,
+    standing: Mutex<BTreeMap<(String, ShardId), (usize, Duration)>>,
+}
+
+/// The counters and histograms of a stream, or of a shard of it.
+struct Handles {
+    stream: Option<String>,
+    shard: Option<ShardId>,
+    each: [Handle; Metric::ALL.len()],
+}
+
+enum Handle {
+    Counter(Counter),
+    Histogram(Histogram),
+    /// Neither: it is a gauge, or has labels of its own.
+    Elsewhere,
+}
+
+impl Metrics {
+    /// The metrics of this application, as [`Resilient::builder`](crate::Resilient::builder) has it.
+    pub fn new(application: impl Into<String>) -> Self {
+        Metrics {
+            application: application.into(),
+            shard_label: false,
+            first: OnceLock::new(),
+            others: Mutex::default(),
+            standing: Mutex::default(),
+        }
+    }
+
+    /// A label `shard` for all that is of a shard. A stream that is split and merged has ever new ones, and each is a series
+    /// that somebody keeps. Default: off.
+    #[must_use]
+    pub fn shard_label(mut self, on: bool) -> Self {
+        self.shard_label = on;
+        self
+    }
+
+    /// Describes every metric to the recorder. [`new`](Metrics::new) does not, as the recorder may be installed later.
+    pub fn describe() {
+        for metric in Metric::ALL {
+            let (name, text) = (name(metric), metric.description());
+            let unit = match (metric.unit(), metric.kind()) {
+                (Unit::Milliseconds, _) => FacadeUnit::Seconds,
+                (Unit::Bytes, _) => FacadeUnit::Bytes,
+                (Unit::Count, _) => FacadeUnit::Count,
+            };
+            match (metric, metric.kind()) {
+                _ if is_gauge(metric) => metrics::describe_gauge!(name, unit, text),
+                (_, Kind::Sum) => metrics::describe_counter!(name, unit, text),
+                (_, Kind::Distribution) => metrics::describe_histogram!(name, unit, text),
+            }
+        }
+        metrics::describe_gauge!(
+            BREAKER_OPEN,
+            "Whether a breaker lets nothing through, or only probes."
+        );
+        metrics::describe_gauge!(GUARD_STOPPED, "Shards that the dead-letter guard has stopped.");
+    }
+
+    fn labels(&self, stream: Option<&str>, shard: Option<&ShardId>) -> Vec<Label> {
+        let mut labels = vec![Label::new("application", self.application.clone())];
+        labels.extend(stream.map(|stream| Label::new("stream", stream.to_owned())));
+        labels.extend(shard.map(|shard| Label::new("shard", shard.as_str().to_owned())));
+        labels
+    }
+
+    fn handles(&self, stream: Option<&str>, shard: Option<&ShardId>) -> Handles {
+        let labels = self.labels(stream, shard);
+        Handles {
+            stream: stream.map(str::to_owned),
+            shard: shard.cloned(),
+            each: Metric::ALL.map(|metric| match metric.kind() {
+                _ if is_gauge(metric) || has_own_labels(metric) => Handle::Elsewhere,
+                Kind::Sum => Handle::Counter(metrics::counter!(name(metric), labels.clone())),
+                Kind::Distribution => Handle::Histogram(metrics::histogram!(name(metric), labels.clone())),
+            }),
+        }
+    }
+
+    /// Works with the handles of this place.
+    fn with<T>(&self, stream: Option<&str>, shard: Option<&ShardId>, work: impl FnOnce(&Handles) -> T) -> T {
+        let shard = shard.filter(|_| self.shard_label);
+        let first = self.first.get_or_init(|| self.handles(stream, shard));
+        if first.is_of(stream, shard) {
+            return work(first);
+        }
+        let handles = {
+            let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+            match others.iter().find(|handles| handles.is_of(stream, shard)) {
+                Some(known) => known.clone(),
+                None => {
+                    let new = Arc::new(self.handles(stream, shard));
+                    others.push(new.clone());
+                    new
+                }
+            }
+        };
+        work(&handles)
+    }
+
+    /// What a failure has of labels is not known before.
+    fn failed(&self, event: &Event<'_>) {
+        let shard = event.shard().filter(|_| self.shard_label);
+        let mut labels = self.labels(event.stream(), shard);
+        match event {
+            Event::AttemptFailed { failure, .. } => {
+                let verdict = failure.reveal().verdict();
+                labels.push(Label::new("class", verdict.class().as_str()));
+                labels.push(Label::new("scope", verdict.scope().as_str()));
+                labels.push(Label::new("code", verdict.code().unwrap_or("none").to_owned()));
+                metrics::counter!(name(Metric::AttemptsFailed), labels).increment(1);
+            }
+            Event::DeadLettered { reason, .. } => {
+                labels.push(Label::new("reason", *reason));
+                metrics::counter!(name(Metric::RecordsDeadLettered), labels).increment(1);
+            }
+            _ => {}
+        }
+    }
+
+    fn breaker(&self, dependency: Option<&str>, open: bool) {
+        let mut labels = self.labels(None, None);
+        labels.push(Label::new("dependency", dependency.unwrap_or("any").to_owned()));
+        metrics::gauge!(BREAKER_OPEN, labels).set(if open { 1.0 } else { 0.0 });
+    }
+
+    fn guard(&self, stream: &str) -> Gauge {
+        metrics::gauge!(GUARD_STOPPED, self.labels(Some(stream), None))
+    }
+
+    /// A shard stands so; or is no longer read here.
+    fn stands(&self, stream: &str, shard: &ShardId, now: Option<(usize, Duration)>) {
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (stream.to_owned(), shard.clone());
+        match now {
+            Some(now) => drop(standing.insert(key, now)),
+            None if standing.remove(&key).is_none() => return,
+            None => {}
+        }
+        let of_stream = || {
+            standing
+                .iter()
+                .filter(|((of, _), _)| of == stream)
+                .map(|(_, stands)| stands)
+        };
+        let held: usize = of_stream().map(|(held, _)| held).sum();
+        let oldest = of_stream().map(|(_, oldest)| *oldest).max().unwrap_or_default();
+        let set = |metric, value| metrics::gauge!(name(metric), self.labels(Some(stream), None)).set(value);
+        set(Metric::RecordsInFlight, held as f64);
+        set(Metric::OldestUnsettledAge, oldest.as_secs_f64());
+    }
+}
+
+const BREAKER_OPEN: &str = "redrive_breaker_open";
+const GUARD_STOPPED: &str = "redrive_guard_stopped";
+
+/// How it stands now counts, not how often it was looked at.
+const fn is_gauge(metric: Metric) -> bool {
+    matches!(metric, Metric::RecordsInFlight | Metric::OldestUnsettledAge)
+}
+
+/// What the facade has labels for that differ each time.
+const fn has_own_labels(metric: Metric) -> bool {
+    matches!(metric, Metric::AttemptsFailed | Metric::RecordsDeadLettered)
+}
+
+/// `redrive_records_processed_total`, after the conventions of Prometheus.
+fn name(metric: Metric) -> String {
+    let mut name = "redrive".to_owned();
+    for letter in metric.name().chars() {
+        if letter.is_ascii_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    match (metric.unit(), metric.kind()) {
+        (Unit::Milliseconds, _) => name.push_str("_seconds"),
+        (_, Kind::Sum) => name.push_str("_total"),
+        (_, Kind::Distribution) => {}
+    }
+    name
+}
+
+impl Handles {
+    #[inline]
+    fn is_of(&self, stream: Option<&str>, shard: Option<&ShardId>) -> bool {
+        self.stream.as_deref() == stream && self.shard.as_ref() == shard
+    }
+
+    #[inline]
+    fn record(&self, metric: Metric, value: f64) {
+        match &self.each[metric as usize] {
+            Handle::Counter(counter) => counter.increment(value as u64),
+            Handle::Histogram(histogram) => histogram.record(match metric.unit() {
+                Unit::Milliseconds => value / 1_000.0,
+                Unit::Count | Unit::Bytes => value,
+            }),
+            Handle::Elsewhere => {}
+        }
+    }
+}
+
+impl Observer for Metrics {
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::AttemptFailed { .. } | Event::DeadLettered { .. } => self.failed(event),
+            Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
+                self.breaker(*dependency, true);
+            }
+            Event::BreakerClosed { dependency, .. } => self.breaker(*dependency, false),
+            Event::DeadLetterGuardStopped { record, .. } => self.guard(record.stream()).increment(1.0),
+            Event::DeadLetterGuardResumed { record } => self.guard(record.stream()).decrement(1.0),
+            Event::ShardStands {
+                stream,
+                shard,
+                held,
+                oldest,
+                ..
+            } => self.stands(stream, shard, Some((*held, oldest.unwrap_or_default()))),
+            Event::ShardEnded { stream, shard }
+            | Event::LeaseLost { stream, shard }
+            | Event::ShardHandedOver { stream, shard } => self.stands(stream, shard, None),
+            _ => {}
+        }
+        self.with(event.stream(), event.shard(), |handles| {
+            measure(event, |metric, value| handles.record(metric, value));
+        });
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics")
+            .field("application", &self.application)
+            .field("shard_label", &self.shard_label)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,153 @@
+//! Metrics through the facade: what a recorder gets has its names, labels and sums.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
+use redrive::pipeline::{Batch, Pipeline};
+use redrive::telemetry::{Metric, Metrics};
+use redrive::{Record, Resilient, ResilientBuilder, RetryPolicy, Settled, dead_letter};
+use support::script::{Script, record};
+
+/// By name and labels, as Prometheus writes them.
+fn values(snapshot: Snapshot) -> BTreeMap<String, DebugValue> {
+    let each = snapshot.into_vec().into_iter();
+    each.map(|(key, _, _, value)| {
+        let key = key.key();
+        let labels: Vec<String> = key
+            .labels()
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        (format!("{}{{{}}}", key.name(), labels.join(",")), value)
+    })
+    .collect()
+}
+
+fn builder(metrics: Arc<Metrics>) -> ResilientBuilder<Script> {
+    Resilient::builder("billing", Script::default())
+        .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(3))
+        .without_breaker()
+        .without_guard()
+        .dead_letters(dead_letter::Memory::new())
+        .observer(metrics)
+}
+
+fn count(values: &BTreeMap<String, DebugValue>, key: &str) -> u64 {
+    match values.get(key) {
+        Some(DebugValue::Counter(count)) => *count,
+        other => panic!("{key}: {other:?} among {:#?}", values.keys()),
+    }
+}
+
+fn histogram<'a>(values: &'a BTreeMap<String, DebugValue>, key: &str) -> Vec<f64> {
+    match values.get(key) {
+        Some(DebugValue::Histogram(values)) => values.iter().map(|value| value.into_inner()).collect(),
+        other => panic!("{key}: {other:?} among {:#?}", values.keys()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recorder_gets_what_happened() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    Metrics::describe();
+    let resilient = builder(Arc::new(Metrics::new("billing"))).build().expect("valid");
+    for (number, script) in (0..).zip(["ok", "ok", "fail,ok", "bad", "panic,panic"]) {
+        let _ = resilient
+            .settle(&record(number, "k", script))
+            .await
+            .expect("settled");
+    }
+    let values = values(snapshotter.snapshot());
+    let of_stream = |name: &str| format!("redrive_{name}{{application=billing,stream=orders}}");
+    assert_eq!(count(&values, &of_stream("records_processed_total")), 3);
+    assert_eq!(count(&values, &of_stream("retries_total")), 2);
+    let failed = |rest: &str| {
+        count(
+            &values,
+            &format!("redrive_attempts_failed_total{{application=billing,stream=orders,{rest}}}"),
+        )
+    };
+    assert_eq!(failed("class=transient,scope=unknown,code=none"), 1);
+    assert_eq!(failed("class=permanent,scope=record,code=none"), 1);
+    let letters = |reason: &str| {
+        let labels = format!("application=billing,stream=orders,reason={reason}");
+        count(
+            &values,
+            &format!("redrive_records_dead_lettered_total{{{labels}}}"),
+        )
+    };
+    assert_eq!((letters("permanent"), letters("panicked")), (1, 1));
+    // Each call of the handler, in seconds.
+    assert_eq!(histogram(&values, &of_stream("attempt_latency_seconds")).len(), 7);
+    let backoff = histogram(&values, &of_stream("backoff_time_seconds"));
+    assert!(backoff.iter().all(|time| *time < 0.1), "{backoff:?}");
+    let text = format!("{:?}", values.keys());
+    assert!(!text.contains("scripted") && !text.contains("key="), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_are_told_apart_only_by_name() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let record = |stream: &str, shard: &str, number: u64| {
+        Record::builder(stream, shard.into(), number.into())
+            .arrival(SystemTime::now())
+            .payload("ok")
+            .build()
+    };
+    let records = [
+        record("orders", "shardId-0", 1),
+        record("orders", "shardId-1", 2),
+        record("payments", "shardId-0", 3),
+    ];
+    for shard_label in [false, true] {
+        let metrics = Metrics::new("billing").shard_label(shard_label);
+        let resilient = builder(Arc::new(metrics)).build().expect("valid");
+        for record in &records {
+            assert_eq!(
+                resilient.settle(record).await.expect("settled"),
+                Settled::Processed
+            );
+        }
+    }
+    let values = values(snapshotter.snapshot());
+    let processed = |labels: &str| {
+        count(
+            &values,
+            &format!("redrive_records_processed_total{{application=billing,{labels}}}"),
+        )
+    };
+    assert_eq!((processed("stream=orders"), processed("stream=payments")), (2, 1));
+    assert_eq!(processed("stream=orders,shard=shardId-0"), 1);
+    assert_eq!(processed("stream=orders,shard=shardId-1"), 1);
+    assert_eq!(processed("stream=payments,shard=shardId-0"), 1);
+}
+
+/// What is there without a record: read from the pipeline, which has no consumer.
+#[tokio::test(start_paused = true)]
+async fn every_name_follows_the_conventions() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let resilient = builder(Arc::new(Metrics::new("billing"))).build().expect("valid");
+    let batch = Batch::from(vec![record(1, "k", "ok")]);
+    let batches = futures_util::stream::iter([batch]);
+    let finished = Pipeline::new().run(&resilient, batches).await;
+    finished.expect("nothing halted");
+    let names: Vec<String> = values(snapshotter.snapshot()).into_keys().collect();
+    // Two are gauges, two have labels of their own: they come with what they are of.
+    assert_eq!(names.len(), Metric::ALL.len() - 4, "{names:#?}");
+    for name in names {
+        let (name, _) = name.split_once('{').expect("labels");
+        assert!(name.starts_with("redrive_"), "{name}");
+        assert!(name.chars().all(|c| c == '_' || c.is_ascii_lowercase()), "{name}");
+    }
+}
