@@ -65,7 +65,7 @@ mod counted {
     use redrive::{RecordProcessor, processor_fn};
     use tokio::runtime::Runtime;
 
-    use crate::support::handlers::{Noop, YieldOnce, handle, handle_owned, resilient, unprotected};
+    use crate::support::handlers::{Noop, YieldOnce, handle, handle_owned, measured, resilient, unprotected};
     use crate::support::{bare_loop, records, retries};
 
     const SETTLED: usize = 1_000;
@@ -96,6 +96,7 @@ mod counted {
         Redrive,
         RedriveUnprotected,
         RedriveFn,
+        RedriveMeasured,
         Backon,
         BackonJitter,
         BackonOwned,
@@ -108,6 +109,7 @@ mod counted {
     #[bench::redrive(Loop::Redrive)]
     #[bench::redrive_unprotected(Loop::RedriveUnprotected)]
     #[bench::redrive_fn(Loop::RedriveFn)]
+    #[bench::redrive_measured(Loop::RedriveMeasured)]
     #[bench::backon(Loop::Backon)]
     #[bench::backon_jitter(Loop::BackonJitter)]
     #[bench::backon_owned(Loop::BackonOwned)]
@@ -128,6 +130,10 @@ mod counted {
             }
             Loop::RedriveFn => {
                 let resilient = resilient(processor_fn(handle_owned));
+                repeat(async || resilient.settle(black_box(record)).await);
+            }
+            Loop::RedriveMeasured => {
+                let resilient = measured(Noop);
                 repeat(async || resilient.settle(black_box(record)).await);
             }
             Loop::Backon => repeat(async || retries::backon(black_box(record), black_box(plain)).await),

@@ -52,10 +52,7 @@
     doc = "| look how a service does | [`Consumer::health`] |"
 )]
 //! | hear what happens | [`observer`] |
-#![cfg_attr(
-    any(feature = "emf", feature = "metrics"),
-    doc = "| measure | [`telemetry`] |"
-)]
+//! | measure, and be told of error rates | [`telemetry`] |
 #![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
 //!
 //! # What is promised
@@ -143,7 +140,6 @@ mod settled;
 #[cfg(feature = "dynamodb")]
 mod table;
 mod tally;
-#[cfg(any(feature = "emf", feature = "metrics"))]
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use allocation_counter::measure;
 use futures_util::Stream;
 use redrive::pipeline::{Batch, Ordering, Pipeline};
-use redrive::telemetry::Emf;
+use redrive::telemetry::{Emf, Metrics};
 use redrive::{
     Attempt, Record, RecordProcessor, Resilient, Settled, dead_letter, processor_fn, processor_with,
 };
@@ -105,6 +105,7 @@ fn nor_does_one_that_is_measured() {
     let resilient = Resilient::builder("billing", Yields(0))
         .dead_letters(dead_letter::Memory::new())
         .observer(Emf::new("billing"))
+        .observer(Metrics::new("billing"))
         .build()
         .expect("valid");
     assert_eq!(allocations_of(&resilient), 0);

@@ -16,17 +16,27 @@
 //!
 //! | observer | feature | for |
 //! |---|---|---|
+//! | [`Monitor`] | | error rates: tells somebody when one is too high, and when it is no longer |
 //! | [`Metrics`] | `metrics` | Prometheus, StatsD, OpenTelemetry: whatever the `metrics` facade records to |
 //! | [`Emf`] | `emf` | AWS Lambda, or whatever sends its log to CloudWatch Logs: no call, no agent |
 
+pub mod alert;
 #[cfg(feature = "emf")]
 mod emf;
+#[cfg_attr(
+    not(any(feature = "emf", feature = "metrics")),
+    allow(dead_code, reason = "nobody measures")
+)]
 mod metric;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod monitor;
+mod threshold;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::Metrics;
 #[cfg(feature = "emf")]
 pub use emf::Emf;
 pub use metric::{Kind, Metric, Unit};
+pub use monitor::{Monitor, MonitorBuilder};
+pub use threshold::{Rate, Threshold};

@@ -1,0 +1,52 @@
+//! Alerts on a topic.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use aws_sdk_sns::Client;
+
+use super::{Alert, AlertSink};
+use crate::failure::BoxError;
+use crate::sdk;
+
+/// Publishes each alert to an SNS topic: a subject, and a text that people can read.
+///
+/// Permissions: `sns:Publish` on the topic.
+pub struct Sns {
+    client: Client,
+    topic_arn: String,
+}
+
+/// A subject has no more (Publish, SNS API reference).
+const SUBJECT: usize = 100;
+
+impl Sns {
+    /// To the topic with this ARN.
+    pub fn new(client: Client, topic_arn: impl Into<String>) -> Self {
+        Sns {
+            client: sdk::sns::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            topic_arn: topic_arn.into(),
+        }
+    }
+}
+
+#[async_trait]
+impl AlertSink for Sns {
+    async fn send(&self, alert: &Alert) -> Result<(), BoxError> {
+        let subject = format!("{} ({}): {}", alert.application, alert.state.as_str(), alert.rate);
+        // ASCII without control characters is what it takes.
+        let is_taken = |c: &char| c.is_ascii() && !c.is_ascii_control();
+        let subject: String = subject.chars().filter(is_taken).take(SUBJECT).collect();
+        let call = self.client.publish().topic_arn(&self.topic_arn);
+        call.subject(subject).message(alert.to_string()).send().await?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Sns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sns")
+            .field("topic_arn", &self.topic_arn)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,351 @@
+//! Watches error rates, and has somebody told.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::alert::{Alert, AlertSink, AlertState};
+use super::threshold::{Rate, Threshold};
+use crate::config::ConfigError;
+use crate::observer::{Event, Interest, Observer};
+use crate::settled::Settled;
+use crate::tally::Recent;
+
+/// Watches rates in sliding windows, and tells [`AlertSink`]s when one is too high, now and then while it stays so, and once
+/// when it is no longer.
+///
+/// ```
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use redrive::telemetry::{Monitor, Rate, Threshold, alert};
+/// use redrive::{Record, Resilient, dead_letter, processor_fn};
+///
+/// # async fn store_order(_: Record) -> Result<(), std::io::Error> { Ok(()) }
+/// let monitor = Monitor::builder("billing")
+///     .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.2))
+///     .watch(Threshold::on(Rate::DeadLetters).above(0.01))
+///     .watch(Threshold::on(Rate::SlowerThan(Duration::from_secs(60))).above(0.5))
+///     .tell(alert::Log)
+///     .build()?;
+/// let orders = Resilient::builder("billing", processor_fn(store_order))
+///     .dead_letters(dead_letter::Memory::new())
+///     .observer(monitor)
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// It works within a process: what happens in others it does not know. Sinks are called on a task of their own, which runs
+/// while an alert is raised, and hold nothing up. A clone shares it.
+#[derive(Clone)]
+pub struct Monitor(Arc<Inner>);
+
+struct Inner {
+    application: String,
+    sinks: Vec<Arc<dyn AlertSink>>,
+    repeat_after: Duration,
+    watches: Mutex<Vec<Watch>>,
+    /// To the task, while there is one.
+    post: Mutex<Option<mpsc::Sender<Alert>>>,
+}
+
+/// One threshold, and what happened lately.
+struct Watch {
+    threshold: Threshold,
+    bad: Recent,
+    all: Recent,
+    raised: Option<Raised>,
+}
+
+struct Raised {
+    since: SystemTime,
+    told: Instant,
+}
+
+/// Alerts on their way. One that finds no room is logged: its sinks hang.
+const ROOM: usize = 64;
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+const TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+
+/// Builds a [`Monitor`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`watch`](MonitorBuilder::watch) | failed attempts above 20 %, dead letters above 1 % |
+/// | [`tell`](MonitorBuilder::tell) | none: must be given |
+/// | [`repeat_after`](MonitorBuilder::repeat_after) | 15 minutes |
+#[must_use]
+pub struct MonitorBuilder {
+    application: String,
+    thresholds: Vec<Threshold>,
+    sinks: Vec<Arc<dyn AlertSink>>,
+    repeat_after: Duration,
+}
+
+impl Monitor {
+    /// Begins with the application's name.
+    pub fn builder(application: impl Into<String>) -> MonitorBuilder {
+        MonitorBuilder {
+            application: application.into(),
+            thresholds: Vec::new(),
+            sinks: Vec::new(),
+            repeat_after: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+impl MonitorBuilder {
+    /// Watches this as well.
+    pub fn watch(mut self, threshold: Threshold) -> Self {
+        self.thresholds.push(threshold);
+        self
+    }
+
+    /// Tells this one as well.
+    pub fn tell(mut self, sink: impl AlertSink + 'static) -> Self {
+        self.sinks.push(Arc::new(sink));
+        self
+    }
+
+    /// How often it is told that a rate is still too high.
+    pub fn repeat_after(mut self, time: Duration) -> Self {
+        self.repeat_after = time;
+        self
+    }
+
+    /// The monitor. An error names what is wrong.
+    pub fn build(mut self) -> Result<Monitor, ConfigError> {
+        if self.sinks.is_empty() {
+            return Err(ConfigError::new(
+                "tell",
+                "a monitor has somebody to tell: .tell(alert::Log), say",
+            ));
+        }
+        if self.repeat_after < Duration::from_secs(1) {
+            return Err(ConfigError::new("repeat_after", "a second at least"));
+        }
+        if self.thresholds.is_empty() {
+            self.thresholds = vec![
+                Threshold::on(Rate::FailedAttempts(None)).above(0.2),
+                Threshold::on(Rate::DeadLetters).above(0.01),
+            ];
+        }
+        self.thresholds.iter().try_for_each(Threshold::validate)?;
+        let watches = self.thresholds.into_iter().map(|threshold| Watch {
+            bad: Recent::new(threshold.within),
+            all: Recent::new(threshold.within),
+            threshold,
+            raised: None,
+        });
+        Ok(Monitor(Arc::new(Inner {
+            application: self.application,
+            sinks: self.sinks,
+            repeat_after: self.repeat_after,
+            watches: Mutex::new(watches.collect()),
+            post: Mutex::new(None),
+        })))
+    }
+}
+
+impl Observer for Monitor {
+    fn interest(&self) -> Interest {
+        Interest::FAILURES | Interest::SETTLEMENTS
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        let now = Instant::now();
+        let mut any_bad = false;
+        let mut watches = self.0.watches();
+        for watch in watches.iter_mut() {
+            let Some(bad) = watch.threshold.rate.counts(event) else {
+                continue;
+            };
+            watch.all.add(now, 1);
+            if bad {
+                watch.bad.add(now, 1);
+                any_bad = true;
+            }
+        }
+        // A rate does not rise by what goes well. That it falls is seen by the task.
+        if any_bad {
+            let alerts = self.0.judge(&mut watches, now);
+            drop(watches);
+            alerts.into_iter().for_each(|alert| self.post(alert));
+        }
+    }
+}
+
+impl Rate {
+    /// Whether the event is one of those that are watched, and a bad one.
+    fn counts(self, event: &Event<'_>) -> Option<bool> {
+        match (self, event) {
+            (Rate::FailedAttempts(_), Event::Settled { settled, .. }) => {
+                matches!(settled, Settled::Processed).then_some(false)
+            }
+            (Rate::FailedAttempts(class), Event::AttemptFailed { failure, .. }) => {
+                let is = failure.reveal().verdict().class();
+                Some(class.is_none_or(|class| class == is))
+            }
+            (Rate::DeadLetters, Event::Settled { settled, .. }) => {
+                Some(matches!(settled, Settled::DeadLettered(_)))
+            }
+            (Rate::SlowerThan(limit), Event::Settled { record, .. }) => Some(record.age()? > limit),
+            _ => None,
+        }
+    }
+}
+
+impl Inner {
+    fn watches(&self) -> MutexGuard<'_, Vec<Watch>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be told now.
+    fn judge(&self, watches: &mut [Watch], now: Instant) -> Vec<Alert> {
+        let each = watches.iter_mut();
+        each.filter_map(|watch| watch.judge(&self.application, self.repeat_after, now))
+            .collect()
+    }
+}
+
+impl Watch {
+    fn judge(&mut self, application: &str, repeat_after: Duration, now: Instant) -> Option<Alert> {
+        let (bad, of) = (self.bad.sum(now), self.all.sum(now));
+        let share = if of == 0 { 0.0 } else { bad as f64 / of as f64 };
+        let says_something = of >= self.threshold.at_least;
+        let too_high = says_something && share >= self.threshold.above;
+        let state = match &mut self.raised {
+            None if too_high => AlertState::Raised,
+            None => return None,
+            // Also when so little happens that nothing can be said: then nothing fails.
+            Some(_) if share < self.threshold.clears_below() => AlertState::Recovered,
+            Some(raised) if now.saturating_duration_since(raised.told) >= repeat_after => {
+                raised.told = now;
+                AlertState::Repeated
+            }
+            Some(_) => return None,
+        };
+        let raised = match state {
+            AlertState::Recovered => self.raised.take(),
+            _ => None,
+        };
+        let since = match raised.as_ref().or(self.raised.as_ref()) {
+            Some(raised) => raised.since,
+            None => SystemTime::now(),
+        };
+        if state == AlertState::Raised {
+            self.raised = Some(Raised { since, told: now });
+        }
+        Some(Alert {
+            application: application.to_owned(),
+            rate: self.threshold.rate,
+            state,
+            share,
+            above: self.threshold.above,
+            of,
+            within: self.threshold.within,
+            since,
+        })
+    }
+}
+
+impl Monitor {
+    /// Hands an alert to the task, which is begun if there is none.
+    fn post(&self, alert: Alert) {
+        let mut post = self.0.post.lock().unwrap_or_else(PoisonError::into_inner);
+        let unsent = match &*post {
+            Some(sender) => match sender.try_send(alert) {
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full(alert)) => {
+                    tracing::warn!("{alert}; its sinks hang, and are not told");
+                    return;
+                }
+                Err(mpsc::error::TrySendError::Closed(alert)) => alert,
+            },
+            None => alert,
+        };
+        let Ok(runtime) = Handle::try_current() else {
+            tracing::warn!("{unsent}; there is no tokio runtime to tell the sinks on");
+            return;
+        };
+        let (sender, receiver) = mpsc::channel(ROOM);
+        // The receiver was made a line above, and has room.
+        let _ = sender.try_send(unsent);
+        *post = Some(sender);
+        runtime.spawn(tell(Arc::downgrade(&self.0), receiver));
+    }
+}
+
+/// Tells the sinks, and looks whether what is raised is over.
+async fn tell(monitor: Weak<Inner>, mut alerts: mpsc::Receiver<Alert>) {
+    loop {
+        let next = timeout(Duration::from_secs(1), alerts.recv()).await;
+        let Some(inner) = monitor.upgrade() else { return };
+        let mut due = Vec::new();
+        match next {
+            Ok(Some(alert)) => due.push(alert),
+            Ok(None) => return,
+            Err(_) => {
+                let mut watches = inner.watches();
+                due = inner.judge(&mut watches, Instant::now());
+                let is_quiet = due.is_empty() && watches.iter().all(|watch| watch.raised.is_none());
+                if is_quiet {
+                    drop(watches);
+                    let mut post = inner.post.lock().unwrap_or_else(PoisonError::into_inner);
+                    // What was handed over meanwhile is told first.
+                    if alerts.is_empty() {
+                        *post = None;
+                        return;
+                    }
+                }
+            }
+        }
+        for alert in due {
+            for sink in &inner.sinks {
+                send(&**sink, &alert).await;
+            }
+        }
+    }
+}
+
+async fn send(sink: &dyn AlertSink, alert: &Alert) {
+    for left in (0..TRIES).rev() {
+        let error = match timeout(SEND_TIMEOUT, sink.send(alert)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(late) => late.into(),
+        };
+        if left == 0 {
+            tracing::warn!(
+                ?sink,
+                error = &*error as &dyn std::error::Error,
+                "{alert}; and this sink could not be told"
+            );
+            return;
+        }
+        sleep(BETWEEN_TRIES).await;
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor")
+            .field("application", &self.0.application)
+            .field("sinks", &self.0.sinks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for MonitorBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MonitorBuilder")
+            .field("application", &self.application)
+            .field("thresholds", &self.thresholds)
+            .finish_non_exhaustive()
+    }
+}
