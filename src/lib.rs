@@ -85,6 +85,7 @@
 //! | `lambda` | | the same processor in AWS Lambda |
 //! | `multilang` | | the same processor under KCL's MultiLangDaemon |
 //! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
+//! | `cloudwatch` | | metrics in CloudWatch, by its API |
 //! | `metrics` | | metrics through the `metrics` facade: Prometheus and others |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
 //! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
@@ -133,7 +134,8 @@ mod sabotage;
     feature = "dynamodb",
     feature = "sqs",
     feature = "sns",
-    feature = "s3"
+    feature = "s3",
+    feature = "cloudwatch"
 ))]
 mod sdk;
 mod settled;

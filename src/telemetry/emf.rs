@@ -136,7 +136,7 @@ impl Emf {
                 Kind::Distribution if values.kept.is_empty() => continue,
                 Kind::Distribution => values.to_json(),
                 // What did not happen is said of what is of a stream, so that rates can be computed.
-                _ if *sum == 0.0 && (stream.is_none() || !is_always_told(*metric)) => continue,
+                _ if *sum == 0.0 && (stream.is_none() || !metric.is_always_told()) => continue,
                 _ => json!(*sum as u64),
             };
             metrics.push(json!({ "Name": metric.name(), "Unit": metric.unit().as_str() }));
@@ -161,13 +161,6 @@ impl Emf {
         );
         Value::Object(line)
     }
-}
-
-const fn is_always_told(metric: Metric) -> bool {
-    matches!(
-        metric,
-        Metric::RecordsProcessed | Metric::RecordsDeadLettered | Metric::AttemptsFailed
-    )
 }
 
 impl Gathered {

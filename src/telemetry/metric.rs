@@ -189,6 +189,15 @@ impl Metric {
         }
     }
 
+    /// Whether it is told that there were none, so that rates can be computed.
+    #[cfg(any(feature = "emf", feature = "cloudwatch"))]
+    pub(super) const fn is_always_told(self) -> bool {
+        matches!(
+            self,
+            Metric::RecordsProcessed | Metric::RecordsDeadLettered | Metric::AttemptsFailed
+        )
+    }
+
     /// How its values are put together.
     pub const fn kind(self) -> Kind {
         match self {

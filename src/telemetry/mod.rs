@@ -18,13 +18,16 @@
 //! |---|---|---|
 //! | [`Monitor`] | | error rates: tells somebody when one is too high, and when it is no longer |
 //! | [`Metrics`] | `metrics` | Prometheus, StatsD, OpenTelemetry: whatever the `metrics` facade records to |
+//! | [`CloudWatch`] | `cloudwatch` | CloudWatch, by its API: a long-running service |
 //! | [`Emf`] | `emf` | AWS Lambda, or whatever sends its log to CloudWatch Logs: no call, no agent |
 
 pub mod alert;
+#[cfg(feature = "cloudwatch")]
+mod cloudwatch;
 #[cfg(feature = "emf")]
 mod emf;
 #[cfg_attr(
-    not(any(feature = "emf", feature = "metrics")),
+    not(any(feature = "cloudwatch", feature = "emf", feature = "metrics")),
     allow(dead_code, reason = "nobody measures")
 )]
 mod metric;
@@ -33,6 +36,8 @@ mod metrics;
 mod monitor;
 mod threshold;
 
+#[cfg(feature = "cloudwatch")]
+pub use self::cloudwatch::CloudWatch;
 #[cfg(feature = "metrics")]
 pub use self::metrics::Metrics;
 #[cfg(feature = "emf")]
