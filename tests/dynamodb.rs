@@ -263,6 +263,83 @@ async fn a_shard_is_taken_from_a_holder_that_does_nothing_and_from_no_other() {
     .await;
 }
 
+#[tokio::test]
+async fn who_holds_a_shard_is_seen_without_taking_it() {
+    with_table(async |table| {
+        let (first, second) = (table.store().worker("first"), table.store());
+        let holders = async || second.holders(&[key(1), key(2), key(3)]).await;
+        hold(&first, 1).await;
+        create(&first, &[begun(2)]).await;
+        let before = table.row(1).await;
+        let seen: Vec<_> = holders()
+            .await
+            .into_iter()
+            .map(|it| it.expect("it answers"))
+            .collect();
+        let holder = seen[0].clone().expect("it is held");
+        assert!(holder.name.starts_with("first-"), "{holder:?}");
+        assert_eq!(seen[1..], [None, None]);
+        assert_eq!(table.row(1).await, before);
+        // A sign of life shows.
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        let again = holders()
+            .await
+            .remove(0)
+            .expect("it answers")
+            .expect("it is held");
+        assert_eq!(again.name, holder.name);
+        assert_ne!(again.sign, holder.sign);
+        // It counts as a look.
+        sleep(FAILOVER + Duration::from_millis(10)).await;
+        assert!(matches!(take(&second, 1).await, Taken::Held(_)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
+    with_table(async |table| {
+        let (first, second) = (table.store().worker("first"), table.store().worker("second"));
+        hold(&first, 1).await;
+        save(&first, 1, at(5, 0)).await.expect("held");
+        let taken = second.seize(&key(1)).await.expect("it answers");
+        assert_eq!(taken, Taken::Held(Checkpoint::at(at(5, 0))));
+        let late = save(&first, 1, at(6, 0)).await;
+        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        save(&second, 1, at(2, 0)).await.expect("held");
+        second.give_up(&key(1)).await.expect("it answers");
+        // Nor once nobody holds it.
+        let late = save(&first, 1, at(6, 0)).await;
+        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
+        assert_eq!(take(&first, 1).await, Taken::Held(Checkpoint::at(at(2, 0))));
+
+        // Under a holder that writes at the same time; one that is asked to hand over; an end, which nobody takes.
+        let writes = async {
+            for _ in 0..5 {
+                let _ = save(&first, 1, at(3, 0)).await;
+            }
+        };
+        let shard = key(1);
+        let (taken, ()) = tokio::join!(second.seize(&shard), writes);
+        assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+        let owner = table.row(1).await["leaseOwner"].clone();
+        table
+            .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", owner)])
+            .await;
+        let taken = first.seize(&key(1)).await;
+        assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+        assert!(!table.row(1).await.contains_key("checkpointOwner"));
+        let end = NewShard::new(key(2), Checkpoint::at(Position::ShardEnd));
+        create(&first, &[end]).await;
+        assert_eq!(take(&second, 2).await, Taken::Ended);
+        let taken = second.seize(&key(2)).await.expect("it answers");
+        assert_eq!(taken, Taken::Held(Checkpoint::at(Position::ShardEnd)));
+        assert_eq!(second.seize(&key(3)).await.expect("it answers"), Taken::Missing);
+    })
+    .await;
+}
+
 /// As when the answer to a write was lost: the row is still ours, with another counter.
 #[tokio::test]
 async fn a_write_whose_answer_was_lost_is_no_lost_lease() {

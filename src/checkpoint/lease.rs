@@ -13,7 +13,7 @@ use crate::record::ShardId;
 ///
 /// A shard is *held* by at most one of them, which [renews](Leases::renew) it while it lives. Whoever has not
 /// renewed it for the [failover time](Leases::failover_time) has left it to the others. Nobody takes a shard
-/// from a holder that lives.
+/// from a holder that lives, unless an operator [has it so](Leases::seize).
 ///
 /// What an implementation promises:
 /// - One that this store does not hold is not written to: [`CheckpointError::LeaseLost`], from
@@ -33,6 +33,14 @@ pub trait Leases: Send + Sync + fmt::Debug {
     /// Takes those that nobody holds, and those whose holder has been seen to do nothing for the failover time:
     /// to see that takes two calls.
     async fn take(&self, shards: &[ShardKey]) -> Vec<Result<Taken, CheckpointError>>;
+
+    /// Who holds each of them, without taking any. `None`: nobody, or it has no row. It counts as a look, as
+    /// [`take`](Leases::take) needs two.
+    async fn holders(&self, shards: &[ShardKey]) -> Vec<Result<Option<Holder>, CheckpointError>>;
+
+    /// Takes a shard whoever holds it, also one that is settled to its end: for an operator who says so. The holder
+    /// learns of it at its next write, as of any lost lease. Never [`Taken::Elsewhere`] nor [`Taken::Ended`].
+    async fn seize(&self, shard: &ShardKey) -> Result<Taken, CheckpointError>;
 
     /// Shows that the holder of this shard lives.
     async fn renew(&self, shard: &ShardKey) -> Result<Renewed, CheckpointError>;
@@ -69,6 +77,26 @@ impl NewShard {
             checkpoint,
             parents: Vec::new(),
             hash_keys: None,
+        }
+    }
+}
+
+/// Who holds a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// Who, in the store's terms.
+    pub name: String,
+    /// Another one after each time that it has shown that it lives.
+    pub sign: u64,
+}
+
+impl Holder {
+    /// This one, which has given this sign.
+    pub fn new(name: impl Into<String>, sign: u64) -> Self {
+        Holder {
+            name: name.into(),
+            sign,
         }
     }
 }

@@ -33,7 +33,7 @@ mod starts;
 pub use ahead::{Ahead, InvalidAhead};
 #[cfg(feature = "dynamodb")]
 pub use dynamodb::DynamoDb;
-pub use lease::{Leases, NewShard, Renewed, Taken};
+pub use lease::{Holder, Leases, NewShard, Renewed, Taken};
 pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;

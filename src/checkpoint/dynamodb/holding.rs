@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::calls::{Change, Table, Written};
 use super::row::{self, Row};
-use crate::checkpoint::{Checkpoint, CheckpointError, Renewed, ShardKey, Taken};
+use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Renewed, ShardKey, Taken};
 use crate::record::{Position, ShardId};
 
 /// What the clones of a store share.
@@ -38,6 +38,8 @@ struct Seen {
 
 /// How often in a row a write may find that an earlier one of ours had been done though its answer was lost.
 const LOST_ANSWERS: u32 = 3;
+/// How often a row may change under one that seizes it. Its holder writes a few times in a failover time.
+const SEIZES: u32 = 10;
 
 impl Holding {
     fn shard(&self, shard: &ShardKey) -> Arc<Shard> {
@@ -71,17 +73,31 @@ impl Holding {
         if *row.checkpoint.position() == Position::ShardEnd {
             return Ok(Taken::Ended);
         }
-        let shard = self.shard(key);
         let elsewhere = |owner: &str| {
             let owner = owner.to_owned();
             Ok(Taken::Elsewhere { owner })
         };
         if let Some(holder) = row.holder().filter(|holder| *holder != &*table.worker)
-            && !shard.has_left(holder, row.counter, failover_time)
+            && !self.shard(key).has_left(holder, row.counter, failover_time)
         {
             return elsewhere(holder);
         }
         // Free, left, or ours: a take whose answer was lost.
+        match self.claim(table, key, &row).await? {
+            Some(checkpoint) => Ok(Taken::Held(checkpoint)),
+            // Somebody was faster; the next look says who.
+            None => elsewhere(row.holder().unwrap_or("another")),
+        }
+    }
+
+    /// Makes the row ours, if it is still as it was read.
+    async fn claim(
+        &self,
+        table: &Table,
+        key: &ShardKey,
+        row: &Row,
+    ) -> Result<Option<Checkpoint>, CheckpointError> {
+        let shard = self.shard(key);
         let mut held = shard.held.lock().await;
         let mut change = Change::of(row.counter);
         change.only_if_still(row::OWNER, row.owner.as_deref().map(row::string));
@@ -91,15 +107,45 @@ impl Holding {
         if row.owner.as_deref().is_some_and(|owner| owner != &*table.worker) {
             change.add(row::SWITCHES, 1);
         }
-        match table.write(key, change).await? {
-            Written::Done(item) => {
-                let row = Row::read(key, &item)?;
-                *held = Some(row.counter);
-                Ok(Taken::Held(row.checkpoint))
+        let Written::Done(item) = table.write(key, change).await? else {
+            return Ok(None);
+        };
+        let row = Row::read(key, &item)?;
+        *held = Some(row.counter);
+        Ok(Some(row.checkpoint))
+    }
+
+    pub(super) async fn seize(&self, table: &Table, key: &ShardKey) -> Result<Taken, CheckpointError> {
+        // A holder that lives may write in between.
+        for _ in 0..SEIZES {
+            let Some(row) = table.read_one(key).await? else {
+                return Ok(Taken::Missing);
+            };
+            if let Some(checkpoint) = self.claim(table, key, &row).await? {
+                return Ok(Taken::Held(checkpoint));
             }
-            // Somebody was faster; the next look says who.
-            Written::Refused => elsewhere(row.holder().unwrap_or("another")),
         }
+        Err(CheckpointError::unavailable("the row changes all the time"))
+    }
+
+    pub(super) async fn holders(
+        &self,
+        table: &Table,
+        shards: &[ShardKey],
+        failover_time: Duration,
+    ) -> Vec<Result<Option<Holder>, CheckpointError>> {
+        let rows = table.read(shards).await;
+        let held = shards.iter().zip(rows).map(|(key, row)| {
+            let Some(row) = row? else { return Ok(None) };
+            Ok(row.holder().map(|holder| {
+                if holder != &*table.worker {
+                    // Only for the time at which it was seen.
+                    self.shard(key).has_left(holder, row.counter, failover_time);
+                }
+                Holder::new(holder, row.counter)
+            }))
+        });
+        held.collect()
     }
 
     pub(super) async fn renew(&self, table: &Table, key: &ShardKey) -> Result<Renewed, CheckpointError> {

@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use rand::RngExt;
 
-use super::{Checkpoint, CheckpointError, CheckpointStore, Leases, NewShard, Renewed, ShardKey, Taken};
+use super::{
+    Checkpoint, CheckpointError, CheckpointStore, Holder, Leases, NewShard, Renewed, ShardKey, Taken,
+};
 use crate::alike::failed_alike;
 use crate::record::ShardId;
 
@@ -172,6 +174,17 @@ impl Leases for DynamoDb {
             Ok(table) => self.holding.take(table, shards, self.failover_time).await,
             Err(error) => for_each(shards, error),
         }
+    }
+
+    async fn holders(&self, shards: &[ShardKey]) -> Vec<Result<Option<Holder>, CheckpointError>> {
+        match self.table().await {
+            Ok(table) => self.holding.holders(table, shards, self.failover_time).await,
+            Err(error) => for_each(shards, error),
+        }
+    }
+
+    async fn seize(&self, shard: &ShardKey) -> Result<Taken, CheckpointError> {
+        self.holding.seize(self.table().await?, shard).await
     }
 
     async fn renew(&self, shard: &ShardKey) -> Result<Renewed, CheckpointError> {
