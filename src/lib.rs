@@ -51,6 +51,10 @@
     feature = "kinesis",
     doc = "| look how a service does | [`Consumer::health`] |"
 )]
+#![cfg_attr(
+    feature = "kinesis",
+    doc = "| see where shards stand, skip a record, go back | [`operator`] |"
+)]
 //! | hear what happens | [`observer`] |
 //! | measure, and be told of error rates | [`telemetry`] |
 #![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
@@ -121,6 +125,8 @@ mod letter_id;
 #[cfg(feature = "multilang")]
 pub mod multilang;
 pub mod observer;
+#[cfg(feature = "kinesis")]
+pub mod operator;
 pub mod pipeline;
 mod processor;
 mod record;

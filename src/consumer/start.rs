@@ -33,10 +33,11 @@ const LAST_INSIDE: u64 = i64::MAX as u64;
 impl StartingPosition {
     /// The checkpoints to store before anything is read.
     pub(super) fn resolve(&self, found: &Lineage) -> Vec<(ShardId, Checkpoint)> {
-        // Some have theirs, others do not: a first start was cut short, and this one ends it.
-        let begun = found
-            .checkpoints
-            .values()
+        // Some have theirs, others do not: a first start was cut short, and this one ends it. Then nothing was read yet;
+        // a time that an operator has gone back to is no such beginning.
+        let unread = found.checkpoints.values();
+        let begun = unread
+            .filter(|stored| stored.read_until().is_none())
             .find_map(|stored| match stored.position() {
                 begun @ Position::AtTimestamp { .. } => Some(begun.clone()),
                 _ => None,
@@ -135,6 +136,16 @@ mod tests {
         for position in [Position::TrimHorizon, Position::ShardEnd] {
             assert_eq!(resolved(&StartingPosition::Latest, &[("b", position)]), []);
         }
+    }
+
+    /// What other shards hold from before that time was never wanted to be passed over.
+    #[test]
+    fn a_time_that_one_shard_went_back_to_is_no_beginning_for_the_others() {
+        let time = UNIX_EPOCH + Duration::from_millis(7);
+        let mut found = found(&[]);
+        let back = Checkpoint::at(at(time)).with_read_until(time);
+        found.checkpoints.insert("b".into(), back);
+        assert_eq!(StartingPosition::Latest.resolve(&found), []);
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! Whose shard it is: nothing is moved under an owner that lives.
+
+use std::future::{Future, pending};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{OperatorError, Shards, only};
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, Leases, ShardKey, Taken};
+use crate::retry::Backoff;
+
+/// Between looks at a holder, at most.
+const LOOKS: Duration = Duration::from_secs(1);
+/// How often another may be faster, one after the other.
+const TAKES: u32 = 3;
+/// Between writes of a position that are not answered: the same again, however often the first was done.
+const WRITES: Backoff = Backoff::exponential();
+const TRIES: u32 = 5;
+/// Whoever waits for the shard has it after the failover time, if this is not answered.
+const GIVE_UP: Duration = Duration::from_secs(10);
+
+/// A shard that nobody else works on, and where it stands.
+pub(super) struct Hold<'a> {
+    store: &'a dyn CheckpointStore,
+    leases: Option<&'a dyn Leases>,
+    key: &'a ShardKey,
+}
+
+impl Shards {
+    pub(super) async fn holder_of(&self, key: &ShardKey) -> Result<Option<Holder>, OperatorError> {
+        match self.store.leases() {
+            Some(leases) => Ok(only(leases.holders(std::slice::from_ref(key)).await)?),
+            None => Ok(None),
+        }
+    }
+
+    /// Looks on for the failover time, unless there is nobody or a sign of life. Takes nothing.
+    pub(super) async fn refuse_if_alive(&self, key: &ShardKey) -> Result<(), OperatorError> {
+        let Some(leases) = self.store.leases().filter(|_| !self.force) else {
+            return Ok(());
+        };
+        let failover_time = leases.failover_time();
+        let began = Instant::now();
+        let mut first = None;
+        while let Some(holder) = self.holder_of(key).await? {
+            let first = first.get_or_insert_with(|| holder.clone());
+            if *first != holder {
+                return Err(alive(key, holder.name));
+            }
+            let left = failover_time.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            sleep(left.min(failover_time / 10).min(LOOKS)).await;
+        }
+        Ok(())
+    }
+
+    /// Takes the shard.
+    pub(super) async fn hold<'a>(
+        &'a self,
+        key: &'a ShardKey,
+    ) -> Result<(Hold<'a>, Checkpoint), OperatorError> {
+        let leases = self.store.leases();
+        let checkpoint = match leases {
+            Some(leases) => self.take(leases, key).await?,
+            None => self.load(key).await?,
+        };
+        let hold = Hold {
+            store: &*self.store,
+            leases,
+            key,
+        };
+        Ok((hold, checkpoint))
+    }
+
+    async fn take(&self, leases: &dyn Leases, key: &ShardKey) -> Result<Checkpoint, OperatorError> {
+        let mut owner = String::new();
+        for _ in 0..TAKES {
+            let taken = match self.force {
+                true => leases.seize(key).await?,
+                false => only(leases.take(std::slice::from_ref(key)).await)?,
+            };
+            match taken {
+                Taken::Held(checkpoint) => return Ok(checkpoint),
+                Taken::Missing => return Err(self.not_begun(key)),
+                // Nobody works on it: there is nobody to ask.
+                Taken::Ended => match leases.seize(key).await? {
+                    Taken::Held(checkpoint) => return Ok(checkpoint),
+                    _ => return Err(self.not_begun(key)),
+                },
+                Taken::Elsewhere { owner: other } => owner = other,
+            }
+            self.refuse_if_alive(key).await?;
+        }
+        Err(alive(key, owner))
+    }
+}
+
+impl Hold<'_> {
+    /// Does this while the shard is held, and lets it go.
+    pub(super) async fn during<T>(
+        &self,
+        work: impl Future<Output = Result<T, OperatorError>>,
+    ) -> Result<T, OperatorError> {
+        let result = tokio::select! {
+            biased;
+            result = work => result,
+            never = self.renew_on() => never,
+        };
+        if let Some(leases) = self.leases {
+            let given_up = timeout(GIVE_UP, leases.give_up(self.key)).await;
+            if let Ok(Err(error)) = given_up {
+                tracing::debug!(shard = %self.key.shard, %error, "the shard could not be given up");
+            }
+        }
+        result
+    }
+
+    /// Whether the shard is lost is for the write to say, which has the condition that it is not.
+    async fn renew_on<T>(&self) -> T {
+        if let Some(leases) = self.leases {
+            loop {
+                sleep(leases.failover_time() / 3).await;
+                let _ = leases.renew(self.key).await;
+            }
+        }
+        pending().await
+    }
+
+    /// Stores where the shard stands from now on.
+    pub(super) async fn save(&self, checkpoint: &Checkpoint) -> Result<(), OperatorError> {
+        let row = [(self.key.clone(), checkpoint.clone())];
+        let mut tries = 0;
+        loop {
+            let error = match only(self.store.save(&row).await) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            tries += 1;
+            if tries == TRIES || matches!(error, CheckpointError::LeaseLost { .. }) {
+                return Err(OperatorError::NotStored {
+                    shard: self.key.shard.clone(),
+                    source: error,
+                });
+            }
+            sleep(WRITES.delay(tries - 1)).await;
+        }
+    }
+}
+
+fn alive(key: &ShardKey, owner: String) -> OperatorError {
+    OperatorError::Alive {
+        shard: key.shard.clone(),
+        owner,
+    }
+}

@@ -1,0 +1,218 @@
+//! What comes next in a shard: the records behind its checkpoint that are not settled.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::types::{self, ShardIteratorType};
+use tokio::time::{Instant, sleep_until};
+
+use super::{OperatorError, Shards};
+use crate::checkpoint::Checkpoint;
+use crate::failure::BoxError;
+use crate::kpl::Deaggregator;
+use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
+
+/// GetRecords takes five calls a second and shard (Kinesis API reference), of which its consumers want most.
+const PAUSE: Duration = Duration::from_millis(250);
+/// What is looked for is mostly among the first.
+const PAGE: i32 = 1_000;
+
+/// What was found behind a checkpoint.
+pub(super) struct Unsettled {
+    /// The first of them, in their order.
+    pub(super) records: Vec<Record>,
+    /// The checkpoint's own record is gone from the stream.
+    pub(super) trimmed: bool,
+    /// What arrived later than this may not have been seen.
+    pub(super) asked_at: SystemTime,
+}
+
+impl Shards {
+    /// The first records that are not settled, so many at most.
+    pub(super) async fn unsettled(
+        &self,
+        shard: &ShardId,
+        checkpoint: &Checkpoint,
+        at_most: usize,
+    ) -> Result<Unsettled, OperatorError> {
+        let mut found = Unsettled {
+            records: Vec::new(),
+            trimmed: false,
+            asked_at: SystemTime::now(),
+        };
+        let position = checkpoint.position();
+        if *position == Position::ShardEnd {
+            return Ok(found);
+        }
+        let mut reader = Reader::at(self, shard, position).await?;
+        found.trimmed = reader.is_elsewhere;
+        let mut own = own_number(position);
+        let source = Arc::new(Source {
+            stream: self.stream.clone(),
+            shard: shard.clone(),
+        });
+        let is_settled = |record: &Record| {
+            position.covers(record) || checkpoint.ahead().is_some_and(|ahead| ahead.covers(record))
+        };
+        let mut inside = Vec::new();
+        while let Some(page) = reader.page().await? {
+            for read in page {
+                let record = record(&source, read).map_err(|error| self.unreadable(error))?;
+                if let Some(own) = own.take_if(|own| **own <= *record.sequence_number()) {
+                    found.trimmed = own != record.sequence_number();
+                }
+                // One that cannot be opened is delivered as it is.
+                let _ = Deaggregator::new().expand(record, &mut inside);
+                let left = at_most - found.records.len();
+                let unsettled = inside.drain(..).filter(|record| !is_settled(record));
+                found.records.extend(unsettled.take(left));
+                if found.records.len() == at_most {
+                    return Ok(found);
+                }
+            }
+            found.asked_at = reader.asked_at;
+        }
+        Ok(found)
+    }
+
+    /// Whether the shard holds a record of this number.
+    pub(super) async fn holds(
+        &self,
+        shard: &ShardId,
+        position: &Position,
+        number: &SequenceNumber,
+    ) -> Result<bool, OperatorError> {
+        let mut reader = Reader::at(self, shard, position).await?;
+        while let Some(page) = reader.page().await? {
+            for read in page {
+                let read: SequenceNumber = read
+                    .sequence_number
+                    .try_into()
+                    .map_err(|error| self.unreadable(error))?;
+                if read >= *number {
+                    return Ok(read == *number);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn unreadable(&self, error: impl Into<BoxError>) -> OperatorError {
+        OperatorError::Unreadable {
+            stream: self.stream.to_string(),
+            source: error.into(),
+        }
+    }
+
+    pub(super) fn failed<E>(&self, error: E) -> OperatorError
+    where
+        E: ProvideErrorMetadata + Into<BoxError>,
+    {
+        match error.code() {
+            Some("ResourceNotFoundException") => OperatorError::NotFound {
+                stream: self.stream.to_string(),
+                source: error.into(),
+            },
+            _ => self.unreadable(error),
+        }
+    }
+}
+
+fn own_number(position: &Position) -> Option<&SequenceNumber> {
+    match position {
+        Position::Record { sequence_number, .. } => Some(sequence_number),
+        _ => None,
+    }
+}
+
+fn record(source: &Arc<Source>, read: types::Record) -> Result<Record, BoxError> {
+    let number: SequenceNumber = read.sequence_number.try_into()?;
+    let mut builder = Record::read_from(source.clone(), number).payload(read.data.into_inner());
+    if let Some(key) = read.partition_key {
+        builder = builder.partition_key(key);
+    }
+    let arrival = read.approximate_arrival_timestamp;
+    if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
+        builder = builder.arrival(arrival);
+    }
+    Ok(builder.build())
+}
+
+/// Reads a shard to its tip.
+struct Reader<'a> {
+    shards: &'a Shards,
+    iterator: Option<String>,
+    /// Kinesis does not know the place, and it is read from the oldest record.
+    is_elsewhere: bool,
+    /// What arrived before is not wanted. Emulators of Kinesis begin at the beginning where nothing has arrived since.
+    since: Option<SystemTime>,
+    next_call: Instant,
+    asked_at: SystemTime,
+}
+
+impl<'a> Reader<'a> {
+    /// At the record of this position, which may hold others.
+    async fn at(shards: &'a Shards, shard: &ShardId, position: &Position) -> Result<Self, OperatorError> {
+        let call = shards.client.get_shard_iterator();
+        let call = call.stream_name(&*shards.stream).shard_id(shard.as_str());
+        let oldest = call.clone().shard_iterator_type(ShardIteratorType::TrimHorizon);
+        let mut since = None;
+        let call = match position {
+            Position::Record { sequence_number, .. } => call
+                .shard_iterator_type(ShardIteratorType::AtSequenceNumber)
+                .starting_sequence_number(sequence_number.as_str()),
+            Position::AtTimestamp { millis } => {
+                since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(*millis));
+                call.shard_iterator_type(ShardIteratorType::AtTimestamp)
+                    .set_timestamp(since.map(Into::into))
+            }
+            _ => oldest.clone(),
+        };
+        let mut reply = call.send().await;
+        let is_elsewhere = own_number(position).is_some()
+            && reply
+                .as_ref()
+                .is_err_and(|error| error.code() == Some("InvalidArgumentException"));
+        if is_elsewhere {
+            reply = oldest.send().await;
+        }
+        let reply = reply.map_err(|error| shards.failed(error))?;
+        Ok(Reader {
+            shards,
+            iterator: reply.shard_iterator,
+            is_elsewhere,
+            since,
+            next_call: Instant::now(),
+            asked_at: SystemTime::now(),
+        })
+    }
+
+    /// The next page; `None` at the shard's end or tip.
+    async fn page(&mut self) -> Result<Option<Vec<types::Record>>, OperatorError> {
+        let Some(iterator) = self.iterator.take() else {
+            return Ok(None);
+        };
+        sleep_until(self.next_call).await;
+        self.next_call = Instant::now() + PAUSE;
+        let asked_at = SystemTime::now();
+        let call = self.shards.client.get_records().shard_iterator(iterator);
+        let page = call.limit(PAGE).send().await;
+        let mut page = page.map_err(|error| self.shards.failed(error))?;
+        // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at the
+        // tip say that they are the last.
+        let at_tip = page.records.is_empty() && page.millis_behind_latest.is_none_or(|behind| behind == 0);
+        self.iterator = page.next_shard_iterator.filter(|_| !at_tip);
+        self.asked_at = asked_at;
+        if let Some(since) = self.since {
+            let is_older = |read: &types::Record| {
+                let arrival = read.approximate_arrival_timestamp;
+                arrival.is_some_and(|arrival| SystemTime::try_from(arrival).is_ok_and(|it| it < since))
+            };
+            let first = page.records.iter().position(|read| !is_older(read));
+            page.records.drain(..first.unwrap_or(page.records.len()));
+            self.since = first.is_none().then_some(since);
+        }
+        Ok(Some(page.records))
+    }
+}
