@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig};
 use redrive::BoxError;
+use redrive::checkpoint::{self, CheckpointError, CheckpointStore};
 use redrive::dead_letter::{self, DeadLetterSink};
 use redrive::replay::{Address, DeadLetterSource, Ledger, StoreAddress, ledger, source};
 use tokio::sync::OnceCell;
@@ -107,6 +109,49 @@ impl Clients {
             }
         })
     }
+
+    /// The checkpoints at this address. A mistyped one makes no new store.
+    pub(crate) async fn checkpoints(
+        &self,
+        address: &StoreAddress,
+        failover_time: Duration,
+    ) -> Result<Arc<dyn CheckpointStore>, BoxError> {
+        let unreachable = |source| Unreachable {
+            what: address.to_string(),
+            source,
+        };
+        Ok(match address {
+            StoreAddress::Redb(path) => {
+                if !path.try_exists()? {
+                    return Err(format!("there is no {address}").into());
+                }
+                Arc::new(checkpoint::Redb::open(path).map_err(|error| {
+                    match error {
+                        CheckpointError::Unavailable(source) if is_open_elsewhere(&source) => InUse {
+                            file: address.to_string(),
+                            source,
+                        }
+                        .into(),
+                        error => BoxError::from(error),
+                    }
+                })?)
+            }
+            StoreAddress::DynamoDb(table) => {
+                let client = self.dynamodb().await;
+                let described = client.describe_table().table_name(table).send().await;
+                described.map_err(|error| unreachable(error.into()))?;
+                Arc::new(checkpoint::DynamoDb::new(client, table.as_str()).failover_time(failover_time))
+            }
+            address => return Err(format!("checkpoints cannot be at {address}").into()),
+        })
+    }
+}
+
+fn is_open_elsewhere(error: &BoxError) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(redb::DatabaseError::DatabaseAlreadyOpen)
+    )
 }
 
 /// `$XDG_STATE_HOME/redrive/replay.redb` (XDG Base Directory Specification).
@@ -126,6 +171,14 @@ pub(crate) fn own_ledger() -> Result<PathBuf, BoxError> {
 #[error("{what} cannot be reached; check its name, the region and the account")]
 struct Unreachable {
     what: String,
+    #[source]
+    source: BoxError,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{file} is open in another process, the consumer's: stop that; no force takes it away")]
+struct InUse {
+    file: String,
     #[source]
     source: BoxError,
 }

@@ -11,6 +11,7 @@ mod list;
 mod output;
 mod rehydrate;
 mod replay;
+mod shards;
 mod show;
 mod stats;
 mod stop;
@@ -47,6 +48,7 @@ enum Command {
     Replay(replay::Replay),
     /// Make letters of the batches that Lambda gave up
     Rehydrate(rehydrate::Rehydrate),
+    Shards(shards::Shards),
     /// Print a shell's completions
     ///
     /// For bash: redrive completions bash > /etc/bash_completion.d/redrive
@@ -62,6 +64,8 @@ enum Ended {
     /// Some letters need a look.
     Left,
     Interrupted,
+    /// Somebody else is at work there.
+    Refused,
 }
 
 #[tokio::main]
@@ -70,6 +74,7 @@ async fn main() -> ExitCode {
     match run(command, json).await {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Left) => ExitCode::from(3),
+        Ok(Ended::Refused) => ExitCode::from(4),
         Ok(Ended::Interrupted) => ExitCode::from(130),
         Err(error) => {
             output::error(&*error);
@@ -85,6 +90,7 @@ async fn run(command: Command, json: bool) -> Result<Ended, BoxError> {
         Command::Stats(stats) => stats.run(json).await,
         Command::Replay(replay) => replay.run(json).await,
         Command::Rehydrate(rehydrate) => rehydrate.run(json).await,
+        Command::Shards(shards) => shards.run(json).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "redrive", &mut std::io::stdout());
             Ok(Ended::Done)
