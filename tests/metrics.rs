@@ -44,7 +44,7 @@ fn count(values: &BTreeMap<String, DebugValue>, key: &str) -> u64 {
     }
 }
 
-fn histogram<'a>(values: &'a BTreeMap<String, DebugValue>, key: &str) -> Vec<f64> {
+fn histogram(values: &BTreeMap<String, DebugValue>, key: &str) -> Vec<f64> {
     match values.get(key) {
         Some(DebugValue::Histogram(values)) => values.iter().map(|value| value.into_inner()).collect(),
         other => panic!("{key}: {other:?} among {:#?}", values.keys()),
