@@ -22,7 +22,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 const SETTINGS: &[(&str, &str)] = &[
-    ("SERVICES", "kinesis,s3,sns,sqs"),
+    ("SERVICES", "cloudformation,cloudwatch,kinesis,s3,sns,sqs"),
     ("KINESIS_MOCK_PROVIDER_ENGINE", "node"),
     ("KINESIS_PERSISTENCE", "0"),
     // Nothing but the endpoint: no licence check, certificate download, telemetry or DNS server.
@@ -96,6 +96,11 @@ impl LocalStack {
             endpoint: format!("http://127.0.0.1:{port}"),
             server: Some(server),
         })
+    }
+
+    /// Whether it was started here.
+    pub(crate) fn is_own(&self) -> bool {
+        self.server.is_some()
     }
 
     pub(crate) fn endpoint(&self) -> &str {

@@ -1,6 +1,7 @@
 //! What several test files share.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod cloudwatch;
 pub mod dynamodb;
 pub mod embedded;
 pub mod emulator;
