@@ -70,6 +70,11 @@ impl Metrics {
         self
     }
 
+    /// What a metric is called: `redrive_records_processed_total`, after the conventions of Prometheus.
+    pub fn name(metric: Metric) -> String {
+        name(metric)
+    }
+
     /// Describes every metric to the recorder. [`new`](Metrics::new) does not, as the recorder may be installed later.
     pub fn describe() {
         for metric in Metric::ALL {
@@ -199,7 +204,6 @@ const fn has_own_labels(metric: Metric) -> bool {
     matches!(metric, Metric::AttemptsFailed | Metric::RecordsDeadLettered)
 }
 
-/// `redrive_records_processed_total`, after the conventions of Prometheus.
 fn name(metric: Metric) -> String {
     let mut name = "redrive".to_owned();
     for letter in metric.name().chars() {

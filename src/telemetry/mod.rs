@@ -21,6 +21,7 @@
 //! | [`CloudWatch`] | `cloudwatch` | CloudWatch, by its API: a long-running service |
 //! | [`Emf`] | `emf` | AWS Lambda, or whatever sends its log to CloudWatch Logs: no call, no agent |
 
+mod alarms;
 pub mod alert;
 #[cfg(feature = "cloudwatch")]
 mod cloudwatch;
@@ -40,6 +41,7 @@ mod threshold;
 pub use self::cloudwatch::CloudWatch;
 #[cfg(feature = "metrics")]
 pub use self::metrics::Metrics;
+pub use alarms::{Alarm, Alarms, LooksAt};
 #[cfg(feature = "emf")]
 pub use emf::Emf;
 pub use metric::{Kind, Metric, Unit};

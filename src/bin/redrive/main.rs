@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use redrive::BoxError;
 
+mod alarms;
 mod clients;
 mod filter;
 mod list;
@@ -49,6 +50,7 @@ enum Command {
     /// Make letters of the batches that Lambda gave up
     Rehydrate(rehydrate::Rehydrate),
     Shards(shards::Shards),
+    Alarms(alarms::Alarms),
     /// Print a shell's completions
     ///
     /// For bash: redrive completions bash > /etc/bash_completion.d/redrive
@@ -91,6 +93,7 @@ async fn run(command: Command, json: bool) -> Result<Ended, BoxError> {
         Command::Replay(replay) => replay.run(json).await,
         Command::Rehydrate(rehydrate) => rehydrate.run(json).await,
         Command::Shards(shards) => shards.run(json).await,
+        Command::Alarms(alarms) => alarms.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "redrive", &mut std::io::stdout());
             Ok(Ended::Done)
