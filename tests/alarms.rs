@@ -81,6 +81,18 @@ fn every_query_of_the_grafana_dashboard_names_a_metric_that_exists() {
 }
 
 #[test]
+fn every_metric_is_explained() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let text = std::fs::read_to_string(path).expect("it is there");
+    for metric in Metric::ALL {
+        assert!(text.contains(&format!("`{}`", metric.name())), "{metric:?}");
+    }
+    for alarm in alarms().all() {
+        assert!(text.contains(&format!("**{}**", alarm.name)), "{}", alarm.name);
+    }
+}
+
+#[test]
 fn each_alarm_looks_at_what_is_measured_and_ages_are_bad_when_they_are_missing() {
     let alarms = alarms().retention(Duration::from_secs(100 * 3_600)).all();
     let names: BTreeSet<&str> = alarms.iter().map(|alarm| alarm.name).collect();

@@ -14,7 +14,9 @@ impl<'a> Event<'a> {
         self.place().and_then(|(_, shard)| shard)
     }
 
-    fn place(&self) -> Option<(&'a str, Option<&'a ShardId>)> {
+    /// Both.
+    #[inline]
+    pub(crate) fn place(&self) -> Option<(&'a str, Option<&'a ShardId>)> {
         let of = |record: &'a Record| Some((record.stream(), Some(record.shard())));
         match *self {
             Event::AttemptEnded { record, .. }

@@ -123,11 +123,14 @@ impl<P: RecordProcessor> Inner<P> {
         let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
         async move {
             if !tracing::enabled!(tracing::Level::DEBUG) {
-                if self.protection.observers.want(Interest::ATTEMPTS) {
+                let measured = self.protection.observers.want(Interest::ATTEMPTS);
+                if measured {
                     attempt.begin();
                 }
                 let result = self.call(record, &attempt).await;
-                self.tell_ended(record, 1, &attempt, result.is_ok());
+                if measured {
+                    self.tell_ended(record, 1, &attempt, result.is_ok());
+                }
                 return result;
             }
             attempt.begin();
@@ -146,7 +149,7 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn tell_ended(&self, record: &Record, records: usize, attempt: &Attempt<'_>, succeeded: bool) {
         self.tell(Interest::ATTEMPTS, || Event::AttemptEnded {
             record,

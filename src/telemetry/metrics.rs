@@ -158,6 +158,30 @@ impl Metrics {
         }
     }
 
+    /// What has labels of its own, or is how things stand.
+    fn hear(&self, event: &Event<'_>) {
+        match event {
+            Event::AttemptFailed { .. } | Event::DeadLettered { .. } => self.failed(event),
+            Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
+                self.breaker(*dependency, true);
+            }
+            Event::BreakerClosed { dependency, .. } => self.breaker(*dependency, false),
+            Event::DeadLetterGuardStopped { record, .. } => self.guard(record.stream()).increment(1.0),
+            Event::DeadLetterGuardResumed { record } => self.guard(record.stream()).decrement(1.0),
+            Event::ShardStands {
+                stream,
+                shard,
+                held,
+                oldest,
+                ..
+            } => self.stands(stream, shard, Some((*held, oldest.unwrap_or_default()))),
+            Event::ShardEnded { stream, shard }
+            | Event::LeaseLost { stream, shard }
+            | Event::ShardHandedOver { stream, shard } => self.stands(stream, shard, None),
+            _ => {}
+        }
+    }
+
     fn breaker(&self, dependency: Option<&str>, open: bool) {
         let mut labels = self.labels(None, None);
         labels.push(Label::new("dependency", dependency.unwrap_or("any").to_owned()));
@@ -241,27 +265,14 @@ impl Handles {
 
 impl Observer for Metrics {
     fn on(&self, event: &Event<'_>) {
-        match event {
-            Event::AttemptFailed { .. } | Event::DeadLettered { .. } => self.failed(event),
-            Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
-                self.breaker(*dependency, true);
-            }
-            Event::BreakerClosed { dependency, .. } => self.breaker(*dependency, false),
-            Event::DeadLetterGuardStopped { record, .. } => self.guard(record.stream()).increment(1.0),
-            Event::DeadLetterGuardResumed { record } => self.guard(record.stream()).decrement(1.0),
-            Event::ShardStands {
-                stream,
-                shard,
-                held,
-                oldest,
-                ..
-            } => self.stands(stream, shard, Some((*held, oldest.unwrap_or_default()))),
-            Event::ShardEnded { stream, shard }
-            | Event::LeaseLost { stream, shard }
-            | Event::ShardHandedOver { stream, shard } => self.stands(stream, shard, None),
-            _ => {}
+        // Of each record that succeeds there are these two, and nothing but numbers in them.
+        if !matches!(event, Event::Settled { .. } | Event::AttemptEnded { .. }) {
+            self.hear(event);
         }
-        self.with(event.stream(), event.shard(), |handles| {
+        let place = event.place();
+        let stream = place.map(|(stream, _)| stream);
+        let shard = place.and_then(|(_, shard)| shard);
+        self.with(stream, shard, |handles| {
             measure(event, |metric, value| handles.record(metric, value));
         });
     }
