@@ -303,29 +303,32 @@ async fn queue(scene: &Scene, fifo: bool) -> (aws_sdk_sqs::Client, String) {
     (client, url)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_queue_and_back() {
+/// By its name, or by its URL.
+async fn through_a_queue(fifo: bool) {
     let Some(mut scene) = Scene::new().await else {
         return;
     };
-    let (client, url) = queue(&scene, false).await;
+    let (client, url) = queue(&scene, fifo).await;
     let sink = dead_letter::Sqs::new(client.clone(), &url);
     let source = source::Sqs::new(client, &url);
-    let name = url.rsplit('/').next().expect("a name");
-    scene.fill(format!("sqs:{name}"), &sink, Box::new(source)).await;
+    let address = match fifo {
+        true => &*url,
+        false => url.rsplit('/').next().expect("a name"),
+    };
+    scene
+        .fill(format!("sqs:{address}"), &sink, Box::new(source))
+        .await;
     scene.drive().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_and_back() {
+    through_a_queue(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fifo_queue_and_back() {
-    let Some(mut scene) = Scene::new().await else {
-        return;
-    };
-    let (client, url) = queue(&scene, true).await;
-    let sink = dead_letter::Sqs::new(client.clone(), &url);
-    let source = source::Sqs::new(client, &url);
-    scene.fill(format!("sqs:{url}"), &sink, Box::new(source)).await;
-    scene.drive().await;
+    through_a_queue(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

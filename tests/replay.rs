@@ -109,15 +109,20 @@ fn processor(seen: &Seen, fails: fn(&Record) -> bool) -> impl redrive::RecordPro
     )
 }
 
+/// One that succeeds.
+fn billing(seen: &Seen) -> Resilient<impl redrive::RecordProcessor + use<>> {
+    Resilient::builder("billing", processor(seen, |_| false))
+        .dead_letters(dead_letter::Memory::new())
+        .build()
+        .expect("complete")
+}
+
 #[tokio::test]
 async fn a_processor_is_given_the_records_as_they_were() {
     let letters = numbered(0..40, 7);
     let file = Letters::of(&letters).await;
     let seen = Seen::default();
-    let orders = Resilient::builder("billing", processor(&seen, |_| false))
-        .dead_letters(dead_letter::Memory::new())
-        .build()
-        .expect("complete");
+    let orders = billing(&seen);
     let report = file
         .replay()
         .ledger(file.ledger())
@@ -456,10 +461,7 @@ async fn what_cannot_be_driven_again_is_told_and_the_rest_goes_on() {
     file.append(&torn[..torn.len() / 2]);
 
     let seen = Seen::default();
-    let orders = Resilient::builder("billing", processor(&seen, |_| false))
-        .dead_letters(dead_letter::Memory::new())
-        .build()
-        .expect("complete");
+    let orders = billing(&seen);
     let said = Arc::new(Mutex::new(Vec::new()));
     let heard = said.clone();
     let replay = file.replay().ledger(file.ledger()).on_each(move |said, _| {
@@ -492,10 +494,7 @@ async fn a_dry_run_does_nothing() {
     assert_eq!((report.would, report.not_matched), (3, 6), "{report:?}");
     assert!(stream::read(&client, "orders").await.is_empty());
     let seen = Seen::default();
-    let orders = Resilient::builder("billing", processor(&seen, |_| false))
-        .dead_letters(dead_letter::Memory::new())
-        .build()
-        .expect("complete");
+    let orders = billing(&seen);
     let report = file
         .replay()
         .ledger(file.ledger())
@@ -536,10 +535,7 @@ fn a_filter_asks_for_all_of_its_kinds_and_one_of_each() {
 async fn the_rate_is_kept() {
     let file = Letters::of(&numbered(0..300, 10)).await;
     let seen = Seen::default();
-    let orders = Resilient::builder("billing", processor(&seen, |_| false))
-        .dead_letters(dead_letter::Memory::new())
-        .build()
-        .expect("complete");
+    let orders = billing(&seen);
     let began = tokio::time::Instant::now();
     let replay = file.replay().ledger(ledger::Memory::new()).rate(20.0);
     assert_eq!(

@@ -122,18 +122,12 @@ impl<P: RecordProcessor> Inner<P> {
     ) -> impl Future<Output = Result<(), Stumble<P::Error>>> + Send {
         let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
         async move {
-            if !tracing::enabled!(tracing::Level::DEBUG) {
-                let measured = self.protection.observers.want(Interest::ATTEMPTS);
-                if measured {
-                    attempt.begin();
-                }
-                let result = self.call(record, &attempt).await;
-                if measured {
-                    self.tell_ended(record, 1, &attempt, result.is_ok());
-                }
-                return result;
+            if self.protection.observers.want(Interest::ATTEMPTS) {
+                attempt.begin();
             }
-            attempt.begin();
+            if !tracing::enabled!(tracing::Level::DEBUG) {
+                return self.call(record, &attempt).await;
+            }
             let span = tracing::debug_span!(
                 "attempt",
                 stream = record.stream(),
@@ -143,14 +137,12 @@ impl<P: RecordProcessor> Inner<P> {
                 attempt = attempt.number(),
             );
             // Boxed, so that a place to run need not be twice as large for the sake of a span.
-            let result = Box::pin(self.call(record, &attempt).instrument(span)).await;
-            self.tell_ended(record, 1, &attempt, result.is_ok());
-            result
+            Box::pin(self.call(record, &attempt).instrument(span)).await
         }
     }
 
-    #[inline(never)]
-    fn tell_ended(&self, record: &Record, records: usize, attempt: &Attempt<'_>, succeeded: bool) {
+    #[inline(always)]
+    fn tell_ended(&self, (record, records): (&Record, usize), attempt: &Attempt<'_>, succeeded: bool) {
         self.tell(Interest::ATTEMPTS, || Event::AttemptEnded {
             record,
             records,
@@ -165,8 +157,8 @@ impl<P: RecordProcessor> Inner<P> {
         let mut call = pin!(async move { self.processor.process(record, attempt).await });
         let mut timer = pin!(None);
         poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-            Poll::Ready(result) => Poll::Ready(ended(result, attempt)),
-            Poll::Pending => self.poll_late(record, attempt, timer.as_mut(), cx),
+            Poll::Ready(result) => Poll::Ready(self.ended((record, 1), result, attempt)),
+            Poll::Pending => self.poll_late((record, 1), attempt, timer.as_mut(), cx),
         })
         .await
     }
@@ -193,22 +185,43 @@ impl<P: RecordProcessor> Inner<P> {
             let mut call = pin!(async move { self.processor.process_batch(batch, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-                Poll::Ready(result) => Poll::Ready(ended(result, attempt)),
-                Poll::Pending => self.poll_late(first, attempt, timer.as_mut(), cx),
+                Poll::Ready(result) => Poll::Ready(self.ended((first, batch.len()), result, attempt)),
+                Poll::Pending => self.poll_late((first, batch.len()), attempt, timer.as_mut(), cx),
             })
             .await
         };
-        attempt.begin();
-        let result = call.instrument(span).await;
-        self.tell_ended(first, batch.len(), attempt, result.is_ok());
-        result
+        if self.protection.observers.want(Interest::ATTEMPTS) {
+            attempt.begin();
+        }
+        call.instrument(span).await
+    }
+
+    /// An attempt has ended by itself.
+    #[inline(always)]
+    fn ended<E>(
+        &self,
+        of: (&Record, usize),
+        result: Result<Result<(), E>, Panicked>,
+        attempt: &Attempt<'_>,
+    ) -> Result<(), Stumble<E>> {
+        let how = match result {
+            Ok(Ok(())) => {
+                self.tell_ended(of, attempt, true);
+                return Ok(());
+            }
+            Ok(Err(error)) => How::Failed(error),
+            Err(panicked) => How::Panicked(panicked),
+        };
+        self.tell_ended(of, attempt, false);
+        let took = attempt.took();
+        Err(Stumble { how, took })
     }
 
     /// It has not ended: is it too late?
     #[inline]
     fn poll_late<E>(
         &self,
-        record: &Record,
+        (record, records): (&Record, usize),
         attempt: &Attempt<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
@@ -223,6 +236,7 @@ impl<P: RecordProcessor> Inner<P> {
                     let attempt = attempt.number();
                     self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
                 }
+                self.tell_ended((record, records), attempt, false);
                 Poll::Ready(Err(Stumble {
                     how: if attempt.is_cut_short() {
                         How::Cut
@@ -235,16 +249,4 @@ impl<P: RecordProcessor> Inner<P> {
             _ => Poll::Pending,
         }
     }
-}
-
-/// An attempt has ended by itself.
-#[inline(always)]
-fn ended<E>(result: Result<Result<(), E>, Panicked>, attempt: &Attempt<'_>) -> Result<(), Stumble<E>> {
-    let how = match result {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => How::Failed(error),
-        Err(panicked) => How::Panicked(panicked),
-    };
-    let took = attempt.took();
-    Err(Stumble { how, took })
 }
