@@ -8,6 +8,8 @@ use futures_core::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 
 use super::{DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, TargetError, Warning};
+use crate::failure::BoxError;
+use crate::letter_id::LetterId;
 
 /// Writes letters to a sink; of one whose payload is large the payload goes to a bucket first, and the letter says where it
 /// is ([`payload_at`](DeadLetter::payload_at)).
@@ -128,7 +130,7 @@ pub enum ClaimError {
     #[error("the payload of letter {id} is no longer at {place}: the letter cannot be driven again")]
     Gone {
         /// The letter's id.
-        id: crate::LetterId,
+        id: LetterId,
         /// Where it should be.
         place: String,
     },
@@ -136,7 +138,7 @@ pub enum ClaimError {
     #[error("the payload of letter {id} is at {place}, which is not in this bucket")]
     Elsewhere {
         /// The letter's id.
-        id: crate::LetterId,
+        id: LetterId,
         /// Where it is.
         place: String,
     },
@@ -159,6 +161,6 @@ pub enum ClaimError {
         place: String,
         /// What went wrong.
         #[source]
-        source: crate::BoxError,
+        source: BoxError,
     },
 }

@@ -58,12 +58,16 @@ use crate::processor::RecordProcessor;
 use crate::resilient::Resilient;
 
 mod address;
+mod choose;
 mod filter;
 pub mod ledger;
+mod lock;
 mod look;
 #[cfg(feature = "kinesis")]
 mod on_failure;
+mod opened;
 mod pace;
+mod payload;
 mod reader;
 #[cfg(feature = "kinesis")]
 mod rehydrate;

@@ -1,0 +1,41 @@
+//! What was found in messages, and what becomes of it.
+
+use std::collections::HashSet;
+
+use super::report::Outcome;
+use super::source::Message;
+use crate::dead_letter::DeadLetter;
+use crate::letter_id::LetterId;
+
+/// A message and what was found in it.
+pub(super) struct Opened {
+    pub(super) message: Message,
+    pub(super) letters: Vec<Opening>,
+}
+
+pub(super) struct Opening {
+    pub(super) letter: Option<Box<DeadLetter>>,
+    /// None while it is to be driven again.
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// A copy is done if the one that was chosen is.
+pub(super) fn settle_copies(opened: &mut [Opened]) {
+    let openings = || opened.iter().flat_map(|opened| &opened.letters);
+    let is_copy = |opening: &&Opening| matches!(opening.outcome, Some(Outcome::Copy));
+    if openings().filter(is_copy).count() == 0 {
+        return;
+    }
+    let done: HashSet<LetterId> = openings()
+        .filter(|opening| opening.outcome.as_ref().is_some_and(Outcome::is_done))
+        .filter_map(|opening| Some(opening.letter.as_ref()?.id))
+        .collect();
+    for opening in opened.iter_mut().flat_map(|opened| &mut opened.letters) {
+        if let (Some(letter), Some(Outcome::Copy)) = (&opening.letter, &opening.outcome) {
+            opening.outcome = Some(match done.contains(&letter.id) {
+                true => Outcome::Already,
+                false => Outcome::Copy,
+            });
+        }
+    }
+}
