@@ -37,7 +37,7 @@ sink_conformance!(fan_out, async {
 sink_conformance!(route, async {
     let letters = Memory::new();
     let other = Memory::new();
-    let route = Route::by_default(letters.clone()).when(|letter| letter.redrive_count > 0, other);
+    let route = Route::by_default(letters.clone()).when(|letter| letter.redacted, other);
     Over(letters, route)
 });
 sink_conformance!(redact, async {
