@@ -13,7 +13,9 @@ use crate::clients::Clients;
 use crate::filter::Only;
 use crate::output;
 
-/// Lists letters, and leaves them where they are. (A queue counts that its messages were received.)
+/// List letters, a line each
+///
+/// They are left where they are. (A queue counts that its messages were received.)
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Where the letters are

@@ -39,15 +39,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List letters, a line each
     List(list::List),
-    /// Show a letter whole
     Show(show::Show),
-    /// Count letters by reason, error code and hour
     Stats(stats::Stats),
-    /// Drive letters' records again
     Replay(replay::Replay),
-    /// Make letters of the batches that Lambda gave up
     Rehydrate(rehydrate::Rehydrate),
     Shards(shards::Shards),
     Alarms(alarms::Alarms),

@@ -9,8 +9,9 @@ use crate::clients::Clients;
 use crate::filter::Only;
 use crate::replay::{How, Target};
 
-/// Makes dead letters of the messages that Lambda writes to the on-failure destination of a Kinesis event source mapping.
+/// Make letters of the batches that Lambda gave up
 ///
+/// Reads the messages that Lambda writes to the on-failure destination of a Kinesis event source mapping.
 /// Such a message in a queue (or from a topic) names only where a batch was: its records are read from the stream again, as
 /// long as the stream holds them. Those in a bucket have the records. A record that is gone is reported, one by one, and its
 /// message stays.

@@ -12,8 +12,9 @@ use crate::clients::{Clients, own_ledger};
 use crate::filter::Only;
 use crate::{output, stop};
 
-/// Drives letters' records again: puts them into a stream, each under its own partition key.
+/// Drive letters' records again
 ///
+/// Each is put into a stream, under its own partition key.
 /// What was put is removed from a queue or a bucket once the stream has confirmed it. A file and a stream keep their
 /// letters: what was done is remembered in the ledger. Interrupted, even killed, and started again, it goes on where it was.
 ///

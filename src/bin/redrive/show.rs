@@ -13,7 +13,9 @@ use crate::clients::Clients;
 use crate::list::{Tally, as_json, marks};
 use crate::output;
 
-/// Shows a letter whole. Its payload, its partition key and its error's texts only with --payload.
+/// Show a letter whole
+///
+/// Its payload, its partition key and its error's texts only with --payload.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// Where the letter is

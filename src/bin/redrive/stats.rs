@@ -15,7 +15,7 @@ use crate::filter::Only;
 use crate::list::Tally;
 use crate::output;
 
-/// Counts letters by reason, error code, stream and hour.
+/// Count letters by reason, error code, stream and hour
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     /// Where the letters are
