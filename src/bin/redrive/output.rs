@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::SystemTime;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use redrive::BoxError;
 use redrive::replay::Rest;
 
@@ -49,15 +49,15 @@ pub(crate) fn progress(of: Option<u64>) -> ProgressBar {
     let (bar, template) = match of {
         Some(of) => (
             ProgressBar::new(of),
-            "{wide_bar} {human_pos}/{human_len}  {per_sec}  {eta} left  {msg}",
+            "{wide_bar} {human_pos}/{human_len}  {rate}  {eta} left  {msg}",
         ),
-        None => (
-            ProgressBar::new_spinner(),
-            "{spinner} {human_pos}  {per_sec}  {msg}",
-        ),
+        None => (ProgressBar::new_spinner(), "{spinner} {human_pos}  {rate}  {msg}"),
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        let rate = |state: &ProgressState, to: &mut dyn std::fmt::Write| {
+            let _ = write!(to, "{:.0}/s", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
     bar
 }

@@ -192,7 +192,7 @@ pub struct Rest {
 #[non_exhaustive]
 pub enum SourceError {
     /// There is nothing of this name.
-    #[error("there is no {place}; check the address, the region and the account")]
+    #[error("there is no {place}; check its name and, where it is of AWS, the region and the account")]
     Missing {
         /// What was looked for.
         place: String,
