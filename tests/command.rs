@@ -802,7 +802,8 @@ async fn what_lambda_gave_up_becomes_letters_and_its_messages_go() {
     // Maybe twice: a call of the test's own that the SDK has repeated.
     assert!(!left.is_empty());
     for message in left {
-        assert_eq!(message.body.expect("a body"), gone.to_string());
+        let report = String::from_utf8_lossy(&from_queue.stdout);
+        assert_eq!(message.body.expect("a body"), gone.to_string(), "{report}{said}");
     }
     let objects = s3
         .list_objects_v2()

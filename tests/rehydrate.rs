@@ -374,3 +374,47 @@ async fn its_records_go_straight_back_into_a_stream() {
     first.sort();
     assert_eq!(back, first);
 }
+
+/// Servers of Kinesis' API begin a little early, or have a page in no order; what else there is of the range is not lost.
+#[tokio::test]
+async fn a_page_that_begins_early_or_is_in_no_order_is_read_all_the_same() {
+    let scene = Scene::plain(10).await;
+    let (early, late) = (scene.sent[0].clone(), scene.sent[9].clone());
+    scene.proxy.script(move |call| {
+        let numbers = [&early, &late].map(|sent| sent.place.number.to_string());
+        match &*call.target {
+            "GetRecords" => Fault::Rewrite(Box::new(move |reply: &mut Value| {
+                let Some(records) = reply["Records"].as_array_mut() else {
+                    return;
+                };
+                let Some(record) = records.first().cloned() else {
+                    return;
+                };
+                for number in numbers {
+                    let mut other = record.clone();
+                    other["SequenceNumber"] = number.into();
+                    records.insert(0, other);
+                }
+                records.reverse();
+            })),
+            _ => Fault::None,
+        }
+    });
+    let (report, letters) = scene.letters_of(&[scene.message(3, 6, 4)]).await;
+    assert_eq!(
+        (report.replayed, report.gone),
+        (4, 0),
+        "{report:?}: {:?}",
+        scene.said()
+    );
+    let numbers: Vec<_> = letters
+        .iter()
+        .map(|letter| letter.sequence_number.clone())
+        .collect();
+    let expected: Vec<_> = scene.sent[3..=6]
+        .iter()
+        .map(|sent| sent.place.number.clone())
+        .collect();
+    assert_eq!(numbers, expected);
+    assert!(letters.iter().all(|letter| !letter.suspect));
+}

@@ -94,7 +94,7 @@ impl Rehydrate {
 
     /// What the stream still holds from the first to the last; and whether the first is there.
     async fn read(&mut self, place: &Place<'_>) -> Result<(Vec<Record>, bool), Unread> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
+        let (mut records, mut bytes, mut passed): (Vec<Record>, _, _) = (Vec::new(), 0, false);
         let mut iterator = self.iterator(place).await?;
         while let Some(token) = iterator {
             self.turn().await;
@@ -108,9 +108,10 @@ impl Rehydrate {
                 let Ok(number) = SequenceNumber::try_from(record.sequence_number) else {
                     continue;
                 };
-                if number > *place.end {
-                    let from_start = first(&records) == Some(place.start);
-                    return Ok((records, from_start));
+                passed |= number >= *place.end;
+                // Not every server of Kinesis' API begins at the record that it is asked for, nor has each page in order.
+                if !(place.start..=place.end).contains(&&number) {
+                    continue;
                 }
                 let data: Bytes = record.data.into_inner().into();
                 bytes += data.len();
@@ -129,10 +130,10 @@ impl Rehydrate {
                 }
                 records.push(builder.build());
             }
-            let at_end = records.last().map(Record::sequence_number) == Some(place.end);
-            iterator = page.next_shard_iterator.filter(|_| !at_tip && !at_end);
+            iterator = page.next_shard_iterator.filter(|_| !at_tip && !passed);
         }
-        let from_start = first(&records) == Some(place.start);
+        records.sort_by(|a, b| a.sequence_number().cmp(b.sequence_number()));
+        let from_start = records.first().map(Record::sequence_number) == Some(place.start);
         Ok((records, from_start))
     }
 
@@ -246,10 +247,6 @@ impl<'a> Place<'a> {
             end: batch.end.as_ref().filter(|end| *end >= start).unwrap_or(start),
         })
     }
-}
-
-fn first(records: &[Record]) -> Option<&SequenceNumber> {
-    records.first().map(Record::sequence_number)
 }
 
 /// Why there is a letter: all that Lambda says of it.
