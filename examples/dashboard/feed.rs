@@ -1,0 +1,108 @@
+//! What the observer hears, second by second.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use redrive::Settled;
+use redrive::observer::{Event, Observer};
+
+/// A minute of them.
+const SECONDS: usize = 60;
+const LETTERS: usize = 8;
+
+#[derive(Debug, Default)]
+pub(crate) struct Feed(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    began: Option<Instant>,
+    now: Second,
+    past: VecDeque<Second>,
+    letters: VecDeque<Letter>,
+    total: u64,
+}
+
+/// What happened within one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Second {
+    pub(crate) processed: u64,
+    pub(crate) failed_transient: u64,
+    pub(crate) failed_permanent: u64,
+    pub(crate) retries: u64,
+    pub(crate) letters: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Letter {
+    pub(crate) id: String,
+    pub(crate) reason: &'static str,
+    pub(crate) place: String,
+    pub(crate) at: Instant,
+}
+
+impl Feed {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins another second once one is over.
+    pub(crate) fn tick(&self) {
+        let mut inner = self.inner();
+        let began = *inner.began.get_or_insert_with(Instant::now);
+        if began.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        inner.began = Some(Instant::now());
+        let second = std::mem::take(&mut inner.now);
+        inner.past.push_back(second);
+        if inner.past.len() > SECONDS {
+            inner.past.pop_front();
+        }
+    }
+
+    /// The oldest first.
+    pub(crate) fn seconds(&self) -> Vec<Second> {
+        self.inner().past.iter().copied().collect()
+    }
+
+    pub(crate) fn letters(&self) -> Vec<Letter> {
+        self.inner().letters.iter().cloned().collect()
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.inner().total
+    }
+}
+
+impl Observer for Feed {
+    fn on(&self, event: &Event<'_>) {
+        let mut inner = self.inner();
+        match event {
+            Event::Settled { settled, .. } => {
+                inner.total += 1;
+                if matches!(settled, Settled::Processed) {
+                    inner.now.processed += 1;
+                }
+            }
+            Event::AttemptFailed { failure, .. } => match failure.reveal().verdict().class() {
+                redrive::Class::Transient => inner.now.failed_transient += 1,
+                redrive::Class::Permanent => inner.now.failed_permanent += 1,
+            },
+            Event::RetryScheduled { .. } => inner.now.retries += 1,
+            Event::DeadLettered {
+                record, id, reason, ..
+            } => {
+                inner.now.letters += 1;
+                inner.letters.push_front(Letter {
+                    id: id.to_string(),
+                    reason,
+                    place: format!("{}/{}", record.shard(), record.sequence_number()),
+                    at: Instant::now(),
+                });
+                inner.letters.truncate(LETTERS);
+            }
+            _ => {}
+        }
+    }
+}
