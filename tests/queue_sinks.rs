@@ -179,7 +179,10 @@ impl Harness for Topic {
         }
         if !self.is_fifo {
             // They come in any order.
-            letters.sort_by_key(|letter| (letter.sequence_number.clone(), letter.sub_sequence_number));
+            letters.sort_by_key(|letter| {
+                let place = (letter.sequence_number.clone(), letter.sub_sequence_number);
+                (place, letter.redrive_count)
+            });
         }
         letters
     }
