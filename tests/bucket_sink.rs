@@ -263,3 +263,26 @@ async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
     );
     assert_eq!(inside.letters().len(), 1);
 }
+
+/// To and fro: what the ledger knows as moved is moved again while it is there, and nothing is lost.
+#[tokio::test]
+async fn a_letter_that_is_moved_back_can_be_moved_again() {
+    let (Some(here), Some(there)) = (Bucket::new().await, Bucket::new().await) else {
+        return;
+    };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    confirmed(here.sink.put(&letters).await);
+    let ledger = redrive::replay::ledger::Memory::new();
+    for (from, to) in [(&here, &there), (&there, &here), (&here, &there)] {
+        let source = from.source().expect("a bucket is read");
+        let sink = S3::new(to.client.clone(), &to.name).prefix("dead-letters/");
+        let replay = redrive::replay::Replay::new(source).ledger(ledger.clone());
+        let report = replay
+            .to_sink(sink, std::future::pending())
+            .await
+            .expect("it ends");
+        assert_eq!((report.replayed, report.removed), (5, 5), "{report:?}");
+        assert!(from.read_back().await.is_empty());
+        assert_eq!(to.read_back().await, letters);
+    }
+}

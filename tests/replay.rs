@@ -251,6 +251,29 @@ async fn copies_of_a_letter_are_driven_again_once() {
     assert_eq!(down.letters.letters(), letters[..4]);
 }
 
+/// After a rewind a record fails where it stood, and its letter has the id of the one that was driven again.
+#[tokio::test]
+async fn a_letter_of_another_failure_is_driven_again_though_its_id_is_done() {
+    let first = letter(1, Some("a"), "x");
+    let file = Letters::of(std::slice::from_ref(&first)).await;
+    let ledger = ledger::Memory::new();
+    let seen = Seen::default();
+    let orders = billing(&seen);
+    let replay = |path: PathBuf| Replay::new(source::File::new(path)).ledger(ledger.clone());
+    let report = replay(file.path()).through(&orders, pending()).await;
+    assert_eq!(report.expect("it ends").replayed, 1);
+    let mut later = first.clone();
+    later.dead_lettered_at += Duration::from_secs(3_600);
+    assert_eq!(later.id, first.id);
+    let both = Letters::of(&[first, later]).await;
+    let report = replay(both.path())
+        .through(&orders, pending())
+        .await
+        .expect("it ends");
+    assert_eq!((report.already, report.replayed), (1, 1), "{report:?}");
+    assert_eq!(seen.lock().expect("not poisoned").len(), 2);
+}
+
 /// What its consumer writes when it fails again: a letter of a record with another place.
 fn returned(of: &DeadLetter, number: u64) -> DeadLetter {
     let record = Record::builder("orders", "shardId-000000000009".into(), number.into())

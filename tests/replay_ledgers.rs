@@ -36,7 +36,14 @@ fn key(number: u64) -> Key {
 fn entry(number: u64, state: State) -> Entry {
     let origin = letter(number, None, "").origin;
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123 + number);
-    Entry::new(state, origin, number as u32, format!("run-{number}"), at)
+    let letter_at = at - Duration::from_secs(5);
+    Entry::new(
+        state,
+        (origin, number as u32),
+        letter_at,
+        format!("run-{number}"),
+        at,
+    )
 }
 
 async fn what_was_written_last_is_known(ledger: impl Ledger) {

@@ -13,6 +13,7 @@ use super::through::record;
 use crate::dead_letter::DeadLetter;
 use crate::idempotency::Claimed;
 use crate::record::Redriven;
+use crate::rfc3339;
 
 /// By how much the clock of whoever wrote a letter may be behind ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -65,10 +66,10 @@ impl<T: Target> Run<T> {
         of_letter: Option<Entry>,
         of_record: Option<Entry>,
     ) -> Result<Job, Outcome> {
-        if let Some(Entry {
-            state: State::Done, ..
-        }) = of_letter
-            && !self.replay.again
+        if !self.replay.again
+            && of_letter
+                .as_ref()
+                .is_some_and(|entry| self.is_done(letter, entry))
         {
             return Err(Outcome::Already);
         }
@@ -98,6 +99,15 @@ impl<T: Target> Run<T> {
             redriven: Redriven::new(origin, count.saturating_add(1), arrived_at),
             maybe_again: of_letter.is_some_and(|entry| entry.state == State::Begun),
         })
+    }
+
+    /// Whether its message may go for what an earlier run has noted.
+    fn is_done(&self, letter: &DeadLetter, entry: &Entry) -> bool {
+        // A record that is delivered again, after a rewind say, and fails again has a letter with the same id.
+        let is_the_same = entry.letter_at == rfc3339::to_millis(letter.dead_lettered_at);
+        // A letter that was moved may have come back since: as long as its message is there it is not.
+        let is_there = !self.target.drives() && self.replay.source.removes();
+        entry.state == State::Done && is_the_same && !is_there
     }
 
     /// Whether it can be a returned one without saying so.
@@ -145,7 +155,9 @@ impl<T: Target> Run<T> {
 
     pub(super) fn entry(&self, job: &Job, state: State) -> (Key, Entry) {
         let Redriven { origin, count, .. } = job.redriven;
-        let entry = Entry::new(state, origin, count, self.id.as_str(), SystemTime::now());
+        let letter_at = job.letter.dead_lettered_at;
+        let run = self.id.as_str();
+        let entry = Entry::new(state, (origin, count), letter_at, run, SystemTime::now());
         (Key::letter(&self.target_name, job.letter.id), entry)
     }
 

@@ -130,6 +130,9 @@ pub struct Entry {
     pub origin: LetterId,
     /// How often it was driven again.
     pub count: u32,
+    /// When the letter was made: one of the same record that was made later is of another failure.
+    #[serde(with = "rfc3339")]
+    pub letter_at: SystemTime,
     /// By which run of a replay.
     pub run: String,
     /// When, by that run's clock.
@@ -139,13 +142,20 @@ pub struct Entry {
 
 impl Entry {
     /// What is to be remembered.
-    pub fn new(state: State, origin: LetterId, count: u32, run: impl Into<String>, at: SystemTime) -> Self {
+    pub fn new(
+        state: State,
+        (origin, count): (LetterId, u32),
+        letter_at: SystemTime,
+        run: impl Into<String>,
+        at: SystemTime,
+    ) -> Self {
         Entry {
             state,
             origin,
             count,
-            run: run.into(),
             // As it is written.
+            letter_at: rfc3339::to_millis(letter_at),
+            run: run.into(),
             at: rfc3339::to_millis(at),
         }
     }
