@@ -52,7 +52,7 @@ struct Settings {
 struct Shared {
     gathered: Mutex<Vec<Gathered>>,
     running: AtomicBool,
-    now: Notify,
+    now: Arc<Notify>,
     dropped: AtomicU64,
     /// Sending takes turns.
     unsent: tokio::sync::Mutex<Vec<MetricDatum>>,
@@ -124,29 +124,23 @@ impl CloudWatch {
             return;
         };
         if !self.shared.running.swap(true, Ordering::Relaxed) {
-            runtime.spawn(run(self.settings.clone(), Arc::downgrade(&self.shared)));
+            let shared = Arc::downgrade(&self.shared);
+            runtime.spawn(run(self.settings.clone(), shared, self.shared.now.clone()));
         }
     }
 }
 
-async fn run(settings: Settings, shared: Weak<Shared>) {
+async fn run(settings: Settings, shared: Weak<Shared>, now: Arc<Notify>) {
     // A runtime that goes away takes the task with it: the next event begins another.
     let _running = Running(shared.clone());
     loop {
-        {
-            let Some(strong) = shared.upgrade() else { return };
-            let notified = async { strong.now.notified().await };
-            tokio::select! {
-                () = sleep(settings.interval.min(Duration::from_secs(5))) => {}
-                () = notified => {}
-            }
+        tokio::select! {
+            () = sleep(settings.interval) => {}
+            () = now.notified() => {}
         }
-        let began = tokio::time::Instant::now();
-        let Some(strong) = shared.upgrade() else { return };
-        strong.send(&settings).await;
-        drop(strong);
-        let rest = settings.interval.saturating_sub(began.elapsed());
-        sleep(rest).await;
+        // Not held while it waits: it ends with the last clone.
+        let Some(shared) = shared.upgrade() else { return };
+        shared.send(&settings).await;
     }
 }
 
