@@ -17,7 +17,7 @@ use bytes::Bytes;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Receipt, Redact, SinkError};
 use redrive::kpl::{Deaggregator, Expanded};
 use redrive::replay::ledger::{self, LedgerError};
-use redrive::replay::{Filter, Replay, ReplayError, Report, SourceError, Stream, source};
+use redrive::replay::{DeadLetterSource, Filter, Replay, ReplayError, Report, SourceError, Stream, source};
 use redrive::testing::sinks::{confirmed, letter};
 use redrive::{Idempotency, Record, Redriven, Resilient, idempotency, processor_with};
 use support::embedded::{self, Embedded};
@@ -551,6 +551,67 @@ fn a_filter_asks_for_all_of_its_kinds_and_one_of_each() {
     ));
     assert!(!matches(Filter::new().until(at)));
     assert!(!matches(Filter::new().since(at + Duration::from_millis(1))));
+}
+
+/// One page, which must be kept every 20 s.
+#[derive(Debug)]
+struct Queue {
+    page: Vec<DeadLetter>,
+    kept: Arc<Mutex<u32>>,
+}
+
+#[async_trait]
+impl DeadLetterSource for Queue {
+    async fn read(&mut self) -> Result<Vec<source::Message>, SourceError> {
+        let page = self.page.drain(..).enumerate();
+        let message = |(place, letter): (usize, DeadLetter)| {
+            let handle = source::Handle(place.to_string());
+            source::Message::new(place.to_string(), letter.to_json_line(), handle)
+        };
+        Ok(page.map(message).collect())
+    }
+
+    fn keep_interval(&self) -> Option<Duration> {
+        Some(Duration::from_secs(20))
+    }
+
+    async fn keep(&mut self) -> Result<(), SourceError> {
+        *self.kept.lock().expect("not poisoned") += 1;
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        "queue".to_owned()
+    }
+}
+
+/// However short each batch is.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_turn_is_kept_from_others() {
+    let kept = Arc::new(Mutex::new(0));
+    let queue = Queue {
+        page: numbered(0..1_000, 10),
+        kept: kept.clone(),
+    };
+    let replay = Replay::new(queue).ledger(ledger::Memory::new()).rate(10.0);
+    let report = replay.to_sink(dead_letter::Memory::new(), pending()).await;
+    assert_eq!(report.expect("it ends").replayed, 1_000);
+    // In a hundred seconds.
+    let kept = *kept.lock().expect("not poisoned");
+    assert!((4..=5).contains(&kept), "{kept}");
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_a_copy_once() {
+    let letters = numbered(0..4, 4);
+    let file = Letters::of(&[letters.clone(), letters].concat()).await;
+    let replay = file.replay().ledger(file.ledger()).dry_run(true);
+    let report = replay
+        .to_sink(dead_letter::Memory::new(), pending())
+        .await
+        .expect("it ends");
+    assert_eq!((report.would, report.already), (4, 4), "{report:?}");
+    assert!(report.is_clean());
 }
 
 /// Reads no clock but tokio's.

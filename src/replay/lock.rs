@@ -9,19 +9,23 @@ use tokio::time::{Instant, sleep_until};
 use super::ledger::{Ledger, LedgerError};
 use super::source::DeadLetterSource;
 
-/// Works while the source keeps what it was given.
-pub(super) async fn kept<O>(source: &mut dyn DeadLetterSource, work: impl Future<Output = O>) -> O {
+/// Works while the source keeps what it was given. `due`: when it is to do so next, however short each work is.
+pub(super) async fn kept<O>(
+    source: &mut dyn DeadLetterSource,
+    due: &mut Instant,
+    work: impl Future<Output = O>,
+) -> O {
     let Some(interval) = source.keep_interval() else {
         return work.await;
     };
     let mut work = pin!(work);
     loop {
-        let due = Instant::now() + interval;
         tokio::select! {
             biased;
             output = &mut work => return output,
-            () = sleep_until(due) => {}
+            () = sleep_until(*due) => {}
         }
+        *due = Instant::now() + interval;
         // Others may read it then, and the ledger tells them what is done.
         if let Err(error) = source.keep().await {
             tracing::warn!(

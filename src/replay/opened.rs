@@ -27,7 +27,10 @@ pub(super) fn settle_copies(opened: &mut [Opened]) {
         return;
     }
     let done: HashSet<LetterId> = openings()
-        .filter(|opening| opening.outcome.as_ref().is_some_and(Outcome::is_done))
+        .filter(|opening| {
+            let outcome = opening.outcome.as_ref();
+            outcome.is_some_and(|outcome| outcome.is_done() || matches!(outcome, Outcome::Would))
+        })
         .filter_map(|opening| Some(opening.letter.as_ref()?.id))
         .collect();
     for opening in opened.iter_mut().flat_map(|opened| &mut opened.letters) {

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use rand::RngExt as _;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, State};
@@ -29,6 +30,8 @@ pub(super) struct Run<T> {
     pub(super) id: String,
     pace: Pace,
     lock: Lock,
+    /// When the source is to keep what it has given.
+    keep_at: Instant,
     report: Report,
 }
 
@@ -41,6 +44,7 @@ impl<T: Target> Run<T> {
         Run {
             target_name: target.name(),
             pace: Pace::new(replay.rate),
+            keep_at: Instant::now(),
             lock: Lock::new(ledger.clone(), replay.source.name(), id.clone()),
             report: Report {
                 in_order: replay.source.keeps_order(),
@@ -97,6 +101,8 @@ impl<T: Target> Run<T> {
             if page.is_empty() {
                 return Ok(());
             }
+            let interval = self.replay.source.keep_interval();
+            self.keep_at = Instant::now() + interval.unwrap_or_default();
             let (mut opened, mut letters) = (Vec::new(), 0);
             for message in page {
                 self.report.read += 1;
@@ -119,7 +125,9 @@ impl<T: Target> Run<T> {
     /// What is in a message, and what can be said of it at a glance.
     async fn open(&mut self, message: Message) -> Result<Opened, ReplayError> {
         let mut letters = Vec::new();
-        for found in self.replay.reader.read(&message).await? {
+        let reading = self.replay.reader.read(&message);
+        let reading = kept(&mut *self.replay.source, &mut self.keep_at, reading);
+        for found in self.lock.kept_while(reading).await?? {
             letters.push(match found {
                 Found::Not(outcome) => Opening {
                     letter: None,
@@ -210,20 +218,25 @@ impl<T: Target> Run<T> {
     }
 
     async fn send_batch(&mut self, batch: &[Job], stop: &CancellationToken) -> Result<Sent, ReplayError> {
+        let turn = kept(
+            &mut *self.replay.source,
+            &mut self.keep_at,
+            self.pace.turn(batch.len()),
+        );
         tokio::select! {
             biased;
             () = stop.cancelled() => {
                 let outcomes = batch.iter().map(|_| Outcome::Behind).collect();
                 return Ok(Sent { outcomes, failed: None });
             }
-            kept = self.lock.kept_while(self.pace.turn(batch.len())) => kept?,
+            kept = self.lock.kept_while(turn) => kept?,
         }
         let begun: Vec<_> = batch.iter().map(|job| self.entry(job, State::Begun)).collect();
         self.ledger.write(&begun).await?;
         let sending = self.target.send(batch, stop);
         let sent = self
             .lock
-            .kept_while(kept(&mut *self.replay.source, sending))
+            .kept_while(kept(&mut *self.replay.source, &mut self.keep_at, sending))
             .await?;
         let done = batch
             .iter()
