@@ -126,9 +126,9 @@ impl Alarms {
             statistic,
             of_stream: true,
         };
-        let of_application = |metric| LooksAt::Metric {
+        let of_application = |metric, statistic| LooksAt::Metric {
             metric,
-            statistic: "Sum",
+            statistic,
             of_stream: false,
         };
         let share_of_retention = |share: f64| self.retention.mul_f64(share).as_secs_f64() * 1_000.0;
@@ -195,15 +195,16 @@ impl Alarms {
                 )
             },
             Alarm {
-                looks_at: of_application(Metric::BreakersOpened),
-                period: 5 * MINUTE,
+                looks_at: of_application(Metric::BreakersOpen, "Maximum"),
+                of_periods: 5,
+                must_be_above: 5,
                 ..Alarm::new(
-                    "BreakerOpened",
-                    "A dependency fails so often that nothing is tried but a few probes. Nothing is lost: it goes on by itself once they succeed.",
+                    "BreakerOpen",
+                    "For five minutes a dependency has failed so often that nothing is tried but a few probes. Nothing is lost: it goes on by itself once they succeed.",
                 )
             },
             Alarm {
-                looks_at: of_application(Metric::LetterFailures),
+                looks_at: of_application(Metric::LetterFailures, "Sum"),
                 of_periods: 3,
                 must_be_above: 3,
                 ..Alarm::new(
@@ -212,8 +213,7 @@ impl Alarms {
                 )
             },
             Alarm {
-                looks_at: of_stream(Metric::GuardStops, "Sum"),
-                period: 5 * MINUTE,
+                looks_at: of_stream(Metric::ShardsStopped, "Maximum"),
                 ..Alarm::new(
                     "GuardStopped",
                     "Most records would become dead letters: a shard has stopped before the next one. Mend the cause and start again, or resume the guard.",

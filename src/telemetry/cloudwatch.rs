@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::metric::{Kind, Metric, Unit, measure};
+use super::standing::Standing;
 use crate::observer::{Event, Observer};
 use crate::sdk;
 
@@ -50,12 +51,18 @@ struct Settings {
 
 #[derive(Default)]
 struct Shared {
-    gathered: Mutex<Vec<Gathered>>,
+    gathered: Mutex<All>,
     running: AtomicBool,
     now: Arc<Notify>,
     dropped: AtomicU64,
     /// Sending takes turns.
     unsent: tokio::sync::Mutex<Vec<MetricDatum>>,
+}
+
+#[derive(Default)]
+struct All {
+    each: Vec<Gathered>,
+    standing: Standing,
 }
 
 /// Of a stream, or of none, since the last call.
@@ -155,7 +162,7 @@ impl Drop for Running {
 }
 
 impl Shared {
-    fn gathered(&self) -> MutexGuard<'_, Vec<Gathered>> {
+    fn gathered(&self) -> MutexGuard<'_, All> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,7 +195,11 @@ impl Shared {
     fn take(&self, settings: &Settings) -> Vec<MetricDatum> {
         let now = DateTime::from(SystemTime::now());
         let mut data = Vec::new();
-        for gathered in self.gathered().iter_mut() {
+        let All { each, standing } = &mut *self.gathered();
+        for gathered in each {
+            if let Some((metric, count)) = standing.tell(gathered.stream.as_deref()) {
+                gathered.add(metric, count);
+            }
             gathered.take(settings, now, &mut data);
         }
         data
@@ -201,6 +212,13 @@ impl Gathered {
             stream: stream.map(str::to_owned),
             sums: [0.0; Metric::ALL.len()],
             values: std::array::from_fn(|_| BTreeMap::new()),
+        }
+    }
+
+    fn add(&mut self, metric: Metric, value: f64) {
+        match metric.kind() {
+            Kind::Sum => self.sums[metric as usize] += value,
+            Kind::Distribution => *self.values[metric as usize].entry(step(value)).or_default() += 1,
         }
     }
 
@@ -263,24 +281,19 @@ fn value(step: i32) -> f64 {
 impl Observer for CloudWatch {
     fn on(&self, event: &Event<'_>) {
         self.ensure_running();
-        let mut all = self.shared.gathered();
+        let All { each, standing } = &mut *self.shared.gathered();
+        standing.hear(event);
         let mut at = None;
         measure(event, |metric, value| {
             let at = *at.get_or_insert_with(|| {
                 let stream = event.stream();
-                let known = all.iter().position(|known| known.stream.as_deref() == stream);
+                let known = each.iter().position(|known| known.stream.as_deref() == stream);
                 known.unwrap_or_else(|| {
-                    all.push(Gathered::new(stream));
-                    all.len() - 1
+                    each.push(Gathered::new(stream));
+                    each.len() - 1
                 })
             });
-            let gathered = &mut all[at];
-            match metric.kind() {
-                Kind::Sum => gathered.sums[metric as usize] += value,
-                Kind::Distribution => {
-                    *gathered.values[metric as usize].entry(step(value)).or_default() += 1;
-                }
-            }
+            each[at].add(metric, value);
         });
     }
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::metric::{Kind, Metric, measure};
+use super::standing::Standing;
 use crate::observer::{Event, Observer};
 
 /// As many values as a metric may have in a line.
@@ -43,6 +44,7 @@ pub struct Emf {
 struct State {
     writer: Box<dyn Write + Send>,
     streams: Vec<(Option<String>, Gathered)>,
+    standing: Standing,
     written: Instant,
     heard: u64,
     rng: SmallRng,
@@ -72,6 +74,7 @@ impl Emf {
             state: Mutex::new(State {
                 writer: Box::new(io::stdout()),
                 streams: Vec::new(),
+                standing: Standing::default(),
                 written: Instant::now(),
                 heard: 0,
                 rng: SmallRng::seed_from_u64(rand::random()),
@@ -114,6 +117,9 @@ impl Emf {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_millis() as u64);
         for (stream, gathered) in &mut state.streams {
+            if let Some((metric, count)) = state.standing.tell(stream.as_deref()) {
+                gathered.add(metric, count, &mut state.rng);
+            }
             if gathered.is_empty() {
                 continue;
             }
@@ -167,7 +173,14 @@ impl Gathered {
     fn new() -> Self {
         Gathered {
             sums: [0.0; Metric::ALL.len()],
-            values: Default::default(),
+            values: std::array::from_fn(|_| Values::default()),
+        }
+    }
+
+    fn add(&mut self, metric: Metric, value: f64, rng: &mut SmallRng) {
+        match metric.kind() {
+            Kind::Distribution => self.values[metric as usize].add(value, rng),
+            Kind::Sum => self.sums[metric as usize] += value,
         }
     }
 
@@ -220,7 +233,13 @@ impl Values {
 impl Observer for Emf {
     fn on(&self, event: &Event<'_>) {
         let mut state = self.state();
-        let State { streams, rng, .. } = &mut *state;
+        let State {
+            streams,
+            standing,
+            rng,
+            ..
+        } = &mut *state;
+        standing.hear(event);
         let mut at = None;
         measure(event, |metric, value| {
             let at = *at.get_or_insert_with(|| {
@@ -231,11 +250,7 @@ impl Observer for Emf {
                     streams.len() - 1
                 })
             });
-            let gathered = &mut streams[at].1;
-            match metric.kind() {
-                Kind::Distribution => gathered.values[metric as usize].add(value, rng),
-                Kind::Sum => gathered.sums[metric as usize] += value,
-            }
+            streams[at].1.add(metric, value, rng);
         });
         state.heard += 1;
         // Not each record's success looks at the time.

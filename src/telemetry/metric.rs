@@ -6,6 +6,9 @@ use crate::failure::Class;
 use crate::observer::Event;
 use crate::settled::Settled;
 
+#[cfg(all(test, any(feature = "cloudwatch", feature = "emf", feature = "metrics")))]
+mod tests;
+
 /// Something that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -56,6 +59,22 @@ pub enum Metric {
     RecordsDropped,
     /// Shards that cannot go on without losing a record.
     ShardsHalted,
+    /// Attempts to find out the stream's shards, or what is stored of them, that failed.
+    DiscoveryFailures,
+    /// Shards whose task broke down, and began again.
+    ShardFailures,
+    /// Shards that another process has taken, or may have.
+    LeasesLost,
+    /// Looks at a stored position that cannot be understood: its shard waits.
+    CheckpointsUnreadable,
+    /// Times that no shard of the stream was found for some hash keys.
+    HashKeysUncovered,
+    /// Times that a record waited which the stream will drop soon.
+    RecordsExpiring,
+    /// Shards where the process has died again and again at the same place.
+    CrashLoops,
+    /// Attempts that did nothing but wait for a call that an earlier one had made.
+    HandlersStuck,
     /// How far the reading is behind the stream's tip.
     BehindLatest,
     /// From a record's arrival in the stream until it was settled.
@@ -71,6 +90,10 @@ pub enum Metric {
     RecordsInFlight,
     /// How many records a read brought.
     RecordsPerRead,
+    /// How many breakers let nothing through, or only probes. Told while there is one, and once when there is none any more.
+    BreakersOpen,
+    /// How many shards the dead-letter guard has stopped. Told while there is one, and once when there is none any more.
+    ShardsStopped,
 }
 
 /// How the values of a metric are put together.
@@ -107,7 +130,7 @@ impl Unit {
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Metric; 30] = [
+    pub const ALL: [Metric; 40] = [
         Metric::RecordsProcessed,
         Metric::RecordsDuplicate,
         Metric::RecordsDeadLettered,
@@ -131,6 +154,14 @@ impl Metric {
         Metric::DataLosses,
         Metric::RecordsDropped,
         Metric::ShardsHalted,
+        Metric::DiscoveryFailures,
+        Metric::ShardFailures,
+        Metric::LeasesLost,
+        Metric::CheckpointsUnreadable,
+        Metric::HashKeysUncovered,
+        Metric::RecordsExpiring,
+        Metric::CrashLoops,
+        Metric::HandlersStuck,
         Metric::BehindLatest,
         Metric::EndToEndLatency,
         Metric::AttemptLatency,
@@ -138,6 +169,8 @@ impl Metric {
         Metric::OldestUnsettledAge,
         Metric::RecordsInFlight,
         Metric::RecordsPerRead,
+        Metric::BreakersOpen,
+        Metric::ShardsStopped,
     ];
 
     /// As CloudWatch has it: `RecordsProcessed`.
@@ -166,6 +199,14 @@ impl Metric {
             Metric::DataLosses => "DataLosses",
             Metric::RecordsDropped => "RecordsDropped",
             Metric::ShardsHalted => "ShardsHalted",
+            Metric::DiscoveryFailures => "DiscoveryFailures",
+            Metric::ShardFailures => "ShardFailures",
+            Metric::LeasesLost => "LeasesLost",
+            Metric::CheckpointsUnreadable => "CheckpointsUnreadable",
+            Metric::HashKeysUncovered => "HashKeysUncovered",
+            Metric::RecordsExpiring => "RecordsExpiring",
+            Metric::CrashLoops => "CrashLoops",
+            Metric::HandlersStuck => "HandlersStuck",
             Metric::BehindLatest => "BehindLatest",
             Metric::EndToEndLatency => "EndToEndLatency",
             Metric::AttemptLatency => "AttemptLatency",
@@ -173,6 +214,8 @@ impl Metric {
             Metric::OldestUnsettledAge => "OldestUnsettledAge",
             Metric::RecordsInFlight => "RecordsInFlight",
             Metric::RecordsPerRead => "RecordsPerRead",
+            Metric::BreakersOpen => "BreakersOpen",
+            Metric::ShardsStopped => "ShardsStopped",
         }
     }
 
@@ -201,7 +244,10 @@ impl Metric {
     /// How its values are put together.
     pub const fn kind(self) -> Kind {
         match self {
-            Metric::RecordsInFlight | Metric::RecordsPerRead => Kind::Distribution,
+            Metric::RecordsInFlight
+            | Metric::RecordsPerRead
+            | Metric::BreakersOpen
+            | Metric::ShardsStopped => Kind::Distribution,
             _ => match self.unit() {
                 Unit::Milliseconds => Kind::Distribution,
                 Unit::Count | Unit::Bytes => Kind::Sum,
@@ -239,6 +285,20 @@ impl Metric {
                 "Records inside an aggregated one that were dropped, as they belong to another shard."
             }
             Metric::ShardsHalted => "Shards that cannot go on without losing a record.",
+            Metric::DiscoveryFailures => {
+                "Attempts to find out the stream's shards, or what is stored of them, that failed."
+            }
+            Metric::ShardFailures => "Shards whose task broke down, and began again.",
+            Metric::LeasesLost => "Shards that another process has taken, or may have.",
+            Metric::CheckpointsUnreadable => {
+                "Looks at a stored position that cannot be understood: its shard waits."
+            }
+            Metric::HashKeysUncovered => "Times that no shard of the stream was found for some hash keys.",
+            Metric::RecordsExpiring => "Times that a record waited which the stream will drop soon.",
+            Metric::CrashLoops => "Shards where the process has died again and again at the same place.",
+            Metric::HandlersStuck => {
+                "Attempts that did nothing but wait for a call that an earlier one had made."
+            }
             Metric::BehindLatest => "How far the reading is behind the stream's tip.",
             Metric::EndToEndLatency => "From a record's arrival in the stream until it was settled.",
             Metric::AttemptLatency => "How long a call of the handler took.",
@@ -248,6 +308,8 @@ impl Metric {
             }
             Metric::RecordsInFlight => "How many records a shard has read and not settled.",
             Metric::RecordsPerRead => "How many records a read brought.",
+            Metric::BreakersOpen => "How many breakers let nothing through, or only probes.",
+            Metric::ShardsStopped => "How many shards the dead-letter guard has stopped.",
         }
     }
 }
@@ -308,6 +370,14 @@ pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
         Event::WindowFull { .. } => Metric::WindowsFull,
         Event::DataLoss { .. } => Metric::DataLosses,
         Event::ShardHalted { .. } => Metric::ShardsHalted,
+        Event::DiscoveryFailed { .. } => Metric::DiscoveryFailures,
+        Event::ShardFailed { .. } => Metric::ShardFailures,
+        Event::LeaseLost { .. } => Metric::LeasesLost,
+        Event::CheckpointUnreadable { .. } => Metric::CheckpointsUnreadable,
+        Event::HashKeysUncovered { .. } => Metric::HashKeysUncovered,
+        Event::RecordExpiring { .. } => Metric::RecordsExpiring,
+        Event::CrashLoopSuspected { .. } => Metric::CrashLoops,
+        Event::HandlerStuck { .. } => Metric::HandlersStuck,
         Event::AggregateOutOfRange {
             records,
             dropped: true,

@@ -5,9 +5,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Label, Unit as FacadeUnit};
+use metrics::{Counter, Histogram, Label, Unit as FacadeUnit};
 
 use super::metric::{Kind, Metric, Unit, measure};
+use super::standing::Standing;
 use crate::observer::{Event, Observer};
 use crate::record::ShardId;
 
@@ -19,8 +20,8 @@ use crate::record::ShardId;
 /// `reason`.
 ///
 /// How things stand are gauges: `redrive_records_in_flight` and `redrive_oldest_unsettled_age_seconds` of all shards of a
-/// stream that this process reads (their sum, and the highest), `redrive_breaker_open` (0 or 1, by `dependency`) and
-/// `redrive_guard_stopped` (shards).
+/// stream that this process reads (their sum, and the highest), `redrive_breakers_open` (0 or 1, by `dependency`) and
+/// `redrive_shards_stopped` (by the dead-letter guard).
 ///
 /// A record that succeeds allocates nothing here and takes no lock.
 ///
@@ -33,7 +34,8 @@ pub struct Metrics {
     /// Most processes read one stream.
     first: OnceLock<Handles>,
     others: Mutex<Vec<Arc<Handles>>>,
-    standing: Mutex<BTreeMap<(String, ShardId), (usize, Duration)>>,
+    shards: Mutex<BTreeMap<(String, ShardId), (usize, Duration)>>,
+    standing: Mutex<Standing>,
 }
 
 /// The counters and histograms of a stream, or of a shard of it.
@@ -58,6 +60,7 @@ impl Metrics {
             shard_label: false,
             first: OnceLock::new(),
             others: Mutex::default(),
+            shards: Mutex::default(),
             standing: Mutex::default(),
         }
     }
@@ -90,11 +93,6 @@ impl Metrics {
                 (_, Kind::Distribution) => metrics::describe_histogram!(name, unit, text),
             }
         }
-        metrics::describe_gauge!(
-            BREAKER_OPEN,
-            "Whether a breaker lets nothing through, or only probes."
-        );
-        metrics::describe_gauge!(GUARD_STOPPED, "Shards that the dead-letter guard has stopped.");
     }
 
     fn labels(&self, stream: Option<&str>, shard: Option<&ShardId>) -> Vec<Label> {
@@ -160,14 +158,13 @@ impl Metrics {
 
     /// What has labels of its own, or is how things stand.
     fn hear(&self, event: &Event<'_>) {
+        self.stopped(event);
         match event {
             Event::AttemptFailed { .. } | Event::DeadLettered { .. } => self.failed(event),
             Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
                 self.breaker(*dependency, true);
             }
             Event::BreakerClosed { dependency, .. } => self.breaker(*dependency, false),
-            Event::DeadLetterGuardStopped { record, .. } => self.guard(record.stream()).increment(1.0),
-            Event::DeadLetterGuardResumed { record } => self.guard(record.stream()).decrement(1.0),
             Event::ShardStands {
                 stream,
                 shard,
@@ -185,24 +182,33 @@ impl Metrics {
     fn breaker(&self, dependency: Option<&str>, open: bool) {
         let mut labels = self.labels(None, None);
         labels.push(Label::new("dependency", dependency.unwrap_or("any").to_owned()));
-        metrics::gauge!(BREAKER_OPEN, labels).set(if open { 1.0 } else { 0.0 });
+        metrics::gauge!(name(Metric::BreakersOpen), labels).set(if open { 1.0 } else { 0.0 });
     }
 
-    fn guard(&self, stream: &str) -> Gauge {
-        metrics::gauge!(GUARD_STOPPED, self.labels(Some(stream), None))
+    /// How many shards of the event's stream are stopped now, if it changes that.
+    fn stopped(&self, event: &Event<'_>) {
+        let Some(stream) = event.stream() else { return };
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = standing.stopped(stream);
+        standing.hear(event);
+        let now = standing.stopped(stream);
+        if now != before {
+            let labels = self.labels(Some(stream), None);
+            metrics::gauge!(name(Metric::ShardsStopped), labels).set(now as f64);
+        }
     }
 
     /// A shard stands so; or is no longer read here.
     fn stands(&self, stream: &str, shard: &ShardId, now: Option<(usize, Duration)>) {
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (stream.to_owned(), shard.clone());
         match now {
-            Some(now) => drop(standing.insert(key, now)),
-            None if standing.remove(&key).is_none() => return,
+            Some(now) => drop(shards.insert(key, now)),
+            None if shards.remove(&key).is_none() => return,
             None => {}
         }
         let of_stream = || {
-            standing
+            shards
                 .iter()
                 .filter(|((of, _), _)| of == stream)
                 .map(|(_, stands)| stands)
@@ -215,12 +221,12 @@ impl Metrics {
     }
 }
 
-const BREAKER_OPEN: &str = "redrive_breaker_open";
-const GUARD_STOPPED: &str = "redrive_guard_stopped";
-
 /// How it stands now counts, not how often it was looked at.
 const fn is_gauge(metric: Metric) -> bool {
-    matches!(metric, Metric::RecordsInFlight | Metric::OldestUnsettledAge)
+    matches!(
+        metric,
+        Metric::RecordsInFlight | Metric::OldestUnsettledAge | Metric::BreakersOpen | Metric::ShardsStopped
+    )
 }
 
 /// What the facade has labels for that differ each time.

@@ -35,6 +35,8 @@ mod metric;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod monitor;
+#[cfg(any(feature = "cloudwatch", feature = "emf", feature = "metrics"))]
+mod standing;
 mod threshold;
 
 #[cfg(feature = "cloudwatch")]

@@ -1,0 +1,137 @@
+//! What stands still just now, by the events that say so.
+
+use std::collections::BTreeSet;
+
+use super::metric::Metric;
+use crate::observer::Event;
+use crate::record::ShardId;
+
+/// The breakers that are not closed, and the shards that the dead-letter guard has stopped.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// By the dependency that each is for.
+    open: BTreeSet<Option<String>>,
+    stopped: BTreeSet<(String, ShardId)>,
+    /// Where there was something when it was told last.
+    told: BTreeSet<Option<String>>,
+}
+
+impl Standing {
+    pub(super) fn hear(&mut self, event: &Event<'_>) {
+        match event {
+            Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
+                self.open.insert(dependency.map(str::to_owned));
+            }
+            Event::BreakerClosed { dependency, .. } => {
+                self.open.remove(&dependency.map(str::to_owned));
+            }
+            Event::DeadLetterGuardStopped { record, .. } => {
+                self.stopped
+                    .insert((record.stream().to_owned(), record.shard().clone()));
+            }
+            Event::DeadLetterGuardResumed { record } => self.goes_on(record.stream(), record.shard()),
+            // It is another's now, or begins anew.
+            Event::ShardStarted { stream, shard, .. }
+            | Event::ShardEnded { stream, shard }
+            | Event::LeaseLost { stream, shard }
+            | Event::ShardHandedOver { stream, shard } => self.goes_on(stream, shard),
+            _ => {}
+        }
+    }
+
+    fn goes_on(&mut self, stream: &str, shard: &ShardId) {
+        if !self.stopped.is_empty() {
+            self.stopped.remove(&(stream.to_owned(), shard.clone()));
+        }
+    }
+
+    /// How many breakers are open: what is of no stream.
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// How many shards of the stream are stopped.
+    pub(super) fn stopped(&self, stream: &str) -> usize {
+        self.stopped.iter().filter(|(of, _)| of == stream).count()
+    }
+
+    /// What there is to tell of a stream, or of none: how many stand still, and once that there are none any more.
+    pub(super) fn tell(&mut self, stream: Option<&str>) -> Option<(Metric, f64)> {
+        let (metric, count) = match stream {
+            None => (Metric::BreakersOpen, self.open()),
+            Some(stream) => (Metric::ShardsStopped, self.stopped(stream)),
+        };
+        let key = stream.map(str::to_owned);
+        let is_told = match count {
+            0 => self.told.remove(&key),
+            _ => {
+                self.told.insert(key);
+                true
+            }
+        };
+        is_told.then_some((metric, count as f64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::record::{Position, Record};
+
+    #[test]
+    fn what_stands_still_is_told_until_it_goes_on_and_once_then() {
+        let record = &Record::builder("orders", "shardId-0".into(), 1.into()).build();
+        let mut standing = Standing::default();
+        assert_eq!(standing.tell(None), None);
+        let opened = |dependency| Event::BreakerOpened {
+            dependency,
+            failures: 1,
+            attempts: 1,
+            pause: Duration::ZERO,
+        };
+        let closed = |dependency| Event::BreakerClosed {
+            dependency,
+            after: Duration::ZERO,
+        };
+        standing.hear(&opened(None));
+        standing.hear(&opened(Some("bank")));
+        standing.hear(&Event::BreakerHalfOpened { dependency: None });
+        for _ in 0..2 {
+            assert_eq!(standing.tell(None), Some((Metric::BreakersOpen, 2.0)));
+        }
+        standing.hear(&closed(None));
+        assert_eq!(standing.tell(None), Some((Metric::BreakersOpen, 1.0)));
+        standing.hear(&closed(Some("bank")));
+        assert_eq!(standing.tell(None), Some((Metric::BreakersOpen, 0.0)));
+        assert_eq!(standing.tell(None), None);
+
+        let stopped = Event::DeadLetterGuardStopped {
+            record,
+            letters: 1,
+            settled: 1,
+        };
+        let (stream, shard) = (record.stream(), record.shard());
+        for goes_on in [
+            Event::DeadLetterGuardResumed { record },
+            Event::LeaseLost { stream, shard },
+            Event::ShardStarted {
+                stream,
+                shard,
+                position: &Position::TrimHorizon,
+            },
+        ] {
+            standing.hear(&stopped);
+            assert_eq!(standing.tell(Some("payments")), None);
+            assert_eq!(standing.tell(Some("orders")), Some((Metric::ShardsStopped, 1.0)));
+            standing.hear(&goes_on);
+            assert_eq!(
+                standing.tell(Some("orders")),
+                Some((Metric::ShardsStopped, 0.0)),
+                "{goes_on:?}"
+            );
+            assert_eq!(standing.tell(Some("orders")), None);
+        }
+    }
+}
