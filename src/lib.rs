@@ -57,6 +57,7 @@
 )]
 //! | hear what happens | [`observer`] |
 //! | measure, and be told of error rates | [`telemetry`] |
+//! | go on with the trace of a record's producer | [`TraceContext`] |
 #![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
 //!
 //! # What is promised
@@ -153,6 +154,7 @@ pub mod telemetry;
 pub mod testing;
 #[cfg(feature = "tower")]
 pub mod tower;
+mod trace_context;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod unpack;
 
@@ -184,6 +186,7 @@ pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
 #[doc(hidden)]
 pub use sabotage::Sabotage;
 pub use settled::{Halt, Settled, Unsettled};
+pub use trace_context::TraceContext;
 
 /// The README's snippets, compiled.
 #[cfg(all(doctest, feature = "kinesis", feature = "redb"))]

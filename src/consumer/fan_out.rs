@@ -123,6 +123,7 @@ impl FanOut {
                 Err(_) => return End::Failed(Silent.into()),
             };
             let closed = is_end(&event);
+            let span = reading.span();
             let behind = Some(event.millis_behind_latest);
             if let Err(loss) = reading.verify(&event.records, behind).await {
                 return End::Ended(ReadingEnded::Lost(loss));
@@ -133,7 +134,7 @@ impl FanOut {
                 Err(error) => return End::Failed(error),
             };
             failures.none();
-            reading.fetched(&records, behind);
+            reading.fetched(&records, behind, &span);
             // They are here already; a subscription must not lie on memory while it waits for them.
             let bytes = records.iter().map(|record| record.payload().len()).sum();
             let batch = match records.is_empty() {

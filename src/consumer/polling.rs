@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::Instrument as _;
 
 use super::Polling;
 use super::reading::{Failures, Reading, ReadingEnded};
@@ -50,12 +51,13 @@ impl Poller {
             sleep_until(next_call).await;
             let memory = self.capacity.reserve(MAX_PAGE_BYTES).await;
             let called = SystemTime::now();
+            let span = reading.span();
             let page = {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
                 let call = reading.client.get_records().shard_iterator(&token);
                 // On the heap, as every call of the SDK's: a shard has room for it only while it is under way.
-                Box::pin(call.limit(self.polling.page).send()).await
+                Box::pin(call.limit(self.polling.page).send().instrument(span.clone())).await
             };
             let page = match page {
                 Ok(page) => page,
@@ -91,7 +93,7 @@ impl Poller {
                 }
             };
             iterator = page.next_shard_iterator;
-            let behind = reading.fetched(&records, page.millis_behind_latest);
+            let behind = reading.fetched(&records, page.millis_behind_latest, &span);
             let batch = Batch::reserved(records, memory);
             match read_until {
                 Some(time) => room.send(batch.read_until(time)),

@@ -8,6 +8,8 @@ use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, sleep};
+use tracing::field::Empty;
+use tracing::{Span, debug_span};
 
 use super::StreamId;
 use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, horizon};
@@ -269,8 +271,26 @@ impl Reading {
         self.from = ReadFrom::After(last);
     }
 
+    /// For what is read together, if anybody wants it.
+    pub(super) fn span(&self) -> Span {
+        debug_span!(
+            "batch",
+            stream = &**self.stream.name(),
+            shard = self.shard.as_str(),
+            records = Empty,
+            behind_ms = Empty,
+        )
+    }
+
     /// Tells what was read. How far it is behind the stream's tip.
-    pub(super) fn fetched(&self, records: &[Record], behind_millis: Option<i64>) -> Option<Duration> {
+    pub(super) fn fetched(
+        &self,
+        records: &[Record],
+        behind_millis: Option<i64>,
+        span: &Span,
+    ) -> Option<Duration> {
+        span.record("records", records.len());
+        span.record("behind_ms", behind_millis);
         let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
         let behind = behind.map(Duration::from_millis);
         self.tell(|stream, shard| Event::Fetched {

@@ -9,6 +9,8 @@ use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument as _, debug_span};
 
 use super::{Event, Response};
 use crate::checkpoint::Checkpoint;
@@ -17,7 +19,7 @@ use crate::failure::{BoxError, chain};
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
-use crate::record::{Position, SequenceNumber};
+use crate::record::{Position, Record, SequenceNumber};
 use crate::resilient::{Resilient, Unusable, Within, check_target};
 use crate::unpack::unpack;
 
@@ -201,13 +203,38 @@ impl<P: RecordProcessor> Function<P> {
                 &mut records,
             );
         }
+        let Some(first) = records.first() else {
+            return Ok(Outcome::Settled);
+        };
+        let span = debug_span!(
+            "batch",
+            stream = first.stream(),
+            shard = first.shard().as_str(),
+            sequence_number = first.sequence_number().as_str(),
+            records = records.len(),
+            unsettled = Empty,
+        );
+        let outcome = self.settle_records(records, event.arn, deadline);
+        let outcome = outcome.instrument(span.clone()).await;
+        if let Ok(Outcome::Unsettled { unsettled, .. }) = &outcome {
+            span.record("unsettled", unsettled);
+        }
+        outcome
+    }
+
+    async fn settle_records(
+        &self,
+        records: Vec<Record>,
+        arn: Option<String>,
+        deadline: Instant,
+    ) -> Result<Outcome, InvocationError> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
             return Ok(Outcome::Settled);
         };
         let within = self.within(deadline);
         let left = within.attempts_until.saturating_duration_since(Instant::now());
         // A target that does not answer leaves most of the time to the records.
-        let checked = timeout(left / 4, self.check(first.stream(), event.arn));
+        let checked = timeout(left / 4, self.check(first.stream(), arn));
         checked.await.unwrap_or(Ok(()))?;
         let _ = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
 

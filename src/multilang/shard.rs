@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, debug_span};
 
 use super::MultiLangError;
 use super::daemon::Daemon;
@@ -91,9 +92,16 @@ impl Shard {
             return Ok(());
         }
         let records = records.into_iter().map(|record| record.into_record(&self.source));
-        let batch = Batch::from(records.collect::<Result<Vec<_>, _>>()?);
+        let records = records.collect::<Result<Vec<_>, _>>()?;
+        let span = debug_span!(
+            "batch",
+            stream = &*self.source.stream,
+            shard = self.source.shard.as_str(),
+            records = records.len(),
+        );
+        let batch = Batch::from(records);
         let sent = match &self.batches {
-            Some(batches) => batches.send(batch).await.is_ok(),
+            Some(batches) => batches.send(batch).instrument(span).await.is_ok(),
             None => false,
         };
         if !sent {

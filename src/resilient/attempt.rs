@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
-use super::{Inner, Run};
+use super::{Inner, Run, trace};
 use crate::observer::{Event, Interest};
 use crate::processor::{Attempt, BatchFailure, RecordProcessor};
 use crate::record::Record;
@@ -125,19 +124,12 @@ impl<P: RecordProcessor> Inner<P> {
             if self.protection.observers.want(Interest::ATTEMPTS) {
                 attempt.begin();
             }
-            if !tracing::enabled!(tracing::Level::DEBUG) {
+            let span = trace::of_attempt(attempt.number());
+            if span.is_disabled() {
                 return self.call(record, &attempt).await;
             }
-            let span = tracing::debug_span!(
-                "attempt",
-                stream = record.stream(),
-                shard = record.shard().as_str(),
-                sequence_number = record.sequence_number().as_str(),
-                sub_sequence_number = record.sub_sequence_number(),
-                attempt = attempt.number(),
-            );
             // Boxed, so that a place to run need not be twice as large for the sake of a span.
-            Box::pin(self.call(record, &attempt).instrument(span)).await
+            Box::pin(trace::attempted(self.call(record, &attempt), span)).await
         }
     }
 
@@ -172,15 +164,7 @@ impl<P: RecordProcessor> Inner<P> {
         term: Term<'_>,
     ) -> Result<(), Stumble<BatchFailure<P::Error>>> {
         let attempt = &Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
-        let span = tracing::debug_span!(
-            "attempt",
-            stream = first.stream(),
-            shard = first.shard().as_str(),
-            sequence_number = first.sequence_number().as_str(),
-            sub_sequence_number = first.sub_sequence_number(),
-            records = batch.len(),
-            attempt = number,
-        );
+        let span = self.traces.of_attempt(batch, number);
         let call = async move {
             let mut call = pin!(async move { self.processor.process_batch(batch, attempt).await });
             let mut timer = pin!(None);
@@ -193,7 +177,7 @@ impl<P: RecordProcessor> Inner<P> {
         if self.protection.observers.want(Interest::ATTEMPTS) {
             attempt.begin();
         }
-        call.instrument(span).await
+        trace::attempted(call, span).await
     }
 
     /// An attempt has ended by itself.

@@ -10,6 +10,7 @@ use super::claims::Claims;
 use super::interrupted::Interrupted;
 use super::outbox::Outbox;
 use super::protection::{Named, Protection};
+use super::trace::Traces;
 use super::verdict::{Classifiers, Typed};
 use super::{Inner, Resilient};
 use crate::breaker::Breaker;
@@ -22,6 +23,7 @@ use crate::idempotency::Idempotency;
 use crate::observer::{Log, Observer, Observers};
 use crate::processor::RecordProcessor;
 use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
+use crate::trace_context::TraceContext;
 
 /// Builds a [`Resilient`].
 ///
@@ -37,6 +39,7 @@ use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
 /// | [`idempotency`](ResilientBuilder::idempotency) | none |
 /// | [`observer`](ResilientBuilder::observer) | [`Log`] alone |
 /// | [`log_error_text`](ResilientBuilder::log_error_text) | off |
+/// | [`trace_context`](ResilientBuilder::trace_context) | none |
 /// | [`name`](ResilientBuilder::name) | the handler's Rust type |
 /// | [`version`](ResilientBuilder::version) | none |
 /// | [`seed`](ResilientBuilder::seed) | random |
@@ -57,6 +60,7 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     budget: Setting<RetryBudget>,
     idempotency: Option<Idempotency>,
     observers: Vec<Arc<dyn Observer>>,
+    trace_context: Option<Box<dyn TraceContext>>,
     log_error_text: bool,
     seed: Option<u64>,
 }
@@ -99,6 +103,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             budget: Setting::Unsaid,
             idempotency: None,
             observers: Vec::new(),
+            trace_context: None,
             log_error_text: false,
             seed: None,
         }
@@ -221,6 +226,12 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         self
     }
 
+    /// Which trace a record belongs to: its span goes on with it, and its letter says it.
+    pub fn trace_context(mut self, context: impl TraceContext + 'static) -> Self {
+        self.trace_context = Some(Box::new(context));
+        self
+    }
+
     /// The handler's name in dead letters.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -301,6 +312,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             outbox,
             after_dead_letter: self.after_dead_letter,
             claims,
+            traces: Traces::new(self.trace_context),
             interrupted: Interrupted::new(),
             rng: Mutex::new(rng),
         })))

@@ -49,6 +49,7 @@ impl<P: RecordProcessor> Inner<P> {
             &self.name,
             self.version.as_deref(),
         );
+        let letter = letter.with_trace_context(self.traces.context(record));
         recovery.phase = Phase::Letter(Box::new((letter, failure)));
         Step::Later(recovery)
     }

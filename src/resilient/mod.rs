@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
@@ -31,6 +32,7 @@ mod sentence;
 mod stage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod target;
+mod trace;
 mod verdict;
 
 #[cfg(feature = "kinesis")]
@@ -60,6 +62,7 @@ use crate::settled::{Settled, Unsettled};
 use attempt::Term;
 use claims::Claims;
 use outbox::Outbox;
+use trace::Traces;
 use verdict::Classifiers;
 
 /// A handler made resilient: every record that it is given is settled, or given back.
@@ -96,6 +99,7 @@ struct Inner<P: RecordProcessor> {
     outbox: Option<Outbox>,
     after_dead_letter: AfterDeadLetter,
     claims: Option<Claims>,
+    traces: Traces,
     interrupted: Interrupted,
     protection: Protection,
     /// Of the records that are settled by hand, and of invocations.
@@ -163,14 +167,14 @@ impl<P: RecordProcessor> Resilient<P> {
         self.settle_in(record, term)
     }
 
-    async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        let inner = &self.0;
-        if !inner.protection.is_clear() || inner.claims.is_some() || inner.interrupted.has_any() {
-            return Box::pin(self.0.settle_when_admitted(record, term)).await;
-        }
-        match self.0.attempt(record, 1, term).await {
-            Ok(()) => Ok(self.0.processed(record, 1, term.run)),
-            Err(stumble) => Box::pin(self.0.recover(record, stumble, Pass::FREE, term)).await,
+    fn settle_in(
+        &self,
+        record: &Record,
+        term: Term<'_>,
+    ) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
+        match self.0.traces.of_record(record) {
+            None => Either::Left(self.0.settle(record, term)),
+            Some(span) => Either::Right(Box::pin(trace::settled(self.0.settle(record, term), span))),
         }
     }
 
@@ -179,36 +183,13 @@ impl<P: RecordProcessor> Resilient<P> {
     pub(crate) fn step(
         &self,
         record: Record,
-        stage: Option<Box<Stage>>,
+        mut stage: Option<Box<Stage>>,
         run: &Run,
     ) -> impl Future<Output = Stepped> + Send {
         let inner = &*self.0;
-        async move {
-            let term = Term::of(run);
-            if stage.is_none()
-                && let Some(recovery) = inner.interrupted.take(&record)
-            {
-                // In its own time.
-                return Stepped::Otherwise(Box::new(Otherwise::Alone(record, Step::Later(recovery))));
-            }
-            let step = match stage {
-                None if inner.claims.is_some() => {
-                    Box::pin(inner.try_once(&record, None, Pass::FREE, term)).await
-                }
-                None => match inner.attempt(&record, 1, term).await {
-                    Ok(()) => {
-                        let _ = inner.processed(&record, 1, run);
-                        return Stepped::Processed;
-                    }
-                    Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
-                },
-                Some(stage) if !stage.group.is_empty() => {
-                    let fates = Box::pin(inner.step_together(*stage, term)).await;
-                    return Stepped::Otherwise(Box::new(Otherwise::Parted(fates)));
-                }
-                Some(stage) => Box::pin(inner.resume(&record, *stage, term)).await,
-            };
-            Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
+        match inner.traces.of_step(&record, stage.as_deref_mut()) {
+            None => Either::Left(inner.step(record, stage, run)),
+            Some(span) => Either::Right(Box::pin(trace::stepped(inner.step(record, stage, run), span))),
         }
     }
 
@@ -298,6 +279,42 @@ impl<P: RecordProcessor> Resilient<P> {
 }
 
 impl<P: RecordProcessor> Inner<P> {
+    async fn settle(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
+        if !self.protection.is_clear() || self.claims.is_some() || self.interrupted.has_any() {
+            return Box::pin(self.settle_when_admitted(record, term)).await;
+        }
+        match self.attempt(record, 1, term).await {
+            Ok(()) => Ok(self.processed(record, 1, term.run)),
+            Err(stumble) => Box::pin(self.recover(record, stumble, Pass::FREE, term)).await,
+        }
+    }
+
+    async fn step(&self, record: Record, stage: Option<Box<Stage>>, run: &Run) -> Stepped {
+        let term = Term::of(run);
+        if stage.is_none()
+            && let Some(recovery) = self.interrupted.take(&record)
+        {
+            // In its own time.
+            return Stepped::Otherwise(Box::new(Otherwise::Alone(record, Step::Later(recovery))));
+        }
+        let step = match stage {
+            None if self.claims.is_some() => Box::pin(self.try_once(&record, None, Pass::FREE, term)).await,
+            None => match self.attempt(&record, 1, term).await {
+                Ok(()) => {
+                    let _ = self.processed(&record, 1, run);
+                    return Stepped::Processed;
+                }
+                Err(stumble) => self.stumbled(&record, None, stumble, Pass::FREE, run),
+            },
+            Some(stage) if !stage.group.is_empty() => {
+                let fates = Box::pin(self.step_together(*stage, term)).await;
+                return Stepped::Otherwise(Box::new(Otherwise::Parted(fates)));
+            }
+            Some(stage) => Box::pin(self.resume(&record, *stage, term)).await,
+        };
+        Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
+    }
+
     fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {
         run.tally.add();
         self.tell_settled(record, Settled::Processed, attempts);

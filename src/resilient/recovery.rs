@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::blame::{Blame, Doubt, Others};
 use super::claims::WaitsFor;
@@ -38,6 +39,8 @@ pub(crate) struct Recovery {
     pub(super) waits: Option<(WaitsFor, u32)>,
     /// It is a group's, of one of whose records it was given back.
     pub(super) is_shared: bool,
+    /// Of the record's life.
+    pub(super) span: Option<Box<Span>>,
     pub(super) phase: Phase,
 }
 
@@ -65,6 +68,7 @@ impl Recovery {
             claim: None,
             waits: None,
             is_shared: false,
+            span: None,
             phase: Phase::Retry { at: Instant::now() },
         }
     }
@@ -100,6 +104,7 @@ impl Recovery {
             claim: None,
             waits: self.waits,
             is_shared: false,
+            span: None,
             phase: Phase::Retry {
                 at: self.due().unwrap_or_else(Instant::now),
             },

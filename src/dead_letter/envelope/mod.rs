@@ -26,6 +26,7 @@ pub use report::{AttemptReport, Attempts, ErrorReport};
 
 const MAX_NAME_BYTES: usize = 512;
 const MAX_CODE_BYTES: usize = 128;
+const MAX_TRACE_CONTEXT_BYTES: usize = 1_024;
 
 /// A record that failed for good, with its story. Schema version 1.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -245,6 +246,12 @@ impl DeadLetter {
         self.error.type_name = cut(error_type, MAX_NAME_BYTES);
         self.processor = cut(processor, MAX_NAME_BYTES);
         self.processor_version = version.map(|version| cut(version, MAX_NAME_BYTES));
+        self
+    }
+
+    /// Adds the trace that its record belonged to.
+    pub(crate) fn with_trace_context(mut self, context: Option<String>) -> Self {
+        self.trace_context = context.map(|context| cut(&context, MAX_TRACE_CONTEXT_BYTES));
         self
     }
 

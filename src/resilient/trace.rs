@@ -1,0 +1,186 @@
+//! Spans: one for the life of a record, one for each call of the handler inside it. Only where somebody wants them.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span, debug_span};
+
+use super::{Otherwise, Stage, Step, Stepped};
+use crate::record::Record;
+use crate::settled::{Settled, Unsettled};
+use crate::trace_context::TraceContext;
+
+/// The trace that a record belongs to, if somebody can say.
+pub(super) struct Traces(Option<Box<dyn TraceContext>>);
+
+impl Traces {
+    pub(super) fn new(context: Option<Box<dyn TraceContext>>) -> Self {
+        Traces(context)
+    }
+
+    /// As its producer wrote it.
+    pub(super) fn context(&self, record: &Record) -> Option<String> {
+        self.ask(|context| context.extract(record)).flatten()
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(&dyn TraceContext) -> T) -> Option<T> {
+        let context = self.0.as_deref()?;
+        let answer = catch_unwind(AssertUnwindSafe(|| question(context)));
+        if answer.is_err() {
+            tracing::warn!("a trace context panicked: a record goes on without its trace");
+        }
+        answer.ok()
+    }
+
+    /// For the life of a record, if anybody wants it.
+    #[inline]
+    pub(super) fn of_record(&self, record: &Record) -> Option<Span> {
+        let span = debug_span!(
+            "record",
+            stream = record.stream(),
+            shard = record.shard().as_str(),
+            sequence_number = record.sequence_number().as_str(),
+            sub_sequence_number = record.sub_sequence_number(),
+            trace_id = Empty,
+            settled = Empty,
+            otel.kind = "consumer",
+            otel.status_code = Empty,
+        );
+        (!span.is_disabled()).then(|| self.joined(span, record))
+    }
+
+    /// For a step of a record's life: the one that it has, or its first. None for records that go on together.
+    #[inline]
+    pub(super) fn of_step(&self, record: &Record, stage: Option<&mut Stage>) -> Option<Span> {
+        match stage {
+            None => self.of_record(record),
+            Some(stage) if !stage.group.is_empty() => None,
+            Some(Stage { recovery, .. }) => match recovery.as_mut().and_then(|it| it.span.take()) {
+                Some(span) => Some(*span),
+                None => self.of_record(record),
+            },
+        }
+    }
+
+    #[cold]
+    fn joined(&self, span: Span, record: &Record) -> Span {
+        if let Some(context) = self.context(record) {
+            span.record("trace_id", trace_id(&context));
+            self.ask(|trace| trace.set_parent(&span, &context));
+        }
+        span
+    }
+
+    /// For a call of the handler with many records.
+    pub(super) fn of_attempt(&self, records: &[Record], number: u32) -> Span {
+        let first = records.first();
+        let span = debug_span!(
+            "attempt",
+            stream = first.map(Record::stream),
+            shard = first.map(|first| first.shard().as_str()),
+            sequence_number = first.map(|first| first.sequence_number().as_str()),
+            sub_sequence_number = first.map(Record::sub_sequence_number),
+            records = records.len(),
+            attempt = number,
+            otel.kind = "consumer",
+            otel.status_code = Empty,
+        );
+        if !span.is_disabled() && self.0.is_some() {
+            for context in records.iter().filter_map(|record| self.context(record)) {
+                self.ask(|trace| trace.add_link(&span, &context));
+            }
+        }
+        span
+    }
+}
+
+impl fmt::Debug for Traces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Traces").field(&self.0.is_some()).finish()
+    }
+}
+
+/// For one call of the handler inside the record's span.
+#[inline]
+pub(super) fn of_attempt(number: u32) -> Span {
+    debug_span!("attempt", attempt = number, otel.status_code = Empty)
+}
+
+/// Calls the handler in its span.
+pub(super) async fn attempted<T, E>(call: impl Future<Output = Result<T, E>>, span: Span) -> Result<T, E> {
+    let result = call.instrument(span.clone()).await;
+    if result.is_err() {
+        span.record("otel.status_code", "ERROR");
+    }
+    result
+}
+
+/// Settles a record in its span.
+pub(super) async fn settled(
+    settling: impl Future<Output = Result<Settled, Unsettled>>,
+    span: Span,
+) -> Result<Settled, Unsettled> {
+    let result = settling.instrument(span.clone()).await;
+    note(&span, &result);
+    result
+}
+
+/// Takes a step in the record's span, which goes on with the record.
+pub(super) async fn stepped(step: impl Future<Output = Stepped>, span: Span) -> Stepped {
+    let mut stepped = step.instrument(span.clone()).await;
+    match &mut stepped {
+        Stepped::Processed => note(&span, &Ok(Settled::Processed)),
+        Stepped::Otherwise(otherwise) => match &mut **otherwise {
+            Otherwise::Alone(_, Step::Done(result)) => note(&span, result),
+            Otherwise::Alone(_, Step::Later(recovery)) => recovery.span = Some(Box::new(span)),
+            Otherwise::Parted(_) => {}
+        },
+    }
+    stepped
+}
+
+fn note(span: &Span, result: &Result<Settled, Unsettled>) {
+    let settled = match result {
+        Ok(Settled::Processed) => "processed",
+        Ok(Settled::Duplicate) => "duplicate",
+        Ok(Settled::DeadLettered(_)) => {
+            span.record("otel.status_code", "ERROR");
+            "dead_lettered"
+        }
+        Err(_) => "unsettled",
+    };
+    span.record("settled", settled);
+}
+
+/// The trace's id, if this is a `traceparent` (W3C Trace Context, 3.2): nothing else is told, whatever is in the payload.
+fn trace_id(context: &str) -> Option<&str> {
+    let mut parts = context.split('-');
+    let (version, id) = (parts.next()?, parts.next()?);
+    let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_one = version.len() == 2 && id.len() == 32 && is_hex(version) && is_hex(id);
+    is_one.then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_id_of_a_trace_is_told() {
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        let context = format!("00-{id}-b7ad6b7169203331-01");
+        assert_eq!(trace_id(&context), Some(id));
+        for other in [
+            "",
+            "00",
+            "00-",
+            "anything",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
+            assert_eq!(trace_id(other), None, "{other}");
+        }
+        assert_eq!(trace_id(&context.replace('7', "x")), None);
+    }
+}
