@@ -190,6 +190,32 @@ async fn an_invocation_has_written_its_metrics_before_it_answers() {
     assert_eq!(log.lines().len(), 3);
 }
 
+/// It is a state, which its opening alone does not tell of.
+#[tokio::test(start_paused = true)]
+async fn a_breaker_is_told_as_long_as_it_is_open() {
+    let log = Log::default();
+    let function = Function::new(resilient(&log)).partial_responses(true);
+    let open = |log: &Log| {
+        let lines = log.lines().into_iter();
+        let told = lines.filter_map(|line| line.get("BreakersOpen").cloned());
+        told.collect::<Vec<_>>()
+    };
+    let in_a_second = || Instant::now() + Duration::from_secs(1);
+    let down = ["fail"; 8];
+    for _ in 0..2 {
+        let answer = function.settle(event(&down), in_a_second()).await;
+        assert!(answer.expect("an answer").first_unsettled().is_some());
+    }
+    assert_eq!(open(&log), [json!([1.0]), json!([1.0])]);
+    // It is well again, as a few probes show.
+    let deadline = Instant::now() + Duration::from_secs(600);
+    for _ in 0..2 {
+        let answer = function.settle(event(&["ok"; 8]), deadline).await;
+        assert_eq!(answer.expect("an answer").first_unsettled(), None);
+    }
+    assert_eq!(open(&log)[2..], [json!([0.0])]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn of_many_latencies_a_hundred_stand_for_all_and_the_highest_is_among_them() {
     let log = Log::default();

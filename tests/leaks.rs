@@ -126,6 +126,8 @@ async fn nothing_of_a_record_is_in_a_log_a_metric_an_alert_or_the_health() {
         .retry(RetryPolicy::constant(Duration::from_millis(5)).max_attempts(3))
         // There is little else that could succeed meanwhile.
         .without_breaker()
+        // Of what is no trace's id nothing is told.
+        .trace_context(|_: &redrive::Record| Some(MARKER.to_owned()))
         .dead_letters(letters.clone())
         .observer(Events(events.clone()))
         .observer(Emf::new("billing").writer(emf.clone()))

@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::telemetry::{Metric, Metrics};
-use redrive::{Record, Resilient, ResilientBuilder, RetryPolicy, Settled, dead_letter};
+use redrive::{Guard, Record, Resilient, ResilientBuilder, RetryPolicy, Settled, dead_letter};
 use support::script::{Script, record};
+use tokio::time::{Instant, advance};
 
 /// By name and labels, as Prometheus writes them.
 fn values(snapshot: Snapshot) -> BTreeMap<String, DebugValue> {
@@ -90,6 +91,59 @@ async fn a_recorder_gets_what_happened() {
     assert!(backoff.iter().all(|time| *time < 0.1), "{backoff:?}");
     let text = format!("{:?}", values.keys());
     assert!(!text.contains("scripted") && !text.contains("key="), "{text}");
+}
+
+/// What a gauge says: 0 or more.
+fn gauge(values: &BTreeMap<String, DebugValue>, key: &str) -> f64 {
+    match values.get(key) {
+        Some(DebugValue::Gauge(value)) => value.into_inner(),
+        other => panic!("{key}: {other:?} among {:#?}", values.keys()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_still_is_a_gauge_until_it_goes_on() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let resilient = Resilient::builder("billing", Script::default())
+        .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(2))
+        .guard(Guard::new(0.5, 3, Duration::from_secs(60)).expect("valid"))
+        .dead_letters(dead_letter::Memory::new())
+        .observer(Metrics::new("billing"))
+        .build()
+        .expect("valid");
+    let open = "redrive_breakers_open{application=billing,dependency=any}";
+    let stopped = "redrive_shards_stopped{application=billing,stream=orders}";
+    let second = Duration::from_secs(1);
+    let settle = async |number: u64, script: &str, within: Duration| {
+        let record = record(number, &format!("key-{number}"), script);
+        resilient
+            .settle_by(&record, Instant::now() + within)
+            .await
+            .is_ok()
+    };
+
+    for number in 0..5 {
+        settle(number, "fail", second).await;
+    }
+    assert_eq!(gauge(&values(snapshotter.snapshot()), open), 1.0);
+    // One probe after the other.
+    for number in 10..20 {
+        assert!(settle(number, "ok", 600 * second).await);
+    }
+    assert_eq!(gauge(&values(snapshotter.snapshot()), open), 0.0);
+
+    advance(600 * second).await;
+    let mut letters = 0;
+    while settle(100 + letters, "bad", second).await {
+        letters += 1;
+        assert!(letters < 20, "the guard stops nothing");
+    }
+    assert_eq!(gauge(&values(snapshotter.snapshot()), stopped), 1.0);
+    resilient.guard().expect("its own").resume();
+    assert!(settle(100 + letters, "bad", second).await);
+    assert_eq!(gauge(&values(snapshotter.snapshot()), stopped), 0.0);
 }
 
 #[tokio::test(start_paused = true)]

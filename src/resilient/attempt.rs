@@ -124,11 +124,11 @@ impl<P: RecordProcessor> Inner<P> {
             if self.protection.observers.want(Interest::ATTEMPTS) {
                 attempt.begin();
             }
-            let span = trace::of_attempt(attempt.number());
-            if span.is_disabled() {
+            if !trace::is_wanted() {
                 return self.call(record, &attempt).await;
             }
             // Boxed, so that a place to run need not be twice as large for the sake of a span.
+            let span = trace::of_attempt(attempt.number());
             Box::pin(trace::attempted(self.call(record, &attempt), span)).await
         }
     }

@@ -8,7 +8,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::Either;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
@@ -167,14 +166,14 @@ impl<P: RecordProcessor> Resilient<P> {
         self.settle_in(record, term)
     }
 
-    fn settle_in(
-        &self,
-        record: &Record,
-        term: Term<'_>,
-    ) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
-        match self.0.traces.of_record(record) {
-            None => Either::Left(self.0.settle(record, term)),
-            Some(span) => Either::Right(Box::pin(trace::settled(self.0.settle(record, term), span))),
+    async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
+        let inner = &self.0;
+        if !inner.protection.is_clear() || inner.has_more_to_do() {
+            return Box::pin(inner.settle_slowly(record, term)).await;
+        }
+        match inner.attempt(record, 1, term).await {
+            Ok(()) => Ok(inner.processed(record, 1, term.run)),
+            Err(stumble) => Box::pin(inner.recover(record, stumble, Pass::FREE, term)).await,
         }
     }
 
@@ -183,13 +182,24 @@ impl<P: RecordProcessor> Resilient<P> {
     pub(crate) fn step(
         &self,
         record: Record,
-        mut stage: Option<Box<Stage>>,
+        stage: Option<Box<Stage>>,
         run: &Run,
     ) -> impl Future<Output = Stepped> + Send {
         let inner = &*self.0;
-        match inner.traces.of_step(&record, stage.as_deref_mut()) {
-            None => Either::Left(inner.step(record, stage, run)),
-            Some(span) => Either::Right(Box::pin(trace::stepped(inner.step(record, stage, run), span))),
+        async move {
+            let term = Term::of(run);
+            if stage.is_some() || inner.has_more_to_do() {
+                let otherwise = Box::pin(inner.step_slowly(record, stage, term)).await;
+                return Stepped::Otherwise(Box::new(otherwise));
+            }
+            let step = match inner.attempt(&record, 1, term).await {
+                Ok(()) => {
+                    let _ = inner.processed(&record, 1, run);
+                    return Stepped::Processed;
+                }
+                Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
+            };
+            Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
         }
     }
 
@@ -279,40 +289,40 @@ impl<P: RecordProcessor> Resilient<P> {
 }
 
 impl<P: RecordProcessor> Inner<P> {
-    async fn settle(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        if !self.protection.is_clear() || self.claims.is_some() || self.interrupted.has_any() {
-            return Box::pin(self.settle_when_admitted(record, term)).await;
-        }
-        match self.attempt(record, 1, term).await {
-            Ok(()) => Ok(self.processed(record, 1, term.run)),
-            Err(stumble) => Box::pin(self.recover(record, stumble, Pass::FREE, term)).await,
+    /// Whether a first attempt is not all that there is to do.
+    #[inline]
+    fn has_more_to_do(&self) -> bool {
+        self.claims.is_some() || self.interrupted.has_any() || trace::is_wanted()
+    }
+
+    async fn settle_slowly(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
+        let settling = self.settle_when_admitted(record, term);
+        match self.traces.of_record(record) {
+            None => settling.await,
+            Some(span) => trace::settled(settling, span).await,
         }
     }
 
-    async fn step(&self, record: Record, stage: Option<Box<Stage>>, run: &Run) -> Stepped {
-        let term = Term::of(run);
-        if stage.is_none()
-            && let Some(recovery) = self.interrupted.take(&record)
-        {
-            // In its own time.
-            return Stepped::Otherwise(Box::new(Otherwise::Alone(record, Step::Later(recovery))));
+    async fn step_slowly(&self, record: Record, mut stage: Option<Box<Stage>>, term: Term<'_>) -> Otherwise {
+        match self.traces.of_step(&record, stage.as_deref_mut()) {
+            None => self.go_a_step(record, stage, term).await,
+            Some(span) => trace::stepped(self.go_a_step(record, stage, term), span).await,
         }
+    }
+
+    async fn go_a_step(&self, record: Record, stage: Option<Box<Stage>>, term: Term<'_>) -> Otherwise {
         let step = match stage {
-            None if self.claims.is_some() => Box::pin(self.try_once(&record, None, Pass::FREE, term)).await,
-            None => match self.attempt(&record, 1, term).await {
-                Ok(()) => {
-                    let _ = self.processed(&record, 1, run);
-                    return Stepped::Processed;
-                }
-                Err(stumble) => self.stumbled(&record, None, stumble, Pass::FREE, run),
+            None => match self.interrupted.take(&record) {
+                // In its own time.
+                Some(recovery) => Step::Later(recovery),
+                None => self.try_once(&record, None, Pass::FREE, term).await,
             },
             Some(stage) if !stage.group.is_empty() => {
-                let fates = Box::pin(self.step_together(*stage, term)).await;
-                return Stepped::Otherwise(Box::new(Otherwise::Parted(fates)));
+                return Otherwise::Parted(self.step_together(*stage, term).await);
             }
-            Some(stage) => Box::pin(self.resume(&record, *stage, term)).await,
+            Some(stage) => self.resume(&record, *stage, term).await,
         };
-        Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
+        Otherwise::Alone(record, step)
     }
 
     fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {

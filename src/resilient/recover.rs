@@ -36,10 +36,14 @@ impl<P: RecordProcessor> Inner<P> {
     ) -> Result<Settled, Unsettled> {
         let step = self.stumbled(record, None, stumble, pass, term.run);
         let result = self.go_on(record, step, term).await;
-        if let Err(reason) = &result {
+        self.tell_unsettled(record, &result);
+        result
+    }
+
+    fn tell_unsettled(&self, record: &Record, result: &Result<Settled, Unsettled>) {
+        if let Err(reason) = result {
             self.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
         }
-        result
     }
 
     async fn go_on(&self, record: &Record, mut step: Step, term: Term<'_>) -> Result<Settled, Unsettled> {
@@ -85,15 +89,20 @@ impl<P: RecordProcessor> Inner<P> {
         record: &Record,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let pass = match self.protection.is_clear() {
-            true => Pass::FREE,
-            false => self.admitted(None, term).await?,
+        let settling = async {
+            let pass = match self.protection.is_clear() {
+                true => Pass::FREE,
+                false => self.admitted(None, term).await?,
+            };
+            let step = match self.interrupted.take(record) {
+                Some(recovery) => Step::Later(recovery),
+                None => self.try_once(record, None, pass, term).await,
+            };
+            self.go_on(record, step, term).await
         };
-        let step = match self.interrupted.take(record) {
-            Some(recovery) => Step::Later(recovery),
-            None => self.try_once(record, None, pass, term).await,
-        };
-        self.go_on(record, step, term).await
+        let result = settling.await;
+        self.tell_unsettled(record, &result);
+        result
     }
 
     /// Waits until the breakers let an attempt through.

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug_span};
 
-use super::{Otherwise, Stage, Step, Stepped};
+use super::{Otherwise, Stage, Step};
 use crate::record::Record;
 use crate::settled::{Settled, Unsettled};
 use crate::trace_context::TraceContext;
@@ -35,7 +35,6 @@ impl Traces {
     }
 
     /// For the life of a record, if anybody wants it.
-    #[inline]
     pub(super) fn of_record(&self, record: &Record) -> Option<Span> {
         let span = debug_span!(
             "record",
@@ -48,11 +47,17 @@ impl Traces {
             otel.kind = "consumer",
             otel.status_code = Empty,
         );
-        (!span.is_disabled()).then(|| self.joined(span, record))
+        if span.is_disabled() {
+            return None;
+        }
+        if let Some(context) = self.context(record) {
+            span.record("trace_id", trace_id(&context));
+            self.ask(|trace| trace.set_parent(&span, &context));
+        }
+        Some(span)
     }
 
     /// For a step of a record's life: the one that it has, or its first. None for records that go on together.
-    #[inline]
     pub(super) fn of_step(&self, record: &Record, stage: Option<&mut Stage>) -> Option<Span> {
         match stage {
             None => self.of_record(record),
@@ -62,15 +67,6 @@ impl Traces {
                 None => self.of_record(record),
             },
         }
-    }
-
-    #[cold]
-    fn joined(&self, span: Span, record: &Record) -> Span {
-        if let Some(context) = self.context(record) {
-            span.record("trace_id", trace_id(&context));
-            self.ask(|trace| trace.set_parent(&span, &context));
-        }
-        span
     }
 
     /// For a call of the handler with many records.
@@ -102,8 +98,13 @@ impl fmt::Debug for Traces {
     }
 }
 
-/// For one call of the handler inside the record's span.
+/// Whether anybody may want spans: where nobody does, this is all that they cost.
 #[inline]
+pub(super) fn is_wanted() -> bool {
+    tracing::enabled!(tracing::Level::DEBUG)
+}
+
+/// For one call of the handler inside the record's span.
 pub(super) fn of_attempt(number: u32) -> Span {
     debug_span!("attempt", attempt = number, otel.status_code = Empty)
 }
@@ -128,15 +129,12 @@ pub(super) async fn settled(
 }
 
 /// Takes a step in the record's span, which goes on with the record.
-pub(super) async fn stepped(step: impl Future<Output = Stepped>, span: Span) -> Stepped {
+pub(super) async fn stepped(step: impl Future<Output = Otherwise>, span: Span) -> Otherwise {
     let mut stepped = step.instrument(span.clone()).await;
     match &mut stepped {
-        Stepped::Processed => note(&span, &Ok(Settled::Processed)),
-        Stepped::Otherwise(otherwise) => match &mut **otherwise {
-            Otherwise::Alone(_, Step::Done(result)) => note(&span, result),
-            Otherwise::Alone(_, Step::Later(recovery)) => recovery.span = Some(Box::new(span)),
-            Otherwise::Parted(_) => {}
-        },
+        Otherwise::Alone(_, Step::Done(result)) => note(&span, result),
+        Otherwise::Alone(_, Step::Later(recovery)) => recovery.span = Some(Box::new(span)),
+        Otherwise::Parted(_) => {}
     }
     stepped
 }
