@@ -65,7 +65,10 @@ impl Interest {
     /// How each shard of a consumer stands, every ten seconds.
     pub const STANDING: Interest = Interest(16);
     /// Everything.
-    pub const ALL: Interest = Interest(31);
+    pub const ALL: Interest = Interest((1 << Interest::KINDS) - 1);
+
+    /// One bit each.
+    const KINDS: usize = 5;
 
     /// Whether all of `other` is wanted.
     pub const fn contains(self, other: Interest) -> bool {
@@ -84,27 +87,36 @@ impl BitOr for Interest {
 /// The observers of one processor. A clone shares them.
 #[derive(Clone)]
 pub(crate) struct Observers {
-    all: Arc<[(Interest, Arc<dyn Observer>)]>,
+    all: Arc<[Arc<dyn Observer>]>,
+    /// Of these, who wants which kind.
+    by_kind: Arc<[Vec<Arc<dyn Observer>>; Interest::KINDS]>,
     interest: Interest,
 }
 
 impl Observers {
     pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
-        let all: Arc<[_]> = observers
-            .into_iter()
-            .map(|observer| (observer.interest(), observer))
-            .collect();
-        let interest = all
-            .iter()
-            .fold(Interest::NONE, |sum, (interest, _)| sum | *interest);
-        Observers { all, interest }
+        let mut by_kind: [Vec<Arc<dyn Observer>>; Interest::KINDS] = Default::default();
+        let mut all_interests = Interest::NONE;
+        for observer in &observers {
+            let interest = observer.interest();
+            all_interests = all_interests | interest;
+            for (place, list) in by_kind.iter_mut().enumerate() {
+                if interest.contains(Interest(1 << place)) {
+                    list.push(observer.clone());
+                }
+            }
+        }
+        Observers {
+            all: observers.into(),
+            by_kind: Arc::new(by_kind),
+            interest: all_interests,
+        }
     }
 
     /// These, and one more.
     #[cfg(feature = "kinesis")]
     pub(crate) fn and(&self, observer: Arc<dyn Observer>) -> Self {
-        let before = self.all.iter().map(|(_, observer)| observer.clone());
-        Observers::new(before.chain([observer]).collect())
+        Observers::new(self.all.iter().cloned().chain([observer]).collect())
     }
 
     pub(crate) fn want(&self, kind: Interest) -> bool {
@@ -113,15 +125,23 @@ impl Observers {
 
     #[cfg(any(feature = "kinesis", feature = "lambda", feature = "multilang"))]
     pub(crate) fn flush(&self) {
-        self.all.iter().for_each(|(_, observer)| observer.flush());
+        self.all.iter().for_each(|observer| observer.flush());
     }
 
     pub(crate) fn tell(&self, event: &Event<'_>) {
-        let kind = event.kind();
-        for (interest, observer) in self.all.iter() {
-            if interest.contains(kind) {
-                observer.on(event);
-            }
+        self.tell_of(event.kind(), event);
+    }
+
+    /// Tells an event that is known to be of this kind.
+    #[inline]
+    pub(crate) fn tell_of(&self, kind: Interest, event: &Event<'_>) {
+        debug_assert_eq!(kind, event.kind());
+        let place = kind.0.trailing_zeros() as usize;
+        let Some(wanted_by) = self.by_kind.get(place) else {
+            return;
+        };
+        for observer in wanted_by {
+            observer.on(event);
         }
     }
 }

@@ -158,11 +158,6 @@ impl<'a> Attempt<'a> {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// It begins now: its time is measured from here.
-    pub(crate) fn begin(&self) {
-        self.began.get_or_init(Instant::now);
-    }
-
     /// How long it has taken, from the first time that its handler waited for something.
     pub(crate) fn took(&self) -> Duration {
         self.began.get().map_or(Duration::ZERO, Instant::elapsed)

@@ -42,6 +42,16 @@ impl<'a> Term<'a> {
     }
 }
 
+/// One call of the handler.
+struct Call<'a> {
+    /// The record; of a batch the first.
+    first: &'a Record,
+    records: usize,
+    attempt: &'a Attempt<'a>,
+    /// If somebody asks how long it takes.
+    began: Option<Instant>,
+}
+
 /// An attempt that did not succeed.
 pub(super) struct Stumble<E> {
     pub(super) how: How<E>,
@@ -109,7 +119,7 @@ pub(super) fn poll_caught<T>(
 }
 
 impl<P: RecordProcessor> Inner<P> {
-    /// Calls the handler once, in a span of its own if anybody wants spans at DEBUG.
+    /// Calls the handler once.
     ///
     /// No `async fn`: that would keep every argument twice, and each place to run is as large as this
     /// future.
@@ -120,37 +130,53 @@ impl<P: RecordProcessor> Inner<P> {
         term: Term<'_>,
     ) -> impl Future<Output = Result<(), Stumble<P::Error>>> + Send {
         let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
-        async move {
-            if self.protection.observers.want(Interest::ATTEMPTS) {
-                attempt.begin();
-            }
-            if !trace::is_wanted() {
-                return self.call(record, &attempt).await;
-            }
-            // Boxed, so that a place to run need not be twice as large for the sake of a span.
-            let span = trace::of_attempt(attempt.number());
-            Box::pin(trace::attempted(self.call(record, &attempt), span)).await
-        }
+        async move { self.call(record, &attempt).await }
+    }
+
+    /// The same, in a span of its own.
+    pub(super) async fn attempt_in_span(
+        &self,
+        record: &Record,
+        number: u32,
+        term: Term<'_>,
+    ) -> Result<(), Stumble<P::Error>> {
+        trace::attempted(self.attempt(record, number, term), trace::of_attempt(number)).await
+    }
+
+    /// The clock, if somebody asks how long an attempt takes.
+    #[inline(always)]
+    fn now_if_asked(&self) -> Option<Instant> {
+        let asked = self.protection.observers.want(Interest::ATTEMPTS);
+        asked.then(Instant::now)
     }
 
     #[inline(always)]
-    fn tell_ended(&self, (record, records): (&Record, usize), attempt: &Attempt<'_>, succeeded: bool) {
-        self.tell(Interest::ATTEMPTS, || Event::AttemptEnded {
-            record,
-            records,
-            attempt: attempt.number(),
-            took: attempt.took(),
-            succeeded,
-        });
+    fn tell_ended(&self, call: &Call<'_>, succeeded: bool) {
+        if let Some(began) = call.began {
+            let event = Event::AttemptEnded {
+                record: call.first,
+                records: call.records,
+                attempt: call.attempt.number(),
+                took: began.elapsed(),
+                succeeded,
+            };
+            self.protection.observers.tell_of(Interest::ATTEMPTS, &event);
+        }
     }
 
     async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Stumble<P::Error>> {
+        let this = Call {
+            first: record,
+            records: 1,
+            attempt,
+            began: self.now_if_asked(),
+        };
         // The call itself stands inside, so that a panic before the first await is caught as well.
         let mut call = pin!(async move { self.processor.process(record, attempt).await });
         let mut timer = pin!(None);
         poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-            Poll::Ready(result) => Poll::Ready(self.ended((record, 1), result, attempt)),
-            Poll::Pending => self.poll_late((record, 1), attempt, timer.as_mut(), cx),
+            Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
+            Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
         })
         .await
     }
@@ -166,38 +192,36 @@ impl<P: RecordProcessor> Inner<P> {
         let attempt = &Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
         let span = self.traces.of_attempt(batch, number);
         let call = async move {
+            let this = Call {
+                first,
+                records: batch.len(),
+                attempt,
+                began: self.now_if_asked(),
+            };
             let mut call = pin!(async move { self.processor.process_batch(batch, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-                Poll::Ready(result) => Poll::Ready(self.ended((first, batch.len()), result, attempt)),
-                Poll::Pending => self.poll_late((first, batch.len()), attempt, timer.as_mut(), cx),
+                Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
+                Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
             })
             .await
         };
-        if self.protection.observers.want(Interest::ATTEMPTS) {
-            attempt.begin();
-        }
         trace::attempted(call, span).await
     }
 
     /// An attempt has ended by itself.
     #[inline(always)]
-    fn ended<E>(
-        &self,
-        of: (&Record, usize),
-        result: Result<Result<(), E>, Panicked>,
-        attempt: &Attempt<'_>,
-    ) -> Result<(), Stumble<E>> {
+    fn ended<E>(&self, call: &Call<'_>, result: Result<Result<(), E>, Panicked>) -> Result<(), Stumble<E>> {
         let how = match result {
             Ok(Ok(())) => {
-                self.tell_ended(of, attempt, true);
+                self.tell_ended(call, true);
                 return Ok(());
             }
             Ok(Err(error)) => How::Failed(error),
             Err(panicked) => How::Panicked(panicked),
         };
-        self.tell_ended(of, attempt, false);
-        let took = attempt.took();
+        self.tell_ended(call, false);
+        let took = call.attempt.took();
         Err(Stumble { how, took })
     }
 
@@ -205,11 +229,11 @@ impl<P: RecordProcessor> Inner<P> {
     #[inline]
     fn poll_late<E>(
         &self,
-        (record, records): (&Record, usize),
-        attempt: &Attempt<'_>,
+        call: &Call<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Stumble<E>>> {
+        let attempt = call.attempt;
         // Only a handler that waits can be late: the timer is armed after the first `Pending`.
         if timer.is_none() {
             timer.set(Some(sleep_until(attempt.deadline())));
@@ -217,10 +241,10 @@ impl<P: RecordProcessor> Inner<P> {
         match timer.as_pin_mut().map(|timer| timer.poll(cx)) {
             Some(Poll::Ready(())) => {
                 if attempt.is_stuck() {
-                    let attempt = attempt.number();
+                    let (record, attempt) = (call.first, attempt.number());
                     self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
                 }
-                self.tell_ended((record, records), attempt, false);
+                self.tell_ended(call, false);
                 Poll::Ready(Err(Stumble {
                     how: if attempt.is_cut_short() {
                         How::Cut

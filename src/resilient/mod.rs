@@ -348,7 +348,7 @@ impl<P: RecordProcessor> Inner<P> {
     fn tell<'a>(&self, kind: Interest, event: impl FnOnce() -> Event<'a>) {
         let observers = &self.protection.observers;
         if observers.want(kind) {
-            observers.tell(&event());
+            observers.tell_of(kind, &event());
         }
     }
 

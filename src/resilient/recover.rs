@@ -167,7 +167,7 @@ impl<P: RecordProcessor> Inner<P> {
         term: Term<'_>,
     ) -> Result<Result<Settled, Unsettled>, Unsettled> {
         if Sabotage::RunAfterVerdict.is_committed() {
-            let _ = self.attempt(record, 1, term).await;
+            let _ = self.attempt_in_span(record, 1, term).await;
         }
         let allowed = async {
             if letter.0.reason != Reason::Expiring {
@@ -231,7 +231,7 @@ impl<P: RecordProcessor> Inner<P> {
         if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
             blame.attempt_begins();
         }
-        match self.attempt(record, number, term).await {
+        match self.attempt_in_span(record, number, term).await {
             Ok(()) => {
                 self.protection.succeeded(record, pass);
                 if let Some((claims, claim)) = claim {

@@ -314,8 +314,8 @@ impl Metric {
     }
 }
 
-/// What an event says in numbers.
-#[inline]
+/// What an event says in numbers. In line, so that of an event that is known little of it is left.
+#[inline(always)]
 pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
     let once = match event {
         Event::Settled { record, settled, .. } => {

@@ -10,7 +10,7 @@ use metrics::{Counter, Histogram, Label, Unit as FacadeUnit};
 use super::metric::{Kind, Metric, Unit, measure};
 use super::standing::Standing;
 use crate::observer::{Event, Observer};
-use crate::record::ShardId;
+use crate::record::{Record, ShardId};
 
 /// Records metrics with the recorder that the process has installed for the [`metrics`](https://docs.rs/metrics) facade.
 ///
@@ -40,7 +40,7 @@ pub struct Metrics {
 
 /// The counters and histograms of a stream, or of a shard of it.
 struct Handles {
-    stream: Option<String>,
+    stream: Option<Arc<str>>,
     shard: Option<ShardId>,
     each: [Handle; Metric::ALL.len()],
 }
@@ -102,10 +102,10 @@ impl Metrics {
         labels
     }
 
-    fn handles(&self, stream: Option<&str>, shard: Option<&ShardId>) -> Handles {
-        let labels = self.labels(stream, shard);
+    fn handles(&self, stream: Option<Arc<str>>, shard: Option<&ShardId>) -> Handles {
+        let labels = self.labels(stream.as_deref(), shard);
         Handles {
-            stream: stream.map(str::to_owned),
+            stream,
             shard: shard.cloned(),
             each: Metric::ALL.map(|metric| match metric.kind() {
                 _ if is_gauge(metric) || has_own_labels(metric) => Handle::Elsewhere,
@@ -115,16 +115,21 @@ impl Metrics {
         }
     }
 
-    /// Works with the handles of this place.
-    fn with<T>(&self, stream: Option<&str>, shard: Option<&ShardId>, work: impl FnOnce(&Handles) -> T) -> T {
+    /// What an event says, with the handles of its place.
+    #[cold]
+    #[inline(never)]
+    fn record(&self, event: &Event<'_>, stream: Option<Arc<str>>, shard: Option<&ShardId>) {
         let shard = shard.filter(|_| self.shard_label);
-        let first = self.first.get_or_init(|| self.handles(stream, shard));
-        if first.is_of(stream, shard) {
-            return work(first);
+        let first = self.first.get_or_init(|| self.handles(stream.clone(), shard));
+        if first.is_of(stream.as_deref(), shard) {
+            return first.record_all(event);
         }
         let handles = {
             let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-            match others.iter().find(|handles| handles.is_of(stream, shard)) {
+            match others
+                .iter()
+                .find(|handles| handles.is_of(stream.as_deref(), shard))
+            {
                 Some(known) => known.clone(),
                 None => {
                     let new = Arc::new(self.handles(stream, shard));
@@ -133,7 +138,21 @@ impl Metrics {
                 }
             }
         };
-        work(&handles)
+        handles.record_all(event);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn on_elsewhere(&self, event: &Event<'_>, record: &Record) {
+        self.record(event, Some(record.shared_stream().clone()), Some(record.shard()));
+    }
+
+    /// The handles of this record's stream, if most have the same ones, as they do where one stream is read.
+    #[inline]
+    fn usual(&self, record: &Record) -> Option<&Handles> {
+        let first = self.first.get().filter(|_| !self.shard_label)?;
+        let stream = first.stream.as_ref()?;
+        Arc::ptr_eq(stream, record.shared_stream()).then_some(first)
     }
 
     /// What a failure has of labels is not known before.
@@ -154,6 +173,13 @@ impl Metrics {
             }
             _ => {}
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn on_other(&self, event: &Event<'_>) {
+        self.hear(event);
+        self.record(event, event.stream().map(Arc::from), event.shard());
     }
 
     /// What has labels of its own, or is how things stand.
@@ -251,12 +277,16 @@ fn name(metric: Metric) -> String {
 }
 
 impl Handles {
-    #[inline]
     fn is_of(&self, stream: Option<&str>, shard: Option<&ShardId>) -> bool {
         self.stream.as_deref() == stream && self.shard.as_ref() == shard
     }
 
-    #[inline]
+    #[inline(always)]
+    fn record_all(&self, event: &Event<'_>) {
+        measure(event, |metric, value| self.record(metric, value));
+    }
+
+    #[inline(always)]
     fn record(&self, metric: Metric, value: f64) {
         match &self.each[metric as usize] {
             Handle::Counter(counter) => counter.increment(value as u64),
@@ -272,15 +302,13 @@ impl Handles {
 impl Observer for Metrics {
     fn on(&self, event: &Event<'_>) {
         // Of each record that succeeds there are these two, and nothing but numbers in them.
-        if !matches!(event, Event::Settled { .. } | Event::AttemptEnded { .. }) {
-            self.hear(event);
+        match event {
+            Event::Settled { record, .. } | Event::AttemptEnded { record, .. } => match self.usual(record) {
+                Some(handles) => handles.record_all(event),
+                None => self.on_elsewhere(event, record),
+            },
+            _ => self.on_other(event),
         }
-        let place = event.place();
-        let stream = place.map(|(stream, _)| stream);
-        let shard = place.and_then(|(_, shard)| shard);
-        self.with(stream, shard, |handles| {
-            measure(event, |metric, value| handles.record(metric, value));
-        });
     }
 }
 
