@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use redrive::observer::Bound;
-use redrive::{ShardState, WaitsFor};
+use redrive::{Health, ShardState, WaitsFor};
+use tokio::time::sleep;
 
 use crate::scene::{Scene, records};
 use crate::support::ledger::SinkState;
 use crate::support::proxy::Fault;
-use crate::support::waiting::eventually;
+use crate::support::waiting::{eventually, finished};
 
 #[tokio::test]
 async fn a_consumer_that_runs_is_live_and_ready_and_says_how_far_it_is() {
@@ -108,6 +109,7 @@ async fn a_breaker_that_is_open_and_a_full_window_show() {
     let state = || health.report().shards.first().map(|shard| shard.state);
     eventually("it is full", || state() == Some(ShardState::Full(Bound::Held))).await;
     assert!(health.report().live && !health.report().ready);
+    age_grows_without_a_read(&scene, &health).await;
     running.abort();
 
     let scene = Scene::new(1).await;
@@ -121,5 +123,29 @@ async fn a_breaker_that_is_open_and_a_full_window_show() {
     })
     .await;
     assert!(health.report().live && !health.report().ready);
+    age_grows_without_a_read(&scene, &health).await;
     running.abort();
+}
+
+/// The lag is what the last read said, and stays: the age of the oldest record is what an alarm can go by.
+async fn age_grows_without_a_read(scene: &Scene, health: &Health) {
+    let shard = || health.report().shards.remove(0);
+    // Some are read ahead, and a page more.
+    let reads = || scene.proxy.calls("GetRecords").len();
+    let stops = async {
+        loop {
+            scene.put(records(100, 100, |_| "ok")).await;
+            let before = reads();
+            sleep(Duration::from_millis(300)).await;
+            if reads() == before {
+                return;
+            }
+        }
+    };
+    finished("the reading stops", stops).await;
+    let (before, read) = (shard(), reads());
+    let grown = before.oldest.expect("there is one") + Duration::from_millis(300);
+    eventually("it grows", || shard().oldest.is_some_and(|age| age > grown)).await;
+    assert_eq!(reads(), read);
+    assert_eq!(shard().lag, before.lag);
 }
