@@ -6,12 +6,16 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
 use redrive::pipeline::{Batch, Pipeline};
-use redrive::telemetry::{Metric, Metrics};
-use redrive::{Guard, Record, Resilient, ResilientBuilder, RetryPolicy, Settled, dead_letter};
+use redrive::telemetry::{Metric, Metrics, Monitor, Rate, Threshold, alert};
+use redrive::{
+    Attempt, BatchFailure, BatchProcessor, Guard, Record, Resilient, ResilientBuilder, RetryPolicy, Settled,
+    dead_letter,
+};
 use support::script::{Script, record};
 use tokio::time::{Instant, advance};
 
@@ -91,6 +95,59 @@ async fn a_recorder_gets_what_happened() {
     assert!(backoff.iter().all(|time| *time < 0.1), "{backoff:?}");
     let text = format!("{:?}", values.keys());
     assert!(!text.contains("scripted") && !text.contains("key="), "{text}");
+}
+
+/// Fails once with all that it is given.
+#[derive(Default)]
+struct Inserts(AtomicBool);
+
+impl BatchProcessor for Inserts {
+    type Error = std::io::Error;
+
+    async fn process_batch(&self, _: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<Self::Error>> {
+        match self.0.swap(true, Relaxed) {
+            true => Ok(()),
+            false => Err(std::io::Error::other("the table is locked").into()),
+        }
+    }
+}
+
+/// A table that refuses every second insert fails half of what is tried, however many rows each has.
+#[tokio::test(start_paused = true)]
+async fn a_call_with_many_records_is_an_attempt_of_each() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let alerts = alert::Memory::new();
+    let monitor = Monitor::builder("billing")
+        .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.9).at_least(10))
+        .tell(alerts.clone())
+        .build()
+        .expect("valid");
+    let resilient = Resilient::builder("billing", Inserts::default().batched())
+        .dead_letters(dead_letter::Memory::new())
+        .observer(Metrics::new("billing"))
+        .observer(monitor)
+        .build()
+        .expect("valid");
+    let batch = Batch::from((1..=10).map(|number| record(number, "k", "")).collect::<Vec<_>>());
+    let finished = Pipeline::new()
+        .run(&resilient, futures_util::stream::iter([batch]))
+        .await;
+    finished.expect("nothing halted");
+    let values = values(snapshotter.snapshot());
+    let labels = "application=billing,stream=orders";
+    let failed = format!("redrive_attempts_failed_total{{{labels},class=transient,scope=unknown,code=none}}");
+    assert_eq!(count(&values, &failed), 10);
+    assert_eq!(
+        count(&values, &format!("redrive_records_processed_total{{{labels}}}")),
+        10
+    );
+    let calls = histogram(&values, &format!("redrive_attempt_latency_seconds{{{labels}}}"));
+    assert_eq!(calls.len(), 2);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let first = alerts.alerts().into_iter().next().expect("it was told");
+    assert_eq!((first.of, first.share), (10, 1.0));
 }
 
 /// What a gauge says: 0 or more.

@@ -289,20 +289,18 @@ async fn nothing_is_extracted_where_nobody_wants_it_and_a_panic_costs_the_trace_
     let quiet = exported("redrive=info");
     let asked = Arc::new(AtomicUsize::new(0));
     let letters = dead_letter::Memory::new();
-    let orders = |context: Box<dyn Fn(&Record) -> Option<String> + Send + Sync>| {
+    let orders = || {
         Resilient::builder("billing", Bill)
             .retry(policy())
-            .trace_context(context)
             .dead_letters(letters.clone())
-            .build()
-            .expect("valid")
     };
     let counted = {
         let asked = asked.clone();
-        orders(Box::new(move |record| {
+        let context = move |record: &Record| {
             asked.fetch_add(1, SeqCst);
             in_payload(record)
-        }))
+        };
+        orders().trace_context(context).build().expect("valid")
     };
     let all = records(&[(1, "well"), (2, "once"), (3, "bad")]);
     for record in &all[..2] {
@@ -315,7 +313,8 @@ async fn nothing_is_extracted_where_nobody_wants_it_and_a_panic_costs_the_trace_
     drop(quiet);
 
     let exported = exported("redrive=debug");
-    let panics = orders(Box::new(|_| panic!("what is this")));
+    let context = |_: &Record| -> Option<String> { panic!("what is this") };
+    let panics = orders().trace_context(context).build().expect("valid");
     for record in &all {
         let _ = panics.settle(record).await.expect("settled");
     }

@@ -143,7 +143,7 @@ impl Alarms {
                 must_be_above: 3,
                 ..Alarm::new(
                     "ErrorRate",
-                    "More than a fifth of the handler's calls fail. Look at the codes of the failures in the log: a dependency, or a deploy.",
+                    "More than a fifth of all attempts fail. Look at the codes of the failures in the log: a dependency, or a deploy.",
                 )
             },
             Alarm {

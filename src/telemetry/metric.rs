@@ -21,7 +21,7 @@ pub enum Metric {
     RecordsDeadLettered,
     /// Records that were given back, and will be delivered again.
     RecordsUnsettled,
-    /// Calls of the handler that failed, timed out or panicked.
+    /// Attempts that failed, timed out or panicked. A call with many records is an attempt of each.
     AttemptsFailed,
     /// Those of them that another try would not help.
     AttemptsFailedForGood,
@@ -262,8 +262,10 @@ impl Metric {
             Metric::RecordsDuplicate => "Records that the idempotency store knew as processed.",
             Metric::RecordsDeadLettered => "Records that became dead letters.",
             Metric::RecordsUnsettled => "Records that were given back, and will be delivered again.",
-            Metric::AttemptsFailed => "Calls of the handler that failed, timed out or panicked.",
-            Metric::AttemptsFailedForGood => "Failed calls that another try would not help.",
+            Metric::AttemptsFailed => {
+                "Attempts that failed, timed out or panicked: a call with many records is one of each."
+            }
+            Metric::AttemptsFailedForGood => "Failed attempts that another try would not help.",
             Metric::Retries => "Retries that a backoff was drawn for.",
             Metric::RetriesDelayed => "Retries that the budget did not pay for.",
             Metric::RecordsHeld => "Records that are held, as they may not be to blame.",
@@ -330,11 +332,11 @@ pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
         }
         Event::AttemptEnded { took, .. } => return each(Metric::AttemptLatency, millis(*took)),
         Event::Unsettled { .. } => Metric::RecordsUnsettled,
-        Event::AttemptFailed { failure, .. } => {
+        Event::AttemptFailed { records, failure, .. } => {
             if failure.reveal().verdict().class() == Class::Permanent {
-                each(Metric::AttemptsFailedForGood, 1.0);
+                each(Metric::AttemptsFailedForGood, *records as f64);
             }
-            Metric::AttemptsFailed
+            return each(Metric::AttemptsFailed, *records as f64);
         }
         Event::RetryScheduled { delay, .. } => {
             each(Metric::BackoffTime, millis(*delay));

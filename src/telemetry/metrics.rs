@@ -160,12 +160,12 @@ impl Metrics {
         let shard = event.shard().filter(|_| self.shard_label);
         let mut labels = self.labels(event.stream(), shard);
         match event {
-            Event::AttemptFailed { failure, .. } => {
+            Event::AttemptFailed { failure, records, .. } => {
                 let verdict = failure.reveal().verdict();
                 labels.push(Label::new("class", verdict.class().as_str()));
                 labels.push(Label::new("scope", verdict.scope().as_str()));
                 labels.push(Label::new("code", verdict.code().unwrap_or("none").to_owned()));
-                metrics::counter!(name(Metric::AttemptsFailed), labels).increment(1);
+                metrics::counter!(name(Metric::AttemptsFailed), labels).increment(*records as u64);
             }
             Event::DeadLettered { reason, .. } => {
                 labels.push(Label::new("reason", *reason));

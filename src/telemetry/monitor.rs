@@ -165,9 +165,13 @@ impl Observer for Monitor {
             let Some(bad) = watch.threshold.rate.counts(event) else {
                 continue;
             };
-            watch.all.add(now, 1);
+            let count = match event {
+                Event::AttemptFailed { records, .. } => *records as u64,
+                _ => 1,
+            };
+            watch.all.add(now, count);
             if bad {
-                watch.bad.add(now, 1);
+                watch.bad.add(now, count);
                 any_bad = true;
             }
         }

@@ -9,7 +9,8 @@ use crate::failure::Class;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rate {
-    /// Calls of the handler that failed, of all that ended: with one class of failures, or with any.
+    /// Attempts that failed, of all that ended: with one class of failures, or with any. A call with many records is an
+    /// attempt of each.
     FailedAttempts(Option<Class>),
     /// Records that became dead letters, of all that were settled.
     DeadLetters,
