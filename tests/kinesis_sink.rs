@@ -22,7 +22,7 @@ use redrive::testing::sinks::{confirmed, letter};
 use serde_json::json;
 use support::faulty::{Call, Fault, Faulty};
 use support::stream::read;
-use tokio::time::Instant;
+use tokio::time::{Instant, advance};
 
 const LETTERS: &str = "orders-dead-letters";
 const MIB: usize = 1024 * 1024;
@@ -638,6 +638,12 @@ mod the_record_limit {
                 panic!("{results:?}")
             };
             assert_eq!((*size, *limit), (MIB as u64 + 100, MIB as u64));
+            // Who was not told is not told the next time either, and asks again by and by.
+            assert_eq!(signs(&sink.put(&letters).await), "crbc");
+            assert_eq!(server.calls("DescribeStreamSummary").len(), 1);
+            advance(Duration::from_secs(301)).await;
+            assert_eq!(signs(&sink.put(&letters).await), "crbc");
+            assert_eq!(server.calls("DescribeStreamSummary").len(), 2);
         }
     }
 

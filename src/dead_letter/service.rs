@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng, make_rng};
+use tokio::time::Instant;
 
 use super::schedule::{Entry, Request, Schedule, SharedError};
 use super::{DeadLetter, Receipt, SinkError};
@@ -17,6 +18,8 @@ use crate::failure::BoxError;
 const TRIES: u32 = 5;
 /// The longest rest after the first failure; doubled with each further one.
 const BASE: Duration = Duration::from_millis(100);
+/// A target that did not tell its limit, as to somebody without the permission, is not asked again for so long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// A service that takes many letters in a request.
 pub(super) trait Service: Sync {
@@ -34,17 +37,32 @@ pub(super) trait Service: Sync {
     /// Up to so many bytes no letter is too large, as far as one knows without asking.
     fn known_limit(&self) -> u64;
 
-    /// The most bytes of a letter that the target takes at this moment. `None` if it does not say.
-    fn ask_for_limit(&self) -> impl Future<Output = Option<u64>> + Send;
+    /// The most bytes of a letter that the target takes at this moment. `None` if it does not say. (To be called by
+    /// [`ask_for_limit`].)
+    fn ask_target_for_limit(&self) -> impl Future<Output = Option<u64>> + Send;
 
     /// The limit that a letter is over which was refused by itself for what it holds, if it is over one. `message`: what the
     /// service says of it.
     fn limit_over(&self, entry: &Entry, message: &str) -> impl Future<Output = Option<u64>> + Send {
         let (bytes, _) = (entry.bytes, message);
-        async move { self.ask_for_limit().await.filter(|&limit| bytes > limit) }
+        async move { ask_for_limit(self).await.filter(|&limit| bytes > limit) }
     }
 
     fn rests(&self) -> &Rests;
+}
+
+/// The most bytes of a letter that the target takes at this moment, if it says so.
+pub(super) async fn ask_for_limit<S: Service + ?Sized>(service: &S) -> Option<u64> {
+    let unanswered = || {
+        let unanswered = &service.rests().unanswered;
+        unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+    };
+    if unanswered().is_some_and(|asked| asked.elapsed() < ASK_AGAIN_AFTER) {
+        return None;
+    }
+    let limit = service.ask_target_for_limit().await;
+    *unanswered() = limit.is_none().then(Instant::now);
+    limit
 }
 
 /// Writes what can be written, and says of each letter what became of it.
@@ -56,7 +74,7 @@ pub(super) async fn write<S: Service>(
     if schedule.largest() > service.known_limit() {
         // Asked for again, because it may have been raised since. Where it stays unknown the service
         // judges what no target refuses as yet: nothing is refused on a guess.
-        schedule.refuse_larger_than(service.ask_for_limit().await.unwrap_or(S::LARGEST_LIMIT));
+        schedule.refuse_larger_than(ask_for_limit(service).await.unwrap_or(S::LARGEST_LIMIT));
     }
     let mut failed_calls = 0;
     loop {
@@ -170,25 +188,36 @@ pub(super) fn in_order(
     (0..sent).map(of).collect()
 }
 
-/// Between tries.
+/// Between tries, and between questions.
 #[derive(Debug)]
-pub(super) struct Rests(Mutex<SmallRng>);
+pub(super) struct Rests {
+    rng: Mutex<SmallRng>,
+    /// When the target was asked for its limit and did not say.
+    unanswered: Mutex<Option<Instant>>,
+}
 
 impl Rests {
     pub(super) fn new() -> Self {
-        Rests(Mutex::new(make_rng()))
+        Rests::of(make_rng())
     }
 
     /// Repeatable ones.
     pub(super) fn seeded(seed: u64) -> Self {
-        Rests(Mutex::new(SmallRng::seed_from_u64(seed)))
+        Rests::of(SmallRng::seed_from_u64(seed))
+    }
+
+    fn of(rng: SmallRng) -> Self {
+        Rests {
+            rng: Mutex::new(rng),
+            unanswered: Mutex::new(None),
+        }
     }
 
     /// Waits for up to the base time, doubled with each failure after the first.
     async fn rest(&self, failures: u32) {
         let longest = BASE * 2u32.pow(failures.saturating_sub(1).min(TRIES));
         let time = self
-            .0
+            .rng
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .random_range(Duration::ZERO..=longest);

@@ -129,7 +129,7 @@ impl Service for Kinesis {
         self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT)
     }
 
-    async fn ask_for_limit(&self) -> Option<u64> {
+    async fn ask_target_for_limit(&self) -> Option<u64> {
         self.ask_stream_for_limit().await
     }
 
@@ -138,7 +138,7 @@ impl Service for Kinesis {
         if bytes <= target::SMALLEST_LIMIT {
             return None;
         }
-        match self.ask_for_limit().await {
+        match service::ask_for_limit(self).await {
             Some(limit) => Some(limit).filter(|&limit| bytes > limit),
             None => call::limit_named_in(message).filter(|&limit| data > limit),
         }

@@ -115,7 +115,7 @@ impl Service for S3 {
         Self::LARGEST_LIMIT
     }
 
-    async fn ask_for_limit(&self) -> Option<u64> {
+    async fn ask_target_for_limit(&self) -> Option<u64> {
         None
     }
 

@@ -93,7 +93,7 @@ impl Service for Sns {
         MESSAGE_LIMIT
     }
 
-    async fn ask_for_limit(&self) -> Option<u64> {
+    async fn ask_target_for_limit(&self) -> Option<u64> {
         Some(MESSAGE_LIMIT)
     }
 

@@ -93,7 +93,7 @@ impl Service for Sqs {
         self.limit.load(Ordering::Relaxed).max(target::SMALLEST_LIMIT)
     }
 
-    async fn ask_for_limit(&self) -> Option<u64> {
+    async fn ask_target_for_limit(&self) -> Option<u64> {
         self.ask_queue_for_limit().await
     }
 
