@@ -252,6 +252,31 @@ async fn copies_of_a_letter_are_driven_again_once() {
 }
 
 /// After a rewind a record fails where it stood, and its letter has the id of the one that was driven again.
+/// Killed between its note and its message's removal, and its payload's bucket has let go of it since.
+#[tokio::test]
+async fn what_is_done_is_done_also_when_its_payload_is_gone() {
+    let letters = numbered(0..2, 1);
+    let file = Letters::of(&letters).await;
+    let seen = Seen::default();
+    let orders = billing(&seen);
+    let run = async |file: &Letters| {
+        let replay = file.replay().ledger(file.ledger());
+        replay.through(&orders, pending()).await.expect("it ends")
+    };
+    assert_eq!(run(&file).await.replayed, 2);
+    let elsewhere = |letter: &DeadLetter| {
+        let mut letter = letter.clone();
+        (letter.payload_at, letter.payload) = (Some("s3://gone/x".to_owned()), Bytes::new());
+        [letter.to_json_line(), b"\n".to_vec()].concat()
+    };
+    let not_done = numbered(2..3, 1);
+    for letter in letters.iter().chain(&not_done) {
+        file.append(&elsewhere(letter));
+    }
+    let report = run(&file).await;
+    assert_eq!((report.already, report.no_payload), (4, 1), "{report:?}");
+}
+
 #[tokio::test]
 async fn a_letter_of_another_failure_is_driven_again_though_its_id_is_done() {
     let first = letter(1, Some("a"), "x");

@@ -25,6 +25,7 @@ impl<T: Target> Run<T> {
         opened: &mut [Opened],
     ) -> Result<Vec<(usize, usize, Job)>, ReplayError> {
         self.drop_completed(opened).await?;
+        self.drop_done(opened).await?;
         let mut places = Vec::new();
         let mut keys = Vec::new();
         for (message, opened) in opened.iter().enumerate() {
@@ -58,6 +59,35 @@ impl<T: Target> Run<T> {
             }
         }
         Ok(jobs)
+    }
+
+    /// A letter that was driven again may outlive its payload's object: it is done all the same.
+    async fn drop_done(&self, opened: &mut [Opened]) -> Result<(), ReplayError> {
+        let mut without_payload: Vec<&mut Opening> = opened
+            .iter_mut()
+            .flat_map(|opened| &mut opened.letters)
+            .filter(|opening| matches!(opening.outcome, Some(Outcome::NoPayload(_))))
+            .collect();
+        if without_payload.is_empty() || self.replay.again {
+            return Ok(());
+        }
+        let letters = without_payload
+            .iter()
+            .filter_map(|opening| opening.letter.as_ref());
+        let keys: Vec<_> = letters
+            .map(|letter| Key::letter(&self.target_name, letter.id))
+            .collect();
+        let known = self.ledger.look_up(&keys).await?;
+        for (opening, entry) in without_payload.iter_mut().zip(known) {
+            let letter = opening.letter.as_ref();
+            if letter
+                .zip(entry)
+                .is_some_and(|(letter, entry)| self.is_done(letter, &entry))
+            {
+                opening.outcome = Some(Outcome::Already);
+            }
+        }
+        Ok(())
     }
 
     fn judge(
