@@ -5,13 +5,15 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use aws_sdk_cloudwatch::Client;
 use aws_sdk_cloudwatch::types::{ComparisonOperator, Dimension, StateValue, Statistic};
-use redrive::telemetry::{Alarms, CloudWatch, LooksAt, Metric, Metrics};
+use redrive::lambda::{Event, Function};
+use redrive::telemetry::{Alarms, CloudWatch, Emf, Kind, LooksAt, Metric, Metrics};
 use redrive::{Resilient, RetryPolicy, dead_letter};
 use serde_json::Value;
 use support::cloudwatch::CloudWatchLocal;
@@ -30,6 +32,11 @@ fn alarms() -> Alarms {
     Alarms::new("billing", "orders")
         .dead_letter_queue("orders-dlq")
         .notify("arn:aws:sns:us-east-1:000000000000:on-call")
+}
+
+/// Of the same in AWS Lambda.
+fn alarms_of_function() -> Alarms {
+    alarms().lambda("billing-function")
 }
 
 #[test]
@@ -86,7 +93,7 @@ fn every_metric_is_explained() {
     for metric in Metric::ALL {
         assert!(text.contains(&format!("`{}`", metric.name())), "{metric:?}");
     }
-    for alarm in alarms().all() {
+    for alarm in alarms().all().into_iter().chain(alarms_of_function().all()) {
         assert!(text.contains(&format!("**{}**", alarm.name)), "{}", alarm.name);
     }
 }
@@ -114,6 +121,79 @@ fn each_alarm_looks_at_what_is_measured_and_ages_are_bad_when_they_are_missing()
     assert_eq!(thresholds["IteratorAge"], 50.0 * 3_600_000.0);
 }
 
+/// A function does not read, and so measures neither an age nor what is in flight: an alarm that misses them is raised for
+/// ever.
+#[test]
+fn an_alarm_of_a_function_looks_at_what_there_is_in_lambda() {
+    let alarms = alarms_of_function().all();
+    let is_measured = |metric: &Metric| {
+        let of_reading = [
+            Metric::OldestUnsettledAge,
+            Metric::BehindLatest,
+            Metric::RecordsInFlight,
+            Metric::DataLosses,
+            Metric::ShardsHalted,
+        ];
+        !of_reading.contains(metric)
+    };
+    let mut missing_is_bad = Vec::new();
+    for alarm in &alarms {
+        match &alarm.looks_at {
+            LooksAt::Metric { metric, .. } => assert!(is_measured(metric), "{alarm:?}"),
+            LooksAt::Expression { metrics, .. } => {
+                assert!(metrics.iter().all(|(metric, _)| is_measured(metric)), "{alarm:?}");
+            }
+            _ => {}
+        }
+        missing_is_bad.extend(alarm.missing_is_bad.then_some(alarm.name));
+    }
+    // Only whoever polls does so without a record.
+    assert_eq!(missing_is_bad, ["StreamNotRead"]);
+}
+
+/// To CloudWatch one plus nothing is nothing, and an alarm that nothing is bad for would be raised: what is summed up is told
+/// also where there is none.
+#[tokio::test]
+async fn what_is_reckoned_with_is_always_told() {
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let emf = Emf::new("billing").writer(writer);
+    let resilient = Resilient::builder("billing", Script::default())
+        .dead_letters(dead_letter::Memory::new())
+        .observer(emf)
+        .build()
+        .expect("valid");
+    let _ = resilient.settle(&record(1, "k", "ok")).await.expect("settled");
+    Function::new(resilient)
+        .settle(
+            Event::from_slice(b"{\"Records\": []}").expect("an event"),
+            far_away(),
+        )
+        .await
+        .expect("an answer");
+    let mut line = String::new();
+    reader.read_to_string(&mut line).expect("text");
+    let line: Value = serde_json::from_str(&line).expect("JSON");
+    let mut reckoned = 0;
+    for alarm in alarms().all().iter().chain(&alarms_of_function().all()) {
+        let LooksAt::Expression { metrics, .. } = &alarm.looks_at else {
+            continue;
+        };
+        for (metric, _) in metrics.iter().filter(|(metric, _)| metric.kind() == Kind::Sum) {
+            assert!(
+                line[metric.name()].is_number(),
+                "{metric:?} for {}: {line}",
+                alarm.name
+            );
+            reckoned += 1;
+        }
+    }
+    assert!(reckoned > 4);
+}
+
+fn far_away() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(600)
+}
+
 #[test]
 fn what_is_printed_is_accepted() {
     let Some(localstack) = LocalStack::start(&[]) else {
@@ -122,9 +202,14 @@ fn what_is_printed_is_accepted() {
     if !localstack.is_own() {
         return;
     }
+    is_accepted(&localstack, &alarms(), "service.json");
+    is_accepted(&localstack, &alarms_of_function(), "function.json");
+}
+
+fn is_accepted(localstack: &LocalStack, alarms: &Alarms, file: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let template = folder.path().join("alarms.json");
-    std::fs::write(&template, alarms().cloudformation().to_string()).expect("written");
+    let template = folder.path().join(file);
+    std::fs::write(&template, alarms.cloudformation().to_string()).expect("written");
     let made = Command::new(home("localstack").join("venv/bin/python"))
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/localstack/stack.py"))
         .arg(localstack.endpoint())
@@ -133,7 +218,7 @@ fn what_is_printed_is_accepted() {
         .expect("python runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let statuses: BTreeMap<String, String> = serde_json::from_slice(&made.stdout).expect("JSON");
-    let expected: BTreeSet<String> = alarms().all().iter().map(|alarm| alarm.name.to_owned()).collect();
+    let expected: BTreeSet<String> = alarms.all().iter().map(|alarm| alarm.name.to_owned()).collect();
     assert_eq!(statuses.keys().cloned().collect::<BTreeSet<_>>(), expected);
     assert!(
         statuses.values().all(|status| status == "CREATE_COMPLETE"),

@@ -133,12 +133,16 @@ impl Unit {
 }
 
 impl Metric {
-    /// Whether it is told that there were none, so that rates can be computed.
+    /// Whether it is told that there were none, so that rates can be computed: in CloudWatch's arithmetic nothing plus one
+    /// is nothing.
     #[cfg(any(feature = "emf", feature = "cloudwatch"))]
     pub(super) const fn is_always_told(self) -> bool {
         matches!(
             self,
-            Metric::RecordsProcessed | Metric::RecordsDeadLettered | Metric::AttemptsFailed
+            Metric::RecordsProcessed
+                | Metric::RecordsDuplicate
+                | Metric::RecordsDeadLettered
+                | Metric::AttemptsFailed
         )
     }
 }

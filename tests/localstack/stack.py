@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import boto3
 
-endpoint, template = sys.argv[1], open(sys.argv[2]).read()
+endpoint, file = sys.argv[1], Path(sys.argv[2])
+template, name = file.read_text(), file.stem
 client = boto3.client(
     "cloudformation",
     endpoint_url=endpoint,
@@ -14,9 +16,9 @@ client = boto3.client(
     aws_secret_access_key="test",
 )
 client.validate_template(TemplateBody=template)
-client.create_stack(StackName="alarms", TemplateBody=template)
+client.create_stack(StackName=name, TemplateBody=template)
 client.get_waiter("stack_create_complete").wait(
-    StackName="alarms", WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+    StackName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
 )
-resources = client.describe_stack_resources(StackName="alarms")["StackResources"]
+resources = client.describe_stack_resources(StackName=name)["StackResources"]
 print(json.dumps({it["LogicalResourceId"]: it["ResourceStatus"] for it in resources}))

@@ -25,6 +25,9 @@ pub(crate) struct Alarms {
     /// The stream's retention
     #[arg(long, default_value = "24h", value_name = "TIME", value_parser = humantime::parse_duration)]
     retention: Duration,
+    /// The function in AWS Lambda that the processor runs in; without it the alarms are a service's
+    #[arg(long, value_name = "FUNCTION")]
+    lambda: Option<String>,
     /// The SQS queue that dead letters go to
     #[arg(long, value_name = "QUEUE")]
     dead_letter_queue: Option<String>,
@@ -41,6 +44,9 @@ impl Alarms {
         let mut alarms = telemetry::Alarms::new(self.application, self.stream)
             .namespace(self.namespace)
             .retention(self.retention);
+        if let Some(function) = self.lambda {
+            alarms = alarms.lambda(function);
+        }
         if let Some(queue) = self.dead_letter_queue {
             alarms = alarms.dead_letter_queue(queue);
         }
