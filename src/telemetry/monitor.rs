@@ -40,7 +40,8 @@ use crate::tally::Recent;
 /// ```
 ///
 /// It works within a process: what happens in others it does not know. Sinks are called on a task of their own, which runs
-/// while an alert is raised, and hold nothing up. A clone shares it.
+/// while an alert is raised, and hold nothing up. A clone shares it. In AWS Lambda, where nothing runs between invocations and
+/// processes are many, use [`Emf`](super) and [`Alarms`](super::Alarms).
 #[derive(Clone)]
 pub struct Monitor(Arc<Inner>);
 
