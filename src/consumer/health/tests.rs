@@ -1,0 +1,94 @@
+//! What is said of a task that has no turns.
+
+use std::task::Poll;
+
+use futures_core::Stream;
+
+use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::pipeline::{Batch, Pipeline};
+use crate::{Resilient, dead_letter, processor_fn};
+
+/// Batches that never come.
+struct Nothing;
+
+impl Stream for Nothing {
+    type Item = Batch;
+
+    fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Batch>> {
+        Poll::Pending
+    }
+}
+
+#[derive(Default)]
+struct Stands(std::sync::atomic::AtomicU32);
+
+impl Observer for Stands {
+    fn interest(&self) -> Interest {
+        Interest::STANDING
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        assert!(
+            matches!(
+                event,
+                Event::ShardStands {
+                    held: 0,
+                    oldest: None,
+                    ..
+                }
+            ),
+            "{event:?}"
+        );
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
+    Ok(())
+}
+
+/// An idle shard has turns, as it is woken for them. When its task is not polled any more, as by a thread that a
+/// handler blocks, it has none.
+#[tokio::test(start_paused = true)]
+async fn a_shard_whose_task_has_no_turns_is_not_alive() {
+    let stands = Arc::new(Stands::default());
+    let resilient = Resilient::builder("billing", processor_fn(ok)).observer(stands.clone());
+    let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
+    let resilient = resilient.expect("valid");
+    let health = Health::default();
+    assert!(health.report().live);
+    let looking = tokio::spawn(health.clone().look_on(
+        resilient.dependencies(),
+        "orders".into(),
+        resilient.observers().clone(),
+    ));
+    let progress = Arc::new(Progress::new());
+    health.started(&"shardId-0".into(), &progress);
+    let (pipeline, never) = (Pipeline::new(), Default::default());
+    let from = Checkpoint::at(Position::TrimHorizon);
+    let mut shard = Box::pin(pipeline.run_from(&resilient, Nothing, from, &progress, &never));
+    for _ in 0..60 {
+        let passed = sleep(Duration::from_secs(10));
+        tokio::select! {
+            _ = &mut shard => unreachable!("it has no end"),
+            () = passed => {}
+        }
+        assert!(health.report().live);
+    }
+    let told = stands.0.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((59..=61).contains(&told), "{told} in ten minutes");
+    sleep(Duration::from_secs(85)).await;
+    assert!(!health.report().live);
+    tokio::select! {
+        biased;
+        _ = &mut shard => unreachable!("it has no end"),
+        () = sleep(Duration::from_secs(15)) => {}
+    }
+    assert!(health.report().live, "it goes on");
+    health.ended(&"shardId-0".into());
+    drop(shard);
+    sleep(Duration::from_secs(300)).await;
+    assert!(health.report().live, "its task has ended");
+    looking.abort();
+}
