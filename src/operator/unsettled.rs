@@ -5,16 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::{self, ShardIteratorType};
-use tokio::time::{Instant, sleep_until};
 
 use super::{OperatorError, Shards};
 use crate::checkpoint::Checkpoint;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
+use crate::shard_pages::{ShardPages, record};
 
-/// GetRecords takes five calls a second and shard (Kinesis API reference), of which its consumers want most.
-const PAUSE: Duration = Duration::from_millis(250);
 /// What is looked for is mostly among the first.
 const PAGE: i32 = 1_000;
 
@@ -126,28 +124,14 @@ fn own_number(position: &Position) -> Option<&SequenceNumber> {
     }
 }
 
-fn record(source: &Arc<Source>, read: types::Record) -> Result<Record, BoxError> {
-    let number: SequenceNumber = read.sequence_number.try_into()?;
-    let mut builder = Record::read_from(source.clone(), number).payload(read.data.into_inner());
-    if let Some(key) = read.partition_key {
-        builder = builder.partition_key(key);
-    }
-    let arrival = read.approximate_arrival_timestamp;
-    if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
-        builder = builder.arrival(arrival);
-    }
-    Ok(builder.build())
-}
-
-/// Reads a shard to its tip.
+/// Reads a shard from a checkpoint to its tip.
 struct Reader<'a> {
     shards: &'a Shards,
-    iterator: Option<String>,
+    pages: ShardPages,
     /// Kinesis does not know the place, and it is read from the oldest record.
     is_elsewhere: bool,
     /// What arrived before is not wanted. Emulators of Kinesis begin at the beginning where nothing has arrived since.
     since: Option<SystemTime>,
-    next_call: Instant,
     asked_at: SystemTime,
 }
 
@@ -180,30 +164,22 @@ impl<'a> Reader<'a> {
         let reply = reply.map_err(|error| shards.failed(error))?;
         Ok(Reader {
             shards,
-            iterator: reply.shard_iterator,
+            pages: ShardPages::from(&shards.client, reply.shard_iterator).limit(PAGE),
             is_elsewhere,
             since,
-            next_call: Instant::now(),
             asked_at: SystemTime::now(),
         })
     }
 
     /// The next page; `None` at the shard's end or tip.
     async fn page(&mut self) -> Result<Option<Vec<types::Record>>, OperatorError> {
-        let Some(iterator) = self.iterator.take() else {
-            return Ok(None);
-        };
-        sleep_until(self.next_call).await;
-        self.next_call = Instant::now() + PAUSE;
-        let asked_at = SystemTime::now();
-        let call = self.shards.client.get_records().shard_iterator(iterator);
-        let page = call.limit(PAGE).send().await;
-        let mut page = page.map_err(|error| self.shards.failed(error))?;
-        // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at the
-        // tip say that they are the last.
-        let at_tip = page.records.is_empty() && page.millis_behind_latest.is_none_or(|behind| behind == 0);
-        self.iterator = page.next_shard_iterator.filter(|_| !at_tip);
-        self.asked_at = asked_at;
+        let page = self
+            .pages
+            .next()
+            .await
+            .map_err(|error| self.shards.failed(error))?;
+        let Some(mut page) = page else { return Ok(None) };
+        self.asked_at = page.asked_at;
         if let Some(since) = self.since {
             let is_older = |read: &types::Record| {
                 let arrival = read.approximate_arrival_timestamp;

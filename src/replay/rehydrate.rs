@@ -1,14 +1,13 @@
 //! From what Lambda says of a batch to the letters of its records.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
 use aws_sdk_kinesis::types::ShardIteratorType;
-use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::on_failure::{InvalidOnFailure, OnFailure};
@@ -18,8 +17,9 @@ use super::source::{Message, SourceError};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
-use crate::record::{Record, SequenceNumber, ShardId};
+use crate::record::{Record, SequenceNumber, ShardId, Source};
 use crate::sdk;
+use crate::shard_pages::{self, PAUSE, ShardPages};
 
 /// Makes dead letters of the messages that Lambda writes to an on-failure destination, which say only where a batch was:
 /// its records are read from the stream again, from the first to the last. Those of an S3 destination have them, and need
@@ -37,8 +37,6 @@ pub struct Rehydrate {
     next_call: Instant,
 }
 
-/// A shard takes five calls a second of either kind (Kinesis API reference), and the function wants some.
-const PAUSE: Duration = Duration::from_millis(250);
 /// A batch has 6 MB at most (Lambda, quotas). A range with more than this is none that can be worked on.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
@@ -95,42 +93,35 @@ impl Rehydrate {
     /// What the stream still holds from the first to the last; and whether the first is there.
     async fn read(&mut self, place: &Place<'_>) -> Result<(Vec<Record>, bool), Unread> {
         let (mut records, mut bytes, mut passed): (Vec<Record>, _, _) = (Vec::new(), 0, false);
-        let mut iterator = self.iterator(place).await?;
-        while let Some(token) = iterator {
-            self.turn().await;
-            let call = self.client.get_records().shard_iterator(token);
-            let page = call
-                .send()
-                .await
-                .map_err(|error| Unread::Unreachable(error.into()))?;
-            let at_tip = page.records.is_empty() && page.millis_behind_latest == Some(0);
-            for record in page.records {
-                let Ok(number) = SequenceNumber::try_from(record.sequence_number) else {
+        let source = Arc::new(Source {
+            stream: place.stream.into(),
+            shard: place.shard.clone(),
+        });
+        let iterator = self.iterator(place).await?;
+        let mut pages = ShardPages::from(&self.client, iterator);
+        while !passed {
+            let page = pages.next().await;
+            let Some(page) = page.map_err(|error| Unread::Unreachable(error.into()))? else {
+                break;
+            };
+            for read in page.records {
+                let Ok(record) = shard_pages::record(&source, read) else {
                     continue;
                 };
-                passed |= number >= *place.end;
+                let number = record.sequence_number();
+                passed |= number >= place.end;
                 // Not every server of Kinesis' API begins at the record that it is asked for, nor has each page in order.
-                if !(place.start..=place.end).contains(&&number) {
+                if !(place.start..=place.end).contains(&number) {
                     continue;
                 }
-                let data: Bytes = record.data.into_inner().into();
-                bytes += data.len();
+                bytes += record.payload().len();
                 if bytes > MOST_BYTES {
                     return Err(Unread::Damaged(
                         "between its first and its last record there is more than 64 MiB".into(),
                     ));
                 }
-                let mut builder = Record::builder(place.stream, place.shard.clone(), number).payload(data);
-                if let Some(key) = record.partition_key {
-                    builder = builder.partition_key(key);
-                }
-                if let Some(arrival) = record.approximate_arrival_timestamp {
-                    builder =
-                        builder.arrival(SystemTime::try_from(arrival).unwrap_or(SystemTime::UNIX_EPOCH));
-                }
-                records.push(builder.build());
+                records.push(record);
             }
-            iterator = page.next_shard_iterator.filter(|_| !at_tip && !passed);
         }
         records.sort_by(|a, b| a.sequence_number().cmp(b.sequence_number()));
         let from_start = records.first().map(Record::sequence_number) == Some(place.start);

@@ -2,19 +2,18 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
-use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
 
 use super::{DeadLetterSource, Handle, Message, SourceError};
 use crate::failure::BoxError;
 use crate::sdk;
+use crate::shard_pages::{Page, ShardPages};
 
 /// Reads what a [`dead_letter::Kinesis`](crate::dead_letter::Kinesis) has written, from the oldest record that the stream
 /// holds, or from a [time](Kinesis::since) on, to the newest.
@@ -29,17 +28,13 @@ pub struct Kinesis {
     /// What is still to be read; none before it is begun.
     shards: Option<VecDeque<String>>,
     open: Option<Open>,
-    next_call: Instant,
 }
 
 struct Open {
     shard: String,
-    iterator: String,
+    pages: ShardPages,
     last: Option<String>,
 }
-
-/// GetRecords takes five calls a second and shard (Kinesis API reference), of which the others may want some.
-const PAUSE: Duration = Duration::from_millis(250);
 
 impl Kinesis {
     /// The letters in this stream (its name, not its ARN).
@@ -50,7 +45,6 @@ impl Kinesis {
             since: None,
             shards: None,
             open: None,
-            next_call: Instant::now(),
         }
     }
 
@@ -66,18 +60,19 @@ impl Kinesis {
             self.shards = Some(self.list_shards().await?);
         }
         loop {
-            let Some(open) = &self.open else {
+            let Some(open) = &mut self.open else {
                 let Some(shard) = self.shards.as_mut().and_then(VecDeque::pop_front) else {
                     return Ok(Vec::new());
                 };
                 self.open = self.iterator(&shard, None).await?;
                 continue;
             };
-            sleep_until(self.next_call).await;
-            self.next_call = Instant::now() + PAUSE;
-            let call = self.client.get_records().shard_iterator(&open.iterator);
-            let page = match call.send().await {
-                Ok(page) => page,
+            let page = match open.pages.next().await {
+                Ok(Some(page)) => page,
+                Ok(None) => {
+                    self.open = None;
+                    continue;
+                }
                 Err(error) if error.code() == Some("ExpiredIteratorException") => {
                     let (shard, last) = (open.shard.clone(), open.last.clone());
                     self.open = self.iterator(&shard, last.as_deref()).await?;
@@ -92,8 +87,8 @@ impl Kinesis {
         }
     }
 
-    /// What a page holds, and whether there is another.
-    fn take(&mut self, page: GetRecordsOutput) -> Vec<Message> {
+    /// What a page holds.
+    fn take(&mut self, page: Page) -> Vec<Message> {
         let Some(open) = &mut self.open else {
             return Vec::new();
         };
@@ -101,12 +96,6 @@ impl Kinesis {
             open.last = Some(last.sequence_number.clone());
         }
         let place = format!("{}/{}", self.stream, open.shard);
-        // A page at the tip that still brings records says nothing of the next.
-        let at_tip = page.records.is_empty() && page.millis_behind_latest == Some(0);
-        match page.next_shard_iterator {
-            Some(iterator) if !at_tip => open.iterator = iterator,
-            _ => self.open = None,
-        }
         page.records
             .into_iter()
             .map(|record| {
@@ -166,7 +155,7 @@ impl Kinesis {
         };
         Ok(iterator.map(|iterator| Open {
             shard: shard.to_owned(),
-            iterator,
+            pages: ShardPages::from(&self.client, Some(iterator)),
             last: after.map(str::to_owned),
         }))
     }
