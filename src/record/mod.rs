@@ -75,12 +75,6 @@ impl Record {
         &self.meta.source.stream
     }
 
-    /// The same, shared by all records that were read together.
-    #[cfg(feature = "metrics")]
-    pub(crate) fn shared_stream(&self) -> &Arc<str> {
-        &self.meta.source.stream
-    }
-
     /// The shard that the record was read from.
     pub fn shard(&self) -> &ShardId {
         &self.meta.source.shard

@@ -40,7 +40,7 @@ pub struct Metrics {
 
 /// The counters and histograms of a stream, or of a shard of it.
 struct Handles {
-    stream: Option<Arc<str>>,
+    stream: Option<String>,
     shard: Option<ShardId>,
     each: [Handle; Metric::ALL.len()],
 }
@@ -102,10 +102,10 @@ impl Metrics {
         labels
     }
 
-    fn handles(&self, stream: Option<Arc<str>>, shard: Option<&ShardId>) -> Handles {
-        let labels = self.labels(stream.as_deref(), shard);
+    fn handles(&self, stream: Option<&str>, shard: Option<&ShardId>) -> Handles {
+        let labels = self.labels(stream, shard);
         Handles {
-            stream,
+            stream: stream.map(str::to_owned),
             shard: shard.cloned(),
             each: Metric::ALL.map(|metric| match metric.kind() {
                 _ if is_gauge(metric) || has_own_labels(metric) => Handle::Elsewhere,
@@ -118,18 +118,16 @@ impl Metrics {
     /// What an event says, with the handles of its place.
     #[cold]
     #[inline(never)]
-    fn record(&self, event: &Event<'_>, stream: Option<Arc<str>>, shard: Option<&ShardId>) {
-        let shard = shard.filter(|_| self.shard_label);
-        let first = self.first.get_or_init(|| self.handles(stream.clone(), shard));
-        if first.is_of(stream.as_deref(), shard) {
+    fn record(&self, event: &Event<'_>) {
+        let (stream, shard) = (event.stream(), event.shard().filter(|_| self.shard_label));
+        // Not what is of no stream, as the look at a dead-letter target is, before the first record.
+        let first = stream.map(|_| self.first.get_or_init(|| self.handles(stream, shard)));
+        if let Some(first) = first.filter(|first| first.is_of(stream, shard)) {
             return first.record_all(event);
         }
         let handles = {
             let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-            match others
-                .iter()
-                .find(|handles| handles.is_of(stream.as_deref(), shard))
-            {
+            match others.iter().find(|handles| handles.is_of(stream, shard)) {
                 Some(known) => known.clone(),
                 None => {
                     let new = Arc::new(self.handles(stream, shard));
@@ -141,18 +139,11 @@ impl Metrics {
         handles.record_all(event);
     }
 
-    #[cold]
-    #[inline(never)]
-    fn on_elsewhere(&self, event: &Event<'_>, record: &Record) {
-        self.record(event, Some(record.shared_stream().clone()), Some(record.shard()));
-    }
-
     /// The handles of this record's stream, if most have the same ones, as they do where one stream is read.
     #[inline]
     fn usual(&self, record: &Record) -> Option<&Handles> {
         let first = self.first.get().filter(|_| !self.shard_label)?;
-        let stream = first.stream.as_ref()?;
-        Arc::ptr_eq(stream, record.shared_stream()).then_some(first)
+        (first.stream.as_deref() == Some(record.stream())).then_some(first)
     }
 
     /// What a failure has of labels is not known before.
@@ -179,7 +170,7 @@ impl Metrics {
     #[inline(never)]
     fn on_other(&self, event: &Event<'_>) {
         self.hear(event);
-        self.record(event, event.stream().map(Arc::from), event.shard());
+        self.record(event);
     }
 
     /// What has labels of its own, or is how things stand.
@@ -305,7 +296,7 @@ impl Observer for Metrics {
         match event {
             Event::Settled { record, .. } | Event::AttemptEnded { record, .. } => match self.usual(record) {
                 Some(handles) => handles.record_all(event),
-                None => self.on_elsewhere(event, record),
+                None => self.record(event),
             },
             _ => self.on_other(event),
         }
