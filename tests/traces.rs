@@ -214,6 +214,17 @@ async fn a_record_goes_on_with_its_producers_trace_from_its_first_attempt_to_its
     assert_eq!(batches.iter().filter_map(read).sum::<usize>(), 3);
     let kept = letters.letters();
     assert_eq!(kept[0].trace_context, Some(traceparent(3)));
+    // What the log says of it leads to the trace, also where nobody wants spans.
+    let given_up = spans.iter().flat_map(|span| span.events.iter());
+    let given_up: Vec<_> = given_up
+        .filter(|event| event.name == "record dead-lettered")
+        .collect();
+    let trace_ids = given_up[0]
+        .attributes
+        .iter()
+        .filter(|it| it.key.as_str() == "trace_id");
+    let trace_ids: Vec<String> = trace_ids.map(|it| it.value.to_string()).collect();
+    assert_eq!((given_up.len(), trace_ids), (1, vec![trace(3).to_string()]));
 }
 
 #[tokio::test(start_paused = true)]

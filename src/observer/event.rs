@@ -176,6 +176,9 @@ pub enum Event<'a> {
         failure: Redacted<'a>,
         /// Where the letter is, in the sink's terms.
         location: &'a str,
+        /// The id of the trace that its producer began, if that is in W3C Trace Context's form
+        /// ([`TraceContext`](crate::TraceContext)).
+        trace_id: Option<&'a str>,
     },
     /// A sink's target may lose letters later.
     #[non_exhaustive]

@@ -198,6 +198,7 @@ impl Observer for Log {
                 reason,
                 failure,
                 location,
+                trace_id,
             } => {
                 let verdict = failure.reveal().verdict();
                 of_record!(
@@ -210,6 +211,7 @@ impl Observer for Log {
                     code = verdict.code(),
                     error = self.text(failure.reveal()),
                     location,
+                    trace_id,
                     "record dead-lettered"
                 );
             }

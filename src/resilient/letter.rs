@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::outbox::Refused;
 use super::protection::Run;
 use super::recovery::{Phase, Recovery};
+use super::trace::trace_id;
 use super::{Inner, Step};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;
@@ -74,6 +75,7 @@ impl<P: RecordProcessor> Inner<P> {
                     reason: letter.reason.as_str(),
                     failure: Redacted(failure),
                     location: &receipt.location,
+                    trace_id: letter.trace_context.as_deref().and_then(trace_id),
                 });
                 let settled = Settled::DeadLettered(letter.id);
                 self.tell_settled(record, settled, attempts);

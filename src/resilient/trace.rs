@@ -153,7 +153,7 @@ fn note(span: &Span, result: &Result<Settled, Unsettled>) {
 }
 
 /// The trace's id, if this is a `traceparent` (W3C Trace Context, 3.2): nothing else is told, whatever is in the payload.
-fn trace_id(context: &str) -> Option<&str> {
+pub(super) fn trace_id(context: &str) -> Option<&str> {
     let mut parts = context.split('-');
     let (version, id) = (parts.next()?, parts.next()?);
     let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
