@@ -197,7 +197,7 @@ async fn a_function_answers_under_the_real_runtime_client() {
     };
     let settled = json!({"batchItemFailures": []});
     let event = Path::new(EVENT);
-    for (processed, duplicates) in [(1, Value::Null), (0, json!(1))] {
+    for (processed, duplicates) in [(1, 0), (0, 1)] {
         assert_eq!(emulator.invoke(event).await, Ok(settled.clone()));
         // Delivered again it is known.
         assert_eq!(emulator.orders(), ["{\"cents\":250,\"id\":1}"]);
@@ -207,7 +207,7 @@ async fn a_function_answers_under_the_real_runtime_client() {
         assert_eq!(last["RecordsProcessed"], json!(processed));
         assert_eq!(
             (&last["RecordsDuplicate"], &last["RecordsDeadLettered"]),
-            (&duplicates, &json!(1))
+            (&json!(duplicates), &json!(1))
         );
     }
     let letters = fs::read_to_string(emulator.folder.join("letters")).expect("letters");
