@@ -100,6 +100,8 @@ impl Rehydrate {
         let iterator = self.iterator(place).await?;
         let mut pages = ShardPages::from(&self.client, iterator);
         while !passed {
+            // Another batch of the same shard may be next: its turns are shared.
+            self.turn().await;
             let page = pages.next().await;
             let Some(page) = page.map_err(|error| Unread::Unreachable(error.into()))? else {
                 break;
