@@ -190,7 +190,7 @@ impl<P: RecordProcessor> Inner<P> {
         term: Term<'_>,
     ) -> Result<(), Stumble<BatchFailure<P::Error>>> {
         let attempt = &Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
-        let span = self.traces.of_attempt(batch, number);
+        let span = self.traces.of_attempt_with(batch, number);
         let call = async move {
             let this = Call {
                 first,

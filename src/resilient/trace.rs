@@ -70,7 +70,7 @@ impl Traces {
     }
 
     /// For a call of the handler with many records.
-    pub(super) fn of_attempt(&self, records: &[Record], number: u32) -> Span {
+    pub(super) fn of_attempt_with(&self, records: &[Record], number: u32) -> Span {
         let first = records.first();
         let span = debug_span!(
             "attempt",

@@ -45,11 +45,6 @@ impl Standing {
         }
     }
 
-    /// How many breakers are open: what is of no stream.
-    pub(super) fn open(&self) -> usize {
-        self.open.len()
-    }
-
     /// How many shards of the stream are stopped.
     pub(super) fn stopped(&self, stream: &str) -> usize {
         self.stopped.iter().filter(|(of, _)| of == stream).count()
@@ -58,7 +53,7 @@ impl Standing {
     /// What there is to tell of a stream, or of none: how many stand still, and once that there are none any more.
     pub(super) fn tell(&mut self, stream: Option<&str>) -> Option<(Metric, f64)> {
         let (metric, count) = match stream {
-            None => (Metric::BreakersOpen, self.open()),
+            None => (Metric::BreakersOpen, self.open.len()),
             Some(stream) => (Metric::ShardsStopped, self.stopped(stream)),
         };
         let key = stream.map(str::to_owned);
