@@ -10,15 +10,6 @@
 //! where it takes most of the machine and sets the pace. Runs alternate, and as single ones are noisy
 //! the figure that counts is the median of the paired differences.
 
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/support/embedded.rs"]
-mod embedded;
-#[path = "support/server.rs"]
-mod server;
-#[path = "support/stream.rs"]
-mod stream;
-mod support;
-
 use std::error::Error;
 use std::hint::black_box;
 use std::io;
@@ -31,11 +22,14 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::types::ShardIteratorType;
+use bench::median;
+use bench::server;
+use bench::server::Server;
+use bench::stream;
 use redrive::observer::{Event, Interest, Observer};
+use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Attempt, Consumer, Record, RecordProcessor, Resilient, checkpoint, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
-use server::Server;
-use support::median;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -48,18 +42,18 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     if server::is_wanted() {
-        let embedded = embedded::Embedded::start().await?;
+        let embedded = KinesisServer::start().await?;
         server::serve(embedded.endpoint()).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (records, rounds) = if support::is_bench() {
+    let (records, rounds) = if bench::is_bench() {
         (500_000, 21)
     } else {
         (2_000, 1)
     };
     let server = Server::start()?;
-    embedded::create_stream(&embedded::client(&server.endpoint), STREAM, SHARDS).await?;
-    stream::fill(&embedded::client(&server.endpoint), STREAM, records).await?;
+    kinesis::create_stream(&kinesis::client(&server.endpoint), STREAM, SHARDS).await?;
+    stream::fill(&kinesis::client(&server.endpoint), STREAM, records).await?;
     println!(
         "{records} records of {} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU a record",
         stream::PAYLOAD_BYTES
@@ -101,24 +95,21 @@ async fn main() -> Result<ExitCode> {
         );
         missed |= difference > TARGET;
     }
-    if support::is_bench() && missed {
+    if bench::is_bench() && missed {
         println!("the consumer costs more than {TARGET} µs a record");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-impl Server {
-    /// A client with connections of its own.
-    fn client(&self) -> Client {
-        let client = embedded::client(&self.endpoint);
-        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(30));
-        let config = client.config().to_builder();
-        let config = config
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts.build());
-        Client::from_conf(config.build())
-    }
+fn client(server: &Server) -> Client {
+    let client = kinesis::client(&server.endpoint);
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(30));
+    let config = client.config().to_builder();
+    let config = config
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts.build());
+    Client::from_conf(config.build())
 }
 
 /// What one run took.
@@ -172,7 +163,7 @@ impl Counter {
 }
 
 async fn bare_loop(server: &Server, records: u64, limit: u32) -> Result<Run> {
-    let client = server.client();
+    let client = client(server);
     let counter = Counter::new(records);
     Run::measure(records, async {
         let shards = client.list_shards().stream_name(STREAM).send().await?;
@@ -224,7 +215,7 @@ async fn read(client: Client, shard: String, limit: i32, counter: Arc<Counter>) 
 }
 
 async fn consumer(server: &Server, records: u64, limit: u32) -> Result<Run> {
-    let client = server.client();
+    let client = client(server);
     let counter = Counter::new(records);
     let calls = Arc::new(Calls::default());
     let resilient = Resilient::builder("bench", Counting(counter.clone()))

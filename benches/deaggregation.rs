@@ -5,12 +5,8 @@
 //! public Python implementation, and a plain copy of the same bytes. Each figure is the best of a few
 //! rounds. The Python implementation takes and gives base64, as Lambda has it, which is a part of its time.
 
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/support/python.rs"]
-mod python;
-
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -18,6 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use redrive::Record;
 use redrive::kpl::{Aggregator, Deaggregator};
+use support::python;
 
 const RECORDS: usize = 200_000;
 const ROUNDS: usize = 7;
@@ -62,9 +59,7 @@ fn open(deaggregator: &Deaggregator, aggregates: &[Bytes]) -> usize {
 }
 
 fn python() -> Option<PathBuf> {
-    // What a bench is given as its temporary folder lies in the target directory.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
-    python::with("tests/kpl/requirements.txt", target)
+    python::with("tests/kpl/requirements.txt")
 }
 
 fn main() {

@@ -6,17 +6,15 @@
 //!
 //! `Shard` order is here for contrast: there a failing record holds up all, as it must.
 
-mod support;
-
 use std::future::Future;
 use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bench::{median, records};
 use futures_util::stream;
 use redrive::pipeline::{Batch, Capacity, Ordering, Pipeline};
 use redrive::{Attempt, Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
-use support::{median, records};
 
 const WORK: Duration = Duration::from_millis(1);
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -58,7 +56,7 @@ impl RecordProcessor for Work {
 }
 
 fn main() -> ExitCode {
-    let (scale, rounds) = if support::is_bench() { (1, 5) } else { (100, 1) };
+    let (scale, rounds) = if bench::is_bench() { (1, 5) } else { (100, 1) };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -104,7 +102,7 @@ fn main() -> ExitCode {
             kept_by_key = share;
         }
     }
-    if support::is_bench() && kept_by_key < TARGET {
+    if bench::is_bench() && kept_by_key < TARGET {
         println!("PartitionKey keeps less than {:.0} %", TARGET * 100.0);
         return ExitCode::FAILURE;
     }

@@ -5,8 +5,6 @@
 //! start to end. The records are kept alive, so that what freeing them costs is not part of it. What
 //! the contestants are is told in settle.rs and support/bare_loop.rs.
 
-mod support;
-
 use std::env;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -15,7 +13,7 @@ use std::process::{Command, ExitCode};
 const RUNNER: &str = "gungraun-runner";
 const RUNNER_VERSION: &str = "0.20.0";
 /// A place for the runner that is not on the `PATH`.
-const TOOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/bin");
+const TOOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/bin");
 
 fn main() -> ExitCode {
     // The runner calls this program again, inside valgrind, for each of the benches.
@@ -65,8 +63,8 @@ mod counted {
     use redrive::{RecordProcessor, processor_fn};
     use tokio::runtime::Runtime;
 
-    use crate::support::handlers::{Noop, YieldOnce, handle, handle_owned, measured, resilient, unprotected};
-    use crate::support::{bare_loop, records, retries};
+    use bench::handlers::{Noop, YieldOnce, handle, handle_owned, measured, resilient, unprotected};
+    use bench::{bare_loop, records, retries};
 
     const SETTLED: usize = 1_000;
     const RECORDS: usize = 20_000;

@@ -6,11 +6,11 @@
 //! beforehand; one thread; 64 running, 4,096 held. A handler that is ready at once, and one that gives
 //! way once. `one_by_one` is a plain loop that awaits each record: the least that shard order can cost.
 
-mod support;
-
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use bench::handlers::{Noop, YieldOnce, resilient};
+use bench::{bare_loop, records};
 use criterion::measurement::WallTime;
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
@@ -18,8 +18,6 @@ use criterion::{
 use futures_util::stream;
 use redrive::pipeline::{Batch, Ordering, Pipeline};
 use redrive::{Record, RecordProcessor, Resilient};
-use support::handlers::{Noop, YieldOnce, resilient};
-use support::{bare_loop, records};
 use tokio::runtime::Runtime;
 
 const RECORDS: usize = 1_000_000;

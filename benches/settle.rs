@@ -13,14 +13,12 @@
 //! | `backon_guarded` | yes | yes | yes | `&Record` |
 //! | `tower` | yes, jitter | | | a clone, and one is kept to try again |
 
-mod support;
-
 use std::hint::black_box;
 
+use bench::handlers::{Noop, handle, handle_owned, resilient};
+use bench::{records, retries};
 use criterion::{Criterion, criterion_group, criterion_main};
 use redrive::processor_fn;
-use support::handlers::{Noop, handle, handle_owned, resilient};
-use support::{records, retries};
 
 fn settle(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -7,19 +7,6 @@
 //! The first record comes from a stream of four shards, by a fresh lease table on DynamoDB Local. (Where that is not
 //! to be had, `REDRIVE_SKIP_EMULATORS=1`, it is left out and said so.)
 
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/support/dynamodb.rs"]
-mod dynamodb;
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/support/embedded.rs"]
-mod embedded;
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../tests/support/emulator.rs"]
-mod emulator;
-#[path = "support/server.rs"]
-mod server;
-mod support;
-
 use std::collections::HashMap;
 use std::env;
 use std::error::Error;
@@ -28,10 +15,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::primitives::Blob;
-use dynamodb::DynamoDbLocal;
+use bench::server;
+use bench::server::Server;
 use redrive::observer::{Event, Interest, Observer};
+use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, Record, Resilient, ShardId, checkpoint, dead_letter, processor_with};
-use server::Server;
+use support::dynamodb::DynamoDbLocal;
 use tokio::sync::{Notify, mpsc};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -48,7 +37,7 @@ const SOON: Duration = Duration::from_secs(1);
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     if server::is_wanted() {
-        let embedded = embedded::Embedded::start().await?;
+        let embedded = KinesisServer::start().await?;
         server::serve(embedded.endpoint()).await?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -57,17 +46,17 @@ async fn main() -> Result<ExitCode> {
         println!("{}", idle(endpoint, stream).await?);
         return Ok(ExitCode::SUCCESS);
     }
-    let (shards, rounds) = if support::is_bench() { (1_000, 5) } else { (10, 1) };
+    let (shards, rounds) = if bench::is_bench() { (1_000, 5) } else { (10, 1) };
     let server = Server::start()?;
-    let client = embedded::client(&server.endpoint);
-    embedded::create_stream(&client, "one", 1).await?;
-    embedded::create_stream(&client, "many", shards).await?;
+    let client = kinesis::client(&server.endpoint);
+    kinesis::create_stream(&client, "one", 1).await?;
+    kinesis::create_stream(&client, "many", shards).await?;
     let (mut one, mut many) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         one.push(consume(&server, "one")?);
         many.push(consume(&server, "many")?);
     }
-    let (one, many) = (support::median(&mut one), support::median(&mut many));
+    let (one, many) = (bench::median(&mut one), bench::median(&mut many));
     let each = (many - one) / f64::from(shards - 1);
     println!(
         "{shards} idle shards: {:.1} MiB resident, {:.1} MiB with one, {:.1} KiB a shard (medians of {rounds})",
@@ -77,7 +66,7 @@ async fn main() -> Result<ExitCode> {
     );
     let mut missed = each > MOST_BYTES;
 
-    if let Some(dynamo) = DynamoDbLocal::start().await {
+    if let Some(dynamo) = DynamoDbLocal::shared() {
         let mut times = Vec::new();
         for round in 0..rounds {
             times.push(first_record(&server, &dynamo, round).await?.as_secs_f64());
@@ -85,11 +74,11 @@ async fn main() -> Result<ExitCode> {
         let longest = times.iter().copied().fold(0.0, f64::max);
         println!(
             "4 shards, a fresh lease table: the first record after {:.0} ms, {longest:.2} s at the longest of {rounds}",
-            support::median(&mut times) * 1_000.0
+            bench::median(&mut times) * 1_000.0
         );
         missed |= longest > SOON.as_secs_f64();
     }
-    if support::is_bench() && missed {
+    if bench::is_bench() && missed {
         println!(
             "more than {} KiB a shard, or later than {SOON:?}",
             MOST_BYTES / 1_024.0
@@ -138,7 +127,7 @@ async fn idle(endpoint: &str, stream: &str) -> Result<u64> {
     let polls = Arc::new(Polls::default());
     let (sender, _records) = mpsc::unbounded_channel();
     let resilient = resilient(sender, polls.clone())?;
-    let consumer = Consumer::builder(embedded::client(endpoint), stream)
+    let consumer = Consumer::builder(kinesis::client(endpoint), stream)
         .checkpoints(checkpoint::Memory::new())
         .build()?;
     let enough = async {
@@ -154,8 +143,8 @@ async fn idle(endpoint: &str, stream: &str) -> Result<u64> {
 /// From the start of a consumer to its first record.
 async fn first_record(server: &Server, dynamo: &DynamoDbLocal, round: usize) -> Result<Duration> {
     let stream = format!("first-{round}");
-    let client = embedded::client(&server.endpoint);
-    embedded::create_stream(&client, &stream, 4).await?;
+    let client = kinesis::client(&server.endpoint);
+    kinesis::create_stream(&client, &stream, 4).await?;
     let put = client.put_record().stream_name(&stream).partition_key("key");
     put.data(Blob::new("an order")).send().await?;
     let (sender, mut records) = mpsc::unbounded_channel();

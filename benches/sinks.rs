@@ -10,12 +10,6 @@
 //! whatever it is sent. There is no TLS, which would cost both the same. Sink and plain call take turns; the figure that
 //! counts is the median of the pairs' ratios.
 
-#[path = "support/answers.rs"]
-mod answers;
-#[path = "support/server.rs"]
-mod server;
-mod support;
-
 use std::error::Error;
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -27,12 +21,14 @@ use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_sns::types::PublishBatchRequestEntry;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use bench::answers;
+use bench::median;
+use bench::server;
+use bench::server::Server;
 use futures_util::future::try_join_all;
 use redrive::dead_letter::{DeadLetter, DeadLetterSink, Kinesis, Memory, S3, Sns, SourceStream, Sqs};
 use redrive::{Attempt, Record, RecordProcessor, Resilient, RetryPolicy, Settled};
 use rustix::time::{ClockId, clock_gettime};
-use server::Server;
-use support::median;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -73,7 +69,7 @@ async fn main() -> Result<ExitCode> {
         server::serve(&answers::start().await?).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (puts, rounds) = if support::is_bench() { (4, 41) } else { (1, 1) };
+    let (puts, rounds) = if bench::is_bench() { (4, 41) } else { (1, 1) };
     let letters = letters().await?;
     let mut beside = Beside {
         letters: &letters,
@@ -121,7 +117,7 @@ async fn main() -> Result<ExitCode> {
         .measure("S3, PutObject 16 at a time", sink, plain, encoded)
         .await?;
 
-    if support::is_bench() && beside.ratios.iter().any(|&ratio| ratio > TARGET) {
+    if bench::is_bench() && beside.ratios.iter().any(|&ratio| ratio > TARGET) {
         println!("a sink takes more than {TARGET} times the plain call's CPU");
         return Ok(ExitCode::FAILURE);
     }

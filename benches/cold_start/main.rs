@@ -5,20 +5,16 @@
 //! question comes; a process's first start counts as well, as the files may have to be read. What Lambda itself does before
 //! (fetching the code, starting a virtual machine) is in neither. (Python and, at first use, the network are needed.)
 
-#[path = "../../tests/support/python.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod python;
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
+use support::python;
 
 use axum::Router;
 use axum::routing::get;
-use support::median;
+use bench::median;
+use support::emulator::target;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -31,16 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .ok_or("a target directory")?;
     // `cargo test` runs benches, too: that this one compiles is enough there.
-    if !support::is_bench() {
+    if !bench::is_bench() {
         return Ok(ExitCode::SUCCESS);
     }
-    let function = build(target)?;
-    let python = python::with("benches/cold_start/requirements.txt", target).ok_or("Python is needed")?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/cold_start/function.py");
+    let function = build(&target())?;
+    let python = python::with("benches/cold_start/requirements.txt").ok_or("Python is needed")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("cold_start/function.py");
 
     let (asked, mut asks) = mpsc::unbounded_channel();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -78,15 +71,14 @@ fn build(target: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["build", "--release", "--example", "lambda"])
-        .args(["--features", "default-https-client"])
+        .args(["build", "--release", "--package", "lambda"])
         .arg("--target-dir")
         .arg(target)
         .status()?;
     if !built.success() {
         return Err("the example does not build".into());
     }
-    Ok(target.join("release/examples/lambda"))
+    Ok(target.join("release/lambda"))
 }
 
 /// Milliseconds until it asks.

@@ -11,28 +11,6 @@
 //!
 //! It needs a JDK, Python and npm, at first use the network, and Linux.
 
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../tests/support/dynamodb.rs"]
-mod dynamodb;
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../tests/support/embedded.rs"]
-mod embedded;
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../tests/support/emulator.rs"]
-mod emulator;
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../tests/support/kcl.rs"]
-mod kcl;
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../tests/support/python.rs"]
-mod python;
-#[path = "../support/server.rs"]
-mod server;
-#[path = "../support/stream.rs"]
-mod stream;
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::env;
 use std::error::Error;
 use std::fs;
@@ -44,12 +22,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use dynamodb::DynamoDbLocal;
+use bench::median;
+use bench::server;
+use bench::server::Server;
+use bench::stream;
 use redrive::checkpoint::DynamoDb;
+use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Attempt, Consumer, Record, RecordProcessor, Resilient, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
-use server::Server;
-use support::median;
+use support::dynamodb;
+use support::dynamodb::DynamoDbLocal;
+use support::kcl;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -65,7 +48,7 @@ const TARGETS: [f64; 3] = [7.0, 10.0, 3.0];
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     if server::is_wanted() {
-        let embedded = embedded::Embedded::start().await?;
+        let embedded = KinesisServer::start().await?;
         server::serve(embedded.endpoint()).await?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -73,17 +56,17 @@ async fn main() -> Result<ExitCode> {
         consume(&what).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !support::is_bench() {
+    if !bench::is_bench() {
         println!("skipped: KCL takes minutes");
         return Ok(ExitCode::SUCCESS);
     }
-    let (Some((_, jars)), Some(dynamo)) = (kcl::install(), DynamoDbLocal::start().await) else {
+    let (Some((_, jars)), Some(dynamo)) = (kcl::install(), DynamoDbLocal::shared()) else {
         return Ok(ExitCode::SUCCESS);
     };
     let classes = compile(&jars)?;
     let server = Server::start()?;
-    let client = embedded::client(&server.endpoint);
-    embedded::create_stream(&client, STREAM, SHARDS).await?;
+    let client = kinesis::client(&server.endpoint);
+    kinesis::create_stream(&client, STREAM, SHARDS).await?;
     stream::fill(&client, STREAM, RECORDS).await?;
     let places = [server.endpoint.as_str(), dynamo.endpoint()];
     let clients = [
@@ -141,7 +124,7 @@ async fn main() -> Result<ExitCode> {
 
 /// The classes of the application of KCL, and the path to it and all that it needs.
 fn compile(jars: &Path) -> Result<String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/kcl");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kcl");
     let classes = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kcl");
     fs::create_dir_all(&classes)?;
     let jars = format!("{}/*", jars.display());
@@ -273,7 +256,7 @@ async fn consume(what: &str) -> Result<()> {
     let resilient = Resilient::builder(application, counter)
         .dead_letters(dead_letter::Memory::new())
         .build()?;
-    let consumer = Consumer::builder(embedded::client(kinesis), stream)
+    let consumer = Consumer::builder(kinesis::client(kinesis), stream)
         .checkpoints(DynamoDb::new(dynamodb::client(dynamodb), application))
         .calls_per_second(calls.parse()?)
         .build()?;

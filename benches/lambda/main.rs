@@ -4,12 +4,6 @@
 //! thread. What is measured is the process's CPU time a record: from the parsed event to the answer, and from the event's
 //! bytes to the answer's. Runs alternate; the medians count. (Python and, at first use, the network are needed.)
 
-#[path = "../../tests/support/python.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod python;
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::error::Error;
 use std::hint::black_box;
 use std::io;
@@ -19,11 +13,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bench::median;
 use redrive::lambda::{Event, Function};
 use redrive::{Attempt, Record, RecordProcessor, Resilient, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use support::median;
+use support::python;
 use tokio::time::Instant;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -69,15 +64,12 @@ impl RecordProcessor for Looks {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
-    let (rounds, runs) = if support::is_bench() { (2_000, 7) } else { (2, 1) };
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .ok_or("a target directory")?;
+    let (rounds, runs) = if bench::is_bench() { (2_000, 7) } else { (2, 1) };
     let bytes = serde_json::to_vec(&event())?;
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lambda-event.json");
     std::fs::write(&file, &bytes)?;
-    let python = match support::is_bench() {
-        true => python::with("benches/lambda/powertools/requirements.txt", target),
+    let python = match bench::is_bench() {
+        true => python::with("benches/lambda/powertools/requirements.txt"),
         false => None,
     };
     let (mut ours, mut theirs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
@@ -113,7 +105,7 @@ async fn main() -> Result<ExitCode> {
         println!("{what:<22} {ours:>7.0} ns, Powertools {theirs:>7.0} ns: {times:.1} times less");
         missed |= times < TARGETS[index];
     }
-    if support::is_bench() && missed {
+    if bench::is_bench() && missed {
         println!("less than {TARGETS:?} times");
         return Ok(ExitCode::FAILURE);
     }

@@ -4,8 +4,6 @@
 //! with retries, a dead-letter file and checkpoints. At the end the stream is read once more by other
 //! means, and every record of it is looked for.
 
-#[path = "../../tests/support/embedded.rs"]
-mod embedded;
 mod orders;
 mod screen;
 mod verify;
@@ -17,8 +15,8 @@ use std::sync::Arc;
 use redrive::pipeline::Ordering;
 use redrive::{Consumer, Jitter, Resilient, RetryPolicy, checkpoint, dead_letter};
 
-use embedded::Embedded;
 use orders::Billing;
+use redrive::testing::kinesis::{self, KinesisServer};
 use screen::Screen;
 
 const STREAM: &str = "orders";
@@ -32,8 +30,8 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let letters = folder.path().join("dead-letters.jsonl");
 
-    let server = Embedded::start().await?;
-    embedded::create_stream(&server.client(), STREAM, SHARDS).await?;
+    let server = KinesisServer::start().await?;
+    kinesis::create_stream(&server.client(), STREAM, SHARDS).await?;
     orders::put(&server.client(), STREAM, ORDERS).await?;
     println!(
         "{ORDERS} orders are in a stream of {SHARDS} shards at {}",

@@ -57,7 +57,6 @@ use crate::idempotency::{Idempotency, StoreError};
 use crate::processor::RecordProcessor;
 use crate::resilient::Resilient;
 
-mod address;
 mod choose;
 mod filter;
 pub mod ledger;
@@ -79,7 +78,6 @@ mod stream;
 mod target;
 mod through;
 
-pub use address::{Address, InvalidAddress, StoreAddress};
 pub use filter::Filter;
 pub use ledger::{Ledger, LedgerError};
 pub use look::look;

@@ -1,4 +1,7 @@
-//! What tests of your own adapters need: the suites that redrive's own adapters pass.
+//! Pieces for your own tests: a Kinesis server in the test's process ([`kinesis`]), and the suites that redrive's own
+//! adapters pass ([`sinks`]).
+//!
+//! A sink of your own runs the suite like this:
 //!
 //! ```no_run
 //! # mod mine {
@@ -24,4 +27,5 @@
 //! # }
 //! ```
 
+pub mod kinesis;
 pub mod sinks;

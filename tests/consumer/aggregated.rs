@@ -13,8 +13,8 @@ use redrive::{Attempt, BoxError, Failure, Position, Record, RecordProcessor, Res
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene};
-use crate::support::proxy::Fault;
-use crate::support::waiting::eventually;
+use support::proxy::Fault;
+use support::waiting::eventually;
 
 /// `bad`: can never be processed. `gate`: not before the gate is opened. Anything else is done at once.
 #[derive(Clone, Default)]

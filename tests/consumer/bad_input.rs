@@ -11,8 +11,8 @@ use redrive::{ConsumerError, ShardId};
 use tokio::time::sleep;
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::proxy::Fault;
-use crate::support::waiting::eventually;
+use support::proxy::Fault;
+use support::waiting::eventually;
 
 #[tokio::test]
 async fn a_stream_that_is_deleted_meanwhile_ends_the_run() {
@@ -32,7 +32,7 @@ async fn a_stream_that_is_deleted_meanwhile_ends_the_run() {
 
 #[tokio::test]
 async fn a_stream_that_is_being_created_is_waited_for() {
-    let scene = Scene::with(1, |options| options.create_stream_ms = 0).await;
+    let scene = Scene::new(1).await;
     let mut refusals = 3;
     scene.proxy.script(move |call| match call.target.as_str() {
         "ListShards" if refusals > 0 => {

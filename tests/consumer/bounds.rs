@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::ledger::Note;
-use crate::support::proxy::Fault;
-use crate::support::script::Script;
-use crate::support::stream::{self, Place, Sent};
-use crate::support::waiting::eventually;
+use support::ledger::Note;
+use support::proxy::Fault;
+use support::script::Script;
+use support::stream::{self, Place, Sent};
+use support::waiting::eventually;
 
 const MIB: usize = 1024 * 1024;
 /// The most that a GetRecords call brings, and so what is reserved for one.

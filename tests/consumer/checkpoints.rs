@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::scene::{Scene, records};
-use crate::support::ledger::Note;
-use crate::support::waiting::eventually;
+use support::ledger::Note;
+use support::waiting::eventually;
 
 #[tokio::test]
 async fn while_the_store_is_down_processing_goes_on() {

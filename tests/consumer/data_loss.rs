@@ -9,9 +9,9 @@ use redrive::{AfterDataLoss, ConsumerError, DataLoss, Position, Retrieval};
 use serde_json::{Value, json};
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::proxy::Fault;
-use crate::support::stream::Sent;
-use crate::support::waiting::eventually;
+use support::proxy::Fault;
+use support::stream::Sent;
+use support::waiting::eventually;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 

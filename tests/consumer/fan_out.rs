@@ -5,18 +5,17 @@
 
 use std::time::Duration;
 
+use redrive::testing::kinesis::KinesisServer;
 use redrive::{FanOutConsumer, Retrieval};
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::proxy::Fault;
-use crate::support::waiting::eventually;
+use support::proxy::Fault;
+use support::waiting::eventually;
+
+/// After which time a subscription ends: Kinesis has five minutes.
+const SHORT: Duration = Duration::from_millis(700);
 
 impl Scene {
-    /// Subscriptions end after so many milliseconds.
-    async fn with_sessions(shards: i32, millis: u64) -> Self {
-        Scene::with(shards, |options| options.subscribe_to_shard_session_ms = millis).await
-    }
-
     fn subscriptions(&self) -> usize {
         self.proxy.calls("SubscribeToShard").len()
     }
@@ -32,7 +31,7 @@ fn steps(number: usize) -> &'static str {
 
 #[tokio::test]
 async fn a_stream_is_read_by_subscriptions_that_are_renewed() {
-    let scene = Scene::with_sessions(2, 700).await;
+    let scene = Scene::on(2, KinesisServer::builder().subscription_lifetime(SHORT)).await;
     scene.put(records(300, 50, steps)).await;
     let running = scene.run(
         scene.consumer().retrieval(Retrieval::fan_out()),
@@ -70,7 +69,7 @@ async fn a_stream_is_read_by_subscriptions_that_are_renewed() {
 /// Whatever becomes of a subscription, the next goes on behind what was handed over.
 #[tokio::test]
 async fn subscriptions_that_break_are_taken_up_again() {
-    let scene = Scene::with(1, |options| options.subscribe_to_shard_event_record_limit = 20).await;
+    let scene = Scene::on(1, KinesisServer::builder().records_per_event(20)).await;
     scene.put(records(400, 50, steps)).await;
     scene.proxy.script(|call| match (&*call.target, call.number) {
         ("SubscribeToShard", 1) => Fault::error(500, "InternalFailure"),
@@ -120,12 +119,14 @@ async fn a_shard_that_cannot_be_subscribed_to_is_polled() {
 /// With a full window nothing is renewed, and what was pushed is not lost.
 #[tokio::test]
 async fn a_shard_that_waits_is_not_subscribed_to_in_vain() {
-    let scene = Scene::with(1, |options| {
-        options.subscribe_to_shard_session_ms = 700;
-        options.subscribe_to_shard_event_record_limit = 40;
-    })
+    let scene = Scene::on(
+        1,
+        KinesisServer::builder()
+            .subscription_lifetime(SHORT)
+            .records_per_event(40),
+    )
     .await;
-    let script = crate::support::script::Script::default();
+    let script = support::script::Script::default();
     scene.put(records(100, 50, |_| "gate")).await;
     let consumer = scene.consumer().held(10).retrieval(Retrieval::fan_out());
     let running = scene.run(consumer, scene.resilient_with(script.clone()));

@@ -7,9 +7,9 @@ use redrive::{Health, ShardState, WaitsFor};
 use tokio::time::sleep;
 
 use crate::scene::{Scene, records};
-use crate::support::ledger::SinkState;
-use crate::support::proxy::Fault;
-use crate::support::waiting::{eventually, finished};
+use support::ledger::SinkState;
+use support::proxy::Fault;
+use support::waiting::{eventually, finished};
 
 #[tokio::test]
 async fn a_consumer_that_runs_is_live_and_ready_and_says_how_far_it_is() {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
@@ -11,10 +10,11 @@ use redrive::checkpoint::DynamoDb;
 use serde_json::json;
 
 use crate::scene::{Running, Scene, records};
-use crate::support::dynamodb::{self, DynamoDbLocal};
-use crate::support::ledger::{Note, Store};
-use crate::support::proxy::{Fault, Proxy};
-use crate::support::waiting::eventually;
+use support::dynamodb::{self, DynamoDbLocal};
+use support::emulator::unique;
+use support::ledger::{Note, Store};
+use support::proxy::{Fault, Proxy};
+use support::waiting::eventually;
 
 /// Nothing is expected within it, and nothing lost because a call takes a while.
 const FAILOVER: Duration = Duration::from_secs(2);
@@ -31,12 +31,11 @@ struct Shared {
 impl Shared {
     /// None without DynamoDB Local.
     async fn new(shards: i32) -> Option<Self> {
-        static TABLES: AtomicU32 = AtomicU32::new(0);
-        let server = DynamoDbLocal::shared().await?;
+        let server = DynamoDbLocal::shared()?;
         Some(Shared {
             scene: Scene::new(shards).await,
             dynamo: server.client(),
-            table: format!("billing-{}", TABLES.fetch_add(1, Ordering::Relaxed)),
+            table: unique("billing"),
         })
     }
 
@@ -271,7 +270,7 @@ async fn an_outage_of_the_table_stops_what_cannot_be_renewed() {
         return;
     };
     let scene = &shared.scene;
-    let server = DynamoDbLocal::shared().await.expect("it runs");
+    let server = DynamoDbLocal::shared().expect("it runs");
     let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
     let steps = |number: usize| if number < 10 { "ok" } else { "sleep:20" };
     scene.put(records(4_000, 2, steps)).await;
@@ -356,7 +355,7 @@ async fn an_end_that_is_not_stored_is_none() {
     let shared = Arc::new(shared);
     let scene = &shared.scene;
     scene.put(records(20, 5, steps)).await;
-    let server = DynamoDbLocal::shared().await.expect("it runs");
+    let server = DynamoDbLocal::shared().expect("it runs");
     let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
     let taking = shared.clone();
     proxy.script(move |call| {

@@ -5,9 +5,9 @@ use std::error::Error;
 use redrive::{AfterDeadLetter, ConsumerError, Halt};
 
 use crate::scene::{Scene, records};
-use crate::support::ledger::{Note, SinkState, covers};
-use crate::support::stream::{Place, Sent};
-use crate::support::waiting::eventually;
+use support::ledger::{Note, SinkState, covers};
+use support::stream::{Place, Sent};
+use support::waiting::eventually;
 
 /// A record that can never be processed stands before everything else, and its key goes on behind it.
 #[tokio::test]

@@ -1,8 +1,5 @@
-//! The polling consumer against a Kinesis server in this process, over HTTP, through a proxy that makes
-//! calls fail.
-
-#[path = "../support/mod.rs"]
-mod support;
+//! The consumer against a Kinesis server in this process, over HTTP, through a proxy that makes calls fail; against
+//! LocalStack; and what an operator does to its shards by hand.
 
 mod aggregated;
 mod bad_input;
@@ -15,6 +12,8 @@ mod health;
 mod killing;
 mod leases;
 mod letters;
+mod localstack;
+mod operator;
 mod reading;
 mod resharding;
 mod scene;

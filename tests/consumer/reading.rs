@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+use redrive::testing::kinesis::KinesisServer;
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::scene::{Scene, records};
-use crate::support::proxy::{Call, Fault};
-use crate::support::waiting::eventually;
+use support::proxy::{Call, Fault};
+use support::waiting::eventually;
 
 const GET_RECORDS: &str = "GetRecords";
 const THROTTLED: &str = "ProvisionedThroughputExceededException";
@@ -94,7 +95,11 @@ async fn an_expired_iterator_is_made_again_after_the_last_record_delivered() {
 
 #[tokio::test]
 async fn an_iterator_that_outlives_its_time_is_made_again() {
-    let scene = Scene::with(1, |options| options.iterator_ttl_seconds = 1).await;
+    let scene = Scene::on(
+        1,
+        KinesisServer::builder().iterator_lifetime(Duration::from_secs(1)),
+    )
+    .await;
     scene.put(records(50, 5, |_| "ok")).await;
     let consumer = scene.consumer().idle_interval(Duration::from_millis(1_500));
     let running = scene.run(consumer, scene.resilient());

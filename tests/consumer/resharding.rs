@@ -10,9 +10,9 @@ use redrive::{ConsumerError, Position, ShardId};
 use serde_json::{Value, json};
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::ledger::{Note, SinkState, Store};
-use crate::support::proxy::Fault;
-use crate::support::waiting::{eventually, finished};
+use support::ledger::{Note, SinkState, Store};
+use support::proxy::Fault;
+use support::waiting::{eventually, finished};
 
 impl Scene {
     pub async fn list(&self) -> Vec<Shard> {

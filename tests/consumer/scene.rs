@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
-use ferrokinesis::store::StoreOptions;
 use redrive::{
     Consumer, ConsumerBuilder, ConsumerError, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy,
     dead_letter,
@@ -12,17 +11,17 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::embedded::{self, Embedded};
-use crate::support::ledger::{Handler, Ledger, Note, Sink, Store};
-use crate::support::proxy::Proxy;
-use crate::support::script::Script;
-use crate::support::stream::{self, Sent};
-use crate::support::waiting::finished;
+use redrive::testing::kinesis::{self, KinesisServer, KinesisServerBuilder};
+use support::ledger::{Handler, Ledger, Note, Sink, Store};
+use support::proxy::Proxy;
+use support::script::Script;
+use support::stream::{self, Sent};
+use support::waiting::finished;
 
 pub const STREAM: &str = "orders";
 
 pub struct Scene {
-    pub server: Embedded,
+    pub server: KinesisServer,
     pub proxy: Proxy,
     pub ledger: Ledger,
     pub letters: dead_letter::Memory,
@@ -33,21 +32,13 @@ pub struct Scene {
 impl Scene {
     /// A stream of so many shards, empty.
     pub async fn new(shards: i32) -> Self {
-        Scene::with(shards, |_| {}).await
+        Scene::on(shards, KinesisServer::builder()).await
     }
 
-    /// The same, on a server with other options.
-    pub async fn with(shards: i32, change: impl FnOnce(&mut StoreOptions)) -> Self {
-        let mut options = StoreOptions {
-            create_stream_ms: 0,
-            delete_stream_ms: 0,
-            update_stream_ms: 0,
-            shard_limit: 1_000,
-            ..StoreOptions::default()
-        };
-        change(&mut options);
-        let server = Embedded::start_with(options).await.expect("a free port");
-        let created = embedded::create_stream(&server.client(), STREAM, shards).await;
+    /// The same, on a server with other settings.
+    pub async fn on(shards: i32, server: KinesisServerBuilder) -> Self {
+        let server = server.start().await.expect("a free port");
+        let created = kinesis::create_stream(&server.client(), STREAM, shards).await;
         created.expect("a stream");
         let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
         let ledger = Ledger::default();

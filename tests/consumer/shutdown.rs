@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Scene, records};
-use crate::support::ledger::{Note, SinkState, covers};
-use crate::support::script::Script;
-use crate::support::stream::{Place, Sent};
-use crate::support::waiting::eventually;
+use support::ledger::{Note, SinkState, covers};
+use support::script::Script;
+use support::stream::{Place, Sent};
+use support::waiting::eventually;
 
 fn one(key: &str, steps: &str) -> (String, String) {
     (key.to_owned(), steps.to_owned())

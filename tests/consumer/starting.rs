@@ -12,11 +12,11 @@ use redrive::{
 };
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::embedded::create_stream;
-use crate::support::ledger::Sink;
-use crate::support::proxy::Fault;
-use crate::support::stream::Sent;
-use crate::support::waiting::eventually;
+use redrive::testing::kinesis::create_stream;
+use support::ledger::Sink;
+use support::proxy::Fault;
+use support::stream::Sent;
+use support::waiting::eventually;
 
 fn consumer(scene: &Scene, stream: &str) -> ConsumerBuilder {
     Consumer::builder(scene.proxy.client(), stream).checkpoints(scene.store.clone())
@@ -130,7 +130,7 @@ async fn what_cannot_be_built_is_refused_by_name() {
 /// Answers for no shard the first time that it is asked.
 #[derive(Debug)]
 struct Forgetful {
-    inner: crate::support::ledger::Store,
+    inner: support::ledger::Store,
     asked: AtomicBool,
 }
 

@@ -11,9 +11,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene, records};
-use crate::support::embedded::create_stream;
-use crate::support::stream;
-use crate::support::waiting::{eventually, finished};
+use redrive::testing::kinesis::create_stream;
+use support::stream;
+use support::waiting::{eventually, finished};
 
 #[derive(Default)]
 struct Seen {

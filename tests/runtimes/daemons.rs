@@ -6,14 +6,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::support::dynamodb::DynamoDbLocal;
-use crate::support::emulator::{self, Supervised};
-use crate::support::localstack::LocalStack;
-use crate::support::{embedded, kcl, stream};
+use redrive::testing::kinesis;
 use redrive::{BoxError, Record, Resilient, dead_letter, multilang, processor_with};
+use support::dynamodb::DynamoDbLocal;
+use support::emulator::{self, Supervised};
+use support::localstack::LocalStack;
+use support::{kcl, stream};
 use tokio::time::{Instant, sleep};
 
-const STREAM: &str = "orders";
 const SHARDS: i32 = 8;
 const KEYS: u64 = 40;
 /// Many times what KCL takes to start, or to take over.
@@ -39,15 +39,17 @@ async fn child() {
         .dead_letters(dead_letter::Memory::new())
         .build()
         .expect("valid");
-    multilang::run(resilient, STREAM)
+    multilang::run(resilient, "orders")
         .await
         .expect("the daemon speaks as it should");
 }
 
 struct World {
     /// The embedded server does not name the children at a shard's end, without which KCL believes no end.
-    kinesis: LocalStack,
-    dynamo: DynamoDbLocal,
+    kinesis: &'static LocalStack,
+    stream: String,
+    application: String,
+    dynamo: &'static DynamoDbLocal,
     jars: PathBuf,
     notes: PathBuf,
     put: u64,
@@ -62,15 +64,17 @@ impl Drop for World {
 impl World {
     async fn new() -> Option<Self> {
         let (_, jars) = kcl::install()?;
-        let dynamo = DynamoDbLocal::start().await?;
-        let kinesis = tokio::task::spawn_blocking(|| LocalStack::start(&[])).await;
-        let kinesis = kinesis.expect("no panic")?;
-        let created = embedded::create_stream(&embedded::client(kinesis.endpoint()), STREAM, SHARDS).await;
+        let dynamo = DynamoDbLocal::shared()?;
+        let kinesis = LocalStack::shared()?;
+        let stream = emulator::unique("orders");
+        let created = kinesis::create_stream(&kinesis::client(kinesis.endpoint()), &stream, SHARDS).await;
         created.expect("a stream");
         let notes = emulator::home("kcl").join(format!("children-{}", std::process::id()));
         let _ = fs::remove_file(&notes);
         Some(World {
             kinesis,
+            stream,
+            application: emulator::unique("billing"),
             dynamo,
             jars,
             notes,
@@ -87,14 +91,14 @@ impl World {
             self.notes.display()
         );
         let places = (self.kinesis.endpoint(), self.dynamo.endpoint());
-        kcl::daemon(places, "billing", STREAM, &executable, &self.jars)
+        kcl::daemon(places, &self.application, &self.stream, &executable, &self.jars)
     }
 
     async fn put(&mut self, count: u64) {
         let numbers = self.put..self.put + count;
         self.put += count;
         let records = numbers.map(|number| (format!("key-{}", number % KEYS), number.to_string()));
-        stream::put(&embedded::client(self.kinesis.endpoint()), STREAM, records).await;
+        stream::put(&kinesis::client(self.kinesis.endpoint()), &self.stream, records).await;
     }
 
     /// What was processed, in order.
@@ -128,13 +132,13 @@ impl World {
     }
 
     async fn split(&self) {
-        let client = embedded::client(self.kinesis.endpoint());
-        let shards = client.list_shards().stream_name(STREAM).send().await;
+        let client = kinesis::client(self.kinesis.endpoint());
+        let shards = client.list_shards().stream_name(&self.stream).send().await;
         let shard = shards.expect("ListShards").shards.unwrap_or_default().remove(0);
         let keys = shard.hash_key_range().expect("a range");
         let key = |text: &str| text.parse::<u128>().expect("a number");
         let middle = key(keys.starting_hash_key()) / 2 + key(keys.ending_hash_key()) / 2;
-        let call = client.split_shard().stream_name(STREAM);
+        let call = client.split_shard().stream_name(&self.stream);
         let call = call.shard_to_split(shard.shard_id());
         let call = call.new_starting_hash_key(middle.to_string());
         call.send().await.expect("SplitShard");

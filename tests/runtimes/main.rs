@@ -1,10 +1,9 @@
-//! One processor in every runtime, each the real one: KCL's own MultiLangDaemon among them, whose children are this
-//! program once more.
-//!
-//! Slow: KCL takes a minute or more before its first record.
-
-#[path = "../support/mod.rs"]
-mod support;
+//! AWS Lambda, KCL's MultiLangDaemon and KCL itself: one processor in every runtime, each the real one.
 
 mod daemons;
+mod kcl;
+mod lambda;
+mod lambda_emulator;
+mod lambda_windows;
 mod matrix;
+mod multilang;

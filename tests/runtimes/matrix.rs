@@ -22,12 +22,12 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::dynamodb::DynamoDbLocal;
-use crate::support::embedded::{self, Embedded};
-use crate::support::emulator;
-use crate::support::script::Script;
-use crate::support::stream::{self, Sent};
-use crate::support::{kcl, waiting};
+use redrive::testing::kinesis::{self, KinesisServer};
+use support::dynamodb::DynamoDbLocal;
+use support::emulator;
+use support::script::Script;
+use support::stream::{self, Sent};
+use support::{kcl, waiting};
 
 const STREAM: &str = "orders";
 /// What was put into a stream: partition key and data, some of them aggregated. The data say what the handler does.
@@ -43,9 +43,9 @@ struct Put {
 }
 
 /// The records, in a stream with one shard.
-async fn recorded() -> (Embedded, Vec<Sent>) {
-    let server = Embedded::start().await.expect("a free port");
-    let created = embedded::create_stream(&server.client(), STREAM, 1).await;
+async fn recorded() -> (KinesisServer, Vec<Sent>) {
+    let server = KinesisServer::start().await.expect("a free port");
+    let created = kinesis::create_stream(&server.client(), STREAM, 1).await;
     created.expect("a stream");
     let orders = ORDERS.lines().map(|line| {
         let put: Put = serde_json::from_str(line).expect("JSON");
@@ -146,7 +146,7 @@ async fn by_hand(sent: &[Sent]) -> Endings {
     endings
 }
 
-async fn in_a_service(server: &Embedded, count: usize) -> Endings {
+async fn in_a_service(server: &KinesisServer, count: usize) -> Endings {
     let endings = Endings::here();
     let stop = CancellationToken::new();
     let consumer = Consumer::builder(server.client(), STREAM)
@@ -209,9 +209,9 @@ async fn child() {
 }
 
 /// None means that it is to be skipped, the reason having been told.
-async fn under_kcl(server: &Embedded, count: usize) -> Option<Endings> {
+async fn under_kcl(server: &KinesisServer, count: usize) -> Option<Endings> {
     let (_, jars) = kcl::install()?;
-    let dynamo = DynamoDbLocal::start().await?;
+    let dynamo = DynamoDbLocal::shared()?;
     let path = emulator::home("kcl").join(format!("endings-{}", std::process::id()));
     let _ = fs::remove_file(&path);
     let child = std::env::current_exe().expect("this binary");
@@ -221,7 +221,7 @@ async fn under_kcl(server: &Embedded, count: usize) -> Option<Endings> {
         path.display()
     );
     let places = (server.endpoint(), dynamo.endpoint());
-    let daemon = kcl::daemon(places, "matrix", STREAM, &executable, &jars);
+    let daemon = kcl::daemon(places, &emulator::unique("matrix"), STREAM, &executable, &jars);
     let endings = Endings::InFile(path.clone());
     let start = Instant::now();
     while endings.count() < count {

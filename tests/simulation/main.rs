@@ -1,16 +1,11 @@
 //! The real consumer in a simulated world, under faults of every kind: an oracle asks at every step whether
-//! a promise is broken. `examples/simulate.rs` runs more seeds than fit in a test.
-
-#![allow(missing_docs, unreachable_pub)]
+//! a promise is broken. the command `simulate` runs more seeds than fit in a test.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use redrive::Sabotage;
-
-#[allow(dead_code, reason = "the example uses the rest")]
-mod simulator;
 
 use simulator::{Counts, Fault, Options, Outcome, Promise, Violation, minimise, simulate};
 

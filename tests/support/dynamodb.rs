@@ -5,58 +5,43 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Credentials, Region};
-use tokio::sync::OnceCell;
-use tokio::time::sleep;
 
-use super::emulator::{HINT, Supervised, free_port, home, is_skipped, tell};
+use super::emulator::{self, HINT, home, is_skipped, request, tell};
 
 const PACKAGE: &str = "amplify-dynamodb-simulator@2.9.30";
 
 /// Many times what a start takes on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running server with a database of its own in memory; stopped when dropped, and when the process ends.
+/// A running server with a database in memory.
 pub struct DynamoDbLocal {
     endpoint: String,
-    _server: Supervised,
 }
 
 impl DynamoDbLocal {
-    /// The one that all tests of this process share, each with a table of its own.
-    pub async fn shared() -> Option<&'static Self> {
-        static SERVER: OnceCell<Option<DynamoDbLocal>> = OnceCell::const_new();
-        SERVER.get_or_init(DynamoDbLocal::start).await.as_ref()
-    }
-
-    /// Starts one. None means that the test is to be skipped, the reason having been told.
+    /// Returns the server that all tests share, each with a table of its own. None means that the test is to be skipped,
+    /// the reason having been told.
     ///
     /// # Panics
     ///
     /// When it cannot be installed or does not come up, with the end of its log.
-    pub async fn start() -> Option<Self> {
-        if is_skipped() {
-            return None;
-        }
-        let home = home("dynamodb");
-        let emulator = install(&home);
-        // Another process may take the port first: that deserves another try.
-        for _ in 0..3 {
-            let port = free_port();
-            let mut server = Supervised::spawn(&home, |_| run(&emulator, port));
-            let endpoint = format!("http://127.0.0.1:{port}");
-            if is_up(&mut server, &client(&endpoint)).await {
-                return Some(DynamoDbLocal {
-                    endpoint,
-                    _server: server,
-                });
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<DynamoDbLocal>> = OnceLock::new();
+        let start = || {
+            if is_skipped() {
+                return None;
             }
-            tell(&server.log_tail());
-        }
-        panic!("DynamoDB Local does not come up: it needs java; {HINT}");
+            let emulator = install(&home("dynamodb"));
+            let command = |_: &Path, port| command(&emulator, port);
+            let endpoint = emulator::shared("dynamodb", START_TIMEOUT, command, answers);
+            Some(DynamoDbLocal { endpoint })
+        };
+        SHARED.get_or_init(start).as_ref()
     }
 
     pub fn endpoint(&self) -> &str {
@@ -82,10 +67,10 @@ pub fn client(endpoint: &str) -> Client {
     )
 }
 
-fn run(emulator: &Path, port: u16) -> Command {
+fn command(emulator: &Path, port: u16) -> Command {
     let library = emulator.join("DynamoDBLocal_lib");
     let mut java = Command::new("java");
-    java.arg("-Xmx256m")
+    java.arg("-Xmx512m")
         .arg(format!("-Djava.library.path={}", library.display()))
         .arg("-jar")
         .arg(emulator.join("DynamoDBLocal.jar"))
@@ -94,16 +79,11 @@ fn run(emulator: &Path, port: u16) -> Command {
     java
 }
 
-/// False if it has ended, its port being another's.
-async fn is_up(server: &mut Supervised, client: &Client) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < START_TIMEOUT && server.ended().is_none() {
-        if client.list_tables().send().await.is_ok() {
-            return true;
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-    false
+/// Whether it answers, if only that it wants credentials.
+fn answers(port: u16) -> bool {
+    let headers =
+        "X-Amz-Target: DynamoDB_20120810.ListTables\r\nContent-Type: application/x-amz-json-1.0\r\n";
+    request(port, START_TIMEOUT, "POST /", headers, "{}").is_ok_and(|reply| reply.starts_with("HTTP/1.1 "))
 }
 
 /// Any number of processes may come here at once: one installs, the others wait.

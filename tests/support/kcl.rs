@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::emulator::{Supervised, home};
 use super::python;
 
-const PROCESSOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kcl/processor.py");
+const PROCESSOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kcl/processor.py");
 
 /// A running KCL application; killed when dropped, as by a crash.
 pub struct Kcl {
@@ -117,9 +117,7 @@ pub fn daemon(
 /// The Python that its package is installed in, and the folder of its jars. None means that the test is to be skipped,
 /// the reason having been told.
 pub fn install() -> Option<(PathBuf, PathBuf)> {
-    let home = home("kcl");
-    let target = home.parent()?.parent()?;
-    let python = python::with("tests/kcl/requirements.txt", target)?;
+    let python = python::with("tests/kcl/requirements.txt")?;
     let ask = "import amazon_kclpy, os; print(os.path.join(os.path.dirname(amazon_kclpy.__file__), 'jars'))";
     let output = Command::new(&python).args(["-c", ask]).output();
     let output = output.expect("the interpreter just made");

@@ -17,13 +17,13 @@ use aws_sdk_kinesis::Client;
 use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::{self, DeadLetter, Reason};
 use redrive::pipeline::Capacity;
+use redrive::testing::kinesis;
 use redrive::{
     Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Scope, ShardId,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::embedded;
 use super::ledger::covers;
 use super::stream::{self, Place, Sent};
 use super::waiting::eventually;
@@ -63,7 +63,7 @@ pub fn child() {
 
 async fn consume(task: Task) {
     let journal = Journal::open(&task.journal());
-    let client = embedded::client(&task.endpoint);
+    let client = kinesis::client(&task.endpoint);
     let resilient = Resilient::builder(APPLICATION, journal.clone())
         .retry(RetryPolicy::exponential().max_attempts(10))
         .dead_letters(dead_letter::Kinesis::new(client.clone(), &task.letters))
@@ -341,9 +341,9 @@ impl Task {
             letters: format!("{stream}-dlq"),
             folder: folder.to_owned(),
         };
-        let client = embedded::client(endpoint);
+        let client = kinesis::client(endpoint);
         for (name, shards) in [(&task.stream, shards), (&task.letters, 1)] {
-            embedded::create_stream(&client, name, shards)
+            kinesis::create_stream(&client, name, shards)
                 .await
                 .expect("a stream");
         }

@@ -11,13 +11,12 @@ use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use redrive::testing::kinesis;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-
-use super::embedded;
 
 /// The running proxy; it stops when dropped.
 #[derive(Debug)]
@@ -134,7 +133,7 @@ impl Proxy {
 
     /// A client that goes through it.
     pub fn client(&self) -> Client {
-        embedded::client(&self.endpoint)
+        kinesis::client(&self.endpoint)
     }
 }
 

@@ -1,12 +1,12 @@
 //! A Python with packages of its own, below the target directory, made at first use.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-const HINT: &str = "REDRIVE_SKIP_EMULATORS=1 skips the tests that need it";
+use super::emulator::{HINT, home, is_skipped, repository};
 
 /// The interpreter, with what this file of the repository requires. None means that the test is to be
 /// skipped, the reason having been told.
@@ -14,18 +14,13 @@ const HINT: &str = "REDRIVE_SKIP_EMULATORS=1 skips the tests that need it";
 /// # Panics
 ///
 /// When it cannot be made: it needs `python3` with `venv`, and at first use the network.
-pub(crate) fn with(requirements: &str, target: &Path) -> Option<PathBuf> {
-    if std::env::var("REDRIVE_SKIP_EMULATORS").is_ok_and(|value| value == "1") {
-        let _ = writeln!(io::stderr(), "skipped: REDRIVE_SKIP_EMULATORS is set");
+pub fn with(requirements: &str) -> Option<PathBuf> {
+    if is_skipped() {
         return None;
     }
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join(requirements);
-    let home = target.join("emulators").join(
-        requirements
-            .parent()
-            .and_then(Path::file_name)
-            .expect("a file in a folder"),
-    );
+    let requirements = repository().join(requirements);
+    let folder = requirements.parent().and_then(Path::file_name);
+    let home = home(&folder.expect("a file in a folder").to_string_lossy());
     fs::create_dir_all(&home).expect("a folder below the target directory");
     // Any number of processes may come here at once: one installs, the others wait.
     let lock = File::create(home.join("lock")).expect("a lock");
@@ -65,9 +60,9 @@ fn run(command: &mut Command) {
 }
 
 /// What a script of the repository answers to this input.
-pub(crate) fn ask(python: &Path, script: &str, arguments: &[&str], input: String) -> String {
+pub fn ask(python: &Path, script: &str, arguments: &[&str], input: String) -> String {
     let mut child = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script))
+        .arg(repository().join(script))
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,9 +1,9 @@
-"""Runs a command for as long as standard input stays open, then leaves nothing of it behind.
+"""Runs a command until its owner ends, then leaves nothing of it behind.
 
-usage: supervise.py DIRECTORY COMMAND...
+usage: supervise.py [--until-exit-of PID] DIRECTORY COMMAND...
 
-The caller holds the other end of standard input, so the command ends with the caller even when that is killed
-outright. The command's working directory is DIRECTORY, which is removed in the end.
+The owner is the process PID, or whoever holds the other end of standard input: so the command ends with its owner even
+when that is killed outright. The command's working directory is DIRECTORY, which is removed in the end.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -20,12 +21,31 @@ GRACE_SECONDS = 10
 LINUX = sys.platform == "linux"
 
 
-def wait(child):
-    """Returns when the command has ended, or nobody holds standard input any more."""
+def wait(child, owner):
+    """Returns when the command or its owner has ended."""
     while child.poll() is None:
-        readable, _, _ = select.select([0], [], [], 0.1)
-        if readable and not os.read(0, 1):
-            return
+        if owner:
+            time.sleep(0.1)
+            if not is_alive(owner):
+                return
+        else:
+            readable, _, _ = select.select([0], [], [], 0.1)
+            if readable and not os.read(0, 1):
+                return
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        # A process that has ended stays until its parent asks how.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not LINUX
 
 
 def my_children():
@@ -65,14 +85,18 @@ def kill_all(child):
 
 
 def main():
-    directory, *command = sys.argv[1:]
+    arguments = sys.argv[1:]
+    owner = None
+    if arguments[0] == "--until-exit-of":
+        owner, arguments = int(arguments[1]), arguments[2:]
+    directory, *command = arguments
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through `finally`
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = None
     try:
         child = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, start_new_session=True)
-        wait(child)
+        wait(child, owner)
         code = child.returncode
     finally:
         if child:

@@ -1,0 +1,229 @@
+//! Where letters and ledgers are, in one word: for command lines and configuration.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where letters are, or go.
+///
+/// | address | is |
+/// |---|---|
+/// | `file:letters.jsonl` | a file |
+/// | `kinesis:orders-dlq` | a stream, by its name or ARN |
+/// | `sqs:orders-dlq` | a queue, by its name or URL |
+/// | `sns:arn:aws:sns:…` | a topic, by its ARN; letters can only go there |
+/// | `s3:bucket/prefix/` | objects of a bucket; `s3://bucket/prefix/` as well |
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Address {
+    /// A file.
+    File(PathBuf),
+    /// A stream's name.
+    Kinesis(String),
+    /// A queue's name or URL.
+    Sqs(String),
+    /// A topic's ARN.
+    Sns(String),
+    /// Objects of a bucket.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// What their keys begin with.
+        prefix: String,
+    },
+}
+
+/// Where a ledger, checkpoints or idempotency keys are: `redb:file` or `dynamodb:table`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum StoreAddress {
+    /// A file.
+    Redb(PathBuf),
+    /// A table.
+    DynamoDb(String),
+}
+
+/// A text that is no address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidAddress {
+    /// It does not begin with what it is the address of.
+    #[error("{text:?} says not what it is: write {expected}")]
+    Scheme {
+        /// The text.
+        text: String,
+        /// What is known.
+        expected: &'static str,
+    },
+    /// There is nothing behind that.
+    #[error("{text:?} names {lacks}: write {expected}")]
+    Incomplete {
+        /// The text.
+        text: String,
+        /// What is missing.
+        lacks: &'static str,
+        /// For example.
+        expected: &'static str,
+    },
+}
+
+const LETTERS: &str = "file:PATH, kinesis:STREAM, sqs:QUEUE, sns:TOPIC_ARN or s3:BUCKET/PREFIX";
+const STORES: &str = "redb:FILE or dynamodb:TABLE";
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let (scheme, rest) = split(text, LETTERS)?;
+        let named = |lacks, expected| match rest.is_empty() {
+            true => Err(incomplete(text, lacks, expected)),
+            false => Ok(rest.to_owned()),
+        };
+        match scheme {
+            "file" => Ok(Address::File(named("no file", "file:letters.jsonl")?.into())),
+            "kinesis" => {
+                let expected = "kinesis:orders-dlq";
+                let name = match rest.starts_with("arn:") {
+                    true => rest.split_once(":stream/").map_or("", |(_, name)| name),
+                    false => rest,
+                };
+                match name.is_empty() || name.contains(['/', ':']) {
+                    true => Err(incomplete(text, "no stream", expected)),
+                    false => Ok(Address::Kinesis(name.to_owned())),
+                }
+            }
+            "sqs" => Ok(Address::Sqs(named("no queue", "sqs:orders-dlq")?)),
+            "sns" => match rest.starts_with("arn:") {
+                true => Ok(Address::Sns(rest.to_owned())),
+                false => Err(incomplete(
+                    text,
+                    "no topic's ARN",
+                    "sns:arn:aws:sns:eu-west-1:111122223333:orders-dlq",
+                )),
+            },
+            "s3" => {
+                let rest = rest.strip_prefix("//").unwrap_or(rest);
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                match bucket.is_empty() {
+                    true => Err(incomplete(text, "no bucket", "s3:bucket/prefix/")),
+                    false => Ok(Address::S3 {
+                        bucket: bucket.to_owned(),
+                        prefix: prefix.to_owned(),
+                    }),
+                }
+            }
+            _ => Err(scheme_error(text, LETTERS)),
+        }
+    }
+}
+
+impl FromStr for StoreAddress {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        match split(text, STORES)? {
+            ("redb", "") => Err(incomplete(text, "no file", "redb:replay.redb")),
+            ("dynamodb", "") => Err(incomplete(text, "no table", "dynamodb:replay-ledger")),
+            ("redb", file) => Ok(StoreAddress::Redb(file.into())),
+            ("dynamodb", table) => Ok(StoreAddress::DynamoDb(table.to_owned())),
+            _ => Err(scheme_error(text, STORES)),
+        }
+    }
+}
+
+fn split<'a>(text: &'a str, expected: &'static str) -> Result<(&'a str, &'a str), InvalidAddress> {
+    text.split_once(':').ok_or_else(|| scheme_error(text, expected))
+}
+
+fn scheme_error(text: &str, expected: &'static str) -> InvalidAddress {
+    InvalidAddress::Scheme {
+        text: text.to_owned(),
+        expected,
+    }
+}
+
+fn incomplete(text: &str, lacks: &'static str, expected: &'static str) -> InvalidAddress {
+    InvalidAddress::Incomplete {
+        text: text.to_owned(),
+        lacks,
+        expected,
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::File(path) => write!(f, "file:{}", path.display()),
+            Address::Kinesis(stream) => write!(f, "kinesis:{stream}"),
+            Address::Sqs(queue) => write!(f, "sqs:{queue}"),
+            Address::Sns(topic) => write!(f, "sns:{topic}"),
+            Address::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+impl fmt::Display for StoreAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreAddress::Redb(path) => write!(f, "redb:{}", path.display()),
+            StoreAddress::DynamoDb(table) => write!(f, "dynamodb:{table}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn letters(text: &str) -> Result<Address, InvalidAddress> {
+        text.parse()
+    }
+
+    #[test]
+    fn each_has_its_form() {
+        assert_eq!(letters("file:a b.jsonl"), Ok(Address::File("a b.jsonl".into())));
+        assert_eq!(letters("kinesis:dlq"), Ok(Address::Kinesis("dlq".to_owned())));
+        let arn = "kinesis:arn:aws:kinesis:us-east-1:111122223333:stream/dlq";
+        assert_eq!(letters(arn), Ok(Address::Kinesis("dlq".to_owned())));
+        let url = "https://sqs.eu-west-1.amazonaws.com/111122223333/dlq";
+        assert_eq!(letters(&format!("sqs:{url}")), Ok(Address::Sqs(url.to_owned())));
+        let s3 = |bucket: &str, prefix: &str| Address::S3 {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+        };
+        assert_eq!(letters("s3:b"), Ok(s3("b", "")));
+        assert_eq!(letters("s3://b/p/q"), Ok(s3("b", "p/q")));
+        assert_eq!("redb:x".parse(), Ok(StoreAddress::Redb("x".into())));
+        assert_eq!("dynamodb:x".parse(), Ok(StoreAddress::DynamoDb("x".to_owned())));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_would_be_right() {
+        for text in [
+            "",
+            "letters.jsonl",
+            "s3",
+            "s3:",
+            "s3:/p",
+            "sns:dlq",
+            "kinesis:a/b",
+            "redb:x",
+            "https://x",
+        ] {
+            let error = letters(text).expect_err(text).to_string();
+            assert!(error.contains("write "), "{error}");
+        }
+        for text in ["replay.redb", "redb:", "dynamodb:", "file:x"] {
+            let error = text.parse::<StoreAddress>().expect_err(text).to_string();
+            assert!(error.contains("write "), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_as_the_same(text in "(file|kinesis|sqs|sns:arn|s3)?:?.{0,30}") {
+            if let Ok(address) = letters(&text) {
+                prop_assert_eq!(letters(&address.to_string()), Ok(address));
+            }
+        }
+    }
+}

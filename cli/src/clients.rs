@@ -1,0 +1,182 @@
+//! What an address stands for.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::{Address, StoreAddress};
+use aws_config::{BehaviorVersion, SdkConfig};
+use redrive::BoxError;
+use redrive::checkpoint::{self, CheckpointError, CheckpointStore};
+use redrive::dead_letter::{self, DeadLetterSink};
+use redrive::replay::{DeadLetterSource, Ledger, ledger, source};
+use tokio::sync::OnceCell;
+
+/// The environment and the profile, read once, and only if an address is of AWS.
+#[derive(Debug, Default)]
+pub(crate) struct Clients(OnceCell<SdkConfig>);
+
+impl Clients {
+    async fn config(&self) -> &SdkConfig {
+        let load = || aws_config::load_defaults(BehaviorVersion::latest());
+        self.0.get_or_init(load).await
+    }
+
+    pub(crate) async fn kinesis(&self) -> aws_sdk_kinesis::Client {
+        aws_sdk_kinesis::Client::new(self.config().await)
+    }
+
+    pub(crate) async fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
+        aws_sdk_dynamodb::Client::new(self.config().await)
+    }
+
+    pub(crate) async fn s3(&self) -> aws_sdk_s3::Client {
+        let config = aws_sdk_s3::config::Builder::from(self.config().await);
+        // Elsewhere than at AWS names of buckets are seldom names of hosts.
+        let elsewhere = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].map(std::env::var_os);
+        let elsewhere = elsewhere.iter().any(Option::is_some);
+        aws_sdk_s3::Client::from_conf(config.force_path_style(elsewhere).build())
+    }
+
+    /// The queue's URL, asked for where it has only a name.
+    async fn sqs(&self, queue: &str) -> Result<(aws_sdk_sqs::Client, String), BoxError> {
+        let client = aws_sdk_sqs::Client::new(self.config().await);
+        if queue.contains("://") {
+            return Ok((client, queue.to_owned()));
+        }
+        let answer = client.get_queue_url().queue_name(queue).send().await;
+        let answer = answer.map_err(|error| Unreachable {
+            what: format!("queue {queue:?}"),
+            source: error.into(),
+        })?;
+        let url = answer
+            .queue_url
+            .ok_or_else(|| format!("queue {queue:?} has no URL"))?;
+        Ok((client, url))
+    }
+
+    pub(crate) async fn source(&self, address: &Address) -> Result<Box<dyn DeadLetterSource>, BoxError> {
+        Ok(match address {
+            Address::File(path) => Box::new(source::File::new(path)),
+            Address::Kinesis(stream) => Box::new(source::Kinesis::new(self.kinesis().await, stream)),
+            Address::Sqs(queue) => {
+                let (client, url) = self.sqs(queue).await?;
+                Box::new(source::Sqs::new(client, url))
+            }
+            Address::S3 { bucket, prefix } => {
+                Box::new(source::S3::new(self.s3().await, bucket).prefix(prefix))
+            }
+            address => {
+                return Err(
+                    format!("{address} keeps no letters; read a queue that is subscribed to it").into(),
+                );
+            }
+        })
+    }
+
+    pub(crate) async fn sink(&self, address: &Address) -> Result<Arc<dyn DeadLetterSink>, BoxError> {
+        Ok(match address {
+            Address::File(path) => Arc::new(dead_letter::File::open(path)?),
+            Address::Kinesis(stream) => Arc::new(dead_letter::Kinesis::new(self.kinesis().await, stream)),
+            Address::Sqs(queue) => {
+                let (client, url) = self.sqs(queue).await?;
+                Arc::new(dead_letter::Sqs::new(client, url))
+            }
+            Address::Sns(topic) => {
+                let client = aws_sdk_sns::Client::new(self.config().await);
+                Arc::new(dead_letter::Sns::new(client, topic))
+            }
+            Address::S3 { bucket, prefix } => {
+                Arc::new(dead_letter::S3::new(self.s3().await, bucket).prefix(prefix))
+            }
+        })
+    }
+
+    /// The ledger at this address, or the user's own.
+    pub(crate) async fn ledger(&self, address: Option<&StoreAddress>) -> Result<Arc<dyn Ledger>, BoxError> {
+        Ok(match address {
+            Some(StoreAddress::DynamoDb(table)) => {
+                Arc::new(ledger::DynamoDb::new(self.dynamodb().await, table.as_str()))
+            }
+            Some(StoreAddress::Redb(path)) => Arc::new(ledger::Redb::open(path)?),
+            None => {
+                let path = own_ledger()?;
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder)?;
+                }
+                Arc::new(ledger::Redb::open(path)?)
+            }
+        })
+    }
+
+    /// The checkpoints at this address. A mistyped one makes no new store.
+    pub(crate) async fn checkpoints(
+        &self,
+        address: &StoreAddress,
+        failover_time: Duration,
+    ) -> Result<Arc<dyn CheckpointStore>, BoxError> {
+        let unreachable = |source| Unreachable {
+            what: address.to_string(),
+            source,
+        };
+        Ok(match address {
+            StoreAddress::Redb(path) => {
+                if !path.try_exists()? {
+                    return Err(format!("there is no {address}").into());
+                }
+                Arc::new(checkpoint::Redb::open(path).map_err(|error| {
+                    match error {
+                        CheckpointError::Unavailable(source) if is_open_elsewhere(&source) => InUse {
+                            file: address.to_string(),
+                            source,
+                        }
+                        .into(),
+                        error => BoxError::from(error),
+                    }
+                })?)
+            }
+            StoreAddress::DynamoDb(table) => {
+                let client = self.dynamodb().await;
+                let described = client.describe_table().table_name(table).send().await;
+                described.map_err(|error| unreachable(error.into()))?;
+                Arc::new(checkpoint::DynamoDb::new(client, table.as_str()).failover_time(failover_time))
+            }
+        })
+    }
+}
+
+fn is_open_elsewhere(error: &BoxError) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(redb::DatabaseError::DatabaseAlreadyOpen)
+    )
+}
+
+/// `$XDG_STATE_HOME/redrive/replay.redb` (XDG Base Directory Specification).
+pub(crate) fn own_ledger() -> Result<PathBuf, BoxError> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let state = match (set("XDG_STATE_HOME"), set("HOME")) {
+        (Some(state), _) => PathBuf::from(state),
+        (None, Some(home)) => Path::new(&home).join(".local/state"),
+        (None, None) => {
+            return Err("there is no HOME to keep a ledger in: name one with --ledger redb:FILE".into());
+        }
+    };
+    Ok(state.join("redrive/replay.redb"))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot be reached; check its name, the region and the account")]
+struct Unreachable {
+    what: String,
+    #[source]
+    source: BoxError,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{file} is open in another process, the consumer's: stop that; no force takes it away")]
+struct InUse {
+    file: String,
+    #[source]
+    source: BoxError,
+}

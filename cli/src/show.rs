@@ -1,0 +1,152 @@
+//! `redrive show`: a letter whole.
+
+use std::io::Write as _;
+use std::ops::ControlFlow;
+
+use crate::address::Address;
+use clap::Args;
+use redrive::dead_letter::{AttemptReport, DeadLetter};
+use redrive::replay::{Filter, look};
+use redrive::{BoxError, KeyHash};
+
+use crate::Ended;
+use crate::clients::Clients;
+use crate::list::{Tally, as_json, marks};
+use crate::output;
+
+/// Show a letter whole
+///
+/// Its payload, its partition key and its error's texts only with --payload.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Where the letter is
+    address: Address,
+    /// Its id, or the beginning of it
+    id: String,
+    /// Also what is confidential: payload, partition key, error texts
+    #[arg(long)]
+    payload: bool,
+    /// Nothing but the payload's bytes, for a file or a pipe
+    #[arg(long, conflicts_with = "json")]
+    raw: bool,
+}
+
+impl Show {
+    pub(crate) async fn run(self, json: bool) -> Result<Ended, BoxError> {
+        let mut source = Clients::default().source(&self.address).await?;
+        let filter = Filter::new().id(&self.id);
+        let mut found = None;
+        let rest = look(&mut *source, |place, letter| {
+            match Tally::default().readable(place, letter) {
+                Some(letter) if filter.matches(&letter) => {
+                    found = Some((place.to_owned(), letter));
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        })
+        .await?;
+        let Some((place, letter)) = found else {
+            output::rest(rest);
+            return Err(format!(
+                "no letter in {} has an id that begins with {:?}",
+                self.address, self.id
+            )
+            .into());
+        };
+        match (self.raw, json, self.payload) {
+            (true, ..) => std::io::stdout().lock().write_all(&letter.payload)?,
+            (_, true, true) => std::io::stdout().lock().write_all(&letter.to_json_line())?,
+            (_, true, false) => drop(output::line(as_json(&letter))),
+            _ => self.text(&place, &letter),
+        }
+        Ok(Ended::Done)
+    }
+
+    fn text(&self, place: &str, letter: &DeadLetter) {
+        let say = |what: &str, value: &dyn std::fmt::Display| {
+            output::line(format_args!("{what:<16} {value}"));
+        };
+        say("letter", &format_args!("{}{}", letter.id, marks(letter)));
+        say("is at", &place);
+        say("application", &letter.application);
+        say("stream", &letter.stream);
+        say("shard", &letter.shard);
+        say("sequence number", &letter.sequence_number);
+        say("sub-sequence", &letter.sub_sequence_number);
+        match (&letter.partition_key, self.payload) {
+            (Some(key), true) => say("partition key", &format_args!("{key:?}")),
+            (Some(key), false) => say("key hash", &KeyHash::of(key)),
+            (None, _) => {}
+        }
+        if let Some(arrived_at) = letter.arrived_at {
+            say("arrived", &output::time(arrived_at));
+        }
+        say("dead-lettered", &output::time(letter.dead_lettered_at));
+        say("reason", &letter.reason.as_str());
+        say(
+            "class, scope",
+            &format_args!("{}, {}", letter.class.as_str(), letter.scope.as_str()),
+        );
+        say("code", &letter.code.as_deref().unwrap_or("-"));
+        say("error type", &letter.error.type_name);
+        if self.payload {
+            for text in &letter.error.chain {
+                say("error", &text.trim_end());
+            }
+        }
+        say("attempts", &letter.attempts.count);
+        let Attempts {
+            first,
+            last,
+            left_out,
+        } = Attempts::of(letter);
+        first.iter().for_each(attempt);
+        if left_out > 0 {
+            say("", &format_args!("… {left_out} more"));
+        }
+        last.iter().for_each(attempt);
+        say("processor", &letter.processor);
+        if let Some(version) = &letter.processor_version {
+            say("version", version);
+        }
+        if let Some(trace) = &letter.trace_context {
+            say("trace", trace);
+        }
+        if letter.redrive_count > 0 {
+            say("origin", &letter.origin);
+        }
+        if let Some(place) = &letter.payload_at {
+            say("payload is at", place);
+        }
+        say("payload bytes", &letter.payload_bytes);
+        if self.payload && letter.payload_at.is_none() {
+            output::line("");
+            output::line(String::from_utf8_lossy(&letter.payload));
+        }
+    }
+}
+
+struct Attempts<'a> {
+    first: &'a [AttemptReport],
+    last: &'a [AttemptReport],
+    left_out: usize,
+}
+
+impl<'a> Attempts<'a> {
+    fn of(letter: &'a DeadLetter) -> Self {
+        let attempts = &letter.attempts;
+        let told = attempts.first.len() + attempts.last.len();
+        Attempts {
+            first: &attempts.first,
+            last: &attempts.last,
+            left_out: usize::try_from(attempts.count).map_or(0, |count| count.saturating_sub(told)),
+        }
+    }
+}
+
+fn attempt(attempt: &AttemptReport) {
+    let code = attempt.code.as_deref().unwrap_or("-");
+    let (number, ended_at) = (attempt.number, output::time(attempt.ended_at));
+    output::line(format_args!("  {number:>4}  {ended_at}  {code}"));
+}

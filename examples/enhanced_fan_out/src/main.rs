@@ -1,0 +1,95 @@
+//! Kinesis pushes: `cargo run -p enhanced_fan_out`, which starts a server in this process and puts orders
+//! into a stream of its own. With the name of a stream it reads that one, from LocalStack or AWS (region,
+//! credentials and `AWS_ENDPOINT_URL` as the AWS tools take them), until Ctrl-C.
+//!
+//! The consumer is registered under the application's name. It stays so, which costs by the hour:
+//! `aws kinesis deregister-stream-consumer --stream-arn ARN --consumer-name billing` ends that.
+
+#[allow(dead_code, reason = "the tests use more of it")]
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::PutRecordsRequestEntry;
+use redrive::testing::kinesis::{self, KinesisServer};
+use redrive::{
+    Consumer, Record, Resilient, Retrieval, StartingPosition, checkpoint, dead_letter, processor_with,
+};
+use tracing_subscriber::EnvFilter;
+
+const ORDERS: usize = 500;
+
+async fn bill(billed: Arc<AtomicUsize>, order: Record) -> Result<(), std::io::Error> {
+    let number = billed.fetch_add(1, Ordering::Relaxed) + 1;
+    if number.is_multiple_of(100) {
+        println!(
+            "{number} billed; the last is of {} bytes in {}",
+            order.payload().len(),
+            order.shard()
+        );
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+
+    let billed = Arc::new(AtomicUsize::new(0));
+    let orders = Resilient::builder("billing", processor_with(billed.clone(), bill))
+        .dead_letters(dead_letter::Memory::new())
+        .build()?;
+    let Some(stream) = std::env::args().nth(1) else {
+        let server = KinesisServer::start().await?;
+        let client = server.client();
+        kinesis::create_stream(&client, "orders", 2).await?;
+        put(&client).await?;
+        let all_billed = async {
+            while billed.load(Ordering::Relaxed) < ORDERS {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        return Ok(consumer(client, "orders")?.run_until(orders, all_billed).await?);
+    };
+    let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
+    let client = Client::new(&config);
+    let asked_to_stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+    consumer(client, &stream)?
+        .run_until(orders, asked_to_stop)
+        .await?;
+    Ok(())
+}
+
+fn consumer(client: Client, stream: &str) -> Result<Consumer, redrive::ConfigError> {
+    Consumer::builder(client, stream)
+        .retrieval(Retrieval::fan_out())
+        .starting_position(StartingPosition::TrimHorizon)
+        // In memory, as the dead letters are, so that it begins anew each time: a service keeps both.
+        .checkpoints(checkpoint::Memory::new())
+        .build()
+}
+
+async fn put(client: &Client) -> Result<(), Box<dyn Error>> {
+    let orders = (0..ORDERS).map(|number| {
+        PutRecordsRequestEntry::builder()
+            .partition_key(format!("customer-{}", number % 50))
+            .data(Blob::new(format!("order {number}")))
+            .build()
+    });
+    let orders = orders.collect::<Result<Vec<_>, _>>()?;
+    client
+        .put_records()
+        .stream_name("orders")
+        .set_records(Some(orders))
+        .send()
+        .await?;
+    Ok(())
+}

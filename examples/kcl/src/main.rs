@@ -1,0 +1,54 @@
+//! A child of KCL's MultiLangDaemon: the daemon shares the shards among machines, this processes them.
+//!
+//! KCL's jars come with a Python package; the daemon needs Java:
+//!
+//! ```text
+//! cargo build --release -p kcl
+//! pip install kclpy-ext==3.1.3.post4
+//! jars=$(python -c 'import amazon_kclpy, os; print(os.path.dirname(amazon_kclpy.__file__))')/jars
+//! java -cp "$jars/*" software.amazon.kinesis.multilang.MultiLangDaemon --properties-file examples/kcl/kcl.properties
+//! ```
+//!
+//! Standard output is the daemon's: whoever prints to it breaks the protocol. Logs go to standard error.
+
+use std::env;
+
+use redrive::{BoxError, Resilient, RetryPolicy, dead_letter, multilang, processor_fn_json};
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Deserialize)]
+struct Order {
+    id: u64,
+    cents: i64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("an order without an amount")]
+struct NoAmount;
+
+async fn bill(order: Order) -> Result<(), NoAmount> {
+    if order.cents == 0 {
+        return Err(NoAmount);
+    }
+    tracing::info!(order.id, order.cents, "billed");
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let stream = env::args().nth(1).ok_or("usage: kcl STREAM")?;
+    // One process a shard, and several on a machine: a file for each.
+    let letters = format!("{stream}-letters-{}.jsonl", std::process::id());
+    let orders = Resilient::builder("billing", processor_fn_json(bill))
+        .retry(RetryPolicy::exponential().max_attempts(5))
+        .dead_letters(dead_letter::File::open(letters)?)
+        .build()?;
+    multilang::run(orders, stream).await?;
+    Ok(())
+}

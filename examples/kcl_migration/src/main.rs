@@ -1,0 +1,86 @@
+//! Moves a service from the Kinesis Client Library to redrive, or back: both keep their place in the same table.
+//!
+//! 1. Stop the KCL application. (Or leave it running: this stands by, and takes over when it stops.)
+//! 2. Start this with the name of its lease table, which is the application's unless KCL was told otherwise. Every
+//!    shard goes on behind the last record that KCL has checkpointed.
+//! 3. To go back, stop this with Ctrl-C and start KCL again.
+//!
+//! Against servers that answer over plain HTTP, such as LocalStack and DynamoDB Local:
+//!
+//! ```text
+//! AWS_ENDPOINT_URL_KINESIS=http://localhost:4566 AWS_ENDPOINT_URL_DYNAMODB=http://localhost:8001 \
+//! AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test \
+//!     cargo run -p kcl_migration -- orders billing
+//! ```
+//!
+//! Against AWS, with the normal environment or profile, add `--features default-https-client`.
+
+use std::error::Error;
+
+use aws_config::BehaviorVersion;
+use redrive::observer::{Event, Observer};
+use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn};
+use tracing_subscriber::EnvFilter;
+
+/// What the KCL application's record processor did, once for each record.
+async fn process(record: Record) -> Result<(), std::io::Error> {
+    println!(
+        "{} {}: {} bytes",
+        record.shard(),
+        record.position(),
+        record.payload().len()
+    );
+    Ok(())
+}
+
+/// Says where each shard goes on.
+struct Progress;
+
+impl Observer for Progress {
+    fn on(&self, event: &Event<'_>) {
+        match event {
+            Event::ShardStarted { shard, position, .. } => println!("{shard} goes on behind {position}"),
+            Event::ShardHeldElsewhere { shard, owner, .. } => {
+                println!("{shard} is held by {owner}: standing by")
+            }
+            Event::LeaseLost { shard, .. } => println!("{shard} was taken over"),
+            Event::ShardHandedOver { shard, .. } => println!("{shard} was handed over"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let mut args = std::env::args().skip(1);
+    let (Some(stream), Some(table)) = (args.next(), args.next()) else {
+        return Err("usage: kcl_migration STREAM LEASE_TABLE".into());
+    };
+    let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
+
+    let resilient = Resilient::builder("billing", processor_fn(process))
+        // A file, so that this needs no more set-up: a service has a stream or a queue for them.
+        .dead_letters(dead_letter::File::open("kcl_migration-letters.jsonl")?)
+        .observer(std::sync::Arc::new(Progress))
+        .build()?;
+    Consumer::builder(aws_sdk_kinesis::Client::new(&config), stream)
+        .checkpoints(checkpoint::DynamoDb::new(
+            aws_sdk_dynamodb::Client::new(&config),
+            table,
+        ))
+        .build()?
+        .run_until(resilient, async {
+            // Without a handler nobody can ask: run on rather than stop at once.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+        .await?;
+    println!("stopped; every shard is free for whoever goes on");
+    Ok(())
+}

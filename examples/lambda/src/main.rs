@@ -1,0 +1,81 @@
+//! A Lambda function on a Kinesis stream: a record that fails for a passing reason is tried again three times, with
+//! exponential backoff and jitter; one that fails for good, or a fourth time, goes to a dead-letter stream; and none is
+//! processed twice. How many did what is in its log, as metrics that CloudWatch reads.
+//!
+//! Deployed by `template.yaml` beside it:
+//!
+//! ```text
+//! cargo lambda build --release --arm64 -p lambda
+//! sam deploy --guided --template-file examples/lambda/template.yaml
+//! ```
+//!
+//! Run on this machine, with LocalStack in place of AWS:
+//!
+//! ```text
+//! AWS_ENDPOINT_URL=http://localhost:4566 AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test \
+//!     DEAD_LETTER_STREAM=orders-dlq SEEN_TABLE=orders-seen cargo lambda watch -p lambda
+//! cargo lambda invoke --data-file examples/lambda/event.json
+//! ```
+
+use std::env;
+
+use aws_config::BehaviorVersion;
+use redrive::telemetry::Emf;
+use redrive::{
+    BoxError, Idempotency, Jitter, Record, Resilient, RetryPolicy, dead_letter, idempotency, lambda,
+    processor_fn,
+};
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Debug, Deserialize)]
+struct Order {
+    id: u64,
+    cents: i64,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BillingError {
+    // serde_json's errors are known: bad JSON is permanent and goes to the dead-letter stream at once.
+    #[error("not an order")]
+    NotAnOrder(#[from] serde_json::Error),
+    // Unknown to the classifier, so it is tried again.
+    #[error("an order without an amount")]
+    NoAmount,
+}
+
+async fn bill(record: Record) -> Result<(), BillingError> {
+    let order: Order = serde_json::from_slice(record.payload())?;
+    if order.cents == 0 {
+        return Err(BillingError::NoAmount);
+    }
+    println!("billed order {}: {} cents", order.id, order.cents);
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // CloudWatch has times of its own.
+    tracing_subscriber::fmt()
+        .json()
+        .without_time()
+        .with_env_filter(filter)
+        .init();
+    let variable = |name: &str| env::var(name).map_err(|_| format!("set {name}"));
+    let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
+    let kinesis = aws_sdk_kinesis::Client::new(&config);
+    let seen = idempotency::DynamoDb::new(aws_sdk_dynamodb::Client::new(&config), variable("SEEN_TABLE")?);
+
+    let retries = RetryPolicy::exponential().max_attempts(4).jitter(Jitter::Full);
+    let orders = Resilient::builder("billing", processor_fn(bill))
+        .retry(retries)
+        .dead_letters(dead_letter::Kinesis::new(
+            kinesis,
+            variable("DEAD_LETTER_STREAM")?,
+        ))
+        .idempotency(Idempotency::new(seen).json_field("/id"))
+        .observer(Emf::new("billing"))
+        .build()?;
+    lambda::run(orders).await
+}

@@ -1,0 +1,241 @@
+//! Shards that go back.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redrive::checkpoint::{Checkpoint, Memory};
+use redrive::operator::OperatorError;
+use redrive::{Position, SequenceNumber};
+
+use super::scene::{Handler, Scene, load, position, save, settle, shard};
+use support::proxy::{Fault, Proxy};
+use support::stream::Sent;
+
+fn millis(time: SystemTime) -> Position {
+    let since = time.duration_since(UNIX_EPOCH).expect("after 1970");
+    Position::AtTimestamp {
+        millis: u64::try_from(since.as_millis()).expect("a time of ours"),
+    }
+}
+
+/// Records of which each seems to have arrived a minute after the one before.
+async fn a_minute_apart(count: u32) -> (Scene, Proxy, Vec<Sent>, Vec<SystemTime>) {
+    let payloads: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();
+    let (mut scene, sent) = Scene::with(&payloads).await;
+    let (proxy, arrivals) = seem_a_minute_apart(&mut scene, &sent).await;
+    (scene, proxy, sent, arrivals)
+}
+
+/// The same of these, for everybody who reads the scene's stream from now on: the server tells whole seconds, and no test
+/// waits for those to pass.
+async fn seem_a_minute_apart(scene: &mut Scene, sent: &[Sent]) -> (Proxy, Vec<SystemTime>) {
+    let minute = Duration::from_secs(60);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let began = UNIX_EPOCH + Duration::from_secs(since.as_secs()) - minute * 120;
+    let arrivals: Vec<SystemTime> = (0..)
+        .map(|number| began + minute * number)
+        .take(sent.len())
+        .collect();
+    let told: HashMap<String, u64> = sent
+        .iter()
+        .zip(&arrivals)
+        .map(|(sent, arrival)| {
+            let since = arrival.duration_since(UNIX_EPOCH).expect("after 1970");
+            (sent.place.number.to_string(), since.as_secs())
+        })
+        .collect();
+    let proxy = Proxy::start(scene.server.endpoint()).await.expect("a free port");
+    proxy.script(move |call| {
+        if call.target != "GetRecords" {
+            return Fault::None;
+        }
+        let told = told.clone();
+        Fault::Rewrite(Box::new(move |reply| {
+            for record in reply["Records"].as_array_mut().expect("a list") {
+                let number = record["SequenceNumber"].as_str().expect("a number");
+                record["ApproximateArrivalTimestamp"] = told[number].into();
+            }
+        }))
+    });
+    scene.client = proxy.client();
+    (proxy, arrivals)
+}
+
+async fn rewind(scene: &Scene, store: &Memory, to: Position) -> Result<Checkpoint, OperatorError> {
+    scene.shards(store).rewind(&shard(), to).await?.carry_out().await
+}
+
+#[tokio::test]
+async fn what_stands_behind_the_place_gone_back_to_is_processed_again() {
+    let (scene, _proxy, sent, arrivals) = a_minute_apart(6).await;
+    for (to, again) in [
+        (sent[3].record().position(), &["4", "5"][..]),
+        (millis(arrivals[2]), &["2", "3", "4", "5"]),
+        (Position::TrimHorizon, &["0", "1", "2", "3", "4", "5"]),
+    ] {
+        let store = Memory::new();
+        settle(&store, &sent[5]).await;
+        let stands = rewind(&scene, &store, to.clone()).await.expect("it is back");
+        assert_eq!((stands.position(), load(&store).await), (&to, stands.clone()));
+        assert_eq!(scene.consume(&store, again.len()).await, again);
+        assert_eq!(position(&store).await, sent[5].record().position());
+    }
+}
+
+#[tokio::test]
+async fn what_was_settled_ahead_comes_again_too() {
+    let (scene, sent) = Scene::with(&["0", "1", "hang", "3", "4"]).await;
+    let store = Memory::new();
+    let handler = Handler::default();
+    let running = scene.run(&store, &handler);
+    handler.has_done(4).await;
+    running.stop().await;
+    assert!(load(&store).await.ahead().is_some());
+    rewind(&scene, &store, sent[0].record().position())
+        .await
+        .expect("it is back");
+    assert_eq!(load(&store).await, Checkpoint::at(sent[0].record().position()));
+    assert_eq!(scene.consume(&store, 3).await, ["1", "3", "4"]);
+}
+
+#[tokio::test]
+async fn no_way_leads_past_what_is_not_settled() {
+    let (scene, _proxy, sent, arrivals) = a_minute_apart(6).await;
+    let store = Memory::new();
+    settle(&store, &sent[2]).await;
+    let now = SystemTime::now();
+    let tick = Duration::from_millis(1);
+    let behind = |sent: &Sent, sub_sequence_number| Position::Record {
+        sequence_number: sent.place.number.clone(),
+        sub_sequence_number,
+    };
+    for forward in [
+        behind(&sent[3], 0),
+        behind(&sent[2], 1),
+        millis(arrivals[3] + tick),
+        millis(now + Duration::from_secs(3_600)),
+        Position::ShardEnd,
+    ] {
+        let refused = rewind(&scene, &store, forward.clone()).await;
+        assert!(
+            matches!(refused, Err(OperatorError::Forward { .. })),
+            "{forward}: {refused:?}"
+        );
+    }
+    // At the tip what arrives now may not be seen yet.
+    settle(&store, &sent[5]).await;
+    let refused = rewind(&scene, &store, millis(now)).await;
+    assert!(
+        matches!(refused, Err(OperatorError::Forward { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(load(&store).await, Checkpoint::at(sent[5].record().position()));
+
+    // A time has no place among records: what counts is what comes next.
+    save(&store, Checkpoint::at(millis(arrivals[3]))).await;
+    for (to, is_back) in [
+        (behind(&sent[3], 0), false),
+        (behind(&sent[2], 0), true),
+        (millis(arrivals[1]), true),
+        (millis(arrivals[3]), true),
+        (millis(arrivals[4]), false),
+    ] {
+        save(&store, Checkpoint::at(millis(arrivals[3]))).await;
+        let result = rewind(&scene, &store, to.clone()).await;
+        assert_eq!(result.is_ok(), is_back, "{to}: {result:?}");
+    }
+}
+
+fn one_less(number: &SequenceNumber) -> SequenceNumber {
+    let digits = number.as_str();
+    let kept = digits.trim_end_matches('0').len() - 1;
+    let digit: u32 = digits[kept..=kept].parse().expect("a digit");
+    let nines = "9".repeat(digits.len() - kept - 1);
+    format!("{}{}{nines}", &digits[..kept], digit - 1)
+        .parse()
+        .expect("digits")
+}
+
+#[tokio::test]
+async fn a_number_that_the_shard_does_not_have_is_no_place_to_go_back_to() {
+    let (scene, sent) = Scene::with(&["0", "1"]).await;
+    let store = Memory::new();
+    settle(&store, &sent[1]).await;
+    let other = one_less(&sent[1].place.number);
+    let to = Position::Record {
+        sequence_number: other.clone(),
+        sub_sequence_number: 0,
+    };
+    match rewind(&scene, &store, to).await {
+        Err(OperatorError::NoSuchRecord { sequence_number, .. }) => assert_eq!(sequence_number, other),
+        result => panic!("{result:?}"),
+    }
+    assert_eq!(position(&store).await, sent[1].record().position());
+}
+
+#[tokio::test]
+async fn a_shard_that_was_split_goes_back_and_its_children_are_named() {
+    let (scene, _) = Scene::with(&["0", "1"]).await;
+    let store = Memory::new();
+    let split = scene.client.split_shard().stream_name(crate::scene::STREAM);
+    let half = (u128::MAX / 2).to_string();
+    let split = split.shard_to_split(shard().as_str()).new_starting_hash_key(half);
+    split.send().await.expect("SplitShard");
+    save(&store, Checkpoint::at(Position::ShardEnd)).await;
+    let shards = scene.shards(&store);
+    let rewind = shards.rewind(&shard(), Position::TrimHorizon).await;
+    let rewind = rewind.expect("it can");
+    let children = ["shardId-000000000001", "shardId-000000000002"];
+    assert_eq!(rewind.children(), children.map(Into::into));
+    rewind.carry_out().await.expect("it is back");
+
+    let listed = shards.list().await.expect("it lists");
+    let parents: Vec<usize> = listed.iter().map(|status| status.parents.len()).collect();
+    assert_eq!(parents, [0, 1, 1]);
+    assert!(listed[0].closed && !listed[1].closed);
+    let stands = listed[0].checkpoint.as_ref().expect("understood");
+    assert_eq!(*stands, Some(Checkpoint::at(Position::TrimHorizon)));
+    assert!(matches!(listed[1].checkpoint, Ok(None)));
+    assert_eq!(scene.consume(&store, 2).await, ["0", "1"]);
+}
+
+#[tokio::test]
+async fn what_was_a_way_back_and_is_none_any_more_is_not_gone() {
+    let (scene, sent) = Scene::with(&["0", "1", "2", "3"]).await;
+    let store = Memory::new();
+    settle(&store, &sent[3]).await;
+    let shards = scene.shards(&store);
+    let rewind = shards.rewind(&shard(), sent[2].record().position()).await;
+    let rewind = rewind.expect("it can");
+    // Another was faster, and went further.
+    settle(&store, &sent[0]).await;
+    let refused = rewind.carry_out().await;
+    assert!(
+        matches!(refused, Err(OperatorError::Forward { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(position(&store).await, sent[0].record().position());
+}
+
+/// It is no time at which the application begins: then the others would begin there as well.
+#[tokio::test]
+async fn a_shard_without_a_checkpoint_begins_at_its_oldest_record_though_another_went_back_to_a_time() {
+    let mut scene = Scene::of(2).await;
+    let payloads: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+    let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();
+    scene.put(&payloads).await;
+    // Those of the shard that goes back came last.
+    let mut sent = scene.read().await;
+    sent.sort_by_key(|sent| sent.place.shard == shard());
+    let (_proxy, arrivals) = seem_a_minute_apart(&mut scene, &sent).await;
+    let first = sent.iter().position(|sent| sent.place.shard == shard());
+    let first = first
+        .filter(|first| (1..19).contains(first))
+        .expect("both have some");
+    let store = Memory::new();
+    settle(&store, &sent[19]).await;
+    let to = millis(arrivals[first]);
+    rewind(&scene, &store, to).await.expect("it is back");
+    assert_eq!(scene.consume(&store, 20).await.len(), 20);
+}

@@ -1,0 +1,282 @@
+//! AWS errors: codes, and what a client of Kinesis or of another service returns.
+
+use std::io;
+use std::time::Duration;
+
+use redrive::classify::{aws_code, sdk_error, sdk_errors};
+use redrive::{Class, Classify, MarkFailure, Scope, Verdict};
+
+use super::client::{self, Answer};
+use super::{MENDABLE, RECORD, TRANSIENT, layers, pair, standard};
+
+/// Every error code of the Kinesis API, and of DynamoDB and SQS those that a handler or sink meets.
+#[test]
+fn error_codes_mean_what_the_services_document() {
+    let table = [
+        (
+            TRANSIENT,
+            &[
+                "ProvisionedThroughputExceededException",
+                "LimitExceededException",
+                "LimitExceeded",
+                "KMSThrottlingException",
+                "InternalFailureException",
+                "InternalFailure",
+                "ResourceInUseException",
+                "ExpiredIteratorException",
+                "ExpiredNextTokenException",
+                "ExpiredToken",
+                "ExpiredTokenException",
+                "RequestLimitExceeded",
+                "ThrottlingException",
+                "InternalServerError",
+                "InternalServerException",
+                "InternalError",
+                "ServiceUnavailable",
+                "ServiceUnavailableException",
+                "TransactionConflictException",
+                "RequestThrottled",
+                "KmsThrottled",
+                "KMS.ThrottlingException",
+            ][..],
+        ),
+        (
+            MENDABLE,
+            &[
+                "AccessDeniedException",
+                "AccessDenied",
+                "KMSAccessDeniedException",
+                "KMSDisabledException",
+                "KMSInvalidStateException",
+                "KMSNotFoundException",
+                "KMSOptInRequired",
+                "KmsDisabled",
+                "KmsInvalidKeyUsage",
+                "UnrecognizedClientException",
+                "InvalidSignatureException",
+                "IncompleteSignature",
+                "MissingAuthenticationToken",
+                "OptInRequired",
+                "ResourceNotFoundException",
+                "QueueDoesNotExist",
+                "AWS.SimpleQueueService.NonExistentQueue",
+                "OverLimit",
+            ],
+        ),
+        (
+            RECORD,
+            &[
+                "InvalidArgumentException",
+                "ValidationException",
+                "ConditionalCheckFailedException",
+                "InvalidMessageContents",
+                "BatchRequestTooLong",
+                "AWS.SimpleQueueService.BatchRequestTooLong",
+            ],
+        ),
+        (
+            (Class::Transient, Scope::Unknown),
+            &["TransactionCanceledException"],
+        ),
+    ];
+    for (expected, codes) in table {
+        for &code in codes {
+            let verdict = aws_code(code).expect(code);
+            assert_eq!(pair(&verdict), expected, "{code}");
+            assert!(verdict.code().is_some_and(|kept| code.ends_with(kept)), "{code}");
+        }
+    }
+    for unknown in ["", "Exception", "SomethingNewException", "the card was declined"] {
+        assert_eq!(aws_code(unknown), None, "{unknown:?}");
+    }
+}
+
+/// Each of these is what a handler returns that calls Kinesis and uses `?`.
+#[tokio::test]
+async fn errors_of_the_kinesis_client_are_known_however_they_are_wrapped() {
+    let table = [
+        (TRANSIENT, Answer::Refused),
+        (
+            TRANSIENT,
+            Answer::Status(400, r#"{"__type":"KMSThrottlingException"}"#),
+        ),
+        (
+            TRANSIENT,
+            Answer::Status(500, r#"{"__type":"InternalFailureException"}"#),
+        ),
+        (
+            MENDABLE,
+            Answer::Status(400, r#"{"__type":"AccessDeniedException"}"#),
+        ),
+        (
+            MENDABLE,
+            Answer::Status(400, r#"{"__type":"UnrecognizedClientException"}"#),
+        ),
+        (
+            RECORD,
+            Answer::Status(400, r#"{"__type":"InvalidArgumentException"}"#),
+        ),
+    ];
+    for (expected, answer) in table {
+        let client = client::kinesis(answer);
+        for (layer, wrap) in layers::ALL {
+            let error = client
+                .get_records()
+                .shard_iterator("i")
+                .send()
+                .await
+                .expect_err("fails");
+            let error = wrap(error.into());
+            assert_eq!(
+                standard(&*error).as_ref().map(pair),
+                Some(expected),
+                "{layer}: {answer:?}"
+            );
+
+            let error = client.list_streams().send().await.expect_err("fails");
+            let error = wrap(error.into_service_error().into());
+            assert_eq!(
+                standard(&*error).as_ref().map(pair),
+                Some(expected),
+                "{layer}: {answer:?} as the operation's error"
+            );
+        }
+        // `aws_sdk_kinesis::Error` hides what it holds, so that a wrapper which hides this one as well
+        // leaves nothing to see.
+        for (layer, wrap) in layers::SHOWING {
+            let error = client.list_shards().send().await.expect_err("fails");
+            let error = wrap(aws_sdk_kinesis::Error::from(error).into());
+            assert_eq!(
+                standard(&*error).as_ref().map(pair),
+                Some(expected),
+                "{layer}: {answer:?} as the service's error"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_and_what_fails_before_the_request_leaves_are_known() {
+    use aws_sdk_kinesis::Client;
+    use aws_sdk_kinesis::config::timeout::TimeoutConfig;
+    use aws_sdk_kinesis::error::SdkError;
+    use aws_smithy_async::rt::sleep::TokioSleep;
+
+    let timeout = TimeoutConfig::builder()
+        .operation_timeout(Duration::from_secs(1))
+        .build();
+    let slow = client::kinesis(Answer::Never);
+    let slow = Client::from_conf(
+        slow.config()
+            .to_builder()
+            .timeout_config(timeout)
+            .sleep_impl(TokioSleep::new())
+            .build(),
+    );
+    let error = slow.list_shards().send().await.expect_err("times out");
+    assert!(matches!(error, SdkError::TimeoutError(_)), "{error:?}");
+    assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
+
+    // Credentials that do not load come as a dispatch failure of kind other, which the SDK does not
+    // retry. So does a wrong endpoint.
+    let unsigned = Client::from_conf(client::config(Answer::Refused).build());
+    let error = unsigned.list_shards().send().await.expect_err("unsigned");
+    assert!(
+        matches!(&error, SdkError::DispatchFailure(f) if f.is_other() && f.as_other().is_none()),
+        "{error:?}"
+    );
+    assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
+
+    // A request that cannot even be made.
+    let error = aws_sdk_kinesis::types::PutRecordsRequestEntry::builder()
+        .build()
+        .expect_err("no data");
+    assert_eq!(standard(&error).as_ref().map(pair), Some(MENDABLE));
+    let error = SdkError::<aws_sdk_kinesis::operation::put_records::PutRecordsError>::from(error);
+    assert!(matches!(error, SdkError::ConstructionFailure(_)), "{error:?}");
+    assert_eq!(standard(&error).as_ref().map(pair), Some(MENDABLE));
+}
+
+#[tokio::test]
+async fn a_verdict_carries_the_code_and_the_delay_the_service_asked_for() {
+    let send = async |answer| {
+        let result = client::kinesis(answer).list_shards().send().await;
+        sdk_error(&result.expect_err("fails"))
+    };
+    let verdict = send(Answer::Status(400, r#"{"__type":"LimitExceededException"}"#)).await;
+    assert_eq!(verdict.code(), Some("LimitExceededException"));
+    assert_eq!(verdict.retry_after(), Some(Duration::from_millis(1_500)));
+
+    let verdict = send(Answer::Status(400, r#"{"__type":"AccessDeniedException"}"#)).await;
+    assert_eq!(verdict.code(), Some("AccessDeniedException"));
+    assert_eq!(
+        verdict.retry_after(),
+        None,
+        "waiting does not help a permanent error"
+    );
+
+    let verdict = send(Answer::Status(400, r#"{"__type":"card 4711 of Alice"}"#)).await;
+    assert_eq!(verdict.code(), None, "no code, so it may be anything");
+    assert_eq!(pair(&verdict), (Class::Permanent, Scope::Unknown));
+}
+
+#[test]
+fn in_an_event_stream_the_code_decides() {
+    use aws_sdk_kinesis::types::error::{KmsThrottlingException, SubscribeToShardEventStreamError as Event};
+    use aws_smithy_runtime_api::client::result::SdkError;
+    use aws_smithy_types::error::ErrorMetadata;
+    use aws_smithy_types::event_stream::RawMessage;
+
+    let throttled = KmsThrottlingException::builder()
+        .meta(ErrorMetadata::builder().code("KMSThrottlingException").build())
+        .build();
+    let error = SdkError::service_error(
+        Event::KmsThrottlingException(throttled),
+        RawMessage::Invalid(None),
+    );
+    assert_eq!(pair(&sdk_error(&error)), TRANSIENT);
+    assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
+}
+
+/// Another service's operation, as its SDK crate would generate it.
+mod other_service {
+    use aws_smithy_types::error::ErrorMetadata;
+    use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the condition does not hold")]
+    pub(super) struct PutItemError(pub(super) ErrorMetadata);
+
+    impl ProvideErrorMetadata for PutItemError {
+        fn meta(&self) -> &ErrorMetadata {
+            &self.0
+        }
+    }
+}
+
+#[test]
+fn an_operation_of_another_service_can_be_taught() {
+    use aws_smithy_runtime_api::client::result::SdkError;
+    use aws_smithy_types::error::ErrorMetadata;
+    use other_service::PutItemError;
+
+    let failed = || {
+        let meta = ErrorMetadata::builder().code("ConditionalCheckFailedException");
+        SdkError::service_error(PutItemError(meta.build()), client::response(400, ""))
+    };
+    let taught = sdk_errors::<PutItemError>();
+    for (layer, wrap) in layers::ALL {
+        // A wrapper may hide the `SdkError`; the operation's error is its source, and enough.
+        let error = wrap(failed().into());
+        assert_eq!(
+            taught.classify(&*error).as_ref().map(pair),
+            Some(RECORD),
+            "{layer}"
+        );
+        assert_eq!(standard(&*error), None, "{layer}");
+    }
+    let marked = Err::<(), _>(failed()).transient().expect_err("fails");
+    assert_eq!(taught.classify(&marked), None, "the mark decides");
+    assert_eq!(standard(&marked), Some(Verdict::transient()));
+    assert_eq!(taught.classify(&io::Error::other("unknown")), None);
+}

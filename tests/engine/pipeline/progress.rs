@@ -1,0 +1,148 @@
+//! When a shard makes the checkpoints that are asked of it, and what it needs to know of an earlier run's. Time
+//! is paused throughout.
+
+use std::future::pending;
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream, StreamExt};
+use redrive::checkpoint::Checkpoint;
+use redrive::pipeline::{Batch, Capacity, Pipeline, Progress, Published};
+use redrive::{Position, Record, Resilient, dead_letter};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use support::script::Script;
+
+fn record(number: u64, script: &'static str) -> Record {
+    Record::builder("orders", "shardId-0".into(), number.into())
+        .partition_key(number.to_string())
+        .payload(script)
+        .build()
+}
+
+fn resilient(script: &Script) -> Resilient<Script> {
+    Resilient::builder("billing", script.clone())
+        .dead_letters(dead_letter::Memory::new())
+        .build()
+        .expect("valid")
+}
+
+/// A batch for each of these records, a second apart, and no end.
+fn each_second(records: Vec<Record>) -> impl Stream<Item = Batch> + Unpin {
+    let batches = stream::iter(records).then(|record| async {
+        sleep(Duration::from_secs(1)).await;
+        Batch::from(vec![record])
+    });
+    Box::pin(batches.chain(stream::once(pending())))
+}
+
+/// What is published within a tenth of a second: the rest of this second nothing happens in the shard.
+async fn at_once(published: &mut watch::Receiver<Option<Published>>) -> Option<Published> {
+    let changed = timeout(Duration::from_millis(100), published.changed()).await;
+    changed.ok()?.expect("its sender lives");
+    published.borrow_and_update().clone()
+}
+
+fn position(number: u64) -> Position {
+    record(number, "").position()
+}
+
+/// Runs a shard over these records, which settle a second apart, while `ask` asks for its checkpoints, between
+/// two of them.
+async fn asking(records: &[&'static str], ask: impl AsyncFnOnce(&Progress)) {
+    let script = Script::default();
+    let resilient = resilient(&script);
+    let records = (1..).zip(records).map(|(number, script)| record(number, script));
+    let (progress, from) = (Progress::new(), Checkpoint::at(Position::TrimHorizon));
+    let (pipeline, never) = (Pipeline::new(), CancellationToken::new());
+    let records = each_second(records.collect());
+    let run = pipeline.run_from(&resilient, records, from, &progress, &never);
+    tokio::select! {
+        _ = run => panic!("its input has no end"),
+        () = async {
+            sleep(Duration::from_millis(500)).await;
+            ask(&progress).await;
+        } => {}
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_made_when_it_is_asked_for_and_once() {
+    asking(&["ok"; 4], async |progress| {
+        let mut published = progress.subscribe();
+        sleep(2 * SECOND).await;
+        assert!(at_once(&mut published).await.is_none(), "nobody has asked");
+        // Nothing else happens just then: it is the question that wakes the shard.
+        progress.want_any();
+        let made = at_once(&mut published).await.expect("two have settled");
+        assert_eq!((made.checkpoint.position(), made.last), (&position(2), false));
+        sleep(SECOND).await;
+        assert!(at_once(&mut published).await.is_none(), "it is being stored");
+        progress.want_urgent();
+        assert!(at_once(&mut published).await.is_none(), "it need not be at once");
+        progress.want_any();
+        let made = at_once(&mut published).await.expect("one more has settled");
+        assert_eq!(made.checkpoint.position(), &position(3));
+        progress.want_any();
+        assert!(at_once(&mut published).await.is_none(), "nothing has changed");
+        progress.finish(Checkpoint::at(position(3)));
+        let made = at_once(&mut published).await.expect("the last one");
+        assert!(made.last);
+    })
+    .await;
+}
+
+/// Nothing that settles beside it takes that back, another letter no more than a success.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_makes_a_checkpoint_urgent() {
+    for records in [["bad", "ok"], ["ok", "bad"], ["bad", "bad"]] {
+        asking(&records, async |progress| {
+            let mut published = progress.subscribe();
+            sleep(2 * SECOND).await;
+            progress.want_urgent();
+            let made = at_once(&mut published).await.expect("urgent");
+            assert_eq!(made.checkpoint.position(), &position(2));
+        })
+        .await;
+    }
+}
+
+/// As much as there is is reserved for each page, also of records that an earlier run has settled ahead of its
+/// checkpoint.
+#[tokio::test(start_paused = true)]
+async fn what_was_settled_ahead_frees_its_memory_when_it_is_read_again() {
+    let records = ["hang", "ok", "ok"];
+    let mut stored = None;
+    asking(&records, async |progress| {
+        let mut published = progress.subscribe();
+        sleep(3 * SECOND).await;
+        progress.want_any();
+        stored = at_once(&mut published).await;
+    })
+    .await;
+    let from = stored.expect("made").checkpoint;
+    assert!(from.ahead().is_some());
+
+    let (again, fourth) = (["ok", "ok", "ok"], record(4, "ok"));
+    let pages = (1..).zip(again).map(|(number, script)| record(number, script));
+    let script = Script::default();
+    let resilient = resilient(&script);
+    let capacity = Capacity::new(64, 100).expect("valid");
+    let pages = stream::iter(pages.chain([fourth])).then(|record| async {
+        let reservation = capacity.reserve(100).await;
+        Batch::reserved(vec![record], reservation)
+    });
+    let (progress, never) = (Progress::new(), CancellationToken::new());
+    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let run = pipeline.run_from(&resilient, Box::pin(pages), from, &progress, &never);
+    let finished = timeout(Duration::from_secs(60), run).await;
+    assert!(
+        finished
+            .expect("something is still reserved")
+            .is_ok_and(|end| end.complete)
+    );
+    assert_eq!(script.first_calls(), [1, 4]);
+}

@@ -1,0 +1,821 @@
+//! One shard: order, bounds, watermark, shutdown. Time is paused throughout.
+
+use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as Atomic};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt};
+use proptest::prelude::*;
+use redrive::checkpoint::{Ahead, Checkpoint};
+use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::observer::{Bound, Event, Observer};
+use redrive::pipeline::{Batch, Capacity, Finished, Ordering, Pipeline, Progress, ShardHalted};
+use redrive::{
+    AfterDeadLetter, Attempt, Backoff, BoxError, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
+    RetryPolicy,
+};
+use support::script::{Script, record};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+fn policy() -> RetryPolicy {
+    RetryPolicy::exponential().jitter(Jitter::None)
+}
+
+/// What the tests here make fail is no dependency's fault, however much it is.
+fn resilient(script: &Script) -> Resilient<Script> {
+    let builder = Resilient::builder("billing", script.clone()).retry(policy());
+    builder
+        .without_breaker()
+        .without_guard()
+        .dead_letters(dead_letter::Memory::new())
+        .build()
+        .expect("valid")
+}
+
+fn batches(records: Vec<Record>, size: usize) -> impl stream::Stream<Item = Batch> + Unpin {
+    let batches: Vec<Batch> = records
+        .chunks(size)
+        .map(|records| records.to_vec().into())
+        .collect();
+    stream::iter(batches)
+}
+
+fn position(number: u64) -> Position {
+    record(number, "", "").position()
+}
+
+async fn run(
+    ordering: Ordering,
+    records: Vec<Record>,
+) -> (Script, Result<Finished, Box<ShardHalted>>, Duration) {
+    let script = Script::default();
+    let start = Instant::now();
+    let pipeline = Pipeline::new().ordering(ordering);
+    let result = pipeline.run(&resilient(&script), batches(records, 100)).await;
+    (script, result, start.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_record_holds_up_its_own_key_and_nobody_else() {
+    let mut records = vec![record(0, "bad", "fail,fail,ok"), record(1, "bad", "ok")];
+    records.extend((2..100).map(|number| record(number, &format!("key-{number}"), "sleep:1")));
+    let (script, result, _) = run(Ordering::PartitionKey, records).await;
+    assert!(result.expect("no halt").complete);
+    let calls = script.calls();
+    let at = |number: u64, attempt| {
+        let wanted =
+            |call: &&support::script::Call| call.sequence_number == number.into() && call.attempt == attempt;
+        calls.iter().find(wanted).expect("called").at
+    };
+    let start = at(0, 1);
+    assert_eq!(
+        at(1, 1) - start,
+        Duration::from_millis(300),
+        "behind its key's two backoffs"
+    );
+    for number in 2..100 {
+        assert!(
+            at(number, 1) - start <= Duration::from_millis(4),
+            "record {number} was held up"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_shard_order_a_failing_record_holds_up_all() {
+    let records = (0..5).map(|number| {
+        record(
+            number,
+            &number.to_string(),
+            if number == 1 { "fail,ok" } else { "ok" },
+        )
+    });
+    let (script, _, took) = run(Ordering::Shard, records.collect()).await;
+    assert_eq!(script.first_calls(), [0, 1, 2, 3, 4]);
+    assert_eq!(took, Duration::from_millis(100));
+    let calls: Vec<u32> = script.calls().iter().map(|call| call.attempt).collect();
+    assert_eq!(calls, [1, 1, 2, 1, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_order_records_of_a_key_run_beside_each_other() {
+    let records = (0..60).map(|number| record(number, "one", "sleep:10")).collect();
+    let (_, _, took) = run(Ordering::Unordered, records).await;
+    assert!(took < Duration::from_millis(20), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_without_a_key_keep_their_order() {
+    let records = (0..10)
+        .map(|number: u64| {
+            Record::builder("s", "shardId-0".into(), number.into())
+                .payload("sleep:1")
+                .build()
+        })
+        .collect();
+    let (script, _, _) = run(Ordering::PartitionKey, records).await;
+    assert_eq!(script.first_calls(), (0..10).collect::<Vec<_>>());
+}
+
+/// Counts the calls that run, and keeps the largest number.
+#[derive(Default)]
+struct Gauge {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl RecordProcessor for Gauge {
+    type Error = BoxError;
+
+    async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
+        let now = self.now.fetch_add(1, Atomic::SeqCst) + 1;
+        self.most.fetch_max(now, Atomic::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        self.now.fetch_sub(1, Atomic::SeqCst);
+        match (&record.payload()[..], attempt.number()) {
+            (b"fail", 1) => Err("once".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn running_bounds_the_handler_calls_of_all_shards_together() {
+    let gauge = Arc::new(Gauge::default());
+    let builder = Resilient::builder("billing", gauge.clone()).without_dead_letters();
+    let resilient = builder.build().expect("valid");
+    let capacity = Capacity::new(10, 1 << 20).expect("valid");
+    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let shard = |first: u64| {
+        let records = (first..first + 300)
+            .map(|number| record(number, &number.to_string(), ""))
+            .collect();
+        pipeline.run(&resilient, batches(records, 50))
+    };
+    let (a, b, c) = tokio::join!(shard(0), shard(1_000), shard(2_000));
+    assert!(a.is_ok_and(|a| a.complete) && b.is_ok_and(|b| b.complete) && c.is_ok_and(|c| c.complete));
+    assert_eq!(gauge.most.load(Atomic::SeqCst), 10);
+    assert_eq!(capacity.running(), 0);
+}
+
+/// Many records in backoff must not keep others from running.
+#[tokio::test(start_paused = true)]
+async fn a_record_in_backoff_gives_its_place_to_run_back() {
+    let gauge = Arc::new(Gauge::default());
+    let builder = Resilient::builder("billing", gauge.clone())
+        .without_dead_letters()
+        .without_breaker()
+        .without_retry_budget()
+        .retry(RetryPolicy::constant(Duration::from_secs(5)).jitter(Jitter::None));
+    let resilient = builder.build().expect("valid");
+    let pipeline = Pipeline::new().capacity(Capacity::new(2, 1 << 20).expect("valid"));
+    let records = (0..500)
+        .map(|number| {
+            record(
+                number,
+                &number.to_string(),
+                if number < 400 { "fail" } else { "" },
+            )
+        })
+        .collect();
+    let start = Instant::now();
+    assert!(
+        pipeline
+            .run(&resilient, batches(records, 500))
+            .await
+            .is_ok_and(|end| end.complete)
+    );
+    // 900 calls of 1 ms by 2, most of them within one backoff: not 400 backoffs one after the other.
+    assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
+    assert_eq!(gauge.most.load(Atomic::SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_and_span_stop_the_reading_and_say_for_whom() {
+    #[derive(Default)]
+    struct Full(Mutex<Vec<(Bound, String, usize)>>);
+    impl Observer for Full {
+        fn on(&self, event: &Event<'_>) {
+            if let Event::WindowFull {
+                bound, oldest, held, ..
+            } = event
+            {
+                let oldest = oldest.sequence_number().to_string();
+                self.0.lock().expect("no panic").push((*bound, oldest, *held));
+            }
+        }
+    }
+    for (pipeline, bound, held) in [
+        (Pipeline::new().held(4), Bound::Held, 4),
+        (Pipeline::new().held(4).span(10), Bound::Span, 1),
+    ] {
+        let full = Arc::new(Full::default());
+        let script = Script::default();
+        let resilient = Resilient::builder("billing", script.clone())
+            .without_dead_letters()
+            .observer(full.clone())
+            .build()
+            .expect("valid");
+        let records = (0..30).map(|number| {
+            let stuck = number == 0 || (bound == Bound::Held && number < 4);
+            record(
+                number,
+                &number.to_string(),
+                if stuck { "sleep:20000" } else { "ok" },
+            )
+        });
+        let result = pipeline.run(&resilient, batches(records.collect(), 7)).await;
+        assert!(result.is_ok_and(|end| end.complete));
+        let told = full.0.lock().expect("no panic").clone();
+        assert_eq!(told, [(bound, "0".to_owned(), held)]);
+        let first = script.calls()[0].at;
+        let early = script
+            .calls()
+            .iter()
+            .filter(|call| call.at < first + Duration::from_secs(20))
+            .count();
+        assert_eq!(early, if bound == Bound::Held { 4 } else { 10 });
+    }
+}
+
+/// A busy shard's window is always full, with another record at its end every few moments.
+#[tokio::test(start_paused = true)]
+async fn a_full_window_that_moves_is_not_spoken_of() {
+    struct Never;
+    impl Observer for Never {
+        fn on(&self, event: &Event<'_>) {
+            assert!(!matches!(event, Event::WindowFull { .. }), "{event:?}");
+        }
+    }
+    let script = Script::default();
+    let resilient = Resilient::builder("billing", script.clone())
+        .without_dead_letters()
+        .observer(Arc::new(Never))
+        .build()
+        .expect("valid");
+    let records = (0..10).map(|number| record(number, "k", "sleep:3000"));
+    let batches = batches(records.collect(), 10);
+    let result = Pipeline::new().held(2).run(&resilient, batches).await;
+    assert!(result.is_ok_and(|end| end.complete));
+    let calls = script.calls();
+    assert_eq!(calls[9].at - calls[0].at, Duration::from_secs(27));
+}
+
+/// Somebody has to come before Kinesis drops what the shard waits for.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_the_stream_drops_soon_is_spoken_of_again_and_again() {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    #[derive(Default)]
+    struct Expiring(Mutex<Vec<(String, Duration)>>);
+    impl Observer for Expiring {
+        fn on(&self, event: &Event<'_>) {
+            if let Event::RecordExpiring {
+                record, age, left, ..
+            } = event
+            {
+                assert_eq!((*age + *left).as_secs(), 24 * 60 * 60);
+                let number = record.sequence_number().to_string();
+                self.0.lock().expect("no panic").push((number, *left));
+            }
+        }
+    }
+    for (hours, times) in [(18, 0), (20, 4), (30, 0)] {
+        let expiring = Arc::new(Expiring::default());
+        let resilient = Resilient::builder("billing", Script::default())
+            .without_dead_letters()
+            .retry(RetryPolicy::exponential().attempt_timeout(HOUR).max_elapsed(HOUR))
+            .observer(expiring.clone())
+            .build()
+            .expect("valid");
+        let arrival = std::time::SystemTime::now() - HOUR * hours;
+        let records = (0..5).map(|number| {
+            let steps = if number == 2 { "sleep:1200000" } else { "ok" };
+            Record::builder("orders", "shardId-0".into(), number.into())
+                .partition_key(number.to_string())
+                .payload(steps)
+                .arrival(arrival)
+                .build()
+        });
+        let pipeline = Pipeline::new().retention(24 * HOUR);
+        let pipeline = if hours == 30 { Pipeline::new() } else { pipeline };
+        let settled = pipeline.run(&resilient, batches(records.collect(), 5)).await;
+        assert!(settled.is_ok_and(|end| end.complete));
+        let told = expiring.0.lock().expect("no panic").clone();
+        assert_eq!(told.len(), times, "{hours}: {told:?}");
+        assert!(
+            told.iter()
+                .all(|(number, left)| number == "2" && *left <= 4 * HOUR)
+        );
+    }
+}
+
+/// Takes letters only while it is up.
+#[derive(Debug, Default)]
+struct Switch {
+    up: AtomicBool,
+    letters: dead_letter::Memory,
+}
+
+#[async_trait]
+impl DeadLetterSink for Switch {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        if self.up.load(Atomic::SeqCst) {
+            self.letters.put(letters).await
+        } else {
+            letters
+                .iter()
+                .map(|_| Err(SinkError::unavailable("down")))
+                .collect()
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
+    let (script, sink) = (Script::default(), Arc::new(Switch::default()));
+    let resilient = Resilient::builder("billing", script.clone())
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    // More of them than may run at once: a letter being written needs no place to run.
+    let mut records: Vec<Record> = (0..100)
+        .map(|number| record(number, &format!("bad-{number}"), "bad"))
+        .collect();
+    records.extend((100..200).map(|number| record(number, &format!("good-{number}"), "ok")));
+    let pipeline = Pipeline::new();
+    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+    let mut published = progress.subscribe();
+    let start = Checkpoint::at(Position::TrimHorizon);
+    let mut running = pin!(pipeline.run_from(&resilient, batches(records, 50), start, &progress, &shutdown));
+    assert!(
+        tokio::time::timeout(Duration::from_secs(60), &mut running)
+            .await
+            .is_err(),
+        "it waits"
+    );
+    assert_eq!(script.calls().len(), 200, "every handler was called once");
+    progress.want_any();
+    assert!(
+        tokio::time::timeout(Duration::from_secs(1), &mut running)
+            .await
+            .is_err()
+    );
+    let checkpoint = published
+        .borrow_and_update()
+        .clone()
+        .expect("asked for")
+        .checkpoint;
+    assert_eq!(checkpoint.position(), &Position::TrimHorizon);
+    assert!(!checkpoint.ahead().expect("some are").covers(&record(99, "", "")));
+    assert!(checkpoint.ahead().expect("some are").covers(&record(100, "", "")));
+
+    sink.up.store(true, Atomic::SeqCst);
+    let finished = running.await.expect("no halt");
+    assert_eq!(finished.checkpoint.position(), &position(199));
+    assert_eq!((script.calls().len(), sink.letters.letters().len()), (200, 100));
+}
+
+/// The letter counts: what comes behind it is what waits for somebody to look.
+#[tokio::test(start_paused = true)]
+async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let build = |after| {
+        let builder = Resilient::builder("billing", script.clone()).retry(policy());
+        let builder = builder.without_guard().dead_letters(letters.clone());
+        builder.after_dead_letter(after).build().expect("valid")
+    };
+    let records = || (0..100).map(|number| record(number, "one", if number == 10 { "bad" } else { "ok" }));
+    let halted = Pipeline::new()
+        .run(&build(AfterDeadLetter::Stop), batches(records().collect(), 100))
+        .await
+        .expect_err("halted");
+    assert_eq!(halted.record.sequence_number(), &10.into());
+    let id = letters.letters()[0].id;
+    assert!(
+        matches!(halted.halt, Halt::AfterDeadLetter(lettered) if lettered == id),
+        "{halted:?}"
+    );
+    assert_eq!(halted.checkpoint.position(), &position(10));
+    assert_eq!((halted.unsettled, &halted.first_unsettled), (89, &11.into()));
+    assert_eq!(script.first_calls().len(), 11);
+
+    // It goes on from there.
+    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+    let stopping = build(AfterDeadLetter::Stop);
+    let finished = Pipeline::new()
+        .run_from(
+            &stopping,
+            batches(records().collect(), 100),
+            halted.checkpoint.clone(),
+            &progress,
+            &shutdown,
+        )
+        .await;
+    assert!(finished.expect("no other is bad").complete);
+    assert_eq!((script.first_calls().len(), letters.letters().len()), (100, 1));
+
+    let finished = Pipeline::new()
+        .run(
+            &build(AfterDeadLetter::Continue),
+            batches(records().collect(), 100),
+        )
+        .await;
+    assert!(finished.expect("no halt").complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_halt_stops_the_shard_before_the_record_and_keeps_what_was_done() {
+    let script = Script::default();
+    let resilient = Resilient::builder("billing", script.clone())
+        .without_dead_letters()
+        .build()
+        .expect("valid");
+    let records = (0..1_000).map(|number| {
+        record(
+            number,
+            &number.to_string(),
+            if number == 10 { "slowbad:2" } else { "sleep:5" },
+        )
+    });
+    let halted = Pipeline::new()
+        .run(&resilient, batches(records.collect(), 100))
+        .await
+        .expect_err("halted");
+    assert_eq!(halted.record.sequence_number(), &10.into());
+    assert!(matches!(halted.halt, Halt::WithoutDeadLetters(_)));
+    assert_eq!(halted.to_string(), "shard shardId-0 halted at record 10");
+    let source = std::error::Error::source(&*halted).expect("why");
+    assert!(source.downcast_ref::<Halt>().is_some(), "{source:?}");
+    assert_eq!(halted.checkpoint.position(), &position(9));
+    assert!(
+        script.calls().len() < 200,
+        "nothing new was begun: {}",
+        script.calls().len()
+    );
+    assert!(
+        halted
+            .checkpoint
+            .ahead()
+            .expect("others ran")
+            .covers(&record(11, "", ""))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
+    let script = Script::default();
+    let resilient = resilient(&script);
+    let records = vec![
+        record(0, "a", "sleep:3000"),
+        record(1, "b", "slowfail:1000"),
+        record(2, "c", "slowfail:2500"),
+        record(3, "d", "sleep:1,bad"),
+        record(4, "a", "ok"),
+    ];
+    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+    let never_ends = batches(records, 5).chain(stream::pending());
+    let start = Instant::now();
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        shutdown.cancel();
+    };
+    let pipeline = Pipeline::new();
+    let from = Checkpoint::at(Position::TrimHorizon);
+    let (result, ()) = tokio::join!(
+        pipeline.run_from(&resilient, never_ends, from, &progress, &shutdown),
+        stop
+    );
+    let finished = result.expect("no halt");
+    assert_eq!(
+        start.elapsed(),
+        Duration::from_secs(3),
+        "the longest running handler was waited for"
+    );
+    assert_eq!(finished.checkpoint.position(), &position(0));
+    assert_eq!(finished.unsettled, 3, "two in backoff and one that was not begun");
+    assert!(
+        finished
+            .checkpoint
+            .ahead()
+            .expect("one is")
+            .covers(&record(3, "", ""))
+    );
+    assert!(!finished.complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_hangs_does_not_hold_up_a_shutdown_for_ever() {
+    let resilient = resilient(&Script::default());
+    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+    shutdown.cancel();
+    let pipeline = Pipeline::new().drain(Duration::from_secs(4));
+    let from = Checkpoint::at(Position::TrimHorizon);
+    let late = CancellationToken::new();
+    let running = pipeline.run_from(
+        &resilient,
+        batches(vec![record(0, "a", "hang")], 1),
+        from,
+        &progress,
+        &late,
+    );
+    let start = Instant::now();
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        late.cancel();
+    };
+    let (result, ()) = tokio::join!(running, stop);
+    assert_eq!(start.elapsed(), Duration::from_secs(5));
+    assert_eq!(
+        result.expect("no halt").checkpoint.position(),
+        &Position::TrimHorizon
+    );
+    drop(shutdown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_given_back_as_records_settle_and_when_the_run_is_dropped() {
+    let capacity = Capacity::new(64, 1_000).expect("valid");
+    let resilient = resilient(&Script::default());
+    let reserved = |records: Vec<Record>| {
+        let capacity = capacity.clone();
+        async move { Batch::reserved(records, capacity.reserve(900).await) }
+    };
+    let done = record(0, "a", "ok");
+    let stuck = record(1, "b", "hang");
+    let bytes = stuck.payload().len();
+    let batch = reserved(vec![done, stuck]).await;
+    assert_eq!(
+        capacity.bytes(),
+        "ok".len() + bytes,
+        "what the payloads do not need is given back"
+    );
+    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let never_ends = stream::iter([batch]).chain(stream::pending());
+    {
+        let mut running = pin!(pipeline.run(&resilient, never_ends));
+        assert!(
+            tokio::time::timeout(Duration::from_millis(1), &mut running)
+                .await
+                .is_err()
+        );
+        assert_eq!(capacity.bytes(), bytes);
+        assert_eq!(capacity.running(), 1);
+    }
+    assert_eq!((capacity.bytes(), capacity.running()), (0, 0));
+}
+
+// Properties: random streams, failures and orders; the run is cut off at a random moment and begun anew
+// from the last checkpoint.
+
+#[derive(Debug, Clone)]
+struct Plan {
+    ordering: Ordering,
+    /// The key and script of each record.
+    records: Vec<(u8, &'static str)>,
+    batch: usize,
+    /// Milliseconds before each batch.
+    gap: u64,
+    held: usize,
+    span: usize,
+    running: usize,
+    /// After how many milliseconds each run but the last is cut off.
+    cuts: Vec<u64>,
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let script = prop_oneof![
+        8 => Just("ok"),
+        4 => Just("sleep:3"),
+        2 => Just("fail,ok"),
+        1 => Just("fail,fail,sleep:2"),
+        1 => Just("bad"),
+        1 => Just("fail"),
+        1 => Just("slowfail:5,bad"),
+    ];
+    let ordering = prop_oneof![
+        Just(Ordering::Shard),
+        Just(Ordering::PartitionKey),
+        Just(Ordering::Unordered)
+    ];
+    (
+        ordering,
+        prop::collection::vec((0u8..6, script), 1..80),
+        1usize..30,
+        prop_oneof![Just(0u64), 1u64..30],
+        1usize..40,
+        1usize..60,
+        1usize..8,
+        prop::collection::vec(0u64..400, 0..4),
+    )
+        .prop_map(
+            |(ordering, records, batch, gap, held, span, running, cuts)| Plan {
+                ordering,
+                records,
+                batch,
+                gap,
+                held,
+                span,
+                running,
+                cuts,
+            },
+        )
+}
+
+/// Takes letters late, or not at all for a while, and sometimes without saying so.
+#[derive(Debug, Default)]
+struct Moody {
+    puts: AtomicUsize,
+    letters: dead_letter::Memory,
+}
+
+#[async_trait]
+impl DeadLetterSink for Moody {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        match self.puts.fetch_add(1, Atomic::SeqCst) % 5 {
+            0 => letters
+                .iter()
+                .map(|_| Err(SinkError::unavailable("down")))
+                .collect(),
+            1 => {
+                tokio::time::sleep(Duration::from_millis(70)).await;
+                self.letters.put(letters).await
+            }
+            2 => {
+                // Written, and the answer is lost.
+                self.letters.put(letters).await;
+                letters
+                    .iter()
+                    .map(|_| Err(SinkError::unavailable("lost")))
+                    .collect()
+            }
+            _ => self.letters.put(letters).await,
+        }
+    }
+}
+
+async fn check(plan: Plan) -> Result<(), TestCaseError> {
+    let script = Script::default();
+    let sink = Arc::new(Moody::default());
+    let resilient = Resilient::builder("billing", script.clone())
+        .retry(policy().backoff(Backoff::constant(Duration::from_millis(20))))
+        .without_breaker()
+        .without_guard()
+        .without_retry_budget()
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    // What a database and a dead-letter queue know, not what the engine says.
+    let ended = || {
+        let mut ended = script.done();
+        ended.extend(
+            sink.letters
+                .letters()
+                .into_iter()
+                .map(|letter| letter.sequence_number),
+        );
+        ended
+    };
+    let records: Vec<Record> = plan
+        .records
+        .iter()
+        .zip(0u64..)
+        .map(|((key, script), number)| record(number, &format!("key-{key}"), script))
+        .collect();
+    let capacity = Capacity::new(plan.running, usize::MAX >> 1).expect("valid");
+    let pipeline = Pipeline::new()
+        .ordering(plan.ordering)
+        .held(plan.held)
+        .span(plan.span)
+        .capacity(capacity.clone());
+    let mut from = Checkpoint::at(Position::TrimHorizon);
+    let mut covered: BTreeSet<u64> = BTreeSet::new();
+    let cuts = plan.cuts.iter().map(|&millis| Some(millis)).chain([None]);
+    for cut in cuts {
+        let (progress, shutdown) = (Progress::new(), CancellationToken::new());
+        let mut published = progress.subscribe();
+        let calls_before = script.calls().len();
+        // By any checkpoint so far: a later one must not forget what an earlier one knew.
+        covered.extend(
+            (0u64..)
+                .zip(&records)
+                .filter(|(_, record)| covers(&from, record))
+                .map(|(number, _)| number),
+        );
+        let mut finished = None;
+        {
+            let input = Box::pin(batches(records.clone(), plan.batch).then(|batch| async {
+                tokio::time::sleep(Duration::from_millis(plan.gap)).await;
+                batch
+            }));
+            let mut running = pin!(pipeline.run_from(&resilient, input, from.clone(), &progress, &shutdown));
+            let mut end = pin!(async {
+                match cut {
+                    Some(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+                    None => std::future::pending().await,
+                }
+            });
+            progress.want_any();
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = published.changed() => {
+                        let checkpoint = published.borrow_and_update().clone().expect("published").checkpoint;
+                        let ended = ended();
+                        for record in &records {
+                            prop_assert!(
+                                !covers(&checkpoint, record) || ended.contains(record.sequence_number()),
+                                "{checkpoint:?} covers {record:?}, which has not ended"
+                            );
+                        }
+                        from = checkpoint;
+                        progress.want_any();
+                    }
+                    () = &mut end => break,
+                    result = &mut running => {
+                        finished = Some(result.expect("no halt"));
+                        break;
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(capacity.running(), 0, "every permit comes back");
+        for call in &script.calls()[calls_before..] {
+            let number: u64 = call.sequence_number.as_str().parse().expect("small");
+            prop_assert!(
+                !covered.contains(&number),
+                "record {} was settled and is repeated",
+                number
+            );
+        }
+        if let Some(finished) = finished {
+            prop_assert!(finished.complete);
+            let last = records.last().expect("at least one").position();
+            prop_assert_eq!(finished.checkpoint.position(), &last);
+            from = finished.checkpoint;
+        }
+    }
+    prop_assert_eq!(ended().len(), records.len(), "every record has ended");
+
+    let letters: BTreeSet<u64> = sink
+        .letters
+        .letters()
+        .iter()
+        .map(|letter| letter.sequence_number.as_str().parse().expect("small"))
+        .collect();
+    let expected: BTreeSet<u64> = (0u64..)
+        .zip(&plan.records)
+        .filter(|(_, (_, script))| ["bad", "fail", "slowfail:5,bad"].contains(script))
+        .map(|(number, _)| number)
+        .collect();
+    prop_assert_eq!(letters, expected, "dead letters");
+    if plan.cuts.is_empty() {
+        check_order(plan.ordering, &script)?;
+    }
+    Ok(())
+}
+
+/// Within a lane a record is first called when all before it have had their last call.
+fn check_order(ordering: Ordering, script: &Script) -> Result<(), TestCaseError> {
+    let mut last: HashMap<String, u64> = HashMap::new();
+    for call in script.calls() {
+        let lane = match ordering {
+            Ordering::Shard => String::new(),
+            Ordering::PartitionKey => call.key.clone().unwrap_or_default(),
+            _ => return Ok(()),
+        };
+        let number: u64 = call.sequence_number.as_str().parse().expect("small");
+        let before = last.insert(lane, number);
+        prop_assert!(
+            before.is_none_or(|before| before <= number),
+            "{:?} after {:?}",
+            number,
+            before
+        );
+    }
+    Ok(())
+}
+
+fn covers(checkpoint: &Checkpoint, record: &Record) -> bool {
+    checkpoint.position().covers(record)
+        || checkpoint
+            .ahead()
+            .is_some_and(|ahead: &Ahead| ahead.covers(record))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn nothing_is_lost_reordered_or_checkpointed_too_early(plan in plan()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(check(plan))?;
+    }
+}

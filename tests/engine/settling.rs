@@ -1,0 +1,512 @@
+//! The life of one record: attempts, retries, verdicts, letters. Time is paused throughout.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
+use redrive::observer::{Event, Interest, Observer};
+use redrive::{
+    Attempt, BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder,
+    RetryPolicy, Scope, Settled, Unsettled, Verdict, processor_with,
+};
+use support::script::{Script, record};
+use tokio::time::Instant;
+
+fn policy() -> RetryPolicy {
+    RetryPolicy::exponential().jitter(Jitter::None)
+}
+
+/// Without a breaker, which would hold a lone record back: whether it or a dependency is to blame shows
+/// only when others succeed.
+fn builder(script: &Script, sink: &dead_letter::Memory) -> ResilientBuilder<Script> {
+    Resilient::builder("billing", script.clone())
+        .without_breaker()
+        .retry(policy())
+        .dead_letters(sink.clone())
+}
+
+async fn settle(text: &str) -> (Result<Settled, Unsettled>, Script, Vec<DeadLetter>, Duration) {
+    let (script, sink) = (Script::default(), dead_letter::Memory::new());
+    let resilient = builder(&script, &sink).build().expect("valid");
+    let start = Instant::now();
+    let result = resilient.settle(&record(7, "k", text)).await;
+    (result, script, sink.letters(), start.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_is_settled_at_once() {
+    let (result, script, letters, took) = settle("ok").await;
+    assert!(matches!(result, Ok(Settled::Processed)));
+    assert_eq!(
+        (script.calls().len(), letters.len(), took),
+        (1, 0, Duration::ZERO)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_failure_is_tried_again_with_backoff() {
+    let (result, script, letters, took) = settle("fail,fail,fail,ok").await;
+    assert!(matches!(result, Ok(Settled::Processed)));
+    assert_eq!(
+        script.calls().iter().map(|call| call.attempt).collect::<Vec<_>>(),
+        [1, 2, 3, 4]
+    );
+    assert_eq!(took, Duration::from_millis(100 + 200 + 400));
+    assert!(letters.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_failure_is_dead_lettered_at_once() {
+    let (result, script, letters, took) = settle("bad").await;
+    let [letter] = &letters[..] else {
+        panic!("one letter: {letters:?}")
+    };
+    assert!(matches!(result, Ok(Settled::DeadLettered(id)) if id == letter.id));
+    assert_eq!((script.calls().len(), took), (1, Duration::ZERO));
+    assert_eq!(letter.reason, Reason::Permanent);
+    assert_eq!((letter.class, letter.scope), (Class::Permanent, Scope::Record));
+    assert_eq!(letter.error.chain, ["bad data"]);
+    assert_eq!(letter.partition_key.as_deref(), Some("k"));
+    assert_eq!(&letter.payload[..], b"bad");
+}
+
+#[tokio::test(start_paused = true)]
+async fn exhausted_attempts_end_in_a_letter() {
+    let (_, script, letters, _) = settle("fail").await;
+    assert_eq!(script.calls().len(), 5);
+    assert_eq!(letters[0].reason, Reason::AttemptsExhausted);
+    assert_eq!(letters[0].class, Class::Transient);
+    assert_eq!(letters[0].attempts.count, 5);
+    assert_eq!(
+        letters[0].attempts.first.len() + letters[0].attempts.last.len(),
+        5
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn exhausted_time_ends_in_a_letter_without_one_more_backoff() {
+    let (_, script, letters, took) = settle("slowfail:14000").await;
+    assert_eq!(letters[0].reason, Reason::TimeExhausted);
+    // 14 s + 100 ms + 14 s + 200 ms: a third backoff would pass 30 s only after a third attempt.
+    assert_eq!(script.calls().len(), 3);
+    assert_eq!(took, Duration::from_millis(42_300));
+    assert_eq!(letters[0].attempts.first[0].duration_ms, 14_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_times_out_and_is_tried_again() {
+    let (result, script, letters, took) = settle("hang,ok").await;
+    assert!(matches!(result, Ok(Settled::Processed)));
+    assert_eq!((script.calls().len(), letters.len()), (2, 0));
+    assert_eq!(
+        took,
+        Duration::from_millis(30_100).max(took),
+        "30 s of attempt, 100 ms of backoff"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_tried_once_more_and_then_permanent() {
+    let (result, script, letters, _) = settle("panic,ok").await;
+    assert!(matches!(result, Ok(Settled::Processed)));
+    assert_eq!((script.calls().len(), letters.len()), (2, 0));
+
+    let (_, script, letters, _) = settle("panic").await;
+    assert_eq!(script.calls().len(), 2);
+    assert_eq!(letters[0].reason, Reason::Panicked);
+    assert_eq!(letters[0].class, Class::Permanent);
+    assert_eq!(letters[0].code.as_deref(), Some("panicked"));
+    assert_eq!(letters[0].error.chain, ["the handler panicked: scripted"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_before_the_first_await_is_caught() {
+    struct Hasty;
+    impl RecordProcessor for Hasty {
+        type Error = BoxError;
+        fn process(&self, _: &Record, _: &Attempt<'_>) -> impl Future<Output = Result<(), BoxError>> + Send {
+            if true {
+                panic!("before there is a future");
+            }
+            async { Ok(()) }
+        }
+    }
+    let sink = dead_letter::Memory::new();
+    let hasty = Resilient::builder("a", Hasty)
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    assert!(matches!(
+        hasty.settle(&record(1, "k", "")).await,
+        Ok(Settled::DeadLettered(_))
+    ));
+    assert_eq!(sink.letters()[0].reason, Reason::Panicked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_failing_side_may_ask_to_be_left_alone() {
+    let (result, _, _, took) = settle("after:3000,ok").await;
+    assert!(matches!(result, Ok(Settled::Processed)));
+    assert_eq!(took, Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_gives_the_record_back() {
+    let (script, sink) = (Script::default(), dead_letter::Memory::new());
+    let resilient = builder(&script, &sink).build().expect("valid");
+    for text in ["hang", "fail,fail,fail,fail,ok", "slowfail:900"] {
+        let start = Instant::now();
+        let result = resilient
+            .settle_by(&record(1, "k", text), start + Duration::from_millis(1_000))
+            .await;
+        assert!(matches!(result, Err(Unsettled::Deadline)), "{text}: {result:?}");
+        assert!(start.elapsed() <= Duration::from_millis(1_000), "{text}");
+    }
+    assert!(sink.letters().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_sink_a_permanent_failure_halts() {
+    let script = Script::default();
+    let resilient = Resilient::builder("billing", script)
+        .without_dead_letters()
+        .build()
+        .expect("valid");
+    let result = resilient.settle(&record(1, "k", "bad")).await;
+    assert!(
+        matches!(result, Err(Unsettled::Halted(Halt::WithoutDeadLetters(_)))),
+        "{result:?}"
+    );
+}
+
+/// Fails so many puts, in a way of its own, before it takes letters.
+#[derive(Debug)]
+struct Sick {
+    failures: AtomicU32,
+    how: fn() -> SinkError,
+    letters: dead_letter::Memory,
+}
+
+impl Sick {
+    fn new(failures: u32, how: fn() -> SinkError) -> Self {
+        Sick {
+            failures: failures.into(),
+            how,
+            letters: dead_letter::Memory::new(),
+        }
+    }
+}
+
+#[async_trait]
+impl DeadLetterSink for Sick {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        let sick = self
+            .failures
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match sick {
+            Ok(_) => letters.iter().map(|_| Err((self.how)())).collect(),
+            Err(_) => self.letters.put(letters).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again() {
+    let script = Script::default();
+    let sink = Arc::new(Sick::new(50, || SinkError::unavailable("down")));
+    let resilient = Resilient::builder("billing", script.clone())
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    let start = Instant::now();
+    let result = resilient.settle(&record(1, "k", "bad")).await;
+    assert!(matches!(result, Ok(Settled::DeadLettered(_))), "{result:?}");
+    assert_eq!(script.calls().len(), 1);
+    assert_eq!(sink.letters.letters().len(), 1);
+    // Waiting for a sink uses up neither attempts nor time, and is never given up.
+    assert!(
+        start.elapsed() > Duration::from_secs(120),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_that_can_never_be_written_halts() {
+    let sink = Sick::new(1, || SinkError::Refused {
+        size: 2_000,
+        limit: 1_000,
+        source: "too large".into(),
+    });
+    let resilient = Resilient::builder("billing", Script::default())
+        .dead_letters(sink)
+        .build()
+        .expect("valid");
+    match resilient.settle(&record(1, "k", "bad")).await {
+        Err(Unsettled::Halted(Halt::DeadLetterRefused {
+            size: 2_000,
+            limit: 1_000,
+            ..
+        })) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_hangs_panics_or_answers_too_little_has_not_confirmed() {
+    #[derive(Debug, Default)]
+    struct Strange {
+        puts: AtomicU32,
+        letters: dead_letter::Memory,
+    }
+    #[async_trait]
+    impl DeadLetterSink for Strange {
+        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+            match self.puts.fetch_add(1, Ordering::SeqCst) {
+                0 => std::future::pending().await,
+                1 => panic!("a sink's panic"),
+                2 => Vec::new(),
+                _ => self.letters.put(letters).await,
+            }
+        }
+    }
+    let sink = Arc::new(Strange::default());
+    let resilient = Resilient::builder("billing", Script::default())
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    assert!(matches!(
+        resilient.settle(&record(1, "k", "bad")).await,
+        Ok(Settled::DeadLettered(_))
+    ));
+    assert_eq!(sink.puts.load(Ordering::SeqCst), 4);
+    assert_eq!(sink.letters.letters().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_of_many_records_go_out_together() {
+    #[derive(Debug, Default)]
+    struct Counting {
+        sizes: Mutex<Vec<usize>>,
+    }
+    #[async_trait]
+    impl DeadLetterSink for Counting {
+        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+            self.sizes.lock().expect("no panic").push(letters.len());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            letters.iter().map(|_| Ok(Receipt::new("somewhere"))).collect()
+        }
+    }
+    let sink = Arc::new(Counting::default());
+    let resilient = Resilient::builder("billing", Script::default())
+        .dead_letters(sink.clone())
+        .without_guard()
+        .build()
+        .expect("valid");
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..1_200 {
+        let resilient = resilient.clone();
+        tasks.spawn(async move {
+            resilient
+                .settle(&record(number, &number.to_string(), "bad"))
+                .await
+                .is_ok()
+        });
+    }
+    while let Some(settled) = tasks.join_next().await {
+        assert!(settled.expect("no panic"));
+    }
+    let sizes = sink.sizes.lock().expect("no panic").clone();
+    assert_eq!(sizes.iter().sum::<usize>(), 1_200);
+    assert!(
+        sizes.len() <= 4 && sizes.iter().all(|&size| size <= 500),
+        "{sizes:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn typed_classifiers_come_first_then_erased_ones_then_the_standard_one() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("declined")]
+    struct Declined;
+    let sink = dead_letter::Memory::new();
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = calls.clone();
+    let declines = redrive::processor_fn(move |_: Record| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err(Declined) }
+    });
+    let resilient = Resilient::builder("billing", declines)
+        .classify(|_: &Declined| Some(Verdict::permanent().with_code("card_declined")))
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    assert!(matches!(
+        resilient.settle(&record(1, "k", "")).await,
+        Ok(Settled::DeadLettered(_))
+    ));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(sink.letters()[0].code.as_deref(), Some("card_declined"));
+    assert!(sink.letters()[0].error.type_name.ends_with("Declined"));
+}
+
+/// `anyhow::Error` shows a walker the source of what it holds, not what it holds.
+#[tokio::test(start_paused = true)]
+async fn an_error_inside_anyhow_is_seen() {
+    let parse = |_: Record| async {
+        serde_json::from_str::<u32>("no JSON")?;
+        anyhow::Ok(())
+    };
+    for context in [false, true] {
+        let sink = dead_letter::Memory::new();
+        let handler = redrive::processor_fn(move |record| async move {
+            let result = parse(record).await;
+            if context {
+                anyhow::Context::context(result, "while billing")
+            } else {
+                result
+            }
+        });
+        let resilient = Resilient::builder("billing", handler)
+            .dead_letters(sink.clone())
+            .build()
+            .expect("valid");
+        assert!(resilient.settle(&record(1, "k", "")).await.is_ok());
+        let letter = &sink.letters()[0];
+        assert_eq!(
+            (letter.reason, letter.attempts.count),
+            (Reason::Permanent, 1),
+            "context: {context}"
+        );
+        assert!(
+            letter
+                .error
+                .chain
+                .iter()
+                .any(|text| text.contains("expected ident")),
+            "{:?}",
+            letter.error
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn observers_hear_what_happens_and_debug_hides_the_error_text() {
+    #[derive(Default)]
+    struct Ears(Mutex<Vec<String>>);
+    impl Observer for Ears {
+        fn on(&self, event: &Event<'_>) {
+            self.0.lock().expect("no panic").push(format!("{event:?}"));
+        }
+    }
+    let ears = Arc::new(Ears::default());
+    let resilient = builder(&Script::default(), &dead_letter::Memory::new())
+        .observer(ears.clone())
+        .build()
+        .expect("valid");
+    assert!(
+        resilient
+            .settle(&record(1, "secret-key", "fail,bad"))
+            .await
+            .is_ok()
+    );
+    let heard = ears.0.lock().expect("no panic").clone();
+    let names: Vec<&str> = heard
+        .iter()
+        .filter_map(|text| text.split([' ', '{']).next())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "AttemptEnded",
+            "AttemptFailed",
+            "RetryScheduled",
+            "AttemptEnded",
+            "AttemptFailed",
+            "DeadLettered",
+            "Settled"
+        ]
+    );
+    for text in &heard {
+        for secret in ["secret-key", "bad data", "unknown cause"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_by_name() {
+    let refused = |builder: ResilientBuilder<Script>| builder.build().expect_err("refused").to_string();
+    let text = refused(Resilient::builder("billing", Script::default()));
+    assert!(
+        text.contains(".dead_letters(") && text.contains(".without_dead_letters()"),
+        "{text}"
+    );
+    let text = refused(Resilient::builder(" ", Script::default()).without_dead_letters());
+    assert!(text.contains("application"), "{text}");
+    let named = |length| Resilient::builder("x".repeat(length), Script::default()).without_dead_letters();
+    assert!(named(128).build().is_ok());
+    let text = refused(named(129));
+    assert!(text.contains("128"), "{text}");
+    let policy = RetryPolicy::exponential().max_attempts(0);
+    let text = refused(
+        Resilient::builder("a", Script::default())
+            .without_dead_letters()
+            .retry(policy),
+    );
+    assert!(text.contains("max_attempts"), "{text}");
+}
+
+/// Only who asks for attempts has the clock read for them.
+#[tokio::test(start_paused = true)]
+async fn each_attempt_is_told_with_its_time_to_who_asks() {
+    struct Attempts(Mutex<Vec<(u32, Duration, bool)>>);
+    impl Observer for Attempts {
+        fn interest(&self) -> Interest {
+            Interest::ATTEMPTS
+        }
+
+        fn on(&self, event: &Event<'_>) {
+            if let Event::AttemptEnded {
+                attempt,
+                took,
+                succeeded,
+                records: 1,
+                ..
+            } = event
+            {
+                self.0
+                    .lock()
+                    .expect("no panic")
+                    .push((*attempt, *took, *succeeded));
+            }
+        }
+    }
+    let told = Arc::new(Attempts(Mutex::default()));
+    let slow = processor_with(
+        Arc::new(AtomicU32::new(0)),
+        async |calls: Arc<AtomicU32>, _: Record| {
+            let call = calls.fetch_add(1, Ordering::Relaxed) + 1;
+            tokio::time::sleep(Duration::from_millis(10 * u64::from(call))).await;
+            match call {
+                1 => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+                _ => Ok(()),
+            }
+        },
+    );
+    let resilient = Resilient::builder("billing", slow)
+        .dead_letters(dead_letter::Memory::new())
+        .observer(told.clone())
+        .build()
+        .expect("valid");
+    let record = Record::builder("orders", "shardId-0".into(), 1.into()).build();
+    assert_eq!(
+        resilient.settle(&record).await.expect("settled"),
+        Settled::Processed
+    );
+    let told = told.0.lock().expect("no panic").clone();
+    let ms = Duration::from_millis;
+    assert_eq!(told, [(1, ms(10), false), (2, ms(20), true)]);
+}

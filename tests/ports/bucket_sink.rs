@@ -1,0 +1,276 @@
+//! Dead letters in S3, on LocalStack: the suite that all sinks pass, and what a bucket has of its own.
+
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_s3::Client;
+use axum::Router;
+use axum::http::{HeaderMap, Method};
+use redrive::dead_letter::{
+    ClaimCheck, ClaimError, DeadLetter, DeadLetterSink, Memory, S3, SinkError, SourceStream, TargetError,
+};
+use redrive::replay::{DeadLetterSource, source};
+use redrive::sink_conformance;
+use redrive::testing::sinks::{Harness, confirmed, letter};
+use support::emulator::unique;
+use support::localstack::LocalStack;
+
+fn client(endpoint: &str) -> Client {
+    // Names of buckets are no names of hosts here.
+    support::local_client!(aws_sdk_s3, endpoint, force_path_style)
+}
+
+/// A bucket, and the sink that writes to it.
+struct Bucket {
+    client: Client,
+    name: String,
+    sink: S3,
+}
+
+impl Bucket {
+    async fn new() -> Option<Self> {
+        let client = client(LocalStack::shared()?.endpoint());
+        let name = unique("letters");
+        let created = client.create_bucket().bucket(&name).send().await;
+        created.expect("CreateBucket");
+        Some(Bucket {
+            sink: S3::new(client.clone(), &name).prefix("dead-letters/").seed(7),
+            client,
+            name,
+        })
+    }
+
+    /// In the order of a listing.
+    async fn keys(&self) -> Vec<String> {
+        let mut pages = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.name)
+            .into_paginator()
+            .send();
+        let mut keys = Vec::new();
+        while let Some(page) = pages.next().await {
+            let objects = page.expect("ListObjectsV2").contents.unwrap_or_default();
+            keys.extend(objects.into_iter().map(|object| object.key.expect("a key")));
+        }
+        keys
+    }
+
+    async fn read(&self, key: &str) -> DeadLetter {
+        let object = self.client.get_object().bucket(&self.name).key(key).send().await;
+        let body = object.expect("GetObject").body.collect().await.expect("a body");
+        DeadLetter::decode(&body.into_bytes()).expect("a letter")
+    }
+}
+
+impl Harness for Bucket {
+    type Sink = S3;
+
+    fn sink(&self) -> &S3 {
+        &self.sink
+    }
+
+    fn source(&self) -> Option<Box<dyn DeadLetterSource>> {
+        let source = source::S3::new(self.client.clone(), &self.name);
+        Some(Box::new(source.prefix("dead-letters/")))
+    }
+
+    async fn read_back(&self) -> Vec<DeadLetter> {
+        let mut letters = Vec::new();
+        for key in self.keys().await {
+            letters.push(self.read(&key).await);
+        }
+        letters
+    }
+}
+
+sink_conformance!(bucket, optional Bucket::new());
+
+#[tokio::test]
+async fn a_letter_that_is_written_again_is_written_over_itself() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    let first = confirmed(bucket.sink.put(&letters).await);
+    let again = confirmed(bucket.sink.put(&letters).await);
+    assert_eq!(first, again);
+    let keys = bucket.keys().await;
+    assert_eq!(keys.len(), 5);
+    assert!(
+        keys.iter()
+            .all(|key| key.starts_with("dead-letters/orders/shardId-000000000001/2026/09/21/")),
+        "{keys:?}"
+    );
+    assert!(
+        first
+            .iter()
+            .zip(&keys)
+            .all(|(receipt, key)| receipt.location == format!("{}/{key}", bucket.name))
+    );
+}
+
+/// The largest record of any stream.
+#[tokio::test]
+async fn a_record_of_10_mib_fits() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let large = letter(1, Some("a"), vec![b'x'; 10 * 1024 * 1024]);
+    confirmed(bucket.sink.put(std::slice::from_ref(&large)).await);
+    assert_eq!(bucket.read_back().await, [large]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_confirms_nothing_and_is_no_target() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let source = SourceStream::new("orders");
+    assert_eq!(bucket.sink.check(&source).await.expect("it is there"), []);
+    let none = S3::new(bucket.client.clone(), "no-such-bucket-of-mine").seed(7);
+    let error = none.check(&source).await.expect_err("there is none");
+    assert!(matches!(error, TargetError::Unreachable { .. }), "{error:?}");
+    let results = none
+        .put(&[letter(1, Some("a"), "x"), letter(2, Some("a"), "x")])
+        .await;
+    assert!(
+        matches!(
+            results[..],
+            [Err(SinkError::Unavailable(_)), Err(SinkError::Behind)]
+        ),
+        "{results:?}"
+    );
+}
+
+/// That S3 writes nothing to a bucket of another account is S3's to do, which LocalStack leaves out: each request must ask
+/// for it.
+#[tokio::test]
+async fn the_owner_is_asked_for_with_each_request() {
+    type Asked = (Method, Option<String>);
+    let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
+    let notes = seen.clone();
+    let app = Router::new().fallback(move |method: Method, headers: HeaderMap| {
+        let owner = headers.get("x-amz-expected-bucket-owner");
+        let owner = owner.map(|owner| owner.to_str().expect("text").to_owned());
+        notes.lock().expect("no panic while locked").push((method, owner));
+        std::future::ready(())
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let sink = S3::new(client(&endpoint), "letters").expected_bucket_owner("111111111111");
+    sink.check(&SourceStream::new("orders")).await.expect("an answer");
+    confirmed(
+        sink.put(&[letter(1, Some("a"), "x"), letter(2, Some("b"), "x")])
+            .await,
+    );
+    let owner = Some("111111111111".to_owned());
+    let expected = [Method::HEAD, Method::PUT, Method::PUT].map(|method| (method, owner.clone()));
+    assert_eq!(*seen.lock().expect("no panic while locked"), expected);
+}
+
+#[tokio::test]
+async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let inside = Memory::new();
+    let store = || {
+        S3::new(bucket.client.clone(), &bucket.name)
+            .prefix("payloads/")
+            .seed(7)
+    };
+    let sink = ClaimCheck::new(inside.clone(), store()).over(1_000);
+    let letters = [
+        letter(1, Some("a"), vec![b'x'; 1_000]),
+        letter(2, Some("a"), vec![b'x'; 1_001]),
+        letter(3, Some("b"), vec![b'x'; 3_000_000]),
+    ];
+    confirmed(sink.put(&letters).await);
+    let written = inside.letters();
+    assert_eq!(written[0], letters[0]);
+    assert!(
+        written[1..]
+            .iter()
+            .all(|letter| letter.payload.is_empty() && letter.payload_at.is_some())
+    );
+    for (written, whole) in written.iter().zip(&letters) {
+        // It reads back from wherever it is written.
+        let read = DeadLetter::decode(&written.encode()).expect("a letter");
+        let line = DeadLetter::from_json_line(&written.to_json_line()).expect("a letter");
+        assert_eq!((&read, &line), (written, written));
+        assert_eq!(sink.redeem(read).await.expect("its payload is there"), *whole);
+    }
+
+    // What is gone, changed or elsewhere is said.
+    let place = written[1].payload_at.clone().expect("a place");
+    let key = place
+        .split_once(&format!("{}/", bucket.name))
+        .expect("in the bucket")
+        .1;
+    let put = bucket.client.put_object().bucket(&bucket.name).key(key);
+    let cut = put.body(vec![b'x'; 5].into()).send().await;
+    cut.expect("PutObject");
+    let changed = sink.redeem(written[1].clone()).await;
+    assert!(
+        matches!(
+            changed,
+            Err(ClaimError::Length {
+                expected: 1_001,
+                found: 5,
+                ..
+            })
+        ),
+        "{changed:?}"
+    );
+    let deleted = bucket
+        .client
+        .delete_object()
+        .bucket(&bucket.name)
+        .key(key)
+        .send()
+        .await;
+    deleted.expect("DeleteObject");
+    let gone = sink.redeem(written[1].clone()).await.expect_err("gone");
+    assert!(matches!(gone, ClaimError::Gone { .. }), "{gone:?}");
+    assert!(gone.to_string().contains(&place), "{gone}");
+    let mut other = written[2].clone();
+    other.payload_at = Some("s3://another/key".into());
+    let elsewhere = sink.redeem(other).await;
+    assert!(
+        matches!(elsewhere, Err(ClaimError::Elsewhere { .. })),
+        "{elsewhere:?}"
+    );
+
+    // Without its payload no letter is written, nor those behind it.
+    let none = S3::new(bucket.client.clone(), "no-such-bucket-of-mine");
+    let inside = Memory::new();
+    let sink = ClaimCheck::new(inside.clone(), none).over(1_000);
+    let some = [letters[1].clone(), letters[0].clone(), letter(9, Some("c"), "x")];
+    let results = sink.put(&some).await;
+    assert!(
+        matches!(
+            results[..],
+            [Err(SinkError::Unavailable(_)), Err(SinkError::Behind), Ok(_)]
+        ),
+        "{results:?}"
+    );
+    assert_eq!(inside.letters().len(), 1);
+}
+
+/// To and fro: what the ledger knows as moved is moved again while it is there, and nothing is lost.
+#[tokio::test]
+async fn a_letter_that_is_moved_back_can_be_moved_again() {
+    let (Some(here), Some(there)) = (Bucket::new().await, Bucket::new().await) else {
+        return;
+    };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    confirmed(here.sink.put(&letters).await);
+    let ledger = redrive::replay::ledger::Memory::new();
+    for (from, to) in [(&here, &there), (&there, &here), (&here, &there)] {
+        let source = from.source().expect("a bucket is read");
+        let sink = S3::new(to.client.clone(), &to.name).prefix("dead-letters/");
+        let replay = redrive::replay::Replay::new(source).ledger(ledger.clone());
+        let report = replay
+            .to_sink(sink, std::future::pending())
+            .await
+            .expect("it ends");
+        assert_eq!((report.replayed, report.removed), (5, 5), "{report:?}");
+        assert!(from.read_back().await.is_empty());
+        assert_eq!(to.read_back().await, letters);
+    }
+}

@@ -1,0 +1,323 @@
+//! What every idempotency store must do, whatever it writes to.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use redrive::idempotency::{
+    CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, Owner, PayloadHash, StoreError,
+};
+
+/// Runs the suite: a test for each check, each with a store of its own.
+///
+/// `$fresh` makes an empty store, and something that must live as long.
+#[macro_export]
+macro_rules! idempotency_conformance {
+    ($adapter:ident, $fresh:expr) => {
+        $crate::idempotency_conformance!(
+            $adapter,
+            $fresh,
+            [
+                an_unknown_key_is_granted,
+                a_claimed_key_is_anothers_until_it_has_expired,
+                an_owner_claims_again_but_not_for_a_shorter_time,
+                a_claim_takes_the_place_of_the_one_that_it_replaces,
+                a_completed_key_is_completed_for_all,
+                what_is_completed_is_not_opened_by_a_late_claim,
+                a_payload_reads_back,
+                whoever_lost_its_claim_changes_nothing,
+                a_completion_may_be_repeated,
+                a_claim_that_has_expired_completes_if_nobody_took_it,
+                what_is_given_back_is_granted_to_the_next,
+                only_its_owner_gives_a_claim_back,
+                what_is_to_be_forgotten_is_granted_again,
+                many_keys_are_looked_up_at_once,
+                answers_stand_in_the_order_asked_for,
+                nothing_asked_for_has_no_answers,
+                of_many_owners_one_is_granted,
+            ]
+        );
+    };
+    ($adapter:ident, $fresh:expr, [$($check:ident),* $(,)?]) => {
+        mod $adapter {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $check() {
+                    if let Some((store, _lives_as_long)) = $fresh.await {
+                        $crate::conformance::idempotency::$check(&store).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+pub fn key(number: u64) -> Key {
+    format!("billing#order-{number}").as_str().into()
+}
+
+/// A claim for a minute, of an owner with this number. What is completed is kept for a day.
+pub fn claim(number: u64, owner: u128, now: SystemTime) -> Claim {
+    let mut claim = Claim::new(key(number), Owner::new(owner), now);
+    claim.expires = now + MINUTE;
+    claim.keep_until = now + DAY;
+    claim
+}
+
+fn only<T>(mut answers: Vec<Result<T, StoreError>>) -> T {
+    assert_eq!(answers.len(), 1);
+    answers.remove(0).expect("the store answers")
+}
+
+async fn claimed(store: &impl IdempotencyStore, claim: &Claim) -> Claimed {
+    only(store.claim(std::slice::from_ref(claim)).await)
+}
+
+async fn completed(store: &impl IdempotencyStore, claim: &Claim) -> Completion {
+    only(store.complete(std::slice::from_ref(claim)).await)
+}
+
+async fn release(store: &impl IdempotencyStore, claim: &Claim) {
+    only(store.release(std::slice::from_ref(claim)).await);
+}
+
+const COMPLETED: Claimed = Claimed::Completed { payload: None };
+
+fn is_in_progress(claimed: &Claimed, until: SystemTime) -> bool {
+    // To the millisecond.
+    let near = |expires: SystemTime| {
+        let off = expires
+            .duration_since(until)
+            .unwrap_or_else(|error| error.duration());
+        off < Duration::from_millis(1)
+    };
+    matches!(claimed, Claimed::InProgress { expires } if near(*expires))
+}
+
+pub async fn an_unknown_key_is_granted(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(2, 2, now)).await, Claimed::Granted);
+}
+
+pub async fn a_claimed_key_is_anothers_until_it_has_expired(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    let expires = now + MINUTE;
+    for later in [now, expires, expires + CLOCK_SKEW - Duration::from_millis(5)] {
+        let other = claimed(store, &claim(1, 2, later)).await;
+        assert!(is_in_progress(&other, expires), "{other:?}");
+    }
+    let later = expires + CLOCK_SKEW + Duration::from_millis(5);
+    assert_eq!(claimed(store, &claim(1, 2, later)).await, Claimed::Granted);
+    let first = claimed(store, &claim(1, 1, later)).await;
+    assert!(is_in_progress(&first, later + MINUTE), "{first:?}");
+}
+
+/// A request may arrive twice, the second time long after.
+pub async fn an_owner_claims_again_but_not_for_a_shorter_time(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    let first = claim(1, 1, now);
+    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    let second = claim(1, 1, now + MINUTE / 2);
+    assert_eq!(claimed(store, &second).await, Claimed::Granted);
+    let late = claimed(store, &first).await;
+    assert!(is_in_progress(&late, second.expires), "{late:?}");
+}
+
+pub async fn a_claim_takes_the_place_of_the_one_that_it_replaces(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    let first = claim(1, 1, now);
+    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    let mut second = claim(1, 2, now);
+    second.replaces = Some(Owner::new(7));
+    assert!(matches!(
+        claimed(store, &second).await,
+        Claimed::InProgress { .. }
+    ));
+    second.replaces = Some(first.owner);
+    assert_eq!(claimed(store, &second).await, Claimed::Granted);
+    assert_eq!(completed(store, &first).await, Completion::Lost);
+    assert_eq!(completed(store, &second).await, Completion::Stored);
+}
+
+pub async fn a_completed_key_is_completed_for_all(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
+    for later in [now, now + 2 * MINUTE, now + DAY - MINUTE] {
+        assert_eq!(claimed(store, &claim(1, 2, later)).await, COMPLETED);
+    }
+    assert_eq!(claimed(store, &claim(2, 2, now)).await, Claimed::Granted);
+}
+
+pub async fn what_is_completed_is_not_opened_by_a_late_claim(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    let first = claim(1, 1, now);
+    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(completed(store, &first).await, Completion::Stored);
+    assert_eq!(claimed(store, &first).await, COMPLETED);
+    let mut next = claim(1, 2, now);
+    next.replaces = Some(first.owner);
+    assert_eq!(claimed(store, &next).await, COMPLETED);
+    release(store, &first).await;
+    assert_eq!(claimed(store, &claim(1, 3, now)).await, COMPLETED);
+}
+
+pub async fn a_payload_reads_back(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    let payload = Some(PayloadHash::of(b"one order"));
+    let mut first = claim(1, 1, now);
+    first.payload = payload;
+    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(completed(store, &first).await, Completion::Stored);
+    let mut second = claim(1, 2, now);
+    second.payload = Some(PayloadHash::of(b"another"));
+    assert_eq!(claimed(store, &second).await, Claimed::Completed { payload });
+}
+
+pub async fn whoever_lost_its_claim_changes_nothing(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    let slow = claim(1, 1, now);
+    assert_eq!(claimed(store, &slow).await, Claimed::Granted);
+    let later = now + MINUTE + CLOCK_SKEW + Duration::from_secs(1);
+    let next = claim(1, 2, later);
+    assert_eq!(claimed(store, &next).await, Claimed::Granted);
+
+    assert_eq!(completed(store, &slow).await, Completion::Lost);
+    release(store, &slow).await;
+    let other = claimed(store, &claim(1, 3, later)).await;
+    assert!(is_in_progress(&other, next.expires), "{other:?}");
+    assert_eq!(completed(store, &next).await, Completion::Stored);
+    assert_eq!(completed(store, &slow).await, Completion::Lost);
+}
+
+pub async fn a_completion_may_be_repeated(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    for _ in 0..2 {
+        assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
+    }
+    // Nobody is at it, so that it is not undone what is known: it was processed.
+    assert_eq!(completed(store, &claim(2, 1, now)).await, Completion::Stored);
+    assert_eq!(claimed(store, &claim(2, 2, now)).await, COMPLETED);
+}
+
+pub async fn a_claim_that_has_expired_completes_if_nobody_took_it(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    let later = now + 5 * MINUTE;
+    assert_eq!(completed(store, &claim(1, 1, later)).await, Completion::Stored);
+    assert_eq!(claimed(store, &claim(1, 2, later)).await, COMPLETED);
+}
+
+pub async fn what_is_given_back_is_granted_to_the_next(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    release(store, &claim(1, 1, now)).await;
+    release(store, &claim(1, 1, now)).await;
+    assert_eq!(claimed(store, &claim(1, 2, now)).await, Claimed::Granted);
+}
+
+pub async fn only_its_owner_gives_a_claim_back(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    release(store, &claim(1, 2, now)).await;
+    release(store, &claim(2, 2, now)).await;
+    let other = claimed(store, &claim(1, 2, now)).await;
+    assert!(is_in_progress(&other, now + MINUTE), "{other:?}");
+}
+
+pub async fn what_is_to_be_forgotten_is_granted_again(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
+    let later = now + DAY + Duration::from_secs(2);
+    let looked = only(store.completed(&[key(1)], later).await);
+    assert_eq!(looked, None);
+    assert_eq!(claimed(store, &claim(1, 2, later)).await, Claimed::Granted);
+    assert_eq!(completed(store, &claim(1, 2, later)).await, Completion::Stored);
+    assert_eq!(claimed(store, &claim(1, 3, later)).await, COMPLETED);
+}
+
+pub async fn many_keys_are_looked_up_at_once(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    // Every third is completed, every third in progress.
+    let of = |rest: u64| (0..250).filter(move |number| number % 3 == rest);
+    let done: Vec<Claim> = of(0).map(|number| claim(number, 1, now)).collect();
+    for answer in store.complete(&done).await {
+        assert_eq!(answer.expect("it answers"), Completion::Stored);
+    }
+    let begun: Vec<Claim> = of(1).map(|number| claim(number, 1, now)).collect();
+    for answer in store.claim(&begun).await {
+        assert_eq!(answer.expect("it answers"), Claimed::Granted);
+    }
+    // One of them twice.
+    let keys: Vec<Key> = (0..250).chain([0]).map(key).collect();
+    let looked = store.completed(&keys, now).await;
+    assert_eq!(looked.len(), keys.len());
+    for (number, looked) in (0..250).chain([0]).zip(looked) {
+        let expected = (number % 3 == 0).then_some(COMPLETED);
+        assert_eq!(looked.expect("it answers"), expected, "{number}");
+    }
+}
+
+pub async fn answers_stand_in_the_order_asked_for(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    let odd: Vec<Claim> = (0..100)
+        .filter(|number| number % 2 == 1)
+        .map(|number| claim(number, 1, now))
+        .collect();
+    assert_eq!(store.complete(&odd).await.len(), 50);
+    let all: Vec<Claim> = (0..100).map(|number| claim(number, 2, now)).collect();
+    let answers = store.claim(&all).await;
+    assert_eq!(answers.len(), 100);
+    for (number, answer) in answers.into_iter().enumerate() {
+        let expected = if number % 2 == 1 {
+            COMPLETED
+        } else {
+            Claimed::Granted
+        };
+        assert_eq!(answer.expect("it answers"), expected, "{number}");
+    }
+    let completed: Vec<Completion> = store.complete(&all).await.into_iter().flatten().collect();
+    for (number, completion) in completed.into_iter().enumerate() {
+        let expected = match number % 2 {
+            1 => Completion::Lost,
+            _ => Completion::Stored,
+        };
+        assert_eq!(completion, expected, "{number}");
+    }
+}
+
+pub async fn nothing_asked_for_has_no_answers(store: &impl IdempotencyStore) {
+    assert!(store.claim(&[]).await.is_empty());
+    assert!(store.complete(&[]).await.is_empty());
+    assert!(store.release(&[]).await.is_empty());
+    assert!(store.completed(&[], SystemTime::now()).await.is_empty());
+}
+
+pub async fn of_many_owners_one_is_granted(store: &impl IdempotencyStore) {
+    let now = SystemTime::now();
+    for number in 0..10 {
+        let claims = (0..20).map(|owner| async move {
+            let claim = claim(number, owner, now);
+            claimed(store, &claim).await == Claimed::Granted
+        });
+        let granted = join_all(claims).await;
+        assert_eq!(granted.iter().filter(|granted| **granted).count(), 1);
+        let completions = (0..20).map(|owner| async move {
+            let claim = claim(number, owner, now);
+            completed(store, &claim).await == Completion::Stored
+        });
+        assert_eq!(
+            join_all(completions).await,
+            granted,
+            "whoever was granted completes"
+        );
+    }
+}

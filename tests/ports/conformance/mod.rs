@@ -1,0 +1,4 @@
+//! What every adapter of a port must do.
+
+pub mod idempotency;
+pub mod stores;

@@ -1,0 +1,514 @@
+//! Checkpoints in DynamoDB: the suite of all stores, and leases that several stores share, on DynamoDB Local.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use crate::conformance::stores::{self, at, key};
+use async_trait::async_trait;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use aws_sdk_dynamodb::types::AttributeValue;
+use redrive::Position;
+use redrive::checkpoint::{
+    Ahead, Checkpoint, CheckpointError, CheckpointStore, DynamoDb, Leases, NewShard, Renewed, ShardKey, Taken,
+};
+use support::dynamodb::DynamoDbLocal;
+use support::emulator::unique;
+use tokio::time::sleep;
+
+/// Short, so that tests are. No test depends on how long a call takes.
+const FAILOVER: Duration = Duration::from_millis(300);
+
+/// A table of a test's own.
+struct Table {
+    client: Client,
+    name: String,
+}
+
+/// Runs a test on the server that all share, unless there is none.
+async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
+    if let Some(server) = DynamoDbLocal::shared() {
+        let client = server.client();
+        let name = unique("billing");
+        test(Table { client, name }).await;
+    }
+}
+
+impl Table {
+    fn store(&self) -> DynamoDb {
+        let timeout = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(30));
+        let patient = self.client.config().to_builder().timeout_config(timeout.build());
+        DynamoDb::new(Client::from_conf(patient.build()), self.name.as_str()).failover_time(FAILOVER)
+    }
+
+    /// The row as it is in the table.
+    async fn row(&self, shard: u64) -> HashMap<String, AttributeValue> {
+        let name = text(key(shard).shard.as_str());
+        let call = self.client.get_item().table_name(&self.name);
+        let reply = call.key("leaseKey", name).consistent_read(true).send().await;
+        reply.expect("it answers").item.expect("a row")
+    }
+
+    /// Writes columns of a row, as another program would.
+    async fn put(&self, shard: u64, columns: &[(&str, AttributeValue)]) {
+        let mut item = self.row(shard).await;
+        for (name, value) in columns {
+            item.insert((*name).to_owned(), value.clone());
+        }
+        self.put_item(item).await;
+    }
+
+    async fn put_item(&self, item: HashMap<String, AttributeValue>) {
+        let call = self.client.put_item().table_name(&self.name).set_item(Some(item));
+        call.send().await.expect("written");
+    }
+}
+
+/// Takes what it saves: the suite of all stores knows nothing of leases.
+#[derive(Debug)]
+struct Taking(DynamoDb);
+
+#[async_trait]
+impl CheckpointStore for Taking {
+    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
+        self.0.load(shards).await
+    }
+
+    async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
+        let saves = checkpoints.iter().map(async |(key, checkpoint)| {
+            let saved = self.0.save(&[(key.clone(), checkpoint.clone())]).await.remove(0);
+            if !matches!(saved, Err(CheckpointError::LeaseLost { .. })) {
+                return saved;
+            }
+            let new = NewShard::new(key.clone(), Checkpoint::at(Position::TrimHorizon));
+            self.0.create(&[new]).await.remove(0)?;
+            let taken = self.0.take(std::slice::from_ref(key)).await.remove(0)?;
+            match taken {
+                Taken::Held(_) => self.0.save(&[(key.clone(), checkpoint.clone())]).await.remove(0),
+                other => panic!("{other:?}"),
+            }
+        });
+        futures_util::future::join_all(saves).await
+    }
+}
+
+#[tokio::test]
+async fn it_passes_the_suite_of_all_stores() {
+    with_table(async |table| {
+        macro_rules! run {
+            ($($check:ident),* $(,)?) => {$(
+                let name = format!("{}-{}", table.name, stringify!($check));
+                stores::$check(&Taking(DynamoDb::new(table.client.clone(), name))).await;
+            )*};
+        }
+        // Not the one of several applications and streams: a table is of one.
+        run!(
+            what_was_never_saved_is_none,
+            what_was_saved_is_loaded,
+            the_last_save_counts,
+            each_position_reads_back_as_it_was,
+            sequence_numbers_have_129_digits,
+            results_stand_in_the_order_asked_for,
+            nothing_asked_for_has_no_results,
+            what_is_settled_ahead_reads_back,
+            a_save_without_ahead_ends_the_one_before,
+            the_time_until_which_all_was_read_reads_back,
+            starts_that_came_to_nothing_read_back,
+            what_is_ahead_of_another_position_is_dropped,
+            many_shards_are_saved_at_once,
+            concurrent_saves_are_all_kept,
+        );
+    })
+    .await;
+}
+
+fn begun(number: u64) -> NewShard {
+    NewShard::new(key(number), Checkpoint::at(Position::TrimHorizon))
+}
+
+async fn create(store: &DynamoDb, shards: &[NewShard]) {
+    for created in store.create(shards).await {
+        created.expect("it is made");
+    }
+}
+
+async fn take(store: &DynamoDb, shard: u64) -> Taken {
+    let mut taken = store.take(&[key(shard)]).await;
+    taken.remove(0).expect("the store answers")
+}
+
+async fn hold(store: &DynamoDb, shard: u64) {
+    create(store, &[begun(shard)]).await;
+    assert!(matches!(take(store, shard).await, Taken::Held(_)));
+}
+
+async fn save(store: &DynamoDb, shard: u64, position: Position) -> Result<(), CheckpointError> {
+    let mut saved = store.save(&[(key(shard), Checkpoint::at(position))]).await;
+    saved.remove(0)
+}
+
+fn text(value: &str) -> AttributeValue {
+    AttributeValue::S(value.to_owned())
+}
+
+fn number(value: u64) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+#[tokio::test]
+async fn a_table_is_made_with_the_rows_of_kcl() {
+    with_table(async |table| {
+        let (first, second) = (table.store().worker("first"), table.store());
+        // Both make it at once.
+        let shards = [key(1)];
+        let (one, two) = tokio::join!(first.load(&shards), second.load(&shards));
+        assert!(
+            matches!((&one[0], &two[0]), (Ok(None), Ok(None))),
+            "{one:?} {two:?}"
+        );
+
+        let mut child = begun(3);
+        child.parents = vec![key(1).shard, key(2).shard];
+        child.hash_keys = Some(0..=u128::MAX);
+        create(&first, &[begun(1), begun(2), child]).await;
+        // A row that is there stays as it is.
+        create(&second, &[NewShard::new(key(1), Checkpoint::at(at(9, 0)))]).await;
+        assert!(
+            matches!(take(&first, 1).await, Taken::Held(from) if *from.position() == Position::TrimHorizon)
+        );
+        save(&first, 1, at(77, 5)).await.expect("held");
+        first.name_children(&key(1), &[key(3).shard]).await.expect("held");
+
+        let parent = table.row(1).await;
+        let owner = parent["leaseOwner"].as_s().expect("a text");
+        assert!(owner.starts_with("first-"), "{owner}");
+        assert_eq!(parent["checkpoint"], text("77"));
+        assert_eq!(parent["checkpointSubSequenceNumber"], number(5));
+        assert_eq!(parent["ownerSwitchesSinceCheckpoint"], number(0));
+        assert_eq!(parent["leaseCounter"], number(3));
+        let child = table.row(3).await;
+        assert_eq!(
+            parent["childShardIds"],
+            AttributeValue::Ss(vec!["shardId-000000000003".into()])
+        );
+        assert!(!child.contains_key("leaseOwner"));
+        assert_eq!(child["checkpoint"], text("TRIM_HORIZON"));
+        assert_eq!(child["startingHashKey"], text("0"));
+        assert_eq!(
+            child["endingHashKey"],
+            text("340282366920938463463374607431768211455")
+        );
+        let mut parents = child["parentShardId"].as_ss().expect("a set").clone();
+        parents.sort();
+        assert_eq!(parents, ["shardId-000000000001", "shardId-000000000002"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shard_is_held_by_one_and_let_go_at_a_shutdown() {
+    with_table(async |table| {
+        let (first, second) = (table.store().worker("first"), table.store());
+        hold(&first, 1).await;
+        assert!(matches!(take(&second, 1).await, Taken::Elsewhere { owner } if owner.starts_with("first-")));
+        save(&first, 1, at(5, 0)).await.expect("held");
+        first.give_up(&key(1)).await.expect("it answers");
+        assert!(!table.row(1).await.contains_key("leaseOwner"));
+        assert_eq!(take(&second, 1).await, Taken::Held(Checkpoint::at(at(5, 0))));
+        // Nothing of the first one's gets through any more, and it may give up what it does not hold.
+        let children = [key(2).shard];
+        for lost in [
+            save(&first, 1, at(6, 0)).await,
+            first.name_children(&key(1), &children).await,
+        ] {
+            assert!(matches!(lost, Err(CheckpointError::LeaseLost { .. })), "{lost:?}");
+        }
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        first.give_up(&key(1)).await.expect("it answers");
+        assert_eq!(second.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        assert_eq!(table.row(1).await["checkpoint"], text("5"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shard_is_taken_from_a_holder_that_does_nothing_and_from_no_other() {
+    with_table(async |table| {
+        let (first, second) = (table.store(), table.store().worker("second"));
+        hold(&first, 1).await;
+        for _ in 0..4 {
+            assert!(matches!(take(&second, 1).await, Taken::Elsewhere { .. }));
+            sleep(FAILOVER / 2).await;
+            // It lives: what was seen before says nothing.
+            assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        }
+        assert!(matches!(take(&second, 1).await, Taken::Elsewhere { .. }));
+        sleep(FAILOVER + Duration::from_millis(10)).await;
+        assert!(matches!(take(&second, 1).await, Taken::Held(_)));
+        assert_eq!(table.row(1).await["ownerSwitchesSinceCheckpoint"], number(1));
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        let late = save(&first, 1, at(5, 0)).await;
+        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_holds_a_shard_is_seen_without_taking_it() {
+    with_table(async |table| {
+        let (first, second) = (table.store().worker("first"), table.store());
+        let holders = async || second.holders(&[key(1), key(2), key(3)]).await;
+        hold(&first, 1).await;
+        create(&first, &[begun(2)]).await;
+        let before = table.row(1).await;
+        let seen: Vec<_> = holders()
+            .await
+            .into_iter()
+            .map(|it| it.expect("it answers"))
+            .collect();
+        let holder = seen[0].clone().expect("it is held");
+        assert!(holder.name.starts_with("first-"), "{holder:?}");
+        assert_eq!(seen[1..], [None, None]);
+        assert_eq!(table.row(1).await, before);
+        // A sign of life shows.
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        let again = holders()
+            .await
+            .remove(0)
+            .expect("it answers")
+            .expect("it is held");
+        assert_eq!(again.name, holder.name);
+        assert_ne!(again.sign, holder.sign);
+        // It counts as a look.
+        sleep(FAILOVER + Duration::from_millis(10)).await;
+        assert!(matches!(take(&second, 1).await, Taken::Held(_)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
+    with_table(async |table| {
+        let (first, second) = (table.store().worker("first"), table.store().worker("second"));
+        hold(&first, 1).await;
+        save(&first, 1, at(5, 0)).await.expect("held");
+        let taken = second.seize(&key(1)).await.expect("it answers");
+        assert_eq!(taken, Taken::Held(Checkpoint::at(at(5, 0))));
+        let late = save(&first, 1, at(6, 0)).await;
+        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        save(&second, 1, at(2, 0)).await.expect("held");
+        second.give_up(&key(1)).await.expect("it answers");
+        // Nor once nobody holds it.
+        let late = save(&first, 1, at(6, 0)).await;
+        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
+        assert_eq!(take(&first, 1).await, Taken::Held(Checkpoint::at(at(2, 0))));
+
+        // Under a holder that writes at the same time; one that is asked to hand over; an end, which nobody takes.
+        let writes = async {
+            for _ in 0..5 {
+                let _ = save(&first, 1, at(3, 0)).await;
+            }
+        };
+        let shard = key(1);
+        let (taken, ()) = tokio::join!(second.seize(&shard), writes);
+        assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+        let owner = table.row(1).await["leaseOwner"].clone();
+        table
+            .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", owner)])
+            .await;
+        let taken = first.seize(&key(1)).await;
+        assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+        assert!(!table.row(1).await.contains_key("checkpointOwner"));
+        let end = NewShard::new(key(2), Checkpoint::at(Position::ShardEnd));
+        create(&first, &[end]).await;
+        assert_eq!(take(&second, 2).await, Taken::Ended);
+        let taken = second.seize(&key(2)).await.expect("it answers");
+        assert_eq!(taken, Taken::Held(Checkpoint::at(Position::ShardEnd)));
+        assert_eq!(second.seize(&key(3)).await.expect("it answers"), Taken::Missing);
+    })
+    .await;
+}
+
+/// As when the answer to a write was lost: the row is still ours, with another counter.
+#[tokio::test]
+async fn a_write_whose_answer_was_lost_is_no_lost_lease() {
+    with_table(async |table| {
+        let store = table.store();
+        hold(&store, 1).await;
+        table
+            .put(1, &[("leaseCounter", number(40)), ("checkpoint", text("8"))])
+            .await;
+        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        assert_eq!(table.row(1).await["leaseCounter"], number(41));
+        table.put(1, &[("leaseCounter", number(60))]).await;
+        save(&store, 1, at(9, 0)).await.expect("held");
+        table.put(1, &[("leaseCounter", number(80))]).await;
+        store.give_up(&key(1)).await.expect("it answers");
+        let row = table.row(1).await;
+        assert_eq!((&row["checkpoint"], row.get("leaseOwner")), (&text("9"), None));
+        // The same of a take: a row of ours that we do not know to hold.
+        table.put(1, &[("leaseOwner", text("somebody"))]).await;
+        assert!(matches!(take(&store, 1).await, Taken::Elsewhere { .. }));
+    })
+    .await;
+}
+
+/// KCL 3 asks for a shard: `leaseOwner` is the one that wants it, `checkpointOwner` who still has it.
+#[tokio::test]
+async fn a_shard_that_is_asked_for_is_handed_over() {
+    with_table(async |table| {
+        let store = table.store();
+        hold(&store, 1).await;
+        let ours = table.row(1).await["leaseOwner"].clone();
+        table
+            .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", ours)])
+            .await;
+        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewed::Wanted);
+        save(&store, 1, at(12, 0)).await.expect("it still has it");
+        store.give_up(&key(1)).await.expect("it answers");
+        let row = table.row(1).await;
+        assert_eq!(
+            (&row["leaseOwner"], row.get("checkpointOwner")),
+            (&text("kcl"), None)
+        );
+        assert_eq!(row["checkpoint"], text("12"));
+        let late = save(&store, 1, at(13, 0)).await;
+        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_others_keep_in_a_row_stays_there_and_their_other_rows_too() {
+    with_table(async |table| {
+        let store = table.store();
+        create(&store, &[begun(1)]).await;
+        let pending = [
+            ("pendingCheckpoint", text("3")),
+            ("pendingCheckpointSubSequenceNumber", number(0)),
+            ("pendingCheckpointState", number(0)),
+        ];
+        let own = [
+            ("throughputKBps", AttributeValue::N("12.5".into())),
+            ("somebodyElses", AttributeValue::L(vec![number(1), text("x")])),
+            ("entityType", text("LEASE")),
+        ];
+        table.put(1, &[&pending[..], &own[..]].concat()).await;
+        let leader = [
+            ("leaseKey", text("Leader")),
+            ("entityType", text("LEADER")),
+            ("ownerName", text("kcl-7")),
+        ];
+        let leader: HashMap<String, AttributeValue> =
+            leader.map(|(name, value)| (name.to_owned(), value)).into();
+        table.put_item(leader.clone()).await;
+
+        assert!(matches!(take(&store, 1).await, Taken::Held(_)));
+        save(&store, 1, at(5, 0)).await.expect("held");
+        store.give_up(&key(1)).await.expect("it answers");
+        let after = table.row(1).await;
+        for (name, value) in own {
+            assert_eq!(after[name], value);
+        }
+        // A checkpoint ends what was pending.
+        assert!(
+            pending.iter().all(|(name, _)| !after.contains_key(*name)),
+            "{after:?}"
+        );
+
+        let name = ShardKey::new("billing", "orders", "Leader".into());
+        let taken = store.take(std::slice::from_ref(&name)).await.remove(0);
+        assert!(matches!(taken, Err(CheckpointError::Corrupt { .. })), "{taken:?}");
+        let call = table
+            .client
+            .get_item()
+            .table_name(&table.name)
+            .key("leaseKey", text("Leader"));
+        assert_eq!(call.send().await.expect("the row").item, Some(leader));
+    })
+    .await;
+}
+
+/// A program that knows nothing of it moves the checkpoint: what was settled ahead of the old one is worth nothing.
+#[tokio::test]
+async fn what_is_settled_ahead_belongs_to_its_checkpoint() {
+    with_table(async |table| {
+        let store = table.store();
+        hold(&store, 1).await;
+        let ahead: Ahead = stores::ahead(&at(100, 0), &[(103, 105)], 110);
+        let checkpoint = Checkpoint::at(at(100, 0)).with_ahead(ahead);
+        let saved = store.save(&[(key(1), checkpoint.clone())]).await.remove(0);
+        saved.expect("held");
+        let loaded = store.load(&[key(1)]).await.remove(0).expect("it answers");
+        assert_eq!(loaded, Some(checkpoint));
+        for moved in ["95", "101"] {
+            table.put(1, &[("checkpoint", text(moved))]).await;
+            let loaded = store.load(&[key(1)]).await.remove(0).expect("it answers");
+            assert_eq!(loaded.and_then(|loaded| loaded.ahead().cloned()), None);
+        }
+        // A program that ends this one's work clears it as well.
+        save(&store, 1, at(100, 0)).await.expect("held");
+        assert!(!table.row(1).await.contains_key("redriveAhead"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_not_ours_is_refused() {
+    with_table(async |table| {
+        let store = table.store();
+        hold(&store, 1).await;
+        // Another stream, the same table.
+        let foreign = ShardKey::new("billing", "payments", key(1).shard);
+        let loaded = store.load(std::slice::from_ref(&foreign)).await.remove(0);
+        assert!(
+            matches!(loaded, Err(CheckpointError::OtherStream { .. })),
+            "{loaded:?}"
+        );
+        // What has ended is held by nobody, what is not there neither.
+        create(
+            &store,
+            &[NewShard::new(key(2), Checkpoint::at(Position::ShardEnd))],
+        )
+        .await;
+        assert_eq!(take(&store, 2).await, Taken::Ended);
+        assert_eq!(take(&store, 3).await, Taken::Missing);
+        // Nor is a row that is deleted while it is held.
+        let call = table
+            .client
+            .delete_item()
+            .table_name(&table.name)
+            .key("leaseKey", text("shardId-000000000001"));
+        call.send().await.expect("deleted");
+        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+
+        // A table of another program.
+        let other = DynamoDb::new(table.client.clone(), "seen");
+        make_another_programs_table(&table.client, "seen").await;
+        let loaded = other.load(&[key(1)]).await.remove(0).expect_err("refused");
+        let text = format!("{:?}", anyhow::Error::from(loaded));
+        assert!(text.contains("is no lease table"), "{text}");
+    })
+    .await;
+}
+
+async fn make_another_programs_table(client: &Client, name: &str) {
+    use aws_sdk_dynamodb::types::{
+        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+    };
+    let key = KeySchemaElement::builder()
+        .attribute_name("id")
+        .key_type(KeyType::Hash);
+    let id = AttributeDefinition::builder()
+        .attribute_name("id")
+        .attribute_type(ScalarAttributeType::S);
+    let call = client
+        .create_table()
+        .table_name(name)
+        .billing_mode(BillingMode::PayPerRequest);
+    let call = call.key_schema(key.build().expect("complete"));
+    let call = call.attribute_definitions(id.build().expect("complete"));
+    call.send().await.expect("a table");
+}

@@ -1,0 +1,152 @@
+//! The ledgers: the suite that all of them pass, and what each has of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use redrive::replay::Ledger;
+use redrive::replay::ledger::{DynamoDb, Entry, Key, LedgerError, Memory, Redb, State};
+use redrive::testing::sinks::letter;
+use support::dynamodb::DynamoDbLocal;
+use support::emulator::unique;
+use tempfile::TempDir;
+
+fn redb() -> (Redb, TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ledger = Redb::open(folder.path().join("replay.redb")).expect("it opens");
+    (ledger, folder)
+}
+
+/// On the server that all share; the table is made by its first use.
+async fn dynamodb() -> Option<DynamoDb> {
+    let client = DynamoDbLocal::shared()?.client();
+    Some(DynamoDb::new(client, unique("replay-ledger")))
+}
+
+fn key(number: u64) -> Key {
+    Key::letter("kinesis:orders", letter(number, None, "").id)
+}
+
+fn entry(number: u64, state: State) -> Entry {
+    let origin = letter(number, None, "").origin;
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123 + number);
+    let letter_at = at - Duration::from_secs(5);
+    Entry::new(
+        state,
+        (origin, number as u32),
+        letter_at,
+        format!("run-{number}"),
+        at,
+    )
+}
+
+async fn what_was_written_last_is_known(ledger: impl Ledger) {
+    assert_eq!(
+        ledger.look_up(&[key(1), key(2)]).await.expect("it answers"),
+        [None, None]
+    );
+    let entries: Vec<_> = (0..250).map(|i| (key(i), entry(i, State::Begun))).collect();
+    ledger.write(&entries).await.expect("written");
+    ledger
+        .write(&[(key(7), entry(8, State::Done))])
+        .await
+        .expect("written");
+    // In the order asked for, one of them twice.
+    let keys: Vec<Key> = (0..260).rev().map(key).chain([key(7)]).collect();
+    let known = ledger.look_up(&keys).await.expect("it answers");
+    assert_eq!(known.len(), 261);
+    for (number, known) in (0..260).rev().zip(&known) {
+        let expected = match number {
+            7 => Some(entry(8, State::Done)),
+            250.. => None,
+            _ => Some(entry(number, State::Begun)),
+        };
+        assert_eq!(*known, expected, "{number}");
+    }
+    assert_eq!(known[260], Some(entry(8, State::Done)));
+    ledger.write(&[]).await.expect("nothing to write");
+    assert!(ledger.look_up(&[]).await.expect("it answers").is_empty());
+}
+
+async fn one_owner_has_a_source(ledger: impl Ledger) {
+    ledger.lock("file:a", "one").await.expect("it is free");
+    ledger.lock("file:a", "one").await.expect("it is kept");
+    let held = ledger.lock("file:a", "two").await.expect_err("it is held");
+    assert!(
+        matches!(&held, LedgerError::Locked { owner, .. } if owner == "one"),
+        "{held:?}"
+    );
+    ledger.lock("file:b", "two").await.expect("another source");
+    // Not its own to give back.
+    ledger.unlock("file:a", "two").await.expect("nothing happens");
+    ledger.lock("file:a", "two").await.expect_err("it is still held");
+    ledger.unlock("file:a", "one").await.expect("given back");
+    ledger.lock("file:a", "two").await.expect("it is free");
+}
+
+macro_rules! ledger_conformance {
+    ($name:ident, $fresh:expr) => {
+        mod $name {
+            use super::*;
+
+            #[tokio::test]
+            async fn what_was_written_last_is_known() {
+                let Some((ledger, _kept)) = $fresh else {
+                    return;
+                };
+                super::what_was_written_last_is_known(ledger).await;
+            }
+
+            #[tokio::test]
+            async fn one_owner_has_a_source() {
+                let Some((ledger, _kept)) = $fresh else {
+                    return;
+                };
+                super::one_owner_has_a_source(ledger).await;
+            }
+        }
+    };
+}
+
+ledger_conformance!(memory, Some((Memory::new(), ())));
+ledger_conformance!(shared, Some((Arc::new(Memory::new()), ())));
+ledger_conformance!(redb_file, Some(redb()));
+ledger_conformance!(dynamodb_table, dynamodb().await.map(|ledger| (ledger, ())));
+
+#[tokio::test]
+async fn a_file_is_one_process_and_outlives_it() {
+    let (ledger, folder) = redb();
+    let path = folder.path().join("replay.redb");
+    ledger
+        .write(&[(key(1), entry(1, State::Done))])
+        .await
+        .expect("written");
+    let second = Redb::open(&path).expect_err("it is open");
+    assert!(second.to_string().contains("another process"), "{second}");
+    drop(ledger);
+    let ledger = Redb::open(&path).expect("it opens");
+    let known = ledger.look_up(&[key(1)]).await.expect("it answers");
+    assert_eq!(known, [Some(entry(1, State::Done))]);
+    let none = Redb::open(folder.path().join("no/such/folder")).expect_err("there is no folder");
+    assert!(matches!(none, LedgerError::Unavailable(_)), "{none:?}");
+}
+
+#[tokio::test]
+async fn a_lock_in_a_table_ends_with_its_time() {
+    let Some(ledger) = dynamodb().await else { return };
+    let time = ledger.lock_time().expect("a table's owner may be gone unseen");
+    assert!(time >= Duration::from_secs(30));
+    ledger.lock("file:a", "one").await.expect("it is free");
+    ledger.lock("file:a", "two").await.expect_err("it is held");
+}
+
+#[test]
+fn a_records_key_is_made_of_its_partition_key_and_payload() {
+    let of = |key: Option<&str>, payload: &'static str| {
+        Key::record("kinesis:orders", key, &Bytes::from_static(payload.as_bytes()))
+    };
+    assert_eq!(of(Some("a"), "bc"), of(Some("a"), "bc"));
+    assert_ne!(of(Some("a"), "bc"), of(Some("ab"), "c"));
+    assert_ne!(of(Some(""), "x"), of(None, "x"));
+    assert!(!of(Some("alice"), "secret").as_str().contains("alice"));
+}

@@ -1,0 +1,817 @@
+//! A processor in Lambda: events as they are written, a deadline, and answers that an event source mapping reads.
+//! Time is paused throughout.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use aws_lambda_events::event::kinesis::KinesisEvent;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use lambda_runtime::{Context, LambdaEvent};
+use redrive::dead_letter::{
+    self, DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
+};
+use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
+use redrive::kpl::Aggregator;
+use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
+use redrive::{
+    AfterDeadLetter, Attempt, BatchFailure, BatchProcessor, BoxError, Guard, Idempotency, Jitter, Record,
+    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+};
+use serde_json::{Value, json};
+use support::script::Script;
+use tokio::time::{Instant, sleep};
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn sequence_number(number: usize) -> String {
+    format!("4959033827149025660855969253836157109592157{number:013}")
+}
+
+/// A record of the event, as Lambda writes it.
+fn item(number: usize, key: &str, data: &[u8]) -> Value {
+    json!({
+        "kinesis": {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": key,
+            "sequenceNumber": sequence_number(number),
+            "data": BASE64.encode(data),
+            "approximateArrivalTimestamp": 1_545_084_650.987,
+        },
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": format!("shardId-000000000006:{}", sequence_number(number)),
+        "eventName": "aws:kinesis:record",
+        "invokeIdentityArn": "arn:aws:iam::123456789012:role/lambda-role",
+        "awsRegion": "us-east-2",
+        "eventSourceARN": "arn:aws:kinesis:us-east-2:123456789012:stream/orders",
+    })
+}
+
+fn event(items: impl IntoIterator<Item = Value>) -> Event {
+    let items: Vec<Value> = items.into_iter().collect();
+    let json = serde_json::to_vec(&json!({ "Records": items })).expect("JSON");
+    Event::from_slice(&json).expect("an event")
+}
+
+fn builder(script: &Script) -> ResilientBuilder<Script> {
+    let policy = RetryPolicy::constant(secs(1))
+        .jitter(Jitter::None)
+        .max_attempts(3);
+    Resilient::builder("billing", script.clone())
+        .retry(policy)
+        .without_guard()
+        .seed(7)
+}
+
+fn function(script: &Script, letters: &dead_letter::Memory) -> Function<Script> {
+    let resilient = builder(script).dead_letters(letters.clone()).build();
+    Function::new(resilient.expect("valid"))
+}
+
+/// What Lambda reads in an answer, and where it goes on then: `None` behind the batch, else at this record.
+fn read_answer(answer: &str, batch: &[String]) -> Option<usize> {
+    let answer: Value = serde_json::from_str(answer).expect("JSON");
+    let failures = answer["batchItemFailures"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let places = failures.iter().map(|failure| {
+        let identifier = failure["itemIdentifier"].as_str().unwrap_or_default();
+        // An unknown one is a failure of the whole batch.
+        batch.iter().position(|number| number == identifier).unwrap_or(0)
+    });
+    places.min()
+}
+
+/// An event source mapping: sends a shard's records in batches, until each was answered for.
+struct Mapping {
+    /// `FunctionResponseTypes: [ReportBatchItemFailures]`.
+    reports_failures: bool,
+    batch: usize,
+    /// The function's timeout.
+    timeout: Duration,
+}
+
+impl Mapping {
+    /// How often the function was called.
+    async fn run(&self, function: &Function<impl RecordProcessor>, items: &[Value]) -> usize {
+        let (mut at, mut calls) = (0, 0);
+        while at < items.len() {
+            let batch = &items[at..items.len().min(at + self.batch)];
+            let numbers: Vec<String> = (0..batch.len())
+                .map(|index| sequence_number(at + index))
+                .collect();
+            let deadline = Instant::now() + self.timeout;
+            let answer = function.settle(event(batch.to_vec()), deadline).await;
+            assert!(Instant::now() <= deadline, "the function has timed out");
+            calls += 1;
+            assert!(calls < 1_000, "it gets nowhere");
+            let settled = match answer {
+                Err(_) => 0,
+                Ok(answer) => {
+                    let answer = serde_json::to_string(&answer).expect("JSON");
+                    let failed = read_answer(&answer, &numbers).filter(|_| self.reports_failures);
+                    failed.unwrap_or(batch.len())
+                }
+            };
+            at += settled;
+        }
+        calls
+    }
+}
+
+/// Whatever the mapping makes of an answer: what it does not send again is settled, in the order of its key.
+#[tokio::test(start_paused = true)]
+async fn either_mapping_loses_nothing() {
+    let steps = |number: usize| match number % 40 {
+        3 => "fail,fail,ok",
+        7 => "bad",
+        12 => "fail",
+        19 => "sleep:900",
+        // Longer than the function may take, the first time.
+        25 => "hang,ok",
+        _ => "ok",
+    };
+    let items: Vec<Value> = (0..400)
+        .map(|number| item(number, &format!("key-{}", number % 17), steps(number).as_bytes()))
+        .collect();
+    for reports_failures in [true, false] {
+        let (script, letters) = (Script::default(), dead_letter::Memory::new());
+        let mapping = Mapping {
+            reports_failures,
+            batch: 50,
+            timeout: secs(60),
+        };
+        let function = function(&script, &letters).partial_responses(reports_failures);
+        let calls = mapping.run(&function, &items).await;
+        let done = script.done();
+        let letters: HashSet<SequenceNumber> = letters
+            .letters()
+            .into_iter()
+            .map(|letter| letter.sequence_number)
+            .collect();
+        for number in 0..items.len() {
+            let sequence: SequenceNumber = sequence_number(number).try_into().expect("digits");
+            let settled = done.contains(&sequence) || letters.contains(&sequence);
+            assert!(settled, "record {number} is lost, after {calls} calls");
+            let failed = matches!(steps(number), "bad" | "fail");
+            assert_eq!(failed, letters.contains(&sequence), "{number}");
+        }
+        let mut newest: BTreeMap<Option<String>, SequenceNumber> = BTreeMap::new();
+        let mut seen = HashSet::new();
+        for call in script.calls() {
+            if seen.insert(call.sequence_number.clone()) {
+                let before = newest.insert(call.key, call.sequence_number.clone());
+                assert!(before.is_none_or(|before| before < call.sequence_number));
+            }
+        }
+    }
+}
+
+/// Takes its time, and all of them or none.
+#[derive(Clone, Default)]
+struct AllOrNone {
+    done: Arc<std::sync::Mutex<Vec<SequenceNumber>>>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl BatchProcessor for AllOrNone {
+    type Error = BoxError;
+
+    async fn process_batch(&self, records: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<BoxError>> {
+        self.calls.fetch_add(1, Relaxed);
+        sleep(Duration::from_millis(400)).await;
+        if records.iter().any(|record| record.payload() == "odd") {
+            return Err(BoxError::from("something is odd"))?;
+        }
+        let mut done = self.done.lock().expect("no panic while locked");
+        done.extend(records.iter().map(|record| record.sequence_number().clone()));
+        Ok(())
+    }
+}
+
+/// Its retries and the search for the one that fails take longer than any invocation may.
+#[tokio::test(start_paused = true)]
+async fn a_batch_goes_on_in_the_next_invocation_where_it_was() {
+    // Without reports all comes again, so that the search has to fit in one.
+    for (reports_failures, timeout, least) in [(true, secs(3), 4), (false, secs(6), 2)] {
+        let (handler, letters) = (AllOrNone::default(), dead_letter::Memory::new());
+        let policy = RetryPolicy::constant(secs(1))
+            .jitter(Jitter::None)
+            .max_attempts(3);
+        let resilient = Resilient::builder("billing", handler.clone().batched())
+            .retry(policy)
+            .dead_letters(letters.clone())
+            .build()
+            .expect("valid");
+        let function = Function::new(resilient).partial_responses(reports_failures);
+        let items: Vec<Value> = (0..100)
+            .map(|number| {
+                let data: &[u8] = if number == 41 { b"odd" } else { b"ok" };
+                item(number, &format!("key-{}", number % 60), data)
+            })
+            .collect();
+        let mapping = Mapping {
+            reports_failures,
+            batch: 100,
+            timeout,
+        };
+        let invocations = mapping.run(&function, &items).await;
+        assert!((least..40).contains(&invocations), "{invocations}");
+        let lettered: Vec<SequenceNumber> = letters
+            .letters()
+            .into_iter()
+            .map(|letter| letter.sequence_number)
+            .collect();
+        let odd: SequenceNumber = sequence_number(41).try_into().expect("digits");
+        assert_eq!(lettered, [odd]);
+        let done = handler.done.lock().expect("no panic while locked");
+        assert_eq!(done.iter().collect::<HashSet<_>>().len(), 99);
+        let calls = handler.calls.load(Relaxed);
+        assert!(calls < 120, "{calls} calls in {invocations} invocations");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsettled_record_is_an_error_unless_the_mapping_reports_failures() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let items = || event([item(1, "a", b"ok"), item(2, "b", b"hang"), item(3, "c", b"ok")]);
+    let deadline = || Instant::now() + secs(10);
+    let unfinished = function(&script, &letters).settle(items(), deadline()).await;
+    let unfinished = unfinished.expect_err("the whole batch must come again");
+    let InvocationError::Unfinished {
+        unsettled,
+        sequence_number: first,
+        ..
+    } = &unfinished
+    else {
+        panic!("{unfinished:?}");
+    };
+    assert_eq!((*unsettled, first.as_str()), (1, &*sequence_number(2)));
+    assert!(
+        unfinished.to_string().contains("partial_responses"),
+        "{unfinished}"
+    );
+
+    let reports = function(&script, &letters).partial_responses(true);
+    let answer = reports.settle(items(), deadline()).await.expect("an answer");
+    let expected = json!({"batchItemFailures": [{"itemIdentifier": sequence_number(2)}]});
+    assert_eq!(serde_json::to_value(&answer).expect("JSON"), expected);
+    let settled = reports.settle(event([item(4, "a", b"ok")]), deadline()).await;
+    let settled = serde_json::to_value(settled.expect("an answer")).expect("JSON");
+    assert_eq!(settled, json!({"batchItemFailures": []}));
+    let none = reports.settle(event([]), deadline()).await.expect("an answer");
+    assert_eq!(none, Response::settled());
+}
+
+/// What begins late is cut, what is answered is over.
+#[tokio::test(start_paused = true)]
+async fn nothing_runs_past_the_deadline() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let function = function(&script, &letters)
+        .partial_responses(true)
+        .reserve(secs(2));
+    let start = Instant::now();
+    let steps: [&[u8]; 4] = [b"sleep:5000", b"hang", b"ok", b"fail,fail,fail"];
+    let items = steps
+        .iter()
+        .enumerate()
+        .map(|(number, steps)| item(number, "a", steps));
+    let answer = function
+        .settle(event(items), start + secs(20))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        answer.first_unsettled().expect("one").as_str(),
+        sequence_number(1)
+    );
+    let took = start.elapsed();
+    assert!(secs(18) <= took && took < secs(19), "{took:?}");
+    let calls = script.calls().len();
+    sleep(secs(600)).await;
+    assert_eq!(
+        (calls, script.calls().len()),
+        (2, 2),
+        "nothing behind it, nothing after"
+    );
+}
+
+/// Nothing could stop the mapping.
+#[tokio::test(start_paused = true)]
+async fn a_processor_that_stops_after_a_dead_letter_goes_on_here() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let resilient = builder(&script)
+        .dead_letters(letters.clone())
+        .after_dead_letter(AfterDeadLetter::Stop)
+        .build()
+        .expect("valid");
+    let function = Function::new(resilient);
+    let items = event([item(1, "a", b"bad"), item(2, "a", b"ok")]);
+    let answer = function.settle(items, Instant::now() + secs(10)).await;
+    assert_eq!(answer.expect("an answer"), Response::settled());
+    assert_eq!((script.calls().len(), letters.letters().len()), (2, 1));
+}
+
+/// What is delivered again anyway is not begun.
+#[tokio::test(start_paused = true)]
+async fn behind_a_record_that_is_given_back_nothing_new_begins() {
+    let after_a_late_retry = |remembers: bool| async move {
+        let (script, letters) = (Script::default(), dead_letter::Memory::new());
+        let policy = RetryPolicy::constant(secs(30))
+            .jitter(Jitter::None)
+            .max_elapsed(secs(900));
+        let builder = builder(&script).retry(policy).dead_letters(letters);
+        let builder = match remembers {
+            true => builder.idempotency(idempotency::Memory::new()),
+            false => builder,
+        };
+        let capacity = redrive::pipeline::Capacity::new(1, 1 << 20).expect("valid");
+        let pipeline = redrive::pipeline::Pipeline::new().capacity(capacity);
+        let function = Function::new(builder.build().expect("valid"))
+            .partial_responses(true)
+            .pipeline(pipeline);
+        let keys = ["a", "b", "c"];
+        let items = keys
+            .iter()
+            .enumerate()
+            .map(|(number, key)| item(number, key, if number == 0 { b"fail" } else { b"ok" }));
+        let answer = function.settle(event(items), Instant::now() + secs(20)).await;
+        assert_eq!(
+            answer
+                .expect("an answer")
+                .first_unsettled()
+                .expect("one")
+                .as_str(),
+            sequence_number(0)
+        );
+        script.done().len()
+    };
+    assert_eq!(after_a_late_retry(false).await, 0);
+    assert_eq!(after_a_late_retry(true).await, 2, "they are remembered");
+}
+
+/// A sink whose state a test sets.
+#[derive(Debug, Clone)]
+struct Sink {
+    letters: dead_letter::Memory,
+    down: Arc<std::sync::atomic::AtomicBool>,
+}
+
+#[async_trait]
+impl DeadLetterSink for Sink {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+        match self.down.load(Relaxed) {
+            true => letters
+                .iter()
+                .map(|_| Err(SinkError::unavailable("down")))
+                .collect(),
+            false => self.letters.put(letters).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again() {
+    let script = Script::default();
+    let sink = Sink {
+        letters: dead_letter::Memory::new(),
+        down: Arc::default(),
+    };
+    sink.down.store(true, Relaxed);
+    let resilient = builder(&script)
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    let function = Function::new(resilient).partial_responses(true);
+    let items = || event([item(1, "a", b"bad"), item(2, "a", b"ok")]);
+    let answer = function
+        .settle(items(), Instant::now() + secs(10))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        answer.first_unsettled().expect("one").as_str(),
+        sequence_number(1)
+    );
+    sink.down.store(false, Relaxed);
+    let answer = function
+        .settle(items(), Instant::now() + secs(10))
+        .await
+        .expect("an answer");
+    assert_eq!((answer, sink.letters.letters().len()), (Response::settled(), 1));
+
+    // An outage: no letter, and a breaker that the next invocations know.
+    let items = || event((10..60).map(|number| item(number, &number.to_string(), b"fail")));
+    for _ in 0..3 {
+        let deadline = Instant::now() + secs(30);
+        let answer = function.settle(items(), deadline).await.expect("an answer");
+        assert_eq!(
+            answer.first_unsettled().expect("one").as_str(),
+            sequence_number(10)
+        );
+        assert!(Instant::now() < deadline);
+    }
+    assert_eq!(sink.letters.letters().len(), 1);
+    let calls = script.calls().len();
+    assert!(calls < 3 * 50, "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_guard_stops_a_flood_of_letters_and_the_batch_comes_again() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let guard = Guard::new(0.5, 100, secs(60)).expect("valid");
+    let builder = builder(&script)
+        .guard(guard.clone())
+        .dead_letters(letters.clone());
+    let function = Function::new(builder.build().expect("valid")).partial_responses(true);
+    let items = (0..300).map(|number| item(number, &number.to_string(), b"bad"));
+    let answer = function
+        .settle(event(items), Instant::now() + secs(10))
+        .await
+        .expect("an answer");
+    assert!(answer.first_unsettled().is_some() && !guard.state().is_empty());
+    assert!(letters.letters().len() <= 101, "{}", letters.letters().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_aggregated_record_its_own_number_is_named() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let mut aggregator = Aggregator::new(51_200);
+    for (key, steps) in [("a", "ok"), ("b", "hang"), ("c", "ok")] {
+        aggregator.add(key, None, steps.as_bytes()).expect("it fits");
+    }
+    let aggregate = aggregator.finish().expect("three records");
+    let items = || {
+        event([
+            item(1, "z", b"ok"),
+            item(2, "a", &aggregate.data),
+            item(3, "z", b"ok"),
+        ])
+    };
+    let function = function(&script, &letters).partial_responses(true);
+    let answer = function
+        .settle(items(), Instant::now() + secs(10))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        answer.first_unsettled().expect("one").as_str(),
+        sequence_number(2)
+    );
+    assert_eq!(script.calls().len(), 5, "each of them is a record");
+}
+
+/// A store that counts, and that takes no completion before a time.
+#[derive(Debug, Clone)]
+struct Store {
+    inner: idempotency::Memory,
+    looks: Arc<AtomicUsize>,
+    claims: Arc<AtomicUsize>,
+    completes_from: Instant,
+}
+
+impl Store {
+    fn new() -> Self {
+        Store {
+            inner: idempotency::Memory::new(),
+            looks: Arc::default(),
+            claims: Arc::default(),
+            completes_from: Instant::now(),
+        }
+    }
+}
+
+#[async_trait]
+impl IdempotencyStore for Store {
+    async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>> {
+        self.claims.fetch_add(claims.len(), Relaxed);
+        self.inner.claim(claims).await
+    }
+
+    async fn complete(&self, claims: &[Claim]) -> Vec<Result<Completion, StoreError>> {
+        match Instant::now() < self.completes_from {
+            true => claims
+                .iter()
+                .map(|_| Err(StoreError::unavailable("down")))
+                .collect(),
+            false => self.inner.complete(claims).await,
+        }
+    }
+
+    async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>> {
+        self.inner.release(claims).await
+    }
+
+    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        self.looks.fetch_add(1, Relaxed);
+        self.inner.completed(keys, now).await
+    }
+}
+
+/// One look-up for all, and no claim for what is done.
+#[tokio::test(start_paused = true)]
+async fn what_is_delivered_again_is_looked_up_at_once() {
+    let (script, store) = (Script::default(), Store::new());
+    let items = || event((0..100).map(|number| item(number, &number.to_string(), b"ok")));
+    for (claims, looks) in [(100, 1), (100, 2)] {
+        // Another container: it remembers nothing by itself.
+        let builder = builder(&script).dead_letters(dead_letter::Memory::new());
+        let builder = builder.idempotency(Idempotency::new(store.clone()));
+        let function = Function::new(builder.build().expect("valid"));
+        let answer = function.settle(items(), Instant::now() + secs(10)).await;
+        assert_eq!(answer.expect("an answer"), Response::settled());
+        assert_eq!(store.claims.load(Relaxed), claims);
+        assert_eq!(store.looks.load(Relaxed), looks);
+    }
+    assert_eq!(script.calls().len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_of_the_invocation_is_kept() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let function = function(&script, &letters).partial_responses(true);
+    let mut context = Context::default();
+    let deadline = SystemTime::now() + secs(10);
+    context.deadline = deadline
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("since 1970")
+        .as_millis() as u64;
+    let start = Instant::now();
+    let invocation = LambdaEvent::new(event([item(1, "a", b"hang")]), context);
+    let answer = function.handle(invocation).await.expect("an answer");
+    assert!(answer.first_unsettled().is_some());
+    let took = start.elapsed();
+    assert!(secs(8) < took && took < secs(10), "{took:?}");
+
+    // It is over already: nothing begins.
+    let calls = script.calls().len();
+    let invocation = LambdaEvent::new(event([item(2, "a", b"ok")]), Context::default());
+    let answer = function.handle(invocation).await.expect("an answer");
+    assert!(answer.first_unsettled().is_some());
+    assert_eq!(script.calls().len(), calls);
+}
+
+#[test]
+fn an_event_is_read_as_it_is_written() {
+    let event = event([item(1, "schlüssel \"a\"", b"\x00\xff data"), item(2, "b", b"")]);
+    let [first, second] = event.records() else {
+        panic!("two records");
+    };
+    assert_eq!(
+        (first.stream(), first.shard().as_str()),
+        ("orders", "shardId-000000000006")
+    );
+    assert_eq!(first.sequence_number().as_str(), sequence_number(1));
+    assert_eq!(first.partition_key(), Some("schlüssel \"a\""));
+    assert_eq!(&first.payload()[..], b"\x00\xff data");
+    let arrival = SystemTime::UNIX_EPOCH + Duration::from_millis(1_545_084_650_987);
+    assert_eq!(first.arrival(), Some(arrival));
+    assert!(second.payload().is_empty());
+}
+
+#[test]
+fn an_event_of_aws_lambda_events_is_the_same() {
+    let json = json!({"Records": [item(1, "a", b"one"), item(2, "b", b"two")]});
+    let theirs: KinesisEvent = serde_json::from_value(json.clone()).expect("an event");
+    let theirs = Event::try_from(theirs).expect("an event");
+    let ours: Event = serde_json::from_value(json).expect("an event");
+    let of = |event: &Event| -> Vec<_> {
+        let records = event.records().iter();
+        records
+            .map(|record| {
+                let key = record.partition_key().map(str::to_owned);
+                let place = (record.stream().to_owned(), record.position());
+                (place, key, record.payload().clone(), record.arrival())
+            })
+            .collect()
+    };
+    assert_eq!(of(&theirs), of(&ours));
+}
+
+#[test]
+fn what_is_no_such_event_is_refused_and_named() {
+    let read = |change: &dyn Fn(&mut Value)| {
+        let mut json = json!({"Records": [item(1, "a", b"ok"), item(2, "a", b"ok")]});
+        change(&mut json["Records"][1]);
+        Event::from_slice(&serde_json::to_vec(&json).expect("JSON"))
+    };
+    type Is = fn(&InvalidEvent) -> bool;
+    let cases: [(&str, Value, Is); 5] = [
+        ("/eventID", "nonsense".into(), |error| {
+            matches!(error, InvalidEvent::NoShard { index: 1 })
+        }),
+        ("/eventID", "shardId-000000000007:1".into(), |error| {
+            matches!(error, InvalidEvent::AnotherShard { index: 1 })
+        }),
+        (
+            "/eventSourceARN",
+            "arn:aws:sqs:us-east-2:1:orders".into(),
+            |error| matches!(error, InvalidEvent::AnotherShard { index: 1 }),
+        ),
+        ("/kinesis/sequenceNumber", "12a".into(), |error| {
+            matches!(error, InvalidEvent::NoSequenceNumber { index: 1, .. })
+        }),
+        ("/kinesis/data", "not base64!".into(), |error| {
+            matches!(error, InvalidEvent::NoBase64 { index: 1, .. })
+        }),
+    ];
+    for (pointer, value, is) in cases {
+        let error = read(&|record| *record.pointer_mut(pointer).expect("it is there") = value.clone());
+        let error = error.expect_err(pointer);
+        assert!(is(&error), "{pointer}: {error:?}");
+        assert!(
+            !error.to_string().contains("not base64!"),
+            "no payload in an error"
+        );
+    }
+    let missing = read(&|record| drop(record.as_object_mut().expect("an object").remove("kinesis")));
+    assert!(matches!(missing, Err(InvalidEvent::Json(_))), "{missing:?}");
+    for json in ["", "{}", "[]", "{\"Records\":null}", "{\"Records\":[{}]}"] {
+        let read = Event::from_slice(json.as_bytes());
+        assert!(matches!(read, Err(InvalidEvent::Json(_))), "{json}: {read:?}");
+    }
+    let efo = "arn:aws:kinesis:us-east-2:1:stream/orders/consumer/billing:1545084650";
+    let json = json!({"Records": [{"kinesis": {"sequenceNumber": "1", "data": ""}, "eventID": "s:1", "eventSourceARN": efo}]});
+    let event = Event::from_slice(&serde_json::to_vec(&json).expect("JSON")).expect("of a consumer");
+    assert_eq!(event.records()[0].stream(), "orders");
+    assert_eq!(event.records()[0].partition_key(), None);
+}
+
+/// Five attempts are five, however many invocations they take; and its letter is of all of them.
+#[tokio::test(start_paused = true)]
+async fn attempts_go_on_in_the_next_invocation() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let policy = RetryPolicy::constant(secs(8))
+        .jitter(Jitter::None)
+        .max_attempts(5);
+    let builder = builder(&script).retry(policy.max_elapsed(secs(900)));
+    let resilient = builder.dead_letters(letters.clone()).build().expect("valid");
+    let function = Function::new(resilient).partial_responses(true);
+    let mut invocations = 0;
+    loop {
+        invocations += 1;
+        let items = event([item(1, "a", b"own"), item(2, "b", b"ok")]);
+        let answer = function.settle(items, Instant::now() + secs(10)).await;
+        if answer.expect("an answer") == Response::settled() {
+            break;
+        }
+        assert!(invocations < 20);
+    }
+    let calls = script.calls().into_iter();
+    let calls: Vec<u32> = calls
+        .filter(|call| call.key.as_deref() == Some("a"))
+        .map(|call| call.attempt)
+        .collect();
+    assert_eq!(calls, [1, 2, 3, 4, 5]);
+    assert!(invocations > 2, "{invocations}");
+    assert_eq!(letters.letters()[0].attempts.count, 5);
+}
+
+/// The handler's verdict stands, though its letter could not be written in time.
+#[tokio::test(start_paused = true)]
+async fn a_verdict_is_kept_for_the_next_invocation() {
+    let script = Script::default();
+    let sink = Sink {
+        letters: dead_letter::Memory::new(),
+        down: Arc::default(),
+    };
+    let resilient = builder(&script)
+        .dead_letters(sink.clone())
+        .build()
+        .expect("valid");
+    let function = Function::new(resilient).partial_responses(true);
+    for down in [true, true, false] {
+        sink.down.store(down, Relaxed);
+        let items = event([item(1, "a", b"bad")]);
+        let answer = function.settle(items, Instant::now() + secs(10)).await;
+        assert_eq!(answer.expect("an answer").first_unsettled().is_some(), down);
+    }
+    assert_eq!((script.calls().len(), sink.letters.letters().len()), (1, 1));
+}
+
+/// A record that nobody can tell from an outage is held, and no longer than that: the shard goes on.
+#[tokio::test(start_paused = true)]
+async fn a_record_alone_in_its_batch_is_given_up_in_the_end() {
+    let (script, letters) = (Script::default(), dead_letter::Memory::new());
+    let function = function(&script, &letters).partial_responses(true);
+    let start = Instant::now();
+    loop {
+        let items = event([item(1, "a", b"fail")]);
+        let answer = function.settle(items, Instant::now() + secs(30)).await;
+        if answer.expect("an answer") == Response::settled() {
+            break;
+        }
+        assert!(start.elapsed() < secs(30 * 60), "the shard is blocked");
+    }
+    assert!(start.elapsed() > secs(14 * 60), "it may have been an outage");
+    assert_eq!(letters.letters().len(), 1);
+}
+
+/// Letters in the stream that is read would be read again, and fail again.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
+    type Says = Arc<dyn Fn() -> Result<(), TargetError> + Send + Sync>;
+
+    #[derive(Clone)]
+    struct Target {
+        says: Says,
+        looks: Arc<AtomicUsize>,
+    }
+
+    impl std::fmt::Debug for Target {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Target")
+        }
+    }
+
+    #[async_trait]
+    impl DeadLetterSink for Target {
+        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
+            letters.iter().map(|_| Ok(Receipt::new("here"))).collect()
+        }
+
+        async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
+            assert_eq!(source.name, "orders");
+            assert!(
+                source
+                    .arn
+                    .as_deref()
+                    .is_some_and(|arn| arn.ends_with(":stream/orders"))
+            );
+            self.looks.fetch_add(1, Relaxed);
+            (self.says)().map(|()| Vec::new())
+        }
+    }
+
+    let itself = || {
+        Err(TargetError::SourceItself {
+            name: "orders".to_owned(),
+        })
+    };
+    let down = || {
+        Err(TargetError::Unreachable {
+            name: "letters".to_owned(),
+            source: std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
+        })
+    };
+    let cases: [(Says, bool, usize); 3] = [
+        (Arc::new(itself), false, 2),
+        (Arc::new(down), true, 2),
+        (Arc::new(|| Ok(())), true, 1),
+    ];
+    for (says, is_used, looks) in cases {
+        let script = Script::default();
+        let target = Target {
+            says,
+            looks: Arc::default(),
+        };
+        let resilient = builder(&script)
+            .dead_letters(target.clone())
+            .build()
+            .expect("valid");
+        let function = Function::new(resilient);
+        for _ in 0..2 {
+            let items = event([item(1, "a", b"ok")]);
+            let answer = function.settle(items, Instant::now() + secs(10)).await;
+            assert_eq!(answer.is_ok(), is_used, "{answer:?}");
+        }
+        assert_eq!(target.looks.load(Relaxed), looks);
+        assert_eq!(script.calls().is_empty(), !is_used);
+    }
+}
+
+/// The reserve is for it: the handler has done its work.
+#[tokio::test(start_paused = true)]
+async fn a_completion_has_the_reserve_to_be_stored() {
+    let script = Script::default();
+    let start = Instant::now();
+    let store = Store {
+        completes_from: start + secs(22),
+        ..Store::new()
+    };
+    let function = || {
+        let builder = builder(&script).dead_letters(dead_letter::Memory::new());
+        let resilient = builder.idempotency(store.clone()).build().expect("valid");
+        Function::new(resilient).partial_responses(true).reserve(secs(10))
+    };
+    // The last attempt may end after 20 s, and what is done by then is stored by 27.5 s.
+    let items = || event([item(1, "a", b"sleep:19000")]);
+    let answer = function()
+        .settle(items(), start + secs(30))
+        .await
+        .expect("an answer");
+    assert_eq!(answer, Response::settled());
+    let again = function()
+        .settle(items(), Instant::now() + secs(30))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (again, script.calls().len()),
+        (Response::settled(), 1),
+        "it is remembered"
+    );
+}

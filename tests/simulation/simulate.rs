@@ -1,0 +1,179 @@
+//! Runs the consumer in a simulated world, a seed at a time: Kinesis, the stores, the handler and the clock
+//! are simulated, everything that can go wrong does, and after each step an oracle asks whether a promise
+//! is broken.
+//!
+//! ```sh
+//! cargo run --release -p redrive-simulation -- --seeds 100000
+//! cargo run --release -p redrive-simulation -- --seed 4711 --print
+//! ```
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use redrive::Sabotage;
+
+use simulator::{Counts, Fault, Options, Outcome, Violation, minimise, simulate};
+
+/// Runs the consumer under simulated faults.
+#[derive(Parser)]
+struct Arguments {
+    /// How many seeds to run
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Runs this seed alone
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Kinds of faults to leave out
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<Fault>,
+    /// The most records that a stream begins with
+    #[arg(long)]
+    records: Option<usize>,
+    /// Prints what happens, step by step
+    #[arg(long)]
+    print: bool,
+    /// Lets the code commit a deliberate fault, by its name, such as LoseOrder
+    #[arg(long, value_parser = sabotage)]
+    sabotage: Option<Sabotage>,
+}
+
+fn sabotage(name: &str) -> Result<Sabotage, String> {
+    let found = Sabotage::ALL
+        .into_iter()
+        .find(|fault| format!("{fault:?}") == name);
+    found.ok_or_else(|| format!("there are {:?}", Sabotage::ALL))
+}
+
+impl Arguments {
+    fn options(&self, seed: u64) -> Options {
+        Options {
+            seed,
+            without: self.without.iter().copied().collect(),
+            records: self.records.unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// What all seeds came to.
+#[derive(Default)]
+struct Totals {
+    counts: Counts,
+    seeds: u64,
+    records: u64,
+    calls: u64,
+    letters: u64,
+    held: u64,
+    hours: f64,
+    broken: Vec<(u64, Violation)>,
+}
+
+impl Totals {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.counts.add_all(&outcome.counts);
+        self.seeds += 1;
+        self.records += outcome.records;
+        self.calls += outcome.calls;
+        self.letters += outcome.letters;
+        self.held += u64::from(outcome.held);
+        self.hours += outcome.took.as_secs_f64() / 3_600.0;
+        self.broken
+            .extend(outcome.violation.map(|violation| (seed, violation)));
+    }
+
+    fn print(&self) {
+        println!(
+            "{} seeds, {} records, {} handler calls, {} letters, {:.0} hours of simulated time",
+            self.seeds, self.records, self.calls, self.letters, self.hours
+        );
+        for (fault, count) in self.counts.iter() {
+            println!("{count:>12} {fault}");
+        }
+        let total: u64 = self.counts.iter().map(|(_, count)| count).sum();
+        println!("{total:>12} faults in all");
+        if self.held > 0 {
+            println!(
+                "{} seeds ended with 20 poisoned keys or more, behind which nothing is left that could succeed",
+                self.held
+            );
+        }
+        println!("{} seeds broke a promise", self.broken.len());
+    }
+}
+
+/// After so many there is enough to look at.
+const ENOUGH: usize = 10;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (first, end) = match arguments.seed {
+        Some(seed) => (seed, seed + 1),
+        None => (arguments.from, arguments.from + arguments.seeds),
+    };
+    let progress = ProgressBar::new(end - first);
+    let template = "{elapsed_precise} {wide_bar} {pos}/{len} seeds, {per_sec}, {eta} left {msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        progress.set_style(style);
+    }
+    let (next, totals) = (AtomicU64::new(first), Mutex::new(Totals::default()));
+    let totals_now = || totals.lock().unwrap_or_else(PoisonError::into_inner);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                Sabotage::commit(arguments.sabotage);
+                while totals_now().broken.len() < ENOUGH {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    let outcome = simulate(&arguments.options(seed), arguments.print);
+                    if let Some(violation) = &outcome.violation {
+                        progress.suspend(|| println!("seed {seed}: {violation}"));
+                    }
+                    totals_now().add(seed, outcome);
+                    progress.inc(1);
+                }
+            });
+        }
+    });
+    progress.abandon();
+    let mut totals = totals_now();
+    totals.print();
+    totals.broken.sort_by_key(|(seed, _)| *seed);
+    Sabotage::commit(arguments.sabotage);
+    let Some((seed, violation)) = totals.broken.first() else {
+        return ExitCode::SUCCESS;
+    };
+    print_least(&arguments.options(*seed), violation, arguments.sabotage);
+    ExitCode::FAILURE
+}
+
+/// The least of a failing seed that still fails, and how to see it.
+fn print_least(options: &Options, violation: &Violation, sabotage: Option<Sabotage>) {
+    let (least, outcome) = minimise(options, violation);
+    let without: BTreeSet<&str> = least.without.iter().map(|fault| fault.name()).collect();
+    let without: Vec<&str> = without.into_iter().collect();
+    println!("\nthe least of seed {} that still breaks it:", least.seed);
+    if let Some(violation) = outcome.violation {
+        println!("{violation}");
+    }
+    let mut command = format!(
+        "cargo run --release -p redrive-simulation -- --seed {} --print",
+        least.seed
+    );
+    command += &format!(" --records {}", least.records);
+    if !without.is_empty() {
+        command += &format!(" --without {}", without.join(","));
+    }
+    if let Some(sabotage) = sabotage {
+        command += &format!(" --sabotage {sabotage:?}");
+    }
+    println!("{command}");
+}

@@ -1,0 +1,35 @@
+//! What the tests share: handlers, sinks, records, a proxy, emulators.
+
+pub mod cloudwatch;
+pub mod dynamodb;
+pub mod emulator;
+pub mod faulty;
+pub mod kcl;
+pub mod kill;
+pub mod ledger;
+pub mod localstack;
+pub mod proxy;
+pub mod python;
+pub mod script;
+pub mod stream;
+pub mod waiting;
+
+#[doc(hidden)]
+pub use aws_smithy_http_client;
+
+/// A client of any server that takes plain HTTP and does not look at credentials.
+#[macro_export]
+macro_rules! local_client {
+    ($sdk:ident, $endpoint:expr $(, $setting:ident)?) => {
+        $sdk::Client::from_conf(
+            $sdk::Config::builder()
+                .behavior_version($sdk::config::BehaviorVersion::latest())
+                .region($sdk::config::Region::new("us-east-1"))
+                .credentials_provider($sdk::config::Credentials::new("test", "test", None, None, "static"))
+                .endpoint_url($endpoint)
+                $(.$setting(true))?
+                .http_client($crate::aws_smithy_http_client::Builder::new().build_http())
+                .build(),
+        )
+    };
+}

@@ -1,0 +1,197 @@
+//! Nothing of a record gets out but into its letter: everything that redrive says is searched for it.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use metrics_util::debugging::DebuggingRecorder;
+use redrive::observer::{Event, Observer};
+use redrive::telemetry::{Emf, Metrics, Monitor, Rate, Threshold, alert};
+use redrive::testing::kinesis::{self, KinesisServer};
+use redrive::{Consumer, Resilient, RetryPolicy, checkpoint, dead_letter, processor_fn_json};
+use serde::Deserialize;
+use support::stream;
+use support::waiting::{eventually, finished};
+use tracing_subscriber::EnvFilter;
+
+/// In payloads, partition keys, error texts and panic messages.
+const MARKER: &str = "confidential-7f3a";
+
+#[derive(Debug, Deserialize)]
+struct Order {
+    id: u64,
+    note: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BillingError {
+    #[error("cannot bill {0}")]
+    Cannot(String),
+}
+
+async fn bill(order: Order) -> Result<(), BillingError> {
+    match order.note.as_deref() {
+        None => Ok(()),
+        Some("panic") => panic!("the order of {MARKER} is odd"),
+        Some(_) => Err(BillingError::Cannot(format!("{MARKER}, order {}", order.id))),
+    }
+}
+
+/// What is written somewhere.
+#[derive(Clone, Default)]
+struct Text(Arc<Mutex<Vec<u8>>>);
+
+impl Text {
+    fn add(&self, text: impl std::fmt::Debug) {
+        let mut all = self.0.lock().expect("no panic while locked");
+        all.extend(format!("{text:?}\n").bytes());
+    }
+
+    fn get(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no panic while locked")).into_owned()
+    }
+}
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic while locked").extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `Debug` of every event.
+struct Events(Text);
+
+impl Observer for Events {
+    fn on(&self, event: &Event<'_>) {
+        self.0.add(event);
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_record_is_in_a_log_a_metric_an_alert_or_the_health() {
+    let log = Text::default();
+    let writer = log.clone();
+    let _logs = tracing::subscriber::set_default(
+        tracing_subscriber::fmt()
+            // The SDK has a log of its own, in which bodies are.
+            .with_env_filter(EnvFilter::new("redrive=trace"))
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+            .with_writer(move || writer.clone())
+            .finish(),
+    );
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _metrics = metrics::set_default_local_recorder(&recorder);
+
+    let server = KinesisServer::start().await.expect("a free port");
+    let client = server.client();
+    kinesis::create_stream(&client, "orders", 1)
+        .await
+        .expect("a stream");
+    let order = |id: u64, note: &str| format!("{{\"id\": {id}, \"note\": \"{note}\"}}");
+    let records = [
+        // A field of the wrong type: serde_json quotes it.
+        format!("{{\"id\": \"{MARKER}\"}}"),
+        format!("no JSON: {MARKER}"),
+        order(3, MARKER),
+        order(4, "panic"),
+        "{\"id\": 5}".to_owned(),
+    ];
+    let count = records.len();
+    let records = records
+        .into_iter()
+        .map(|payload| (format!("{MARKER}-key"), payload));
+    stream::put(&client, "orders", records).await;
+
+    let (events, emf, alerts) = (Text::default(), Text::default(), alert::Memory::new());
+    let monitor = Monitor::builder("billing")
+        .watch(Threshold::on(Rate::DeadLetters).above(0.1).at_least(1))
+        .tell(alerts.clone())
+        .tell(alert::Log)
+        .build()
+        .expect("valid");
+    let letters = dead_letter::Memory::new();
+    let orders = Resilient::builder("billing", processor_fn_json(bill))
+        .retry(RetryPolicy::constant(Duration::from_millis(5)).max_attempts(3))
+        // There is little else that could succeed meanwhile.
+        .without_breaker()
+        // Of what is no trace's id nothing is told.
+        .trace_context(|_: &redrive::Record| Some(MARKER.to_owned()))
+        .dead_letters(letters.clone())
+        .observer(Events(events.clone()))
+        .observer(Emf::new("billing").writer(emf.clone()))
+        .observer(Metrics::new("billing").shard_label(true))
+        .observer(monitor.clone())
+        .build()
+        .expect("valid");
+    let consumer = Consumer::builder(client, "orders")
+        .checkpoints(checkpoint::Memory::new())
+        .build()
+        .expect("valid");
+    let (health, reports) = (consumer.health(), Text::default());
+    let looks = {
+        let (letters, alerts, reports) = (letters.clone(), alerts.clone(), reports.clone());
+        async move {
+            eventually("all are settled, and somebody is told", || {
+                reports.add(health.report());
+                letters.letters().len() == count - 1 && !alerts.alerts().is_empty()
+            })
+            .await;
+        }
+    };
+    let text = format!("{orders:?} {consumer:?} {monitor:?}");
+    reports.add(&text);
+    finished("the consumer", consumer.run_until(orders, looks))
+        .await
+        .expect("it ends");
+    let told = Text::default();
+    for alert in alerts.alerts() {
+        told.add((&alert, alert.to_string()));
+    }
+    let measured = Text::default();
+    measured.add(snapshotter.snapshot().into_vec());
+    // Its letters have it all; their `Debug` has not.
+    let kept = letters.letters();
+    assert!(
+        kept.iter()
+            .all(|letter| letter.partition_key.as_deref() == Some(&*format!("{MARKER}-key")))
+    );
+    let chains: Vec<String> = kept.iter().map(|letter| letter.error.chain.join(": ")).collect();
+    assert!(
+        chains.iter().filter(|chain| chain.contains(MARKER)).count() >= 3,
+        "{chains:?}"
+    );
+    reports.add(&kept);
+
+    for (what, text) in [
+        ("the log", log),
+        ("events", events),
+        ("metrics in the log", emf),
+        ("metrics", measured),
+        ("alerts", told),
+        ("reports", reports),
+    ] {
+        let text = text.get();
+        assert!(text.len() > 100, "{what}: {text}");
+        for secret in [MARKER.to_owned(), BASE64.encode(MARKER), "cannot bill".to_owned()] {
+            assert!(
+                !text.contains(&secret),
+                "{what} has it: {}",
+                around(&text, &secret)
+            );
+        }
+    }
+}
+
+fn around<'a>(text: &'a str, secret: &str) -> &'a str {
+    let at = text.find(secret).unwrap_or_default();
+    let start = text[..at].rfind('\n').map_or(0, |line| line + 1);
+    &text[start..text.len().min(at + 300)]
+}

@@ -1,0 +1,260 @@
+//! Metrics through the facade: what a recorder gets has its names, labels and sums.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
+use redrive::pipeline::{Batch, Pipeline};
+use redrive::telemetry::{Metric, Metrics, Monitor, Rate, Threshold, alert};
+use redrive::{
+    Attempt, BatchFailure, BatchProcessor, Guard, Record, Resilient, ResilientBuilder, RetryPolicy, Settled,
+    dead_letter,
+};
+use support::script::{Script, record};
+use tokio::time::{Instant, advance};
+
+/// By name and labels, as Prometheus writes them.
+fn values(snapshot: Snapshot) -> BTreeMap<String, DebugValue> {
+    let each = snapshot.into_vec().into_iter();
+    each.map(|(key, _, _, value)| {
+        let key = key.key();
+        let labels: Vec<String> = key
+            .labels()
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        (format!("{}{{{}}}", key.name(), labels.join(",")), value)
+    })
+    .collect()
+}
+
+fn builder(metrics: Arc<Metrics>) -> ResilientBuilder<Script> {
+    Resilient::builder("billing", Script::default())
+        .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(3))
+        .without_breaker()
+        .without_guard()
+        .dead_letters(dead_letter::Memory::new())
+        .observer(metrics)
+}
+
+fn count(values: &BTreeMap<String, DebugValue>, key: &str) -> u64 {
+    match values.get(key) {
+        Some(DebugValue::Counter(count)) => *count,
+        other => panic!("{key}: {other:?} among {:#?}", values.keys()),
+    }
+}
+
+fn histogram(values: &BTreeMap<String, DebugValue>, key: &str) -> Vec<f64> {
+    match values.get(key) {
+        Some(DebugValue::Histogram(values)) => values.iter().map(|value| value.into_inner()).collect(),
+        other => panic!("{key}: {other:?} among {:#?}", values.keys()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recorder_gets_what_happened() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    Metrics::describe();
+    let resilient = builder(Arc::new(Metrics::new("billing"))).build().expect("valid");
+    for (number, script) in (0..).zip(["ok", "ok", "fail,ok", "bad", "panic,panic"]) {
+        let _ = resilient
+            .settle(&record(number, "k", script))
+            .await
+            .expect("settled");
+    }
+    let values = values(snapshotter.snapshot());
+    let of_stream = |name: &str| format!("redrive_{name}{{application=billing,stream=orders}}");
+    assert_eq!(count(&values, &of_stream("records_processed_total")), 3);
+    assert_eq!(count(&values, &of_stream("retries_total")), 2);
+    let failed = |rest: &str| {
+        count(
+            &values,
+            &format!("redrive_attempts_failed_total{{application=billing,stream=orders,{rest}}}"),
+        )
+    };
+    assert_eq!(failed("class=transient,scope=unknown,code=none"), 1);
+    assert_eq!(failed("class=permanent,scope=record,code=none"), 1);
+    let letters = |reason: &str| {
+        let labels = format!("application=billing,stream=orders,reason={reason}");
+        count(
+            &values,
+            &format!("redrive_records_dead_lettered_total{{{labels}}}"),
+        )
+    };
+    assert_eq!((letters("permanent"), letters("panicked")), (1, 1));
+    // Each call of the handler, in seconds.
+    assert_eq!(histogram(&values, &of_stream("attempt_latency_seconds")).len(), 7);
+    let backoff = histogram(&values, &of_stream("backoff_time_seconds"));
+    assert!(backoff.iter().all(|time| *time < 0.1), "{backoff:?}");
+    let text = format!("{:?}", values.keys());
+    assert!(!text.contains("scripted") && !text.contains("key="), "{text}");
+}
+
+/// Fails once with all that it is given.
+#[derive(Default)]
+struct Inserts(AtomicBool);
+
+impl BatchProcessor for Inserts {
+    type Error = std::io::Error;
+
+    async fn process_batch(&self, _: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<Self::Error>> {
+        match self.0.swap(true, Relaxed) {
+            true => Ok(()),
+            false => Err(std::io::Error::other("the table is locked").into()),
+        }
+    }
+}
+
+/// A table that refuses every second insert fails half of what is tried, however many rows each has.
+#[tokio::test(start_paused = true)]
+async fn a_call_with_many_records_is_an_attempt_of_each() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let alerts = alert::Memory::new();
+    let monitor = Monitor::builder("billing")
+        .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.9).at_least(10))
+        .tell(alerts.clone())
+        .build()
+        .expect("valid");
+    let resilient = Resilient::builder("billing", Inserts::default().batched())
+        .dead_letters(dead_letter::Memory::new())
+        .observer(Metrics::new("billing"))
+        .observer(monitor)
+        .build()
+        .expect("valid");
+    let batch = Batch::from((1..=10).map(|number| record(number, "k", "")).collect::<Vec<_>>());
+    let finished = Pipeline::new()
+        .run(&resilient, futures_util::stream::iter([batch]))
+        .await;
+    finished.expect("nothing halted");
+    let values = values(snapshotter.snapshot());
+    let labels = "application=billing,stream=orders";
+    let failed = format!("redrive_attempts_failed_total{{{labels},class=transient,scope=unknown,code=none}}");
+    assert_eq!(count(&values, &failed), 10);
+    assert_eq!(
+        count(&values, &format!("redrive_records_processed_total{{{labels}}}")),
+        10
+    );
+    let calls = histogram(&values, &format!("redrive_attempt_latency_seconds{{{labels}}}"));
+    assert_eq!(calls.len(), 2);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let first = alerts.alerts().into_iter().next().expect("it was told");
+    assert_eq!((first.of, first.share), (10, 1.0));
+}
+
+/// What a gauge says: 0 or more.
+fn gauge(values: &BTreeMap<String, DebugValue>, key: &str) -> f64 {
+    match values.get(key) {
+        Some(DebugValue::Gauge(value)) => value.into_inner(),
+        other => panic!("{key}: {other:?} among {:#?}", values.keys()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_still_is_a_gauge_until_it_goes_on() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let resilient = Resilient::builder("billing", Script::default())
+        .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(2))
+        .guard(Guard::new(0.5, 3, Duration::from_secs(60)).expect("valid"))
+        .dead_letters(dead_letter::Memory::new())
+        .observer(Metrics::new("billing"))
+        .build()
+        .expect("valid");
+    let open = "redrive_breakers_open{application=billing,dependency=any}";
+    let stopped = "redrive_shards_stopped{application=billing,stream=orders}";
+    let second = Duration::from_secs(1);
+    let settle = async |number: u64, script: &str, within: Duration| {
+        let record = record(number, &format!("key-{number}"), script);
+        resilient
+            .settle_by(&record, Instant::now() + within)
+            .await
+            .is_ok()
+    };
+
+    for number in 0..5 {
+        settle(number, "fail", second).await;
+    }
+    assert_eq!(gauge(&values(snapshotter.snapshot()), open), 1.0);
+    // One probe after the other.
+    for number in 10..20 {
+        assert!(settle(number, "ok", 600 * second).await);
+    }
+    assert_eq!(gauge(&values(snapshotter.snapshot()), open), 0.0);
+
+    advance(600 * second).await;
+    let mut letters = 0;
+    while settle(100 + letters, "bad", second).await {
+        letters += 1;
+        assert!(letters < 20, "the guard stops nothing");
+    }
+    assert_eq!(gauge(&values(snapshotter.snapshot()), stopped), 1.0);
+    resilient.guard().expect("its own").resume();
+    assert!(settle(100 + letters, "bad", second).await);
+    assert_eq!(gauge(&values(snapshotter.snapshot()), stopped), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_are_told_apart_only_by_name() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let record = |stream: &str, shard: &str, number: u64| {
+        Record::builder(stream, shard.into(), number.into())
+            .arrival(SystemTime::now())
+            .payload("ok")
+            .build()
+    };
+    let records = [
+        record("orders", "shardId-0", 1),
+        record("orders", "shardId-1", 2),
+        record("payments", "shardId-0", 3),
+    ];
+    for shard_label in [false, true] {
+        let metrics = Metrics::new("billing").shard_label(shard_label);
+        let resilient = builder(Arc::new(metrics)).build().expect("valid");
+        for record in &records {
+            assert_eq!(
+                resilient.settle(record).await.expect("settled"),
+                Settled::Processed
+            );
+        }
+    }
+    let values = values(snapshotter.snapshot());
+    let processed = |labels: &str| {
+        count(
+            &values,
+            &format!("redrive_records_processed_total{{application=billing,{labels}}}"),
+        )
+    };
+    assert_eq!((processed("stream=orders"), processed("stream=payments")), (2, 1));
+    assert_eq!(processed("stream=orders,shard=shardId-0"), 1);
+    assert_eq!(processed("stream=orders,shard=shardId-1"), 1);
+    assert_eq!(processed("stream=payments,shard=shardId-0"), 1);
+}
+
+/// What is there without a record: read from the pipeline, which has no consumer.
+#[tokio::test(start_paused = true)]
+async fn every_name_follows_the_conventions() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let resilient = builder(Arc::new(Metrics::new("billing"))).build().expect("valid");
+    let batch = Batch::from(vec![record(1, "k", "ok")]);
+    let batches = futures_util::stream::iter([batch]);
+    let finished = Pipeline::new().run(&resilient, batches).await;
+    finished.expect("nothing halted");
+    let names: Vec<String> = values(snapshotter.snapshot()).into_keys().collect();
+    // Four are gauges, two have labels of their own: they come with what they are of.
+    assert_eq!(names.len(), Metric::ALL.len() - 6, "{names:#?}");
+    for name in names {
+        let (name, _) = name.split_once('{').expect("labels");
+        assert!(name.starts_with("redrive_"), "{name}");
+        assert!(name.chars().all(|c| c == '_' || c.is_ascii_lowercase()), "{name}");
+    }
+}
