@@ -1,4 +1,4 @@
-//! What a `Consumer` costs beside a bare GetRecords loop: `cargo bench --bench consumer`.
+//! What a `Consumer` costs beside a bare GetRecords loop: `cargo bench -p redrive-benches --bench consumer`.
 //!
 //! Both read the same 500,000 records of 200 bytes from the same 4 shards of the embedded Kinesis
 //! server, as fast as they can, with the same client: the same HTTP stack, no retries, an attempt

@@ -1,4 +1,4 @@
-//! What opening aggregated records takes: `cargo bench --bench deaggregation`.
+//! What opening aggregated records takes: `cargo bench -p redrive-benches --bench deaggregation`.
 //!
 //! Aggregates of 51,200 bytes, the KPL's own default, full of records of 50 and of 200 bytes, whose
 //! partition keys are all different (each then costs an allocation) or few. Beside it, in the same run, the

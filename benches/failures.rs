@@ -1,4 +1,4 @@
-//! What failing records cost the others, in real time: `cargo bench --bench failures`.
+//! What failing records cost the others, in real time: `cargo bench -p redrive-benches --bench failures`.
 //!
 //! 1 % of the records fail twice before they succeed, with 50 ms of backoff (no jitter) each time. A
 //! handler call sleeps 1 ms; 64 run at once, 4,096 records are held; 10,000 keys, evenly chosen. Runs

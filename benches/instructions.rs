@@ -1,5 +1,5 @@
 //! Instructions a record, counted by valgrind: the same in every run, however busy the machine.
-//! `cargo bench --bench instructions`; it says what to install if that is missing.
+//! `cargo bench -p redrive-benches --bench instructions`; it says what to install if that is missing.
 //!
 //! `settle` counts 1,000 records, `pipeline` 20,000 records of 1,000 keys in batches of 5,000, from
 //! start to end. The records are kept alive, so that what freeing them costs is not part of it. What

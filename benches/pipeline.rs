@@ -1,6 +1,6 @@
 //! Records a second through `pipeline::Pipeline`, beside a loop over `FuturesUnordered` that keeps the
 //! same order and the same watermark (support/bare_loop.rs says what it does and does not):
-//! `cargo bench --bench pipeline`. Compare within one run only.
+//! `cargo bench -p redrive-benches --bench pipeline`. Compare within one run only.
 //!
 //! 1,000,000 records of 1,000 keys chosen by chance, 200 bytes each, in batches of 5,000, all made
 //! beforehand; one thread; 64 running, 4,096 held. A handler that is ready at once, and one that gives

@@ -1,5 +1,5 @@
 //! What `Resilient::settle` costs for a record that succeeds, beside the retry loops one would write
-//! otherwise: `cargo bench --bench settle`. Compare within one run only.
+//! otherwise: `cargo bench -p redrive-benches --bench settle`. Compare within one run only.
 //!
 //! | contestant | retries | attempt timeout | panics caught | the handler gets |
 //! |---|---|---|---|---|

@@ -1,4 +1,4 @@
-//! What a shard costs that nothing happens in, and how soon the first record comes: `cargo bench --bench shards`.
+//! What a shard costs that nothing happens in, and how soon the first record comes: `cargo bench -p redrive-benches --bench shards`.
 //!
 //! Memory is the process's resident set once every shard has been polled three times, beside that of a consumer of
 //! one shard, divided by the shards that it has more. (Linux only: elsewhere it is not told.) Each consumer runs in a

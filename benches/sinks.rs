@@ -1,4 +1,4 @@
-//! What a dead letter costs in each sink beside the SDK's own batch call: `cargo bench --bench sinks`.
+//! What a dead letter costs in each sink beside the SDK's own batch call: `cargo bench -p redrive-benches --bench sinks`.
 //!
 //! Both write the same letters, of records of 1,000 bytes that failed twice, to the same client: no retries, an attempt
 //! timeout of 30 s. The plain call is what one would write by hand: the letters' bytes, as many in a call as the service

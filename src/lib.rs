@@ -94,8 +94,7 @@
 //! | `metrics` | | metrics through the `metrics` facade: Prometheus and others |
 //! | `emf` | | metrics in the log, as CloudWatch reads them |
 //! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
-//! | `cli` | | the command `redrive`: look at dead letters, drive them again, move shards by hand |
-//! | `testing` | | the suites that adapters of your own are to pass |
+//! | `testing` | | for your own tests: a Kinesis server in the test's process, and the suites that adapters must pass |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
 //! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!

@@ -26,38 +26,9 @@ use crate::record::Record;
 /// # Ok::<(), redrive::ConfigError>(())
 /// ```
 ///
-/// To go on with the trace in OpenTelemetry implement [`set_parent`](TraceContext::set_parent) besides, with `tracing-opentelemetry`:
-///
-/// ```
-/// # use std::collections::HashMap;
-/// # use opentelemetry::propagation::TextMapPropagator as _;
-/// # use opentelemetry::trace::TraceContextExt as _;
-/// # use opentelemetry_sdk::propagation::TraceContextPropagator;
-/// # use redrive::{Record, TraceContext};
-/// # use tracing::Span;
-/// # use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-/// # fn traceparent(_: &Record) -> Option<String> { None }
-/// struct W3c;
-///
-/// fn read(traceparent: &str) -> opentelemetry::Context {
-///     let headers = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
-///     TraceContextPropagator::new().extract(&headers)
-/// }
-///
-/// impl TraceContext for W3c {
-///     fn extract(&self, record: &Record) -> Option<String> {
-///         traceparent(record)
-///     }
-///
-///     fn set_parent(&self, span: &Span, context: &str) {
-///         let _ = span.set_parent(read(context));
-///     }
-///
-///     fn add_link(&self, span: &Span, context: &str) {
-///         span.add_link(read(context).span().span_context().clone());
-///     }
-/// }
-/// ```
+/// To continue the trace in OpenTelemetry, implement [`set_parent`](TraceContext::set_parent) and
+/// [`add_link`](TraceContext::add_link) with `tracing-opentelemetry`. The section "Continue a trace in OpenTelemetry" of
+/// `docs/operations.md` has the code.
 ///
 /// Spans are at DEBUG: `batch` for what was read or delivered together, `record` for the life of a record from its first
 /// attempt until it is settled, `attempt` for each call of the handler. Without anybody who wants them none is made, and

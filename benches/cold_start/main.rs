@@ -1,4 +1,4 @@
-//! How long the Lambda example takes from its start until it asks for its first event: `cargo bench --bench cold_start`.
+//! How long the Lambda example takes from its start until it asks for its first event: `cargo bench -p redrive-benches --bench cold_start`.
 //!
 //! Beside it a Python process that imports what the same function needs there (Powertools' batch processor and idempotency,
 //! boto3) and makes its two clients. Both are started again and again, in turn, with a runtime API that notes when the

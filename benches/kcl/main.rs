@@ -1,4 +1,4 @@
-//! redrive beside the Kinesis Client Library 3 on the same stream: `cargo bench --bench kcl`.
+//! redrive beside the Kinesis Client Library 3 on the same stream: `cargo bench -p redrive-benches --bench kcl`.
 //!
 //! Both read the same 2,000,000 records of 200 bytes from the same 4 shards of the embedded Kinesis server, polling, and
 //! keep their checkpoints in a new lease table on DynamoDB Local, every 5 s. Both hand each record to a handler that only

@@ -1,4 +1,4 @@
-//! What an invocation costs beside Powertools for Python's batch processor: `cargo bench --bench lambda`.
+//! What an invocation costs beside Powertools for Python's batch processor: `cargo bench -p redrive-benches --bench lambda`.
 //!
 //! Both are given the same event of 100 records of 200 bytes and a handler that looks at the length of its payload, in one
 //! thread. What is measured is the process's CPU time a record: from the parsed event to the answer, and from the event's
