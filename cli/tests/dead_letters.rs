@@ -22,9 +22,14 @@ use support::stream;
 use support::waiting::{eventually, finished};
 use tempfile::TempDir;
 
-const LETTERS: u64 = 5_000;
-/// No more than ten letters of a key: a FIFO queue shows no more of a group at once.
-const KEYS: u64 = 500;
+/// The number of dead letters that are written to a sink and replayed. More than two requests' worth, so that a kill
+/// between two requests leaves some.
+fn volume() -> u64 {
+    support::volume(1_500, 5_000)
+}
+
+/// No more than ten dead letters of a key: a FIFO queue shows no more of a group at once.
+const LETTERS_OF_A_KEY: u64 = 10;
 
 /// Letters somewhere, and a stream to drive them into.
 struct Scene {
@@ -44,8 +49,14 @@ impl Scene {
         kinesis::create_stream(&client, &stream, 2)
             .await
             .expect("a stream");
-        let letters = (0..LETTERS)
-            .map(|i| letter(i, Some(&format!("k{}", i % KEYS)), format!("order {i}")))
+        let letters = (0..volume())
+            .map(|i| {
+                letter(
+                    i,
+                    Some(&format!("k{}", i % (volume() / LETTERS_OF_A_KEY))),
+                    format!("order {i}"),
+                )
+            })
             .collect();
         Some(Scene {
             endpoint,
@@ -231,7 +242,7 @@ impl Scene {
 
     /// Driven again with a kill in the middle; then nothing is left to do.
     async fn drive(&self) {
-        self.replay_and_kill(1_500);
+        self.replay_and_kill(self.letters.len() * 3 / 10);
         let report = finished("the replay", self.replay_until_nothing_is_hidden()).await;
         assert_eq!(
             report["unreadable"] + report["refused"] + report["unsettled"],

@@ -18,6 +18,7 @@ use redrive::telemetry::{Emf, Metrics};
 use redrive::{
     Attempt, Record, RecordProcessor, Resilient, Settled, dead_letter, processor_fn, processor_with,
 };
+use support::script::record;
 use tokio::runtime::Runtime;
 
 const ORDERINGS: [Ordering; 3] = [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered];
@@ -56,11 +57,8 @@ fn resilient<P: RecordProcessor>(processor: P) -> Resilient<P> {
         .expect("valid")
 }
 
-fn record(number: u64) -> Record {
-    Record::builder("orders", "shardId-0".into(), number.into())
-        .partition_key(format!("customer-{}", number % 100))
-        .payload(vec![b'x'; 200])
-        .build()
+fn record_of_200_bytes(number: u64) -> Record {
+    record(number, &format!("customer-{}", number % 100), &"x".repeat(200))
 }
 
 /// Allocations while 1,000 records are settled one after the other, after one that warms up.
@@ -70,7 +68,7 @@ fn allocations_of_settle<P: RecordProcessor>(processor: P) -> u64 {
 
 fn allocations_of<P: RecordProcessor>(resilient: &Resilient<P>) -> u64 {
     let runtime = runtime();
-    let records: Vec<Record> = (0..1_000).map(record).collect();
+    let records: Vec<Record> = (0..1_000).map(record_of_200_bytes).collect();
     let settle_all = async |records: &[Record]| {
         for record in records {
             let settled = resilient.settle(record).await.expect("succeeds");
@@ -150,7 +148,7 @@ impl Stream for Batches {
 /// Allocations for each of so many records that go through a pipeline which has seen as many before.
 fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: Ordering) -> u64 {
     let (runtime, resilient) = (runtime(), resilient(processor));
-    let records: Vec<Record> = (0..WARM_UP + COUNTED).map(record).collect();
+    let records: Vec<Record> = (0..WARM_UP + COUNTED).map(record_of_200_bytes).collect();
     let batches: Vec<Batch> = records
         .chunks(BATCH as usize)
         .map(|records| Batch::from(records.to_vec()))

@@ -11,13 +11,8 @@ use redrive::{
     Attempt, Backoff, BoxError, Breaker, BreakerState, Failure, Guard, Jitter, Record, RecordProcessor,
     Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled, Unsettled, dead_letter,
 };
+use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
-
-fn record(number: u64, key: &str) -> Record {
-    Record::builder("orders", "shardId-000000000000".into(), (1_000 + number).into())
-        .partition_key(key)
-        .build()
-}
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -79,7 +74,7 @@ async fn beside_an_outage<P: RecordProcessor + 'static>(
         let resilient = resilient.clone();
         tokio::spawn(async move {
             sleep(after).await;
-            resilient.settle(&record(number, &key)).await
+            resilient.settle(&record(number, &key, "")).await
         })
     };
     let x = settle(0, "x".to_owned(), Duration::ZERO);
@@ -153,7 +148,7 @@ async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
         let (resilient, start) = (resilient.clone(), Instant::now());
         async move {
             sleep_until(start + Duration::from_millis(202_500)).await;
-            resilient.settle(&record(9, "later")).await
+            resilient.settle(&record(9, "later", "")).await
         }
     });
     let settled = beside_an_outage(resilient).await;
@@ -207,10 +202,10 @@ async fn attempts_in_doubt_use_up_one_together() {
         let resilient = resilient.build().expect("valid");
         let x = tokio::spawn({
             let resilient = resilient.clone();
-            async move { resilient.settle(&record(0, "x")).await }
+            async move { resilient.settle(&record(0, "x", "")).await }
         });
         sleep_until(start + secs(50)).await;
-        let other = resilient.settle(&record(1, "other")).await;
+        let other = resilient.settle(&record(1, "other", "")).await;
         assert!(matches!(other, Ok(Settled::Processed)));
         other_succeeded.store(1, Relaxed);
         match (x.await.expect("no panic"), attempts) {
@@ -232,7 +227,7 @@ async fn a_hold_behind_a_breaker_ends_whatever_is_left_of_attempts_and_time() {
         x: |_| async { unknown() },
     };
     let resilient = resilient(processor, 1_000, &breaker).build().expect("valid");
-    let settled = resilient.settle(&record(0, "x")).await;
+    let settled = resilient.settle(&record(0, "x", "")).await;
     assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
     assert!(
         (secs(60)..secs(180)).contains(&start.elapsed()),
@@ -274,7 +269,7 @@ async fn a_retry_by_hand_waits_for_the_breaker_and_probes_once_a_round() {
     let resilient = resilient(processor, 5, &breaker).observer(rounds.clone());
     let resilient = resilient.build().expect("valid");
     assert!(matches!(
-        resilient.settle(&record(0, "x")).await,
+        resilient.settle(&record(0, "x", "")).await,
         Ok(Settled::Processed)
     ));
     let (calls, rounds) = (calls.load(Relaxed), rounds.0.load(Relaxed));
@@ -312,7 +307,7 @@ async fn a_retry_that_the_budget_refuses_waits() {
     let mut all = tokio::task::JoinSet::new();
     for number in 0..20 {
         let resilient = resilient.clone();
-        all.spawn(async move { resilient.settle(&record(number, &number.to_string())).await });
+        all.spawn(async move { resilient.settle(&record(number, &number.to_string(), "")).await });
     }
     assert!(all.join_all().await.iter().all(Result::is_ok));
     assert_eq!(calls.load(Relaxed), 200, "refused retries are made later");
@@ -334,7 +329,7 @@ async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
     let by = || Instant::now() + secs(20);
     let mut last = None;
     for number in 0..10 {
-        last = Some(resilient.settle_by(&record(number, "x"), by()).await);
+        last = Some(resilient.settle_by(&record(number, "x", ""), by()).await);
     }
     assert!(matches!(last, Some(Err(Unsettled::GuardStopped))), "{last:?}");
 
@@ -359,11 +354,11 @@ async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
         let resilient = resilient.clone();
         async move {
             sleep(secs(1)).await;
-            resilient.settle_by(&record(1, "other"), by()).await
+            resilient.settle_by(&record(1, "other", ""), by()).await
         }
     });
     let by = Instant::now() + Duration::from_millis(1_200);
-    let given_back = resilient.settle_by(&record(0, "x"), by).await;
+    let given_back = resilient.settle_by(&record(0, "x", ""), by).await;
     assert!(
         matches!(given_back, Err(Unsettled::BreakerOpen)),
         "{given_back:?}"
@@ -390,7 +385,11 @@ async fn attempts_are_numbered_as_they_are_made() {
         Err::<(), _>(Failure::transient("own").with_scope(Scope::Record))
     });
     let resilient = resilient(processor, 3, &slow_breaker()).observer(numbers.clone());
-    let settled = resilient.build().expect("valid").settle(&record(0, "x")).await;
+    let settled = resilient
+        .build()
+        .expect("valid")
+        .settle(&record(0, "x", ""))
+        .await;
     assert!(matches!(settled, Ok(Settled::DeadLettered(_))));
     let seen = numbers.0.lock().expect("no panic while locked").clone();
     assert_eq!(seen, [(false, 1), (true, 2), (false, 2), (true, 3), (false, 3)]);
@@ -417,7 +416,11 @@ async fn a_record_is_not_called_held_before_its_second_failure_in_doubt() {
             x: move |call| async move { if call <= failures { unknown() } else { Ok(()) } },
         };
         let resilient = resilient(processor, 1, &slow_breaker()).observer(held.clone());
-        let settled = resilient.build().expect("valid").settle(&record(0, "x")).await;
+        let settled = resilient
+            .build()
+            .expect("valid")
+            .settle(&record(0, "x", ""))
+            .await;
         assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
         assert_eq!(held.0.load(Relaxed), told, "{failures} failures");
     }
@@ -474,7 +477,7 @@ async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_on
         for number in 0..2 {
             let by = Instant::now() + Duration::from_millis(50);
             let result = resilient
-                .settle_by(&record(number, &number.to_string()), by)
+                .settle_by(&record(number, &number.to_string(), ""), by)
                 .await;
             assert!(result.is_err(), "{result:?}");
         }
@@ -523,7 +526,7 @@ async fn a_probe_that_fails_counts_for_the_breaker_of_its_dependency_alone() {
         let resilient = resilient.clone();
         async move {
             let result = resilient
-                .settle_by(&record(number, &number.to_string()), by)
+                .settle_by(&record(number, &number.to_string(), ""), by)
                 .await;
             assert!(result.is_err(), "{result:?}");
         }
@@ -547,7 +550,7 @@ async fn many_that_fail_together_are_never_given_up_and_a_few_are() {
         let letters = dead_letter::Memory::new();
         let resilient = resilient(processor, 5, &slow_breaker()).dead_letters(letters.clone());
         let resilient = resilient.without_guard().build().expect("valid");
-        let batch = (0..records).map(|number| record(number, &number.to_string()));
+        let batch = (0..records).map(|number| record(number, &number.to_string(), ""));
         let batches = futures_util::stream::iter([Batch::from(batch.collect::<Vec<_>>())]);
         let run = Pipeline::new().run(&resilient, batches).await;
         assert!(run.expect("nothing halts").complete);
@@ -574,7 +577,7 @@ async fn what_a_deadline_cut_short_goes_on_the_next_time() {
     };
     let breaker = Breaker::default();
     let resilient = resilient(processor, 5, &breaker).build().expect("valid");
-    let x = record(0, "x");
+    let x = record(0, "x", "");
     for (after, so_far) in [(2_500, 3), (500, 3), (900, 4)] {
         let by = Instant::now() + Duration::from_millis(after);
         let unsettled = resilient.settle_by(&x, by).await;

@@ -10,14 +10,15 @@ use async_trait::async_trait;
 use futures_util::stream::{self, Stream, StreamExt};
 use proptest::prelude::*;
 use redrive::checkpoint::Checkpoint;
-use redrive::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::dead_letter;
 use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Finished, Ordering, Pipeline, Progress};
 use redrive::{
     Attempt, BatchFailure, BatchProcessor, BoxError, Failure, Guard, Idempotency, Jitter, Position, Record,
-    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, Settled,
+    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
 };
+use support::script::record;
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +35,7 @@ struct State {
     at: Mutex<Vec<Instant>>,
     /// In the order in which they were put last.
     rows: Mutex<Vec<Record>>,
-    letters: Mutex<BTreeMap<u64, DeadLetter>>,
+    letters: dead_letter::Memory,
     failed: Mutex<BTreeMap<u64, u32>>,
     is_down: AtomicBool,
     /// And nobody says so.
@@ -47,7 +48,11 @@ struct State {
 }
 
 fn number(record: &Record) -> u64 {
-    record.sequence_number().as_str().parse().expect("a small number")
+    number_of(record.sequence_number())
+}
+
+fn number_of(sequence_number: &SequenceNumber) -> u64 {
+    sequence_number.as_str().parse().expect("a small number")
 }
 
 impl Table {
@@ -67,8 +72,15 @@ impl Table {
         Table::lock(&self.0.rows).iter().map(number).collect()
     }
 
+    /// The sequence numbers of all dead letters, from the lowest.
     fn letters(&self) -> Vec<u64> {
-        Table::lock(&self.0.letters).keys().copied().collect()
+        let letters = self.0.letters.letters();
+        let mut numbers: Vec<u64> = letters
+            .iter()
+            .map(|letter| number_of(&letter.sequence_number))
+            .collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     fn looks_at_order(&self, ordering: Ordering, records: &[Record]) {
@@ -79,7 +91,7 @@ impl Table {
         let Some((ordering, all)) = &*Table::lock(&self.0.ordering) else {
             return;
         };
-        let (rows, letters) = (self.rows(), Table::lock(&self.0.letters));
+        let (rows, letters) = (self.rows(), self.letters());
         for (index, record) in given.iter().enumerate() {
             let with: BTreeSet<u64> = given[..index].iter().map(number).collect();
             for before in all.iter().take_while(|before| number(before) < number(record)) {
@@ -91,7 +103,7 @@ impl Table {
                 let before = number(before);
                 if same_lane
                     && !rows.contains(&before)
-                    && !letters.contains_key(&before)
+                    && !letters.contains(&before)
                     && !with.contains(&before)
                 {
                     let broken = format!("{} was given before {before} was settled", number(record));
@@ -166,31 +178,6 @@ impl BatchProcessor for Table {
     }
 }
 
-#[async_trait]
-impl DeadLetterSink for Table {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let keep = |letter: &DeadLetter| {
-            let number = letter.sequence_number.as_str().parse().expect("a small number");
-            Table::lock(&self.0.letters).insert(number, letter.clone());
-            Ok(Receipt::new(number.to_string()))
-        };
-        letters.iter().map(keep).collect()
-    }
-}
-
-impl std::fmt::Debug for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Table")
-    }
-}
-
-fn record(number: u64, key: &str, word: &str) -> Record {
-    Record::builder("orders", "shardId-0".into(), number.into())
-        .partition_key(key)
-        .payload(word.to_owned())
-        .build()
-}
-
 /// So many records of as many keys, of which these are something else.
 fn records(count: u64, others: &[(u64, &str)]) -> Vec<Record> {
     let word = |number| {
@@ -207,7 +194,7 @@ fn records(count: u64, others: &[(u64, &str)]) -> Vec<Record> {
 fn builder(table: &Table, size: usize) -> ResilientBuilder<redrive::Batched<Table>> {
     Resilient::builder("billing", table.clone().batched().size(size))
         .retry(RetryPolicy::exponential().jitter(Jitter::None))
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .without_guard()
         .seed(7)
 }
@@ -287,7 +274,7 @@ async fn a_batch_is_bounded_in_bytes_and_a_large_record_is_one_by_itself() {
     let records = [400, 400, 400, 5_000, 100, 900, 1].iter().zip(0..);
     let records = records.map(|(bytes, number)| sized(number, *bytes)).collect();
     let resilient = Resilient::builder("billing", table.clone().batched().bytes(1_000))
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
     Pipeline::new()
@@ -312,7 +299,7 @@ async fn a_batch_waits_for_more_as_long_as_it_may() {
         Batch::from(Vec::new())
     })));
     let resilient = Resilient::builder("billing", table.clone().batched().size(5).linger(linger))
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
     Pipeline::new().run(&resilient, trickle).await.expect("no halt");
@@ -329,7 +316,7 @@ async fn a_batch_waits_for_more_as_long_as_it_may() {
         })),
     );
     let resilient = Resilient::builder("billing", table.clone().batched().size(5).linger(linger))
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
     Pipeline::new().run(&resilient, few).await.expect("no halt");
@@ -394,7 +381,7 @@ async fn what_fails_for_an_unknown_cause_is_tried_again_whole_before_it_is_halve
     let alone = of_it.iter().filter(|size| **size == 1).count();
     assert!(alone >= 5, "and all its attempts by itself: {of_it:?}");
     assert!(sizes.len() - alone <= 5 + 6 + 6, "{sizes:?}");
-    let letter = &Table::lock(&table.0.letters)[&20];
+    let letter = &table.0.letters.letters()[0];
     assert_eq!(
         letter.attempts.count as usize,
         of_it.len(),
@@ -529,7 +516,7 @@ async fn a_name_that_the_batch_does_not_have_is_everybodys_failure() {
         }
     }
     let resilient = Resilient::builder("billing", Shared(odd.clone()).batched())
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
     let finished = Pipeline::new().run(&resilient, whole(records(10, &[]))).await;
@@ -559,7 +546,7 @@ async fn the_guard_counts_records() {
     let bad: Vec<(u64, &str)> = (0..100).map(|tenth| (tenth * 10, "named")).collect();
     let table = Table::default();
     let resilient = Resilient::builder("billing", table.clone().batched().size(100))
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .guard(Guard::default())
         .build()
         .expect("valid");
@@ -617,7 +604,7 @@ async fn without_its_type_it_is_one_all_the_same() {
     let table = Table::default();
     let processor = Arc::new(table.clone().batched().size(8)).boxed();
     let resilient = Resilient::builder("billing", processor)
-        .dead_letters(table.clone())
+        .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
     let batches = whole(records(16, &[(3, "named"), (12, "bad")]));
@@ -879,8 +866,9 @@ proptest! {
         prop_assert!(finished.complete, "{finished:?}");
         prop_assert_eq!(table.letters(), expected.clone());
         prop_assert_eq!(table.rows().len(), records.len() - expected.len());
-        for (number, letter) in &*Table::lock(&table.0.letters) {
-            let calls = table.calls().iter().filter(|call| call.contains(number)).count() as u32;
+        for letter in table.0.letters.letters() {
+            let number = number_of(&letter.sequence_number);
+            let calls = table.calls().iter().filter(|call| call.contains(&number)).count() as u32;
             // One behind a named one was given, and no attempt was made at it.
             let exact = ordering == Ordering::Unordered;
             let attempts = letter.attempts.count;

@@ -12,12 +12,7 @@ use redrive::{
     BoxError, Jitter, Record, Resilient, ResilientBuilder, RetryPolicy, Settled, dead_letter,
     processor_blocking,
 };
-
-fn record(number: u64) -> Record {
-    Record::builder("orders", "shardId-000000000000".into(), number.into())
-        .partition_key("a")
-        .build()
-}
+use support::script::record;
 
 /// Calls that end when they are told to, and how.
 #[derive(Clone)]
@@ -90,7 +85,7 @@ async fn what_a_call_returns_is_the_attempts_result() {
         end.send(how).expect("it listens");
     }
     assert_eq!(
-        resilient.settle(&record(1)).await.expect("settled"),
+        resilient.settle(&record(1, "a", "")).await.expect("settled"),
         Settled::Processed
     );
     assert_eq!(calls.begun.load(SeqCst), 3);
@@ -100,7 +95,7 @@ async fn what_a_call_returns_is_the_attempts_result() {
 async fn an_attempt_waits_for_the_call_before_it_and_takes_its_success() {
     let (calls, end) = Calls::new();
     let resilient = calls.resilient(Duration::from_millis(20)).build().expect("valid");
-    let settling = tokio::spawn(async move { resilient.settle(&record(1)).await });
+    let settling = tokio::spawn(async move { resilient.settle(&record(1, "a", "")).await });
     eventually("attempts wait, and that is told", || {
         calls.stuck.load(SeqCst) >= 2
     })
@@ -116,7 +111,7 @@ async fn an_attempt_waits_for_the_call_before_it_and_takes_its_success() {
 async fn behind_a_call_that_fails_the_next_one_begins() {
     let (calls, end) = Calls::new();
     let resilient = calls.resilient(Duration::from_millis(20)).build().expect("valid");
-    let settling = tokio::spawn(async move { resilient.settle(&record(1)).await });
+    let settling = tokio::spawn(async move { resilient.settle(&record(1, "a", "")).await });
     for (begun, how) in [(1, Err("of unknown cause")), (2, Err("panic")), (3, Ok(()))] {
         eventually("a call has begun", || calls.begun.load(SeqCst) == begun).await;
         let stuck = calls.stuck.load(SeqCst);

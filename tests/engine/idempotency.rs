@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use redrive::dead_letter::{self, DeadLetterSink, Receipt, SinkError};
+use redrive::dead_letter;
 use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, Memory, Owner, StoreError};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Pipeline};
@@ -15,20 +15,13 @@ use redrive::{
     Idempotency, Jitter, Record, Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Settled, Unsettled,
     processor_with,
 };
+use support::script::record;
+use support::sink::{Answer, ScriptedSink};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
-}
-
-/// `payload`: what the handler does each time, one step a call and the last again: `ok`, `bad`, `fail`, `slow` (takes
-/// 10 s).
-fn record(number: u64, key: &str, payload: &str) -> Record {
-    Record::builder("orders", "shardId-000000000000".into(), number.into())
-        .partition_key(key)
-        .payload(payload.to_owned())
-        .build()
 }
 
 /// A store that can be down, and lose answers; and what was asked of it.
@@ -175,6 +168,8 @@ impl Scene {
         Idempotency::new(self.store.clone()).clock(move || scene.now())
     }
 
+    /// The payload says what the handler does, one step for each call, of which the last repeats: `ok`, `bad`,
+    /// `fail`, `slow` (takes 10 s).
     fn builder(&self, idempotency: Idempotency) -> ResilientBuilder<impl redrive::RecordProcessor + use<>> {
         let handler = async |calls: Arc<AtomicU32>, record: Record| -> Result<(), redrive::BoxError> {
             let call = calls.fetch_add(1, Relaxed) as usize;
@@ -335,21 +330,10 @@ async fn a_dead_lettered_record_is_not_remembered_as_processed() {
 /// Until then another delivery must not run it.
 #[tokio::test(start_paused = true)]
 async fn a_claim_is_given_back_once_the_letter_is_confirmed() {
-    #[derive(Debug)]
-    struct Slow(dead_letter::Memory);
-
-    #[async_trait]
-    impl DeadLetterSink for Slow {
-        async fn put(&self, letters: &[dead_letter::DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-            sleep(secs(20)).await;
-            self.0.put(letters).await
-        }
-    }
-
     let scene = Scene::new();
-    let builder = scene
-        .builder(scene.settings())
-        .dead_letters(Slow(scene.letters.clone()));
+    let sink = ScriptedSink::default();
+    sink.on_put(|_, _| Answer::take_late(secs(20)));
+    let builder = scene.builder(scene.settings()).dead_letters(sink);
     let resilient = builder.build().expect("valid");
     let record = record(1, "a", "bad");
     let settling = tokio::spawn({

@@ -16,6 +16,7 @@ use redrive::idempotency::{
 use redrive::{
     Attempt, BoxError, Idempotency, Record, RecordProcessor, Resilient, RetryPolicy, Settled, dead_letter,
 };
+use support::script::record;
 use tokio::time::{Instant, sleep, timeout};
 
 const OWNERS: u64 = 20;
@@ -32,12 +33,6 @@ const OFF: Duration = Duration::from_secs(5);
 const CUT: Duration = Duration::from_secs(90);
 /// When everything is calm.
 const CALM: Duration = Duration::from_secs(600);
-
-fn record(key: u64) -> Record {
-    Record::builder("orders", "shardId-000000000000".into(), key.into())
-        .partition_key("a")
-        .build()
-}
 
 /// What is true of the world, and what goes wrong in it.
 #[derive(Clone)]
@@ -284,7 +279,7 @@ async fn process(world: World, owner: u64) {
         let all = async {
             let first = world.state().rng.random_range(0..KEYS);
             for key in (first..KEYS).chain(0..first) {
-                let settled = resilient.settle(&record(key)).await;
+                let settled = resilient.settle(&record(key, "a", "")).await;
                 assert!(
                     matches!(settled, Ok(Settled::Processed | Settled::Duplicate)),
                     "{settled:?}"

@@ -13,14 +13,8 @@ use redrive::{
     Attempt, BoxError, Breaker, BreakerState, Failure, Guard, Record, RecordProcessor, Resilient,
     ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
 };
+use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
-
-fn record(number: u64, key: &str, text: &str) -> Record {
-    Record::builder("orders", "shardId-000000000000".into(), (1_000 + number).into())
-        .partition_key(key)
-        .payload(text.to_owned())
-        .build()
-}
 
 /// A database that is down for a while, and a handler that says no more than that it failed.
 #[derive(Debug)]

@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Receipt, SinkError};
+use redrive::dead_letter::{self, DeadLetter, Reason, SinkError};
 use redrive::observer::{Event, Interest, Observer};
 use redrive::{
     Attempt, BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder,
     RetryPolicy, Scope, Settled, Unsettled, Verdict, processor_with,
 };
 use support::script::{Script, record};
+use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::Instant;
 
 fn policy() -> RetryPolicy {
@@ -181,41 +181,14 @@ async fn without_a_sink_a_permanent_failure_halts() {
     );
 }
 
-/// Fails so many puts, in a way of its own, before it takes letters.
-#[derive(Debug)]
-struct Sick {
-    failures: AtomicU32,
-    how: fn() -> SinkError,
-    letters: dead_letter::Memory,
-}
-
-impl Sick {
-    fn new(failures: u32, how: fn() -> SinkError) -> Self {
-        Sick {
-            failures: failures.into(),
-            how,
-            letters: dead_letter::Memory::new(),
-        }
-    }
-}
-
-#[async_trait]
-impl DeadLetterSink for Sick {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let sick = self
-            .failures
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        match sick {
-            Ok(_) => letters.iter().map(|_| Err((self.how)())).collect(),
-            Err(_) => self.letters.put(letters).await,
-        }
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again() {
     let script = Script::default();
-    let sink = Arc::new(Sick::new(50, || SinkError::unavailable("down")));
+    let sink = ScriptedSink::default();
+    sink.on_put(|put, _| match put.number {
+        1..=50 => Answer::Fail(unavailable),
+        _ => Answer::Take,
+    });
     let resilient = Resilient::builder("billing", script.clone())
         .dead_letters(sink.clone())
         .build()
@@ -224,7 +197,7 @@ async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again()
     let result = resilient.settle(&record(1, "k", "bad")).await;
     assert!(matches!(result, Ok(Settled::DeadLettered(_))), "{result:?}");
     assert_eq!(script.calls().len(), 1);
-    assert_eq!(sink.letters.letters().len(), 1);
+    assert_eq!(sink.letters().len(), 1);
     // Waiting for a sink uses up neither attempts nor time, and is never given up.
     assert!(
         start.elapsed() > Duration::from_secs(120),
@@ -235,10 +208,15 @@ async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again()
 
 #[tokio::test(start_paused = true)]
 async fn a_letter_that_can_never_be_written_halts() {
-    let sink = Sick::new(1, || SinkError::Refused {
+    let refused = || SinkError::Refused {
         size: 2_000,
         limit: 1_000,
         source: "too large".into(),
+    };
+    let sink = ScriptedSink::default();
+    sink.on_put(move |put, _| match put.number {
+        1 => Answer::Fail(refused),
+        _ => Answer::Take,
     });
     let resilient = Resilient::builder("billing", Script::default())
         .dead_letters(sink)
@@ -256,23 +234,13 @@ async fn a_letter_that_can_never_be_written_halts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sink_that_hangs_panics_or_answers_too_little_has_not_confirmed() {
-    #[derive(Debug, Default)]
-    struct Strange {
-        puts: AtomicU32,
-        letters: dead_letter::Memory,
-    }
-    #[async_trait]
-    impl DeadLetterSink for Strange {
-        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-            match self.puts.fetch_add(1, Ordering::SeqCst) {
-                0 => std::future::pending().await,
-                1 => panic!("a sink's panic"),
-                2 => Vec::new(),
-                _ => self.letters.put(letters).await,
-            }
-        }
-    }
-    let sink = Arc::new(Strange::default());
+    let sink = ScriptedSink::default();
+    sink.on_put(|put, _| match put.number {
+        1 => Answer::Hang,
+        2 => Answer::Panic,
+        3 => Answer::Nothing,
+        _ => Answer::Take,
+    });
     let resilient = Resilient::builder("billing", Script::default())
         .dead_letters(sink.clone())
         .build()
@@ -281,25 +249,14 @@ async fn a_sink_that_hangs_panics_or_answers_too_little_has_not_confirmed() {
         resilient.settle(&record(1, "k", "bad")).await,
         Ok(Settled::DeadLettered(_))
     ));
-    assert_eq!(sink.puts.load(Ordering::SeqCst), 4);
-    assert_eq!(sink.letters.letters().len(), 1);
+    assert_eq!(sink.puts().len(), 4);
+    assert_eq!(sink.letters().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn letters_of_many_records_go_out_together() {
-    #[derive(Debug, Default)]
-    struct Counting {
-        sizes: Mutex<Vec<usize>>,
-    }
-    #[async_trait]
-    impl DeadLetterSink for Counting {
-        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-            self.sizes.lock().expect("no panic").push(letters.len());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            letters.iter().map(|_| Ok(Receipt::new("somewhere"))).collect()
-        }
-    }
-    let sink = Arc::new(Counting::default());
+    let sink = ScriptedSink::default();
+    sink.on_put(|_, _| Answer::take_late(Duration::from_millis(10)));
     let resilient = Resilient::builder("billing", Script::default())
         .dead_letters(sink.clone())
         .without_guard()
@@ -318,7 +275,7 @@ async fn letters_of_many_records_go_out_together() {
     while let Some(settled) = tasks.join_next().await {
         assert!(settled.expect("no panic"));
     }
-    let sizes = sink.sizes.lock().expect("no panic").clone();
+    let sizes: Vec<usize> = sink.puts().iter().map(|put| put.keys.len()).collect();
     assert_eq!(sizes.iter().sum::<usize>(), 1_200);
     assert!(
         sizes.len() <= 4 && sizes.iter().all(|&size| size <= 500),

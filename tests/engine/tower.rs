@@ -7,14 +7,8 @@ use std::time::Duration;
 use redrive::tower::{ResilientLayer, processor_service};
 use redrive::{BoxError, JsonError, Record, Resilient, RetryPolicy, Settled, Verdict, dead_letter};
 use redrive::{MarkFailure, processor_fn_json};
+use support::script::record;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
-
-fn record(number: u64, payload: &str) -> Record {
-    Record::builder("orders", "shardId-000000000000".into(), number.into())
-        .partition_key(number.to_string())
-        .payload(payload.to_owned())
-        .build()
-}
 
 fn policy() -> RetryPolicy {
     RetryPolicy::constant(Duration::from_millis(10)).max_attempts(3)
@@ -45,11 +39,11 @@ async fn a_service_is_tried_again_and_its_errors_are_classified() {
         .build()
         .expect("valid");
     assert_eq!(
-        resilient.settle(&record(1, "flaky")).await.expect("settled"),
+        resilient.settle(&record(1, "1", "flaky")).await.expect("settled"),
         Settled::Processed
     );
     assert_eq!(calls.load(Relaxed), 2);
-    let settled = resilient.settle(&record(2, "bad")).await.expect("settled");
+    let settled = resilient.settle(&record(2, "2", "bad")).await.expect("settled");
     assert!(matches!(settled, Settled::DeadLettered(_)), "{settled:?}");
     assert_eq!((calls.load(Relaxed), letters.letters().len()), (3, 1));
 }
@@ -74,7 +68,7 @@ async fn a_resilient_handler_is_a_service_and_a_layer_makes_one() {
             }
         }));
     let service = orders.ready().await.expect("always");
-    let settled = service.call(record(1, "ok")).await.expect("settled");
+    let settled = service.call(record(1, "1", "ok")).await.expect("settled");
     assert_eq!((settled, calls.load(Relaxed)), (Settled::Processed, 3));
 }
 
@@ -111,7 +105,10 @@ async fn a_payload_that_does_not_parse_is_dead_lettered_at_once() {
         (4, ""),
     ];
     for (number, payload) in orders {
-        let settled = resilient.settle(&record(number, payload)).await.expect("settled");
+        let settled = resilient
+            .settle(&record(number, &number.to_string(), payload))
+            .await
+            .expect("settled");
         assert_eq!(settled == Settled::Processed, number == 1, "{payload}");
     }
     assert_eq!(calls.load(Relaxed), 2);

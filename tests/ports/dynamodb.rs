@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::conformance::stores::{self, at, key};
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::types::AttributeValue;
 use redrive::Position;
 use redrive::checkpoint::{
@@ -29,7 +28,7 @@ struct Table {
 /// Runs a test on the server that all share, unless there is none.
 async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
     if let Some(server) = DynamoDbLocal::shared() {
-        let client = server.client();
+        let client = server.patient_client();
         let name = unique("billing");
         test(Table { client, name }).await;
     }
@@ -37,9 +36,7 @@ async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
 
 impl Table {
     fn store(&self) -> DynamoDb {
-        let timeout = TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(30));
-        let patient = self.client.config().to_builder().timeout_config(timeout.build());
-        DynamoDb::new(Client::from_conf(patient.build()), self.name.as_str()).failover_time(FAILOVER)
+        DynamoDb::new(self.client.clone(), self.name.as_str()).failover_time(FAILOVER)
     }
 
     /// The row as it is in the table.

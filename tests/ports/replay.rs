@@ -10,13 +10,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use bytes::Bytes;
-use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Receipt, Redact, SinkError};
+use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Redact};
 use redrive::kpl::{Deaggregator, Expanded};
 use redrive::replay::ledger::{self, LedgerError};
 use redrive::replay::{DeadLetterSource, Filter, Replay, ReplayError, Report, SourceError, Stream, source};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::testing::sinks::{confirmed, letter};
 use redrive::{Idempotency, Record, Redriven, Resilient, idempotency, processor_with};
+use support::sink::{Answer, ScriptedSink};
 use support::stream::{self, Sent};
 use tempfile::TempDir;
 
@@ -234,17 +235,14 @@ async fn copies_of_a_letter_are_driven_again_once() {
     let report = report.expect("it ends");
     assert_eq!((report.replayed, report.already), (10, 20), "{report:?}");
     assert_eq!(into.letters(), letters);
-    let down = Faulty {
-        letters: dead_letter::Memory::new(),
-        takes: Arc::new(Mutex::new(4)),
-    };
+    let down = down_after(4);
     let replay = file.replay().ledger(ledger::Memory::new());
     let error = replay
         .to_sink(down.clone(), pending())
         .await
         .expect_err("it is down");
     assert!(matches!(error, ReplayError::Target { .. }), "{error:?}");
-    assert_eq!(down.letters.letters(), letters[..4]);
+    assert_eq!(down.letters(), letters[..4]);
 }
 
 /// After a rewind a record fails where it stood, and its letter has the id of the one that was driven again.
@@ -425,41 +423,22 @@ async fn a_key_that_kinesis_does_not_take_comes_back_inside_an_aggregate() {
     );
 }
 
-/// Says no to what it has been told to.
-#[derive(Debug, Clone)]
-struct Faulty {
-    letters: dead_letter::Memory,
-    takes: Arc<Mutex<usize>>,
-}
-
-#[async_trait]
-impl DeadLetterSink for Faulty {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let takes = *self.takes.lock().expect("not poisoned");
-        let known = self.letters.letters().len();
-        let fits = takes.saturating_sub(known).min(letters.len());
-        let mut results = self.letters.put(&letters[..fits]).await;
-        results.extend(
-            letters[fits..]
-                .iter()
-                .map(|_| Err(SinkError::unavailable("down"))),
-        );
-        results
-    }
-
-    fn name(&self) -> String {
-        "faulty".to_owned()
-    }
+/// Creates a sink that is down once it has confirmed this many dead letters.
+fn down_after(count: usize) -> ScriptedSink {
+    let (sink, mut left) = (ScriptedSink::default(), count);
+    sink.on_put(move |_, letters| {
+        let taken = left.min(letters.len());
+        left -= taken;
+        Answer::TakeFirst(taken)
+    });
+    sink
 }
 
 #[tokio::test]
 async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
     let letters = numbered(0..1_200, 1_200);
     let file = Letters::of(&letters).await;
-    let sink = Faulty {
-        letters: dead_letter::Memory::new(),
-        takes: Arc::new(Mutex::new(700)),
-    };
+    let sink = down_after(700);
     let error = file
         .replay()
         .ledger(file.ledger())
@@ -467,7 +446,7 @@ async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
         .await;
     let error = error.expect_err("it is down");
     assert!(matches!(error, ReplayError::Target { .. }), "{error:?}");
-    *sink.takes.lock().expect("not poisoned") = usize::MAX;
+    sink.set_down(false);
     let report = file
         .replay()
         .ledger(file.ledger())
@@ -480,7 +459,7 @@ async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
         (700, 500, 300),
         "{report:?}"
     );
-    assert_eq!(sink.letters.letters(), letters);
+    assert_eq!(sink.letters(), letters);
 }
 
 #[tokio::test]

@@ -1,18 +1,15 @@
 //! Sinks that write to others: the suite that all sinks pass, and what each is there for. Time is paused where it matters.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, Fallback, FanOut, Memory, Receipt, Redact, Route, SinkError, SourceStream,
-    TargetError, Warning,
+    TargetError,
 };
 use redrive::sink_conformance;
 use redrive::testing::sinks::{Harness, confirmed, letter};
 use redrive::{Class, Failure, Record, Resilient, Settled, processor_fn};
+use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::{Instant, sleep};
 
 sink_conformance!(fallback, async {
@@ -21,8 +18,8 @@ sink_conformance!(fallback, async {
 });
 sink_conformance!(fallback_of_one_that_is_down, async {
     let letters = Memory::new();
-    let down = Scripted::default();
-    down.set(Mood::Down);
+    let down = ScriptedSink::default();
+    down.set_down(true);
     Over(
         letters.clone(),
         Fallback::new(down, letters).after(Duration::ZERO),
@@ -61,82 +58,22 @@ impl<S: DeadLetterSink> Harness for Over<S> {
     }
 }
 
-/// What a sink does with letters.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-enum Mood {
-    #[default]
-    Takes,
-    Down,
-    Hangs,
-    /// Of these the payload is too large.
-    RefusesOver(usize),
-}
-
-#[derive(Debug, Clone, Default)]
-struct Scripted {
-    mood: Arc<Mutex<Mood>>,
-    puts: Arc<AtomicUsize>,
-    letters: Memory,
-}
-
-impl Scripted {
-    fn set(&self, mood: Mood) {
-        *self.mood.lock().expect("no panic while locked") = mood;
-    }
-
-    fn puts(&self) -> usize {
-        self.puts.load(SeqCst)
-    }
-
-    fn numbers(&self) -> Vec<u64> {
-        numbers(&self.letters.letters())
-    }
-}
-
-fn numbers(letters: &[DeadLetter]) -> Vec<u64> {
+fn numbers(sink: &ScriptedSink) -> Vec<u64> {
     let number = |letter: &DeadLetter| letter.sequence_number.as_str().parse().expect("a small number");
-    letters.iter().map(number).collect()
+    sink.letters().iter().map(number).collect()
 }
 
-#[async_trait]
-impl DeadLetterSink for Scripted {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        self.puts.fetch_add(1, SeqCst);
-        let mood = *self.mood.lock().expect("no panic while locked");
-        let mut stopped = HashSet::new();
-        let mut results = Vec::new();
-        for letter in letters {
-            let result = match mood {
-                _ if stopped.contains(&letter.partition_key) => Err(SinkError::Behind),
-                Mood::Hangs => std::future::pending().await,
-                Mood::Down => Err(SinkError::unavailable("down")),
-                Mood::RefusesOver(limit) if letter.payload.len() > limit => Err(SinkError::Refused {
-                    size: letter.payload.len() as u64,
-                    limit: limit as u64,
-                    source: "too large".into(),
-                }),
-                _ => self.letters.put(std::slice::from_ref(letter)).await.remove(0),
-            };
-            if result.is_err() {
-                stopped.insert(letter.partition_key.clone());
-            }
-            results.push(result);
-        }
-        results
-    }
-
-    async fn check(&self, _: &SourceStream) -> Result<Vec<Warning>, TargetError> {
-        match *self.mood.lock().expect("no panic while locked") {
-            Mood::Down => Err(TargetError::SourceItself {
-                name: "orders".into(),
-            }),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn name(&self) -> String {
-        "scripted".into()
-    }
+/// Makes the sink refuse every dead letter whose payload is larger than the limit, in bytes.
+fn refuse_over(sink: &ScriptedSink, limit: usize) {
+    let outcome = move |letter: &DeadLetter| match letter.payload.len() {
+        size if size > limit => Err(SinkError::Refused {
+            size: size as u64,
+            limit: limit as u64,
+            source: "too large".into(),
+        }),
+        _ => Ok(()),
+    };
+    sink.on_put(move |_, letters| Answer::Each(letters.iter().map(outcome).collect()));
 }
 
 /// C: confirmed, U: unavailable, R: refused, B: behind.
@@ -152,8 +89,8 @@ fn signs(results: &[Result<Receipt, SinkError>]) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_first_refuses_goes_to_the_other_and_the_rest_of_its_key_goes_on() {
-    let (first, other) = (Scripted::default(), Scripted::default());
-    first.set(Mood::RefusesOver(10));
+    let (first, other) = (ScriptedSink::default(), ScriptedSink::default());
+    refuse_over(&first, 10);
     let sink = Fallback::new(first.clone(), other.clone());
     let letters = [
         letter(1, Some("a"), "x"),
@@ -164,23 +101,24 @@ async fn what_the_first_refuses_goes_to_the_other_and_the_rest_of_its_key_goes_o
         letter(6, Some("a"), "x"),
     ];
     assert_eq!(signs(&sink.put(&letters).await), "CCCCCC");
-    assert_eq!((first.numbers(), other.numbers()), (vec![1, 3, 6], vec![2, 4, 5]));
+    assert_eq!((numbers(&first), numbers(&other)), (vec![1, 3, 6], vec![2, 4, 5]));
 
     // What neither takes is refused, and what is behind it waits.
-    other.set(Mood::RefusesOver(11));
+    refuse_over(&other, 11);
     let results = sink.put(&letters).await;
     assert_eq!(signs(&results), "CCCCRB");
     assert!(matches!(results[4], Err(SinkError::Refused { limit: 11, .. })));
     // As it does if the other is down.
-    other.set(Mood::Down);
+    other.set_down(true);
     assert_eq!(signs(&sink.put(&letters[1..]).await), "UBUBB");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_first_that_stays_down_is_left_and_looked_after() {
-    for mood in [Mood::Down, Mood::Hangs] {
-        let (first, other) = (Scripted::default(), Scripted::default());
-        first.set(mood);
+    let outages: [fn() -> Answer; 2] = [|| Answer::Fail(unavailable), || Answer::Hang];
+    for outage in outages {
+        let (first, other) = (ScriptedSink::default(), ScriptedSink::default());
+        first.on_put(move |_, _| outage());
         let sink = Fallback::new(first.clone(), other.clone()).after(Duration::from_secs(120));
         let letters = [
             letter(1, Some("a"), "x"),
@@ -194,23 +132,23 @@ async fn a_first_that_stays_down_is_left_and_looked_after() {
             assert!(results.iter().all(Result::is_err));
             sleep(Duration::from_secs(10)).await;
         }
-        assert!(other.numbers().is_empty());
+        assert!(numbers(&other).is_empty());
         sleep(Duration::from_secs(60)).await;
         assert_eq!(signs(&sink.put(&letters).await), "CCC");
-        assert_eq!(other.numbers(), [1, 2, 3], "in their order");
+        assert_eq!(numbers(&other), [1, 2, 3], "in their order");
         // From then on it is not asked each time.
-        let before = first.puts();
+        let before = first.puts().len();
         for _ in 0..20 {
             confirmed(sink.put(&letters[..1]).await);
         }
-        assert_eq!(first.puts(), before);
+        assert_eq!(first.puts().len(), before);
         // It is back, and noticed.
-        first.set(Mood::Takes);
+        first.set_down(false);
         sleep(Duration::from_secs(31)).await;
         confirmed(sink.put(&letters).await);
-        assert_eq!(first.numbers(), [1, 2, 3]);
+        assert_eq!(numbers(&first), [1, 2, 3]);
         // A new outage is waited for again.
-        first.set(Mood::Down);
+        first.set_down(true);
         assert!(sink.put(&letters).await.iter().all(Result::is_err));
     }
 }
@@ -218,8 +156,8 @@ async fn a_first_that_stays_down_is_left_and_looked_after() {
 /// A record whose letter is too large for its sink halts the shard; with another sink it is settled.
 #[tokio::test(start_paused = true)]
 async fn a_processor_with_a_fallback_does_not_halt() {
-    let (first, other) = (Scripted::default(), Scripted::default());
-    first.set(Mood::RefusesOver(10));
+    let (first, other) = (ScriptedSink::default(), ScriptedSink::default());
+    refuse_over(&first, 10);
     let bad = processor_fn(async |_: Record| Err::<(), _>(Failure::permanent("bad")));
     let resilient = Resilient::builder("billing", bad)
         .dead_letters(Fallback::new(first, other.clone()))
@@ -230,12 +168,12 @@ async fn a_processor_with_a_fallback_does_not_halt() {
         .build();
     let settled = resilient.settle(&record).await.expect("settled");
     assert!(matches!(settled, Settled::DeadLettered(_)));
-    assert_eq!(other.numbers(), [1]);
+    assert_eq!(numbers(&other), [1]);
 }
 
 #[tokio::test]
 async fn of_several_all_must_confirm() {
-    let (one, two) = (Scripted::default(), Scripted::default());
+    let (one, two) = (ScriptedSink::default(), ScriptedSink::default());
     let sink = FanOut::new().and(one.clone()).and(two.clone());
     let letters = [
         letter(1, Some("a"), "x"),
@@ -244,18 +182,25 @@ async fn of_several_all_must_confirm() {
     ];
     let receipts = confirmed(sink.put(&letters).await);
     assert!(receipts[0].location.contains(" and "), "{receipts:?}");
-    two.set(Mood::RefusesOver(10));
+    refuse_over(&two, 10);
     assert_eq!(signs(&sink.put(&letters).await), "CRC");
-    two.set(Mood::Down);
+    two.set_down(true);
     assert_eq!(signs(&sink.put(&letters).await), "UBU");
-    one.set(Mood::RefusesOver(10));
+    refuse_over(&one, 10);
     assert_eq!(
         signs(&sink.put(&letters).await),
         "URU",
         "what can never be is said"
     );
+    let orders = SourceStream::new("orders");
+    assert!(sink.check(&orders).await.is_ok());
+    two.on_check(|source| {
+        Err(TargetError::SourceItself {
+            name: source.name.clone(),
+        })
+    });
     assert!(
-        sink.check(&SourceStream::new("orders")).await.is_err(),
+        sink.check(&orders).await.is_err(),
         "one target that must not be used is enough"
     );
 
@@ -265,7 +210,11 @@ async fn of_several_all_must_confirm() {
 
 #[tokio::test]
 async fn a_letter_takes_the_first_route_that_is_its() {
-    let (bad, late, rest) = (Scripted::default(), Scripted::default(), Scripted::default());
+    let (bad, late, rest) = (
+        ScriptedSink::default(),
+        ScriptedSink::default(),
+        ScriptedSink::default(),
+    );
     let sink = Route::by_default(rest.clone())
         .when(
             |letter| letter.class == Class::Permanent && letter.payload.len() > 5,
@@ -277,12 +226,12 @@ async fn a_letter_takes_the_first_route_that_is_its() {
         .zip(0..)
         .map(|(bytes, number)| letter(number, Some("a"), vec![b'x'; *bytes]))
         .collect();
-    late.set(Mood::Down);
+    late.set_down(true);
     assert_eq!(signs(&sink.put(&letters).await), "CCUCCB");
-    assert_eq!((rest.numbers(), bad.numbers()), (vec![0, 3], vec![1, 4]));
-    late.set(Mood::Takes);
+    assert_eq!((numbers(&rest), numbers(&bad)), (vec![0, 3], vec![1, 4]));
+    late.set_down(false);
     confirmed(sink.put(&letters).await);
-    assert_eq!(late.numbers(), [2, 5]);
+    assert_eq!(numbers(&late), [2, 5]);
 }
 
 #[tokio::test]

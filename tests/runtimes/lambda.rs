@@ -11,9 +11,7 @@ use aws_lambda_events::event::kinesis::KinesisEvent;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lambda_runtime::{Context, LambdaEvent};
-use redrive::dead_letter::{
-    self, DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
-};
+use redrive::dead_letter::{self, TargetError};
 use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
@@ -23,6 +21,7 @@ use redrive::{
 };
 use serde_json::{Value, json};
 use support::script::Script;
+use support::sink::ScriptedSink;
 use tokio::time::{Instant, sleep};
 
 fn secs(secs: u64) -> Duration {
@@ -356,34 +355,11 @@ async fn behind_a_record_that_is_given_back_nothing_new_begins() {
     assert_eq!(after_a_late_retry(true).await, 2, "they are remembered");
 }
 
-/// A sink whose state a test sets.
-#[derive(Debug, Clone)]
-struct Sink {
-    letters: dead_letter::Memory,
-    down: Arc<std::sync::atomic::AtomicBool>,
-}
-
-#[async_trait]
-impl DeadLetterSink for Sink {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        match self.down.load(Relaxed) {
-            true => letters
-                .iter()
-                .map(|_| Err(SinkError::unavailable("down")))
-                .collect(),
-            false => self.letters.put(letters).await,
-        }
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again() {
     let script = Script::default();
-    let sink = Sink {
-        letters: dead_letter::Memory::new(),
-        down: Arc::default(),
-    };
-    sink.down.store(true, Relaxed);
+    let sink = ScriptedSink::default();
+    sink.set_down(true);
     let resilient = builder(&script)
         .dead_letters(sink.clone())
         .build()
@@ -398,12 +374,12 @@ async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again(
         answer.first_unsettled().expect("one").as_str(),
         sequence_number(1)
     );
-    sink.down.store(false, Relaxed);
+    sink.set_down(false);
     let answer = function
         .settle(items(), Instant::now() + secs(10))
         .await
         .expect("an answer");
-    assert_eq!((answer, sink.letters.letters().len()), (Response::settled(), 1));
+    assert_eq!((answer, sink.letters().len()), (Response::settled(), 1));
 
     // An outage: no letter, and a breaker that the next invocations know.
     let items = || event((10..60).map(|number| item(number, &number.to_string(), b"fail")));
@@ -416,7 +392,7 @@ async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again(
         );
         assert!(Instant::now() < deadline);
     }
-    assert_eq!(sink.letters.letters().len(), 1);
+    assert_eq!(sink.letters().len(), 1);
     let calls = script.calls().len();
     assert!(calls < 3 * 50, "{calls}");
 }
@@ -675,22 +651,19 @@ async fn attempts_go_on_in_the_next_invocation() {
 #[tokio::test(start_paused = true)]
 async fn a_verdict_is_kept_for_the_next_invocation() {
     let script = Script::default();
-    let sink = Sink {
-        letters: dead_letter::Memory::new(),
-        down: Arc::default(),
-    };
+    let sink = ScriptedSink::default();
     let resilient = builder(&script)
         .dead_letters(sink.clone())
         .build()
         .expect("valid");
     let function = Function::new(resilient).partial_responses(true);
     for down in [true, true, false] {
-        sink.down.store(down, Relaxed);
+        sink.set_down(down);
         let items = event([item(1, "a", b"bad")]);
         let answer = function.settle(items, Instant::now() + secs(10)).await;
         assert_eq!(answer.expect("an answer").first_unsettled().is_some(), down);
     }
-    assert_eq!((script.calls().len(), sink.letters.letters().len()), (1, 1));
+    assert_eq!((script.calls().len(), sink.letters().len()), (1, 1));
 }
 
 /// A record that nobody can tell from an outage is held, and no longer than that: the shard goes on.
@@ -714,38 +687,7 @@ async fn a_record_alone_in_its_batch_is_given_up_in_the_end() {
 /// Letters in the stream that is read would be read again, and fail again.
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
-    type Says = Arc<dyn Fn() -> Result<(), TargetError> + Send + Sync>;
-
-    #[derive(Clone)]
-    struct Target {
-        says: Says,
-        looks: Arc<AtomicUsize>,
-    }
-
-    impl std::fmt::Debug for Target {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("Target")
-        }
-    }
-
-    #[async_trait]
-    impl DeadLetterSink for Target {
-        async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-            letters.iter().map(|_| Ok(Receipt::new("here"))).collect()
-        }
-
-        async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
-            assert_eq!(source.name, "orders");
-            assert!(
-                source
-                    .arn
-                    .as_deref()
-                    .is_some_and(|arn| arn.ends_with(":stream/orders"))
-            );
-            self.looks.fetch_add(1, Relaxed);
-            (self.says)().map(|()| Vec::new())
-        }
-    }
+    type Says = fn() -> Result<(), TargetError>;
 
     let itself = || {
         Err(TargetError::SourceItself {
@@ -758,28 +700,26 @@ async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
             source: std::io::Error::from(std::io::ErrorKind::ConnectionRefused).into(),
         })
     };
-    let cases: [(Says, bool, usize); 3] = [
-        (Arc::new(itself), false, 2),
-        (Arc::new(down), true, 2),
-        (Arc::new(|| Ok(())), true, 1),
-    ];
+    let cases: [(Says, bool, usize); 3] = [(itself, false, 2), (down, true, 2), (|| Ok(()), true, 1)];
     for (says, is_used, looks) in cases {
-        let script = Script::default();
-        let target = Target {
-            says,
-            looks: Arc::default(),
-        };
-        let resilient = builder(&script)
-            .dead_letters(target.clone())
-            .build()
-            .expect("valid");
+        let (script, target) = (Script::default(), ScriptedSink::default());
+        let looked = Arc::new(AtomicUsize::new(0));
+        let counted = looked.clone();
+        target.on_check(move |source| {
+            assert_eq!(source.name, "orders");
+            let arn = source.arn.as_deref();
+            assert!(arn.is_some_and(|arn| arn.ends_with(":stream/orders")));
+            counted.fetch_add(1, Relaxed);
+            says().map(|()| Vec::new())
+        });
+        let resilient = builder(&script).dead_letters(target).build().expect("valid");
         let function = Function::new(resilient);
         for _ in 0..2 {
             let items = event([item(1, "a", b"ok")]);
             let answer = function.settle(items, Instant::now() + secs(10)).await;
             assert_eq!(answer.is_ok(), is_used, "{answer:?}");
         }
-        assert_eq!(target.looks.load(Relaxed), looks);
+        assert_eq!(looked.load(Relaxed), looks);
         assert_eq!(script.calls().is_empty(), !is_used);
     }
 }

@@ -23,7 +23,7 @@ struct Daemon {
     child: JoinHandle<Result<(), MultiLangError>>,
 }
 
-fn record(number: u64, sub: u64, steps: &str) -> Value {
+fn record_json(number: u64, sub: u64, steps: &str) -> Value {
     json!({
         "action": "record",
         "data": BASE64.encode(steps),
@@ -139,15 +139,15 @@ async fn a_shard_is_processed_and_stored_to_its_end() {
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
         .say(&records(&[
-            record(1, 0, "ok"),
-            record(2, 0, "bad"),
-            record(3, 0, "fail,ok"),
+            record_json(1, 0, "ok"),
+            record_json(2, 0, "bad"),
+            record_json(3, 0, "fail,ok"),
         ]))
         .await;
     assert_eq!(daemon.hear().await, status("processRecords"));
     // Of an aggregated one, the place inside it as well.
     daemon
-        .say(&records(&[record(7, 0, "ok"), record(7, 1, "ok")]))
+        .say(&records(&[record_json(7, 0, "ok"), record_json(7, 1, "ok")]))
         .await;
     let mut said = daemon.hear().await;
     while said["action"] == "checkpoint" {
@@ -183,9 +183,9 @@ async fn nothing_behind_an_unsettled_record_is_stored() {
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
         .say(&records(&[
-            record(1, 0, "ok"),
-            record(2, 0, "gate"),
-            record(3, 0, "ok"),
+            record_json(1, 0, "ok"),
+            record_json(2, 0, "gate"),
+            record_json(3, 0, "ok"),
         ]))
         .await;
     assert_eq!(daemon.hear().await, status("processRecords"));
@@ -215,7 +215,7 @@ async fn the_answer_is_withheld_only_while_the_window_is_full() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let pipeline = Pipeline::new().held(4);
     let mut daemon = Daemon::begun(&script, &letters, pipeline).await;
-    let batch = |first: u64| records(&[record(first, 0, "gate"), record(first + 1, 0, "gate")]);
+    let batch = |first: u64| records(&[record_json(first, 0, "gate"), record_json(first + 1, 0, "gate")]);
     // Two batches fill the window, one is read ahead, one waits in the pipe.
     let mut answered = 0;
     for first in [1, 3, 5, 7, 9] {
@@ -243,9 +243,9 @@ async fn a_shutdown_that_is_asked_for_stores_what_is_settled() {
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
         .say(&records(&[
-            record(1, 0, "ok"),
-            record(2, 0, "sleep:5000"),
-            record(3, 0, "hang"),
+            record_json(1, 0, "ok"),
+            record_json(2, 0, "sleep:5000"),
+            record_json(3, 0, "hang"),
         ]))
         .await;
     assert_eq!(daemon.hear().await, status("processRecords"));
@@ -263,7 +263,10 @@ async fn a_lost_lease_ends_what_runs() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
-        .say(&records(&[record(1, 0, "sleep:60000"), record(2, 0, "fail")]))
+        .say(&records(&[
+            record_json(1, 0, "sleep:60000"),
+            record_json(2, 0, "fail"),
+        ]))
         .await;
     assert_eq!(daemon.hear().await, status("processRecords"));
     daemon.say(&json!({"action": "leaseLost"})).await;
@@ -295,11 +298,11 @@ async fn a_halted_shard_waits_and_the_end_of_input_ends_the_process() {
         .say(&json!({"action": "initialize", "shardId": "shardId-0", "sequenceNumber": "5", "subSequenceNumber": null}))
         .await;
     assert_eq!(daemon.hear().await, status("initialize"));
-    daemon.say(&records(&[record(6, 0, "bad")])).await;
+    daemon.say(&records(&[record_json(6, 0, "bad")])).await;
     assert_eq!(daemon.hear().await, status("processRecords"));
-    daemon.say(&records(&[record(7, 0, "ok")])).await;
+    daemon.say(&records(&[record_json(7, 0, "ok")])).await;
     if timeout(Duration::from_secs(1), daemon.hear()).await.is_ok() {
-        daemon.say(&records(&[record(8, 0, "ok")])).await;
+        daemon.say(&records(&[record_json(8, 0, "ok")])).await;
     }
     assert!(daemon.is_silent().await && !daemon.child.is_finished());
     daemon.go().await.expect("as it should");
@@ -338,7 +341,7 @@ async fn an_older_daemon_is_understood() {
     let shutdown = |reason: &str| json!({"action": "shutdown", "reason": reason});
     for reason in ["TERMINATE", "SHARD_END"] {
         let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
-        daemon.say(&records(&[record(1, 0, "fail,ok")])).await;
+        daemon.say(&records(&[record_json(1, 0, "fail,ok")])).await;
         assert_eq!(daemon.hear().await, status("processRecords"));
         daemon.say(&shutdown(reason)).await;
         assert_eq!(daemon.hear().await["sequenceNumber"], Value::Null);

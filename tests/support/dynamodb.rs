@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Credentials, Region};
 
 use super::emulator::{self, HINT, home, is_skipped, request, tell};
@@ -51,6 +52,14 @@ impl DynamoDbLocal {
     /// A client of it.
     pub fn client(&self) -> Client {
         client(&self.endpoint)
+    }
+
+    /// A client that waits for each answer, however busy the machine is: stores with a short failover time give a call
+    /// a third of that otherwise.
+    pub fn patient_client(&self) -> Client {
+        let timeout = TimeoutConfig::builder().operation_attempt_timeout(START_TIMEOUT);
+        let config = self.client().config().to_builder();
+        Client::from_conf(config.timeout_config(timeout.build()).build())
     }
 }
 

@@ -11,8 +11,18 @@ pub mod localstack;
 pub mod proxy;
 pub mod python;
 pub mod script;
+pub mod sink;
 pub mod stream;
 pub mod waiting;
+
+/// Returns how much of something a test uses: `usual` shows the property, `large` searches for what it misses and is
+/// chosen by `REDRIVE_TEST_LARGE=1`.
+pub fn volume(usual: u64, large: u64) -> u64 {
+    match std::env::var("REDRIVE_TEST_LARGE").is_ok_and(|value| value == "1") {
+        true => large,
+        false => usual,
+    }
+}
 
 #[doc(hidden)]
 pub use aws_smithy_http_client;
@@ -33,3 +43,8 @@ macro_rules! local_client {
         )
     };
 }
+
+/// The snippets of the operations guide, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/operations.md")]
+pub struct OperationsGuide;

@@ -114,11 +114,11 @@ fn resilient(log: &Log) -> Resilient<Script> {
         .expect("valid")
 }
 
-fn record(number: u64, script: &str) -> Record {
+fn record_of_age(number: u64, age: Duration, script: &str) -> Record {
     Record::builder("orders", "shardId-0".into(), number.into())
         .partition_key(format!("key-{number}"))
         .payload(script.to_owned())
-        .arrival(SystemTime::now() - Duration::from_millis(1_500))
+        .arrival(SystemTime::now() - age)
         .build()
 }
 
@@ -223,14 +223,7 @@ async fn of_many_latencies_a_hundred_stand_for_all_and_the_highest_is_among_them
         .observer(emf.clone())
         .build()
         .expect("valid");
-    let late = |number: u64| {
-        let arrival = SystemTime::now() - Duration::from_secs(number);
-        Record::builder("orders", "shardId-0".into(), number.into())
-            .partition_key(number.to_string())
-            .payload("ok")
-            .arrival(arrival)
-            .build()
-    };
+    let late = |number: u64| record_of_age(number, Duration::from_secs(number), "ok");
     let mut records: Vec<Record> = (1..5_000).map(late).collect();
     records.swap(10, 4_000);
     records.insert(200, late(9_999));
@@ -276,7 +269,8 @@ async fn a_log_that_cannot_be_written_to_stops_nothing() {
         .build()
         .expect("valid");
     for number in 0..600 {
-        let _ = resilient.settle(&record(number, "ok")).await.expect("settled");
+        let record = record_of_age(number, Duration::from_millis(1_500), "ok");
+        let _ = resilient.settle(&record).await.expect("settled");
     }
     // Of each record it hears twice: of its attempt, and of its end.
     assert_eq!(emf.dropped(), 4, "it looks at the time each 256th time");
@@ -337,7 +331,8 @@ async fn nothing_of_a_record_is_in_it() {
         .payload("MARKER")
         .build();
     let _ = resilient.settle(&marked).await.expect("settled");
-    let _ = resilient.settle(&record(2, "panic")).await.expect("settled");
+    let panics = record_of_age(2, Duration::from_millis(1_500), "panic");
+    let _ = resilient.settle(&panics).await.expect("settled");
     let function = Function::new(resilient);
     // It is told to write.
     let flushed = function

@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use redrive::Position;
 use redrive::checkpoint::{
     Checkpoint, CheckpointError, CheckpointStore as _, DynamoDb, Leases as _, NewShard, Taken,
 };
-use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::dead_letter;
 use redrive::operator::OperatorError;
 use tokio::time::{Instant, sleep};
 
 use super::scene::{Handler, ONE, Scene, key, load, position, settle, shard};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
+use support::sink::{Answer, ScriptedSink};
 use support::waiting::finished;
 
 const FAILOVER: Duration = Duration::from_secs(1);
 
 /// Makes stores of a table of a test's own. None without DynamoDB Local.
 async fn table() -> Option<impl Fn(&str) -> DynamoDb> {
-    let client = DynamoDbLocal::shared()?.client();
+    let client = DynamoDbLocal::shared()?.patient_client();
     let name = unique("operated");
     Some(move |worker: &str| {
         DynamoDb::new(client.clone(), name.as_str())
@@ -148,51 +148,29 @@ async fn by_force_an_owner_that_lives_loses_the_shard_and_goes_on_behind_the_ski
     running.stop().await;
 }
 
-/// Does what a test wants before it confirms.
-#[derive(Debug)]
-struct Meanwhile<F>(F);
-
-#[async_trait]
-impl<F> DeadLetterSink for Meanwhile<F>
+/// Creates a sink that waits for this future before it confirms.
+fn confirms_after<F>(meanwhile: impl Fn() -> F + Send + 'static) -> ScriptedSink
 where
-    F: AsyncMeanwhile,
+    F: Future<Output = ()> + Send + 'static,
 {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        self.0.happens().await;
-        letters.iter().map(|_| Ok(Receipt::new("here"))).collect()
-    }
+    let sink = ScriptedSink::default();
+    sink.on_put(move |_, _| Answer::TakeAfter(Box::pin(meanwhile())));
+    sink
 }
 
-#[async_trait]
-trait AsyncMeanwhile: Send + Sync + std::fmt::Debug {
-    async fn happens(&self);
+/// Another worker takes the shard by force.
+async fn seize(store: DynamoDb) {
+    let taken = store.seize(&key()).await.expect("it answers");
+    assert!(matches!(taken, Taken::Held(_)), "{taken:?}");
 }
 
-/// Another takes the shard by force.
-#[derive(Debug)]
-struct Seizes(DynamoDb);
-
-#[async_trait]
-impl AsyncMeanwhile for Seizes {
-    async fn happens(&self) {
-        let taken = self.0.seize(&key()).await.expect("it answers");
-        assert!(matches!(taken, Taken::Held(_)), "{taken:?}");
-    }
-}
-
-/// Another waits for the shard, for longer than the dead are waited for.
-#[derive(Debug)]
-struct StandsBy(DynamoDb);
-
-#[async_trait]
-impl AsyncMeanwhile for StandsBy {
-    async fn happens(&self) {
-        let began = Instant::now();
-        while began.elapsed() < FAILOVER * 2 {
-            let taken = take(&self.0).await;
-            assert!(matches!(taken, Taken::Elsewhere { .. }), "{taken:?}");
-            sleep(FAILOVER / 20).await;
-        }
+/// Another worker waits for the shard, for longer than the failover time.
+async fn stand_by(store: DynamoDb) {
+    let began = Instant::now();
+    while began.elapsed() < FAILOVER * 2 {
+        let taken = take(&store).await;
+        assert!(matches!(taken, Taken::Elsewhere { .. }), "{taken:?}");
+        sleep(FAILOVER / 20).await;
     }
 }
 
@@ -207,7 +185,9 @@ async fn a_shard_that_is_lost_meanwhile_is_not_moved_and_a_slow_sink_loses_none(
     let shards = scene.shards(&operator);
     let skip = shards.skip(&shard(), ONE).await.expect("there is one");
     let other = store("other");
-    match skip.carry_out(&Meanwhile(Seizes(other.clone()))).await {
+    let seizes = other.clone();
+    let sink = confirms_after(move || seize(seizes.clone()));
+    match skip.carry_out(&sink).await {
         Err(OperatorError::NotStored { source, .. }) => {
             assert!(matches!(source, CheckpointError::LeaseLost { .. }), "{source:?}");
         }
@@ -215,8 +195,9 @@ async fn a_shard_that_is_lost_meanwhile_is_not_moved_and_a_slow_sink_loses_none(
     }
     assert_eq!(position(&operator).await, sent[0].record().position());
     other.give_up(&key()).await.expect("it answers");
-    let skipped = skip.carry_out(&Meanwhile(StandsBy(store("third")))).await;
-    skipped.expect("it is skipped");
+    let third = store("third");
+    let sink = confirms_after(move || stand_by(third.clone()));
+    skip.carry_out(&sink).await.expect("it is skipped");
     assert_eq!(position(&operator).await, sent[1].record().position());
 }
 

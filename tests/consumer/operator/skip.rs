@@ -3,49 +3,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use aws_sdk_kinesis::primitives::Blob;
 use redrive::Position;
 use redrive::checkpoint::{Checkpoint, Memory};
-use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Receipt, SinkError, TargetError};
+use redrive::dead_letter::{self, Reason, TargetError};
 use redrive::kpl::Aggregator;
 use redrive::operator::OperatorError;
 
 use super::scene::{Handler, ONE, STREAM, Scene, load, position, save, settle, shard, up_to};
 use support::proxy::{Fault, Proxy};
-
-/// Notes where the shard stands when it is written to, and takes so many letters.
-#[derive(Debug)]
-struct Sink {
-    store: Memory,
-    stood: Mutex<Vec<Position>>,
-    takes: usize,
-}
-
-#[async_trait]
-impl DeadLetterSink for Sink {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let stands = position(&self.store).await;
-        self.stood.lock().expect("no panic while locked").push(stands);
-        let letters = letters.iter().enumerate();
-        letters
-            .map(|(number, _)| match number < self.takes {
-                true => Ok(Receipt::new("here")),
-                false => Err(SinkError::unavailable("down")),
-            })
-            .collect()
-    }
-}
-
-impl Sink {
-    fn new(store: &Memory, takes: usize) -> Self {
-        Sink {
-            store: store.clone(),
-            stood: Mutex::default(),
-            takes,
-        }
-    }
-}
+use support::sink::{Answer, ScriptedSink};
 
 #[tokio::test]
 async fn a_skipped_record_is_a_letter_before_the_position_moves() {
@@ -58,10 +25,22 @@ async fn a_skipped_record_is_a_letter_before_the_position_moves() {
     assert!(!skip.is_trimmed());
     assert_eq!(position(&store).await, sent[0].record().position(), "not yet");
 
-    let watching = Sink::new(&store, 1);
+    // The sink notes where the shard stands at each put.
+    let (watching, stood) = (ScriptedSink::default(), Arc::new(Mutex::new(Vec::new())));
+    let (noted, watched) = (stood.clone(), store.clone());
+    watching.on_put(move |_, _| {
+        let (noted, watched) = (noted.clone(), watched.clone());
+        Answer::TakeAfter(Box::pin(async move {
+            let stands = position(&watched).await;
+            noted.lock().expect("no panic while locked").push(stands);
+        }))
+    });
     skip.carry_out(&watching).await.expect("it is skipped");
-    let stood = watching.stood.lock().expect("no panic while locked").clone();
-    assert_eq!(stood, [sent[0].record().position()]);
+    assert_eq!(
+        *stood.lock().expect("no panic while locked"),
+        [sent[0].record().position()]
+    );
+    assert_eq!(watching.letters().len(), 1);
     assert_eq!(position(&store).await, sent[1].record().position());
 
     let letters = dead_letter::Memory::new();
@@ -89,7 +68,9 @@ async fn while_the_sink_does_not_confirm_every_letter_nothing_moves() {
     for takes in [0, 2] {
         let shards = scene.shards(&store);
         let skip = shards.skip(&shard(), up_to(3)).await.expect("there are three");
-        match skip.carry_out(&Sink::new(&store, takes)).await {
+        let sink = ScriptedSink::default();
+        sink.on_put(move |_, _| Answer::TakeFirst(takes));
+        match skip.carry_out(&sink).await {
             Err(OperatorError::NotConfirmed {
                 confirmed, letters, ..
             }) => assert_eq!((confirmed, letters), (takes, 3)),

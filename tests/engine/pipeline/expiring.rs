@@ -46,7 +46,7 @@ fn number(record: &Record) -> u64 {
     record.sequence_number().to_string().parse().expect("small")
 }
 
-fn record(number: u64, age: Duration) -> Record {
+fn record_of_age(number: u64, age: Duration) -> Record {
     Record::builder("orders", "shardId-0".into(), number.into())
         .partition_key((number % KEYS).to_string())
         .payload(number.to_string())
@@ -91,8 +91,8 @@ fn each_key_is_in_order(letters: &[(u64, Reason, u32)]) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn behind_an_open_breaker_what_expires_becomes_letters_in_order_and_the_rest_is_held() {
-    let old = (0..200).map(|number| record(number, 23 * HOUR));
-    let young = (200..300).map(|number| record(number, 20 * HOUR));
+    let old = (0..200).map(|number| record_of_age(number, 23 * HOUR));
+    let young = (200..300).map(|number| record_of_age(number, 20 * HOUR));
     let records: Vec<Record> = old.chain(young).collect();
     let pipeline = Pipeline::new().retention(DAY);
 
@@ -122,7 +122,7 @@ async fn behind_an_open_breaker_what_expires_becomes_letters_in_order_and_the_re
 async fn what_may_run_runs_however_old_it_is() {
     let database = Database::default();
     database.up.store(true, SeqCst);
-    let records = (0..500).map(|number| record(number, 23 * HOUR)).collect();
+    let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
     let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters, []);
@@ -132,7 +132,7 @@ async fn what_may_run_runs_however_old_it_is() {
 #[tokio::test(start_paused = true)]
 async fn when_the_database_is_back_the_younger_ones_are_stored() {
     let database = Database::default();
-    let records = (0..40).map(|number| record(number, if number < 20 { 23 } else { 1 } * HOUR));
+    let records = (0..40).map(|number| record_of_age(number, if number < 20 { 23 } else { 1 } * HOUR));
     let (sink, progress) = (Memory::new(), Progress::new());
     let resilient = resilient(&database, &sink);
     let back = database.up.clone();
@@ -163,7 +163,7 @@ async fn a_short_outage_makes_no_letters_of_old_records() {
         sleep(Duration::from_secs(3 * 60)).await;
         back.store(true, SeqCst);
     });
-    let records = (0..500).map(|number| record(number, 23 * HOUR)).collect();
+    let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
     let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters, []);
@@ -178,7 +178,7 @@ async fn the_guard_does_not_keep_what_expires() {
         ..Database::default()
     };
     let records: Vec<Record> = (0..400)
-        .map(|number| record(number, if number < 300 { 23 } else { 1 } * HOUR))
+        .map(|number| record_of_age(number, if number < 300 { 23 } else { 1 } * HOUR))
         .collect();
     let pipeline = Pipeline::new().retention(DAY);
     let held = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
@@ -205,14 +205,14 @@ async fn a_record_in_doubt_is_given_up_as_well() {
         time,
         pipeline.clone(),
         &Database::default(),
-        vec![record(1, 23 * HOUR)],
+        vec![record_of_age(1, 23 * HOUR)],
     )
     .await;
     assert!(
         matches!(old[..], [(1, Reason::Expiring, attempts)] if attempts > 1),
         "{old:?}"
     );
-    let young = held_for(time, pipeline, &Database::default(), vec![record(1, HOUR)]).await;
+    let young = held_for(time, pipeline, &Database::default(), vec![record_of_age(1, HOUR)]).await;
     assert_eq!(young, []);
 }
 
@@ -223,7 +223,7 @@ async fn without_dead_letters_it_is_held() {
         .without_dead_letters()
         .build()
         .expect("valid");
-    let records: Vec<Record> = (0..20).map(|number| record(number, 23 * HOUR)).collect();
+    let records: Vec<Record> = (0..20).map(|number| record_of_age(number, 23 * HOUR)).collect();
     let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
     let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
     assert!(

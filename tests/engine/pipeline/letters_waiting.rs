@@ -3,40 +3,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use redrive::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
 use redrive::observer::{Event, Observer};
 use redrive::{BoxError, Failure, Record, Resilient, processor_fn};
+use support::script::record;
+use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::{Instant, sleep_until};
 
 /// One put: when, of which keys.
 type Put = (Duration, String);
-
-/// Takes the letters whose key is not among those that the script names for this put; then all.
-#[derive(Debug)]
-struct Picky {
-    start: Instant,
-    refuses: &'static [&'static str],
-    puts: Mutex<Vec<Put>>,
-}
-
-#[async_trait]
-impl DeadLetterSink for Picky {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let keys: String = letters
-            .iter()
-            .filter_map(|letter| letter.partition_key.as_deref())
-            .collect();
-        let mut puts = self.puts.lock().expect("no panic");
-        let refused = self.refuses.get(puts.len()).copied().unwrap_or_default();
-        puts.push((self.start.elapsed(), keys));
-        let answer = |letter: &DeadLetter| match letter.partition_key.as_deref() {
-            Some(key) if refused.contains(key) => Err(SinkError::unavailable("down")),
-            _ => Ok(Receipt::new("somewhere")),
-        };
-        letters.iter().map(answer).collect()
-    }
-}
 
 /// What is said of letters that wait: failures in a row, the longest wait.
 #[derive(Debug, Default)]
@@ -50,7 +24,8 @@ impl Observer for Told {
     }
 }
 
-/// Dead-letters records of these keys at these times, in milliseconds. What was put, and what was said.
+/// Dead-letters records of these keys at these times, in milliseconds. The first puts fail the keys that
+/// `refuses` names for each of them. Returns all puts, and the delays that were reported.
 async fn write(
     seed: u64,
     letters: &[(u64, &'static str)],
@@ -60,10 +35,14 @@ async fn write(
         Err(Failure::permanent("bad data").into())
     }
     let start = Instant::now();
-    let sink = Arc::new(Picky {
-        start,
-        refuses,
-        puts: Mutex::default(),
+    let sink = ScriptedSink::default();
+    sink.on_put(move |put, _| {
+        let refused = refuses.get(put.number - 1).copied().unwrap_or_default();
+        let outcome = |key: &Option<String>| match key {
+            Some(key) if refused.contains(&**key) => Err(unavailable()),
+            _ => Ok(()),
+        };
+        Answer::Each(put.keys.iter().map(outcome).collect())
     });
     let told = Arc::new(Told::default());
     let resilient = Resilient::builder("billing", processor_fn(bad))
@@ -76,15 +55,14 @@ async fn write(
         let resilient = resilient.clone();
         async move {
             sleep_until(start + Duration::from_millis(millis)).await;
-            let record =
-                Record::builder("orders", "shardId-0".into(), (number as u64).into()).partition_key(key);
-            assert!(resilient.settle(&record.build()).await.is_ok());
+            assert!(resilient.settle(&record(number as u64, key, "")).await.is_ok());
         }
     });
     futures_util::future::join_all(settled).await;
-    let puts = std::mem::take(&mut *sink.puts.lock().expect("no panic"));
+    let puts = sink.puts().into_iter();
+    let puts = puts.map(|put| (put.at - start, put.keys.into_iter().flatten().collect()));
     let told = std::mem::take(&mut *told.0.lock().expect("no panic"));
-    (puts, told)
+    (puts.collect(), told)
 }
 
 const fn millis(millis: u64) -> Duration {

@@ -12,14 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use support::script::Script;
-
-fn record(number: u64, script: &'static str) -> Record {
-    Record::builder("orders", "shardId-0".into(), number.into())
-        .partition_key(number.to_string())
-        .payload(script)
-        .build()
-}
+use support::script::{Script, record};
 
 fn resilient(script: &Script) -> Resilient<Script> {
     Resilient::builder("billing", script.clone())
@@ -45,7 +38,7 @@ async fn at_once(published: &mut watch::Receiver<Option<Published>>) -> Option<P
 }
 
 fn position(number: u64) -> Position {
-    record(number, "").position()
+    record(number, "", "").position()
 }
 
 /// Runs a shard over these records, which settle a second apart, while `ask` asks for its checkpoints, between
@@ -53,7 +46,9 @@ fn position(number: u64) -> Position {
 async fn asking(records: &[&'static str], ask: impl AsyncFnOnce(&Progress)) {
     let script = Script::default();
     let resilient = resilient(&script);
-    let records = (1..).zip(records).map(|(number, script)| record(number, script));
+    let records = (1..)
+        .zip(records)
+        .map(|(number, script)| record(number, &number.to_string(), script));
     let (progress, from) = (Progress::new(), Checkpoint::at(Position::TrimHorizon));
     let (pipeline, never) = (Pipeline::new(), CancellationToken::new());
     let records = each_second(records.collect());
@@ -126,8 +121,10 @@ async fn what_was_settled_ahead_frees_its_memory_when_it_is_read_again() {
     let from = stored.expect("made").checkpoint;
     assert!(from.ahead().is_some());
 
-    let (again, fourth) = (["ok", "ok", "ok"], record(4, "ok"));
-    let pages = (1..).zip(again).map(|(number, script)| record(number, script));
+    let (again, fourth) = (["ok", "ok", "ok"], record(4, "4", "ok"));
+    let pages = (1..)
+        .zip(again)
+        .map(|(number, script)| record(number, &number.to_string(), script));
     let script = Script::default();
     let resilient = resilient(&script);
     let capacity = Capacity::new(64, 100).expect("valid");

@@ -11,14 +11,12 @@ use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress};
 use redrive::{
     BoxError, Breaker, Guard, Position, Record, Resilient, dead_letter, processor_fn, processor_with,
 };
+use support::script::record;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-fn record(number: u64) -> Record {
-    Record::builder("orders", "shardId-0".into(), number.into())
-        .partition_key(number.to_string())
-        .payload(vec![0; 100])
-        .build()
+fn record_of_100_bytes(number: u64) -> Record {
+    record(number, &number.to_string(), &"x".repeat(100))
 }
 
 /// Batches of two records, and how many of them were taken.
@@ -27,7 +25,10 @@ fn counted(batches: u64) -> (impl Stream<Item = Batch> + Unpin, Arc<AtomicUsize>
     let count = taken.clone();
     let batches = stream::iter(0..batches).map(move |number| {
         count.fetch_add(1, Relaxed);
-        Batch::from(vec![record(2 * number + 1), record(2 * number + 2)])
+        Batch::from(vec![
+            record_of_100_bytes(2 * number + 1),
+            record_of_100_bytes(2 * number + 2),
+        ])
     });
     (batches, taken)
 }
@@ -148,16 +149,22 @@ async fn memory_is_given_back_for_every_record() {
     let capacity = Capacity::new(64, BYTES).expect("valid");
     let pipeline = Pipeline::new().capacity(capacity.clone());
     let records = [
-        vec![record(1), record(2)],
-        vec![inside(3, 0), inside(3, 1), inside(3, 2), record(4)],
-        vec![inside(5, 0), inside(5, 1), inside(6, 0), inside(6, 1), record(7)],
+        vec![record_of_100_bytes(1), record_of_100_bytes(2)],
+        vec![inside(3, 0), inside(3, 1), inside(3, 2), record_of_100_bytes(4)],
+        vec![
+            inside(5, 0),
+            inside(5, 1),
+            inside(6, 0),
+            inside(6, 1),
+            record_of_100_bytes(7),
+        ],
     ];
     for covered in [
         Position::TrimHorizon,
-        record(2).position(),
+        record_of_100_bytes(2).position(),
         inside(3, 1).position(),
         inside(5, 0).position(),
-        record(7).position(),
+        record_of_100_bytes(7).position(),
     ] {
         let pages = stream::iter(records.clone()).then(|records| async {
             let reservation = capacity.reserve(BYTES).await;

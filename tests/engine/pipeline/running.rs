@@ -2,15 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as Atomic};
+use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use proptest::prelude::*;
 use redrive::checkpoint::{Ahead, Checkpoint};
-use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Receipt, SinkError};
+use redrive::dead_letter;
 use redrive::observer::{Bound, Event, Observer};
 use redrive::pipeline::{Batch, Capacity, Finished, Ordering, Pipeline, Progress, ShardHalted};
 use redrive::{
@@ -18,6 +17,7 @@ use redrive::{
     RetryPolicy,
 };
 use support::script::{Script, record};
+use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -313,30 +313,10 @@ async fn a_record_that_the_stream_drops_soon_is_spoken_of_again_and_again() {
     }
 }
 
-/// Takes letters only while it is up.
-#[derive(Debug, Default)]
-struct Switch {
-    up: AtomicBool,
-    letters: dead_letter::Memory,
-}
-
-#[async_trait]
-impl DeadLetterSink for Switch {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        if self.up.load(Atomic::SeqCst) {
-            self.letters.put(letters).await
-        } else {
-            letters
-                .iter()
-                .map(|_| Err(SinkError::unavailable("down")))
-                .collect()
-        }
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
-    let (script, sink) = (Script::default(), Arc::new(Switch::default()));
+    let (script, sink) = (Script::default(), ScriptedSink::default());
+    sink.set_down(true);
     let resilient = Resilient::builder("billing", script.clone())
         .dead_letters(sink.clone())
         .build()
@@ -373,10 +353,10 @@ async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
     assert!(!checkpoint.ahead().expect("some are").covers(&record(99, "", "")));
     assert!(checkpoint.ahead().expect("some are").covers(&record(100, "", "")));
 
-    sink.up.store(true, Atomic::SeqCst);
+    sink.set_down(false);
     let finished = running.await.expect("no halt");
     assert_eq!(finished.checkpoint.position(), &position(199));
-    assert_eq!((script.calls().len(), sink.letters.letters().len()), (200, 100));
+    assert_eq!((script.calls().len(), sink.letters().len()), (200, 100));
 }
 
 /// The letter counts: what comes behind it is what waits for somebody to look.
@@ -625,41 +605,21 @@ fn plan() -> impl Strategy<Value = Plan> {
         )
 }
 
-/// Takes letters late, or not at all for a while, and sometimes without saying so.
-#[derive(Debug, Default)]
-struct Moody {
-    puts: AtomicUsize,
-    letters: dead_letter::Memory,
-}
-
-#[async_trait]
-impl DeadLetterSink for Moody {
-    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        match self.puts.fetch_add(1, Atomic::SeqCst) % 5 {
-            0 => letters
-                .iter()
-                .map(|_| Err(SinkError::unavailable("down")))
-                .collect(),
-            1 => {
-                tokio::time::sleep(Duration::from_millis(70)).await;
-                self.letters.put(letters).await
-            }
-            2 => {
-                // Written, and the answer is lost.
-                self.letters.put(letters).await;
-                letters
-                    .iter()
-                    .map(|_| Err(SinkError::unavailable("lost")))
-                    .collect()
-            }
-            _ => self.letters.put(letters).await,
-        }
-    }
+/// Creates a sink that fails, confirms late, loses its answer, and confirms, in turn.
+fn unreliable_sink() -> ScriptedSink {
+    let sink = ScriptedSink::default();
+    sink.on_put(|put, _| match put.number % 5 {
+        1 => Answer::Fail(unavailable),
+        2 => Answer::take_late(Duration::from_millis(70)),
+        3 => Answer::Lose,
+        _ => Answer::Take,
+    });
+    sink
 }
 
 async fn check(plan: Plan) -> Result<(), TestCaseError> {
     let script = Script::default();
-    let sink = Arc::new(Moody::default());
+    let sink = unreliable_sink();
     let resilient = Resilient::builder("billing", script.clone())
         .retry(policy().backoff(Backoff::constant(Duration::from_millis(20))))
         .without_breaker()
@@ -671,12 +631,7 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
     // What a database and a dead-letter queue know, not what the engine says.
     let ended = || {
         let mut ended = script.done();
-        ended.extend(
-            sink.letters
-                .letters()
-                .into_iter()
-                .map(|letter| letter.sequence_number),
-        );
+        ended.extend(sink.letters().into_iter().map(|letter| letter.sequence_number));
         ended
     };
     let records: Vec<Record> = plan
@@ -761,7 +716,6 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
     prop_assert_eq!(ended().len(), records.len(), "every record has ended");
 
     let letters: BTreeSet<u64> = sink
-        .letters
         .letters()
         .iter()
         .map(|letter| letter.sequence_number.as_str().parse().expect("small"))
