@@ -22,10 +22,10 @@ use support::stream;
 use support::waiting::{eventually, finished};
 use tempfile::TempDir;
 
-/// The number of dead letters that are written to a sink and replayed. More than two requests' worth, so that a kill
-/// between two requests leaves some.
+/// The number of dead letters that are written to a sink and replayed. Two requests' worth, so that a kill between
+/// the two leaves some.
 fn volume() -> u64 {
-    support::volume(1_500, 5_000)
+    support::volume(1_000, 5_000)
 }
 
 /// No more than ten dead letters of a key: a FIFO queue shows no more of a group at once.

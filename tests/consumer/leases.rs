@@ -274,7 +274,7 @@ async fn an_outage_of_the_table_stops_what_cannot_be_renewed() {
     let server = DynamoDbLocal::shared().expect("it runs");
     let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
     let steps = |number: usize| if number < 10 { "ok" } else { "sleep:20" };
-    scene.put(records(4_000, 2, steps)).await;
+    scene.put(records(2_500, 2, steps)).await;
     let running = shared.start_on("first", &dynamodb::client(proxy.endpoint()));
     scene.ledger.settled(20).await;
     eventually("both are read", || scene.ledger.events("ShardStarted") >= 2).await;
@@ -299,7 +299,7 @@ async fn an_outage_of_the_table_stops_what_cannot_be_renewed() {
     assert_eq!(begun(), before, "nothing is begun, settled or stored");
     scene.ledger.note(Note::Run);
     proxy.script(|_| Fault::None);
-    scene.ledger.settled(4_000).await;
+    scene.ledger.settled(2_500).await;
     running.stop().await.expect("nothing halted");
     let sent = scene.read().await;
     scene.ledger.check(&sent);

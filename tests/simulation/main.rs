@@ -1,5 +1,5 @@
 //! The real consumer in a simulated world, under faults of every kind: an oracle asks at every step whether
-//! a promise is broken. the command `simulate` runs more seeds than fit in a test.
+//! a promise is broken. The command `simulate` runs more seeds than fit in a test.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +8,14 @@ use std::thread;
 use redrive::Sabotage;
 
 use simulator::{Counts, Fault, Options, Outcome, Promise, Violation, minimise, simulate};
+
+/// Returns how many seeds a test runs: `usual` shows the property, `large` is chosen by `REDRIVE_TEST_LARGE=1`.
+fn volume(usual: u64, large: u64) -> u64 {
+    match std::env::var("REDRIVE_TEST_LARGE").is_ok_and(|value| value == "1") {
+        true => large,
+        false => usual,
+    }
+}
 
 /// Runs seeds on all cores until `enough` says so of what they came to, or there are no more.
 fn run(
@@ -45,13 +53,14 @@ fn run(
 
 #[test]
 fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
-    let outcomes = run(300, None, |_, outcome| outcome.violation.is_some());
+    let seeds = volume(100, 300);
+    let outcomes = run(seeds, None, |_, outcome| outcome.violation.is_some());
     let mut counts = Counts::default();
     for (seed, outcome) in &outcomes {
         assert_eq!(outcome.violation, None, "seed {seed}");
         counts.add_all(&outcome.counts);
     }
-    assert_eq!(outcomes.len(), 300);
+    assert_eq!(outcomes.len() as u64, seeds);
     let never: Vec<Fault> = counts
         .iter()
         .filter(|(_, count)| *count == 0)
@@ -62,7 +71,7 @@ fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
 
 #[test]
 fn a_seed_does_the_same_each_time() {
-    for seed in 0..25 {
+    for seed in 0..volume(8, 25) {
         let [first, second] = [(), ()].map(|()| simulate(&Options::of(seed), false));
         assert_eq!(first.trace, second.trace, "seed {seed}");
         assert_eq!(

@@ -103,6 +103,8 @@ pub fn daemon(
             ("shardSyncIntervalMillis", "2000"),
             ("parentShardPollIntervalMillis", "1000"),
             ("callProcessRecordsEvenForEmptyRecordList", "true"),
+            // Twice KCL's own: no lease is lost because several JVMs keep the machine busy.
+            ("failoverTimeMillis", "20000"),
             // A tenth of KCL's own: how soon a worker is known to live, is given its leases, and finds them.
             ("workerMetricsReporterFreqInMillis", "3000"),
             ("leaseAssignmentIntervalMillis", ASSIGNMENT_INTERVAL_MILLIS),

@@ -14,10 +14,11 @@ use redrive::dead_letter::{
 };
 use redrive::observer::{Event, Observer};
 use redrive::{Attempt, Position, Record, RecordProcessor, ShardId};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::stream::{Place, Sent};
-use super::waiting::eventually;
+use super::waiting::{PATIENCE, eventually};
 
 /// A clone shares it.
 #[derive(Clone, Default)]
@@ -76,8 +77,18 @@ impl Ledger {
 
     /// Waits until so many records are settled.
     pub async fn settled(&self, count: usize) {
-        let what = format!("{count} records settled");
-        eventually(&what, || self.book().settled.len() >= count).await;
+        let start = Instant::now();
+        while self.book().settled.len() < count {
+            if start.elapsed() > PATIENCE {
+                let book = self.book();
+                panic!(
+                    "{} of {count} records settled: {:?}",
+                    book.settled.len(),
+                    book.events
+                );
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Waits until a checkpoint is stored that covers exactly what is settled.
@@ -396,6 +407,17 @@ impl CheckpointStore for Store {
                 .note(Note::Saved(key.shard.clone(), checkpoint.clone()));
         }
         results
+    }
+
+    async fn list(
+        &self,
+        application: &str,
+        stream: &str,
+    ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        match self.is_down() {
+            true => Err(CheckpointError::unavailable("down")),
+            false => self.inner.list(application, stream).await,
+        }
     }
 
     fn leases(&self) -> Option<&dyn Leases> {

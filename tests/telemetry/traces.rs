@@ -1,8 +1,8 @@
 //! Spans, as OpenTelemetry gets them: a record's life goes on with the trace that its producer began.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -82,9 +82,11 @@ struct Exported {
     spans: InMemorySpanExporter,
     provider: SdkTracerProvider,
     _guard: DefaultGuard,
+    _turn: MutexGuard<'static, ()>,
 }
 
 fn exported(filter: &str) -> Exported {
+    let turn = crate::turn_to_subscribe();
     let spans = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder()
         .with_simple_exporter(spans.clone())
@@ -98,6 +100,7 @@ fn exported(filter: &str) -> Exported {
         spans,
         provider,
         _guard: guard,
+        _turn: turn,
     }
 }
 
