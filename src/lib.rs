@@ -146,6 +146,8 @@ mod sabotage;
 mod sdk;
 mod settled;
 #[cfg(feature = "kinesis")]
+mod shard_list;
+#[cfg(feature = "kinesis")]
 mod shard_pages;
 #[cfg(feature = "dynamodb")]
 mod table;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use crate::record::ShardId;
 
 /// Keeps checkpoints in memory, where they are lost with the process: a restart begins at the trim
 /// horizon. A clone shares them.
@@ -30,6 +31,20 @@ impl CheckpointStore for Memory {
     async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
         let rows = self.rows();
         shards.iter().map(|shard| Ok(rows.get(shard).cloned())).collect()
+    }
+
+    async fn list(
+        &self,
+        application: &str,
+        stream: &str,
+    ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        let rows = self.rows();
+        let own = rows
+            .iter()
+            .filter(|(key, _)| &*key.application == application && &*key.stream == stream);
+        Ok(Some(
+            own.map(|(key, row)| (key.shard.clone(), row.clone())).collect(),
+        ))
     }
 
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {

@@ -54,6 +54,19 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
     /// Stores a checkpoint for each of these shards.
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>>;
 
+    /// Returns all shards of this application and stream that have a checkpoint, also those that the stream no longer
+    /// lists. Called once when a consumer starts: it tells an application that starts for the first time from one that was
+    /// down while its shards were split, merged and trimmed.
+    ///
+    /// Checkpoints that cannot be understood are left out. Default: `None`, the store cannot tell.
+    async fn list(
+        &self,
+        _application: &str,
+        _stream: &str,
+    ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        Ok(None)
+    }
+
     /// How often a shard that makes progress is written at most. Default: once a second.
     fn write_interval(&self) -> Duration {
         Duration::from_secs(1)
@@ -75,6 +88,14 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
 
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
         (**self).save(checkpoints).await
+    }
+
+    async fn list(
+        &self,
+        application: &str,
+        stream: &str,
+    ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        (**self).list(application, stream).await
     }
 
     fn write_interval(&self) -> Duration {
@@ -153,6 +174,15 @@ impl Checkpoint {
     pub fn with_starts(mut self, starts: Starts) -> Self {
         self.starts = (!starts.is_none()).then(|| Box::new(starts));
         self
+    }
+
+    /// Everything up to the shard's end is settled. Until when it was read stays known: its children begin then.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn ended(self) -> Self {
+        Checkpoint {
+            read_until: self.read_until,
+            ..Checkpoint::at(Position::ShardEnd)
+        }
     }
 
     /// Everything up to and including this position is settled.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::alike::blocking;
 use crate::failure::BoxError;
-use crate::record::Position;
+use crate::record::{Position, ShardId};
 
 /// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. One process at a
 /// time can open it. A clone shares it.
@@ -68,6 +68,21 @@ impl CheckpointStore for Redb {
         blocking(shards.len(), work, CheckpointError::unavailable).await
     }
 
+    async fn list(
+        &self,
+        application: &str,
+        stream: &str,
+    ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        let database = self.database.clone();
+        let (application, stream) = (application.to_owned(), stream.to_owned());
+        // One result, of everything.
+        let work = move || Ok(vec![Ok(list(&database, &application, &stream)?)]);
+        let mut listed = blocking(1, work, CheckpointError::unavailable).await;
+        let listed = listed.pop();
+        let none = || Err(CheckpointError::unavailable("the file gave no result"));
+        listed.unwrap_or_else(none).map(Some)
+    }
+
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
         let (database, rows) = (self.database.clone(), checkpoints.to_vec());
         let work = move || {
@@ -93,6 +108,32 @@ fn read(database: &Database, keys: &[ShardKey]) -> Result<Results<Option<Checkpo
             Ok(stored.map(|row| decode(key, row.value())).transpose())
         })
         .collect()
+}
+
+fn list(
+    database: &Database,
+    application: &str,
+    stream: &str,
+) -> Result<Vec<(ShardId, Checkpoint)>, BoxError> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(TABLE) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut listed = Vec::new();
+    for row in table.range((application, stream, "")..)? {
+        let (key, row) = row?;
+        let (of, at, shard) = key.value();
+        if (of, at) != (application, stream) {
+            break;
+        }
+        let key = ShardKey::new(application, stream, shard.into());
+        if let Ok(checkpoint) = decode(&key, row.value()) {
+            listed.push((key.shard, checkpoint));
+        }
+    }
+    Ok(listed)
 }
 
 fn write(database: &Database, rows: &[(ShardKey, Checkpoint)]) -> Result<(), BoxError> {

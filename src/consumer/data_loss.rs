@@ -78,26 +78,49 @@ impl OnDataLoss {
     }
 }
 
-/// A record that should come first, as it is a checkpoint's; and what is known of those behind it.
+/// What reading should find where it starts or resumes, if nothing was lost.
 #[derive(Debug, Clone)]
 pub(super) struct Expected {
-    pub(super) number: SequenceNumber,
+    /// The record that should come first: the checkpoint's own, or the last one that was handed over. `None` where the
+    /// position is a time or the oldest record.
+    pub(super) number: Option<SequenceNumber>,
+    /// Everything that arrived before this time was read, or was never wanted.
     pub(super) read_until: Option<SystemTime>,
-    /// The first of those that were not settled.
+    /// The first record behind `number` that was not settled.
     pub(super) first_unsettled: Option<SequenceNumber>,
+    /// Kinesis refuses the number.
+    pub(super) refused: Option<Refused>,
+}
+
+/// What was read to find out whether a refused number is one of the shard.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused {
+    /// Whether there was a record of a lower number: then the record itself was not trimmed.
+    pub(super) seen_below: bool,
 }
 
 impl Expected {
     /// What a reading from this checkpoint should begin with.
     pub(super) fn of(checkpoint: &Checkpoint) -> Option<Self> {
-        let Position::Record { sequence_number, .. } = checkpoint.position() else {
-            return None;
+        let read_until = checkpoint.read_until();
+        let (number, read_until) = match checkpoint.position() {
+            Position::Record { sequence_number, .. } => (Some(sequence_number.clone()), read_until),
+            position => (None, Some(read_until.or_else(|| begun_at(position))?)),
         };
         Some(Expected {
-            number: sequence_number.clone(),
-            read_until: checkpoint.read_until(),
+            number,
+            read_until,
             first_unsettled: checkpoint.ahead().and_then(Ahead::first_hole).cloned(),
+            refused: None,
         })
+    }
+
+    /// Whether the time alone proves that nothing was lost: no stream drops a record so soon.
+    pub(super) fn is_recent(&self) -> bool {
+        self.first_unsettled.is_none()
+            && self
+                .read_until
+                .is_some_and(|until| !is_older_than_shortest(until))
     }
 
     /// The record is gone, and the shard begins with this one, or has none at all. What is lost, with a stream that
@@ -119,6 +142,24 @@ impl Expected {
     }
 }
 
+/// The time at which an application began to want a shard's records. A row of KCL's that was begun at LATEST has none.
+fn begun_at(position: &Position) -> Option<SystemTime> {
+    match position {
+        Position::AtTimestamp { millis } if *millis > 0 => {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(*millis))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a stream may have dropped what arrived then.
+pub(super) fn is_older_than_shortest(time: SystemTime) -> bool {
+    let age = SystemTime::now().duration_since(time).unwrap_or_default();
+    age + CLOCK_SKEW >= SHORTEST_RETENTION
+}
+
+/// By how much the clocks of this machine and of Kinesis may differ.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// What a stream has at least, and by default (Kinesis Data Streams quotas).
 const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -160,9 +201,10 @@ mod tests {
         first: Option<u64>,
     ) -> Option<(Option<SystemTime>, bool)> {
         let expected = Expected {
-            number: 10.into(),
+            number: Some(10.into()),
             read_until: read_until.map(at),
             first_unsettled: first_unsettled.map(SequenceNumber::from),
+            refused: None,
         };
         expected.missed(first.map(SequenceNumber::from).as_ref(), at(100))
     }

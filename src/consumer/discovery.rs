@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
-use aws_sdk_kinesis::types::RecordDistributionStrategy;
+use aws_sdk_kinesis::types::{RecordDistributionStrategy, Shard, ShardIteratorType};
 use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
@@ -24,6 +24,7 @@ use crate::pipeline::Ordering;
 use crate::record::ShardId;
 use crate::resilient::{Unusable, check_target};
 use crate::retry::{Backoff, Jitter};
+use crate::shard_list::{ListError, list_shards, parents};
 
 /// Asks until it is answered.
 pub(super) struct Discovery<'a> {
@@ -122,6 +123,9 @@ impl Discovery<'_> {
     pub(super) async fn first_shards(&self, start: &StartingPosition) -> Result<Lineage, ConsumerError> {
         let mut found = self.shards().await?;
         let mut patience = Patience::new(self);
+        while let Err(error) = self.add_unlisted(&mut found).await {
+            patience.wait(self, error).await;
+        }
         loop {
             // Asked for again with every try: another time, but then nothing of the first was stored.
             let begun = start.resolve(&found);
@@ -132,6 +136,42 @@ impl Discovery<'_> {
                 Ok(()) => return Ok(found),
                 Err(error) => patience.wait(self, error).await,
             }
+        }
+    }
+
+    /// The rows of shards that are not listed, asked for once at the start. None where the store cannot tell.
+    async fn add_unlisted(&self, found: &mut Lineage) -> Result<(), BoxError> {
+        let listed = self.checkpoints.list(self.application, self.stream.name());
+        let rows = match answer(STORE, listed).await? {
+            Ok(rows) => rows.unwrap_or_default(),
+            Err(error) if StandardClassifier::is_passing(&error) => return Err(error.into()),
+            // A right that is missing stops no consumer that has read without it.
+            Err(error) => {
+                tracing::warn!(
+                    %error, stream = &**self.stream.name(),
+                    "cannot list all checkpoints: shards that were trimmed while the application was down stay unreported"
+                );
+                return Ok(());
+            }
+        };
+        for (shard, checkpoint) in rows {
+            if !found.has_row(&shard) {
+                found.checkpoints.insert(shard, checkpoint);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether Kinesis still has a shard that it does not list.
+    pub(super) async fn exists(&self, shard: &ShardId) -> Result<bool, BoxError> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.get_shard_iterator().shard_id(shard.as_str());
+        let call = call.set_stream_name(name).set_stream_arn(arn);
+        let call = call.shard_iterator_type(ShardIteratorType::TrimHorizon);
+        match call.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if is_not_found(&error) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -162,31 +202,14 @@ impl Discovery<'_> {
     }
 
     async fn find(&self) -> Result<Lineage, Problem> {
-        let mut shards = Vec::new();
-        let mut next: Option<String> = None;
-        loop {
-            let call = self.client.list_shards();
-            let call = match &next {
-                // The token names the stream.
-                Some(token) => call.next_token(token),
-                None => {
-                    let (name, arn) = self.stream.name_or_arn();
-                    call.set_stream_name(name).set_stream_arn(arn)
-                }
-            };
-            let page = call.send().await.map_err(|error| match is_not_found(&error) {
-                true => self.not_found(error.into()),
-                false => Problem::Passing(error.into()),
-            })?;
-            shards.extend(page.shards.unwrap_or_default());
-            next = page.next_token;
-            if next.is_none() {
-                break;
-            }
-        }
-        let keys: Vec<ShardKey> = shards
-            .iter()
-            .map(|shard| self.key(shard.shard_id().into()))
+        let listed = list_shards(self.client, self.stream.name_or_arn()).await;
+        let shards = listed.map_err(|error| match error {
+            ListError::Call(error) if is_not_found(&*error) => self.not_found(error),
+            error => Problem::Passing(error.into()),
+        })?;
+        let keys: Vec<ShardKey> = listed_or_parents(&shards)
+            .into_iter()
+            .map(|shard| self.key(shard.into()))
             .collect();
         let stored = answer(STORE, self.checkpoints.load(&keys)).await;
         let stored = stored.and_then(|stored| all_of(stored, keys.len()));
@@ -245,6 +268,14 @@ impl Discovery<'_> {
             self.observers.tell(&event(self.stream.name()));
         }
     }
+}
+
+/// The shards that are listed, and those that they came of: a listing may lack a parent that is not settled yet.
+fn listed_or_parents(shards: &[Shard]) -> Vec<&str> {
+    let listed = shards.iter().map(Shard::shard_id);
+    let mut known: HashSet<&str> = HashSet::new();
+    let all = listed.chain(shards.iter().flat_map(parents));
+    all.filter(|shard| known.insert(shard)).collect()
 }
 
 pub(super) const STORE: &str = "the checkpoint store";

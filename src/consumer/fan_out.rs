@@ -46,6 +46,10 @@ enum End {
 }
 
 #[derive(Debug, thiserror::Error)]
+#[error("the subscription ended without an event")]
+struct NoEvent;
+
+#[derive(Debug, thiserror::Error)]
 #[error("the subscription has sent nothing for {SILENCE:?}")]
 struct Silent;
 
@@ -89,6 +93,7 @@ impl FanOut {
             Ok(arn) => arn,
             Err(error) => return End::Refused(error),
         };
+        reading.resume();
         let from = StartingPosition::builder()
             .r#type(reading.from.kind())
             .set_sequence_number(reading.from.number())
@@ -101,10 +106,11 @@ impl FanOut {
         let call = call.shard_id(reading.shard.as_str()).starting_position(from);
         let mut events = match timeout(ANSWER_TIMEOUT, Box::pin(call.send())).await {
             Ok(Ok(reply)) => reply.event_stream,
-            Ok(Err(error)) if reading.begin_anew(error.code()) => return End::Failed(error.into()),
+            Ok(Err(error)) if reading.is_refused(error.code()) => return End::Failed(error.into()),
             Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
             Err(elapsed) => return End::Failed(elapsed.into()),
         };
+        let mut has_sent = false;
         loop {
             let Ok(room) = pages.reserve().await else {
                 return End::Ended(ReadingEnded::NotWanted);
@@ -117,7 +123,9 @@ impl FanOut {
                 Ok(Ok(None)) if Sabotage::ExpiredIsClosed.is_committed() => {
                     return End::Ended(ReadingEnded::ShardClosed);
                 }
-                Ok(Ok(None)) => return End::Expired,
+                Ok(Ok(None)) if has_sent => return End::Expired,
+                // An open subscription sends an event every five seconds, if only that there is nothing.
+                Ok(Ok(None)) => return End::Failed(NoEvent.into()),
                 Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
                 Err(_) if Sabotage::TrustSilence.is_committed() => pending().await,
                 Err(_) => return End::Failed(Silent.into()),
@@ -125,8 +133,8 @@ impl FanOut {
             let closed = is_end(&event);
             let span = reading.span();
             let behind = Some(event.millis_behind_latest);
-            if let Err(loss) = reading.verify(&event.records, behind).await {
-                return End::Ended(ReadingEnded::Lost(loss));
+            if let Err(ended) = reading.verify(&event.records, behind).await {
+                return End::Ended(ended);
             }
             let read_until = reading.read_until(SystemTime::now(), behind, &event.records);
             let (records, last) = match reading.records(event.records) {
@@ -134,6 +142,7 @@ impl FanOut {
                 Err(error) => return End::Failed(error),
             };
             failures.none();
+            has_sent = true;
             reading.fetched(&records, behind, &span);
             // They are here already; a subscription must not lie on memory while it waits for them.
             let bytes = records.iter().map(|record| record.payload().len()).sum();
@@ -157,7 +166,10 @@ impl FanOut {
                 }
             }
             if closed {
-                return End::Ended(ReadingEnded::ShardClosed);
+                return End::Ended(match reading.verify_end().await {
+                    Ok(()) => ReadingEnded::ShardClosed,
+                    Err(ended) => ended,
+                });
             }
         }
     }

@@ -190,8 +190,14 @@ impl KeptLease {
         }
         match end {
             // What was to be stored was refused, if it was the last of it that was lost.
-            ShardEnd::Ended | ShardEnd::Stopped | ShardEnd::BeginsAnew if hold.is_lost() => ShardEnd::Lost,
-            ShardEnd::Stopped | ShardEnd::BeginsAnew if hold.is_wanted() => ShardEnd::HandedOver,
+            ShardEnd::Ended | ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused
+                if hold.is_lost() =>
+            {
+                ShardEnd::Lost
+            }
+            ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused if hold.is_wanted() => {
+                ShardEnd::HandedOver
+            }
             end => end,
         }
     }

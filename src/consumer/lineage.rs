@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
+use std::time::SystemTime;
 
 use aws_sdk_kinesis::types::Shard;
 
 use crate::checkpoint::{Checkpoint, NewShard, ShardKey};
 use crate::record::{Position, ShardId};
 use crate::sabotage::Sabotage;
+use crate::shard_list::parents;
 
 /// The shards of a stream as they were listed last, and what is stored of them.
 pub(super) struct Lineage {
@@ -100,6 +102,25 @@ impl Lineage {
         }
     }
 
+    /// The shards that are not settled to their end, according to their rows, and are not listed.
+    pub(super) fn unlisted(&self) -> Vec<ShardId> {
+        let listed = listed(&self.shards);
+        let open = self.checkpoints.iter().filter(|(shard, checkpoint)| {
+            *checkpoint.position() != Position::ShardEnd && !listed.contains(shard.as_str())
+        });
+        let mut open: Vec<ShardId> = open.map(|(shard, _)| shard.clone()).collect();
+        open.sort();
+        open
+    }
+
+    /// Until when the parents of a shard were read: what the shard holds arrived later.
+    pub(super) fn parents_read_until(&self, shard: &ShardId) -> Option<SystemTime> {
+        let listed = self.shards.iter().find(|it| it.shard_id() == shard.as_str())?;
+        let rows = parents(listed).map(|parent| self.checkpoints.get(&ShardId::from(parent)));
+        let times: Option<Vec<SystemTime>> = rows.map(|row| row?.read_until()).collect();
+        times?.into_iter().min()
+    }
+
     /// The shards that came of this one.
     pub(super) fn children(&self, of: &ShardId) -> Vec<&Shard> {
         let shards = self.shards.iter();
@@ -169,7 +190,9 @@ fn has_open_parent(
     if Sabotage::StartChildrenEarly.is_committed() {
         return false;
     }
-    parents(shard).any(|parent| listed.contains(parent) && !has_ended(parent, checkpoints))
+    // A parent that is not listed and has a row has not been found to be trimmed yet.
+    let is_known = |parent: &str| listed.contains(parent) || checkpoints.contains_key(&ShardId::from(parent));
+    parents(shard).any(|parent| is_known(parent) && !has_ended(parent, checkpoints))
 }
 
 fn has_ended(shard: &str, checkpoints: &HashMap<ShardId, Checkpoint>) -> bool {
@@ -179,11 +202,6 @@ fn has_ended(shard: &str, checkpoints: &HashMap<ShardId, Checkpoint>) -> bool {
 
 fn listed(shards: &[Shard]) -> HashSet<&str> {
     shards.iter().map(Shard::shard_id).collect()
-}
-
-fn parents(shard: &Shard) -> impl Iterator<Item = &str> {
-    let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
-    parents.into_iter().flatten()
 }
 
 /// The first and the last; `None` if they are not told.

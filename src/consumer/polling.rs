@@ -13,6 +13,7 @@ use super::reading::{Failures, Reading, ReadingEnded};
 use crate::failure::BoxError;
 use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity};
+use crate::shard_list::{is_closed, list_shards};
 
 /// What one GetRecords call can bring at most.
 const MAX_PAGE_BYTES: usize = 10 * 1024 * 1024;
@@ -30,6 +31,8 @@ impl Poller {
         let mut iterator: Option<String> = None;
         let mut failures = Failures::new(reading);
         let mut next_call = Instant::now();
+        // Whether an answer was that of a shard's end, and no record came since.
+        let mut may_have_ended = false;
         loop {
             // Room first, then memory, then the call: nothing is read that has no place. Memory last of
             // what may take its time, so that it lies idle for nobody.
@@ -78,10 +81,13 @@ impl Poller {
                     continue;
                 }
             };
-            failures.none();
+            let names_children = page.child_shards.as_ref().is_some_and(|it| !it.is_empty());
             let is_empty = page.records.is_empty();
-            if let Err(loss) = reading.verify(&page.records, page.millis_behind_latest).await {
-                return ReadingEnded::Lost(loss);
+            if page.next_shard_iterator.is_some() {
+                failures.none();
+            }
+            if let Err(ended) = reading.verify(&page.records, page.millis_behind_latest).await {
+                return ended;
             }
             let read_until = reading.read_until(called, page.millis_behind_latest, &page.records);
             let (records, last) = match reading.records(page.records) {
@@ -104,8 +110,28 @@ impl Poller {
                 reading.handed_over(last);
             }
             if iterator.is_none() {
-                return ReadingEnded::ShardClosed;
+                // One answer without an iterator may be a mistake: an end is proved by children, or by the listing and
+                // a second answer.
+                match names_children {
+                    true => {}
+                    false => match is_listed_as_closed(reading).await {
+                        Ok(()) if is_empty && may_have_ended => {}
+                        Ok(()) => {
+                            may_have_ended = true;
+                            continue;
+                        }
+                        Err(error) => {
+                            failures.wait(reading, error).await;
+                            continue;
+                        }
+                    },
+                }
+                return match reading.verify_end().await {
+                    Ok(()) => ReadingEnded::ShardClosed,
+                    Err(ended) => ended,
+                };
             }
+            may_have_ended &= is_empty;
             // An empty page of a shard that is behind says nothing: the next may be full.
             if is_empty && behind.is_none_or(|behind| behind.is_zero()) {
                 sleep(self.polling.idle).await;
@@ -114,6 +140,7 @@ impl Poller {
     }
 
     async fn new_iterator(&self, reading: &mut Reading) -> Result<String, NoIterator> {
+        reading.resume();
         // A thousand shards begin at once, and must not open as many connections.
         let _call = self.calls.acquire().await;
         let (name, arn) = reading.stream.name_or_arn();
@@ -132,12 +159,23 @@ impl Poller {
                 return Err(NoIterator::NotFound(error.into()));
             }
             Err(error) => {
-                reading.begin_anew(error.code());
+                reading.is_refused(error.code());
                 return Err(NoIterator::Failed(error.into()));
             }
         };
         let none = || NoIterator::Failed("GetShardIterator answered without an iterator".into());
         reply.shard_iterator.ok_or_else(none)
+    }
+}
+
+/// Succeeds if the listing of the stream's shards has this one as closed.
+async fn is_listed_as_closed(reading: &Reading) -> Result<(), BoxError> {
+    let shards = Box::pin(list_shards(&reading.client, reading.stream.name_or_arn())).await?;
+    let listed = shards.iter().find(|it| it.shard_id() == reading.shard.as_str());
+    match listed.map(is_closed) {
+        Some(true) => Ok(()),
+        Some(false) => Err("GetRecords returned no next iterator, although the shard is open".into()),
+        None => Err("GetRecords returned no next iterator, and ListShards does not list the shard".into()),
     }
 }
 

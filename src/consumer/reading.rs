@@ -12,7 +12,9 @@ use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
 use super::StreamId;
-use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, horizon};
+use super::data_loss::{
+    AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, horizon, is_older_than_shortest,
+};
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
@@ -37,7 +39,7 @@ pub(super) struct Reading {
     pub(super) newest: Option<SequenceNumber>,
     /// Records without a partition key are refused: the order that was asked for is that of keys.
     pub(super) needs_keys: bool,
-    /// The checkpoint's own record, until it has come, or another in its place.
+    /// What should come first, until it or something else has come.
     pub(super) expected: Option<Expected>,
     pub(super) on_data_loss: OnDataLoss,
     pub(super) read_until: ReadUntil,
@@ -74,6 +76,16 @@ pub(super) enum ReadFrom {
     At(SequenceNumber),
     /// Behind the last one handed over.
     After(SequenceNumber),
+}
+
+impl ReadUntil {
+    /// What is known of a checkpoint from which reading starts.
+    pub(super) fn of(expected: Option<&Expected>) -> Self {
+        ReadUntil {
+            time: expected.and_then(|expected| expected.read_until),
+            said: None,
+        }
+    }
 }
 
 impl ReadFrom {
@@ -119,8 +131,10 @@ pub(super) enum ReadingEnded {
     ShardClosed,
     /// There is no such shard any more, or no such stream.
     NotFound(BoxError),
-    /// Records are lost, and nobody is to go on as if they were not.
+    /// Records are lost, and the user wants the shard to halt.
     Lost(Box<DataLoss>),
+    /// Kinesis refuses the position: the shard restarts at its oldest record.
+    PositionRefused,
     /// Nobody takes the records any more.
     NotWanted,
 }
@@ -171,34 +185,84 @@ impl Reading {
         Ok((records, last))
     }
 
-    /// Before a page is handed over: is the checkpoint's own record there? If not, others may be gone with it.
+    /// Called before each new iterator or subscription. If nothing was read for so long that the stream may have dropped
+    /// records, reading resumes at the last record instead of behind it: if that record is gone, others may be.
+    pub(super) fn resume(&mut self) {
+        let read_until = self.read_until.time;
+        if self.expected.is_some() || !read_until.is_some_and(is_older_than_shortest) {
+            return;
+        }
+        let number = match &self.from {
+            ReadFrom::After(number) => Some(number.clone()),
+            _ => None,
+        };
+        if let Some(number) = &number {
+            self.from = ReadFrom::At(number.clone());
+        }
+        self.expected = Some(Expected {
+            number,
+            read_until,
+            first_unsettled: None,
+            refused: None,
+        });
+    }
+
+    /// Called before a page is handed over: is what should come first there? If not, others may be gone with it. An error
+    /// if reading must end.
     pub(super) async fn verify(
         &mut self,
         read: &[types::Record],
         behind_millis: Option<i64>,
-    ) -> Result<(), Box<DataLoss>> {
-        let Some(expected) = &self.expected else {
+    ) -> Result<(), ReadingEnded> {
+        let Some(expected) = &mut self.expected else {
             return Ok(());
+        };
+        let Some(number) = &expected.number else {
+            return self.first_is(None).await;
         };
         let numbers = read
             .iter()
             .filter_map(|record| record.sequence_number.parse().ok());
-        let first: Option<SequenceNumber> = numbers.filter(|number| *number >= expected.number).min();
+        let (below, rest): (Vec<SequenceNumber>, Vec<_>) = numbers.partition(|read| read < number);
+        let first = rest.into_iter().min();
+        if let Some(refused) = &mut expected.refused {
+            refused.seen_below |= !below.is_empty();
+        }
         match &first {
-            Some(first) if *first == expected.number => {
+            Some(first) if first == number => {
                 self.expected = None;
-                return Ok(());
+                Ok(())
             }
             // It may be on the next page.
-            None if !read.is_empty() || behind_millis != Some(0) => return Ok(()),
-            _ => {}
+            None if !read.is_empty() || behind_millis != Some(0) => Ok(()),
+            // The shard has records of before and of after, and not the one of the refused number; or none at all.
+            _ if expected
+                .refused
+                .is_some_and(|it| it.seen_below || first.is_none()) =>
+            {
+                let number = number.clone();
+                self.expected = None;
+                Err(self.position_refused(&number))
+            }
+            _ => self.first_is(first).await,
         }
+    }
+
+    /// Called at the end of a shard: what should have come first does not come any more.
+    pub(super) async fn verify_end(&mut self) -> Result<(), ReadingEnded> {
+        match self.expected {
+            Some(_) => self.first_is(None).await,
+            None => Ok(()),
+        }
+    }
+
+    /// This record came first where another was expected, or none did: reports what is lost.
+    async fn first_is(&mut self, first: Option<SequenceNumber>) -> Result<(), ReadingEnded> {
+        let Some(expected) = self.expected.take().filter(|expected| !expected.is_recent()) else {
+            return Ok(());
+        };
         let horizon = Box::pin(horizon(&self.client, &self.stream)).await;
-        let missed = self
-            .expected
-            .take()
-            .and_then(|it| it.missed(first.as_ref(), horizon));
-        let Some((from, certain)) = missed else {
+        let Some((from, certain)) = expected.missed(first.as_ref(), horizon) else {
             return Ok(());
         };
         let loss = Box::new(DataLoss {
@@ -208,35 +272,66 @@ impl Reading {
             to: horizon,
             certain,
         });
-        self.tell(|stream, shard| Event::DataLoss {
-            stream,
-            shard,
-            from,
-            to: horizon,
-            certain,
-        });
-        match self.on_data_loss.decide(&loss) {
-            AfterDataLoss::Resume => Ok(()),
-            AfterDataLoss::Halt => Err(loss),
-        }
+        self.report(loss)
     }
 
-    /// A call has failed with this. If Kinesis does not know the place where reading was to go on (it is trimmed, or
-    /// of a stream that had this name before), it goes on with the oldest record there is. Whether that is so.
-    pub(super) fn begin_anew(&mut self, code: Option<&str>) -> bool {
+    /// A call failed with this code. If Kinesis refuses the sequence number that reading was to start with, reading starts
+    /// at the oldest record instead, and shows whether the number is one of this shard. Returns whether that is so.
+    pub(super) fn is_refused(&mut self, code: Option<&str>) -> bool {
         let (Some("InvalidArgumentException"), ReadFrom::At(number) | ReadFrom::After(number)) =
             (code, &self.from)
         else {
             return false;
         };
-        let behind = Expected {
-            number: number.clone(),
+        let expected = Expected {
+            number: Some(number.clone()),
             read_until: self.read_until.time,
             first_unsettled: None,
+            refused: None,
         };
-        self.expected.get_or_insert(behind);
+        let expected = self.expected.get_or_insert(expected);
+        expected.refused = Some(Refused { seen_below: false });
         self.from = ReadFrom::TrimHorizon;
         true
+    }
+
+    /// The number at which reading was to start is none of this shard: it belongs to another one, or to a stream that had
+    /// this name before. How reading ends.
+    fn position_refused(&self, number: &SequenceNumber) -> ReadingEnded {
+        self.tell(|stream, shard| Event::PositionRefused {
+            stream,
+            shard,
+            sequence_number: number,
+        });
+        let loss = Box::new(DataLoss {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+            from: self.read_until.time,
+            to: SystemTime::now(),
+            certain: false,
+        });
+        match self.report(loss) {
+            Ok(()) => ReadingEnded::PositionRefused,
+            Err(lost) => lost,
+        }
+    }
+
+    /// Reports a loss; an error if the user wants the shard to halt.
+    fn report(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
+        let DataLoss {
+            from, to, certain, ..
+        } = *loss;
+        self.tell(|stream, shard| Event::DataLoss {
+            stream,
+            shard,
+            from,
+            to,
+            certain,
+        });
+        match self.on_data_loss.decide(&loss) {
+            AfterDataLoss::Resume => Ok(()),
+            AfterDataLoss::Halt => Err(ReadingEnded::Lost(loss)),
+        }
     }
 
     /// Until when all that arrived is read with this page, whose call began then. Of pages without records it is said

@@ -115,10 +115,13 @@ impl<P: RecordProcessor> ShardTask<P> {
                 // Only the reader knows that the shard is closed. Pages that merely stopped coming are
                 // no end: a checkpoint there would pass records that nobody has read.
                 Ok(ReadingEnded::ShardClosed) => match begin_children(&lease, &ends).await {
-                    true => (ShardEnd::Ended, Checkpoint::at(Position::ShardEnd)),
+                    true => (ShardEnd::Ended, finished.checkpoint.ended()),
                     false => (ShardEnd::Stopped, finished.checkpoint),
                 },
                 Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
+                Ok(ReadingEnded::PositionRefused) => {
+                    (ShardEnd::PositionRefused, Checkpoint::at(Position::TrimHorizon))
+                }
                 Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
@@ -154,7 +157,11 @@ impl<P: RecordProcessor> ShardTask<P> {
             ShardEnd::Lost => tell(Event::LeaseLost { stream, shard }),
             ShardEnd::HandedOver => tell(Event::ShardHandedOver { stream, shard }),
             ShardEnd::BeginsAnew => tell(Event::CrashLoopOver { stream, shard }),
-            ShardEnd::Stopped | ShardEnd::Halted(_) | ShardEnd::DataLost(_) | ShardEnd::Failed(_) => {}
+            ShardEnd::Stopped
+            | ShardEnd::PositionRefused
+            | ShardEnd::Halted(_)
+            | ShardEnd::DataLost(_)
+            | ShardEnd::Failed(_) => {}
         }
         end
     }

@@ -15,6 +15,8 @@ pub(super) enum ShardEnd {
     Stopped,
     /// It ran one record at a time for long enough.
     BeginsAnew,
+    /// Its position was refused by Kinesis, and the oldest record is stored as its new one.
+    PositionRefused,
     /// A record can be neither processed nor dead-lettered.
     Halted(Box<ShardHalted>),
     /// Records are lost, and the user wants to know before it goes on.

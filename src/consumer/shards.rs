@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::checkpointing::Checkpointer;
 use super::crash_loop::{CrashLoop, Turns};
-use super::data_loss::Expected;
+use super::data_loss::{AfterDataLoss, DataLoss, Expected};
 use super::discovery::Discovery;
 use super::fan_out::FanOut;
 use super::lease::{Hold, Lease};
@@ -146,6 +146,8 @@ const RESTART: Backoff = Backoff::exponential()
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 /// Between looks at a checkpoint that somebody must mend.
 const MENDING: Duration = Duration::from_secs(30);
+/// Before the shards are listed again, where a listing lacks one.
+const RELIST: Duration = Duration::from_secs(5);
 /// What a single listing says may be a moment in between (KCL waits for as many).
 const HOLES_TO_TELL: u32 = 3;
 
@@ -161,12 +163,13 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             .filter(|(_, checkpoint)| is_end(checkpoint));
         self.ended.extend(seen.map(|(shard, _)| shard.clone()));
         for shard in &self.ended {
-            found
-                .checkpoints
-                .insert(shard.clone(), Checkpoint::at(Position::ShardEnd));
+            if !found.checkpoints.get(shard).is_some_and(is_end) {
+                let ended = Checkpoint::at(Position::ShardEnd);
+                found.checkpoints.insert(shard.clone(), ended);
+            }
         }
         self.audit(found.hole());
-        self.miss_removed(&found);
+        self.report_trimmed(&mut found).await;
         if !found.unreadable.is_empty() {
             self.look_again_in(MENDING);
         }
@@ -200,20 +203,68 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// A shard that was being read and is not listed any more was closed, and all that was in it is trimmed.
-    fn miss_removed(&mut self, found: &Lineage) {
+    /// A shard that is not settled to its end and not listed any more was closed, and all that was in it is trimmed. Its
+    /// children wait until that is certain.
+    async fn report_trimmed(&mut self, found: &mut Lineage) {
         let is_listed = |shard: &ShardId| found.shards.iter().any(|it| it.shard_id() == shard.as_str());
+        let mut trimmed = found.unlisted();
+        // A shard without a row, which was being read.
         let removed = self.breakdowns.extract_if(|shard, _| !is_listed(shard));
-        let removed: Vec<ShardId> = removed.map(|(shard, _)| shard).collect();
-        for shard in removed.iter().filter(|shard| !self.ended.contains(*shard)) {
-            self.tell(|stream| Event::DataLoss {
-                stream,
-                shard,
-                from: None,
-                to: SystemTime::now(),
-                certain: false,
-            });
+        trimmed.extend(removed.map(|(shard, _)| shard));
+        trimmed.sort();
+        trimmed.dedup();
+        trimmed.retain(|shard| {
+            // Its own task finds out.
+            let is_read = self.started.values().any(|(started, _)| started == shard);
+            !is_read && !self.ended.contains(shard)
+        });
+        for shard in trimmed {
+            let gone = self.discovery().exists(&shard).await;
+            let reported = match gone {
+                Ok(true) => Err("ListShards did not list a shard that exists".into()),
+                Ok(false) => self.end_trimmed(&shard, found).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = reported {
+                self.tell_failure(&*error, RELIST);
+                self.look_again_in(RELIST);
+            }
         }
+    }
+
+    /// Stores the end of a shard that is trimmed, so that its loss is reported once and its children may begin.
+    async fn end_trimmed(&mut self, shard: &ShardId, found: &mut Lineage) -> Result<(), BoxError> {
+        let row = found.checkpoints.get(shard).cloned();
+        let loss = DataLoss {
+            stream: self.consumer.stream.name().clone(),
+            shard: shard.clone(),
+            from: row.as_ref().and_then(Checkpoint::read_until),
+            to: SystemTime::now(),
+            certain: false,
+        };
+        if row.is_some() && !self.discovery().store_end(shard).await? {
+            // Another process holds it, and reports it; or one did, and its lease is not seen to be over.
+            let leases = self.consumer.checkpoints.leases();
+            let time = leases.map_or(MENDING, |leases| leases.failover_time() / 2);
+            self.look_again_in(time);
+            return Ok(());
+        }
+        self.tell(|stream| Event::DataLoss {
+            stream,
+            shard,
+            from: loss.from,
+            to: loss.to,
+            certain: loss.certain,
+        });
+        if self.consumer.on_data_loss.decide(&loss) == AfterDataLoss::Halt {
+            let error = ConsumerError::DataLoss(Box::new(loss));
+            self.failed.get_or_insert(error);
+        }
+        self.ended.insert(shard.clone());
+        found
+            .checkpoints
+            .insert(shard.clone(), Checkpoint::at(Position::ShardEnd));
+        Ok(())
     }
 
     fn look_again_in(&mut self, time: Duration) {
@@ -283,6 +334,15 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     fn start(&mut self, shard: ShardId, found: &mut Lineage, taken: Option<Instant>) {
         let from = found.checkpoints.remove(&shard);
         let from = from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon));
+        // What a child holds arrived when its parents had been read.
+        let from = match (
+            from.position(),
+            from.read_until(),
+            found.parents_read_until(&shard),
+        ) {
+            (Position::TrimHorizon, None, Some(time)) => from.with_read_until(time),
+            _ => from,
+        };
         let hash_keys = found.hash_keys(&shard);
         let progress = Arc::new(Progress::new());
         let hold = taken.map(|_| Arc::new(Hold::new(&self.shutdown)));
@@ -302,9 +362,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 from: ReadFrom::checkpoint(from.position()),
                 newest: None,
                 needs_keys: self.consumer.pipeline.order() == Ordering::PartitionKey,
+                read_until: ReadUntil::of(Expected::of(&from).as_ref()),
                 expected: Expected::of(&from),
                 on_data_loss: self.consumer.on_data_loss.clone(),
-                read_until: ReadUntil::default(),
             },
             poller: Poller {
                 polling: self.consumer.polling.clone(),
@@ -401,7 +461,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 return true;
             }
             ShardEnd::Stopped => return false,
-            ShardEnd::BeginsAnew => {
+            ShardEnd::BeginsAnew | ShardEnd::PositionRefused => {
                 self.started.remove(&id);
                 return true;
             }

@@ -33,6 +33,30 @@ impl Discovery<'_> {
         Ok(each.map(|(shard, taken)| (shard, asked, taken)).collect())
     }
 
+    /// Stores the end of a shard that nobody reads. Returns false if another process holds it.
+    pub(super) async fn store_end(&self, shard: &ShardId) -> Result<bool, BoxError> {
+        let key = self.key(shard.clone());
+        let rows = [(key.clone(), Checkpoint::at(Position::ShardEnd))];
+        let Some(leases) = self.checkpoints.leases() else {
+            for saved in answer(STORE, self.checkpoints.save(&rows)).await? {
+                saved?;
+            }
+            return Ok(true);
+        };
+        let taken = answer(STORE, leases.take(std::slice::from_ref(&key))).await?;
+        match all_of(taken, 1)?.pop() {
+            Some(Ok(Taken::Held(_))) => {}
+            Some(Ok(Taken::Elsewhere { .. })) => return Ok(false),
+            Some(Ok(Taken::Ended | Taken::Missing)) | None => return Ok(true),
+            Some(Err(error)) => return Err(error.into()),
+        }
+        for saved in answer(STORE, self.checkpoints.save(&rows)).await? {
+            saved?;
+        }
+        answer(STORE, leases.give_up(&key)).await??;
+        Ok(true)
+    }
+
     /// Makes these rows, parents before children.
     async fn create(
         &self,

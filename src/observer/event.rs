@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::failure::Failure;
 use crate::letter_id::LetterId;
-use crate::record::{Position, Record, ShardId};
+use crate::record::{Position, Record, SequenceNumber, ShardId};
 use crate::settled::{Settled, Unsettled};
 
 /// Something that happened. New kinds may come.
@@ -387,6 +387,18 @@ pub enum Event<'a> {
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
+    },
+    /// Kinesis refuses the sequence number at which reading was to start or resume, and the shard has no such record. The
+    /// number belongs to another shard, or to a stream that had this name before. A [`DataLoss`](Event::DataLoss) follows, and the shard
+    /// restarts at its oldest record, unless the consumer's `on_data_loss` halts it.
+    #[non_exhaustive]
+    PositionRefused {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// The number that is refused.
+        sequence_number: &'a SequenceNumber,
     },
     /// A shard cannot be subscribed to, and is polled meanwhile.
     #[non_exhaustive]

@@ -42,6 +42,7 @@ impl Event<'_> {
             | Event::FetchFailed { .. }
             | Event::FetchThrottled { .. }
             | Event::IteratorExpired { .. }
+            | Event::PositionRefused { .. }
             | Event::FanOutUnavailable { .. }
             | Event::AggregateDamaged { .. }
             | Event::AggregateOutOfRange { .. }

@@ -341,6 +341,14 @@ impl Observer for Log {
             Event::IteratorExpired { stream, shard } => {
                 debug!(stream, %shard, "iterator expired, another is made")
             }
+            Event::PositionRefused {
+                stream,
+                shard,
+                sequence_number,
+            } => error!(
+                stream, %shard, %sequence_number,
+                "checkpoint refused by Kinesis: it belongs to another shard, or to a deleted stream of this name"
+            ),
             Event::FanOutUnavailable {
                 stream,
                 shard,

@@ -53,6 +53,7 @@ impl<'a> Event<'a> {
             | Event::FetchFailed { stream, shard, .. }
             | Event::FetchThrottled { stream, shard, .. }
             | Event::IteratorExpired { stream, shard }
+            | Event::PositionRefused { stream, shard, .. }
             | Event::FanOutUnavailable { stream, shard, .. }
             | Event::ShardStands { stream, shard, .. }
             | Event::CrashLoopSuspected { stream, shard, .. }

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use redrive::observer::{Event, Observer};
-use redrive::{AfterDataLoss, ConsumerError, DataLoss, Position, Retrieval};
+use redrive::{
+    AfterDataLoss, ConsumerError, DataLoss, Position, Retrieval, SequenceNumber, StartingPosition,
+};
 use serde_json::{Value, json};
 
 use crate::scene::{STREAM, Scene, records};
@@ -29,6 +31,26 @@ impl Scene {
             .await
             .remove(0)
             .expect("saved");
+    }
+
+    /// Kinesis takes this number for none of the shard.
+    fn refuse(&self, number: &SequenceNumber) {
+        let number = number.to_string();
+        let unknown = json!({
+            "__type": "InvalidArgumentException",
+            "message": "StartingSequenceNumber is invalid because it did not come from this stream",
+        });
+        self.proxy.script(move |call| {
+            let asked = match call.target.as_str() {
+                "GetShardIterator" => &call.body["StartingSequenceNumber"],
+                "SubscribeToShard" => &call.body["StartingPosition"]["SequenceNumber"],
+                _ => return Fault::None,
+            };
+            match asked.as_str() == Some(&number) {
+                true => Fault::Reply(400, unknown.clone()),
+                false => Fault::None,
+            }
+        });
     }
 
     /// Kinesis has dropped what is older than this record: no reply holds it.
@@ -194,6 +216,159 @@ async fn a_place_that_kinesis_does_not_know_is_left_for_the_oldest_record() {
         // Its record was there all the same: nothing is lost, and nothing comes twice.
         assert_eq!(losses.0.lock().expect("no panic").len(), 0);
         assert_eq!(scene.ledger.book().settled.len(), 30);
+    }
+}
+
+/// A number that is none of the shard's, of a stream that was deleted for example: everything is read, and the loss of what
+/// the other stream held is reported.
+#[tokio::test]
+async fn a_position_of_another_stream_is_reported_and_all_is_read() {
+    for (retrieval, halts) in [
+        (Retrieval::Polling, false),
+        (Retrieval::fan_out(), false),
+        (Retrieval::Polling, true),
+    ] {
+        let scene = Scene::new(1).await;
+        scene.put(records(50, 5, |_| "ok")).await;
+        let sent = scene.read().await;
+        // Higher than any number of this stream.
+        let other: SequenceNumber = format!("{}0", sent[49].place.number).parse().expect("a number");
+        let position = Position::Record {
+            sequence_number: other.clone(),
+            sub_sequence_number: 0,
+        };
+        let key = ShardKey::new("billing", STREAM, sent[0].place.shard.clone());
+        let saved = scene
+            .store
+            .save(&[(key, Checkpoint::at(position))])
+            .await
+            .remove(0);
+        saved.expect("saved");
+        scene.refuse(&other);
+        let decision = if halts {
+            AfterDataLoss::Halt
+        } else {
+            AfterDataLoss::Resume
+        };
+        let consumer = scene
+            .consumer()
+            .retrieval(retrieval)
+            .on_data_loss(move |_| decision);
+        let running = scene.run(consumer, scene.resilient());
+        if halts {
+            eventually("it halts", || scene.ledger.events("ShardHalted") == 1).await;
+            let ended = running.stop().await;
+            assert!(matches!(ended, Err(ConsumerError::DataLoss(_))), "{ended:?}");
+            assert_eq!(scene.ledger.book().settled.len(), 0);
+        } else {
+            scene.ledger.settled(50).await;
+            running.stop().await.expect("nothing halted");
+        }
+        assert_eq!(scene.ledger.events("PositionRefused"), 1);
+        assert_eq!(scene.ledger.events("DataLoss"), 1);
+    }
+}
+
+/// The application has started long ago, and was down while its shard was split and trimmed: what its children hold is no
+/// start.
+#[tokio::test]
+async fn children_of_a_shard_that_was_trimmed_while_it_was_down_are_read_from_their_beginning() {
+    for (is_ended, losses) in [(true, 0), (false, 1)] {
+        let scene = Scene::new(2).await;
+        scene.put(records(30, 6, |_| "ok")).await;
+        let checkpoint = match is_ended {
+            true => Checkpoint::at(Position::ShardEnd),
+            false => Checkpoint::at(Position::Record {
+                sequence_number: 7.into(),
+                sub_sequence_number: 0,
+            }),
+        };
+        let parent = ShardKey::new("billing", STREAM, "shardId-000000000077".into());
+        let saved = scene.store.save(&[(parent, checkpoint)]).await.remove(0);
+        saved.expect("saved");
+        for _ in 0..2 {
+            let consumer = scene.consumer().starting_position(StartingPosition::Latest);
+            let running = scene.run(consumer, scene.resilient());
+            scene.ledger.settled(30).await;
+            running.stop().await.expect("nothing halted");
+        }
+        assert_eq!(scene.ledger.events("DataLoss"), losses, "once, over all starts");
+    }
+}
+
+/// A shard whose position is a time, as it was quiet: the time tells whether records may have been dropped since.
+#[tokio::test]
+async fn a_quiet_shard_is_missed_by_the_time_until_which_it_was_read() {
+    for (hours, losses) in [(20, 0), (30, 1)] {
+        let scene = Scene::new(1).await;
+        scene.put(records(10, 5, |_| "ok")).await;
+        let sent = scene.read().await;
+        let read_until = SystemTime::now() - hours * HOUR;
+        let millis = read_until
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .expect("after 1970");
+        let position = Position::AtTimestamp {
+            millis: millis.as_millis() as u64,
+        };
+        let key = ShardKey::new("billing", STREAM, sent[0].place.shard.clone());
+        let checkpoint = Checkpoint::at(position).with_read_until(read_until);
+        let saved = scene.store.save(&[(key, checkpoint)]).await.remove(0);
+        saved.expect("saved");
+        let running = scene.start();
+        scene.ledger.settled(10).await;
+        running.stop().await.expect("nothing halted");
+        assert_eq!(scene.ledger.events("DataLoss"), losses, "{hours} hours");
+    }
+}
+
+/// A running shard that was held up for longer than the retention: what was trimmed behind its last record is reported.
+#[tokio::test]
+async fn a_shard_that_was_held_up_for_too_long_reports_what_was_trimmed() {
+    for (hours, losses) in [(20, 0), (30, 1)] {
+        let scene = Scene::new(1).await;
+        scene.put(records(100, 10, |_| "ok")).await;
+        let sent = scene.read().await;
+        let (last_read, oldest) = (sent[19].place.number.clone(), sent[60].place.number.clone());
+        let arrival = SystemTime::now() - hours * HOUR;
+        let arrival = arrival
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .expect("after 1970")
+            .as_secs_f64();
+        scene.proxy.script(move |call| {
+            if call.target != "GetRecords" {
+                return Fault::None;
+            }
+            let (last_read, oldest) = (last_read.clone(), oldest.clone());
+            match call.number {
+                // Twenty records, long ago.
+                1 => Fault::Rewrite(Box::new(move |reply: &mut Value| {
+                    reply["MillisBehindLatest"] = json!(hours * 3_600_000);
+                    keep(reply, |number| number <= last_read);
+                    for record in reply["Records"].as_array_mut().expect("records") {
+                        record["ApproximateArrivalTimestamp"] = json!(arrival);
+                    }
+                })),
+                2 => Fault::error(400, "ExpiredIteratorException"),
+                _ => Fault::Rewrite(Box::new(move |reply: &mut Value| {
+                    keep(reply, |number| number >= oldest)
+                })),
+            }
+        });
+        let running = scene.start();
+        scene.ledger.settled(60).await;
+        running.stop().await.expect("nothing halted");
+        assert_eq!(scene.ledger.events("DataLoss"), losses, "{hours} hours");
+        assert_eq!(scene.ledger.book().settled.len(), 60);
+    }
+}
+
+/// Leaves the records of these numbers in a GetRecords reply.
+fn keep(reply: &mut Value, wanted: impl Fn(SequenceNumber) -> bool) {
+    if let Some(records) = reply["Records"].as_array_mut() {
+        records.retain(|record| {
+            let number = record["SequenceNumber"].as_str().expect("a number");
+            number.parse().is_ok_and(&wanted)
+        });
     }
 }
 

@@ -20,3 +20,4 @@ mod scene;
 mod shutdown;
 mod starting;
 mod streams;
+mod untrusted_answers;

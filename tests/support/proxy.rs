@@ -57,6 +57,8 @@ pub enum Fault {
     BreakAfter(Duration),
     /// What a subscription sends goes through for this time; then nothing more does.
     SilentAfter(Duration),
+    /// A subscription is accepted, and ends without an event.
+    EndAtOnce,
     /// It goes through, and the reply is changed.
     Rewrite(Box<dyn FnOnce(&mut Value) + Send>),
 }
@@ -164,6 +166,7 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
         | Fault::CutReply
         | Fault::BreakAfter(_)
         | Fault::SilentAfter(_)
+        | Fault::EndAtOnce
         | Fault::Rewrite(_) => {}
     }
     if target.ends_with("SubscribeToShard") {
@@ -243,9 +246,13 @@ impl Desk {
             _ => Duration::from_secs(3_600),
         };
         let is_silent = matches!(fault, Fault::SilentAfter(_));
+        let ends_at_once = matches!(fault, Fault::EndAtOnce);
         let ends = tokio::time::Instant::now() + ends;
         let events = futures_util::stream::unfold(Some(upstream), move |upstream| async move {
             let mut upstream = upstream?;
+            if ends_at_once {
+                return None;
+            }
             let mut part = vec![0; 64 * 1024];
             match tokio::time::timeout_at(ends, upstream.read(&mut part)).await {
                 Ok(Ok(0)) => None,

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::row::{self, Item, KEY, Row};
 use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
+use crate::record::ShardId;
 use crate::{sdk, table};
 
 /// The most keys that BatchGetItem takes.
@@ -104,6 +105,35 @@ impl Table {
             }
         }
         Ok(found)
+    }
+
+    /// All rows of a stream's shards, as one pass over the table finds them.
+    pub(super) async fn scan(&self, stream: &ShardKey) -> Result<Vec<(ShardId, Row)>, CheckpointError> {
+        let mut found = Vec::new();
+        let mut from: Option<Item> = None;
+        loop {
+            let call = self.client.scan().table_name(&*self.name).consistent_read(true);
+            let reply = call.set_exclusive_start_key(from.clone()).send().await;
+            let reply = reply.map_err(CheckpointError::unavailable)?;
+            for item in reply.items.unwrap_or_default() {
+                // KCL keeps rows of other kinds in the table, and other streams' under names with a colon.
+                let name = row::text(&item, KEY).filter(|name| !name.contains(':'));
+                let Some(name) = name else { continue };
+                let shard = ShardId::from(name);
+                let key = ShardKey::new(stream.application.clone(), stream.stream.clone(), shard.clone());
+                if let Ok(row) = Row::read(&key, &item) {
+                    found.push((shard, row));
+                }
+            }
+            let next = reply.last_evaluated_key.filter(|next| !next.is_empty());
+            match next {
+                None => return Ok(found),
+                next if next == from => {
+                    return Err(CheckpointError::unavailable("Scan returned the same key twice"));
+                }
+                next => from = next,
+            }
+        }
     }
 
     /// One row as it is now.

@@ -55,7 +55,7 @@ use holding::Holding;
 ///
 /// # What it needs
 ///
-/// `dynamodb:DescribeTable`, `GetItem`, `BatchGetItem`, `PutItem`, `UpdateItem`; and `CreateTable`, if it is to make
+/// `dynamodb:DescribeTable`, `GetItem`, `BatchGetItem`, `Scan` (once at a start), `PutItem`, `UpdateItem`; and `CreateTable`, if it is to make
 /// the table.
 #[derive(Clone)]
 pub struct DynamoDb {
@@ -137,6 +137,17 @@ impl CheckpointStore for DynamoDb {
             }
             Err(error) => for_each(shards, error),
         }
+    }
+
+    async fn list(
+        &self,
+        application: &str,
+        stream: &str,
+    ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        // The table is the application's; the shard is none.
+        let stream = ShardKey::new(application, stream, ShardId::from(""));
+        let rows = self.table().await?.scan(&stream).await?.into_iter();
+        Ok(Some(rows.map(|(shard, row)| (shard, row.checkpoint)).collect()))
     }
 
     /// Stores what this store holds, and nothing else.

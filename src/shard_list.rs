@@ -1,0 +1,77 @@
+//! The shards of a stream, from every page of ListShards.
+
+use std::collections::HashSet;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::operation::list_shards::ListShardsError;
+use aws_sdk_kinesis::types::Shard;
+use aws_smithy_types::error::ErrorMetadata;
+use aws_smithy_types::error::metadata::EMPTY_ERROR_METADATA;
+
+/// Why there is no list. Each of these may be gone at the next try.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListError {
+    /// A call failed.
+    #[error(transparent)]
+    Call(#[from] Box<SdkError<ListShardsError>>),
+    /// No page lists a shard. A stream that is being created has none yet, and no other stream is without.
+    #[error("ListShards returned no shards")]
+    Empty,
+    /// A page names a next page that was read already, so that there is no last one.
+    #[error("ListShards returned the same page token twice")]
+    Repeated,
+}
+
+impl ProvideErrorMetadata for ListError {
+    fn meta(&self) -> &ErrorMetadata {
+        match self {
+            ListError::Call(error) => error.meta(),
+            ListError::Empty | ListError::Repeated => &EMPTY_ERROR_METADATA,
+        }
+    }
+}
+
+/// Lists the shards of a stream, each once, in the order of the answers.
+pub(crate) async fn list_shards(
+    client: &Client,
+    (name, arn): (Option<String>, Option<String>),
+) -> Result<Vec<Shard>, ListError> {
+    let mut shards: Vec<Shard> = Vec::new();
+    let mut known: HashSet<String> = HashSet::new();
+    let mut tokens: HashSet<String> = HashSet::new();
+    let mut next: Option<String> = None;
+    loop {
+        let call = client.list_shards();
+        let call = match &next {
+            // The token names the stream.
+            Some(token) => call.next_token(token),
+            None => call.set_stream_name(name.clone()).set_stream_arn(arn.clone()),
+        };
+        let page = call.send().await.map_err(Box::new)?;
+        for shard in page.shards.unwrap_or_default() {
+            if known.insert(shard.shard_id.clone()) {
+                shards.push(shard);
+            }
+        }
+        next = page.next_token;
+        match &next {
+            Some(token) if !tokens.insert(token.clone()) => return Err(ListError::Repeated),
+            Some(_) => {}
+            None if shards.is_empty() => return Err(ListError::Empty),
+            None => return Ok(shards),
+        }
+    }
+}
+
+/// Returns the shards that a shard came of.
+pub(crate) fn parents(shard: &Shard) -> impl Iterator<Item = &str> {
+    let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
+    parents.into_iter().flatten()
+}
+
+/// Returns whether a shard takes no more records.
+pub(crate) fn is_closed(shard: &Shard) -> bool {
+    let numbers = shard.sequence_number_range();
+    numbers.is_some_and(|numbers| numbers.ending_sequence_number().is_some())
+}

@@ -1,0 +1,159 @@
+//! Answers that are empty, partial or repeated: none of them ends a shard or the consumer, or starts a shard twice.
+
+use std::time::Duration;
+
+use redrive::testing::kinesis::KinesisServer;
+use redrive::{Position, Retrieval};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::scene::{Scene, records};
+use support::proxy::Fault;
+use support::waiting::eventually;
+
+/// Changes the reply.
+fn rewrite(change: impl FnOnce(&mut Value) + Send + 'static) -> Fault {
+    Fault::Rewrite(Box::new(change))
+}
+
+#[tokio::test]
+async fn an_open_shard_without_a_next_iterator_is_read_on() {
+    let replies: [fn() -> Fault; 2] = [
+        || {
+            rewrite(|reply| {
+                reply["NextShardIterator"] = Value::Null;
+            })
+        },
+        || Fault::Reply(200, json!({})),
+    ];
+    for make in replies {
+        let scene = Scene::new(1).await;
+        scene.put(records(50, 5, |_| "ok")).await;
+        scene
+            .proxy
+            .script(move |call| match (&*call.target, call.number) {
+                // The second finds the shard at its tip, the third and fourth come of the search for proof.
+                ("GetRecords", 2..=4) => make(),
+                _ => Fault::None,
+            });
+        let running = scene.start();
+        scene.ledger.settled(50).await;
+        eventually("it has asked for another iterator", || {
+            scene.proxy.calls("GetShardIterator").len() >= 4
+        })
+        .await;
+        scene.put(records(50, 5, |_| "ok")).await;
+        scene.settle_all(running).await;
+        assert_eq!(scene.ledger.events("ShardEnded"), 0);
+        assert!(scene.ledger.events("FetchFailed") >= 3, "it is reported");
+        let saved = scene.ledger.book().last_saved();
+        let ended = saved.values().filter(|it| *it.position() == Position::ShardEnd);
+        assert_eq!(ended.count(), 0);
+    }
+}
+
+/// One answer without an iterator in the middle of a shard that is closed: the rest is read before its end is stored.
+#[tokio::test]
+async fn a_closed_shard_without_a_next_iterator_is_read_to_its_end() {
+    let scene = Scene::new(1).await;
+    scene.put(records(90, 9, |_| "ok")).await;
+    let open = scene.open_shards().await;
+    scene.split(&open[0]).await;
+    scene.proxy.script(|call| match (&*call.target, call.number) {
+        ("GetRecords", 2) => Fault::Reply(200, json!({})),
+        _ => Fault::None,
+    });
+    let consumer = scene.consumer().records_per_call(30);
+    let running = scene.run(consumer, scene.resilient());
+    eventually("its end is stored", || scene.ledger.events("ShardEnded") == 1).await;
+    scene.settle_all(running).await;
+}
+
+#[tokio::test]
+async fn a_listing_without_shards_is_asked_for_again() {
+    let scene = Scene::new(2).await;
+    scene.put(records(40, 4, |_| "ok")).await;
+    scene.proxy.script(|call| match (&*call.target, call.number) {
+        ("ListShards", 1) => Fault::Reply(200, json!({})),
+        ("ListShards", 2) => Fault::Reply(200, json!({"Shards": []})),
+        _ => Fault::None,
+    });
+    let running = scene.start();
+    scene.settle_all(running).await;
+    assert_eq!(scene.ledger.events("DiscoveryFailed"), 2);
+}
+
+#[tokio::test]
+async fn a_listing_that_repeats_its_pages_starts_each_shard_once() {
+    let scene = Scene::new(2).await;
+    scene.put(records(40, 4, |_| "ok")).await;
+    scene.proxy.script(|call| match (&*call.target, call.number) {
+        // The first has no end; the third has each shard twice.
+        ("ListShards", 1) => rewrite(|reply| reply["NextToken"] = json!("again")),
+        ("ListShards", 2) => Fault::Reply(200, json!({"Shards": [], "NextToken": "again"})),
+        ("ListShards", _) => rewrite(|reply| {
+            let shards = reply["Shards"].as_array().expect("shards").clone();
+            reply["Shards"] = json!([shards.clone(), shards].concat());
+        }),
+        _ => Fault::None,
+    });
+    let running = scene.start();
+    scene.settle_all(running).await;
+    assert_eq!(scene.ledger.events("ShardStarted"), 2);
+    assert!(scene.ledger.events("DiscoveryFailed") >= 1);
+}
+
+/// Accepted, and over at once: as often as that happens it counts as a failure, and the shard is polled in the end.
+#[tokio::test]
+async fn subscriptions_that_end_without_an_event_are_failures() {
+    let scene = Scene::on(1, KinesisServer::builder().subscription_lifetime(Duration::ZERO)).await;
+    scene.put(records(20, 4, |_| "ok")).await;
+    scene.proxy.script(|call| match &*call.target {
+        "SubscribeToShard" => Fault::EndAtOnce,
+        _ => Fault::None,
+    });
+    let running = scene.run(
+        scene.consumer().retrieval(Retrieval::fan_out()),
+        scene.resilient(),
+    );
+    scene.ledger.settled(20).await;
+    assert!(scene.ledger.events("FetchFailed") >= 9);
+    assert_eq!(scene.ledger.events("FanOutUnavailable"), 1);
+    running.stop().await.expect("nothing halted");
+}
+
+/// A parent that a listing lacks, though it exists: its children wait.
+#[tokio::test]
+async fn children_wait_for_a_parent_that_a_listing_lacks() {
+    let scene = Scene::new(1).await;
+    // The parent has a checkpoint, and then waits.
+    let steps = |number: usize| if number < 5 { "ok" } else { "sleep:300" };
+    scene.put(records(10, 1, steps)).await;
+    let running = scene.start();
+    scene.ledger.settled(6).await;
+    running.stop().await.expect("nothing halted");
+    let open = scene.open_shards().await;
+    scene.split(&open[0]).await;
+    scene.put(records(10, 1, |_| "ok")).await;
+    let parent = open[0].shard_id().to_owned();
+    scene
+        .proxy
+        .script(move |call| match (&*call.target, call.number) {
+            // Those of the second start.
+            ("ListShards", 2..=3) => {
+                let parent = parent.clone();
+                rewrite(move |reply| {
+                    let shards = reply["Shards"].as_array_mut().expect("shards");
+                    shards.retain(|shard| shard["ShardId"] != json!(parent));
+                })
+            }
+            _ => Fault::None,
+        });
+    let running = scene.start();
+    sleep(Duration::from_millis(500)).await;
+    let sent = scene.read().await;
+    scene.ledger.settled(sent.len()).await;
+    running.stop().await.expect("nothing halted");
+    scene.ledger.check(&sent);
+    assert_eq!(scene.ledger.events("DataLoss"), 0);
+}
