@@ -40,8 +40,9 @@ pub struct Health(Arc<Mutex<Board>>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HealthReport {
-    /// False only if a task of the consumer has made no turn for a minute: something blocks it, such as a handler
-    /// that does not `await`. Only a new process helps. Whoever merely waits is alive.
+    /// False only if a task of the consumer has made no turn for a minute: something blocks the task, such as a handler
+    /// that does not `await`. Only a new process helps. A consumer that waits for a store or a service is alive, and
+    /// not [`ready`](HealthReport::ready).
     pub live: bool,
     /// Whether it runs, and nothing has to be waited for: each shard is read, or held by another process.
     pub ready: bool,
@@ -59,6 +60,8 @@ pub enum WaitsFor {
     Start,
     /// The stream's shards, or what is stored of them, cannot be found out.
     Discovery,
+    /// The checkpoint store: the checkpoint of a shard could not be stored.
+    CheckpointStore,
     /// A dependency whose breaker is not closed; `None` for the one of all that have none of their own.
     Dependency(Option<String>),
     /// The dead-letter sink has not taken letters.
@@ -249,7 +252,8 @@ impl Board {
         self.looked = Some(now);
         for task in self.shards.values_mut().filter_map(|entry| entry.task.as_mut()) {
             let turns = task.progress.turns();
-            if turns != task.turns {
+            // A shard that is read to its end waits for stores and services, and has no turns while it does.
+            if turns != task.turns || task.progress.is_ended() {
                 (task.turns, task.since) = (turns, now);
             }
             task.progress.wake();
@@ -265,6 +269,12 @@ impl Board {
 
     fn waits_for(&self) -> Vec<WaitsFor> {
         let Some(dependencies) = &self.dependencies else {
+    /// Whether the checkpoint of a shard that is read here could not be stored.
+    fn is_store_missed(&self) -> bool {
+        let mut here = self.shards.values().filter(|entry| entry.task.is_some());
+        here.any(|entry| entry.storing_fails)
+    }
+
             return vec![WaitsFor::Start];
         };
         let mut waits: Vec<WaitsFor> = dependencies.down().map(WaitsFor::Dependency).collect();
@@ -272,6 +282,7 @@ impl Board {
             (self.discovery_fails, WaitsFor::Discovery),
             (dependencies.is_sink_down(), WaitsFor::DeadLetterSink),
             (dependencies.is_guard_stopped(), WaitsFor::GuardResumed),
+            (self.is_store_missed(), WaitsFor::CheckpointStore),
             (dependencies.is_budget_empty(), WaitsFor::RetryBudget),
         ];
         waits.extend(

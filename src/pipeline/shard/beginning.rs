@@ -130,6 +130,7 @@ where
     M: Fn(Record, Option<Box<Stage>>) -> F,
 {
     let mut shard = Shard {
+    let _running = progress.run();
         pipeline,
         protection: resilient.protection(),
         run,
