@@ -100,6 +100,8 @@ pub enum ShardState {
     Running,
     /// No more is read until something settles, and it has waited for the same record for five seconds or more.
     Full(Bound),
+    /// The dead-letter guard has stopped the shard, which waits for [`Guard::resume`](crate::Guard::resume).
+    Stopped,
     /// Reading fails, and is tried again.
     ReadingFails,
     /// Checkpoints are not stored, which is tried again.
@@ -267,22 +269,22 @@ impl Board {
         self.looked.is_none_or(looked_on) && tasks.all(turns)
     }
 
-    fn waits_for(&self) -> Vec<WaitsFor> {
-        let Some(dependencies) = &self.dependencies else {
     /// Whether the checkpoint of a shard that is read here could not be stored.
     fn is_store_missed(&self) -> bool {
         let mut here = self.shards.values().filter(|entry| entry.task.is_some());
         here.any(|entry| entry.storing_fails)
     }
 
+    fn waits_for(&self) -> Vec<WaitsFor> {
+        let Some(dependencies) = &self.dependencies else {
             return vec![WaitsFor::Start];
         };
         let mut waits: Vec<WaitsFor> = dependencies.down().map(WaitsFor::Dependency).collect();
         let others = [
             (self.discovery_fails, WaitsFor::Discovery),
+            (self.is_store_missed(), WaitsFor::CheckpointStore),
             (dependencies.is_sink_down(), WaitsFor::DeadLetterSink),
             (dependencies.is_guard_stopped(), WaitsFor::GuardResumed),
-            (self.is_store_missed(), WaitsFor::CheckpointStore),
             (dependencies.is_budget_empty(), WaitsFor::RetryBudget),
         ];
         waits.extend(
@@ -311,8 +313,11 @@ impl Entry {
     }
 
     fn state_now(&self) -> ShardState {
-        let bound = self.task.as_ref().and_then(|task| task.progress.stuck());
+        let progress = self.task.as_ref().map(|task| &task.progress);
+        let bound = progress.and_then(|progress| progress.stuck());
+        let is_stopped = progress.is_some_and(|progress| progress.is_stopped());
         match self.state {
+            ShardState::Running if is_stopped => ShardState::Stopped,
             ShardState::Running if self.reading_fails => ShardState::ReadingFails,
             ShardState::Running if self.storing_fails => ShardState::StoringFails,
             ShardState::Running => bound.map_or(ShardState::Running, ShardState::Full),

@@ -128,7 +128,7 @@ pub enum Event<'a> {
     /// A shard that the dead-letter guard had stopped goes on.
     #[non_exhaustive]
     DeadLetterGuardResumed {
-        /// The record whose letter is next.
+        /// The record before whose dead letter the shard had stopped.
         record: &'a Record,
     },
     /// Another delivery of the record, or another record with its idempotency key, is being processed: it waits.

@@ -57,6 +57,8 @@ struct Shard<'a, S, F, M> {
     after_dead_letter: AfterDeadLetter,
     /// While a breaker is not closed: wakes the task when that changes.
     breaker_change: Option<BoxFuture<'a, ()>>,
+    /// While the dead-letter guard has stopped the shard: wakes the task when the guard resumes it.
+    guard_resumed: Option<BoxFuture<'a, ()>>,
     observers: &'a Observers,
     batches: S,
     progress: &'a Progress,
@@ -124,6 +126,7 @@ where
         };
         self.slots.listen(cx);
         self.await_breakers(cx);
+        self.await_guard(cx);
         self.end_turn(cx, bound);
 
         if let Some(stop) = &mut self.stop {
@@ -178,7 +181,11 @@ where
 
     fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
         let gather_waits = self.gather.as_ref().is_some_and(|gather| gather.waits_for_permit);
-        self.permits.end_turn(!self.ready.is_empty() || gather_waits);
+        // A stopped shard takes no permit, so that one which came to it in the line would be lost to all others.
+        let is_stopped = self.run.is_stopped();
+        self.permits
+            .end_turn(!is_stopped && (!self.ready.is_empty() || gather_waits));
+        self.progress.set_stopped(is_stopped);
         self.memory.release(std::mem::take(&mut self.freed));
         if self.changed && self.progress.wanted(self.urgent) {
             let checkpoint = self.checkpoint();

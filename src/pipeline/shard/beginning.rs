@@ -143,6 +143,7 @@ where
         },
         breaker_change: None,
         observers: resilient.observers(),
+        guard_resumed: None,
         batches,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
