@@ -246,7 +246,7 @@ impl Batch {
     /// With the memory that was [reserved](Capacity::reserve) before they were read. What the payloads
     /// do not need is given back at once, the rest as the records settle.
     pub fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
-        reservation.keep(records.iter().map(|record| record.payload().len()).sum());
+        reservation.use_only(records.iter().map(|record| record.payload().len()).sum());
         Batch {
             records,
             reservation: Some(reservation),

@@ -186,6 +186,7 @@ where
         self.permits
             .end_turn(!is_stopped && (!self.ready.is_empty() || gather_waits));
         self.progress.set_stopped(is_stopped);
+        self.memory.park(is_stopped);
         self.memory.release(std::mem::take(&mut self.freed));
         if self.changed && self.progress.wanted(self.urgent) {
             let checkpoint = self.checkpoint();
