@@ -54,6 +54,12 @@ impl Buffers {
         SHARED
     }
 
+    /// The next records, this many, are made of one packed aggregate, which counts for its payload of this many bytes
+    /// and its own overhead.
+    pub(super) fn open(&mut self, first: Ordinal, records: usize, bytes: usize) {
+        self.share(first, records, bytes + OVERHEAD);
+        self.sharing = records;
+    }
 
     /// The next so many records share a buffer of so many bytes.
     fn share(&mut self, first: Ordinal, records: usize, bytes: usize) {

@@ -36,6 +36,7 @@ mod read_until;
 mod ready;
 mod shard;
 mod slots;
+mod unread;
 mod window;
 mod work;
 
