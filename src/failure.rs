@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::external::caught;
+
 /// An error of any type, as handlers return it.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
@@ -245,7 +247,7 @@ impl Failure {
     pub fn chain(&self) -> impl Iterator<Item = String> + '_ {
         let mut last = None;
         chain(self.error()).filter_map(move |error| {
-            let text = error.to_string();
+            let text = text(error);
             if error.is::<Marked>() || last.as_ref() == Some(&text) {
                 return None;
             }
@@ -289,7 +291,57 @@ pub(crate) fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> + 'a {
     // A chain is short; the bound is against one that runs in a circle.
-    std::iter::successors(Some(error), |&error| inner(error)).take(64)
+    std::iter::successors(Some(error), |&error| caught(|| inner(error)).flatten()).take(64)
+}
+
+/// The longest text of an error that is kept, in bytes.
+const MAX_TEXT_BYTES: usize = 64 * 1024;
+
+/// The text of an error, whatever its code does: some fail (as a date does that is written by a bad format), panic, or
+/// have no end.
+pub(crate) fn text(error: &(dyn Error + 'static)) -> String {
+    written(format_args!("{error}"))
+}
+
+/// The texts of an error and of its sources.
+pub(crate) fn texts(error: &(dyn Error + 'static)) -> String {
+    let texts: Vec<String> = chain(error).map(text).collect();
+    texts.join(": ")
+}
+
+/// As [`text`], of anything that an error's code writes.
+pub(crate) fn written(what: fmt::Arguments<'_>) -> String {
+    let mut text = BoundedText::default();
+    match caught(|| fmt::write(&mut text, what)) {
+        Some(Err(_)) if !text.is_full => text.kept.push_str(UNWRITABLE),
+        None => text.kept.push_str(UNWRITABLE),
+        Some(_) => {}
+    }
+    text.kept
+}
+
+/// Stands for what an error's code did not write of its text.
+const UNWRITABLE: &str = "(the text of this error cannot be written)";
+
+/// A text that takes no more than a certain length.
+#[derive(Default)]
+struct BoundedText {
+    kept: String,
+    is_full: bool,
+}
+
+impl fmt::Write for BoundedText {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let room = MAX_TEXT_BYTES.saturating_sub(self.kept.len());
+        let end = part.floor_char_boundary(room.min(part.len()));
+        self.kept.push_str(&part[..end]);
+        self.is_full |= end < part.len();
+        match self.is_full {
+            false => Ok(()),
+            // Code that heeds this writes no more.
+            true => Err(fmt::Error),
+        }
+    }
 }
 
 /// What an error wraps. The source of an `io::Error` is its *inner* error's source, so that one would

@@ -5,7 +5,7 @@
 //! says so, and waits for somebody to look. The stream keeps its data.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +28,10 @@ struct Shared {
     share: f64,
     records: u64,
     window: Duration,
+    /// The shards that wait now. [`Guard::resume`] counts under this lock, so that no shard enters the list by an
+    /// older count.
     stopped: Mutex<Vec<StoppedShard>>,
-    /// How often it was told to resume.
+    /// The number of calls of [`Guard::resume`].
     resumptions: AtomicU64,
     resumed: Notify,
 }
@@ -93,24 +95,23 @@ impl Guard {
     /// Lets all shards go on. What was counted is forgotten: a shard that is no better stops again after
     /// as many letters.
     pub fn resume(&self) {
-        self.0
-            .stopped
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        let mut stopped = self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        stopped.clear();
         self.0.resumptions.fetch_add(1, Ordering::Release);
+        drop(stopped);
         self.0.resumed.notify_waiters();
     }
 
     /// Begins to watch a shard, whose successes are counted there.
     pub(crate) fn watch(&self, tally: Arc<Tally>) -> Watch {
         Watch {
-            is_stopped: AtomicBool::new(false),
+            stopped_at: AtomicU64::new(RUNS),
             counts: Mutex::new(Counts {
                 letters: Recent::new(self.0.window),
                 successes: Growth::new(self.0.window),
                 resumed: self.0.resumptions.load(Ordering::Acquire),
                 stopped: None,
+                unreported: None,
             }),
             tally,
             guard: self.clone(),
@@ -119,8 +120,12 @@ impl Guard {
 }
 
 impl Shared {
-    fn forget(&self, stopped: &StoppedShard) {
+    /// Removes a shard whose run has ended. A resumption since it stopped, at this count, has removed it already.
+    fn forget(&self, stopped: &StoppedShard, stopped_at: u64) {
         let mut all = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.resumptions.load(Ordering::Acquire) != stopped_at {
+            return;
+        }
         if let Some(index) = all.iter().position(|one| one == stopped) {
             all.swap_remove(index);
         }
@@ -138,9 +143,14 @@ impl fmt::Debug for Guard {
     }
 }
 
+/// The mark of a shard that is not stopped.
+const RUNS: u64 = u64::MAX;
+
 /// The guard's eye on one shard.
 pub(crate) struct Watch {
-    is_stopped: AtomicBool,
+    /// The count of resumptions at which the shard stopped: the shard resumes with the next one, whether or not a dead
+    /// letter still waits there to ask.
+    stopped_at: AtomicU64,
     counts: Mutex<Counts>,
     tally: Arc<Tally>,
     guard: Guard,
@@ -151,6 +161,8 @@ struct Counts {
     successes: Growth,
     resumed: u64,
     stopped: Option<StoppedShard>,
+    /// The record before which the shard stopped, as long as the resumption is not reported.
+    unreported: Option<Record>,
 }
 
 /// Whether a letter may be written.
@@ -167,7 +179,14 @@ impl Watch {
     /// Whether the shard waits: nothing more is to be begun.
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::Relaxed)
+        let stopped_at = self.stopped_at.load(Ordering::Relaxed);
+        stopped_at != RUNS && stopped_at == self.guard.0.resumptions.load(Ordering::Acquire)
+    }
+
+    /// Whether the shard had stopped and is resumed, and that is not [taken](Watch::take_resumption) yet.
+    #[inline]
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.stopped_at.load(Ordering::Relaxed) != RUNS && !self.is_stopped()
     }
 
     /// To be asked before each letter.
@@ -175,15 +194,14 @@ impl Watch {
         let now = Instant::now();
         let shared = &self.guard.0;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let resumed = shared.resumptions.load(Ordering::Acquire);
         if counts.resumed != resumed {
             counts.resumed = resumed;
-            if let Some(stopped) = counts.stopped.take() {
-                shared.forget(&stopped);
-            }
+            counts.stopped = None;
             counts.letters.clear();
             counts.successes.restart(now, self.tally.count());
-            self.is_stopped.store(false, Ordering::Relaxed);
+            self.stopped_at.store(RUNS, Ordering::Relaxed);
         }
         if counts.stopped.is_some() {
             return Permission::Waits;
@@ -202,10 +220,20 @@ impl Watch {
             settled,
         };
         counts.stopped = Some(stopped.clone());
-        self.is_stopped.store(true, Ordering::Relaxed);
-        let mut all = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.unreported = Some(record.place());
+        self.stopped_at.store(resumed, Ordering::Relaxed);
         all.push(stopped.clone());
         Permission::Stopped(stopped)
+    }
+
+    /// Returns the record before which the shard had stopped, once after each resumption.
+    pub(crate) fn take_resumption(&self) -> Option<Record> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_stopped() {
+            return None;
+        }
+        self.stopped_at.store(RUNS, Ordering::Relaxed);
+        counts.unreported.take()
     }
 
     /// Returns when [`Guard::resume`] was called after this call.
@@ -218,7 +246,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let counts = self.counts.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(stopped) = counts.stopped.take() {
-            self.guard.0.forget(&stopped);
+            self.guard.0.forget(&stopped, counts.resumed);
         }
     }
 }
@@ -250,6 +278,7 @@ mod tests {
         assert_eq!((stopped.letters, stopped.settled), (100, 100));
         guard.resume();
         assert!(guard.state().is_empty());
+        assert!(!watch.is_stopped(), "no dead letter has to ask first");
         assert_eq!(granted(&watch, 1_000), 100);
         drop(watch);
         assert!(guard.state().is_empty(), "a shard that is gone waits for nobody");

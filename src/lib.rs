@@ -112,6 +112,7 @@ mod config;
 pub mod consumer;
 pub mod dead_letter;
 mod digest;
+mod external;
 mod failure;
 mod guard;
 pub mod idempotency;

@@ -1,10 +1,14 @@
 //! What every runtime does with a record that it has read: what the KPL has aggregated is taken apart.
+//!
+//! What one batch becomes is bounded: an aggregate that is large stays packed, and its records are made when the
+//! pipeline takes them in.
 
 use crate::kpl::{Deaggregator, Expanded};
 use crate::observer::{Event, Interest, Observers};
 use crate::record::Record;
 
-/// Adds the records inside of one that the KPL has aggregated, and any other as it is.
+/// Adds the records inside of one that the KPL has aggregated, and any other as it is. For a
+/// [`Batch`](crate::pipeline::Batch) only: a large aggregate is added as one packed record.
 #[inline]
 pub(crate) fn unpack(
     deaggregator: &Deaggregator,
@@ -13,7 +17,7 @@ pub(crate) fn unpack(
     into: &mut Vec<Record>,
 ) {
     let before = into.len();
-    match deaggregator.expand(record, into) {
+    match deaggregator.expand_or_pack(record, into) {
         Expanded::Plain | Expanded::Aggregate { out_of_range: 0, .. } => {}
         Expanded::Aggregate { out_of_range, .. } => tell(observers, || Event::AggregateOutOfRange {
             record: &into[before],
@@ -30,6 +34,12 @@ pub(crate) fn unpack(
             error: &error,
         }),
     }
+}
+
+/// The number of records, with those that are packed.
+#[allow(dead_code, reason = "for what is reported of a batch")]
+pub(crate) fn count(records: &[Record]) -> usize {
+    records.iter().map(Record::count).sum()
 }
 
 #[cold]

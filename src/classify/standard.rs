@@ -7,7 +7,7 @@ use std::str::Utf8Error;
 use std::string::FromUtf8Error;
 
 use super::Classify;
-use crate::failure::{Class, Scope, Verdict, chain, mark};
+use crate::failure::{Class, Scope, Verdict, chain, mark, text, written};
 
 /// Knows marks, the errors of the standard library, tokio, serde_json, base64 and the AWS SDK.
 ///
@@ -105,7 +105,7 @@ fn wrapper(error: &(dyn Error + 'static)) -> Option<Verdict> {
 
 /// Whether the error was made of a text: only then its `Debug` is the quoted text.
 fn is_text(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    format!("{error:?}") == format!("{:?}", error.to_string())
+    written(format_args!("{error:?}")) == format!("{:?}", text(error))
 }
 
 fn io_error(error: &io::Error) -> Option<Verdict> {

@@ -40,8 +40,9 @@ pub struct Health(Arc<Mutex<Board>>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HealthReport {
-    /// False only if a task of the consumer has made no turn for a minute: something blocks it, such as a handler
-    /// that does not `await`. Only a new process helps. Whoever merely waits is alive.
+    /// False only if a task of the consumer has made no turn for a minute: something blocks the task, such as a handler
+    /// that does not `await`. Only a new process helps. A consumer that waits for a store or a service is alive, and
+    /// not [`ready`](HealthReport::ready).
     pub live: bool,
     /// Whether it runs, and nothing has to be waited for: each shard is read, or held by another process.
     pub ready: bool,
@@ -59,6 +60,8 @@ pub enum WaitsFor {
     Start,
     /// The stream's shards, or what is stored of them, cannot be found out.
     Discovery,
+    /// The checkpoint store: the checkpoint of a shard could not be stored.
+    CheckpointStore,
     /// A dependency whose breaker is not closed; `None` for the one of all that have none of their own.
     Dependency(Option<String>),
     /// The dead-letter sink has not taken letters.
@@ -97,6 +100,8 @@ pub enum ShardState {
     Running,
     /// No more is read until something settles, and it has waited for the same record for five seconds or more.
     Full(Bound),
+    /// The dead-letter guard has stopped the shard, which waits for [`Guard::resume`](crate::Guard::resume).
+    Stopped,
     /// Reading fails, and is tried again.
     ReadingFails,
     /// Checkpoints are not stored, which is tried again.
@@ -249,7 +254,8 @@ impl Board {
         self.looked = Some(now);
         for task in self.shards.values_mut().filter_map(|entry| entry.task.as_mut()) {
             let turns = task.progress.turns();
-            if turns != task.turns {
+            // A shard that is read to its end waits for stores and services, and has no turns while it does.
+            if turns != task.turns || task.progress.is_ended() {
                 (task.turns, task.since) = (turns, now);
             }
             task.progress.wake();
@@ -263,6 +269,12 @@ impl Board {
         self.looked.is_none_or(looked_on) && tasks.all(turns)
     }
 
+    /// Whether the checkpoint of a shard that is read here could not be stored.
+    fn is_store_missed(&self) -> bool {
+        let mut here = self.shards.values().filter(|entry| entry.task.is_some());
+        here.any(|entry| entry.storing_fails)
+    }
+
     fn waits_for(&self) -> Vec<WaitsFor> {
         let Some(dependencies) = &self.dependencies else {
             return vec![WaitsFor::Start];
@@ -270,6 +282,7 @@ impl Board {
         let mut waits: Vec<WaitsFor> = dependencies.down().map(WaitsFor::Dependency).collect();
         let others = [
             (self.discovery_fails, WaitsFor::Discovery),
+            (self.is_store_missed(), WaitsFor::CheckpointStore),
             (dependencies.is_sink_down(), WaitsFor::DeadLetterSink),
             (dependencies.is_guard_stopped(), WaitsFor::GuardResumed),
             (dependencies.is_budget_empty(), WaitsFor::RetryBudget),
@@ -300,8 +313,11 @@ impl Entry {
     }
 
     fn state_now(&self) -> ShardState {
-        let bound = self.task.as_ref().and_then(|task| task.progress.stuck());
+        let progress = self.task.as_ref().map(|task| &task.progress);
+        let bound = progress.and_then(|progress| progress.stuck());
+        let is_stopped = progress.is_some_and(|progress| progress.is_stopped());
         match self.state {
+            ShardState::Running if is_stopped => ShardState::Stopped,
             ShardState::Running if self.reading_fails => ShardState::ReadingFails,
             ShardState::Running if self.storing_fails => ShardState::StoringFails,
             ShardState::Running => bound.map_or(ShardState::Running, ShardState::Full),

@@ -27,6 +27,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -90,6 +91,9 @@ pub enum AfterDeadLetter {
     Stop,
 }
 
+/// The time that a sink has to answer a [put](DeadLetterSink::put).
+pub const PUT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Takes dead letters and confirms them.
 ///
 /// What an implementation promises:
@@ -101,6 +105,11 @@ pub enum AfterDeadLetter {
 ///   seen.
 /// - No limit on retries is needed: the engine writes a letter again, with backoff, until it is
 ///   confirmed or refused.
+///
+/// A put has [60 seconds](PUT_TIMEOUT), however many dead letters it has, after which the engine drops its future. Then
+/// nothing is known of its dead letters, and the engine puts them again in smaller parts, down to one by one. What a
+/// part confirms is settled, and a dead letter that hangs hangs alone. Several puts may run at a time, up to 8; two of
+/// them never have dead letters of the same partition key.
 #[async_trait]
 pub trait DeadLetterSink: Send + Sync + fmt::Debug {
     /// Writes the letters and waits for their confirmation.

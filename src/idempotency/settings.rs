@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use super::{IdempotencyStore, Key, PayloadHash};
 use crate::config::ConfigError;
+use crate::external::caught;
+use crate::observer::{Observers, UserCode};
 use crate::record::Record;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,6 +36,8 @@ pub struct Idempotency {
     keep_for: Option<Duration>,
     pub(crate) cache: usize,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// The function that makes keys.
+    code: Arc<UserCode>,
 }
 
 /// What is the same for all records that mean the same.
@@ -49,6 +53,7 @@ impl Idempotency {
             keep_for: None,
             cache: 10_000,
             clock: Arc::new(SystemTime::now),
+            code: Arc::new(UserCode::new("idempotency key")),
         }
     }
 
@@ -123,8 +128,10 @@ impl Idempotency {
         }
     }
 
-    pub(crate) fn key_of(&self, application: &str, record: &Record) -> Key {
-        let value = self.value.as_ref().and_then(|value| value(record));
+    /// A record of which the user's function makes no value, or panics, is told apart by its place.
+    pub(crate) fn key_of(&self, application: &str, record: &Record, observers: &Observers) -> Key {
+        let value = self.value.as_ref();
+        let value = value.and_then(|value| observers.caught(&self.code, || value(record)).flatten());
         match value {
             Some(value) => Key::of_value(application, &value),
             None => Key::of_place(application, record),
@@ -136,7 +143,7 @@ impl Idempotency {
     }
 
     pub(crate) fn now(&self) -> SystemTime {
-        (self.clock)()
+        caught(|| (self.clock)()).unwrap_or_else(SystemTime::now)
     }
 
     /// Until when what is processed now is remembered.

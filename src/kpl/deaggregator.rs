@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+use super::packed::Contents;
 use super::stamp;
 use super::wire::{CHECKSUM_BYTES, MAGIC, Message, checksum, hash_key};
 use crate::failure::BoxError;
@@ -87,6 +89,13 @@ pub enum DamagedAggregate {
     Empty,
 }
 
+/// The largest aggregate that is opened at once, in bytes: the KPL makes none larger unless it is told to.
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+const SMALL: usize = 64 * 1024;
+/// The number of records from which on aggregates stay packed: a page has 10,000 of Kinesis at most.
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+const MANY: usize = 16 * 1024;
+
 impl Default for Deaggregator {
     fn default() -> Self {
         Deaggregator::new()
@@ -125,7 +134,48 @@ impl Deaggregator {
         self
     }
 
+    /// As [`expand`](Deaggregator::expand), but an aggregate that is large, or that comes behind many records, is added
+    /// as one packed record, whose records are made when a pipeline takes them in.
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    pub(crate) fn expand_or_pack(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
+        let payload = record.payload();
+        let is_small = payload.len() <= SMALL && into.len() < MANY;
+        if is_small || !payload.starts_with(&MAGIC) {
+            return self.expand(record, into);
+        }
+        match self.pack(&record) {
+            Ok((records, out_of_range)) if out_of_range > 0 && self.out_of_range == OutOfRange::Drop => {
+                Expanded::Dropped { record, records }
+            }
+            Ok((records, out_of_range)) => {
+                into.push(record.packed(records));
+                Expanded::Aggregate {
+                    records,
+                    out_of_range,
+                }
+            }
+            Err(damage) => {
+                into.push(record);
+                Expanded::Damaged(damage)
+            }
+        }
+    }
+
+    /// Checks an aggregate. Returns the number of its records, and of those that belong to another shard.
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    fn pack(&self, record: &Record) -> Result<(usize, usize), DamagedAggregate> {
+        let contents = Contents::of(self.message(record.payload())?)?;
+        let hash_keys = Some(&self.hash_keys);
+        // Without keys the stream has put it anywhere.
+        let hash_keys =
+            hash_keys.filter(|keys| record.partition_key().is_some() && **keys != (0..=u128::MAX));
+        let out_of_range = contents.check(hash_keys)?;
+        Ok((contents.records, out_of_range))
+    }
+
     /// Adds the records inside this one; or itself, if it is none that can be opened.
+    ///
+    /// A megabyte may hold 170,000 records, and all of them are made.
     pub fn expand(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
         if !record.payload().starts_with(&MAGIC) {
             into.push(record);
@@ -140,7 +190,8 @@ impl Deaggregator {
         }
     }
 
-    fn open(&self, payload: &Bytes) -> Result<Opened, DamagedAggregate> {
+    /// What is between the frame's parts.
+    fn message(&self, payload: &Bytes) -> Result<Bytes, DamagedAggregate> {
         let message = MAGIC.len()..payload.len().saturating_sub(CHECKSUM_BYTES);
         let Some(bytes) = payload.get(message.clone()) else {
             return Err(DamagedAggregate::Checksum);
@@ -148,8 +199,11 @@ impl Deaggregator {
         if self.verify && checksum(bytes) != payload[message.end..] {
             return Err(DamagedAggregate::Checksum);
         }
-        let message = Message::decode(payload.slice(message)).map_err(format)?;
-        Opened::new(message)
+        Ok(payload.slice(message))
+    }
+
+    fn open(&self, payload: &Bytes) -> Result<Opened, DamagedAggregate> {
+        Opened::new(Message::decode(self.message(payload)?).map_err(format)?)
     }
 
     fn deliver(&self, record: Record, opened: Opened, into: &mut Vec<Record>) -> Expanded {
@@ -228,6 +282,6 @@ fn index(index: Option<u64>) -> Option<usize> {
     usize::try_from(index?).ok()
 }
 
-fn format(error: impl Into<BoxError>) -> DamagedAggregate {
+pub(super) fn format(error: impl Into<BoxError>) -> DamagedAggregate {
     DamagedAggregate::Format(error.into())
 }

@@ -27,11 +27,14 @@
 
 mod aggregator;
 mod deaggregator;
+#[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
+mod packed;
 mod stamp;
 mod wire;
 
 pub use aggregator::{AggregateFull, Aggregated, Aggregator};
 pub use deaggregator::{DamagedAggregate, Deaggregator, Expanded, OutOfRange};
+pub(crate) use packed::Unpacking;
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,15 @@ const ORIGIN: &str = "redrive.origin";
 const COUNT: &str = "redrive.count";
 const ARRIVED_AT: &str = "redrive.arrived_at";
 
+/// How many tags there are of ours.
+pub(super) const TAGS: usize = 3;
+
+pub(super) fn is_ours(tag: &Tag) -> bool {
+    [ORIGIN, COUNT, ARRIVED_AT]
+        .iter()
+        .any(|key| tag.key == key.as_bytes())
+}
+
 pub(super) fn tags(redriven: &Redriven) -> Vec<Tag> {
     let tag = |key: &'static str, value: String| Tag {
         key: Bytes::from_static(key.as_bytes()),

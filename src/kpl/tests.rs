@@ -284,3 +284,123 @@ proptest! {
         }
     }
 }
+
+/// The records of a packed aggregate are those of one that is opened at once.
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+mod packed {
+    use super::super::Unpacking;
+    use super::*;
+
+    fn unpacked(deaggregator: &Deaggregator, payload: Bytes) -> (Expanded, Vec<Record>) {
+        let mut records = Vec::new();
+        // As if there were many records before it.
+        records.resize_with(16 * 1024, || record("before"));
+        let expanded = deaggregator.expand_or_pack(record(payload), &mut records);
+        let rest = records.split_off(16 * 1024);
+        let unpack = |record: Record| match record.is_packed() {
+            true => {
+                let count = record.count();
+                let inside: Vec<Record> = Unpacking::of(record).expect("checked").collect();
+                assert_eq!(inside.len(), count);
+                inside
+            }
+            false => vec![record],
+        };
+        (expanded, rest.into_iter().flat_map(unpack).collect())
+    }
+
+    fn seen(records: &[Record]) -> Vec<(u64, Option<String>, Bytes, String)> {
+        let each = records.iter().map(|record| {
+            (
+                record.sub_sequence_number(),
+                record.partition_key().map(str::to_owned),
+                record.payload().clone(),
+                format!("{:?}", record.redriven()),
+            )
+        });
+        each.collect()
+    }
+
+    fn assert_same(deaggregator: &Deaggregator, payload: &Bytes) {
+        let (expected, records) = expand(deaggregator, payload.clone());
+        let (expanded, unpacked) = unpacked(deaggregator, payload.clone());
+        assert_eq!(seen(&unpacked), seen(&records));
+        match (expected, expanded) {
+            (Expanded::Damaged(_), Expanded::Damaged(_)) => {}
+            (expected, expanded) => {
+                assert_eq!(
+                    std::mem::discriminant(&expected),
+                    std::mem::discriminant(&expanded),
+                    "{expected:?} {expanded:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn its_records_are_the_same() {
+        let mut aggregator = Aggregator::new(1 << 20);
+        let redriven = crate::record::Redriven::new("07".repeat(32).parse().expect("an id"), 2, None);
+        for number in 0..100u128 {
+            let key = format!("customer-{}", number % 7);
+            let explicit = (number % 3 == 0).then_some(number);
+            let added = match number % 10 {
+                0 => aggregator.add_redriven(&key, explicit, number.to_string(), &redriven),
+                _ => aggregator.add(&key, explicit, number.to_string()),
+            };
+            added.expect("there is room");
+        }
+        let payload = aggregator.finish().expect("there are records").data;
+        for deaggregator in [
+            Deaggregator::new(),
+            Deaggregator::new().hash_keys(0..=u128::MAX / 2),
+            Deaggregator::new()
+                .hash_keys(0..=0)
+                .out_of_range(OutOfRange::Drop),
+        ] {
+            assert_same(&deaggregator, &payload);
+        }
+    }
+
+    /// As many as ten mebibytes can hold, and what they take: the aggregate, and not a record more.
+    #[test]
+    fn ten_mebibytes_of_empty_records_are_one_record_until_they_are_taken_in() {
+        let inside = inner(0, None, "");
+        let count = 10 * 1024 * 1024 / 6 - 10;
+        let message = message(&["a"], vec![inside; count]);
+        let mut records = Vec::new();
+        let payload = framed(&message.encode_to_vec());
+        let expanded = Deaggregator::new().expand_or_pack(record(payload), &mut records);
+        assert!(
+            matches!(expanded, Expanded::Aggregate { records, out_of_range: 0 } if records == count),
+            "{expanded:?}"
+        );
+        assert_eq!((records.len(), records[0].count()), (1, count));
+        let first = Unpacking::of(records.remove(0)).expect("checked").take(3);
+        assert_eq!(
+            first
+                .map(|record| record.sub_sequence_number())
+                .collect::<Vec<_>>(),
+            [0, 1, 2]
+        );
+    }
+
+    #[test]
+    fn more_keys_than_records_are_a_damage() {
+        let mut message = message(&["a"], vec![inner(0, None, "x")]);
+        message.partition_keys = vec![Bytes::new(); 100_000];
+        let (expanded, records) = unpacked(&Deaggregator::new(), framed(&message.encode_to_vec()));
+        assert!(
+            matches!(expanded, Expanded::Damaged(DamagedAggregate::Format(_))),
+            "{expanded:?}"
+        );
+        assert_eq!(records.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_the_same(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            assert_same(&Deaggregator::new(), &framed(&bytes));
+        }
+    }
+}

@@ -32,6 +32,17 @@ pub(super) struct Inner {
     pub(super) tags: Vec<Tag>,
 }
 
+/// The same without the tags, of which there may be as many as there are bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Inside {
+    #[prost(uint64, optional, tag = "1")]
+    pub(super) partition_key: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    pub(super) explicit_hash_key: Option<u64>,
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub(super) data: Option<Bytes>,
+}
+
 /// What more there is to say of a record inside. The KPL itself writes none.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Tag {

@@ -15,7 +15,7 @@ use tracing::{Instrument as _, debug_span};
 use super::{Event, Response};
 use crate::checkpoint::Checkpoint;
 use crate::dead_letter::{SourceStream, TargetError};
-use crate::failure::{BoxError, chain};
+use crate::failure::{BoxError, texts};
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
@@ -87,10 +87,9 @@ impl From<InvocationError> for Diagnostic {
             InvocationError::State(_) => "State",
             InvocationError::Finish(_) => "Finish",
         };
-        let texts: Vec<String> = chain(&error).map(ToString::to_string).collect();
         Diagnostic {
             error_type: name.to_owned(),
-            error_message: texts.join(": "),
+            error_message: texts(&error),
         }
     }
 }

@@ -12,6 +12,16 @@ use crate::settled::{Settled, Unsettled};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// Code of the user's other than the handler panicked: an observer, a classifier, a function that makes keys, an
+    /// error whose text cannot be read. The panic is caught, and the code goes without effect this time. The text of
+    /// the panic is not reported, as it may quote the payload.
+    #[non_exhaustive]
+    UserCodePanicked {
+        /// What it is, such as `classifier`; of an observer also its Rust type.
+        code: &'a str,
+        /// The number of its panics so far. The log reports the first only.
+        count: u64,
+    },
     /// The handler failed, timed out or panicked.
     #[non_exhaustive]
     AttemptFailed {
@@ -118,7 +128,7 @@ pub enum Event<'a> {
     /// A shard that the dead-letter guard had stopped goes on.
     #[non_exhaustive]
     DeadLetterGuardResumed {
-        /// The record whose letter is next.
+        /// The record before whose dead letter the shard had stopped.
         record: &'a Record,
     },
     /// Another delivery of the record, or another record with its idempotency key, is being processed: it waits.

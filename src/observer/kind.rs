@@ -6,7 +6,8 @@ impl Event<'_> {
     /// The kind it belongs to.
     pub fn kind(&self) -> Interest {
         match self {
-            Event::AttemptFailed { .. }
+            Event::UserCodePanicked { .. }
+            | Event::AttemptFailed { .. }
             | Event::HandlerStuck { .. }
             | Event::RetryScheduled { .. }
             | Event::RetryDelayed { .. }

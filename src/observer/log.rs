@@ -1,11 +1,9 @@
 //! The observer that every processor has: `tracing` events.
 
-use std::error::Error;
-
 use tracing::{debug, error, info, trace, warn};
 
 use super::{Event, Interest, Observer};
-use crate::failure::{Failure, chain};
+use crate::failure::{Failure, texts as full};
 use crate::record::Record;
 
 /// Writes what happens as `tracing` events: what an operator must see at WARN and ERROR, failures of
@@ -51,6 +49,11 @@ impl Observer for Log {
 
     fn on(&self, event: &Event<'_>) {
         match event {
+            Event::UserCodePanicked { code, count: 1 } => error!(
+                code,
+                "user code panicked and was left out; this is logged once, the metric UserCodePanics counts it"
+            ),
+            Event::UserCodePanicked { .. } => {}
             Event::AttemptFailed {
                 record,
                 records,
@@ -430,10 +433,4 @@ impl Observer for Log {
             ),
         }
     }
-}
-
-/// Our own errors and a service's, with their sources.
-fn full(error: &(dyn Error + 'static)) -> String {
-    let texts: Vec<String> = chain(error).map(ToString::to_string).collect();
-    texts.join(": ")
 }

@@ -1,8 +1,12 @@
 //! The one port through which everything reports: failures, settlements, the life of a shard.
 
+use std::any::type_name;
 use std::fmt;
 use std::ops::BitOr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::external::caught;
 
 mod event;
 mod kind;
@@ -15,7 +19,8 @@ pub use log::Log;
 /// Hears what happens.
 ///
 /// Called on the task that processes the records: it must be quick, must not block and should not
-/// panic. `Debug` of an event shows no payload, no partition key and no text of a user's error.
+/// panic. A panic costs this observer the event, and nothing else: it is caught, counted and reported
+/// ([`Event::UserCodePanicked`]). `Debug` of an event shows no payload, no partition key and no text of a user's error.
 pub trait Observer: Send + Sync {
     /// Which events it wants; asked once, when the processor is built. What nobody wants is not
     /// even measured. Default: all.
@@ -84,21 +89,59 @@ impl BitOr for Interest {
     }
 }
 
+/// A piece of the user's code, and how often it has panicked.
+#[derive(Debug)]
+pub(crate) struct UserCode {
+    name: String,
+    panics: AtomicU64,
+}
+
+impl UserCode {
+    /// `name`: as reports have it, such as `classifier`.
+    pub(crate) fn new(name: impl Into<String>) -> Self {
+        UserCode {
+            name: name.into(),
+            panics: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a panic. Returns how many there were with it.
+    fn panicked(&self) -> u64 {
+        self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+}
+
+/// An observer, as its processor has it. A clone shares it.
+#[derive(Clone)]
+pub(crate) struct Watcher {
+    observer: Arc<dyn Observer>,
+    code: Arc<UserCode>,
+}
+
+impl Watcher {
+    pub(crate) fn new<O: Observer + 'static>(observer: O) -> Self {
+        Watcher {
+            observer: Arc::new(observer),
+            code: Arc::new(UserCode::new(format!("observer {}", type_name::<O>()))),
+        }
+    }
+}
+
 /// The observers of one processor. A clone shares them.
 #[derive(Clone)]
 pub(crate) struct Observers {
-    all: Arc<[Arc<dyn Observer>]>,
+    all: Arc<[Watcher]>,
     /// Of these, who wants which kind.
-    by_kind: Arc<[Vec<Arc<dyn Observer>>; Interest::KINDS]>,
+    by_kind: Arc<[Vec<Watcher>; Interest::KINDS]>,
     interest: Interest,
 }
 
 impl Observers {
-    pub(crate) fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
-        let mut by_kind: [Vec<Arc<dyn Observer>>; Interest::KINDS] = Default::default();
+    pub(crate) fn new(observers: Vec<Watcher>) -> Self {
+        let mut by_kind: [Vec<Watcher>; Interest::KINDS] = Default::default();
         let mut all_interests = Interest::NONE;
         for observer in &observers {
-            let interest = observer.interest();
+            let interest = observer.observer.interest();
             all_interests = all_interests | interest;
             for (place, list) in by_kind.iter_mut().enumerate() {
                 if interest.contains(Interest(1 << place)) {
@@ -113,9 +156,15 @@ impl Observers {
         }
     }
 
+    /// The log alone, where there is no processor.
+    pub(crate) fn log() -> Self {
+        Observers::new(vec![Watcher::new(Log::default())])
+    }
+
     /// These, and one more.
     #[cfg(feature = "kinesis")]
     pub(crate) fn and(&self, observer: Arc<dyn Observer>) -> Self {
+        let observer = Watcher::new(observer);
         Observers::new(self.all.iter().cloned().chain([observer]).collect())
     }
 
@@ -125,7 +174,11 @@ impl Observers {
 
     #[cfg(any(feature = "kinesis", feature = "lambda", feature = "multilang"))]
     pub(crate) fn flush(&self) {
-        self.all.iter().for_each(|observer| observer.flush());
+        for watcher in self.all.iter() {
+            if caught(|| watcher.observer.flush()).is_none() {
+                self.tell_panicked(&watcher.code);
+            }
+        }
     }
 
     pub(crate) fn tell(&self, event: &Event<'_>) {
@@ -140,8 +193,36 @@ impl Observers {
         let Some(wanted_by) = self.by_kind.get(place) else {
             return;
         };
-        for observer in wanted_by {
-            observer.on(event);
+        for watcher in wanted_by {
+            if caught(|| watcher.observer.on(event)).is_none() {
+                self.tell_panicked(&watcher.code);
+            }
+        }
+    }
+
+    /// Calls the user's code. `None`: it panicked, which is reported.
+    #[inline]
+    pub(crate) fn caught<T>(&self, code: &UserCode, call: impl FnOnce() -> T) -> Option<T> {
+        let result = caught(call);
+        if result.is_none() {
+            self.tell_panicked(code);
+        }
+        result
+    }
+
+    /// Counts a panic of the user's code, and reports it to all but the observer that it may be of.
+    #[cold]
+    fn tell_panicked(&self, code: &UserCode) {
+        let event = Event::UserCodePanicked {
+            code: &code.name,
+            count: code.panicked(),
+        };
+        let place = event.kind().0.trailing_zeros() as usize;
+        for watcher in self.by_kind.get(place).into_iter().flatten() {
+            let is_it = std::ptr::eq(&*watcher.code, code);
+            if !is_it && caught(|| watcher.observer.on(&event)).is_none() {
+                watcher.code.panicked();
+            }
         }
     }
 }

@@ -60,7 +60,8 @@ impl<'a> Event<'a> {
             | Event::CrashLoopOver { stream, shard }
             | Event::Checkpointed { stream, shard, .. }
             | Event::CheckpointFailed { stream, shard, .. } => Some((stream, Some(shard))),
-            Event::BreakerOpened { .. }
+            Event::UserCodePanicked { .. }
+            | Event::BreakerOpened { .. }
             | Event::BreakerHalfOpened { .. }
             | Event::BreakerClosed { .. }
             | Event::IdempotencyDelayed { .. }

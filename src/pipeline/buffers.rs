@@ -6,8 +6,16 @@ use std::collections::VecDeque;
 use super::window::Ordinal;
 use crate::record::Record;
 
-/// What a record counts for that shares a buffer.
+/// Marks a record that shares a buffer.
 const SHARED: u32 = u32::MAX;
+/// What a record counts for besides its payload: its place, number and key, and its entry in the window. A page may
+/// have a million records without a payload (an aggregate of the KPL), which take as much memory all the same.
+pub(super) const OVERHEAD: usize = 256;
+
+/// The bytes that a record counts for.
+pub(super) fn weight(record: &Record) -> usize {
+    record.payload().len() + OVERHEAD
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
@@ -33,7 +41,7 @@ impl Buffers {
             let own = record.payload().len();
             if behind.first().is_none_or(|next| !is_part(&next)) {
                 // No payload comes near the 4 GiB of a shared one's mark.
-                return u32::try_from(own).unwrap_or(SHARED - 1);
+                return u32::try_from(own + OVERHEAD).unwrap_or(SHARED - 1);
             }
             let others = behind.iter().take_while(is_part);
             let (records, bytes) = others.fold((1, own), |(records, bytes), other| {
@@ -44,6 +52,13 @@ impl Buffers {
         }
         self.sharing -= 1;
         SHARED
+    }
+
+    /// The next records, this many, are made of one packed aggregate, which counts for its payload of this many bytes
+    /// and its own overhead.
+    pub(super) fn open(&mut self, first: Ordinal, records: usize, bytes: usize) {
+        self.share(first, records, bytes + OVERHEAD);
+        self.sharing = records;
     }
 
     /// The next so many records share a buffer of so many bytes.
@@ -61,7 +76,7 @@ impl Buffers {
     /// The record weighed last needs no place in the window. What that frees.
     pub(super) fn passed(&mut self, weight: u32) -> usize {
         match weight {
-            SHARED => self.shared.back_mut().map_or(0, Buffer::leave),
+            SHARED => OVERHEAD + self.shared.back_mut().map_or(0, Buffer::leave),
             own => own as usize,
         }
     }
@@ -74,7 +89,7 @@ impl Buffers {
         }
         let behind = self.shared.partition_point(|buffer| buffer.first <= ordinal);
         let buffer = behind.checked_sub(1).and_then(|at| self.shared.get_mut(at));
-        buffer.map_or(0, Buffer::leave)
+        OVERHEAD + buffer.map_or(0, Buffer::leave)
     }
 }
 
@@ -98,11 +113,35 @@ mod tests {
         let mut buffers = Buffers::default();
         buffers.share(10, 3, 700);
         buffers.share(13, 2, 50);
-        assert_eq!(buffers.settled(11, SHARED), 0);
-        assert_eq!(buffers.settled(14, SHARED), 0);
-        assert_eq!(buffers.settled(13, SHARED), 50);
-        assert_eq!(buffers.settled(10, SHARED), 0);
-        assert_eq!(buffers.settled(12, SHARED), 700);
+        assert_eq!(buffers.settled(11, SHARED), OVERHEAD);
+        assert_eq!(buffers.settled(14, SHARED), OVERHEAD);
+        assert_eq!(buffers.settled(13, SHARED), OVERHEAD + 50);
+        assert_eq!(buffers.settled(10, SHARED), OVERHEAD);
+        assert_eq!(buffers.settled(12, SHARED), OVERHEAD + 700);
+    }
+
+    /// What is weighed is freed, whatever the records are: without payloads as well.
+    #[test]
+    fn each_record_counts_its_own_overhead() {
+        let record = |number: u64, sub, bytes| {
+            Record::builder("orders", "shardId-0".into(), number.into())
+                .sub_sequence_number(sub)
+                .payload(vec![0; bytes])
+                .build()
+        };
+        let records = [record(1, 0, 0), record(2, 0, 0), record(2, 1, 0), record(2, 2, 7)];
+        let mut buffers = Buffers::default();
+        let mut weights = Vec::new();
+        for (at, record) in records.iter().enumerate() {
+            weights.push(buffers.weigh(record, &records[at + 1..], at as Ordinal));
+        }
+        let ordinals = 0..records.len() as Ordinal;
+        let freed: usize = ordinals
+            .zip(weights)
+            .map(|(at, weight)| buffers.settled(at, weight))
+            .sum();
+        assert_eq!(freed, 4 * OVERHEAD + 7);
+        assert_eq!(freed, records.iter().map(weight).sum::<usize>());
     }
 
     /// A restart reads again what is settled already: such records have no ordinal.
@@ -110,14 +149,14 @@ mod tests {
     fn records_that_are_passed_free_it_as_well() {
         let mut buffers = Buffers::default();
         buffers.share(0, 3, 700);
-        assert_eq!(buffers.passed(SHARED), 0);
-        assert_eq!(buffers.passed(SHARED), 0);
-        assert_eq!(buffers.settled(0, SHARED), 700);
+        assert_eq!(buffers.passed(SHARED), OVERHEAD);
+        assert_eq!(buffers.passed(SHARED), OVERHEAD);
+        assert_eq!(buffers.settled(0, SHARED), OVERHEAD + 700);
         buffers.share(1, 2, 50);
-        assert_eq!(buffers.passed(SHARED), 0);
-        assert_eq!(buffers.passed(SHARED), 50);
+        assert_eq!(buffers.passed(SHARED), OVERHEAD);
+        assert_eq!(buffers.passed(SHARED), OVERHEAD + 50);
         buffers.share(1, 1, 8);
-        assert_eq!(buffers.settled(1, SHARED), 8);
+        assert_eq!(buffers.settled(1, SHARED), OVERHEAD + 8);
         assert_eq!(buffers.shared.len(), 1);
     }
 }

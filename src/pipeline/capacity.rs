@@ -1,8 +1,8 @@
-//! The bounds that all shards of a process share: handler calls now, and payload bytes held.
+//! The bounds that all shards of a process share: handler calls that run, and bytes of records in flight.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 #[cfg(feature = "kinesis")]
@@ -22,7 +22,14 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// At most so many handler calls now, and so many payload bytes held.
+    /// Allows up to `running` handler calls at a time, and up to `bytes` of records that are read and not settled.
+    ///
+    /// A record counts its payload and 256 bytes of its own. Two cases exceed `bytes`, so that no shard stops reading
+    /// for ever:
+    /// - One read at a time that may bring as much as all of `bytes`, or more, begins while less than `bytes` is in use.
+    ///   (A GetRecords call may bring 10 MiB.)
+    /// - Shards that the dead-letter guard has stopped keep their records. The other shards have a quarter of `bytes`
+    ///   at least.
     ///
     /// Defaults elsewhere: [`Capacity::default`].
     pub fn new(running: usize, bytes: usize) -> Result<Self, ConfigError> {
@@ -62,6 +69,8 @@ impl Capacity {
             memory: Arc::new(Memory {
                 limit: bytes,
                 used: AtomicUsize::new(0),
+                parked: AtomicUsize::new(0),
+                beyond: AtomicBool::new(false),
                 freed: Notify::new(),
                 waiting: AtomicUsize::new(0),
             }),
@@ -73,7 +82,7 @@ impl Capacity {
         self.max_running - self.running.available_permits().min(self.max_running)
     }
 
-    /// Payload bytes reserved and held now.
+    /// Bytes that are reserved, or in use by records that are not settled.
     pub fn bytes(&self) -> usize {
         self.memory.used.load(Ordering::Relaxed)
     }
@@ -87,17 +96,20 @@ impl Capacity {
         }
     }
 
-    /// Waits until so many payload bytes are free, and takes them; what is larger than all of the memory
-    /// goes through when nothing else does. For a [`Batch`](super::Batch) to be read.
+    /// Waits until this number of bytes is free, and takes them, for a [`Batch`](super::Batch) that is to be read. If
+    /// it is all that there is, or more, it waits only until less than the limit is in use, and for no other that did
+    /// the same.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
         let mut waiting = None;
         loop {
-            // Enabled before the look, so that a release in between is not missed.
+            // Enabled before the check, so that a release in between is not missed.
             let freed = self.memory.freed.notified();
-            if self.memory.take(bytes) {
+            if let Some(is_beyond) = self.memory.take(bytes) {
                 return Reservation {
                     memory: self.memory.clone(),
                     bytes,
+                    is_beyond,
+                    is_parked: false,
                 };
             }
             waiting.get_or_insert_with(|| Waiting::new(&self.memory));
@@ -114,6 +126,8 @@ impl Capacity {
         Reservation {
             memory: self.memory.clone(),
             bytes: 0,
+            is_beyond: false,
+            is_parked: false,
         }
     }
 }
@@ -139,19 +153,54 @@ impl fmt::Debug for Capacity {
 struct Memory {
     limit: usize,
     used: AtomicUsize,
+    /// The part of it that shards keep which the dead-letter guard has stopped.
+    parked: AtomicUsize,
+    /// Whether a read is under way that may exceed the limit.
+    beyond: AtomicBool,
     freed: Notify,
     /// Fetches that wait for memory.
     waiting: AtomicUsize,
 }
 
 impl Memory {
-    fn take(&self, bytes: usize) -> bool {
+    /// Takes this number of bytes, if they are free. Returns whether they may exceed the limit.
+    fn take(&self, bytes: usize) -> Option<bool> {
+        if self.take_if(bytes, |active, limit| bytes <= limit.saturating_sub(active)) {
+            return Some(false);
+        }
+        // A read may need a whole page, and the limit may be no more than that.
+        let may_exceed = |active, limit| bytes >= limit && active < limit;
+        if !self.allows(self.used.load(Ordering::Relaxed), may_exceed)
+            || self.beyond.swap(true, Ordering::AcqRel)
+        {
+            return None;
+        }
+        if self.take_if(bytes, may_exceed) {
+            return Some(true);
+        }
+        self.end_beyond();
+        None
+    }
+
+    fn end_beyond(&self) {
+        self.beyond.store(false, Ordering::Release);
+        self.freed.notify_waiters();
+    }
+
+    fn take_if(&self, bytes: usize, is_allowed: impl Fn(usize, usize) -> bool) -> bool {
         self.used
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| {
-                // Whatever the limit, one fetch at a time goes through.
-                (used == 0 || used + bytes <= self.limit).then_some(used + bytes)
+                self.allows(used, &is_allowed).then_some(used + bytes)
             })
             .is_ok()
+    }
+
+    /// Asks with the bytes in use and the limit, both without what stopped shards keep.
+    fn allows(&self, used: usize, is_allowed: impl Fn(usize, usize) -> bool) -> bool {
+        let parked = self.parked.load(Ordering::Relaxed);
+        let of_others = (self.limit / SHARE_OF_OTHERS).max(1);
+        let limit = self.limit.saturating_sub(parked).max(of_others);
+        is_allowed(used.saturating_sub(parked), limit)
     }
 
     fn release(&self, bytes: usize) {
@@ -178,34 +227,79 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Bytes taken from a [`Capacity`]; given back when dropped.
+/// The share of all bytes that shards have at least, whatever stopped shards keep: one in four.
+const SHARE_OF_OTHERS: usize = 4;
+
+/// Bytes taken from a [`Capacity`]; released when dropped.
 pub struct Reservation {
     memory: Arc<Memory>,
     bytes: usize,
+    /// They may exceed the limit. No other may until it is known what they hold.
+    is_beyond: bool,
+    /// The dead-letter guard has stopped the shard that has them.
+    is_parked: bool,
 }
 
 impl Reservation {
-    /// Gives back all but so many.
-    pub(crate) fn keep(&mut self, bytes: usize) {
-        let freed = self.bytes.saturating_sub(bytes);
-        self.bytes -= freed;
-        self.memory.release(freed);
+    /// Releases all but this number of bytes, which are those in use. If they are more than were reserved, the rest is
+    /// taken, whether it is free or not: the records are there.
+    pub(crate) fn use_only(&mut self, bytes: usize) {
+        self.grow(bytes.saturating_sub(self.bytes));
+        self.release(self.bytes - bytes);
+        if std::mem::take(&mut self.is_beyond) {
+            self.memory.end_beyond();
+        }
     }
 
-    /// Gives back so many.
+    /// Takes more, whether it is free or not.
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.bytes += bytes;
+            self.memory.used.fetch_add(bytes, Ordering::AcqRel);
+            if self.is_parked {
+                self.memory.parked.fetch_add(bytes, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// Releases this number of bytes, of those that there are.
     pub(crate) fn release(&mut self, bytes: usize) {
-        self.keep(self.bytes.saturating_sub(bytes));
+        let freed = bytes.min(self.bytes);
+        self.bytes -= freed;
+        if self.is_parked {
+            self.memory.parked.fetch_sub(freed, Ordering::AcqRel);
+        }
+        self.memory.release(freed);
     }
 
     /// Takes over another's.
     pub(crate) fn absorb(&mut self, mut other: Reservation) {
-        self.bytes += std::mem::take(&mut other.bytes);
+        let bytes = std::mem::take(&mut other.bytes);
+        self.bytes += bytes;
+        if self.is_parked {
+            self.memory.parked.fetch_add(bytes, Ordering::AcqRel);
+        }
+    }
+
+    /// Says whether the dead-letter guard has stopped the shard: what it keeps does not count against the others.
+    pub(crate) fn park(&mut self, is_parked: bool) {
+        if self.is_parked == is_parked {
+            return;
+        }
+        self.is_parked = is_parked;
+        match is_parked {
+            true => {
+                self.memory.parked.fetch_add(self.bytes, Ordering::AcqRel);
+                self.memory.freed.notify_waiters();
+            }
+            false => drop(self.memory.parked.fetch_sub(self.bytes, Ordering::AcqRel)),
+        }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.keep(0);
+        self.use_only(0);
     }
 }
 
@@ -295,7 +389,7 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        first.keep(60);
+        first.use_only(60);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished(), "110 bytes are more than 100");
         first.release(10);
@@ -305,10 +399,68 @@ mod tests {
         assert_eq!(capacity.bytes(), 0);
     }
 
+    fn is_there_room(capacity: &Capacity, bytes: usize) -> bool {
+        let mut reserving = std::pin::pin!(capacity.reserve(bytes));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        reserving.as_mut().poll(&mut cx).is_ready()
+    }
+
     #[tokio::test]
     async fn one_that_is_larger_than_all_memory_goes_through_alone() {
         let capacity = Capacity::new(1, 100).expect("valid");
+        let one = capacity.reserve(1_000).await;
+        assert!(!is_there_room(&capacity, 1_000));
+        drop(one);
+        assert_eq!(capacity.bytes(), 0);
         drop(capacity.reserve(1_000).await);
+    }
+
+    /// A page may need all of the memory, or more. A record in backoff must not stop the reading of all others.
+    #[tokio::test]
+    async fn a_few_bytes_in_use_do_not_stop_a_read_of_the_largest_size() {
+        for page in [100, 1_000] {
+            let capacity = Capacity::new(1, 100).expect("valid");
+            let mut in_backoff = capacity.reserve(page).await;
+            in_backoff.use_only(99);
+            let mut read = capacity.reserve(page).await;
+            assert!(!is_there_room(&capacity, page), "one at a time");
+            read.use_only(1);
+            assert!(!is_there_room(&capacity, page), "all of it is in use");
+            in_backoff.release(1);
+            assert!(is_there_room(&capacity, page));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_stopped_shards_keep_leaves_a_quarter_to_the_others() {
+        let capacity = Capacity::new(1, 100).expect("valid");
+        let mut stopped = capacity.reserve(100).await;
+        assert!(!is_there_room(&capacity, 25));
+        stopped.park(true);
+        let other = capacity.reserve(25).await;
+        assert!(!is_there_room(&capacity, 1));
+        stopped.release(10);
+        stopped.grow(10);
+        drop(other);
+        assert!(is_there_room(&capacity, 25));
+        stopped.release(60);
+        assert!(is_there_room(&capacity, 60));
+        stopped.park(false);
+        assert!(is_there_room(&capacity, 60) && !is_there_room(&capacity, 61));
+        drop(stopped);
+        assert_eq!(
+            (capacity.bytes(), capacity.memory.parked.load(Ordering::Relaxed)),
+            (0, 0)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_read_that_brings_more_than_was_reserved_counts_in_full() {
+        let capacity = Capacity::new(1, 100).expect("valid");
+        let mut read = capacity.reserve(10).await;
+        read.use_only(150);
+        assert_eq!(capacity.bytes(), 150);
+        read.release(150);
         assert_eq!(capacity.bytes(), 0);
     }
 

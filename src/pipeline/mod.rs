@@ -12,7 +12,7 @@
 //! | running | the process | handler calls now; given back during backoff | 64 |
 //! | held | each shard | records read and not settled | 4,096 |
 //! | span | each shard | the distance from the watermark to the newest record read | 262,144 |
-//! | bytes | the process | payload bytes held, reserved before they are fetched | 256 MiB |
+//! | bytes | the process | bytes of records in flight, reserved before they are fetched: payloads, and 256 bytes for each record | 256 MiB |
 //!
 //! A bound that is reached stops the reading, never anything else.
 
@@ -36,6 +36,7 @@ mod read_until;
 mod ready;
 mod shard;
 mod slots;
+mod unread;
 mod window;
 mod work;
 
@@ -243,10 +244,10 @@ impl From<Vec<Record>> for Batch {
 }
 
 impl Batch {
-    /// With the memory that was [reserved](Capacity::reserve) before they were read. What the payloads
-    /// do not need is given back at once, the rest as the records settle.
+    /// With the memory that was [reserved](Capacity::reserve) before they were read. What the records do not need is
+    /// released at once, the rest as the records settle. A record needs its payload's bytes, and 256 of its own.
     pub fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
-        reservation.keep(records.iter().map(|record| record.payload().len()).sum());
+        reservation.use_only(records.iter().map(buffers::weight).sum());
         Batch {
             records,
             reservation: Some(reservation),

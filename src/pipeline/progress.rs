@@ -1,6 +1,6 @@
 //! What a shard's task tells the one that stores its checkpoints.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::Context;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,9 @@ pub struct Progress {
     demand: AtomicU8,
     shard: AtomicWaker,
     turns: AtomicU64,
+    /// Whether the pipeline's run has ended, after which the shard's task has no more turns.
+    ended: AtomicBool,
+    stopped: AtomicBool,
     stuck: AtomicU8,
     held: AtomicUsize,
     /// When the oldest that is not settled arrived, in milliseconds since 1970; 0 without one.
@@ -57,6 +60,8 @@ impl Progress {
             demand: AtomicU8::new(NONE),
             shard: AtomicWaker::new(),
             turns: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             stuck: AtomicU8::new(0),
             held: AtomicUsize::new(0),
             oldest: AtomicU64::new(0),
@@ -90,8 +95,20 @@ impl Progress {
         self.shard.register(cx.waker());
     }
 
-    /// How many turns the shard's task has had. One that hangs has no more of them, however often it is
-    /// [woken](Progress::wake).
+    /// Reports that a run begins; that it is over when the result is dropped.
+    pub(super) fn run(&self) -> RunGuard<'_> {
+        self.ended.store(false, Ordering::Relaxed);
+        RunGuard(self)
+    }
+
+    /// Whether the pipeline's run is over. What its task does after that, such as waiting for a store, takes no
+    /// [turns](Progress::turns).
+    pub fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// The number of turns that the shard's task has had. A task that hangs has no more of them, however often it is
+    /// [woken](Progress::wake); nor has one whose run has [ended](Progress::is_ended).
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }
@@ -99,6 +116,12 @@ impl Progress {
     /// Gives the shard's task a turn.
     pub fn wake(&self) {
         self.shard.wake();
+    }
+
+    /// Whether the dead-letter guard has stopped the shard, which waits for
+    /// [`Guard::resume`](crate::Guard::resume).
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// The bound behind which the shard has waited for the same record for some time, if it does.
@@ -127,6 +150,10 @@ impl Progress {
         let since = oldest.and_then(|oldest| oldest.arrival()?.duration_since(UNIX_EPOCH).ok());
         let millis = since.map_or(0, |since| since.as_millis() as u64);
         self.oldest.store(millis, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_stopped(&self, stopped: bool) {
+        self.stopped.store(stopped, Ordering::Relaxed);
     }
 
     pub(super) fn set_stuck(&self, bound: Option<Bound>) {
@@ -159,5 +186,15 @@ impl Progress {
 
     fn send(&self, checkpoint: Checkpoint, last: bool) {
         self.latest.send_replace(Some(Published { checkpoint, last }));
+    }
+}
+
+/// As long as it lives, the shard's task has turns.
+pub(super) struct RunGuard<'a>(&'a Progress);
+
+impl Drop for RunGuard<'_> {
+    fn drop(&mut self) {
+        self.0.set_stopped(false);
+        self.0.ended.store(true, Ordering::Relaxed);
     }
 }

@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::vec;
 
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
@@ -19,7 +18,7 @@ pub(super) use beginning::run;
 #[cfg(feature = "kinesis")]
 pub(super) use beginning::run_careful;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, OVERHEAD};
 use super::capacity::{Permits, Reservation};
 use super::delays::Delays;
 use super::expiring::Expiring;
@@ -30,6 +29,7 @@ use super::progress::Progress;
 use super::read_until::ReadUntil;
 use super::ready::{Ready, Waiting};
 use super::slots::Slots;
+use super::unread::{NextRecord, Unread};
 use super::window::{Earlier, Ordinal, Window};
 use super::work::Work;
 use super::{Batch, Finished, Pipeline, ShardHalted};
@@ -57,6 +57,8 @@ struct Shard<'a, S, F, M> {
     after_dead_letter: AfterDeadLetter,
     /// While a breaker is not closed: wakes the task when that changes.
     breaker_change: Option<BoxFuture<'a, ()>>,
+    /// While the dead-letter guard has stopped the shard: wakes the task when the guard resumes it.
+    guard_resumed: Option<BoxFuture<'a, ()>>,
     observers: &'a Observers,
     batches: S,
     progress: &'a Progress,
@@ -77,7 +79,7 @@ struct Shard<'a, S, F, M> {
     memory: Reservation,
     freed: usize,
     buffers: Buffers,
-    batch: vec::IntoIter<Record>,
+    batch: Unread,
     batch_reserved: bool,
     input_ended: bool,
     stop: Option<Stop>,
@@ -124,6 +126,7 @@ where
         };
         self.slots.listen(cx);
         self.await_breakers(cx);
+        self.await_guard(cx);
         self.end_turn(cx, bound);
 
         if let Some(stop) = &mut self.stop {
@@ -134,7 +137,7 @@ where
         }
         let gathered = self.gather.as_ref().is_none_or(Gather::is_empty);
         let idle = self.slots.is_empty() && self.ready.is_empty() && self.delays.is_empty() && gathered;
-        let nothing_more = self.input_ended && self.batch.len() == 0;
+        let nothing_more = self.input_ended && self.batch.is_empty();
         // Idle behind a bound: every lane in the window has stopped.
         if idle && (nothing_more || bound.is_some()) {
             Poll::Ready(())
@@ -178,7 +181,12 @@ where
 
     fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
         let gather_waits = self.gather.as_ref().is_some_and(|gather| gather.waits_for_permit);
-        self.permits.end_turn(!self.ready.is_empty() || gather_waits);
+        // A stopped shard takes no permit, so that one which came to it in the line would be lost to all others.
+        let is_stopped = self.run.is_stopped();
+        self.permits
+            .end_turn(!is_stopped && (!self.ready.is_empty() || gather_waits));
+        self.progress.set_stopped(is_stopped);
+        self.memory.park(is_stopped);
         self.memory.release(std::mem::take(&mut self.freed));
         if self.changed && self.progress.wanted(self.urgent) {
             let checkpoint = self.checkpoint();
@@ -213,10 +221,10 @@ where
         if self.window.span() >= self.pipeline.span {
             return Read::Bounded(Bound::Span);
         }
-        if let Some(record) = self.batch.next() {
+        if let Some(next) = self.batch.next() {
             work.did(1);
-            self.admit(record, cx);
-            if self.batch.len() == 0 {
+            self.admit(next, cx);
+            if self.batch.is_empty() {
                 self.read_until.admitted(self.window.next());
             }
             return Read::Some;
@@ -232,7 +240,7 @@ where
                     // Of an idle shard a checkpoint is made for this alone.
                     self.changed |= batch.read_until.is_some() && self.window.held() == 0;
                 }
-                self.batch = batch.records.into_iter();
+                self.batch = Unread::new(batch.records);
                 self.batch_reserved = batch.reservation.is_some();
                 if let Some(reservation) = batch.reservation {
                     self.memory.absorb(reservation);
@@ -249,16 +257,15 @@ where
 
     /// Whether waiting may bring another record.
     fn more_may_come(&self, read: &Read) -> bool {
-        matches!(read, Read::Nothing) && !(self.input_ended && self.batch.len() == 0)
+        matches!(read, Read::Nothing) && !(self.input_ended && self.batch.is_empty())
     }
 
-    fn admit(&mut self, record: Record, cx: &mut Context<'_>) {
+    fn admit(&mut self, next: NextRecord, cx: &mut Context<'_>) {
         let bytes = match self.batch_reserved {
-            true => self
-                .buffers
-                .weigh(&record, self.batch.as_slice(), self.window.next()),
+            true => self.weigh(&next),
             false => 0,
         };
+        let record = next.record;
         match self.window.earlier(&record) {
             Earlier::Passed => {
                 self.freed += self.buffers.passed(bytes);
@@ -292,6 +299,20 @@ where
                 self.ready.push_first(ordinal);
             }
         }
+    }
+
+    /// What the next record counts for.
+    #[inline]
+    fn weigh(&mut self, next: &NextRecord) -> u32 {
+        let ordinal = self.window.next();
+        if next.is_made {
+            if let Some((records, bytes)) = next.opens {
+                self.buffers.open(ordinal, records, bytes);
+            }
+            // Until now it was a few bytes of its aggregate.
+            self.memory.grow(OVERHEAD);
+        }
+        self.buffers.weigh(&next.record, self.batch.behind(), ordinal)
     }
 
     /// A step has ended.
@@ -419,10 +440,9 @@ where
 
     fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
         let checkpoint = self.checkpoint();
-        let unsettled = self.window.held() + self.batch.len();
-        let held = self.window.oldest().map(|(_, oldest)| oldest);
-        let first = held.or(self.batch.as_slice().first());
-        let first_unsettled = first.map(|first| first.sequence_number().clone());
+        let unsettled = self.window.held() + self.batch.count();
+        let held = self.window.oldest().map(|(_, oldest)| oldest.sequence_number());
+        let first_unsettled = held.or(self.batch.sequence_number()).cloned();
         match self.stop.and_then(|stop| stop.halted) {
             Some((record, halt)) => Err(Box::new(ShardHalted {
                 unsettled,

@@ -35,8 +35,16 @@ struct Meta {
     sub_sequence_number: u64,
     partition_key: Option<Text>,
     arrival: Option<SystemTime>,
-    /// On the heap, as hardly any was.
-    redriven: Option<Box<Redriven>>,
+    /// On the heap, as hardly any has it.
+    extra: Option<Box<Extra>>,
+}
+
+/// What only a few records have.
+enum Extra {
+    Redriven(Redriven),
+    /// The record is an aggregate that was checked and not opened yet, with this number of records inside.
+    #[cfg(feature = "kpl")]
+    Packed(usize),
 }
 
 /// Where records are read: one for the records of a page, so that each counts a single reference.
@@ -64,7 +72,7 @@ impl Record {
                 sub_sequence_number: 0,
                 partition_key: None,
                 arrival: None,
-                redriven: None,
+                extra: None,
             },
             payload: Bytes::new(),
         }
@@ -103,7 +111,44 @@ impl Record {
     /// Where it comes from, if it was a dead letter that was driven again. Known of a record that was driven again in this
     /// process, or put into the stream with a stamp (`redrive replay --stamp`); of any other it cannot be told.
     pub fn redriven(&self) -> Option<&Redriven> {
-        self.meta.redriven.as_deref()
+        match self.meta.extra.as_deref()? {
+            Extra::Redriven(redriven) => Some(redriven),
+            #[cfg(feature = "kpl")]
+            Extra::Packed(_) => None,
+        }
+    }
+
+    /// How many records it stands for: one, unless it is a packed aggregate.
+    pub(crate) fn count(&self) -> usize {
+        match self.meta.extra.as_deref() {
+            #[cfg(feature = "kpl")]
+            Some(Extra::Packed(records)) => *records,
+            _ => 1,
+        }
+    }
+
+    /// Whether it is an aggregate whose records are made later.
+    #[cfg(feature = "kpl")]
+    #[inline]
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self.meta.extra.as_deref(), Some(Extra::Packed(_)))
+    }
+
+    /// Marks it as an aggregate with this number of records, which are made later.
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    pub(crate) fn packed(self, records: usize) -> Self {
+        let meta = Meta {
+            source: self.meta.source.clone(),
+            sequence_number: self.meta.sequence_number.clone(),
+            sub_sequence_number: self.meta.sub_sequence_number,
+            partition_key: self.meta.partition_key.clone(),
+            arrival: self.meta.arrival,
+            extra: Some(Box::new(Extra::Packed(records))),
+        };
+        Record {
+            meta: Arc::new(meta),
+            payload: self.payload,
+        }
     }
 
     /// How long ago Kinesis received it, by our clock.
@@ -193,7 +238,7 @@ impl Aggregate {
                 sub_sequence_number,
                 partition_key: Some(partition_key.into()),
                 arrival: self.arrival,
-                redriven: redriven.map(Box::new),
+                extra: redriven.map(|redriven| Box::new(Extra::Redriven(redriven))),
             }),
             payload,
         }
@@ -240,7 +285,7 @@ impl RecordBuilder {
 
     /// Where it comes from, if it was driven again. Default: it was not.
     pub fn redriven(mut self, redriven: Redriven) -> Self {
-        self.meta.redriven = Some(Box::new(redriven));
+        self.meta.extra = Some(Box::new(Extra::Redriven(redriven)));
         self
     }
 

@@ -12,6 +12,7 @@ use super::target::{Job, Target};
 use super::through::record;
 use crate::dead_letter::DeadLetter;
 use crate::idempotency::Claimed;
+use crate::observer::Observers;
 use crate::record::Redriven;
 use crate::rfc3339;
 
@@ -166,12 +167,13 @@ impl<T: Target> Run<T> {
             .filter(|opening| opening.outcome.is_none())
             .filter(|opening| opening.letter.as_ref().is_some_and(|letter| letter.suspect))
             .collect();
+        let log = Observers::log();
         let keys: Vec<_> = suspects
             .iter()
             .filter_map(|opening| opening.letter.as_ref())
             .map(|letter| {
                 let redriven = Redriven::new(letter.origin, 1, None);
-                idempotency.key_of(&letter.application, &record(letter, &redriven))
+                idempotency.key_of(&letter.application, &record(letter, &redriven), &log)
             })
             .collect();
         let answers = idempotency.store.completed(&keys, idempotency.now()).await;

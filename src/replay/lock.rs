@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::ledger::{Ledger, LedgerError};
 use super::source::DeadLetterSource;
+use crate::failure::texts;
 
 /// Works while the source keeps what it was given. `due`: when it is to do so next, however short each work is.
 pub(super) async fn kept<O>(
@@ -29,7 +30,7 @@ pub(super) async fn kept<O>(
         // Others may read it then, and the ledger tells them what is done.
         if let Err(error) = source.keep().await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = texts(&error),
                 "letters that are worked on cannot be kept from others"
             );
         }

@@ -18,7 +18,8 @@ use super::source::Message;
 use super::target::{Job, Sent, Target};
 use super::{Replay, ReplayError};
 use crate::dead_letter::DeadLetter;
-use crate::failure::BoxError;
+use crate::external::caught;
+use crate::failure::{BoxError, texts};
 
 pub(super) struct Run<T> {
     pub(super) replay: Replay,
@@ -33,6 +34,8 @@ pub(super) struct Run<T> {
     /// When the source is to keep what it has given.
     keep_at: Instant,
     report: Report,
+    /// The user's function that hears of each dead letter has panicked.
+    is_deaf: bool,
 }
 
 /// The most letters that go to the target, and into the ledger, at once: what a PutRecords request takes.
@@ -50,6 +53,7 @@ impl<T: Target> Run<T> {
                 in_order: replay.source.keeps_order(),
                 ..Report::default()
             },
+            is_deaf: false,
             replay,
             ledger,
             target,
@@ -266,7 +270,11 @@ impl<T: Target> Run<T> {
                         letter: opening.letter.as_deref(),
                         outcome,
                     };
-                    heard(&said, &self.report);
+                    // What is done is done: the run goes on, and removes it.
+                    if caught(|| heard(&said, &self.report)).is_none() && !self.is_deaf {
+                        self.is_deaf = true;
+                        tracing::error!("the function given to on_each panicked; this is logged once");
+                    }
                 }
             }
         }
@@ -290,7 +298,7 @@ impl<T: Target> Run<T> {
                 Err(error) => {
                     self.report.not_removed += 1;
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = texts(&error),
                         "a letter that is done cannot be removed; the next run removes it"
                     );
                 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Run, trace};
+use crate::external::discard;
 use crate::observer::{Event, Interest};
 use crate::processor::{Attempt, BatchFailure, RecordProcessor};
 use crate::record::Record;
@@ -94,13 +95,11 @@ impl std::error::Error for Panicked {}
 
 impl From<Box<dyn Any + Send>> for Panicked {
     fn from(payload: Box<dyn Any + Send>) -> Self {
-        let message = match payload.downcast::<String>() {
-            Ok(message) => Some(*message),
-            Err(payload) => payload
-                .downcast::<&'static str>()
-                .ok()
-                .map(|text| text.to_string()),
-        };
+        let text = payload
+            .downcast_ref::<&'static str>()
+            .map(|text| text.to_string());
+        let message = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        discard(payload);
         Panicked { message }
     }
 }

@@ -20,7 +20,7 @@ use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
 use crate::failure::Verdict;
 use crate::guard::Guard;
 use crate::idempotency::Idempotency;
-use crate::observer::{Log, Observer, Observers};
+use crate::observer::{Log, Observer, Observers, Watcher};
 use crate::processor::RecordProcessor;
 use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
 use crate::trace_context::TraceContext;
@@ -59,7 +59,7 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     guard: Setting<Guard>,
     budget: Setting<RetryBudget>,
     idempotency: Option<Idempotency>,
-    observers: Vec<Arc<dyn Observer>>,
+    observers: Vec<Watcher>,
     trace_context: Option<Box<dyn TraceContext>>,
     log_error_text: bool,
     seed: Option<u64>,
@@ -215,7 +215,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
 
     /// Adds an observer. The log is always there.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.observers.push(Arc::new(observer));
+        self.observers.push(Watcher::new(observer));
         self
     }
 
@@ -270,7 +270,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         }
         let mut rng = source_of_chance(self.seed);
         let mut observers = self.observers;
-        observers.push(Arc::new(Log::new(self.log_error_text)));
+        observers.push(Watcher::new(Log::new(self.log_error_text)));
         let observers = Observers::new(observers);
         let outbox = match self.sink {
             Setting::With(sink) => Some(Outbox::new(sink, observers.clone(), rng.random())),
@@ -295,7 +295,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             breakers: own.into_iter().chain(self.dependencies).collect(),
             budget: self.budget.or(RetryBudget::default),
             guard: self.guard.or(Guard::default),
-            observers,
+            observers: observers.clone(),
         };
         Ok(Resilient(Arc::new(Inner {
             run: protection.begin_run(None, None),
@@ -305,14 +305,11 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             name: self.name,
             version: self.version,
             policy: self.policy,
-            classifiers: Classifiers {
-                typed: self.typed,
-                erased: self.erased,
-            },
+            classifiers: Classifiers::new(self.typed, self.erased),
             outbox,
             after_dead_letter: self.after_dead_letter,
             claims,
-            traces: Traces::new(self.trace_context),
+            traces: Traces::new(self.trace_context, observers.clone()),
             interrupted: Interrupted::new(),
             rng: Mutex::new(rng),
         })))

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::answer::answer;
 use super::attempt::Term;
 use crate::alike::failed_alike;
+use crate::external::caught;
 use crate::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, Idempotency, IdempotencyStore, Key, Owner, PayloadHash,
     StoreError,
@@ -105,7 +106,7 @@ impl Claims {
 
     /// The claim that a record begins with.
     pub(super) fn of(&self, application: &str, record: &Record) -> Claim {
-        let key = self.settings.key_of(application, record);
+        let key = self.settings.key_of(application, record, &self.observers);
         let mut claim = Claim::new(key, new_owner(), self.settings.now());
         claim.payload = self.settings.payload_of(record);
         claim
@@ -120,7 +121,7 @@ impl Claims {
         }
         let keys = records
             .iter()
-            .map(|record| self.settings.key_of(application, record));
+            .map(|record| self.settings.key_of(application, record, &self.observers));
         let keys: Vec<Key> = keys.filter(|key| self.known(key).is_none()).collect();
         let now = self.settings.now();
         let asked = self.settings.store.completed(&keys, now);
@@ -310,7 +311,8 @@ impl Claims {
         if claims.is_empty() {
             return Vec::new();
         }
-        match answer("the store", CALL_TIMEOUT, call(&*self.settings.store)).await {
+        let asked = async { call(&*self.settings.store).await };
+        match answer("the store", CALL_TIMEOUT, asked).await {
             Ok(mut answers) => {
                 answers.resize_with(claims.len(), || Err(StoreError::unavailable(SILENT)));
                 answers
@@ -361,8 +363,9 @@ impl Claims {
         delay: Duration,
     ) {
         if self.observers.want(Interest::FAILURES) {
+            let name = caught(|| self.settings.store.name());
             self.observers.tell(&Event::IdempotencyDelayed {
-                store: &self.settings.store.name(),
+                store: name.as_deref().unwrap_or("the store"),
                 failures,
                 error,
                 delay,

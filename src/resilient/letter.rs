@@ -98,7 +98,6 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     async fn is_let_through(&self, record: &Record, run: &Run) {
-        let mut stopped = false;
         loop {
             if self.protection.is_open() && !Sabotage::LetterWhileOpen.is_committed() {
                 self.protection.change().await;
@@ -111,13 +110,10 @@ impl<P: RecordProcessor> Inner<P> {
             let resumed = guard.resumed();
             match guard.ask(record) {
                 Permission::Granted => {
-                    if stopped {
-                        self.tell(Interest::FAILURES, || Event::DeadLetterGuardResumed { record });
-                    }
+                    self.protection.tell_resumed(run);
                     return;
                 }
                 Permission::Stopped(shard) => {
-                    stopped = true;
                     self.tell(Interest::FAILURES, || Event::DeadLetterGuardStopped {
                         record,
                         letters: shard.letters,

@@ -34,7 +34,6 @@ mod target;
 mod trace;
 mod verdict;
 
-#[cfg(feature = "kinesis")]
 pub(crate) use answer::answer;
 pub use attempt::{AttemptTimedOut, Panicked};
 pub use builder::ResilientBuilder;

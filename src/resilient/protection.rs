@@ -90,6 +90,20 @@ impl Run {
         self.guard.as_ref().is_some_and(|guard| guard.is_stopped())
     }
 
+    /// Whether the dead-letter guard has resumed the shard, and that is not reported yet.
+    #[inline]
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.was_stopped())
+    }
+
+    /// Returns when the dead-letter guard resumes its shards, after this call.
+    pub(crate) async fn resumed(&self) {
+        match &self.guard {
+            Some(guard) => guard.resumed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Whether records are given up that must not be held any longer.
     #[inline]
     pub(crate) fn gives_up(&self) -> bool {
@@ -253,6 +267,17 @@ impl Protection {
         } else if let Some(breaker) = blamed {
             let change = breaker.failed(record, others_succeed);
             self.tell_of(breaker, change);
+        }
+    }
+
+    /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped it.
+    pub(crate) fn tell_resumed(&self, run: &Run) {
+        let Some(record) = run.guard.as_ref().and_then(|guard| guard.take_resumption()) else {
+            return;
+        };
+        if self.observers.want(Interest::FAILURES) {
+            self.observers
+                .tell(&Event::DeadLetterGuardResumed { record: &record });
         }
     }
 

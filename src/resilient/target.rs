@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::answer::answer;
 use crate::classify::StandardClassifier;
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError};
+use crate::external::caught;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 
@@ -38,9 +39,10 @@ pub(crate) async fn check_target(
         }
     };
     if observers.want(Interest::SHARDS) {
+        let name = caught(|| sink.name());
         for warning in warnings {
             observers.tell(&Event::DeadLetterTargetWarning {
-                sink: &sink.name(),
+                sink: name.as_deref().unwrap_or("the dead-letter sink"),
                 message: &warning.message,
                 remedy: &warning.remedy,
             });

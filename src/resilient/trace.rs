@@ -2,22 +2,30 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug_span};
 
 use super::{Otherwise, Stage, Step};
+use crate::observer::{Observers, UserCode};
 use crate::record::Record;
 use crate::settled::{Settled, Unsettled};
 use crate::trace_context::TraceContext;
 
 /// The trace that a record belongs to, if somebody can say.
-pub(super) struct Traces(Option<Box<dyn TraceContext>>);
+pub(super) struct Traces {
+    context: Option<Box<dyn TraceContext>>,
+    code: UserCode,
+    observers: Observers,
+}
 
 impl Traces {
-    pub(super) fn new(context: Option<Box<dyn TraceContext>>) -> Self {
-        Traces(context)
+    pub(super) fn new(context: Option<Box<dyn TraceContext>>, observers: Observers) -> Self {
+        Traces {
+            context,
+            code: UserCode::new("trace context"),
+            observers,
+        }
     }
 
     /// As its producer wrote it.
@@ -26,12 +34,8 @@ impl Traces {
     }
 
     fn ask<T>(&self, question: impl FnOnce(&dyn TraceContext) -> T) -> Option<T> {
-        let context = self.0.as_deref()?;
-        let answer = catch_unwind(AssertUnwindSafe(|| question(context)));
-        if answer.is_err() {
-            tracing::warn!("a trace context panicked: a record goes on without its trace");
-        }
-        answer.ok()
+        let context = self.context.as_deref()?;
+        self.observers.caught(&self.code, || question(context))
     }
 
     /// For the life of a record, if anybody wants it.
@@ -83,7 +87,7 @@ impl Traces {
             otel.kind = "consumer",
             otel.status_code = Empty,
         );
-        if !span.is_disabled() && self.0.is_some() {
+        if !span.is_disabled() && self.context.is_some() {
             for context in records.iter().filter_map(|record| self.context(record)) {
                 self.ask(|trace| trace.add_link(&span, &context));
             }
@@ -94,7 +98,7 @@ impl Traces {
 
 impl fmt::Debug for Traces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Traces").field(&self.0.is_some()).finish()
+        f.debug_tuple("Traces").field(&self.context.is_some()).finish()
     }
 }
 

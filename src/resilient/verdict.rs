@@ -6,37 +6,63 @@ use super::Inner;
 use super::attempt::{AttemptTimedOut, How};
 use crate::classify::{Classify, StandardClassifier};
 use crate::failure::{BoxError, Failure, Scope, Verdict};
+use crate::observer::{Observers, UserCode};
 use crate::processor::RecordProcessor;
 
 pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
 
 /// The user's typed ones first, while the error still has its type; then the erased ones; the standard
 /// one last.
+///
+/// One that panics does not know the error.
 pub(super) struct Classifiers<E> {
-    pub(super) typed: Vec<Typed<E>>,
-    pub(super) erased: Vec<Box<dyn Classify>>,
+    typed: Vec<Typed<E>>,
+    erased: Vec<Box<dyn Classify>>,
+    classifier: UserCode,
+    error: UserCode,
 }
 
+/// Stands for an error whose own code panicked when it was to be boxed.
+#[derive(Debug, thiserror::Error)]
+#[error("the handler failed, and its error cannot be read: the error's code panicked")]
+struct Unreadable;
+
 impl<E: Into<BoxError> + 'static> Classifiers<E> {
-    /// What nobody knows is transient, and nobody's fault as far as one can tell.
-    pub(super) fn judge(&self, error: E) -> Failure {
-        let early = self
-            .typed
-            .iter()
-            .find_map(|classify| classify(&error))
-            .or_else(|| self.ask(within_anyhow(&error)?));
-        let error: BoxError = error.into();
-        let verdict = early
-            .or_else(|| self.ask(&*error))
-            .unwrap_or(const { Verdict::transient() });
-        Failure::new(error, verdict)
+    pub(super) fn new(typed: Vec<Typed<E>>, erased: Vec<Box<dyn Classify>>) -> Self {
+        Classifiers {
+            typed,
+            erased,
+            classifier: UserCode::new("classifier"),
+            error: UserCode::new("error of the handler"),
+        }
     }
 
-    fn ask(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
-        self.erased
-            .iter()
-            .find_map(|classifier| classifier.classify(error))
-            .or_else(|| StandardClassifier.classify(error))
+    /// An error that no classifier knows is transient, of unknown scope.
+    pub(super) fn judge(&self, error: E, observers: &Observers) -> Failure {
+        let ask = |classify: &Typed<E>| observers.caught(&self.classifier, || classify(&error)).flatten();
+        let early = self.typed.iter().find_map(ask);
+        let early = early.or_else(|| {
+            let within = observers.caught(&self.error, || within_anyhow(&error))??;
+            self.ask(within, observers)
+        });
+        let boxed = observers.caught(&self.error, || error.into());
+        let error: BoxError = boxed.unwrap_or_else(|| Unreadable.into());
+        let verdict = early.or_else(|| self.ask(&*error, observers));
+        Failure::new(error, verdict.unwrap_or(const { Verdict::transient() }))
+    }
+
+    fn ask(&self, error: &(dyn Error + 'static), observers: &Observers) -> Option<Verdict> {
+        let ask = |classifier: &Box<dyn Classify>| {
+            let verdict = observers.caught(&self.classifier, || classifier.classify(error));
+            verdict.flatten()
+        };
+        let known = self.erased.iter().find_map(ask);
+        // It calls the error's own code.
+        known.or_else(|| {
+            observers
+                .caught(&self.error, || StandardClassifier.classify(error))
+                .flatten()
+        })
     }
 }
 
@@ -46,7 +72,7 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) fn failure(&self, how: How<P::Error>, panics: &mut u32) -> Option<Failure> {
         Some(match how {
             How::Cut => return None,
-            How::Failed(error) => self.classifiers.judge(error),
+            How::Failed(error) => self.classifiers.judge(error, &self.protection.observers),
             How::TimedOut => {
                 let after = self.policy.timeout();
                 Failure::transient(AttemptTimedOut { after }).with_code("attempt_timed_out")

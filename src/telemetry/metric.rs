@@ -86,6 +86,7 @@ metrics! {
     RecordsExpiring: Sum, Count, "Times that a record waited which the stream will drop soon.";
     CrashLoops: Sum, Count, "Shards where the process has died again and again at the same place.";
     HandlersStuck: Sum, Count, "Attempts that did nothing but wait for a call that an earlier one had made.";
+    UserCodePanics: Sum, Count, "Panics of the user's code other than the handler: an observer, a classifier, a function that makes keys.";
     BehindLatest: Distribution, Milliseconds, "How far the reading is behind the stream's tip.";
     EndToEndLatency: Distribution, Milliseconds, "From a record's arrival in the stream until it was settled.";
     AttemptLatency: Distribution, Milliseconds, "How long a call of the handler took.";
@@ -211,6 +212,7 @@ pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
         Event::RecordExpiring { .. } => Metric::RecordsExpiring,
         Event::CrashLoopSuspected { .. } => Metric::CrashLoops,
         Event::HandlerStuck { .. } => Metric::HandlersStuck,
+        Event::UserCodePanicked { .. } => Metric::UserCodePanics,
         Event::AggregateOutOfRange {
             records,
             dropped: true,

@@ -11,7 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::alert::{Alert, AlertSink, AlertState};
 use super::threshold::{Rate, Threshold};
 use crate::config::ConfigError;
+use crate::failure::{texts, written};
 use crate::observer::{Event, Interest, Observer};
+use crate::resilient::answer;
 use crate::settled::Settled;
 use crate::tally::Recent;
 
@@ -320,15 +322,14 @@ async fn tell(monitor: Weak<Inner>, mut alerts: mpsc::Receiver<Alert>) {
 
 async fn send(sink: &dyn AlertSink, alert: &Alert) {
     for left in (0..TRIES).rev() {
-        let error = match timeout(SEND_TIMEOUT, sink.send(alert)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
-            Err(late) => late.into(),
+        let sent = answer("the alert sink", SEND_TIMEOUT, async { sink.send(alert).await }).await;
+        let Err(error) = sent.and_then(|sent| sent) else {
+            return;
         };
         if left == 0 {
             tracing::warn!(
-                ?sink,
-                error = &*error as &dyn std::error::Error,
+                sink = written(format_args!("{sink:?}")),
+                error = texts(&*error),
                 "{alert}; and this sink could not be told"
             );
             return;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Memory, ShardKey};
 use redrive::observer::{Event, Observer};
+use redrive::{Attempt, Record, RecordProcessor};
 
 use crate::scene::{Scene, records};
 
@@ -58,31 +59,67 @@ async fn a_store_that_panics_has_failed_and_is_asked_again() {
     scene.ledger.check(&scene.read().await);
 }
 
-/// Panics at the first event of a kind.
-struct Stumbles(&'static str, AtomicUsize);
+/// Panics at every event of a kind.
+struct Stumbles(&'static str);
 
 impl Observer for Stumbles {
     fn on(&self, event: &Event<'_>) {
-        if format!("{event:?}").starts_with(self.0) {
-            assert!(self.1.fetch_add(1, Ordering::Relaxed) > 0, "a bug in an observer");
+        assert!(!format!("{event:?}").starts_with(self.0), "a bug in an observer");
+    }
+}
+
+/// In the task that reads, in the one that settles, and in the one that stores checkpoints.
+#[tokio::test]
+async fn an_observer_that_panics_stops_no_task() {
+    for event in ["Fetched", "Settled", "Checkpointed"] {
+        let scene = Scene::new(2).await;
+        scene.put(records(200, 20, |_| "ok")).await;
+        let running = scene.run(scene.consumer(), scene.resilient().observer(Stumbles(event)));
+        let sent = scene.read().await;
+        scene.ledger.settled(sent.len()).await;
+        scene.ledger.stored(&sent).await;
+        running.stop().await.expect("nothing halted");
+        assert_eq!(scene.ledger.events("ShardFailed"), 0, "{event}");
+        assert!(scene.ledger.events("UserCodePanicked") > 0, "{event}");
+        scene.ledger.check(&sent);
+    }
+}
+
+/// Fails once, with an error that panics when it is dropped.
+#[derive(Default)]
+struct FailsBadly(AtomicUsize);
+
+#[derive(Debug, thiserror::Error)]
+#[error("it panics when it is dropped")]
+struct Bad;
+
+impl Drop for Bad {
+    fn drop(&mut self) {
+        panic!("a bug in an error");
+    }
+}
+
+impl RecordProcessor for FailsBadly {
+    type Error = Bad;
+
+    async fn process(&self, _: &Record, _: &Attempt<'_>) -> Result<(), Bad> {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            50 => Err(Bad),
+            _ => Ok(()),
         }
     }
 }
 
-/// In the task that reads, and in the one that settles.
 #[tokio::test]
 async fn a_shard_whose_task_breaks_down_begins_again_at_its_checkpoint() {
-    for event in ["Fetched", "Settled"] {
-        let scene = Scene::new(2).await;
-        scene.put(records(200, 20, |_| "ok")).await;
-        let stumbles = Stumbles(event, AtomicUsize::new(0));
-        let running = scene.run(scene.consumer(), scene.resilient().observer(stumbles));
-        let sent = scene.read().await;
-        scene.ledger.settled(sent.len()).await;
-        running.stop().await.expect("a restart mends it");
-        assert_eq!(scene.ledger.events("ShardFailed"), 1, "{event}");
-        assert_eq!(scene.ledger.events("ShardStarted"), 3, "{event}");
-        scene.ledger.check(&sent);
-        assert!(scene.ledger.is_stored(&sent), "{event}");
-    }
+    let scene = Scene::new(2).await;
+    scene.put(records(200, 20, |_| "ok")).await;
+    let running = scene.run(scene.consumer(), scene.resilient_with(FailsBadly::default()));
+    let sent = scene.read().await;
+    scene.ledger.settled(sent.len()).await;
+    running.stop().await.expect("a restart fixes it");
+    assert_eq!(scene.ledger.events("ShardFailed"), 1);
+    assert_eq!(scene.ledger.events("ShardStarted"), 3);
+    scene.ledger.check(&sent);
+    assert!(scene.ledger.is_stored(&sent));
 }

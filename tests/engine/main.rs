@@ -12,3 +12,4 @@ mod pipeline;
 mod protection;
 mod settling;
 mod tower;
+mod user_code;

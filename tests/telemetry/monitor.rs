@@ -313,3 +313,30 @@ async fn a_topic_gets_an_alert_once_and_its_end_once() {
         .unwrap_or_default();
     assert!(more.is_empty(), "{more:?}");
 }
+
+/// One that panics for every alert, and fails in a text of its own.
+struct Panics;
+
+impl std::fmt::Debug for Panics {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("not even a name");
+    }
+}
+
+#[async_trait]
+impl AlertSink for Panics {
+    async fn send(&self, _: &Alert) -> Result<(), BoxError> {
+        panic!("no");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_panics_keeps_no_alert_from_the_others() {
+    let alerts = alert::Memory::new();
+    let threshold = Threshold::on(Rate::FailedAttempts(None)).above(0.2).at_least(50);
+    let builder = Monitor::builder("billing").watch(threshold);
+    let resilient = resilient(builder.tell(Panics).tell(alerts.clone()).build().expect("valid"));
+    settle(&resilient, "bad", 100).await;
+    sleep(5 * MINUTE).await;
+    assert_eq!(states(&alerts), [AlertState::Raised, AlertState::Recovered]);
+}

@@ -9,6 +9,17 @@ use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Batch, Pipeline};
 use crate::{Resilient, dead_letter, processor_fn};
 
+/// No batches at all.
+struct Ended;
+
+impl Stream for Ended {
+    type Item = Batch;
+
+    fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<Option<Batch>> {
+        Poll::Ready(None)
+    }
+}
+
 /// Batches that never come.
 struct Nothing;
 
@@ -46,6 +57,46 @@ impl Observer for Stands {
 
 async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
     Ok(())
+}
+
+/// A shard that is read to its end waits for the checkpoint store, and for ListShards, as long as these are down.
+#[tokio::test(start_paused = true)]
+async fn an_ended_shard_that_waits_for_a_store_is_alive() {
+    let resilient = Resilient::builder("billing", processor_fn(ok));
+    let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
+    let resilient = resilient.expect("valid");
+    let health = Health::default();
+    let looking = tokio::spawn(health.clone().look_on(
+        resilient.dependencies(),
+        "orders".into(),
+        resilient.observers().clone(),
+    ));
+    let (shard, progress) = ("shardId-0".into(), Arc::new(Progress::new()));
+    health.started(&shard, &progress);
+    let (pipeline, never) = (Pipeline::new(), Default::default());
+    let finished = pipeline.run_from(
+        &resilient,
+        Ended,
+        Checkpoint::at(Position::TrimHorizon),
+        &progress,
+        &never,
+    );
+    assert!(finished.await.is_ok_and(|finished| finished.complete));
+    health.on(&Event::CheckpointFailed {
+        stream: "orders",
+        shard: &shard,
+        failures: 1,
+        error: &std::fmt::Error,
+        delay: Duration::ZERO,
+    });
+    for _ in 0..30 {
+        sleep(Duration::from_secs(10)).await;
+        assert!(health.report().live);
+    }
+    let report = health.report();
+    assert!(!report.ready);
+    assert_eq!(report.waits_for, [WaitsFor::CheckpointStore]);
+    looking.abort();
 }
 
 /// An idle shard has turns, as it is woken for them. When its task is not polled any more, as by a thread that a

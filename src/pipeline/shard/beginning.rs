@@ -15,6 +15,7 @@ use super::super::progress::Progress;
 use super::super::read_until::ReadUntil;
 use super::super::ready::Ready;
 use super::super::slots::Slots;
+use super::super::unread::Unread;
 use super::super::window::Window;
 use super::super::{Batch, Finished, Pipeline, ShardHalted};
 #[cfg(feature = "kinesis")]
@@ -129,6 +130,7 @@ where
     F: Future<Output = Stepped>,
     M: Fn(Record, Option<Box<Stage>>) -> F,
 {
+    let _running = progress.run();
     let mut shard = Shard {
         pipeline,
         protection: resilient.protection(),
@@ -141,6 +143,7 @@ where
             Some(_) => AfterDeadLetter::Continue,
         },
         breaker_change: None,
+        guard_resumed: None,
         observers: resilient.observers(),
         batches,
         progress,
@@ -158,7 +161,7 @@ where
         memory: pipeline.capacity.reservation(),
         freed: 0,
         buffers: Buffers::default(),
-        batch: Vec::new().into_iter(),
+        batch: Unread::default(),
         batch_reserved: false,
         input_ended: false,
         stop: None,

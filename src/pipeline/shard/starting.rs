@@ -178,6 +178,29 @@ where
         );
     }
 
+    /// While the dead-letter guard has stopped the shard, the task is woken when the guard resumes it: perhaps no dead
+    /// letter is left that waits for that.
+    pub(super) fn await_guard(&mut self, cx: &mut Context<'_>) {
+        let run = self.run;
+        if !run.is_stopped() {
+            self.guard_resumed = None;
+            if run.was_stopped() {
+                self.protection.tell_resumed(run);
+                cx.waker().wake_by_ref();
+            }
+            return;
+        }
+        let resumed = self.guard_resumed.get_or_insert_with(|| {
+            // A resumption before this moment is seen in a turn of its own.
+            cx.waker().wake_by_ref();
+            Box::pin(run.resumed())
+        });
+        if resumed.as_mut().poll(cx).is_ready() {
+            self.guard_resumed = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+
     /// While a breaker is not closed the task is woken when that changes.
     pub(super) fn await_breakers(&mut self, cx: &mut Context<'_>) {
         if self.protection.is_clear() {

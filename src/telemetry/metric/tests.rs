@@ -61,6 +61,10 @@ fn every_metric_is_of_some_event() {
             at_most: delay,
         },
         Event::HandlerStuck { record, attempt },
+        Event::UserCodePanicked {
+            code: "classifier",
+            count: 1,
+        },
         Event::BreakerOpened {
             dependency: None,
             failures: 1,

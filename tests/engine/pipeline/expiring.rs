@@ -244,3 +244,61 @@ fn a_consumer_is_told_as_well() {
         "{builder:?}"
     );
 }
+
+/// The dead letters that waited for the resumption are written as expiring, so that none is left which asks for it.
+#[tokio::test(start_paused = true)]
+async fn a_stopped_shard_resumes_though_no_dead_letter_waits() {
+    let database = Database {
+        permanent: true,
+        ..Database::default()
+    };
+    let records: Vec<Record> = (0..400)
+        .map(|number| record_of_age(number, if number < 300 { 23 } else { 1 } * HOUR))
+        .collect();
+    let (sink, resumptions) = (Memory::new(), Arc::new(AtomicU32::new(0)));
+    let resilient = Resilient::builder("billing", database.clone())
+        .dead_letters(sink.clone())
+        .observer(Resumptions(resumptions.clone()))
+        .build()
+        .expect("valid");
+    let guard = resilient.guard().expect("by default").clone();
+    let progress = Arc::new(Progress::new());
+    let running = tokio::spawn({
+        let progress = progress.clone();
+        async move {
+            let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+            let batches = stream::iter([Batch::from(records)]);
+            let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
+            let never = CancellationToken::new();
+            pipeline
+                .run_from(&resilient, batches, from, &progress, &never)
+                .await
+                .is_ok_and(|finished| finished.complete)
+        }
+    });
+    sleep(HOUR).await;
+    assert_eq!(sink.letters().len(), 300);
+    assert_eq!(guard.state().len(), 1);
+    assert!(progress.is_stopped());
+
+    database.up.store(true, SeqCst);
+    guard.resume();
+    let complete = timeout(HOUR, running)
+        .await
+        .expect("it resumes")
+        .expect("no panic");
+    assert!(complete);
+    assert_eq!(database.stored.lock().expect("no panic").len(), 100);
+    assert!(guard.state().is_empty() && !progress.is_stopped());
+    assert_eq!(resumptions.load(SeqCst), 1, "it is reported once");
+}
+
+struct Resumptions(Arc<AtomicU32>);
+
+impl redrive::observer::Observer for Resumptions {
+    fn on(&self, event: &redrive::observer::Event<'_>) {
+        if matches!(event, redrive::observer::Event::DeadLetterGuardResumed { .. }) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+}

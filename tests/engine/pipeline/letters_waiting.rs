@@ -127,3 +127,135 @@ async fn while_a_sink_takes_nothing_all_letters_wait_for_the_next_try() {
         );
     }
 }
+
+/// Dead-letters this number of records, each of a key of its own, and returns when all are settled.
+async fn dead_letter_all(
+    resilient: &Resilient<impl redrive::RecordProcessor + 'static>,
+    numbers: std::ops::Range<u64>,
+) {
+    let mut settling = tokio::task::JoinSet::new();
+    for number in numbers {
+        let resilient = resilient.clone();
+        settling.spawn(async move { resilient.settle(&record(number, &number.to_string(), "")).await });
+    }
+    let settled = settling.join_all().await;
+    assert!(settled.iter().all(Result::is_ok));
+}
+
+fn all_bad(sink: &ScriptedSink) -> Resilient<impl redrive::RecordProcessor + 'static> {
+    async fn bad(_: Record) -> Result<(), BoxError> {
+        Err(Failure::permanent("bad data").into())
+    }
+    Resilient::builder("billing", processor_fn(bad))
+        .dead_letters(sink.clone())
+        .without_guard()
+        .seed(1)
+        .build()
+        .expect("valid")
+}
+
+/// Together they take longer than a put may.
+#[tokio::test(start_paused = true)]
+async fn a_slow_sink_is_given_fewer_at_a_time() {
+    let sink = ScriptedSink::default();
+    sink.on_put(|put, _| Answer::take_late(millis(200) * put.keys.len() as u32));
+    let resilient = all_bad(&sink);
+    let start = Instant::now();
+    dead_letter_all(&resilient, 0..400).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(120),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(sink.letters().len(), 400, "what is confirmed is not put again");
+    let start = Instant::now();
+    dead_letter_all(&resilient, 1_000..1_400).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(60),
+        "the sink is known to be slow: {:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_hangs_waits_alone() {
+    let sink = ScriptedSink::default();
+    sink.on_put(|put, _| match put.keys.iter().flatten().any(|key| key == "7") {
+        true => Answer::Hang,
+        false => Answer::take_late(millis(20)),
+    });
+    let resilient = all_bad(&sink);
+    let hangs = tokio::spawn({
+        let resilient = resilient.clone();
+        async move { dead_letter_all(&resilient, 7..8).await }
+    });
+    let start = Instant::now();
+    dead_letter_all(&resilient, 100..600).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(240),
+        "{:?}",
+        start.elapsed()
+    );
+    for first in [1_000, 2_000, 3_000] {
+        let start = Instant::now();
+        dead_letter_all(&resilient, first..first + 500).await;
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+    assert!(!hangs.is_finished());
+    sink.set_down(false);
+    hangs.await.expect("it is written once the sink takes it");
+    assert_eq!(sink.letters().len(), 1 + 500 + 1_500);
+}
+
+/// A function of a sink of sinks that panics for one dead letter, for example.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_makes_the_sink_panic_waits_alone() {
+    let sink = ScriptedSink::default();
+    sink.on_put(|put, _| match put.keys.iter().flatten().any(|key| key == "7") {
+        true => Answer::Panic,
+        false => Answer::Take,
+    });
+    let resilient = all_bad(&sink);
+    let alone = tokio::spawn({
+        let resilient = resilient.clone();
+        async move { dead_letter_all(&resilient, 7..8).await }
+    });
+    for first in [100, 1_000, 2_000] {
+        let start = Instant::now();
+        dead_letter_all(&resilient, first..first + 500).await;
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    }
+    assert!(!alone.is_finished());
+    alone.abort();
+}
+
+/// Whatever hangs: dead letters of one partition key become readable in their order.
+#[tokio::test(start_paused = true)]
+async fn parts_keep_the_order_of_a_partition_key() {
+    let sink = ScriptedSink::default();
+    // Each put hangs at first, so that every dead letter is in a part.
+    sink.on_put(|put, _| match put.number {
+        1..=3 => Answer::Hang,
+        _ => Answer::take_late(millis(2_000)),
+    });
+    let resilient = all_bad(&sink);
+    let mut settling = tokio::task::JoinSet::new();
+    for number in 0..200u64 {
+        let resilient = resilient.clone();
+        settling.spawn(async move {
+            sleep_until(Instant::now() + millis(number)).await;
+            resilient
+                .settle(&record(number, &(number % 3).to_string(), ""))
+                .await
+        });
+    }
+    assert!(settling.join_all().await.iter().all(Result::is_ok));
+    let letters = sink.letters();
+    assert_eq!(letters.len(), 200);
+    for key in ["0", "1", "2"] {
+        let of_key = letters
+            .iter()
+            .filter(|letter| letter.partition_key.as_deref() == Some(key));
+        assert!(of_key.is_sorted_by_key(|letter| &letter.sequence_number), "{key}");
+    }
+}

@@ -127,9 +127,9 @@ async fn what_was_settled_ahead_frees_its_memory_when_it_is_read_again() {
         .map(|(number, script)| record(number, &number.to_string(), script));
     let script = Script::default();
     let resilient = resilient(&script);
-    let capacity = Capacity::new(64, 100).expect("valid");
+    let capacity = Capacity::new(64, 1_000).expect("valid");
     let pages = stream::iter(pages.chain([fourth])).then(|record| async {
-        let reservation = capacity.reserve(100).await;
+        let reservation = capacity.reserve(999).await;
         Batch::reserved(vec![record], reservation)
     });
     let (progress, never) = (Progress::new(), CancellationToken::new());

@@ -144,8 +144,8 @@ async fn memory_is_given_back_for_every_record() {
             .payload(vec![0; 100])
             .build()
     };
-    // Each page needs all of it, so that nothing may be left of the one before.
-    const BYTES: usize = 1_000;
+    // Each page needs all but one byte, so that nothing may be left of the one before.
+    const BYTES: usize = 10_000;
     let capacity = Capacity::new(64, BYTES).expect("valid");
     let pipeline = Pipeline::new().capacity(capacity.clone());
     let records = [
@@ -167,7 +167,7 @@ async fn memory_is_given_back_for_every_record() {
         record_of_100_bytes(7).position(),
     ] {
         let pages = stream::iter(records.clone()).then(|records| async {
-            let reservation = capacity.reserve(BYTES).await;
+            let reservation = capacity.reserve(BYTES - 1).await;
             Batch::reserved(records, reservation)
         });
         let (progress, never) = (Progress::new(), CancellationToken::new());
@@ -177,4 +177,56 @@ async fn memory_is_given_back_for_every_record() {
         let finished = finished.unwrap_or_else(|_| panic!("from {covered}: something is still reserved"));
         assert!(finished.expect("nothing halts").complete);
     }
+}
+
+/// A shard that the dead-letter guard has stopped keeps neither the right to call a handler nor all of the memory.
+#[tokio::test(start_paused = true)]
+async fn a_stopped_shard_takes_nothing_that_others_need() {
+    async fn obey(record: Record) -> Result<(), BoxError> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        match record.partition_key() {
+            Some("bad") => Err(redrive::Failure::permanent("bad data").into()),
+            _ => Ok(()),
+        }
+    }
+    const BYTES: usize = 1 << 20;
+    let capacity = Capacity::new(1, BYTES).expect("valid");
+    let guard = Guard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
+    let resilient = Resilient::builder("billing", processor_fn(obey))
+        .dead_letters(dead_letter::Memory::new())
+        .guard(guard.clone())
+        .build()
+        .expect("valid");
+    let shard = |shard: &'static str, key: &'static str, pages: u64, payload: usize| {
+        let (capacity, resilient) = (capacity.clone(), resilient.clone());
+        let pipeline = Pipeline::new().ordering(redrive::pipeline::Ordering::Unordered);
+        let pipeline = pipeline.capacity(capacity.clone());
+        async move {
+            let pages = stream::iter(0..pages).then(|page| {
+                let capacity = capacity.clone();
+                let records = (0..10).map(move |number| {
+                    Record::builder("orders", shard.into(), (page * 10 + number + 1).into())
+                        .partition_key(key)
+                        .payload(vec![0; payload])
+                        .build()
+                });
+                async move { Batch::reserved(records.collect(), capacity.reserve(BYTES / 2).await) }
+            });
+            pipeline.run(&resilient, Box::pin(pages)).await
+        }
+    };
+    let stopped = tokio::spawn(shard("shardId-0", "bad", 1_000, BYTES / 16));
+    let other = tokio::spawn(shard("shardId-1", "good", 1_000, 100));
+    let finished = timeout(Duration::from_secs(3_600), other)
+        .await
+        .expect("it is not held up");
+    assert!(finished.expect("no panic").expect("nothing halts").complete);
+    assert_eq!(guard.state().len(), 1);
+    assert_eq!(capacity.running(), 0);
+    assert!(
+        capacity.bytes() > BYTES / 2,
+        "{} bytes are kept",
+        capacity.bytes()
+    );
+    stopped.abort();
 }
