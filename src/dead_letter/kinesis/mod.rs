@@ -107,7 +107,7 @@ impl Kinesis {
             bytes: (key.len() + data.len()) as u64,
             key,
             data,
-            id: letter.id,
+            deduplication_id: String::new(),
             place: String::new(),
         }
     }

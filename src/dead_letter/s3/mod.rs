@@ -92,7 +92,7 @@ impl S3 {
             },
             bytes: data.len() as u64,
             data,
-            id: letter.id,
+            deduplication_id: String::new(),
             place: key::of(&self.prefix, letter),
         }
     }
