@@ -7,7 +7,9 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 
-use super::{DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, TargetError, Warning};
+use super::{
+    DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, Storage, TargetError, Warning,
+};
 use crate::failure::BoxError;
 use crate::letter_id::LetterId;
 
@@ -119,6 +121,10 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
 
     fn name(&self) -> String {
         self.sink.name()
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.sink.storage()
     }
 }
 

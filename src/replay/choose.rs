@@ -96,6 +96,9 @@ impl<T: Target> Run<T> {
         of_letter: Option<Entry>,
         of_record: Option<Entry>,
     ) -> Result<Job, Outcome> {
+        if self.written.may_hold(letter.id) {
+            return Err(Outcome::Returned);
+        }
         if !self.replay.again
             && of_letter
                 .as_ref()

@@ -16,6 +16,7 @@ use super::reader::Found;
 use super::report::{Outcome, Report, Said};
 use super::source::Message;
 use super::target::{Job, Sent, Target};
+use super::written::Written;
 use super::{Replay, ReplayError};
 use crate::dead_letter::DeadLetter;
 use crate::failure::BoxError;
@@ -33,6 +34,7 @@ pub(super) struct Run<T> {
     /// When the source is to keep what it has given.
     keep_at: Instant,
     report: Report,
+    pub(super) written: Written,
 }
 
 /// The most letters that go to the target, and into the ledger, at once: what a PutRecords request takes.
@@ -50,6 +52,7 @@ impl<T: Target> Run<T> {
                 in_order: replay.source.keeps_order(),
                 ..Report::default()
             },
+            written: Written::default(),
             replay,
             ledger,
             target,
@@ -101,6 +104,7 @@ impl<T: Target> Run<T> {
             if page.is_empty() {
                 return Ok(());
             }
+            self.written.next_page();
             let interval = self.replay.source.keep_interval();
             self.keep_at = Instant::now() + interval.unwrap_or_default();
             let (mut opened, mut letters) = (Vec::new(), 0);
@@ -244,6 +248,9 @@ impl<T: Target> Run<T> {
             .filter(|(_, outcome)| outcome.is_done());
         let mut entries = Vec::new();
         for (job, outcome) in done {
+            if !self.target.drives() && self.replay.source.removes() {
+                self.written.add(job.letter.id);
+            }
             entries.push(self.entry(job, State::Done));
             if self.target.drives() && !matches!(outcome, Outcome::Duplicate) {
                 entries.push(self.entry_of_record(job));

@@ -38,8 +38,8 @@ impl Stream {
         self
     }
 
-    pub(super) fn name(&self) -> String {
-        self.sink.name()
+    pub(super) fn sink(&self) -> &dead_letter::Kinesis {
+        &self.sink
     }
 
     /// What is put, as a letter that the sink writes without its envelope.

@@ -274,3 +274,95 @@ async fn a_letter_that_is_moved_back_can_be_moved_again() {
         assert_eq!(to.read_back().await, letters);
     }
 }
+
+/// Replays the dead letters of `from` into a sink.
+async fn moved(
+    from: &Bucket,
+    sink: impl DeadLetterSink + 'static,
+) -> Result<redrive::replay::Report, redrive::replay::ReplayError> {
+    let replay = redrive::replay::Replay::new(from.source().expect("a bucket is read"));
+    let replay = replay.ledger(redrive::replay::ledger::Memory::new());
+    replay.to_sink(sink, std::future::pending()).await
+}
+
+#[tokio::test]
+async fn a_move_within_overlapping_prefixes_is_refused() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    confirmed(bucket.sink.put(&letters).await);
+    let sink = |prefix: &str| S3::new(bucket.client.clone(), &bucket.name).prefix(prefix);
+    for prefix in ["dead-letters/", "dead-letters/more/", "dead", ""] {
+        let error = moved(&bucket, sink(prefix)).await.expect_err(prefix);
+        assert!(
+            matches!(error, redrive::replay::ReplayError::IntoItself { .. }),
+            "{error:?}"
+        );
+    }
+    assert_eq!(bucket.read_back().await, letters);
+    let report = moved(&bucket, sink("other/")).await.expect("it ends");
+    assert_eq!((report.replayed, report.removed), (5, 5), "{report:?}");
+    assert_eq!(bucket.read_back().await, letters);
+}
+
+/// A sink that writes to a bucket under another name, as an alias of an access point is.
+#[derive(Debug)]
+struct Alias(S3);
+
+#[async_trait::async_trait]
+impl DeadLetterSink for Alias {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<redrive::dead_letter::Receipt, SinkError>> {
+        self.0.put(letters).await
+    }
+}
+
+#[tokio::test]
+async fn objects_that_a_move_wrote_over_are_not_removed() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    confirmed(bucket.sink.put(&letters).await);
+    let alias = Alias(S3::new(bucket.client.clone(), &bucket.name).prefix("dead-letters/"));
+    let report = moved(&bucket, alias).await.expect("it ends");
+    assert_eq!((report.removed, report.not_removed), (0, 5), "{report:?}");
+    assert!(!report.is_clean());
+    assert_eq!(bucket.read_back().await, letters);
+}
+
+#[tokio::test]
+async fn a_letter_that_was_replaced_since_it_was_read_stays() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let one = letter(1, Some("a"), "x");
+    confirmed(bucket.sink.put(std::slice::from_ref(&one)).await);
+    let mut source = bucket.source().expect("a bucket is read");
+    let page = source.read().await.expect("it is read");
+    let handles: Vec<_> = page.into_iter().map(|message| message.handle).collect();
+    confirmed(bucket.sink.put(std::slice::from_ref(&one)).await);
+    let removed = source.remove(&handles).await;
+    assert!(
+        matches!(removed[..], [Err(redrive::replay::SourceError::Changed { .. })]),
+        "{removed:?}"
+    );
+    assert_eq!(bucket.read_back().await, [one]);
+}
+
+/// The server answers as S3 does, but its listing never ends or ends too early.
+#[tokio::test]
+async fn a_listing_that_repeats_or_breaks_off_is_an_error() {
+    for page in [
+        "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>",
+        "<IsTruncated>true</IsTruncated>",
+    ] {
+        let page = format!("<?xml version=\"1.0\"?><ListBucketResult>{page}</ListBucketResult>");
+        let app = Router::new().fallback(move || std::future::ready(page.clone()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let mut source = source::S3::new(client(&endpoint), "letters");
+        let error = source.read().await.expect_err("no end of a bucket");
+        assert!(
+            matches!(error, redrive::replay::SourceError::Unavailable { .. }),
+            "{error:?}"
+        );
+    }
+}

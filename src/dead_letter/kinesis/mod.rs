@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::digest::Digest;
 use crate::sdk;
 
@@ -171,6 +171,13 @@ impl DeadLetterSink for Kinesis {
 
     fn name(&self) -> String {
         format!("kinesis:{}", self.stream)
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Stream {
+            name: self.stream.clone(),
+            arn: None,
+        }]
     }
 }
 

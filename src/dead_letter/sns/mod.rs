@@ -8,7 +8,7 @@ use aws_sdk_sns::Client;
 use super::message::Deduplication;
 use super::schedule::{Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::sdk;
 
 mod call;
@@ -121,6 +121,10 @@ impl DeadLetterSink for Sns {
 
     fn name(&self) -> String {
         format!("sns:{}", self.topic())
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Topic(self.topic_arn.clone())]
     }
 }
 

@@ -9,7 +9,7 @@ use aws_sdk_sqs::Client;
 use super::message::Deduplication;
 use super::schedule::{Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::sdk;
 
 mod call;
@@ -121,6 +121,10 @@ impl DeadLetterSink for Sqs {
 
     fn name(&self) -> String {
         format!("sqs:{}", self.queue())
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Queue(self.queue_url.clone())]
     }
 }
 

@@ -11,6 +11,7 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use bytes::Bytes;
 
 use super::{DeadLetterSource, Handle, Message, SourceError};
+use crate::dead_letter::Storage;
 use crate::failure::BoxError;
 use crate::sdk;
 use crate::shard_pages::{Page, ShardPages};
@@ -176,6 +177,13 @@ impl DeadLetterSource for Kinesis {
 
     fn name(&self) -> String {
         format!("kinesis:{}", self.stream)
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::Stream {
+            name: self.stream.clone(),
+            arn: None,
+        }
     }
 }
 

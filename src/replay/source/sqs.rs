@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, Rest, SourceError};
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{DeadLetter, Storage};
 use crate::failure::BoxError;
 use crate::sdk;
 
@@ -281,6 +281,10 @@ impl DeadLetterSource for Sqs {
     fn name(&self) -> String {
         let queue = self.queue_url.rsplit('/').next().unwrap_or_default();
         format!("sqs:{queue}")
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::Queue(self.queue_url.clone())
     }
 }
 
