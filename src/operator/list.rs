@@ -5,6 +5,7 @@ use aws_sdk_kinesis::types::Shard;
 use super::{OperatorError, Shards};
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, ShardKey};
 use crate::record::ShardId;
+use crate::shard_pages::{is_closed, list_code, list_shards};
 
 /// A shard that the stream has, and where the application stands in it.
 #[derive(Debug)]
@@ -69,32 +70,15 @@ impl Shards {
     }
 
     async fn listed(&self) -> Result<Vec<Shard>, OperatorError> {
-        let mut shards = Vec::new();
-        let mut next: Option<String> = None;
-        loop {
-            let call = self.client.list_shards();
-            let call = match &next {
-                // The token names the stream.
-                Some(token) => call.next_token(token),
-                None => call.stream_name(&*self.stream),
-            };
-            let page = call.send().await.map_err(|error| self.failed(error))?;
-            shards.extend(page.shards.unwrap_or_default());
-            next = page.next_token;
-            if next.is_none() {
-                shards.sort_by(|a, b| a.shard_id.cmp(&b.shard_id));
-                return Ok(shards);
-            }
-        }
+        let listed = list_shards(&self.client, &self.stream).await;
+        listed.map_err(|error| match list_code(&error) {
+            Some("ResourceNotFoundException") => self.not_found(error),
+            _ => self.unreadable(error),
+        })
     }
 }
 
 fn parents(shard: &Shard) -> impl Iterator<Item = &str> {
     let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
     parents.into_iter().flatten()
-}
-
-fn is_closed(shard: &Shard) -> bool {
-    let numbers = shard.sequence_number_range();
-    numbers.is_some_and(|numbers| numbers.ending_sequence_number().is_some())
 }

@@ -14,6 +14,7 @@ use super::on_failure::{InvalidOnFailure, OnFailure};
 use super::reader::{Found, Reader};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
+use crate::StreamId;
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
@@ -98,7 +99,8 @@ impl Rehydrate {
             shard: place.shard.clone(),
         });
         let iterator = self.iterator(place).await?;
-        let mut pages = ShardPages::from(&self.client, iterator);
+        let stream = StreamId::from(place.stream);
+        let mut pages = ShardPages::from(&self.client, &stream, place.shard.as_str(), iterator);
         while !passed {
             // Another batch of the same shard may be next: its turns are shared.
             self.turn().await;

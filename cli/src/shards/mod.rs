@@ -96,7 +96,7 @@ impl Shards {
 impl Whose {
     async fn shards(&self, clients: &Clients) -> Result<operator::Shards, BoxError> {
         let store = clients.checkpoints(&self.checkpoints, self.failover_time).await?;
-        let stream = StreamId::from(&*self.stream).name().clone();
+        let stream = StreamId::from(&*self.stream);
         let kinesis = clients.kinesis().await;
         Ok(operator::Shards::new(kinesis, store, &*self.application, stream))
     }
