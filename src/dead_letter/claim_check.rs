@@ -140,8 +140,8 @@ pub enum ClaimError {
         /// Where it should be.
         place: String,
     },
-    /// It is in another bucket than the one that was asked.
-    #[error("the payload of letter {id} is at {place}, which is not in this bucket")]
+    /// It is in another bucket than the one that was asked, below another prefix, or no payload by its name.
+    #[error("the payload of letter {id} is at {place}, which is no payload of this bucket and prefix")]
     Elsewhere {
         /// The letter's id.
         id: LetterId,
@@ -159,6 +159,16 @@ pub enum ClaimError {
         expected: u64,
         /// As it is.
         found: u64,
+    },
+    /// The letter states more bytes than a record can have.
+    #[error("the payload at {place} has {bytes} bytes by its letter; a record has {limit} at most")]
+    TooLarge {
+        /// Where it is.
+        place: String,
+        /// As the letter says.
+        bytes: u64,
+        /// The most bytes of a record.
+        limit: u64,
     },
     /// The bucket cannot be read.
     #[error("the payload at {place} cannot be read")]

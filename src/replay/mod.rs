@@ -108,6 +108,7 @@ pub(crate) use through::record;
 /// | [`max_redrives`](Replay::max_redrives) | 3 |
 /// | [`dry_run`](Replay::dry_run) | off |
 /// | [`again`](Replay::again) | off |
+/// | [`limit`](Replay::limit) | all letters |
 #[must_use]
 pub struct Replay {
     source: Box<dyn DeadLetterSource>,
@@ -118,9 +119,10 @@ pub struct Replay {
     max_redrives: u32,
     dry_run: bool,
     again: bool,
+    limit: Option<u64>,
     completed: Option<Idempotency>,
     #[cfg(feature = "s3")]
-    payloads: Option<aws_sdk_s3::Client>,
+    payloads: Vec<crate::dead_letter::S3>,
     heard: Option<Box<Heard>>,
 }
 
@@ -139,9 +141,10 @@ impl Replay {
             max_redrives: 3,
             dry_run: false,
             again: false,
+            limit: None,
             completed: None,
             #[cfg(feature = "s3")]
-            payloads: None,
+            payloads: Vec::new(),
             heard: None,
         }
     }
@@ -196,10 +199,19 @@ impl Replay {
         self
     }
 
-    /// Payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into a bucket are read with this client.
+    /// Allows payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into this bucket, below its prefix, to
+    /// be read. Can be called for several buckets. Default: none.
+    ///
+    /// Where a payload is, the letter states: untrusted input. So no other object is read, and none larger than 10 MiB.
     #[cfg(feature = "s3")]
-    pub fn payloads(mut self, client: aws_sdk_s3::Client) -> Self {
-        self.payloads = Some(client);
+    pub fn payloads(mut self, store: crate::dead_letter::S3) -> Self {
+        self.payloads.push(store);
+        self
+    }
+
+    /// The most letters of this run that are sent to the target. Default: all.
+    pub fn limit(mut self, letters: u64) -> Self {
+        self.limit = Some(letters);
         self
     }
 

@@ -14,7 +14,7 @@ use super::opened::{Opened, Opening, settle_copies};
 use super::pace::Pace;
 use super::reader::Found;
 use super::report::{Outcome, Report, Said};
-use super::source::Message;
+use super::source::{Message, SourceError};
 use super::target::{Job, Sent, Target};
 use super::written::Written;
 use super::{Replay, ReplayError};
@@ -35,6 +35,8 @@ pub(super) struct Run<T> {
     keep_at: Instant,
     report: Report,
     pub(super) written: Written,
+    /// How many more letters may be sent. `None`: all.
+    pub(super) left: Option<u64>,
 }
 
 /// The most letters that go to the target, and into the ledger, at once: what a PutRecords request takes.
@@ -53,6 +55,7 @@ impl<T: Target> Run<T> {
                 ..Report::default()
             },
             written: Written::default(),
+            left: replay.limit,
             replay,
             ledger,
             target,
@@ -84,7 +87,7 @@ impl<T: Target> Run<T> {
             self.lock.take().await?;
         }
         let result = self.pages(stop).await;
-        if result.is_ok() {
+        if result.is_ok() && !self.report.limit_reached {
             self.report.rest = self.replay.source.rest().await;
         }
         let closed = self.replay.source.close().await;
@@ -95,7 +98,7 @@ impl<T: Target> Run<T> {
     }
 
     async fn pages(&mut self, stop: &CancellationToken) -> Result<(), ReplayError> {
-        while !stop.is_cancelled() {
+        while !stop.is_cancelled() && !self.is_at_limit() {
             let page = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -116,7 +119,7 @@ impl<T: Target> Run<T> {
                 if letters >= self.pace.batch(BATCH) {
                     self.work_on(std::mem::take(&mut opened), stop).await?;
                     letters = 0;
-                    if stop.is_cancelled() {
+                    if stop.is_cancelled() || self.is_at_limit() {
                         return Ok(());
                     }
                 }
@@ -124,6 +127,11 @@ impl<T: Target> Run<T> {
             self.work_on(opened, stop).await?;
         }
         Ok(())
+    }
+
+    fn is_at_limit(&mut self) -> bool {
+        self.report.limit_reached = self.left == Some(0);
+        self.report.limit_reached
     }
 
     /// What is in a message, and what can be said of it at a glance.
@@ -290,7 +298,14 @@ impl<T: Target> Run<T> {
             .filter(|opened| !opened.letters.is_empty() && opened.letters.iter().all(is_done))
             .map(|opened| opened.message.handle)
             .collect();
-        let removed = self.replay.source.remove(&handles).await;
+        let mut removed = self.replay.source.remove(&handles).await;
+        // A source that says nothing of a message has not removed it.
+        removed.resize_with(handles.len(), || {
+            Err(SourceError::unavailable(
+                self.lock.source(),
+                "no result for a message",
+            ))
+        });
         for result in removed {
             match result {
                 Ok(()) => self.report.removed += 1,

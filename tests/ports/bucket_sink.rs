@@ -366,3 +366,62 @@ async fn a_listing_that_repeats_or_breaks_off_is_an_error() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_payload_is_read_only_where_it_was_allowed() {
+    use redrive::replay::{Replay, ledger};
+
+    let Some(bucket) = Bucket::new().await else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("letters.jsonl");
+    let store = |prefix: &str| S3::new(bucket.client.clone(), &bucket.name).prefix(prefix);
+    let file = redrive::dead_letter::File::open(&path).expect("it opens");
+    let sink = ClaimCheck::new(file, store("payloads/")).over(10);
+    let large = letter(1, Some("a"), vec![b'x'; 1_000]);
+    confirmed(sink.put(std::slice::from_ref(&large)).await);
+    let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let handler = redrive::processor_with(
+        seen.clone(),
+        async |seen: Arc<Mutex<Vec<usize>>>, record: redrive::Record| -> Result<(), std::io::Error> {
+            seen.lock().expect("not poisoned").push(record.payload().len());
+            Ok(())
+        },
+    );
+    let orders = redrive::Resilient::builder("billing", handler)
+        .dead_letters(Memory::new())
+        .build()
+        .expect("complete");
+    let replay = |stores: &[&str]| {
+        let replay = Replay::new(source::File::new(&path)).ledger(ledger::Memory::new());
+        let replay = stores
+            .iter()
+            .fold(replay, |replay, prefix| replay.payloads(store(prefix)));
+        replay.through(&orders, std::future::pending())
+    };
+    for refused in [&[][..], &["other/"]] {
+        let report = replay(refused).await.expect("it ends");
+        assert_eq!((report.no_payload, report.replayed), (1, 0), "{report:?}");
+    }
+    let report = replay(&["other/", "payloads/"]).await.expect("it ends");
+    assert_eq!(report.replayed, 1, "{report:?}");
+    assert_eq!(*seen.lock().expect("not poisoned"), [1_000]);
+
+    // No other object is a payload, and none is larger than a record.
+    let inside = Memory::new();
+    let checked = ClaimCheck::new(inside.clone(), store("payloads/")).over(10);
+    confirmed(checked.put(std::slice::from_ref(&large)).await);
+    let mut stated = inside.letters().remove(0);
+    stated.payload_bytes = u64::MAX;
+    let error = sink.redeem(stated.clone()).await;
+    assert!(matches!(error, Err(ClaimError::TooLarge { .. })), "{error:?}");
+    let secret = bucket
+        .client
+        .put_object()
+        .bucket(&bucket.name)
+        .key("payloads/secret");
+    secret.body(vec![b'x'; 5].into()).send().await.expect("PutObject");
+    stated.payload_at = Some(format!("s3://{}/payloads/secret", bucket.name));
+    stated.payload_bytes = 5;
+    let error = sink.redeem(stated).await;
+    assert!(matches!(error, Err(ClaimError::Elsewhere { .. })), "{error:?}");
+}
