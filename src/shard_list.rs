@@ -9,6 +9,9 @@ use aws_sdk_kinesis::types::Shard;
 use aws_smithy_types::error::ErrorMetadata;
 use aws_smithy_types::error::metadata::EMPTY_ERROR_METADATA;
 
+use crate::StreamId;
+use crate::failure::BoxError;
+
 /// Why there is no list. Each of these may be gone at the next try.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListError {
@@ -32,11 +35,9 @@ impl ProvideErrorMetadata for ListError {
     }
 }
 
-/// Lists the shards of a stream, each once, in the order of the answers.
-pub(crate) async fn list_shards(
-    client: &Client,
-    (name, arn): (Option<String>, Option<String>),
-) -> Result<Vec<Shard>, ListError> {
+/// Lists the shards of a stream, each once, in the order of their names: a child's name is higher than its parents'.
+pub(crate) async fn list_shards(client: &Client, stream: &StreamId) -> Result<Vec<Shard>, ListError> {
+    let (name, arn) = stream.name_or_arn();
     let mut shards: Vec<Shard> = Vec::new();
     let mut known: HashSet<String> = HashSet::new();
     let mut tokens: HashSet<String> = HashSet::new();
@@ -59,9 +60,17 @@ pub(crate) async fn list_shards(
             Some(token) if !tokens.insert(token.clone()) => return Err(ListError::Repeated),
             Some(_) => {}
             None if shards.is_empty() => return Err(ListError::Empty),
-            None => return Ok(shards),
+            None => {
+                shards.sort_by(|a, b| a.shard_id.cmp(&b.shard_id));
+                return Ok(shards);
+            }
         }
     }
+}
+
+/// Returns the error code of the service in an error of [`list_shards`].
+pub(crate) fn code(error: &BoxError) -> Option<&str> {
+    error.downcast_ref::<ListError>()?.code()
 }
 
 /// Returns the shards that a shard came of.

@@ -1,27 +1,37 @@
-//! Reads a shard up to its tip, as somebody does who looks at it beside those that consume it.
+//! Reads a shard up to its tip, as a tool does that checks the shard while consumers read it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::error::SdkError;
-use aws_sdk_kinesis::operation::get_records::GetRecordsError;
-use aws_sdk_kinesis::types;
+use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
+use aws_sdk_kinesis::types::{self, ShardIteratorType};
 use tokio::time::{Instant, sleep_until};
 
+use crate::StreamId;
+use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
+use crate::shard_list::{is_closed, list_shards};
 
 /// Of five calls of a kind that a shard takes in a second (Kinesis API reference) the others may want some.
 pub(crate) const PAUSE: Duration = Duration::from_millis(250);
 
+/// The most answers in a row that say neither that there is more nor that there is no more.
+const DOUBTS: u32 = 5;
+
 /// The pages of a shard, from an iterator on.
 pub(crate) struct ShardPages {
     client: Client,
+    stream: StreamId,
+    shard: String,
     /// None at the shard's end or tip.
     iterator: Option<String>,
+    /// The sequence number of the last record of a page.
+    last: Option<String>,
     /// The most records of a page, if there are to be fewer than fit.
     limit: Option<i32>,
     next_call: Instant,
+    doubts: u32,
 }
 
 /// Some of its records, or none.
@@ -31,17 +41,51 @@ pub(crate) struct Page {
     pub(crate) asked_at: SystemTime,
 }
 
+/// A page cannot be read. It can be asked for again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PageError {
+    #[error("shard {shard} cannot be read")]
+    Call {
+        shard: String,
+        code: Option<String>,
+        #[source]
+        source: BoxError,
+    },
+    #[error("the answers for shard {shard} prove neither that it has ended nor that it was read to its tip")]
+    NoProof { shard: String },
+}
+
+impl PageError {
+    /// The error code of the service.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            PageError::Call { code, .. } => code.as_deref(),
+            PageError::NoProof { .. } => None,
+        }
+    }
+}
+
 impl ShardPages {
-    pub(crate) fn from(client: &Client, iterator: Option<String>) -> Self {
+    pub(crate) fn from(
+        client: &Client,
+        stream: &StreamId,
+        shard: impl Into<String>,
+        iterator: Option<String>,
+    ) -> Self {
         ShardPages {
             client: client.clone(),
+            stream: stream.clone(),
+            shard: shard.into(),
             iterator,
+            last: None,
             limit: None,
             next_call: Instant::now(),
+            doubts: 0,
         }
     }
 
-    /// In small pages, for whoever hardly needs more than the first: a large one takes what a shard gives in seconds.
+    /// In small pages, for a reader that hardly needs more than the first: a large one takes what a shard gives in
+    /// seconds.
     pub(crate) fn limit(self, records: i32) -> Self {
         ShardPages {
             limit: Some(records),
@@ -49,8 +93,12 @@ impl ShardPages {
         }
     }
 
+    pub(crate) fn shard(&self) -> &str {
+        &self.shard
+    }
+
     /// The next one; `None` at the shard's end or tip. After an error it can be asked for again.
-    pub(crate) async fn next(&mut self) -> Result<Option<Page>, SdkError<GetRecordsError>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Page>, PageError> {
         let Some(iterator) = &self.iterator else {
             return Ok(None);
         };
@@ -58,15 +106,105 @@ impl ShardPages {
         self.next_call = Instant::now() + PAUSE;
         let asked_at = SystemTime::now();
         let call = self.client.get_records().shard_iterator(iterator);
-        let page = call.set_limit(self.limit).send().await?;
-        // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at the
-        // tip say that they are the last.
-        let at_tip = page.records.is_empty() && page.millis_behind_latest.is_none_or(|behind| behind == 0);
-        self.iterator = page.next_shard_iterator.filter(|_| !at_tip);
+        let call = call.set_stream_arn(self.stream.arn().map(str::to_owned));
+        let page = match call.set_limit(self.limit).send().await {
+            Ok(page) => page,
+            Err(error) if error.code() == Some("ExpiredIteratorException") && self.last.is_some() => {
+                self.iterator = Some(self.after_last().await?);
+                return Ok(Some(Page {
+                    records: Vec::new(),
+                    asked_at,
+                }));
+            }
+            Err(error) => return Err(self.failed(error)),
+        };
+        if let Some(last) = page.records.last() {
+            self.last = Some(last.sequence_number.clone());
+        }
+        let is_empty = page.records.is_empty();
+        let has_children = !page.child_shards().is_empty();
+        self.iterator = match page.next_shard_iterator {
+            // Only the child shards, or the number of the last record, prove that a shard has ended.
+            None if has_children => None,
+            None => match self.has_ended().await? {
+                true => None,
+                false => {
+                    self.doubt()?;
+                    Some(self.after_last().await?)
+                }
+            },
+            // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at
+            // the tip say that they are the last.
+            Some(next) => match page.millis_behind_latest {
+                Some(0) if is_empty => None,
+                None if is_empty => {
+                    self.doubt()?;
+                    Some(next)
+                }
+                _ => {
+                    self.doubts = 0;
+                    Some(next)
+                }
+            },
+        };
         Ok(Some(Page {
             records: page.records,
             asked_at,
         }))
+    }
+
+    fn doubt(&mut self) -> Result<(), PageError> {
+        self.doubts += 1;
+        match self.doubts > DOUBTS {
+            true => Err(self.no_proof()),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns whether the shard is closed, or no longer listed.
+    async fn has_ended(&self) -> Result<bool, PageError> {
+        let shards = list_shards(&self.client, &self.stream).await;
+        let shards = shards.map_err(|source| PageError::Call {
+            shard: self.shard.clone(),
+            code: source.code().map(str::to_owned),
+            source: source.into(),
+        })?;
+        let shard = shards.iter().find(|shard| shard.shard_id == self.shard);
+        Ok(shard.is_none_or(is_closed))
+    }
+
+    /// Returns an iterator behind the last record of the last page.
+    async fn after_last(&self) -> Result<String, PageError> {
+        let Some(last) = &self.last else {
+            return Err(self.no_proof());
+        };
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.get_shard_iterator();
+        let call = call
+            .set_stream_name(name)
+            .set_stream_arn(arn)
+            .shard_id(&self.shard)
+            .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+            .starting_sequence_number(last);
+        let answer = call.send().await.map_err(|error| self.failed(error))?;
+        answer.shard_iterator.ok_or_else(|| self.no_proof())
+    }
+
+    fn no_proof(&self) -> PageError {
+        PageError::NoProof {
+            shard: self.shard.clone(),
+        }
+    }
+
+    fn failed<E>(&self, error: E) -> PageError
+    where
+        E: aws_sdk_kinesis::error::ProvideErrorMetadata + Into<BoxError>,
+    {
+        PageError::Call {
+            shard: self.shard.clone(),
+            code: error.code().map(str::to_owned),
+            source: error.into(),
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn unpack(
 }
 
 /// The number of records, with those that are packed.
-#[allow(dead_code, reason = "for what is reported of a batch")]
+#[cfg(feature = "kinesis")]
 pub(crate) fn count(records: &[Record]) -> usize {
     records.iter().map(Record::count).sum()
 }

@@ -17,8 +17,8 @@ use std::str::FromStr;
 pub(crate) enum Address {
     /// A file.
     File(PathBuf),
-    /// A stream's name.
-    Kinesis(String),
+    /// A stream.
+    Kinesis(Stream),
     /// A queue's name or URL.
     Sqs(String),
     /// A topic's ARN.
@@ -30,6 +30,40 @@ pub(crate) enum Address {
         /// What their keys begin with.
         prefix: String,
     },
+}
+
+/// A stream, by its name or ARN.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Stream(String);
+
+impl Stream {
+    /// Returns the name or ARN, as it was written.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the region in the ARN.
+    pub(crate) fn region(&self) -> Option<&str> {
+        region_of_arn(&self.0)
+    }
+}
+
+/// Returns the region of an ARN: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
+pub(crate) fn region_of_arn(text: &str) -> Option<&str> {
+    let mut parts = text.strip_prefix("arn:")?.split(':');
+    parts.nth(2).filter(|region| !region.is_empty())
+}
+
+/// Returns the region in a queue's URL: `https://sqs.REGION.amazonaws.com/ACCOUNT/QUEUE`.
+pub(crate) fn region_of_queue(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let host = rest.split(['/', ':']).next()?;
+    let of_aws = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
+    if !of_aws.iter().any(|end| host.ends_with(end)) {
+        return None;
+    }
+    let mut labels = host.split('.').skip_while(|label| *label != "sqs");
+    labels.nth(1)
 }
 
 /// Where a ledger, checkpoints or idempotency keys are: `redb:file` or `dynamodb:table`.
@@ -78,17 +112,10 @@ impl FromStr for Address {
         };
         match scheme {
             "file" => Ok(Address::File(named("no file", "file:letters.jsonl")?.into())),
-            "kinesis" => {
-                let expected = "kinesis:orders-dlq";
-                let name = match rest.starts_with("arn:") {
-                    true => rest.split_once(":stream/").map_or("", |(_, name)| name),
-                    false => rest,
-                };
-                match name.is_empty() || name.contains(['/', ':']) {
-                    true => Err(incomplete(text, "no stream", expected)),
-                    false => Ok(Address::Kinesis(name.to_owned())),
-                }
-            }
+            "kinesis" => match rest.parse() {
+                Ok(stream) => Ok(Address::Kinesis(stream)),
+                Err(_) => Err(incomplete(text, "no stream", "kinesis:orders-dlq")),
+            },
             "sqs" => Ok(Address::Sqs(named("no queue", "sqs:orders-dlq")?)),
             "sns" => match rest.starts_with("arn:") {
                 true => Ok(Address::Sns(rest.to_owned())),
@@ -111,6 +138,30 @@ impl FromStr for Address {
             }
             _ => Err(scheme_error(text, LETTERS)),
         }
+    }
+}
+
+impl FromStr for Stream {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let name = match region_of_arn(text) {
+            Some(_) if text.split(':').nth(2) == Some("kinesis") => {
+                let resource = text.splitn(6, ':').nth(5).unwrap_or_default();
+                resource.strip_prefix("stream/").unwrap_or_default()
+            }
+            _ => text,
+        };
+        match name.is_empty() || name.contains(['/', ':']) {
+            true => Err(incomplete(text, "no stream", "orders, or the stream's ARN")),
+            false => Ok(Stream(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -181,9 +232,10 @@ mod tests {
     #[test]
     fn each_has_its_form() {
         assert_eq!(letters("file:a b.jsonl"), Ok(Address::File("a b.jsonl".into())));
-        assert_eq!(letters("kinesis:dlq"), Ok(Address::Kinesis("dlq".to_owned())));
-        let arn = "kinesis:arn:aws:kinesis:us-east-1:111122223333:stream/dlq";
-        assert_eq!(letters(arn), Ok(Address::Kinesis("dlq".to_owned())));
+        let stream = |text: &str| Address::Kinesis(Stream(text.to_owned()));
+        assert_eq!(letters("kinesis:dlq"), Ok(stream("dlq")));
+        let arn = "arn:aws:kinesis:us-east-1:111122223333:stream/dlq";
+        assert_eq!(letters(&format!("kinesis:{arn}")), Ok(stream(arn)));
         let url = "https://sqs.eu-west-1.amazonaws.com/111122223333/dlq";
         assert_eq!(letters(&format!("sqs:{url}")), Ok(Address::Sqs(url.to_owned())));
         let s3 = |bucket: &str, prefix: &str| Address::S3 {
@@ -197,6 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn an_arn_or_a_queue_url_tells_the_region() {
+        let region = |text: &str| text.parse::<Stream>().expect(text).region().map(str::to_owned);
+        let arn = "arn:aws-cn:kinesis:cn-north-1:111122223333:stream/dlq";
+        assert_eq!(region(arn).as_deref(), Some("cn-north-1"));
+        assert_eq!(region("dlq"), None);
+        for (url, region) in [
+            ("https://sqs.eu-west-1.amazonaws.com/1/dlq", Some("eu-west-1")),
+            (
+                "https://vpce-1a.sqs.eu-west-2.vpce.amazonaws.com/1/dlq",
+                Some("eu-west-2"),
+            ),
+            ("http://localhost:4566/1/dlq", None),
+            ("http://sqs.us-east-1.localhost.localstack.cloud:4566/1/dlq", None),
+            ("dlq", None),
+        ] {
+            assert_eq!(region_of_queue(url), region, "{url}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_what_would_be_right() {
         for text in [
             "",
@@ -206,6 +278,9 @@ mod tests {
             "s3:/p",
             "sns:dlq",
             "kinesis:a/b",
+            "kinesis:arn:aws:kinesis:us-east-1:111122223333:stream/",
+            "kinesis:arn:aws:kinesis::111122223333:stream/dlq",
+            "kinesis:arn:aws:sqs:us-east-1:111122223333:dlq",
             "redb:x",
             "https://x",
         ] {

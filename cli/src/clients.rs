@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::address::{Address, StoreAddress};
-use aws_config::{BehaviorVersion, SdkConfig};
+use crate::address::{Address, StoreAddress, Stream, region_of_arn, region_of_queue};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use redrive::BoxError;
 use redrive::checkpoint::{self, CheckpointError, CheckpointStore};
 use redrive::dead_letter::{self, DeadLetterSink};
@@ -22,12 +22,27 @@ impl Clients {
         self.0.get_or_init(load).await
     }
 
-    pub(crate) async fn kinesis(&self) -> aws_sdk_kinesis::Client {
-        aws_sdk_kinesis::Client::new(self.config().await)
+    /// The same in the region that an address names, if it names one.
+    async fn config_in(&self, region: Option<&str>) -> SdkConfig {
+        let config = self.config().await.to_builder();
+        match region {
+            Some(region) => config.region(Region::new(region.to_owned())).build(),
+            None => config.build(),
+        }
     }
 
-    pub(crate) async fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
-        aws_sdk_dynamodb::Client::new(self.config().await)
+    /// In the region of the stream.
+    pub(crate) async fn kinesis(&self, stream: &Stream) -> aws_sdk_kinesis::Client {
+        self.kinesis_in(stream.region()).await
+    }
+
+    pub(crate) async fn kinesis_in(&self, region: Option<&str>) -> aws_sdk_kinesis::Client {
+        aws_sdk_kinesis::Client::new(&self.config_in(region).await)
+    }
+
+    /// In the region of the table.
+    pub(crate) async fn dynamodb(&self, table: &str) -> aws_sdk_dynamodb::Client {
+        aws_sdk_dynamodb::Client::new(&self.config_in(region_of_arn(table)).await)
     }
 
     pub(crate) async fn s3(&self) -> aws_sdk_s3::Client {
@@ -40,7 +55,7 @@ impl Clients {
 
     /// The queue's URL, asked for where it has only a name.
     async fn sqs(&self, queue: &str) -> Result<(aws_sdk_sqs::Client, String), BoxError> {
-        let client = aws_sdk_sqs::Client::new(self.config().await);
+        let client = aws_sdk_sqs::Client::new(&self.config_in(region_of_queue(queue)).await);
         if queue.contains("://") {
             return Ok((client, queue.to_owned()));
         }
@@ -58,7 +73,9 @@ impl Clients {
     pub(crate) async fn source(&self, address: &Address) -> Result<Box<dyn DeadLetterSource>, BoxError> {
         Ok(match address {
             Address::File(path) => Box::new(source::File::new(path)),
-            Address::Kinesis(stream) => Box::new(source::Kinesis::new(self.kinesis().await, stream)),
+            Address::Kinesis(stream) => {
+                Box::new(source::Kinesis::new(self.kinesis(stream).await, stream.as_str()))
+            }
             Address::Sqs(queue) => {
                 let (client, url) = self.sqs(queue).await?;
                 Box::new(source::Sqs::new(client, url))
@@ -77,13 +94,16 @@ impl Clients {
     pub(crate) async fn sink(&self, address: &Address) -> Result<Arc<dyn DeadLetterSink>, BoxError> {
         Ok(match address {
             Address::File(path) => Arc::new(dead_letter::File::open(path)?),
-            Address::Kinesis(stream) => Arc::new(dead_letter::Kinesis::new(self.kinesis().await, stream)),
+            Address::Kinesis(stream) => Arc::new(dead_letter::Kinesis::new(
+                self.kinesis(stream).await,
+                stream.as_str(),
+            )),
             Address::Sqs(queue) => {
                 let (client, url) = self.sqs(queue).await?;
                 Arc::new(dead_letter::Sqs::new(client, url))
             }
             Address::Sns(topic) => {
-                let client = aws_sdk_sns::Client::new(self.config().await);
+                let client = aws_sdk_sns::Client::new(&self.config_in(region_of_arn(topic)).await);
                 Arc::new(dead_letter::Sns::new(client, topic))
             }
             Address::S3 { bucket, prefix } => {
@@ -96,7 +116,7 @@ impl Clients {
     pub(crate) async fn ledger(&self, address: Option<&StoreAddress>) -> Result<Arc<dyn Ledger>, BoxError> {
         Ok(match address {
             Some(StoreAddress::DynamoDb(table)) => {
-                Arc::new(ledger::DynamoDb::new(self.dynamodb().await, table.as_str()))
+                Arc::new(ledger::DynamoDb::new(self.dynamodb(table).await, table.as_str()))
             }
             Some(StoreAddress::Redb(path)) => Arc::new(ledger::Redb::open(path)?),
             None => {
@@ -136,7 +156,7 @@ impl Clients {
                 })?)
             }
             StoreAddress::DynamoDb(table) => {
-                let client = self.dynamodb().await;
+                let client = self.dynamodb(table).await;
                 let described = client.describe_table().table_name(table).send().await;
                 described.map_err(|error| unreachable(error.into()))?;
                 Arc::new(checkpoint::DynamoDb::new(client, table.as_str()).failover_time(failover_time))

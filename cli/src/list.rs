@@ -16,6 +16,8 @@ use crate::output;
 
 /// List letters, a line each
 ///
+/// An error code with other characters than letters, digits and _-.:#/ is hidden: it may hold what a record holds.
+///
 /// They are left where they are. (A queue counts that its messages were received.)
 #[derive(Debug, Args)]
 pub(crate) struct List {
@@ -81,7 +83,7 @@ impl Tally {
             Err(DecodeError::Foreign) => self.foreign += 1,
             Err(error) => {
                 self.unreadable += 1;
-                eprintln!("{place}: {}", output::chain(&error));
+                eprintln!("{}: {}", output::escaped(place), output::unreadable(&error));
             }
         }
         None
@@ -101,15 +103,16 @@ impl Tally {
     }
 }
 
-fn as_text(letter: &DeadLetter) -> String {
+/// One line, for a list.
+pub(crate) fn as_text(letter: &DeadLetter) -> String {
     let id = letter.id.to_string();
-    format!(
+    let text = format!(
         "{}  {}  {:<18} {:<9} {:<24} {}/{}/{}{}  {} B, {} attempts{}",
         &id[..12],
         output::time(letter.dead_lettered_at),
         letter.reason.as_str(),
         letter.class.as_str(),
-        letter.code.as_deref().unwrap_or("-"),
+        output::code(letter.code.as_deref()),
         letter.stream,
         letter.shard,
         letter.sequence_number,
@@ -120,7 +123,8 @@ fn as_text(letter: &DeadLetter) -> String {
         letter.payload_bytes,
         letter.attempts.count,
         marks(letter),
-    )
+    );
+    output::escaped(&text).into_owned()
 }
 
 /// What is unusual about it.
@@ -143,7 +147,7 @@ pub(crate) fn marks(letter: &DeadLetter) -> String {
 
 /// Nothing of the record's content.
 pub(crate) fn as_json(letter: &DeadLetter) -> String {
-    json!({
+    let json = json!({
         "id": letter.id.to_string(),
         "origin": letter.origin.to_string(),
         "application": letter.application,
@@ -157,7 +161,7 @@ pub(crate) fn as_json(letter: &DeadLetter) -> String {
         "reason": letter.reason.as_str(),
         "class": letter.class.as_str(),
         "scope": letter.scope.as_str(),
-        "code": letter.code,
+        "code": letter.code.as_deref().map(|code| output::code(Some(code))),
         "error_type": letter.error.type_name,
         "attempts": letter.attempts.count,
         "processor": letter.processor,
@@ -167,6 +171,6 @@ pub(crate) fn as_json(letter: &DeadLetter) -> String {
         "suspect": letter.suspect,
         "payload_at": letter.payload_at,
         "payload_bytes": letter.payload_bytes,
-    })
-    .to_string()
+    });
+    output::json(&json.to_string())
 }

@@ -1,18 +1,99 @@
 //! What is written, and how: colours on a terminal alone, questions only to one.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::SystemTime;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use redrive::BoxError;
+use redrive::dead_letter::DecodeError;
 use redrive::replay::Rest;
 
 /// An error with all that caused it, each once.
 pub(crate) fn error(error: &dyn Error) {
     let red = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (on, off) = if red { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
-    eprintln!("{on}redrive: {}{off}", chain(error));
+    eprintln!("{on}redrive: {}{off}", escaped(&chain(error)));
+}
+
+/// Escapes what a terminal acts on: control characters, and characters that change the direction of text.
+///
+/// Fields of dead letters, names of objects and texts of services are untrusted. Every such text goes through here.
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
+    match text.contains(is_unsafe) {
+        true => text.chars().fold(String::new(), escape_into).into(),
+        false => text.into(),
+    }
+}
+
+/// The same of a text that may have lines and tabs, such as a payload.
+pub(crate) fn escaped_lines(text: &str) -> String {
+    text.chars().fold(String::new(), |out, c| match c {
+        '\n' | '\t' => out + &*c.encode_utf8(&mut [0; 4]),
+        c => escape_into(out, c),
+    })
+}
+
+fn escape_into(mut out: String, c: char) -> String {
+    match is_unsafe(c) {
+        true => out.extend(c.escape_default()),
+        false => out.push(c),
+    }
+    out
+}
+
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// Escapes JSON for a terminal: inside a string JSON takes such characters as they are.
+pub(crate) fn json(json: &str) -> String {
+    json.chars().fold(String::new(), |mut out, c| {
+        match is_unsafe(c) && c != '\n' {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+        out
+    })
+}
+
+/// Returns an error code if it looks like one, and otherwise a placeholder: a handler can make a code of what a record holds.
+pub(crate) fn code(code: Option<&str>) -> &str {
+    let is_one = |code: &str| {
+        (1..=64).contains(&code.len())
+            && code
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_-.:#/".contains(&byte))
+    };
+    match code {
+        None => "-",
+        Some(code) if is_one(code) => code,
+        Some(_) => HIDDEN_CODE,
+    }
+}
+
+/// Shown in the place of an error code that may hold a payload's text.
+pub(crate) const HIDDEN_CODE: &str = "(hidden)";
+
+/// Tells what is wrong with a letter that cannot be read, without what is in it: the error of a JSON parser quotes the text.
+pub(crate) fn unreadable(error: &DecodeError) -> String {
+    match error
+        .source()
+        .and_then(|source| source.downcast_ref::<serde_json::Error>())
+    {
+        Some(json) => format!(
+            "{error} ({:?} error at line {} column {})",
+            json.classify(),
+            json.line(),
+            json.column()
+        ),
+        None => error.to_string(),
+    }
 }
 
 pub(crate) fn chain(error: &dyn Error) -> String {
@@ -66,7 +147,7 @@ pub(crate) fn progress(of: Option<u64>) -> ProgressBar {
 pub(crate) fn rest(rest: Rest) {
     if rest.behind > 0 {
         eprintln!(
-            "about {} more are behind these in their groups of the FIFO queue, and not seen",
+            "about {} more were not given, in a FIFO queue because they are behind others of their groups",
             rest.behind
         );
     }
@@ -83,4 +164,39 @@ pub(crate) fn time(time: SystemTime) -> String {
 /// Writes a line; whether anybody still reads.
 pub(crate) fn line(text: impl std::fmt::Display) -> bool {
     writeln!(std::io::stdout().lock(), "{text}").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_acts_on_is_escaped() {
+        assert_eq!(escaped("grün 🦀 \"x\""), "grün 🦀 \"x\"");
+        let bad = "a\u{1b}[2J\r\n\u{9b}31m\u{7f}\u{202e}b";
+        let good = escaped(bad);
+        assert!(!good.contains(is_unsafe), "{good:?}");
+        assert!(good.starts_with("a\\u{1b}[2J") && good.ends_with('b'), "{good}");
+        assert_eq!(escaped_lines("a\n\tb\u{7}"), "a\n\tb\\u{7}");
+    }
+
+    #[test]
+    fn escaped_json_reads_back() {
+        let text = "a\u{1b}\u{9b}\u{7f}\u{202e}\n🦀";
+        let line = json(&serde_json::json!({ "code": text }).to_string());
+        assert!(!line.contains(is_unsafe), "{line:?}");
+        let read: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(read["code"], text);
+    }
+
+    #[test]
+    fn a_code_that_may_hold_a_payload_is_hidden() {
+        for shown in ["NoCustomer", "com.acme#Throttled", "E-17", "http/503"] {
+            assert_eq!(code(Some(shown)), shown);
+        }
+        for hidden in ["alice@example.com", "order 7", "", "grün", &"x".repeat(65)] {
+            assert_eq!(code(Some(hidden)), HIDDEN_CODE);
+        }
+        assert_eq!(code(None), "-");
+    }
 }

@@ -1,14 +1,14 @@
 //! `redrive rehydrate`: letters of what Lambda gave up.
 
-use crate::address::{Address, StoreAddress};
+use crate::address::{Address, StoreAddress, Stream};
 use clap::Args;
-use redrive::replay::{self, DeadLetterSource as _, Rehydrate as Rehydration};
+use redrive::replay::{self, Rehydrate as Rehydration};
 use redrive::{BoxError, Idempotency, idempotency};
 
 use crate::Ended;
 use crate::clients::Clients;
 use crate::filter::Only;
-use crate::replay::{How, Target};
+use crate::replay::{How, Source, Target};
 
 /// Make letters of the batches that Lambda gave up
 ///
@@ -26,12 +26,16 @@ pub(crate) struct Rehydrate {
     /// Write the letters there
     #[arg(long, value_name = "ADDRESS", required_unless_present = "into")]
     to: Option<Address>,
-    /// Put the records into this stream at once
+    /// Put the records into this stream at once, by its name or ARN
     #[arg(long, value_name = "STREAM", conflicts_with = "to")]
-    into: Option<String>,
+    into: Option<Stream>,
     /// With --into: wrap each record in a KPL aggregate whose tags tell consumers of redrive where it comes from
     #[arg(long, requires = "into")]
     stamp: bool,
+    /// Read records from this stream, by its name or ARN. A message without records that names another stream is left.
+    /// Default: the stream of --into
+    #[arg(long, value_name = "STREAM")]
+    from_stream: Vec<Stream>,
     /// The application that the letters are of. Default: the function's name
     #[arg(long)]
     application: Option<String>,
@@ -51,10 +55,21 @@ impl Rehydrate {
     pub(crate) async fn run(self, json: bool) -> Result<Ended, BoxError> {
         let clients = Clients::default();
         let source = clients.source(&self.address).await?;
-        if source.removes() && !self.how.confirmed(&self.address)? {
-            return Ok(Ended::Interrupted);
+        let from = Source::new(&self.address, &*source);
+        let streams = match self.from_stream.is_empty() {
+            true => self.into.iter().cloned().collect(),
+            false => self.from_stream,
+        };
+        let region = streams.first().and_then(Stream::region);
+        if streams.iter().any(|stream| stream.region() != region) {
+            return Err(
+                "the streams of --from-stream are in several regions; rehydrate each region by itself".into(),
+            );
         }
-        let mut rehydration = Rehydration::new(clients.kinesis().await);
+        let mut rehydration = Rehydration::new(clients.kinesis_in(region).await);
+        for stream in &streams {
+            rehydration = rehydration.stream(stream.as_str());
+        }
         if let Some(application) = self.application {
             rehydration = rehydration.application(application);
         }
@@ -65,7 +80,7 @@ impl Rehydrate {
             let mut known = match store {
                 StoreAddress::Redb(path) => Idempotency::new(idempotency::Redb::open(path)?),
                 StoreAddress::DynamoDb(table) => {
-                    Idempotency::new(idempotency::DynamoDb::new(clients.dynamodb().await, table))
+                    Idempotency::new(idempotency::DynamoDb::new(clients.dynamodb(&table).await, table))
                 }
             };
             if let Some(pointer) = self.idempotency_field {
@@ -81,6 +96,6 @@ impl Rehydrate {
             (None, Some(to)) => Target::Sink(to),
             (None, None) => return Err("say where to: --to ADDRESS or --into STREAM".into()),
         };
-        self.how.run(replay, target, &clients, json).await
+        self.how.run(replay, from, target, &clients, json).await
     }
 }

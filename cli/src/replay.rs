@@ -1,10 +1,12 @@
 //! `redrive replay`: records driven again.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::address::{Address, StoreAddress};
+use crate::address::{self, Address, StoreAddress};
 use clap::Args;
-use redrive::replay::{Report, Said, Stream};
+use redrive::dead_letter::{self, DeadLetterSink};
+use redrive::replay::{DeadLetterSource, Outcome, Report, Said, Stream};
 use redrive::{BoxError, replay};
 use serde_json::json;
 
@@ -24,15 +26,19 @@ use crate::{output, stop};
 pub(crate) struct Replay {
     /// Where the letters are
     address: Address,
-    /// The stream to put the records into
+    /// The stream to put the records into, by its name or ARN
     #[arg(long, value_name = "STREAM", required_unless_present = "to")]
-    into: Option<String>,
+    into: Option<address::Stream>,
     /// Move the letters to this address instead, as they are
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["into", "stamp"])]
     to: Option<Address>,
     /// Wrap each record in a KPL aggregate whose tags tell consumers of redrive where it comes from
     #[arg(long)]
     stamp: bool,
+    /// Read payloads also from this bucket, where a claim check has put them: s3:BUCKET/PREFIX. Those of the bucket that
+    /// ADDRESS names are read in any case
+    #[arg(long, value_name = "ADDRESS")]
+    payloads_from: Vec<Address>,
     #[command(flatten)]
     how: How,
     #[command(flatten)]
@@ -44,6 +50,9 @@ pub(crate) struct How {
     /// So many letters a second at most
     #[arg(long, default_value_t = 100.0, value_name = "LETTERS")]
     rate: f64,
+    /// Maximum number of letters to replay in this run
+    #[arg(long, value_name = "LETTERS")]
+    limit: Option<u64>,
     /// Leave alone what was driven again so often and failed
     #[arg(long, default_value_t = 3, value_name = "TIMES")]
     max_redrives: u32,
@@ -63,8 +72,18 @@ pub(crate) struct How {
 
 /// Where they go.
 pub(crate) enum Target {
-    Stream { name: String, stamp: bool },
+    Stream { name: address::Stream, stamp: bool },
     Sink(Address),
+}
+
+impl Target {
+    /// Returns the stream that records or letters are put into.
+    fn stream(&self) -> Option<&address::Stream> {
+        match self {
+            Target::Stream { name, .. } | Target::Sink(Address::Kinesis(name)) => Some(name),
+            Target::Sink(_) => None,
+        }
+    }
 }
 
 impl Replay {
@@ -85,37 +104,121 @@ impl Replay {
                 self.address
             );
         }
-        if source.removes() && !self.how.dry_run && !self.how.confirmed(&self.address)? {
-            return Ok(Ended::Interrupted);
+        let from = Source::new(&self.address, &*source);
+        let mut replay = replay::Replay::new(source).only(self.only.filter());
+        for address in self.payloads_from.iter().chain([&self.address]) {
+            match address {
+                Address::S3 { bucket, prefix } => {
+                    // The letters' prefix is not that of the payloads.
+                    let prefix = if *address == self.address {
+                        ""
+                    } else {
+                        prefix.as_str()
+                    };
+                    replay = replay.payloads(dead_letter::S3::new(clients.s3().await, bucket).prefix(prefix));
+                }
+                address if *address == self.address => {}
+                address => return Err(format!("--payloads-from {address}: write s3:BUCKET/PREFIX").into()),
+            }
         }
-        let replay = replay::Replay::new(source).only(self.only.filter());
-        self.how.run(replay, target, &clients, json).await
+        self.how.run(replay, from, target, &clients, json).await
     }
 }
 
+/// Where the letters are read.
+pub(crate) struct Source<'a> {
+    address: &'a Address,
+    removes: bool,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(address: &'a Address, source: &dyn DeadLetterSource) -> Self {
+        Source {
+            address,
+            removes: source.removes(),
+        }
+    }
+}
+
+/// The same, ready to be written to.
+enum To {
+    Stream(Stream),
+    Sink(Arc<dyn DeadLetterSink>),
+}
+
 impl How {
-    pub(crate) fn confirmed(&self, address: &Address) -> Result<bool, BoxError> {
-        let question = format!("What is done is removed from {address}. Go on?");
+    /// Asks before letters are removed from their source, or anything is put into a stream.
+    fn confirmed(&self, from: &Source<'_>, target: &Target) -> Result<bool, BoxError> {
+        let into = target.stream().map(|stream| {
+            format!("Records are put into the stream {stream}; every application that reads it sees them. ")
+        });
+        let removed = from
+            .removes
+            .then(|| format!("What is done is removed from {}. ", from.address));
+        if into.is_none() && removed.is_none() {
+            return Ok(true);
+        }
+        let question = format!(
+            "{}{}Continue?",
+            into.unwrap_or_default(),
+            removed.unwrap_or_default()
+        );
         output::confirm(&question, self.yes || self.dry_run)
+    }
+
+    /// Tells where the ledger is. Of a source that keeps its letters the ledger alone knows what was replayed.
+    fn tell_ledger(&self, from: &Source<'_>, json: bool) -> Result<(), BoxError> {
+        let own = match &self.ledger {
+            Some(StoreAddress::DynamoDb(_)) => return Ok(()),
+            Some(StoreAddress::Redb(path)) => path.clone(),
+            None => own_ledger()?,
+        };
+        let own = StoreAddress::Redb(own);
+        if !from.removes {
+            eprintln!(
+                "warning: {} keeps its letters, and what was replayed is known only to {own}, a file of this machine; to replay from several machines use --ledger dynamodb:TABLE",
+                from.address
+            );
+        } else if self.ledger.is_none() && !json {
+            eprintln!("ledger: {own}");
+        }
+        Ok(())
     }
 
     pub(crate) async fn run(
         &self,
         replay: replay::Replay,
+        from: Source<'_>,
         target: Target,
         clients: &Clients,
         json: bool,
     ) -> Result<Ended, BoxError> {
+        let to = match &target {
+            Target::Stream { name, stamp } => {
+                let stream = Stream::new(clients.kinesis(name).await, name.as_str());
+                let stream = if *stamp { stream.stamped() } else { stream };
+                replay.check_stream(&stream).await?;
+                To::Stream(stream)
+            }
+            Target::Sink(address) => {
+                let sink = clients.sink(address).await?;
+                replay.check_sink(&*sink).await?;
+                To::Sink(sink)
+            }
+        };
+        if !self.confirmed(&from, &target)? {
+            return Ok(Ended::Interrupted);
+        }
         let mut replay = replay
             .rate(self.rate)
             .max_redrives(self.max_redrives)
             .dry_run(self.dry_run)
             .again(self.again)
-            .ledger(clients.ledger(self.ledger.as_ref()).await?)
-            .payloads(clients.s3().await);
-        if self.ledger.is_none() && !json {
-            eprintln!("ledger: redb:{}", own_ledger()?.display());
+            .ledger(clients.ledger(self.ledger.as_ref()).await?);
+        if let Some(limit) = self.limit {
+            replay = replay.limit(limit);
         }
+        self.tell_ledger(&from, json)?;
         let bar = output::progress(replay.estimate().await);
         let (shown, began) = (bar.clone(), Instant::now());
         let replay = replay.on_each(move |said, report| {
@@ -127,16 +230,9 @@ impl How {
                 shown.suspend(|| eprintln!("{}", as_text(said)));
             }
         });
-        let done = match target {
-            Target::Stream { name, stamp } => {
-                let stream = Stream::new(clients.kinesis().await, name);
-                let stream = if stamp { stream.stamped() } else { stream };
-                replay.into_stream(stream, stop::asked()).await
-            }
-            Target::Sink(address) => {
-                let sink = clients.sink(&address).await?;
-                replay.to_sink(sink, stop::asked()).await
-            }
+        let done = match to {
+            To::Stream(stream) => replay.into_stream(stream, stop::asked()).await,
+            To::Sink(sink) => replay.to_sink(sink, stop::asked()).await,
         };
         bar.finish_and_clear();
         let report = done?;
@@ -155,18 +251,28 @@ impl How {
 fn as_text(said: &Said<'_>) -> String {
     let id = said.letter.map(|letter| letter.id.to_string());
     let id = id.as_deref().map_or("", |id| &id[..12]);
-    format!("{} {id}: {}", said.place, said.outcome)
+    output::escaped(&format!("{} {id}: {}", said.place, outcome(said))).into_owned()
+}
+
+/// What became of it, without what is in a letter that cannot be read.
+fn outcome(said: &Said<'_>) -> String {
+    match said.outcome {
+        Outcome::Unreadable(error) => {
+            format!("cannot be read, left where it is: {}", output::unreadable(error))
+        }
+        outcome => outcome.to_string(),
+    }
 }
 
 fn as_json(said: &Said<'_>) -> String {
-    json!({
+    let json = json!({
         "place": said.place,
         "id": said.letter.map(|letter| letter.id.to_string()),
         "origin": said.letter.map(|letter| letter.origin.to_string()),
         "outcome": said.outcome.as_str(),
-        "text": said.outcome.to_string(),
-    })
-    .to_string()
+        "text": outcome(said),
+    });
+    output::json(&json.to_string())
 }
 
 fn report_as_json(report: &Report) -> String {
@@ -175,7 +281,13 @@ fn report_as_json(report: &Report) -> String {
         .into_iter()
         .map(|(what, count)| (what.to_owned(), count.into()))
         .collect();
-    json!({ "report": counts, "in_order": report.in_order, "stopped": report.stopped }).to_string()
+    json!({
+        "report": counts,
+        "in_order": report.in_order,
+        "stopped": report.stopped,
+        "limit_reached": report.limit_reached,
+    })
+    .to_string()
 }
 
 fn tell(report: &Report, seconds: f64) {
@@ -199,7 +311,7 @@ fn tell(report: &Report, seconds: f64) {
         ("are gone from their stream", report.gone),
         ("were not come to", report.unsettled),
         (
-            "or so are behind others of their group, which were left",
+            "or so were not given, in a FIFO queue because they are behind others of their group",
             report.rest.behind,
         ),
         (
@@ -217,6 +329,9 @@ fn tell(report: &Report, seconds: f64) {
     }
     if report.read == 0 {
         output::line("there is nothing to drive again");
+    }
+    if report.limit_reached {
+        output::line("the limit is reached: other letters were left");
     }
     if report.stopped {
         output::line("it was stopped: start it again, and it goes on where it was");

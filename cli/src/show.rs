@@ -1,5 +1,6 @@
 //! `redrive show`: a letter whole.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::ops::ControlFlow;
 
@@ -7,16 +8,17 @@ use crate::address::Address;
 use clap::Args;
 use redrive::dead_letter::{AttemptReport, DeadLetter};
 use redrive::replay::{Filter, look};
-use redrive::{BoxError, KeyHash};
+use redrive::{BoxError, KeyHash, LetterId};
 
 use crate::Ended;
 use crate::clients::Clients;
-use crate::list::{Tally, as_json, marks};
+use crate::list::{Tally, as_json, as_text, marks};
 use crate::output;
 
 /// Show a letter whole
 ///
-/// Its payload, its partition key and its error's texts only with --payload.
+/// Its payload, its partition key, its error's texts, and error codes that may hold what a record holds, only with
+/// --payload. What a terminal would act on is escaped; --raw writes the payload's bytes as they are.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// Where the letter is
@@ -31,18 +33,36 @@ pub(crate) struct Show {
     raw: bool,
 }
 
+/// The most matches of a beginning that are listed, beside the first.
+const MATCHES: usize = 19;
+/// The characters of an id.
+const WHOLE_ID: usize = 64;
+
 impl Show {
     pub(crate) async fn run(self, json: bool) -> Result<Ended, BoxError> {
         let mut source = Clients::default().source(&self.address).await?;
         let filter = Filter::new().id(&self.id);
-        let mut found = None;
+        let mut found: Option<(String, DeadLetter)> = None;
+        let mut others: BTreeMap<LetterId, String> = BTreeMap::new();
+        let mut more = false;
         let rest = look(&mut *source, |place, letter| {
-            match Tally::default().readable(place, letter) {
-                Some(letter) if filter.matches(&letter) => {
-                    found = Some((place.to_owned(), letter));
-                    ControlFlow::Break(())
-                }
-                _ => ControlFlow::Continue(()),
+            let Some(letter) = Tally::default().readable(place, letter) else {
+                return ControlFlow::Continue(());
+            };
+            if !filter.matches(&letter) {
+                return ControlFlow::Continue(());
+            }
+            match &found {
+                None => found = Some((place.to_owned(), letter)),
+                // A copy of the same.
+                Some((_, first)) if first.id == letter.id => {}
+                Some(_) if others.len() < MATCHES => drop(others.insert(letter.id, as_text(&letter))),
+                Some(_) => more |= !others.contains_key(&letter.id),
+            }
+            // A whole id is of one letter.
+            match more || self.id.len() == WHOLE_ID {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
             }
         })
         .await?;
@@ -54,9 +74,22 @@ impl Show {
             )
             .into());
         };
+        if !others.is_empty() {
+            eprintln!("{}", as_text(&letter));
+            others.values().for_each(|other| eprintln!("{other}"));
+            let more = if more { ", and others" } else { "" };
+            return Err(format!(
+                "the id {:?} is ambiguous: it begins the ids of these letters{more}; write more of it",
+                self.id
+            )
+            .into());
+        }
         match (self.raw, json, self.payload) {
             (true, ..) => std::io::stdout().lock().write_all(&letter.payload)?,
-            (_, true, true) => std::io::stdout().lock().write_all(&letter.to_json_line())?,
+            (_, true, true) => {
+                let json = String::from_utf8_lossy(&letter.to_json_line()).into_owned();
+                output::line(output::json(&json));
+            }
             (_, true, false) => drop(output::line(as_json(&letter))),
             _ => self.text(&place, &letter),
         }
@@ -65,7 +98,7 @@ impl Show {
 
     fn text(&self, place: &str, letter: &DeadLetter) {
         let say = |what: &str, value: &dyn std::fmt::Display| {
-            output::line(format_args!("{what:<16} {value}"));
+            output::line(format_args!("{what:<16} {}", output::escaped(&value.to_string())));
         };
         say("letter", &format_args!("{}{}", letter.id, marks(letter)));
         say("is at", &place);
@@ -88,7 +121,11 @@ impl Show {
             "class, scope",
             &format_args!("{}, {}", letter.class.as_str(), letter.scope.as_str()),
         );
-        say("code", &letter.code.as_deref().unwrap_or("-"));
+        let shown = |code: Option<&str>| match (code, self.payload) {
+            (Some(code), true) => output::escaped(code).into_owned(),
+            (code, _) => output::code(code).to_owned(),
+        };
+        say("code", &shown(letter.code.as_deref()));
         say("error type", &letter.error.type_name);
         if self.payload {
             for text in &letter.error.chain {
@@ -101,6 +138,7 @@ impl Show {
             last,
             left_out,
         } = Attempts::of(letter);
+        let attempt = |of: &AttemptReport| attempt(of, &shown(of.code.as_deref()));
         first.iter().for_each(attempt);
         if left_out > 0 {
             say("", &format_args!("… {left_out} more"));
@@ -122,7 +160,7 @@ impl Show {
         say("payload bytes", &letter.payload_bytes);
         if self.payload && letter.payload_at.is_none() {
             output::line("");
-            output::line(String::from_utf8_lossy(&letter.payload));
+            output::line(output::escaped_lines(&String::from_utf8_lossy(&letter.payload)));
         }
     }
 }
@@ -145,8 +183,7 @@ impl<'a> Attempts<'a> {
     }
 }
 
-fn attempt(attempt: &AttemptReport) {
-    let code = attempt.code.as_deref().unwrap_or("-");
+fn attempt(attempt: &AttemptReport, code: &str) {
     let (number, ended_at) = (attempt.number, output::time(attempt.ended_at));
     output::line(format_args!("  {number:>4}  {ended_at}  {code}"));
 }

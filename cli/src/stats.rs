@@ -56,7 +56,7 @@ impl Stats {
                 let at = letter.dead_lettered_at;
                 let count = |counts: &mut Counts, of: &str| *counts.entry(of.to_owned()).or_default() += 1;
                 count(&mut tables.reasons, letter.reason.as_str());
-                count(&mut tables.codes, letter.code.as_deref().unwrap_or("-"));
+                count(&mut tables.codes, output::code(letter.code.as_deref()));
                 count(&mut tables.streams, &letter.stream);
                 count(&mut tables.hours, &hour(at));
                 tables.bytes += letter.payload_bytes;
@@ -78,7 +78,7 @@ impl Stats {
 
 impl Tables {
     fn as_json(&self, letters: u64) {
-        output::line(json!({
+        let json = json!({
             "letters": letters,
             "payload_bytes": self.bytes,
             "oldest": self.oldest.map(output::time),
@@ -87,7 +87,8 @@ impl Tables {
             "codes": self.codes,
             "streams": self.streams,
             "hours": self.hours,
-        }));
+        });
+        output::line(output::json(&json.to_string()));
     }
 
     fn as_text(&self, letters: u64) {
@@ -131,7 +132,10 @@ fn hour(time: SystemTime) -> String {
 }
 
 fn most(counts: &Counts) -> Vec<(String, u64)> {
-    let mut rows: Vec<_> = counts.iter().map(|(of, count)| (of.clone(), *count)).collect();
+    let rows = counts
+        .iter()
+        .map(|(of, count)| (output::escaped(of).into_owned(), *count));
+    let mut rows: Vec<_> = rows.collect();
     rows.sort_by(|(_, a), (_, b)| b.cmp(a));
     if rows.len() > ROWS {
         let others = rows.split_off(ROWS);

@@ -1,4 +1,7 @@
-//! The command, as a process of its own.
+//! The command, run as a program.
 
 mod dead_letters;
+mod moves;
+mod run;
 mod shards;
+mod untrusted;

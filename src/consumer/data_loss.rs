@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::StreamId;
 use super::answer::ANSWER_TIMEOUT;
 use crate::checkpoint::{Ahead, Checkpoint};
+use crate::external::caught;
 use crate::record::{Position, SequenceNumber, ShardId};
 
 /// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
@@ -72,9 +73,8 @@ impl OnDataLoss {
     }
 
     pub(super) fn decide(&self, loss: &DataLoss) -> AfterDataLoss {
-        self.0
-            .as_ref()
-            .map_or(AfterDataLoss::Resume, |decide| decide(loss))
+        let decision = self.0.as_ref().and_then(|decide| caught(|| decide(loss)));
+        decision.unwrap_or_default()
     }
 }
 

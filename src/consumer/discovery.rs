@@ -202,7 +202,7 @@ impl Discovery<'_> {
     }
 
     async fn find(&self) -> Result<Lineage, Problem> {
-        let listed = list_shards(self.client, self.stream.name_or_arn()).await;
+        let listed = list_shards(self.client, self.stream).await;
         let shards = listed.map_err(|error| match error {
             ListError::Call(error) if is_not_found(&*error) => self.not_found(error),
             error => Problem::Passing(error.into()),

@@ -170,7 +170,7 @@ impl Poller {
 
 /// Succeeds if the listing of the stream's shards has this one as closed.
 async fn is_listed_as_closed(reading: &Reading) -> Result<(), BoxError> {
-    let shards = Box::pin(list_shards(&reading.client, reading.stream.name_or_arn())).await?;
+    let shards = Box::pin(list_shards(&reading.client, &reading.stream)).await?;
     let listed = shards.iter().find(|it| it.shard_id() == reading.shard.as_str());
     match listed.map(is_closed) {
         Some(true) => Ok(()),

@@ -20,7 +20,7 @@ use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::retry::{Backoff, Jitter};
-use crate::unpack::unpack;
+use crate::unpack::{count, unpack};
 
 /// Between calls that fail.
 const BACKOFF: Backoff = Backoff::exponential();
@@ -384,14 +384,14 @@ impl Reading {
         behind_millis: Option<i64>,
         span: &Span,
     ) -> Option<Duration> {
-        span.record("records", records.len());
+        span.record("records", count(records));
         span.record("behind_ms", behind_millis);
         let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
         let behind = behind.map(Duration::from_millis);
         self.tell(|stream, shard| Event::Fetched {
             stream,
             shard,
-            records: records.len(),
+            records: count(records),
             bytes: records.iter().map(|record| record.payload().len()).sum(),
             behind,
         });

@@ -1,5 +1,6 @@
 //! Which stream.
 
+use std::fmt;
 use std::sync::Arc;
 
 /// A stream, by name or by ARN.
@@ -21,7 +22,7 @@ impl StreamId {
     }
 
     /// What calls take that want either: name without ARN, or ARN alone.
-    pub(super) fn name_or_arn(&self) -> (Option<String>, Option<String>) {
+    pub(crate) fn name_or_arn(&self) -> (Option<String>, Option<String>) {
         match &self.arn {
             Some(arn) => (None, Some(arn.clone())),
             None => (Some(self.name.to_string()), None),
@@ -47,6 +48,19 @@ impl From<&str> for StreamId {
 impl From<String> for StreamId {
     fn from(text: String) -> Self {
         text.as_str().into()
+    }
+}
+
+impl From<&String> for StreamId {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
+}
+
+/// The ARN if there is one, else the name.
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.arn.as_deref().unwrap_or(&self.name))
     }
 }
 

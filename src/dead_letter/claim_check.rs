@@ -7,7 +7,9 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 
-use super::{DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, TargetError, Warning};
+use super::{
+    DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, Storage, TargetError, Warning,
+};
 use crate::failure::BoxError;
 use crate::letter_id::LetterId;
 
@@ -120,6 +122,10 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
     fn name(&self) -> String {
         self.sink.name()
     }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.sink.storage()
+    }
 }
 
 /// A letter's payload that cannot be brought back.
@@ -134,8 +140,8 @@ pub enum ClaimError {
         /// Where it should be.
         place: String,
     },
-    /// It is in another bucket than the one that was asked.
-    #[error("the payload of letter {id} is at {place}, which is not in this bucket")]
+    /// It is in another bucket than the one that was asked, below another prefix, or no payload by its name.
+    #[error("the payload of letter {id} is at {place}, which is no payload of this bucket and prefix")]
     Elsewhere {
         /// The letter's id.
         id: LetterId,
@@ -153,6 +159,16 @@ pub enum ClaimError {
         expected: u64,
         /// As it is.
         found: u64,
+    },
+    /// The letter states more bytes than a record can have.
+    #[error("the payload at {place} has {bytes} bytes by its letter; a record has {limit} at most")]
+    TooLarge {
+        /// Where it is.
+        place: String,
+        /// As the letter says.
+        bytes: u64,
+        /// The most bytes of a record.
+        limit: u64,
     },
     /// The bucket cannot be read.
     #[error("the payload at {place} cannot be read")]

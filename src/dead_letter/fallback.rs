@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::{Instant, timeout};
 
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
 /// Writes letters to a sink, and to another one what the first can never take, or takes nothing of while it is down for
 /// long.
@@ -168,5 +168,9 @@ impl<A: DeadLetterSink, B: DeadLetterSink> DeadLetterSink for Fallback<A, B> {
 
     fn name(&self) -> String {
         format!("{} or {}", self.first.name(), self.other.name())
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        [self.first.storage(), self.other.storage()].concat()
     }
 }

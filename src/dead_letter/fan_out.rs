@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
 /// Writes each letter to every one of its sinks; it counts as written when all have confirmed it.
 ///
@@ -67,6 +67,10 @@ impl DeadLetterSink for FanOut {
             true => "no sink".to_owned(),
             false => names.join(" and "),
         }
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.sinks.iter().flat_map(|sink| sink.storage()).collect()
     }
 }
 

@@ -58,6 +58,7 @@ mod service;
 mod sns;
 #[cfg(feature = "sqs")]
 mod sqs;
+mod storage;
 
 #[cfg(feature = "s3")]
 pub use claim_check::{ClaimCheck, ClaimError};
@@ -73,10 +74,13 @@ pub use redact::Redact;
 pub use route::Route;
 #[cfg(feature = "s3")]
 pub use s3::S3;
+#[cfg(feature = "s3")]
+pub(crate) use s3::WRITE_METADATA;
 #[cfg(feature = "sns")]
 pub use sns::Sns;
 #[cfg(feature = "sqs")]
 pub use sqs::Sqs;
+pub use storage::Storage;
 
 /// What becomes of a shard once a record of it is a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -126,6 +130,14 @@ pub trait DeadLetterSink: Send + Sync + fmt::Debug {
     fn name(&self) -> String {
         std::any::type_name::<Self>().to_owned()
     }
+
+    /// Returns the storage that dead letters are written to, one for each that a dead letter may reach. Default:
+    /// [`Storage::Named`] with the sink's name.
+    ///
+    /// A [`Replay`](crate::replay::Replay) refuses a sink that writes into the storage that it reads.
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Named(self.name())]
+    }
 }
 
 const _: Option<&dyn DeadLetterSink> = None;
@@ -142,6 +154,10 @@ impl<S: DeadLetterSink + ?Sized> DeadLetterSink for Arc<S> {
 
     fn name(&self) -> String {
         (**self).name()
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        (**self).storage()
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
 /// Writes letters as a function leaves them, which takes out what must not leave the process: of the payload, the error's
 /// texts, the partition key.
@@ -72,6 +72,10 @@ where
 
     fn name(&self) -> String {
         self.sink.name()
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.sink.storage()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
 /// Writes each letter to the first sink whose condition it meets, and to the default one if it meets none.
 ///
@@ -96,6 +96,10 @@ impl DeadLetterSink for Route {
     fn name(&self) -> String {
         let names: Vec<String> = self.sinks().map(|sink| sink.name()).collect();
         format!("one of {}", names.join(", "))
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.sinks().flat_map(|sink| sink.storage()).collect()
     }
 }
 

@@ -11,7 +11,6 @@ use bytes::Bytes;
 
 use crate::dead_letter::{Receipt, SinkError};
 use crate::failure::BoxError;
-use crate::letter_id::LetterId;
 
 /// What a request of the service may have.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +28,8 @@ pub(super) struct Entry {
     pub(super) data: Bytes,
     /// As the service counts it.
     pub(super) bytes: u64,
-    pub(super) id: LetterId,
+    /// Empty where the service has none.
+    pub(super) deduplication_id: String,
     /// Where it goes, where the service does not say that itself.
     pub(super) place: String,
 }

@@ -1,5 +1,6 @@
 //! Where an application stands in each shard.
 
+use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
 use aws_sdk_kinesis::types::Shard;
 
 use super::{OperatorError, Shards};
@@ -70,10 +71,10 @@ impl Shards {
     }
 
     async fn listed(&self) -> Result<Vec<Shard>, OperatorError> {
-        let stream = (Some(self.stream.to_string()), None);
-        let listed = list_shards(&self.client, stream).await;
-        let mut shards = listed.map_err(|error| self.failed(error))?;
-        shards.sort_by(|a, b| a.shard_id.cmp(&b.shard_id));
-        Ok(shards)
+        let listed = list_shards(&self.client, &self.stream).await;
+        listed.map_err(|error| match error.code() {
+            Some("ResourceNotFoundException") => self.not_found(error),
+            _ => self.unreadable(error),
+        })
     }
 }

@@ -38,6 +38,7 @@ use std::sync::Arc;
 
 use aws_sdk_kinesis::Client;
 
+use crate::StreamId;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, ShardKey};
 use crate::record::ShardId;
 use crate::sdk;
@@ -60,19 +61,20 @@ pub struct Shards {
     client: Client,
     store: Arc<dyn CheckpointStore>,
     application: Arc<str>,
-    stream: Arc<str>,
+    stream: StreamId,
     force: bool,
 }
 
 impl Shards {
-    /// Those of this application (the name that its processor was built with) and stream (its name, not its ARN).
+    /// Those of this application (the name that its processor was built with) and stream (its name or ARN). Checkpoints
+    /// are found by the stream's name; the client's region must be that of the ARN.
     ///
     /// A store with leases must have the failover time that the application's own has.
     pub fn new(
         client: Client,
         store: impl CheckpointStore + 'static,
         application: impl Into<Arc<str>>,
-        stream: impl Into<Arc<str>>,
+        stream: impl Into<StreamId>,
     ) -> Self {
         Shards {
             client: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
@@ -96,7 +98,7 @@ impl Shards {
     }
 
     fn key(&self, shard: ShardId) -> ShardKey {
-        ShardKey::new(self.application.clone(), self.stream.clone(), shard)
+        ShardKey::new(self.application.clone(), self.stream.name().clone(), shard)
     }
 
     async fn load(&self, key: &ShardKey) -> Result<Checkpoint, OperatorError> {
@@ -107,7 +109,7 @@ impl Shards {
     fn not_begun(&self, key: &ShardKey) -> OperatorError {
         OperatorError::NotBegun {
             application: self.application.to_string(),
-            stream: self.stream.to_string(),
+            stream: self.stream.name().to_string(),
             shard: key.shard.clone(),
         }
     }
@@ -128,7 +130,7 @@ impl fmt::Debug for Shards {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shards")
             .field("application", &self.application)
-            .field("stream", &self.stream)
+            .field("stream", &self.stream.to_string())
             .field("store", &self.store)
             .field("force", &self.force)
             .finish_non_exhaustive()

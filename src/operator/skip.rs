@@ -101,7 +101,8 @@ impl Skip<'_> {
     ///
     /// Dropped before its end it leaves the shard to its owner after the failover time.
     pub async fn carry_out(&self, sink: &dyn DeadLetterSink) -> Result<Skipped, OperatorError> {
-        let source = SourceStream::new(&*self.key.stream);
+        let mut source = SourceStream::new(&*self.key.stream);
+        source.arn = self.shards.stream.arn().map(str::to_owned);
         let checked = answer("the dead-letter target", ANSWER, sink.check(&source)).await;
         let warnings = checked.map_err(|error| TargetError::Unreachable {
             name: sink.name(),

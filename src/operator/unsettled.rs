@@ -47,7 +47,7 @@ impl Shards {
         found.trimmed = reader.is_elsewhere;
         let mut own = own_number(position);
         let source = Arc::new(Source {
-            stream: self.stream.clone(),
+            stream: self.stream.name().clone(),
             shard: shard.clone(),
         });
         let is_settled = |record: &Record| {
@@ -108,11 +108,15 @@ impl Shards {
         E: ProvideErrorMetadata + Into<BoxError>,
     {
         match error.code() {
-            Some("ResourceNotFoundException") => OperatorError::NotFound {
-                stream: self.stream.to_string(),
-                source: error.into(),
-            },
+            Some("ResourceNotFoundException") => self.not_found(error),
             _ => self.unreadable(error),
+        }
+    }
+
+    pub(super) fn not_found(&self, error: impl Into<BoxError>) -> OperatorError {
+        OperatorError::NotFound {
+            stream: self.stream.to_string(),
+            source: error.into(),
         }
     }
 }
@@ -138,8 +142,12 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// At the record of this position, which may hold others.
     async fn at(shards: &'a Shards, shard: &ShardId, position: &Position) -> Result<Self, OperatorError> {
+        let (name, arn) = shards.stream.name_or_arn();
         let call = shards.client.get_shard_iterator();
-        let call = call.stream_name(&*shards.stream).shard_id(shard.as_str());
+        let call = call
+            .set_stream_name(name)
+            .set_stream_arn(arn)
+            .shard_id(shard.as_str());
         let oldest = call.clone().shard_iterator_type(ShardIteratorType::TrimHorizon);
         let mut since = None;
         let call = match position {
@@ -162,9 +170,12 @@ impl<'a> Reader<'a> {
             reply = oldest.send().await;
         }
         let reply = reply.map_err(|error| shards.failed(error))?;
+        let no_iterator = || shards.unreadable("GetShardIterator answered without an iterator");
+        let iterator = reply.shard_iterator.ok_or_else(no_iterator)?;
+        let pages = ShardPages::from(&shards.client, &shards.stream, shard.as_str(), Some(iterator));
         Ok(Reader {
             shards,
-            pages: ShardPages::from(&shards.client, reply.shard_iterator).limit(PAGE),
+            pages: pages.limit(PAGE),
             is_elsewhere,
             since,
             asked_at: SystemTime::now(),
@@ -173,11 +184,10 @@ impl<'a> Reader<'a> {
 
     /// The next page; `None` at the shard's end or tip.
     async fn page(&mut self) -> Result<Option<Vec<types::Record>>, OperatorError> {
-        let page = self
-            .pages
-            .next()
-            .await
-            .map_err(|error| self.shards.failed(error))?;
+        let page = self.pages.next().await.map_err(|error| match error.code() {
+            Some("ResourceNotFoundException") => self.shards.not_found(error),
+            _ => self.shards.unreadable(error),
+        })?;
         let Some(mut page) = page else { return Ok(None) };
         self.asked_at = page.asked_at;
         if let Some(since) = self.since {

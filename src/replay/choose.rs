@@ -48,11 +48,16 @@ impl<T: Target> Run<T> {
             let opening = &mut opened[message].letters[place];
             let Some(letter) = &opening.letter else { continue };
             match self.judge(letter, of_letter, of_record) {
+                // Beyond the limit: it is as if it had not been read.
+                Ok(_) if self.left.is_some_and(|left| jobs.len() as u64 >= left) => {}
                 // A letter may be written, and a queue may give it, more than once.
                 Ok(job) if !chosen.insert(job.letter.id) => opening.outcome = Some(Outcome::Copy),
                 Ok(job) => jobs.push((message, place, job)),
                 Err(outcome) => opening.outcome = Some(outcome),
             }
+        }
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(jobs.len() as u64);
         }
         if self.replay.dry_run {
             for (message, place, _) in jobs.drain(..) {
@@ -97,6 +102,9 @@ impl<T: Target> Run<T> {
         of_letter: Option<Entry>,
         of_record: Option<Entry>,
     ) -> Result<Job, Outcome> {
+        if self.written.may_hold(letter.id) {
+            return Err(Outcome::Returned);
+        }
         if !self.replay.again
             && of_letter
                 .as_ref()

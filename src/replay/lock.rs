@@ -57,6 +57,11 @@ impl Lock {
         }
     }
 
+    /// The name of the source.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
     pub(super) async fn take(&mut self) -> Result<(), LedgerError> {
         self.ledger.lock(&self.source, &self.owner).await?;
         self.taken = true;

@@ -51,7 +51,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::dead_letter::DeadLetterSink;
+use crate::dead_letter::{DeadLetterSink, SourceStream, Storage, TargetError};
 use crate::failure::BoxError;
 use crate::idempotency::{Idempotency, StoreError};
 use crate::processor::RecordProcessor;
@@ -77,6 +77,7 @@ pub mod source;
 mod stream;
 mod target;
 mod through;
+mod written;
 
 pub use filter::Filter;
 pub use ledger::{Ledger, LedgerError};
@@ -107,6 +108,7 @@ pub(crate) use through::record;
 /// | [`max_redrives`](Replay::max_redrives) | 3 |
 /// | [`dry_run`](Replay::dry_run) | off |
 /// | [`again`](Replay::again) | off |
+/// | [`limit`](Replay::limit) | all letters |
 #[must_use]
 pub struct Replay {
     source: Box<dyn DeadLetterSource>,
@@ -117,9 +119,10 @@ pub struct Replay {
     max_redrives: u32,
     dry_run: bool,
     again: bool,
+    limit: Option<u64>,
     completed: Option<Idempotency>,
     #[cfg(feature = "s3")]
-    payloads: Option<aws_sdk_s3::Client>,
+    payloads: Vec<crate::dead_letter::S3>,
     heard: Option<Box<Heard>>,
 }
 
@@ -138,9 +141,10 @@ impl Replay {
             max_redrives: 3,
             dry_run: false,
             again: false,
+            limit: None,
             completed: None,
             #[cfg(feature = "s3")]
-            payloads: None,
+            payloads: Vec::new(),
             heard: None,
         }
     }
@@ -195,10 +199,19 @@ impl Replay {
         self
     }
 
-    /// Payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into a bucket are read with this client.
+    /// Allows payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into this bucket, below its prefix, to
+    /// be read. Can be called for several buckets. Default: none.
+    ///
+    /// Where a payload is, the letter states: untrusted input. So no other object is read, and none larger than 10 MiB.
     #[cfg(feature = "s3")]
-    pub fn payloads(mut self, client: aws_sdk_s3::Client) -> Self {
-        self.payloads = Some(client);
+    pub fn payloads(mut self, store: crate::dead_letter::S3) -> Self {
+        self.payloads.push(store);
+        self
+    }
+
+    /// The most letters of this run that are sent to the target. Default: all.
+    pub fn limit(mut self, letters: u64) -> Self {
+        self.limit = Some(letters);
         self
     }
 
@@ -223,9 +236,7 @@ impl Replay {
         stream: Stream,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<Report, ReplayError> {
-        if self.source.name() == stream.name() {
-            return Err(ReplayError::IntoItself { name: stream.name() });
-        }
+        self.check_stream(&stream).await?;
         self.run(stream, stop).await
     }
 
@@ -243,15 +254,43 @@ impl Replay {
     }
 
     /// Writes the letters to another sink, as they are.
+    ///
+    /// A sink whose [storage](DeadLetterSink::storage) overlaps that of the source is refused before anything is read. A
+    /// letter that this run has written and then reads is left where it is ([`Outcome::Returned`]).
     pub async fn to_sink(
         self,
         sink: impl DeadLetterSink + 'static,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<Report, ReplayError> {
-        if self.source.name() == sink.name() {
-            return Err(ReplayError::IntoItself { name: sink.name() });
-        }
+        self.check_sink(&sink).await?;
         self.run(Sink(sink), stop).await
+    }
+
+    /// Checks that letters can go to a sink: that it writes into no storage that is read here, and that its target exists.
+    /// Nothing is read or written. [`to_sink`](Replay::to_sink) checks the same first.
+    pub async fn check_sink(&self, sink: &(impl DeadLetterSink + ?Sized)) -> Result<(), ReplayError> {
+        let source = self.source.storage();
+        // Where one of both says nothing but a name, the names are compared.
+        let same_name = |storage: &Storage| {
+            let is_named = |storage: &Storage| matches!(storage, Storage::Named(_));
+            (is_named(storage) || is_named(&source)) && self.source.name() == sink.name()
+        };
+        let overlaps = |storage: &Storage| storage.overlaps(&source) || same_name(storage);
+        if sink.storage().iter().any(overlaps) {
+            return Err(ReplayError::IntoItself {
+                source_name: self.source.name(),
+                target: sink.name(),
+            });
+        }
+        // The letters are of any stream.
+        sink.check(&SourceStream::new("")).await?;
+        Ok(())
+    }
+
+    /// Checks that records can go into a stream, as [`check_sink`](Replay::check_sink) does for a sink.
+    #[cfg(feature = "kinesis")]
+    pub async fn check_stream(&self, stream: &Stream) -> Result<(), ReplayError> {
+        self.check_sink(stream.sink()).await
     }
 
     async fn run(
@@ -293,11 +332,18 @@ pub enum ReplayError {
     #[error("the rate must be a number of letters a second above 0, not {0}")]
     Rate(f64),
     /// Letters would be read again where they are written.
-    #[error("{name} is where the letters are read; drive them into another one")]
+    #[error(
+        "cannot write to {target}: the letters are read from {source_name}, which overlaps it; name another target"
+    )]
     IntoItself {
-        /// Both.
-        name: String,
+        /// The name of the source.
+        source_name: String,
+        /// The name of the target.
+        target: String,
     },
+    /// The target does not exist, or must not be used.
+    #[error("the target of the replay cannot be used")]
+    TargetCheck(#[from] TargetError),
     /// The letters cannot be read.
     #[error("the dead letters cannot be read")]
     Source(#[from] SourceError),

@@ -31,6 +31,8 @@ pub struct OnFailure {
     pub timestamp: Option<SystemTime>,
     /// The stream's name.
     pub stream: Option<String>,
+    /// The stream's ARN.
+    pub stream_arn: Option<String>,
     /// The shard.
     pub shard: Option<ShardId>,
     /// The first record of the batch.
@@ -136,6 +138,7 @@ impl OnFailure {
             version: response.executed_version,
             timestamp: raw.timestamp,
             stream: batch.stream_arn.as_deref().and_then(stream).map(str::to_owned),
+            stream_arn: batch.stream_arn.filter(|arn| stream(arn).is_some()),
             shard: batch
                 .shard_id
                 .filter(|shard| !shard.is_empty())

@@ -213,6 +213,8 @@ pub struct Report {
     pub in_order: bool,
     /// Whether it was stopped before its end.
     pub stopped: bool,
+    /// Whether it ended at its [limit](super::Replay::limit). Letters beyond the limit stay as they are.
+    pub limit_reached: bool,
 }
 
 impl Report {

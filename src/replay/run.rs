@@ -14,8 +14,9 @@ use super::opened::{Opened, Opening, settle_copies};
 use super::pace::Pace;
 use super::reader::Found;
 use super::report::{Outcome, Report, Said};
-use super::source::Message;
+use super::source::{Message, SourceError};
 use super::target::{Job, Sent, Target};
+use super::written::Written;
 use super::{Replay, ReplayError};
 use crate::dead_letter::DeadLetter;
 use crate::external::caught;
@@ -36,6 +37,9 @@ pub(super) struct Run<T> {
     report: Report,
     /// The user's function that hears of each dead letter has panicked.
     is_deaf: bool,
+    pub(super) written: Written,
+    /// How many more letters may be sent. `None`: all.
+    pub(super) left: Option<u64>,
 }
 
 /// The most letters that go to the target, and into the ledger, at once: what a PutRecords request takes.
@@ -54,6 +58,8 @@ impl<T: Target> Run<T> {
                 ..Report::default()
             },
             is_deaf: false,
+            written: Written::default(),
+            left: replay.limit,
             replay,
             ledger,
             target,
@@ -85,7 +91,7 @@ impl<T: Target> Run<T> {
             self.lock.take().await?;
         }
         let result = self.pages(stop).await;
-        if result.is_ok() {
+        if result.is_ok() && !self.report.limit_reached {
             self.report.rest = self.replay.source.rest().await;
         }
         let closed = self.replay.source.close().await;
@@ -96,7 +102,7 @@ impl<T: Target> Run<T> {
     }
 
     async fn pages(&mut self, stop: &CancellationToken) -> Result<(), ReplayError> {
-        while !stop.is_cancelled() {
+        while !stop.is_cancelled() && !self.is_at_limit() {
             let page = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -105,6 +111,7 @@ impl<T: Target> Run<T> {
             if page.is_empty() {
                 return Ok(());
             }
+            self.written.next_page();
             let interval = self.replay.source.keep_interval();
             self.keep_at = Instant::now() + interval.unwrap_or_default();
             let (mut opened, mut letters) = (Vec::new(), 0);
@@ -116,7 +123,7 @@ impl<T: Target> Run<T> {
                 if letters >= self.pace.batch(BATCH) {
                     self.work_on(std::mem::take(&mut opened), stop).await?;
                     letters = 0;
-                    if stop.is_cancelled() {
+                    if stop.is_cancelled() || self.is_at_limit() {
                         return Ok(());
                     }
                 }
@@ -124,6 +131,11 @@ impl<T: Target> Run<T> {
             self.work_on(opened, stop).await?;
         }
         Ok(())
+    }
+
+    fn is_at_limit(&mut self) -> bool {
+        self.report.limit_reached = self.left == Some(0);
+        self.report.limit_reached
     }
 
     /// What is in a message, and what can be said of it at a glance.
@@ -248,6 +260,9 @@ impl<T: Target> Run<T> {
             .filter(|(_, outcome)| outcome.is_done());
         let mut entries = Vec::new();
         for (job, outcome) in done {
+            if !self.target.drives() && self.replay.source.removes() {
+                self.written.add(job.letter.id);
+            }
             entries.push(self.entry(job, State::Done));
             if self.target.drives() && !matches!(outcome, Outcome::Duplicate) {
                 entries.push(self.entry_of_record(job));
@@ -291,7 +306,14 @@ impl<T: Target> Run<T> {
             .filter(|opened| !opened.letters.is_empty() && opened.letters.iter().all(is_done))
             .map(|opened| opened.message.handle)
             .collect();
-        let removed = self.replay.source.remove(&handles).await;
+        let mut removed = self.replay.source.remove(&handles).await;
+        // A source that says nothing of a message has not removed it.
+        removed.resize_with(handles.len(), || {
+            Err(SourceError::unavailable(
+                self.lock.source(),
+                "no result for a message",
+            ))
+        });
         for result in removed {
             match result {
                 Ok(()) => self.report.removed += 1,

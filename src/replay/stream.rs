@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::target::{self, Job, Sent, Target};
+use crate::StreamId;
 use crate::dead_letter::{self, DeadLetter, DeadLetterSink as _, Payload};
 use crate::kpl::Aggregator;
 
@@ -21,8 +22,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// This stream (its name, not its ARN).
-    pub fn new(client: Client, stream: impl Into<String>) -> Self {
+    /// This stream, by its name or ARN. The client's region must be that of the ARN.
+    pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Stream {
             sink: dead_letter::Kinesis::new(client, stream).payload(Payload::Raw),
             stamped: false,
@@ -38,8 +39,8 @@ impl Stream {
         self
     }
 
-    pub(super) fn name(&self) -> String {
-        self.sink.name()
+    pub(super) fn sink(&self) -> &dead_letter::Kinesis {
+        &self.sink
     }
 
     /// What is put, as a letter that the sink writes without its envelope.

@@ -274,3 +274,154 @@ async fn a_letter_that_is_moved_back_can_be_moved_again() {
         assert_eq!(to.read_back().await, letters);
     }
 }
+
+/// Replays the dead letters of `from` into a sink.
+async fn moved(
+    from: &Bucket,
+    sink: impl DeadLetterSink + 'static,
+) -> Result<redrive::replay::Report, redrive::replay::ReplayError> {
+    let replay = redrive::replay::Replay::new(from.source().expect("a bucket is read"));
+    let replay = replay.ledger(redrive::replay::ledger::Memory::new());
+    replay.to_sink(sink, std::future::pending()).await
+}
+
+#[tokio::test]
+async fn a_move_within_overlapping_prefixes_is_refused() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    confirmed(bucket.sink.put(&letters).await);
+    let sink = |prefix: &str| S3::new(bucket.client.clone(), &bucket.name).prefix(prefix);
+    for prefix in ["dead-letters/", "dead-letters/more/", "dead", ""] {
+        let error = moved(&bucket, sink(prefix)).await.expect_err(prefix);
+        assert!(
+            matches!(error, redrive::replay::ReplayError::IntoItself { .. }),
+            "{error:?}"
+        );
+    }
+    assert_eq!(bucket.read_back().await, letters);
+    let report = moved(&bucket, sink("other/")).await.expect("it ends");
+    assert_eq!((report.replayed, report.removed), (5, 5), "{report:?}");
+    assert_eq!(bucket.read_back().await, letters);
+}
+
+/// A sink that writes to a bucket under another name, as an alias of an access point is.
+#[derive(Debug)]
+struct Alias(S3);
+
+#[async_trait::async_trait]
+impl DeadLetterSink for Alias {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<redrive::dead_letter::Receipt, SinkError>> {
+        self.0.put(letters).await
+    }
+}
+
+#[tokio::test]
+async fn objects_that_a_move_wrote_over_are_not_removed() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
+    confirmed(bucket.sink.put(&letters).await);
+    let alias = Alias(S3::new(bucket.client.clone(), &bucket.name).prefix("dead-letters/"));
+    let report = moved(&bucket, alias).await.expect("it ends");
+    assert_eq!((report.removed, report.not_removed), (0, 5), "{report:?}");
+    assert!(!report.is_clean());
+    assert_eq!(bucket.read_back().await, letters);
+}
+
+#[tokio::test]
+async fn a_letter_that_was_replaced_since_it_was_read_stays() {
+    let Some(bucket) = Bucket::new().await else { return };
+    let one = letter(1, Some("a"), "x");
+    confirmed(bucket.sink.put(std::slice::from_ref(&one)).await);
+    let mut source = bucket.source().expect("a bucket is read");
+    let page = source.read().await.expect("it is read");
+    let handles: Vec<_> = page.into_iter().map(|message| message.handle).collect();
+    confirmed(bucket.sink.put(std::slice::from_ref(&one)).await);
+    let removed = source.remove(&handles).await;
+    assert!(
+        matches!(removed[..], [Err(redrive::replay::SourceError::Changed { .. })]),
+        "{removed:?}"
+    );
+    assert_eq!(bucket.read_back().await, [one]);
+}
+
+/// The server answers as S3 does, but its listing never ends or ends too early.
+#[tokio::test]
+async fn a_listing_that_repeats_or_breaks_off_is_an_error() {
+    for page in [
+        "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>",
+        "<IsTruncated>true</IsTruncated>",
+    ] {
+        let page = format!("<?xml version=\"1.0\"?><ListBucketResult>{page}</ListBucketResult>");
+        let app = Router::new().fallback(move || std::future::ready(page.clone()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let mut source = source::S3::new(client(&endpoint), "letters");
+        let error = source.read().await.expect_err("no end of a bucket");
+        assert!(
+            matches!(error, redrive::replay::SourceError::Unavailable { .. }),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_payload_is_read_only_where_it_was_allowed() {
+    use redrive::replay::{Replay, ledger};
+
+    let Some(bucket) = Bucket::new().await else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("letters.jsonl");
+    let store = |prefix: &str| S3::new(bucket.client.clone(), &bucket.name).prefix(prefix);
+    let file = redrive::dead_letter::File::open(&path).expect("it opens");
+    let sink = ClaimCheck::new(file, store("payloads/")).over(10);
+    let large = letter(1, Some("a"), vec![b'x'; 1_000]);
+    confirmed(sink.put(std::slice::from_ref(&large)).await);
+    let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let handler = redrive::processor_with(
+        seen.clone(),
+        async |seen: Arc<Mutex<Vec<usize>>>, record: redrive::Record| -> Result<(), std::io::Error> {
+            seen.lock().expect("not poisoned").push(record.payload().len());
+            Ok(())
+        },
+    );
+    let orders = redrive::Resilient::builder("billing", handler)
+        .dead_letters(Memory::new())
+        .build()
+        .expect("complete");
+    let replay = |stores: &[&str]| {
+        let replay = Replay::new(source::File::new(&path)).ledger(ledger::Memory::new());
+        let replay = stores
+            .iter()
+            .fold(replay, |replay, prefix| replay.payloads(store(prefix)));
+        replay.through(&orders, std::future::pending())
+    };
+    for refused in [&[][..], &["other/"]] {
+        let report = replay(refused).await.expect("it ends");
+        assert_eq!((report.no_payload, report.replayed), (1, 0), "{report:?}");
+    }
+    let report = replay(&["other/", "payloads/"]).await.expect("it ends");
+    assert_eq!(report.replayed, 1, "{report:?}");
+    assert_eq!(*seen.lock().expect("not poisoned"), [1_000]);
+
+    // No other object is a payload, and none is larger than a record.
+    let inside = Memory::new();
+    let checked = ClaimCheck::new(inside.clone(), store("payloads/")).over(10);
+    confirmed(checked.put(std::slice::from_ref(&large)).await);
+    let mut stated = inside.letters().remove(0);
+    stated.payload_bytes = u64::MAX;
+    let error = sink.redeem(stated.clone()).await;
+    assert!(matches!(error, Err(ClaimError::TooLarge { .. })), "{error:?}");
+    let secret = bucket
+        .client
+        .put_object()
+        .bucket(&bucket.name)
+        .key("payloads/secret");
+    secret.body(vec![b'x'; 5].into()).send().await.expect("PutObject");
+    stated.payload_at = Some(format!("s3://{}/payloads/secret", bucket.name));
+    stated.payload_bytes = 5;
+    let error = sink.redeem(stated).await;
+    assert!(matches!(error, Err(ClaimError::Elsewhere { .. })), "{error:?}");
+}

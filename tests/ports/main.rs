@@ -5,6 +5,7 @@ mod bucket_sink;
 mod checkpoint_stores;
 mod conformance;
 mod dead_letter_sinks;
+mod dead_letter_stream;
 mod dynamodb;
 mod idempotency_stores;
 mod kinesis_sink;

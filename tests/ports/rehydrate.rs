@@ -90,7 +90,7 @@ impl Scene {
         Replay::new(source::File::new(path))
             .rate(1e6)
             .ledger(ledger::Memory::new())
-            .rehydrated(Rehydrate::new(self.client()))
+            .rehydrated(Rehydrate::new(self.client()).stream(STREAM).stream("nowhere"))
             .on_each(move |each, _| said.lock().expect("not poisoned").push(each.outcome.to_string()))
     }
 
@@ -223,7 +223,9 @@ async fn more_records_than_the_batch_had_are_suspect_and_those_that_are_complete
         assert_eq!(settled.expect("settled"), Settled::Processed);
     }
     let into = dead_letter::Memory::new();
-    let rehydrate = Rehydrate::new(scene.client()).application("billing");
+    let rehydrate = Rehydrate::new(scene.client())
+        .stream(STREAM)
+        .application("billing");
     let replay = scene.replay(&[scene.message(2, 8, 3)]).rehydrated(rehydrate);
     let report = replay
         .without_completed(Idempotency::new(store))
@@ -413,4 +415,78 @@ async fn a_page_that_begins_early_or_is_in_no_order_is_read_all_the_same() {
         .collect();
     assert_eq!(numbers, expected);
     assert!(letters.iter().all(|letter| !letter.suspect));
+}
+
+/// Whatever size a message states.
+#[tokio::test]
+async fn a_message_that_claims_an_absurd_size_allocates_nothing() {
+    let scene = Scene::plain(3).await;
+    let mut message = scene.message(0, 2, u64::MAX);
+    let (report, letters) = scene.letters_of(&[message.clone()]).await;
+    // Lambda's largest batch has 10,000 records: the others are missing, and the message stays.
+    assert_eq!((report.replayed, report.gone), (3, 9_997), "{report:?}");
+    assert_eq!(letters.len(), 3);
+    message["KinesisBatchInfo"]["shardId"] = "shardId-000000000099".into();
+    let (report, _) = scene.letters_of(&[message]).await;
+    assert_eq!(report.gone, 10_000, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_range_of_more_records_than_a_batch_has_is_left() {
+    let records = (0..10_001).map(|i| (format!("k{i}"), Vec::new()));
+    let scene = Scene::of(records).await;
+    let message = scene.message(0, 10_000, 1);
+    let (report, letters) = scene.letters_of(&[message]).await;
+    assert_eq!((report.unreadable, letters.len()), (1, 0), "{report:?}");
+    assert!(scene.said()[0].contains("10,000 records"), "{:?}", scene.said());
+}
+
+#[tokio::test]
+async fn only_a_stream_that_was_named_is_read() {
+    let scene = Scene::plain(3).await;
+    let other = "arn:aws:kinesis:us-east-1:444455556666:stream/orders";
+    let replay = |rehydrate: Rehydrate, message: &Value| {
+        scene
+            .replay(std::slice::from_ref(message))
+            .rehydrated(rehydrate)
+            .to_sink(scene.letters.clone(), pending())
+    };
+    let message = scene.message(0, 2, 3);
+    for refused in [
+        Rehydrate::new(scene.client()),
+        Rehydrate::new(scene.client()).stream("payments"),
+        Rehydrate::new(scene.client()).stream(other),
+    ] {
+        let report = replay(refused, &message).await.expect("it ends");
+        assert_eq!((report.unreadable, report.replayed), (1, 0), "{report:?}");
+    }
+    assert!(scene.proxy.calls("GetShardIterator").is_empty());
+    assert!(scene.said()[0].contains("--from-stream"), "{:?}", scene.said());
+    let mut of_consumer = message.clone();
+    of_consumer["KinesisBatchInfo"]["streamArn"] = format!("{ARN}/consumer/bill:1").into();
+    let allowed = Rehydrate::new(scene.client()).stream(STREAM);
+    let report = replay(allowed, &of_consumer).await.expect("it ends");
+    assert_eq!(report.replayed, 3, "{report:?}");
+}
+
+/// GetRecords leaves out a record in the middle, or the last one.
+#[tokio::test]
+async fn a_range_that_is_not_read_whole_keeps_its_message() {
+    for missing in [4, 6] {
+        let scene = Scene::plain(10).await;
+        let gone = scene.sent[missing].place.number.to_string();
+        scene.proxy.script(move |call| {
+            let gone = gone.clone();
+            match &*call.target {
+                "GetRecords" => Fault::Rewrite(Box::new(move |reply: &mut Value| {
+                    if let Some(records) = reply["Records"].as_array_mut() {
+                        records.retain(|record| record["SequenceNumber"] != gone.as_str());
+                    }
+                })),
+                _ => Fault::None,
+            }
+        });
+        let (report, _) = scene.letters_of(&[scene.message(3, 6, 4)]).await;
+        assert_eq!((report.replayed, report.gone), (3, 1), "{report:?}");
+    }
 }

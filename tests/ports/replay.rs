@@ -19,6 +19,7 @@ use redrive::testing::sinks::{confirmed, letter};
 use redrive::{Idempotency, Record, Redriven, Resilient, idempotency, processor_with};
 use support::sink::{Answer, ScriptedSink};
 use support::stream::{self, Sent};
+use support::waiting::finished;
 use tempfile::TempDir;
 
 /// A file of letters, and a ledger beside it.
@@ -599,6 +600,89 @@ async fn what_waits_for_its_turn_is_kept_from_others() {
     // In a hundred seconds.
     let kept = *kept.lock().expect("not poisoned");
     assert!((4..=5).contains(&kept), "{kept}");
+}
+
+/// A store that is source and sink under two names.
+#[derive(Debug, Clone, Default)]
+struct Both {
+    messages: Arc<Mutex<BTreeMap<u64, DeadLetter>>>,
+    given: Arc<Mutex<u64>>,
+}
+
+#[async_trait]
+impl DeadLetterSource for Both {
+    async fn read(&mut self) -> Result<Vec<source::Message>, SourceError> {
+        let messages = self.messages.lock().expect("not poisoned");
+        let mut given = self.given.lock().expect("not poisoned");
+        let page = messages.iter().filter(|(number, _)| **number >= *given);
+        let page: Vec<_> = page
+            .map(|(number, letter)| {
+                let handle = source::Handle(number.to_string());
+                source::Message::new(number.to_string(), letter.to_json_line(), handle)
+            })
+            .collect();
+        *given += page.len() as u64;
+        Ok(page)
+    }
+
+    async fn remove(&mut self, handles: &[source::Handle]) -> Vec<Result<(), SourceError>> {
+        let mut messages = self.messages.lock().expect("not poisoned");
+        for source::Handle(number) in handles {
+            messages.remove(&number.parse().expect("a number"));
+        }
+        handles.iter().map(|_| Ok(())).collect()
+    }
+
+    fn removes(&self) -> bool {
+        true
+    }
+
+    fn name(&self) -> String {
+        "source".to_owned()
+    }
+}
+
+#[async_trait]
+impl DeadLetterSink for Both {
+    async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<dead_letter::Receipt, dead_letter::SinkError>> {
+        let mut messages = self.messages.lock().expect("not poisoned");
+        let next = messages.last_key_value().map_or(0, |(number, _)| number + 1);
+        messages.extend((next..).zip(letters.iter().cloned()));
+        letters
+            .iter()
+            .map(|_| Ok(dead_letter::Receipt::new("there")))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn a_run_removes_nothing_that_it_wrote() {
+    let store = Both::default();
+    let letters = numbered(0..20, 5);
+    confirmed(store.put(&letters).await);
+    let replay = Replay::new(store.clone()).ledger(ledger::Memory::new()).rate(1e6);
+    let run = replay.to_sink(store.clone(), pending());
+    let report = finished("the replay", run).await.expect("it ends");
+    assert_eq!((report.replayed, report.returned), (20, 20), "{report:?}");
+    let left: Vec<_> = store
+        .messages
+        .lock()
+        .expect("not poisoned")
+        .values()
+        .cloned()
+        .collect();
+    assert_eq!(left, letters);
+}
+
+#[tokio::test]
+async fn a_target_that_is_not_there_fails_a_dry_run() {
+    let (_server, client) = orders().await;
+    let file = Letters::of(&numbered(0..3, 3)).await;
+    let replay = file.replay().ledger(file.ledger()).dry_run(true);
+    let error = replay
+        .into_stream(Stream::new(client, "no-such-stream"), pending())
+        .await;
+    assert!(matches!(error, Err(ReplayError::TargetCheck(_))), "{error:?}");
 }
 
 #[tokio::test]

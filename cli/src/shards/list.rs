@@ -29,7 +29,7 @@ impl List {
         for status in shards.list().await? {
             if let Err(error) = &status.checkpoint {
                 ended = Ended::Left;
-                eprintln!("{}: {}", status.shard, output::chain(error));
+                eprintln!("{}: {}", status.shard, output::escaped(&output::chain(error)));
             }
             if !output::line(if json { as_json(&status) } else { as_text(&status) }) {
                 break;
@@ -67,7 +67,7 @@ fn as_text(status: &ShardStatus) -> String {
     if let Some(holder) = &status.holder {
         text.push_str(&format!("  held by {}", holder.name));
     }
-    text
+    output::escaped(&text).into_owned()
 }
 
 /// A time as one.
@@ -82,6 +82,10 @@ pub(super) fn position(position: &Position) -> String {
 }
 
 fn as_json(status: &ShardStatus) -> String {
+    output::json(&json_of(status))
+}
+
+fn json_of(status: &ShardStatus) -> String {
     let checkpoint = status.checkpoint.as_ref();
     let stored = checkpoint.ok().and_then(Option::as_ref);
     json!({

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::address::StoreAddress;
+use crate::address::{StoreAddress, Stream};
 use clap::{Args, Subcommand};
 use redrive::operator::{self, OperatorError};
-use redrive::{BoxError, ShardId, StreamId};
+use redrive::{BoxError, ShardId};
 
 use crate::Ended;
 use crate::clients::Clients;
@@ -46,9 +46,9 @@ struct Whose {
     /// The application, as its processor is called
     #[arg(long, value_name = "NAME")]
     application: String,
-    /// The stream
+    /// The stream, by its name or ARN
     #[arg(long, value_name = "STREAM")]
-    stream: String,
+    stream: Stream,
     /// Of a lease table, as the application has it: who shows nothing for so long is dead
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     failover_time: Duration,
@@ -96,8 +96,8 @@ impl Shards {
 impl Whose {
     async fn shards(&self, clients: &Clients) -> Result<operator::Shards, BoxError> {
         let store = clients.checkpoints(&self.checkpoints, self.failover_time).await?;
-        let stream = StreamId::from(&*self.stream).name().clone();
-        let kinesis = clients.kinesis().await;
+        let kinesis = clients.kinesis(&self.stream).await;
+        let stream = self.stream.as_str();
         Ok(operator::Shards::new(kinesis, store, &*self.application, stream))
     }
 
@@ -113,13 +113,16 @@ impl Whose {
             return Ok(shards);
         };
         if how.force {
-            eprintln!("{shard} is held by {}, which loses it", holder.name);
+            eprintln!(
+                "{shard} is held by {}, which loses it",
+                output::escaped(&holder.name)
+            );
             return Ok(shards.force());
         }
         let time = humantime::format_duration(self.failover_time);
         eprintln!(
             "{shard} is held by {}: {time} at most to see whether it lives",
-            holder.name
+            output::escaped(&holder.name)
         );
         Ok(shards)
     }

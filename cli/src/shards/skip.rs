@@ -66,7 +66,10 @@ impl Skip {
         let sink = clients.sink(&self.dead_letters).await?;
         let skipped = skip.carry_out(&*sink).await?;
         for warning in &skipped.warnings {
-            eprintln!("{}: {}", warning.message, warning.remedy);
+            eprintln!(
+                "{}",
+                output::escaped(&format!("{}: {}", warning.message, warning.remedy))
+            );
         }
         let to = skipped.to.position();
         for (letter, receipt) in &skipped.letters {

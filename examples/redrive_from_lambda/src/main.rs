@@ -51,7 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .dead_letters(dead_letter::Memory::new())
         .build()?;
     let report = Replay::new(source::Sqs::new(sqs, queue))
-        .rehydrated(Rehydrate::new(kinesis).application("billing"))
+        .rehydrated(Rehydrate::new(kinesis).stream(STREAM).application("billing"))
         // The queue's messages are removed: there is nothing to remember.
         .ledger(ledger::Memory::new())
         .on_each(|said, _| println!("{}: {}", said.place, said.outcome))

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, Storage};
 use crate::failure::BoxError;
 
 mod disk;
@@ -135,6 +135,10 @@ impl DeadLetterSink for File {
 
     fn name(&self) -> String {
         format!("file:{}", self.path.display())
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::File(self.path.clone())]
     }
 }
 

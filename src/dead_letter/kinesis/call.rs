@@ -37,10 +37,12 @@ impl Kinesis {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| CallError::new(PUT_RECORDS, None, error))?;
         let sent = entries.len();
+        let (name, arn) = self.stream.name_or_arn();
         let output = self
             .writer
             .put_records()
-            .stream_name(&self.stream)
+            .set_stream_name(name)
+            .set_stream_arn(arn)
             .set_records(Some(entries))
             .send()
             .await
@@ -66,7 +68,7 @@ impl Kinesis {
                 shard_id: Some(shard),
                 sequence_number: Some(number),
                 ..
-            } => Ok(Receipt::new(format!("{}/{shard}/{number}", self.stream))),
+            } => Ok(Receipt::new(format!("{}/{shard}/{number}", self.stream.name()))),
             PutRecordsResultEntry {
                 error_code: Some(code),
                 error_message,

@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
+use crate::StreamId;
 use crate::digest::Digest;
 use crate::sdk;
 
@@ -38,7 +39,7 @@ pub struct Kinesis {
     writer: Client,
     // With the retries that the user set: for DescribeStreamSummary.
     reader: Client,
-    stream: String,
+    stream: StreamId,
     payload: Payload,
     // The most bytes of a record, 0 while unknown.
     limit: AtomicU64,
@@ -65,8 +66,9 @@ const LIMITS: Limits = Limits {
 };
 
 impl Kinesis {
-    /// A sink that writes to this stream (its name, not its ARN).
-    pub fn new(client: Client, stream: impl Into<String>) -> Self {
+    /// A sink that writes to this stream, by its name or ARN. A stream in another account has an ARN; the client's region
+    /// must be that of the ARN.
+    pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
             reader: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
             writer: sdk::kinesis::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
@@ -107,7 +109,7 @@ impl Kinesis {
             bytes: (key.len() + data.len()) as u64,
             key,
             data,
-            id: letter.id,
+            deduplication_id: String::new(),
             place: String::new(),
         }
     }
@@ -152,7 +154,7 @@ impl Service for Kinesis {
 impl fmt::Debug for Kinesis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kinesis")
-            .field("stream", &self.stream)
+            .field("stream", &self.stream.to_string())
             .field("payload", &self.payload)
             .finish_non_exhaustive()
     }
@@ -171,6 +173,13 @@ impl DeadLetterSink for Kinesis {
 
     fn name(&self) -> String {
         format!("kinesis:{}", self.stream)
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Stream {
+            name: self.stream.name().to_string(),
+            arn: self.stream.arn().map(str::to_owned),
+        }]
     }
 }
 

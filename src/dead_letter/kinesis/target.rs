@@ -20,12 +20,12 @@ const WEEK_HOURS: i32 = 7 * 24;
 impl Kinesis {
     pub(super) async fn look_at_target(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
         let target = self.describe().await.map_err(|error| TargetError::Unreachable {
-            name: self.stream.clone(),
+            name: self.stream.to_string(),
             source: error,
         })?;
         if is_source(&target, source) {
             return Err(TargetError::SourceItself {
-                name: self.stream.clone(),
+                name: self.stream.to_string(),
             });
         }
         let order = self.order_warning(&target);
@@ -41,7 +41,7 @@ impl Kinesis {
             Ok(target) => record_limit(&target),
             Err(error) => {
                 tracing::warn!(
-                    stream = self.stream,
+                    stream = %self.stream,
                     error = &*error,
                     "the record limit of the dead-letter stream cannot be asked for; the service judges the letter"
                 );
@@ -51,10 +51,12 @@ impl Kinesis {
     }
 
     async fn describe(&self) -> Result<StreamDescriptionSummary, BoxError> {
+        let (name, arn) = self.stream.name_or_arn();
         let output = self
             .reader
             .describe_stream_summary()
-            .stream_name(&self.stream)
+            .set_stream_name(name)
+            .set_stream_arn(arn)
             .send()
             .await?;
         let summary = output
@@ -70,7 +72,7 @@ impl Kinesis {
         (*strategy == RecordDistributionStrategy::Auto).then(|| Warning {
             message: format!(
                 "the dead-letter stream {:?} distributes records by itself (AUTO): letters of one partition key keep no order",
-                self.stream
+                self.stream.name()
             ),
             remedy: format!(
                 "aws kinesis update-stream-record-distribution-strategy --stream-arn {} --record-distribution-strategy USER_PARTITION_KEY",
@@ -84,11 +86,11 @@ impl Kinesis {
         (hours < WEEK_HOURS).then(|| Warning {
             message: format!(
                 "the dead-letter stream {:?} keeps letters for {hours} hours only; after that they are lost",
-                self.stream
+                self.stream.name()
             ),
             remedy: format!(
                 "aws kinesis increase-stream-retention-period --stream-name {} --retention-period-hours {WEEK_HOURS}",
-                self.stream
+                self.stream.name()
             ),
         })
     }
@@ -104,7 +106,7 @@ impl Kinesis {
         (limit < needed).then(|| Warning {
             message: format!(
                 "the dead-letter stream {:?} takes records of up to {limit} bytes, a letter may have {needed}; larger ones are refused",
-                self.stream
+                self.stream.name()
             ),
             remedy: if limit < LARGEST_LIMIT {
                 format!(

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
 use futures_util::future::join_all;
+use rand::RngExt as _;
 
-use super::S3;
+use super::{S3, WRITE_METADATA};
 use crate::dead_letter::Receipt;
 use crate::dead_letter::schedule::{Entry, Request, Schedule, SharedError};
 
@@ -24,6 +25,7 @@ impl S3 {
             .put_object()
             .bucket(&self.bucket)
             .key(&entry.place)
+            .metadata(WRITE_METADATA, format!("{:016x}", rand::rng().random::<u64>()))
             .set_expected_bucket_owner(self.owner.clone())
             .body(ByteStream::from(entry.data.clone()));
         match call.send().await {

@@ -7,7 +7,7 @@ use aws_sdk_s3::Client;
 
 use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::sdk;
 
 mod call;
@@ -41,6 +41,9 @@ pub struct S3 {
     owner: Option<String>,
     rests: Rests,
 }
+
+/// The metadata of an object that identifies the write. A reader tells by it whether an object was written again since.
+pub(crate) const WRITE_METADATA: &str = "redrive-write";
 
 /// So many calls beside each other.
 const LIMITS: Limits = Limits {
@@ -92,7 +95,7 @@ impl S3 {
             },
             bytes: data.len() as u64,
             data,
-            id: letter.id,
+            deduplication_id: String::new(),
             place: key::of(&self.prefix, letter),
         }
     }
@@ -143,7 +146,14 @@ impl DeadLetterSink for S3 {
     }
 
     fn name(&self) -> String {
-        format!("s3:{}", self.bucket)
+        format!("s3://{}/{}", self.bucket, self.prefix)
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Objects {
+            bucket: self.bucket.clone(),
+            prefix: self.prefix.clone(),
+        }]
     }
 }
 

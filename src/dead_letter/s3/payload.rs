@@ -1,15 +1,21 @@
 //! Payloads by themselves, for letters that are elsewhere.
 
 use aws_sdk_s3::primitives::ByteStream;
+use bytes::BytesMut;
 
 use super::{S3, key};
 use crate::dead_letter::claim_check::ClaimError;
 use crate::dead_letter::{DeadLetter, SinkError};
 
+/// The most bytes of a record (Kinesis, quotas), and so of a payload.
+const LARGEST: u64 = 10 * 1024 * 1024;
+
+const SUFFIX: &str = ".payload";
+
 impl S3 {
     /// Writes a letter's payload. Where it is: `s3://bucket/key`.
     pub(in crate::dead_letter) async fn put_payload(&self, letter: &DeadLetter) -> Result<String, SinkError> {
-        let key = format!("{}.payload", key::of(&self.prefix, letter));
+        let key = format!("{}{SUFFIX}", key::of(&self.prefix, letter));
         let call = self
             .reader
             .put_object()
@@ -23,17 +29,33 @@ impl S3 {
         }
     }
 
+    /// Returns whether a payload that is written here could be at this place.
+    pub(crate) fn holds(&self, place: &str) -> bool {
+        self.key_of(place).is_some()
+    }
+
+    fn key_of<'a>(&self, place: &'a str) -> Option<&'a str> {
+        let place = place.strip_prefix("s3://")?.strip_prefix(&*self.bucket)?;
+        let key = place.strip_prefix('/')?;
+        (key.starts_with(&*self.prefix) && key.ends_with(SUFFIX)).then_some(key)
+    }
+
     /// The letter with its payload.
     pub(crate) async fn redeem(&self, letter: DeadLetter) -> Result<DeadLetter, ClaimError> {
         let Some(place) = letter.payload_at.clone() else {
             return Ok(letter);
         };
-        let in_bucket = place
-            .strip_prefix("s3://")
-            .and_then(|place| place.strip_prefix(&*self.bucket)?.strip_prefix('/'));
-        let Some(key) = in_bucket else {
+        let Some(key) = self.key_of(&place) else {
             return Err(ClaimError::Elsewhere { id: letter.id, place });
         };
+        let expected = letter.payload_bytes;
+        if expected > LARGEST {
+            return Err(ClaimError::TooLarge {
+                place,
+                bytes: expected,
+                limit: LARGEST,
+            });
+        }
         let call = self.reader.get_object().bucket(&self.bucket).key(key);
         let call = call.set_expected_bucket_owner(self.owner.clone());
         let object = match call.send().await {
@@ -50,21 +72,38 @@ impl S3 {
                 return Err(ClaimError::Unreadable { place, source });
             }
         };
-        let payload = match object.body.collect().await {
-            Ok(payload) => payload.into_bytes(),
-            Err(error) => {
-                let source = error.into();
-                return Err(ClaimError::Unreadable { place, source });
-            }
+        let wrong = |place, found| ClaimError::Length {
+            place,
+            expected,
+            found,
         };
-        let (expected, found) = (letter.payload_bytes, payload.len() as u64);
-        if expected != found {
-            return Err(ClaimError::Length {
-                place,
-                expected,
-                found,
-            });
+        // Of an object that is no payload of this letter nothing is read.
+        let length = object
+            .content_length()
+            .and_then(|bytes| u64::try_from(bytes).ok());
+        if let Some(found) = length.filter(|found| *found != expected) {
+            return Err(wrong(place, found));
         }
+        let (mut payload, mut body) = (BytesMut::new(), object.body);
+        while let Some(chunk) = body.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    let source = error.into();
+                    return Err(ClaimError::Unreadable { place, source });
+                }
+            };
+            let found = (payload.len() + chunk.len()) as u64;
+            if found > expected {
+                return Err(wrong(place, found));
+            }
+            payload.extend_from_slice(&chunk);
+        }
+        let found = payload.len() as u64;
+        if found != expected {
+            return Err(wrong(place, found));
+        }
+        let payload = payload.freeze();
         Ok(DeadLetter {
             payload,
             payload_at: None,

@@ -23,7 +23,7 @@ fn sized<'a>(entries: impl IntoIterator<Item = (&'a str, usize)>) -> Schedule {
                 key: key.to_owned(),
                 data: Bytes::from(vec![0; bytes]),
                 bytes: (bytes + key.len()) as u64,
-                id: LetterId::new([0; 32]),
+                deduplication_id: String::new(),
                 place: String::new(),
             })
             .collect(),
@@ -220,7 +220,7 @@ proptest! {
             key: names[key].to_owned(),
             data: zeros.slice(..size * 64 + number),
             bytes: (size * 64 + number + names[key].len()) as u64,
-            id: LetterId::new([0; 32]),
+            deduplication_id: String::new(),
                 place: String::new(),
         }).collect(), LIMITS);
         schedule.refuse_larger_than(limit);

@@ -29,7 +29,7 @@ impl Sns {
             let builder = match is_fifo {
                 true => builder
                     .message_group_id(&entry.key)
-                    .message_deduplication_id(entry.id.to_string()),
+                    .message_deduplication_id(&entry.deduplication_id),
                 false => builder,
             };
             builder.build()

@@ -5,10 +5,10 @@ use std::fmt;
 use async_trait::async_trait;
 use aws_sdk_sns::Client;
 
-use super::message;
+use super::message::Deduplication;
 use super::schedule::{Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::sdk;
 
 mod call;
@@ -22,7 +22,8 @@ mod target;
 /// confirmed subscription is therefore an error at start ([`TargetError::NobodyListens`]).
 ///
 /// - In a FIFO topic (its ARN ends with `.fifo`) the message group is the letter's partition key, or the SHA-256 of one
-///   that SNS does not take for a group (1 to 128 letters, digits and punctuation); the deduplication id is the letter's.
+///   that SNS does not take for a group (1 to 128 letters, digits and punctuation). Each write has a deduplication id of its
+///   own: a dead letter that is written again is delivered again, also within the 5 minutes of SNS's deduplication.
 /// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
 ///   [`Unavailable`](SinkError::Unavailable).
 /// - The client's own retries are switched off for writing. An attempt ends after 30 s unless the client sets an
@@ -37,6 +38,7 @@ pub struct Sns {
     // With the retries that the user set: for ListSubscriptionsByTopic.
     reader: Client,
     topic_arn: String,
+    deduplication: Deduplication,
     rests: Rests,
 }
 
@@ -56,6 +58,7 @@ impl Sns {
             reader: sdk::sns::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
             writer: sdk::sns::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
             topic_arn: topic_arn.into(),
+            deduplication: Deduplication::new(),
             rests: Rests::new(),
         }
     }
@@ -105,7 +108,10 @@ impl Service for Sns {
 #[async_trait]
 impl DeadLetterSink for Sns {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let entries = letters.iter().map(message::entry).collect();
+        let entries = letters
+            .iter()
+            .map(|letter| self.deduplication.entry(letter))
+            .collect();
         service::write(self, letters, Schedule::new(entries, LIMITS)).await
     }
 
@@ -115,6 +121,10 @@ impl DeadLetterSink for Sns {
 
     fn name(&self) -> String {
         format!("sns:{}", self.topic())
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Topic(self.topic_arn.clone())]
     }
 }
 

@@ -30,16 +30,23 @@ impl Sns {
         Ok(too_small.into_iter().collect())
     }
 
-    /// Whether anybody is. Of a subscription that is not confirmed the ARN is no ARN.
+    /// Returns whether there is a confirmed subscription. Of one that is not confirmed the ARN is no ARN. A page may hold
+    /// none, and the next one some. The paginator ends with an error where a token is repeated.
     async fn is_subscribed_to(&self) -> Result<bool, BoxError> {
         let call = self
             .reader
             .list_subscriptions_by_topic()
             .topic_arn(&self.topic_arn);
-        let subscriptions = call.send().await?.subscriptions.unwrap_or_default();
-        let mut arns = subscriptions
-            .iter()
-            .filter_map(|subscription| subscription.subscription_arn());
-        Ok(arns.any(|arn| arn.starts_with("arn:")))
+        let mut pages = call.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let subscriptions = page?.subscriptions.unwrap_or_default();
+            let mut arns = subscriptions
+                .iter()
+                .filter_map(|subscription| subscription.subscription_arn());
+            if arns.any(|arn| arn.starts_with("arn:")) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

@@ -32,7 +32,7 @@ impl Sqs {
                 let builder = match is_fifo {
                     true => builder
                         .message_group_id(&entry.key)
-                        .message_deduplication_id(entry.id.to_string()),
+                        .message_deduplication_id(&entry.deduplication_id),
                     false => builder,
                 };
                 builder.build()

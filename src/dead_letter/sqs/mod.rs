@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 
-use super::message;
+use super::message::Deduplication;
 use super::schedule::{Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
-use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning};
+use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::sdk;
 
 mod call;
@@ -19,7 +19,8 @@ mod target;
 /// base64, as SQS takes nothing but text.
 ///
 /// - In a FIFO queue (its name ends with `.fifo`) the message group is the letter's partition key, or the SHA-256 of one
-///   that SQS does not take for a group (1 to 128 letters, digits and punctuation); the deduplication id is the letter's.
+///   that SQS does not take for a group (1 to 128 letters, digits and punctuation). Each write has a deduplication id of its
+///   own: a dead letter that is written again is in the queue again, also within the 5 minutes of SQS's deduplication.
 ///   In a standard queue letters of one key are sent one after the other as well, but SQS keeps no order there.
 /// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
 ///   [`Unavailable`](SinkError::Unavailable).
@@ -39,6 +40,7 @@ pub struct Sqs {
     queue_url: String,
     // The most bytes of a message, 0 while unknown.
     limit: AtomicU64,
+    deduplication: Deduplication,
     rests: Rests,
 }
 
@@ -56,6 +58,7 @@ impl Sqs {
             writer: sdk::sqs::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
             queue_url: queue_url.into(),
             limit: AtomicU64::new(0),
+            deduplication: Deduplication::new(),
             rests: Rests::new(),
         }
     }
@@ -105,7 +108,10 @@ impl Service for Sqs {
 #[async_trait]
 impl DeadLetterSink for Sqs {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
-        let entries = letters.iter().map(message::entry).collect();
+        let entries = letters
+            .iter()
+            .map(|letter| self.deduplication.entry(letter))
+            .collect();
         service::write(self, letters, Schedule::new(entries, LIMITS)).await
     }
 
@@ -115,6 +121,10 @@ impl DeadLetterSink for Sqs {
 
     fn name(&self) -> String {
         format!("sqs:{}", self.queue())
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        vec![Storage::Queue(self.queue_url.clone())]
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
 use super::{DeadLetterSource, Handle, Message, SourceError};
-use crate::dead_letter::{ReadError, ReadLines};
+use crate::dead_letter::{ReadError, ReadLines, Storage};
 
 /// Reads what a [`dead_letter::File`](crate::dead_letter::File) has written, its successors (`<path>.1`) included, in the
 /// order of writing.
@@ -78,5 +78,9 @@ impl DeadLetterSource for File {
 
     fn name(&self) -> String {
         format!("file:{}", self.path.display())
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::File(self.path.clone())
     }
 }

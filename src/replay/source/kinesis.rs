@@ -11,8 +11,11 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use bytes::Bytes;
 
 use super::{DeadLetterSource, Handle, Message, SourceError};
+use crate::StreamId;
+use crate::dead_letter::Storage;
 use crate::failure::BoxError;
 use crate::sdk;
+use crate::shard_list;
 use crate::shard_pages::{Page, ShardPages};
 
 /// Reads what a [`dead_letter::Kinesis`](crate::dead_letter::Kinesis) has written, from the oldest record that the stream
@@ -23,22 +26,19 @@ use crate::shard_pages::{Page, ShardPages};
 /// Permissions: `kinesis:ListShards`, `kinesis:GetShardIterator` and `kinesis:GetRecords` on the stream.
 pub struct Kinesis {
     client: Client,
-    stream: String,
+    stream: StreamId,
     since: Option<SystemTime>,
     /// What is still to be read; none before it is begun.
     shards: Option<VecDeque<String>>,
     open: Option<Open>,
 }
 
-struct Open {
-    shard: String,
-    pages: ShardPages,
-    last: Option<String>,
-}
+/// The shard that is being read.
+type Open = ShardPages;
 
 impl Kinesis {
-    /// The letters in this stream (its name, not its ARN).
-    pub fn new(client: Client, stream: impl Into<String>) -> Self {
+    /// The letters in this stream, by its name or ARN. The client's region must be that of the ARN.
+    pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
             client: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
             stream: stream.into(),
@@ -57,25 +57,29 @@ impl Kinesis {
 
     async fn page(&mut self) -> Result<Vec<Message>, BoxError> {
         if self.shards.is_none() {
-            self.shards = Some(self.list_shards().await?);
+            let shards = shard_list::list_shards(&self.client, &self.stream).await?;
+            self.shards = Some(shards.into_iter().map(|shard| shard.shard_id).collect());
         }
         loop {
             let Some(open) = &mut self.open else {
-                let Some(shard) = self.shards.as_mut().and_then(VecDeque::pop_front) else {
+                let Some(shard) = self.shards.as_ref().and_then(VecDeque::front).cloned() else {
                     return Ok(Vec::new());
                 };
-                self.open = self.iterator(&shard, None).await?;
+                self.open = self.iterator(&shard).await?;
+                // Only now: after an error the shard is still to be read.
+                self.shards.as_mut().and_then(VecDeque::pop_front);
                 continue;
             };
-            let page = match open.pages.next().await {
+            let page = match open.next().await {
                 Ok(Some(page)) => page,
                 Ok(None) => {
                     self.open = None;
                     continue;
                 }
+                // No record was read yet.
                 Err(error) if error.code() == Some("ExpiredIteratorException") => {
-                    let (shard, last) = (open.shard.clone(), open.last.clone());
-                    self.open = self.iterator(&shard, last.as_deref()).await?;
+                    let shard = open.shard().to_owned();
+                    self.open = self.iterator(&shard).await?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -89,13 +93,10 @@ impl Kinesis {
 
     /// What a page holds.
     fn take(&mut self, page: Page) -> Vec<Message> {
-        let Some(open) = &mut self.open else {
+        let Some(open) = &self.open else {
             return Vec::new();
         };
-        if let Some(last) = page.records.last() {
-            open.last = Some(last.sequence_number.clone());
-        }
-        let place = format!("{}/{}", self.stream, open.shard);
+        let place = format!("{}/{}", self.stream.name(), open.shard());
         page.records
             .into_iter()
             .map(|record| {
@@ -106,58 +107,39 @@ impl Kinesis {
             .collect()
     }
 
-    /// In an order in which each comes after those that it came of: a child's number is higher than its parents'.
-    async fn list_shards(&self) -> Result<VecDeque<String>, BoxError> {
-        let mut shards = Vec::new();
-        let mut next = None;
-        loop {
-            let call = self.client.list_shards();
-            let call = match next {
-                None => call.stream_name(&self.stream),
-                token => call.set_next_token(token),
-            };
-            let page = call.send().await?;
-            shards.extend(
-                page.shards
-                    .unwrap_or_default()
-                    .into_iter()
-                    .map(|shard| shard.shard_id),
-            );
-            next = page.next_token;
-            if next.is_none() {
-                shards.sort();
-                return Ok(shards.into());
-            }
-        }
-    }
-
     /// `None` for a shard whose records are all gone.
-    async fn iterator(&self, shard: &str, after: Option<&str>) -> Result<Option<Open>, BoxError> {
-        let call = self
-            .client
-            .get_shard_iterator()
-            .stream_name(&self.stream)
-            .shard_id(shard);
-        let call = match (after, self.since) {
-            (Some(after), _) => call
-                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
-                .starting_sequence_number(after),
-            (None, Some(since)) => call
+    async fn iterator(&self, shard: &str) -> Result<Option<Open>, BoxError> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.get_shard_iterator();
+        let call = call.set_stream_name(name).set_stream_arn(arn).shard_id(shard);
+        let call = match self.since {
+            Some(since) => call
                 .shard_iterator_type(ShardIteratorType::AtTimestamp)
                 .timestamp(since.into()),
-            (None, None) => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            None => call.shard_iterator_type(ShardIteratorType::TrimHorizon),
         };
         let iterator = match call.send().await {
-            Ok(answer) => answer.shard_iterator,
-            // Its last record was dropped between the listing and now.
-            Err(error) if error.code() == Some("ResourceNotFoundException") => None,
+            Ok(answer) => answer
+                .shard_iterator
+                .ok_or("GetShardIterator answered without an iterator")?,
+            Err(error) if error.code() == Some("ResourceNotFoundException") && !self.lists(shard).await? => {
+                return Ok(None);
+            }
             Err(error) => return Err(error.into()),
         };
-        Ok(iterator.map(|iterator| Open {
-            shard: shard.to_owned(),
-            pages: ShardPages::from(&self.client, Some(iterator)),
-            last: after.map(str::to_owned),
-        }))
+        Ok(Some(ShardPages::from(
+            &self.client,
+            &self.stream,
+            shard,
+            Some(iterator),
+        )))
+    }
+
+    /// Returns whether the stream still has a shard. Its last record may have been dropped since it was listed; or the
+    /// stream may be gone, which is an error.
+    async fn lists(&self, shard: &str) -> Result<bool, BoxError> {
+        let shards = shard_list::list_shards(&self.client, &self.stream).await?;
+        Ok(shards.iter().any(|listed| listed.shard_id == shard))
     }
 }
 
@@ -166,29 +148,29 @@ impl DeadLetterSource for Kinesis {
     async fn read(&mut self) -> Result<Vec<Message>, SourceError> {
         let begun = self.shards.is_some();
         let page = self.page().await;
-        page.map_err(|error| match code(&error) {
-            Some("ResourceNotFoundException") if !begun => SourceError::Missing {
-                place: format!("stream {:?}", self.stream),
-            },
-            _ => SourceError::unavailable(format!("stream {:?}", self.stream), error),
+        let place = || format!("stream {:?}", self.stream.to_string());
+        page.map_err(|error| match shard_list::code(&error) {
+            Some("ResourceNotFoundException") if !begun => SourceError::Missing { place: place() },
+            _ => SourceError::unavailable(place(), error),
         })
     }
 
     fn name(&self) -> String {
         format!("kinesis:{}", self.stream)
     }
-}
 
-fn code(error: &BoxError) -> Option<&str> {
-    use aws_sdk_kinesis::error::SdkError;
-    use aws_sdk_kinesis::operation::list_shards::ListShardsError;
-    error.downcast_ref::<SdkError<ListShardsError>>()?.code()
+    fn storage(&self) -> Storage {
+        Storage::Stream {
+            name: self.stream.name().to_string(),
+            arn: self.stream.arn().map(str::to_owned),
+        }
+    }
 }
 
 impl fmt::Debug for Kinesis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kinesis")
-            .field("stream", &self.stream)
+            .field("stream", &self.stream.to_string())
             .field("since", &self.since)
             .finish_non_exhaustive()
     }

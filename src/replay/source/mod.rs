@@ -19,6 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::dead_letter::Storage;
 use crate::failure::BoxError;
 
 mod file;
@@ -94,6 +95,13 @@ pub trait DeadLetterSource: Send + Sync + fmt::Debug {
 
     /// What it is called in messages and in the ledger: the same for everybody who reads the same.
     fn name(&self) -> String;
+
+    /// Returns the storage that is read. Default: [`Storage::Named`] with the source's name.
+    ///
+    /// A source that removes messages states its storage: a [`Replay`](super::Replay) refuses a sink that writes there.
+    fn storage(&self) -> Storage {
+        Storage::Named(self.name())
+    }
 }
 
 const _: Option<&dyn DeadLetterSource> = None;
@@ -139,6 +147,10 @@ impl<S: DeadLetterSource + ?Sized> DeadLetterSource for Box<S> {
     fn name(&self) -> String {
         (**self).name()
     }
+
+    fn storage(&self) -> Storage {
+        (**self).storage()
+    }
 }
 
 /// One message: what was found, where.
@@ -181,7 +193,8 @@ impl fmt::Debug for Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Rest {
-    /// They are behind others of their group, which stay.
+    /// They can be received and were not given: in a FIFO queue they are behind others of their group, which stay; a
+    /// standard queue has answered several times that it is empty.
     pub behind: u64,
     /// Another reader has them; or one that is no more had them, and they are shown again soon.
     pub hidden: u64,
@@ -195,6 +208,12 @@ pub enum SourceError {
     #[error("there is no {place}; check its name and, where it is of AWS, the region and the account")]
     Missing {
         /// What was looked for.
+        place: String,
+    },
+    /// A message was written again since it was read. It is left where it is.
+    #[error("{place} was written again since it was read; it is left there for the next run")]
+    Changed {
+        /// The message's place.
         place: String,
     },
     /// It cannot be read from, or written to.

@@ -1,14 +1,17 @@
 //! Letters in a bucket.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::ProvideErrorMetadata;
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::DateTime;
 use futures_util::stream::{self, StreamExt as _};
 
 use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, SourceError};
+use crate::dead_letter::{Storage, WRITE_METADATA};
 use crate::failure::BoxError;
 use crate::sdk;
 
@@ -16,7 +19,10 @@ use crate::sdk;
 /// [`dead_letter::S3`](crate::dead_letter::S3) has the letters of each shard in their order. Those that end with `.payload`
 /// belong to letters elsewhere and are passed over.
 ///
-/// What is driven again is deleted; in a bucket with versions that leaves a delete marker.
+/// What is driven again is deleted; in a bucket with versions that leaves a delete marker. An object that was written
+/// again since it was read is not deleted ([`SourceError::Changed`]).
+///
+/// Of an object larger than 32 MiB, which no dead letter is, only the beginning is read.
 ///
 /// Permissions: `s3:ListBucket` on the bucket, `s3:GetObject` and `s3:DeleteObject` on the objects.
 pub struct S3 {
@@ -28,12 +34,45 @@ pub struct S3 {
     listed: VecDeque<(String, usize)>,
     /// None before the first listing and after the last.
     next: Option<String>,
+    /// Every continuation token so far.
+    tokens: HashSet<String>,
     begun: bool,
+    /// The version of each object of the last page, by key.
+    versions: HashMap<String, Version>,
+}
+
+/// Identifies one write of an object. The same bytes that are written again have the same ETag, so that the ETag alone
+/// does not tell two writes apart.
+#[derive(Debug, Clone, PartialEq)]
+struct Version {
+    etag: Option<String>,
+    id: Option<String>,
+    modified: Option<DateTime>,
+    write: Option<String>,
+}
+
+/// Reads the version from an answer to GetObject or HeadObject.
+macro_rules! version {
+    ($answer:expr) => {
+        Version {
+            etag: $answer.e_tag().map(str::to_owned),
+            id: $answer.version_id().map(str::to_owned),
+            modified: $answer.last_modified().copied(),
+            write: $answer
+                .metadata()
+                .and_then(|metadata| metadata.get(WRITE_METADATA).cloned()),
+        }
+    };
 }
 
 /// So many objects are read, or deleted, beside each other.
 const CALLS: usize = 16;
 const PAGE: usize = 500;
+/// The largest object that is read to its end, in bytes: a dead letter has 10 MiB of payload at most, a third more as
+/// base64; a message of Lambda's has an event of 6 MB.
+const LARGEST: usize = 32 * 1024 * 1024;
+/// The part of a larger one that is read, which tells what the object is.
+const BEGINNING: &str = "bytes=0-65535";
 
 impl S3 {
     /// The letters in this bucket.
@@ -45,7 +84,9 @@ impl S3 {
             owner: None,
             listed: VecDeque::new(),
             next: None,
+            tokens: HashSet::new(),
             begun: false,
+            versions: HashMap::new(),
         }
     }
 
@@ -69,7 +110,7 @@ impl S3 {
             .list_objects_v2()
             .bucket(&self.bucket)
             .prefix(&self.prefix)
-            .set_continuation_token(self.next.take())
+            .set_continuation_token(self.next.clone())
             .set_expected_bucket_owner(self.owner.clone());
         let page = call.send().await.map_err(|error| match error.code() {
             Some("NoSuchBucket") => SourceError::Missing {
@@ -77,8 +118,15 @@ impl S3 {
             },
             _ => SourceError::unavailable(self.name(), error),
         })?;
+        let next = match (page.next_continuation_token, page.is_truncated) {
+            (Some(token), _) if !self.tokens.insert(token.clone()) => {
+                Err("its listing repeats a continuation token")
+            }
+            (None, Some(true)) => Err("its listing has more and no continuation token"),
+            (next, _) => Ok(next),
+        };
+        self.next = next.map_err(|error| SourceError::unavailable(self.name(), error))?;
         self.begun = true;
-        self.next = page.next_continuation_token;
         for object in page.contents.unwrap_or_default() {
             if let Some(key) = object.key
                 && !key.ends_with(".payload")
@@ -91,28 +139,67 @@ impl S3 {
     }
 
     /// `None` if it is gone by now.
-    async fn object(&self, key: &str) -> Result<Option<Message>, BoxError> {
+    async fn object(&self, key: &str) -> Result<Option<(Message, Version)>, BoxError> {
+        let Some(mut object) = self.get(key, None).await? else {
+            return Ok(None);
+        };
+        let is_large = |bytes: i64| usize::try_from(bytes).is_ok_and(|bytes| bytes > LARGEST);
+        if object.content_length().is_some_and(is_large) {
+            match self.get(key, Some(BEGINNING)).await? {
+                Some(beginning) => object = beginning,
+                None => return Ok(None),
+            }
+        }
+        let version = version!(object);
+        let body = object.body.collect().await?.into_bytes();
+        let place = self.place(key);
+        Ok(Some((Message::new(place, body, Handle(key.to_owned())), version)))
+    }
+
+    async fn get(&self, key: &str, range: Option<&str>) -> Result<Option<GetObjectOutput>, BoxError> {
         let call = self.client.get_object().bucket(&self.bucket).key(key);
-        let object = match call.set_expected_bucket_owner(self.owner.clone()).send().await {
-            Ok(object) => object,
+        let call = call.set_range(range.map(str::to_owned));
+        match call.set_expected_bucket_owner(self.owner.clone()).send().await {
+            Ok(object) => Ok(Some(object)),
             Err(error)
                 if error
                     .as_service_error()
                     .is_some_and(|error| error.is_no_such_key()) =>
             {
-                return Ok(None);
+                Ok(None)
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes an object that is still the one that was read.
+    async fn delete(&self, key: &str) -> Result<(), SourceError> {
+        let unavailable = |error: BoxError| SourceError::unavailable(self.name(), error);
+        let call = self.client.head_object().bucket(&self.bucket).key(key);
+        let head = match call.set_expected_bucket_owner(self.owner.clone()).send().await {
+            Ok(head) => head,
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => return Ok(()),
+            Err(error) => return Err(unavailable(error.into())),
         };
-        let body = object.body.collect().await?.into_bytes();
-        let place = format!("s3://{}/{key}", self.bucket);
-        Ok(Some(Message::new(place, body, Handle(key.to_owned()))))
+        if self.versions.get(key) != Some(&version!(head)) {
+            return Err(SourceError::Changed {
+                place: self.place(key),
+            });
+        }
+        let call = self.client.delete_object().bucket(&self.bucket).key(key);
+        let deleted = call.set_expected_bucket_owner(self.owner.clone()).send().await;
+        deleted.map(drop).map_err(|error| unavailable(error.into()))
+    }
+
+    fn place(&self, key: &str) -> String {
+        format!("s3://{}/{key}", self.bucket)
     }
 }
 
 #[async_trait]
 impl DeadLetterSource for S3 {
     async fn read(&mut self) -> Result<Vec<Message>, SourceError> {
+        self.versions.clear();
         loop {
             while self.listed.len() < PAGE && (!self.begun || self.next.is_some()) {
                 self.list().await?;
@@ -122,7 +209,7 @@ impl DeadLetterSource for S3 {
                 && keys.len() < PAGE
                 && (keys.is_empty() || bytes + size <= PAGE_BYTES)
             {
-                bytes += size;
+                bytes += size.min(&LARGEST);
                 keys.extend(self.listed.pop_front().map(|(key, _)| key));
             }
             if keys.is_empty() {
@@ -130,9 +217,13 @@ impl DeadLetterSource for S3 {
             }
             let calls: Vec<_> = keys.iter().map(|key| self.object(key)).collect();
             let objects: Vec<_> = stream::iter(calls).buffered(CALLS).collect().await;
-            let objects: Result<Vec<Option<Message>>, BoxError> = objects.into_iter().collect();
+            let objects: Result<Vec<Option<(Message, Version)>>, BoxError> = objects.into_iter().collect();
             let objects = objects.map_err(|error| SourceError::unavailable(self.name(), error))?;
-            let messages: Vec<Message> = objects.into_iter().flatten().collect();
+            let mut messages = Vec::new();
+            for (message, version) in objects.into_iter().flatten() {
+                self.versions.insert(message.handle.0.clone(), version);
+                messages.push(message);
+            }
             if !messages.is_empty() {
                 return Ok(messages);
             }
@@ -141,18 +232,7 @@ impl DeadLetterSource for S3 {
 
     async fn remove(&mut self, messages: &[Handle]) -> Vec<Result<(), SourceError>> {
         // Each by itself: not every store that speaks S3 takes the checksum that DeleteObjects asks for.
-        let calls = messages.iter().map(|Handle(key)| {
-            let call = self.client.delete_object().bucket(&self.bucket).key(key);
-            let call = call.set_expected_bucket_owner(self.owner.clone()).send();
-            let name = self.name();
-            async move {
-                let deleted = call.await;
-                deleted
-                    .map(drop)
-                    .map_err(|error| SourceError::unavailable(name, error))
-            }
-        });
-        let calls: Vec<_> = calls.collect();
+        let calls: Vec<_> = messages.iter().map(|Handle(key)| self.delete(key)).collect();
         stream::iter(calls).buffered(CALLS).collect().await
     }
 
@@ -182,6 +262,13 @@ impl DeadLetterSource for S3 {
 
     fn name(&self) -> String {
         format!("s3://{}/{}", self.bucket, self.prefix)
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::Objects {
+            bucket: self.bucket.clone(),
+            prefix: self.prefix.clone(),
+        }
     }
 }
 

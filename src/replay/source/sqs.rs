@@ -1,6 +1,6 @@
 //! Letters in a queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, Rest, SourceError};
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{DeadLetter, Storage};
 use crate::failure::BoxError;
 use crate::sdk;
 
@@ -36,6 +36,8 @@ pub struct Sqs {
     queue_url: String,
     /// Received and not removed: the receipt handles by the messages' ids.
     held: HashMap<String, String>,
+    /// Messages of the last page that are deleted: a queue may give one twice.
+    deleted: HashSet<String>,
     kept_at: Instant,
 }
 
@@ -58,6 +60,7 @@ impl Sqs {
             client: sdk::sqs::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
             queue_url: queue_url.into(),
             held: HashMap::new(),
+            deleted: HashSet::new(),
             kept_at: Instant::now(),
         }
     }
@@ -139,10 +142,18 @@ impl Sqs {
 
     /// Of at most [`BATCH`] messages.
     async fn delete(&self, ids: &[Handle]) -> Vec<Result<(), SourceError>> {
-        let mut results: Vec<Result<(), SourceError>> = ids.iter().map(|_| Ok(())).collect();
+        // Only what the answer confirms is deleted. What was given back since is not.
+        let unconfirmed = || SourceError::unavailable(self.name(), "the deletion was not confirmed");
+        let result = |Handle(id): &Handle| match self.deleted.contains(id) {
+            true => Ok(()),
+            false => Err(unconfirmed()),
+        };
+        let mut results: Vec<Result<(), SourceError>> = ids.iter().map(result).collect();
+        let mut asked = HashSet::new();
         let entries: Result<Vec<_>, _> = ids
             .iter()
             .enumerate()
+            .filter(|&(_, Handle(id))| asked.insert(id))
             .filter_map(|(place, Handle(id))| Some((place, self.held.get(id)?)))
             .map(|(place, handle)| {
                 DeleteMessageBatchRequestEntry::builder()
@@ -164,9 +175,16 @@ impl Sqs {
         };
         match deleted {
             Ok(answer) => {
+                let place = |id: String| id.parse::<usize>().ok();
+                for deleted in answer.successful {
+                    let deleted = place(deleted.id).and_then(|place| ids.get(place));
+                    // The queue may have given a message twice.
+                    for (result, _) in results.iter_mut().zip(ids).filter(|(_, id)| Some(*id) == deleted) {
+                        *result = Ok(());
+                    }
+                }
                 for failed in answer.failed {
-                    let place = failed.id.parse::<usize>().ok();
-                    if let Some(result) = place.and_then(|place| results.get_mut(place)) {
+                    if let Some(result) = place(failed.id).and_then(|place| results.get_mut(place)) {
                         *result = Err(SourceError::unavailable(self.name(), failed.code));
                     }
                 }
@@ -197,6 +215,7 @@ fn unwrapped(body: String) -> String {
 #[async_trait]
 impl DeadLetterSource for Sqs {
     async fn read(&mut self) -> Result<Vec<Message>, SourceError> {
+        self.deleted.clear();
         let most = if self.is_fifo() { COLLECTED_FIFO } else { COLLECTED };
         let (mut messages, mut bytes, mut empty) = (Vec::new(), 0, 0);
         while messages.len() < most && bytes < PAGE_BYTES && empty < EMPTY_ANSWERS {
@@ -231,6 +250,7 @@ impl DeadLetterSource for Sqs {
         for (Handle(id), result) in messages.iter().zip(&results) {
             if result.is_ok() {
                 self.held.remove(id);
+                self.deleted.insert(id.clone());
             }
         }
         results
@@ -257,10 +277,8 @@ impl DeadLetterSource for Sqs {
     async fn rest(&mut self) -> Rest {
         let hidden = self.count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
         let hidden = hidden.await.unwrap_or(0).saturating_sub(self.held.len() as u64);
-        let behind = match self.is_fifo() {
-            true => self.count(QueueAttributeName::ApproximateNumberOfMessages).await,
-            false => None,
-        };
+        // In a standard queue as well: empty answers do not prove that it is empty.
+        let behind = self.count(QueueAttributeName::ApproximateNumberOfMessages).await;
         Rest {
             behind: behind.unwrap_or(0),
             hidden,
@@ -281,6 +299,10 @@ impl DeadLetterSource for Sqs {
     fn name(&self) -> String {
         let queue = self.queue_url.rsplit('/').next().unwrap_or_default();
         format!("sqs:{queue}")
+    }
+
+    fn storage(&self) -> Storage {
+        Storage::Queue(self.queue_url.clone())
     }
 }
 
