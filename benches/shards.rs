@@ -69,7 +69,7 @@ async fn main() -> Result<ExitCode> {
     if let Some(dynamo) = DynamoDbLocal::shared() {
         let mut times = Vec::new();
         for round in 0..rounds {
-            times.push(first_record(&server, &dynamo, round).await?.as_secs_f64());
+            times.push(first_record(&server, dynamo, round).await?.as_secs_f64());
         }
         let longest = times.iter().copied().fold(0.0, f64::max);
         println!(

@@ -52,11 +52,11 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
     }
 
     fn ask(&self, error: &(dyn Error + 'static), observers: &Observers) -> Option<Verdict> {
-        let ask = |classifier: &Box<dyn Classify>| {
+        let ask = |classifier: &dyn Classify| {
             let verdict = observers.caught(&self.classifier, || classifier.classify(error));
             verdict.flatten()
         };
-        let known = self.erased.iter().find_map(ask);
+        let known = self.erased.iter().find_map(|classifier| ask(&**classifier));
         // It calls the error's own code.
         known.or_else(|| {
             observers

@@ -82,6 +82,12 @@ impl Call {
     }
 }
 
+impl Default for Faulty {
+    fn default() -> Self {
+        Faulty::new()
+    }
+}
+
 impl Faulty {
     pub fn new() -> Self {
         let (server, _store) = ferrokinesis::create_app(StoreOptions {

@@ -22,12 +22,14 @@ pub struct ScriptedSink {
 }
 
 type Checked = Result<Vec<Warning>, TargetError>;
+type OnPut = dyn FnMut(&Put, &[DeadLetter]) -> Answer + Send;
+type OnCheck = dyn FnMut(&SourceStream) -> Checked + Send;
 
 #[derive(Default)]
 struct State {
     puts: Vec<Put>,
-    on_put: Option<Box<dyn FnMut(&Put, &[DeadLetter]) -> Answer + Send>>,
-    on_check: Option<Box<dyn FnMut(&SourceStream) -> Checked + Send>>,
+    on_put: Option<Box<OnPut>>,
+    on_check: Option<Box<OnCheck>>,
 }
 
 /// One call of `put`.

@@ -78,7 +78,7 @@ impl Observer for Events {
 async fn nothing_of_a_record_is_in_a_log_a_metric_an_alert_or_the_health() {
     let log = Text::default();
     let writer = log.clone();
-    let _turn = crate::turn_to_subscribe();
+    let _turn = crate::turn_to_subscribe().await;
     let _logs = tracing::subscriber::set_default(
         tracing_subscriber::fmt()
             // The SDK has a log of its own, in which bodies are.

@@ -9,11 +9,11 @@ mod metrics;
 mod monitor;
 mod traces;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Mutex, MutexGuard};
 
 /// One test at a time has a subscriber of spans: whether a span is wanted is cached for the whole process, and the cache is
 /// rebuilt while subscribers come and go.
-fn turn_to_subscribe() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+async fn turn_to_subscribe() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    TURN.lock().await
 }

@@ -1,8 +1,8 @@
 //! Spans, as OpenTelemetry gets them: a record's life goes on with the trace that its producer began.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -17,6 +17,7 @@ use redrive::{
 };
 use support::stream;
 use support::waiting::{eventually, finished};
+use tokio::sync::MutexGuard;
 use tracing::Span;
 use tracing::subscriber::DefaultGuard;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -85,8 +86,8 @@ struct Exported {
     _turn: MutexGuard<'static, ()>,
 }
 
-fn exported(filter: &str) -> Exported {
-    let turn = crate::turn_to_subscribe();
+async fn exported(filter: &str) -> Exported {
+    let turn = crate::turn_to_subscribe().await;
     let spans = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder()
         .with_simple_exporter(spans.clone())
@@ -141,7 +142,7 @@ fn policy() -> RetryPolicy {
 
 #[tokio::test]
 async fn a_record_goes_on_with_its_producers_trace_from_its_first_attempt_to_its_letter() {
-    let exported = exported("redrive=debug,traces=debug");
+    let exported = exported("redrive=debug,traces=debug").await;
     let server = KinesisServer::start().await.expect("a free port");
     let client = server.client();
     kinesis::create_stream(&client, "orders", 1)
@@ -228,7 +229,7 @@ async fn a_record_goes_on_with_its_producers_trace_from_its_first_attempt_to_its
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_of_a_function_is_the_parent_of_its_records() {
-    let exported = exported("redrive=debug");
+    let exported = exported("redrive=debug").await;
     let item = |number: u8| {
         serde_json::json!({
             "kinesis": {
@@ -270,7 +271,7 @@ impl BatchProcessor for Inserts {
 #[tokio::test(start_paused = true)]
 async fn a_call_with_many_records_is_linked_to_the_traces_of_all() {
     use redrive::pipeline::{Batch, Pipeline};
-    let exported = exported("redrive=debug");
+    let exported = exported("redrive=debug").await;
     let orders = Resilient::builder("billing", Inserts.batched())
         .trace_context(W3c)
         .dead_letters(dead_letter::Memory::new())
@@ -296,7 +297,7 @@ async fn a_call_with_many_records_is_linked_to_the_traces_of_all() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_extracted_where_nobody_wants_it_and_a_panic_costs_the_trace_alone() {
     // Failures are told at INFO; spans are not.
-    let quiet = exported("redrive=info");
+    let quiet = exported("redrive=info").await;
     let asked = Arc::new(AtomicUsize::new(0));
     let letters = dead_letter::Memory::new();
     let orders = || {
@@ -322,7 +323,7 @@ async fn nothing_is_extracted_where_nobody_wants_it_and_a_panic_costs_the_trace_
     assert_eq!(quiet.named("record").len() + quiet.named("attempt").len(), 0);
     drop(quiet);
 
-    let exported = exported("redrive=debug");
+    let exported = exported("redrive=debug").await;
     let context = |_: &Record| -> Option<String> { panic!("what is this") };
     let panics = orders().trace_context(context).build().expect("valid");
     for record in &all {
