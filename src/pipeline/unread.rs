@@ -27,7 +27,8 @@ impl Unread {
     pub(super) fn new(records: Vec<Record>) -> Self {
         Unread {
             records: records.into_iter(),
-            ..Unread::default()
+            #[cfg(feature = "kpl")]
+            unpacking: None,
         }
     }
 
