@@ -7,6 +7,8 @@ use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Memory, 
 use redrive::observer::{Event, Observer};
 use redrive::{Attempt, Record, RecordProcessor};
 
+use support::ledger::{Ledger, Note};
+
 use crate::scene::{Scene, records};
 
 /// Panics for the first few calls of each kind.
@@ -110,11 +112,24 @@ impl RecordProcessor for FailsBadly {
     }
 }
 
+/// Notes a restart: what was settled since the last checkpoint is repeated.
+struct NotesRestarts(Ledger);
+
+impl Observer for NotesRestarts {
+    fn on(&self, event: &Event<'_>) {
+        if matches!(event, Event::ShardFailed { .. }) {
+            self.0.note(Note::Run);
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_shard_whose_task_breaks_down_begins_again_at_its_checkpoint() {
     let scene = Scene::new(2).await;
     scene.put(records(200, 20, |_| "ok")).await;
-    let running = scene.run(scene.consumer(), scene.resilient_with(FailsBadly::default()));
+    let resilient = scene.resilient_with(FailsBadly::default());
+    let resilient = resilient.observer(NotesRestarts(scene.ledger.clone()));
+    let running = scene.run(scene.consumer(), resilient);
     let sent = scene.read().await;
     scene.ledger.settled(sent.len()).await;
     running.stop().await.expect("a restart fixes it");
