@@ -142,7 +142,7 @@ fn policy() -> RetryPolicy {
 
 #[tokio::test]
 async fn a_record_goes_on_with_its_producers_trace_from_its_first_attempt_to_its_letter() {
-    let exported = exported("redrive=debug,traces=debug").await;
+    let exported = exported("redrive=debug,telemetry=debug").await;
     let server = KinesisServer::start().await.expect("a free port");
     let client = server.client();
     kinesis::create_stream(&client, "orders", 1)
