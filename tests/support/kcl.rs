@@ -6,16 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use super::emulator::{Supervised, home};
 use super::python;
 
 const PROCESSOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kcl/processor.py");
-
-/// How often KCL's leader looks for leases to assign.
-pub const ASSIGNMENT_INTERVAL: Duration = Duration::from_secs(2);
-const ASSIGNMENT_INTERVAL_MILLIS: &str = "2000";
 
 /// A running KCL application; killed when dropped, as by a crash.
 pub struct Kcl {
@@ -103,11 +98,6 @@ pub fn daemon(
             ("shardSyncIntervalMillis", "2000"),
             ("parentShardPollIntervalMillis", "1000"),
             ("callProcessRecordsEvenForEmptyRecordList", "true"),
-            // Twice KCL's own: no lease is lost because several JVMs keep the machine busy.
-            ("failoverTimeMillis", "20000"),
-            // A tenth of KCL's own: how soon a worker is known to live, is given its leases, and finds them.
-            ("workerMetricsReporterFreqInMillis", "3000"),
-            ("leaseAssignmentIntervalMillis", ASSIGNMENT_INTERVAL_MILLIS),
         ];
         let settings = settings.map(|(name, value)| format!("{name} = {value}\n"));
         let properties = scratch.join("kcl.properties");
