@@ -112,9 +112,8 @@ impl Poller {
             if iterator.is_none() {
                 // One answer without an iterator may be a mistake: an end is proved by children, or by the listing and
                 // a second answer.
-                match names_children {
-                    true => {}
-                    false => match is_listed_as_closed(reading).await {
+                if !names_children {
+                    match is_listed_as_closed(reading).await {
                         Ok(()) if is_empty && may_have_ended => {}
                         Ok(()) => {
                             may_have_ended = true;
@@ -124,7 +123,7 @@ impl Poller {
                             failures.wait(reading, error).await;
                             continue;
                         }
-                    },
+                    }
                 }
                 return match reading.verify_end().await {
                     Ok(()) => ReadingEnded::ShardClosed,

@@ -5,7 +5,6 @@
 //! The consumer is registered under the application's name. It stays so, which costs by the hour:
 //! `aws kinesis deregister-stream-consumer --stream-arn ARN --consumer-name billing` ends that.
 
-#[allow(dead_code, reason = "the tests use more of it")]
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
