@@ -18,7 +18,7 @@
 //!         &self.0
 //!     }
 //!
-//!     async fn read_back(&self) -> Vec<DeadLetter> {
+//!     async fn read_back(&self, _is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
 //!         self.0.letters()
 //!     }
 //! }

@@ -26,7 +26,7 @@ impl Harness for InMemory {
         &self.0
     }
 
-    async fn read_back(&self) -> Vec<DeadLetter> {
+    async fn read_back(&self, _is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
         self.0.letters()
     }
 }
@@ -56,7 +56,7 @@ impl Harness for InFile {
         &self.sink
     }
 
-    async fn read_back(&self) -> Vec<DeadLetter> {
+    async fn read_back(&self, _is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
         read(&self.path)
     }
 }
@@ -86,7 +86,7 @@ impl Harness for OnStream {
         &self.sink
     }
 
-    async fn read_back(&self) -> Vec<DeadLetter> {
+    async fn read_back(&self, _is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
         stream::read(&self.server.client(), "letters")
             .await
             .into_iter()

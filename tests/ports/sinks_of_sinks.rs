@@ -50,7 +50,7 @@ impl<S: DeadLetterSink> Harness for Over<S> {
         &self.1
     }
 
-    async fn read_back(&self) -> Vec<DeadLetter> {
+    async fn read_back(&self, _is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
         let mut letters = self.0.letters();
         // Nothing was taken out, and they are marked all the same.
         letters.iter_mut().for_each(|letter| letter.redacted = false);
