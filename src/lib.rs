@@ -133,6 +133,7 @@ mod processor;
 mod record;
 pub mod replay;
 mod resilient;
+mod retention;
 mod retry;
 mod rfc3339;
 mod sabotage;

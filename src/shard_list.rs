@@ -73,6 +73,12 @@ pub(crate) fn code(error: &BoxError) -> Option<&str> {
     error.downcast_ref::<ListError>()?.code()
 }
 
+/// Returns whether a shard takes records, as far as the listing says.
+pub(crate) fn is_open(shard: &Shard) -> bool {
+    let numbers = shard.sequence_number_range();
+    numbers.is_some_and(|numbers| numbers.ending_sequence_number().is_none())
+}
+
 /// Returns the shards that a shard came of.
 pub(crate) fn parents(shard: &Shard) -> impl Iterator<Item = &str> {
     let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];

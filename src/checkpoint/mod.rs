@@ -137,6 +137,8 @@ pub struct Checkpoint {
     ahead: Option<Ahead>,
     /// Milliseconds since 1970.
     read_until: Option<u64>,
+    /// Milliseconds since 1970.
+    stream_created: Option<u64>,
     /// On the heap, as there hardly ever are any.
     starts: Option<Box<Starts>>,
 }
@@ -148,16 +150,24 @@ impl Checkpoint {
             position,
             ahead: None,
             read_until: None,
+            stream_created: None,
             starts: None,
         }
+    }
+
+    /// Sets the creation time of the stream that the position belongs to. A stream that is deleted and created again under
+    /// the same name has another one, and the position means nothing there. Kept in whole milliseconds.
+    #[must_use]
+    pub fn with_stream_created(mut self, time: SystemTime) -> Self {
+        self.stream_created = Some(millis(time));
+        self
     }
 
     /// Whatever arrived until then was read and is settled. If the position's record is trimmed from the stream
     /// later, this tells whether others were lost with it. Kept in whole milliseconds.
     #[must_use]
     pub fn with_read_until(mut self, time: SystemTime) -> Self {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        self.read_until = u64::try_from(since.as_millis()).ok();
+        self.read_until = Some(millis(time));
         self
     }
 
@@ -181,6 +191,7 @@ impl Checkpoint {
     pub(crate) fn ended(self) -> Self {
         Checkpoint {
             read_until: self.read_until,
+            stream_created: self.stream_created,
             ..Checkpoint::at(Position::ShardEnd)
         }
     }
@@ -194,6 +205,24 @@ impl Checkpoint {
     pub fn read_until(&self) -> Option<SystemTime> {
         let millis = Duration::from_millis(self.read_until?);
         UNIX_EPOCH.checked_add(millis)
+    }
+
+    /// The creation time of the stream that the position belongs to, if that is known.
+    pub fn stream_created(&self) -> Option<SystemTime> {
+        let millis = Duration::from_millis(self.stream_created?);
+        UNIX_EPOCH.checked_add(millis)
+    }
+
+    /// As stores keep it.
+    #[cfg(any(feature = "redb", feature = "dynamodb"))]
+    pub(crate) fn stream_created_millis(&self) -> Option<u64> {
+        self.stream_created
+    }
+
+    #[cfg(any(feature = "redb", feature = "dynamodb"))]
+    pub(crate) fn with_stream_created_millis(mut self, millis: Option<u64>) -> Self {
+        self.stream_created = millis;
+        self
     }
 
     /// As stores keep it.
@@ -217,6 +246,11 @@ impl Checkpoint {
     pub fn ahead(&self) -> Option<&Ahead> {
         self.ahead.as_ref()
     }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why a checkpoint could not be read or written.

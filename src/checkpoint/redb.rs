@@ -36,6 +36,9 @@ struct Row {
     read_until: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     starts: Option<String>,
+    /// Milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stream_created: Option<u64>,
 }
 
 impl Redb {
@@ -146,6 +149,7 @@ fn write(database: &Database, rows: &[(ShardKey, Checkpoint)]) -> Result<(), Box
                 ahead: checkpoint.ahead().map(|ahead| BASE64.encode(ahead.to_bytes())),
                 read_until: checkpoint.read_until_millis(),
                 starts: checkpoint.starts().map(ToString::to_string),
+                stream_created: checkpoint.stream_created_millis(),
             })?;
             table.insert(
                 (&*key.application, &*key.stream, key.shard.as_str()),
@@ -166,6 +170,7 @@ fn decode(key: &ShardKey, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
     let starts = row.starts.and_then(|starts| starts.parse().ok());
     let checkpoint = Checkpoint::at(row.position)
         .with_read_until_millis(row.read_until)
+        .with_stream_created_millis(row.stream_created)
         .with_starts(starts.unwrap_or_default());
     let Some(ahead) = row.ahead else {
         return Ok(checkpoint);

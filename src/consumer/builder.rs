@@ -36,6 +36,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
 /// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`AfterDataLoss::Resume`] |
 /// | [`on_expiring`](ConsumerBuilder::on_expiring) | [`OnExpiring::Hold`] |
+/// | [`refresh_interval`](ConsumerBuilder::refresh_interval) | 5 minutes |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
 #[must_use]
@@ -51,6 +52,7 @@ pub struct ConsumerBuilder {
     records_per_call: u32,
     calls_in_flight: usize,
     on_data_loss: OnDataLoss,
+    refresh_interval: Duration,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
     seed: Option<u64>,
@@ -70,6 +72,7 @@ impl ConsumerBuilder {
             records_per_call: 10_000,
             calls_in_flight: 64,
             on_data_loss: OnDataLoss::default(),
+            refresh_interval: Duration::from_secs(5 * 60),
             deaggregator: Deaggregator::new(),
             shutdown_timeout: Duration::from_secs(20),
             seed: None,
@@ -169,6 +172,14 @@ impl ConsumerBuilder {
         self
     }
 
+    /// How often the consumer asks Kinesis for the stream's retention and creation time while it runs. It asks half to once
+    /// as often again, so that processes do not ask together. Kinesis allows 20 calls of `DescribeStreamSummary` a second
+    /// per account. At least 1 ms.
+    pub fn refresh_interval(mut self, interval: Duration) -> Self {
+        self.refresh_interval = interval;
+        self
+    }
+
     /// How long a shutdown may take. A tenth of it, 2 s at most, is kept for the last checkpoints.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
@@ -239,6 +250,7 @@ impl ConsumerBuilder {
                 calls_in_flight: self.calls_in_flight,
             },
             on_data_loss: self.on_data_loss,
+            refresh_interval: self.refresh_interval.max(Duration::from_millis(1)),
             health: Health::default(),
             deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,

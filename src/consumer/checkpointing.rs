@@ -1,7 +1,7 @@
 //! Stores one shard's checkpoints, on a task of its own.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,8 @@ pub(super) struct Checkpointer {
     pub(super) rng: SmallRng,
     /// Where several processes share the store.
     pub(super) hold: Option<Arc<Hold>>,
+    /// When the stream was created from which the shard is read.
+    pub(super) stream_created: Option<SystemTime>,
     /// Where the shard begins: stored as it is, with the mark, until there is another.
     pub(super) from: Checkpoint,
     pub(super) mark: Arc<Mark>,
@@ -125,7 +127,11 @@ impl Checkpointer {
     }
 
     async fn save(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        let rows = [(self.key.clone(), checkpoint.clone())];
+        let mut checkpoint = checkpoint.clone();
+        if let Some(created) = self.stream_created {
+            checkpoint = checkpoint.with_stream_created(created);
+        }
+        let rows = [(self.key.clone(), checkpoint)];
         let results = answer("the store", self.store.save(&rows)).await;
         let mut results = results.map_err(CheckpointError::unavailable)?;
         let result = results.pop();

@@ -4,12 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::types::StreamDescriptionSummary;
-use tokio::time::timeout;
-
-use super::StreamId;
-use super::answer::ANSWER_TIMEOUT;
 use crate::checkpoint::{Ahead, Checkpoint};
 use crate::external::caught;
 use crate::record::{Position, SequenceNumber, ShardId};
@@ -159,33 +153,9 @@ pub(super) fn is_older_than_shortest(time: SystemTime) -> bool {
 }
 
 /// By how much the clocks of this machine and of Kinesis may differ.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// What a stream has at least, and by default (Kinesis Data Streams quotas).
-const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// How long a stream keeps a record.
-pub(super) fn retention(stream: &StreamDescriptionSummary) -> Option<Duration> {
-    let hours = u64::try_from(stream.retention_period_hours).ok()?;
-    Some(Duration::from_secs(hours * 60 * 60))
-}
-
-/// From when on the stream still has everything. Without the right to describe it, what is certain is a day.
-pub(super) async fn horizon(client: &Client, stream: &StreamId) -> SystemTime {
-    let (name, arn) = stream.name_or_arn();
-    let call = client.describe_stream_summary();
-    let call = call.set_stream_name(name).set_stream_arn(arn).send();
-    let known = match timeout(ANSWER_TIMEOUT, call).await {
-        Ok(Ok(reply)) => reply.stream_description_summary.as_ref().and_then(retention),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "the stream's retention is not known");
-            None
-        }
-        Err(_) => None,
-    };
-    let now = SystemTime::now();
-    now.checked_sub(known.unwrap_or(SHORTEST_RETENTION))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
-}
+pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
 use super::answer::answer;
-use super::data_loss;
+use super::facts::{NotDescribed, StreamFacts};
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
@@ -20,7 +20,7 @@ use crate::classify::StandardClassifier;
 use crate::dead_letter::{DeadLetterSink, SourceStream};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
-use crate::pipeline::Ordering;
+use crate::pipeline::{Ordering, Pipeline};
 use crate::record::ShardId;
 use crate::resilient::{Unusable, check_target};
 use crate::retry::{Backoff, Jitter};
@@ -33,6 +33,7 @@ pub(super) struct Discovery<'a> {
     pub(super) application: &'a Arc<str>,
     pub(super) checkpoints: &'a dyn CheckpointStore,
     pub(super) observers: &'a Observers,
+    pub(super) facts: &'a StreamFacts,
     pub(super) rng: SmallRng,
 }
 
@@ -45,57 +46,51 @@ enum Problem {
 }
 
 impl Discovery<'_> {
-    /// Before the first record is read: has the stream the order that is wanted, and may the dead-letter sink
-    /// be used? How long the stream keeps a record, if that is known.
+    /// Before the first record is read: has the stream the order that is wanted, is known what must be known of it, and may
+    /// the dead-letter sink be used?
     pub(super) async fn check(
         &self,
-        ordering: Ordering,
+        pipeline: &Pipeline,
         sink: Option<&dyn DeadLetterSink>,
-    ) -> Result<Option<Duration>, ConsumerError> {
+    ) -> Result<(), ConsumerError> {
         let mut patience = Patience::new(self);
         loop {
-            match self.look_at(ordering, sink).await {
-                Ok(retention) => return Ok(retention),
+            match self.look_at(pipeline, sink).await {
+                Ok(()) => return Ok(()),
                 Err(Problem::Final(error)) => return Err(error),
                 Err(Problem::Passing(error)) => patience.wait(self, error).await,
             }
         }
     }
 
-    async fn look_at(
-        &self,
-        ordering: Ordering,
-        sink: Option<&dyn DeadLetterSink>,
-    ) -> Result<Option<Duration>, Problem> {
-        let mut retention = None;
-        let (name, arn) = self.stream.name_or_arn();
-        let call = self.client.describe_stream_summary();
+    async fn look_at(&self, pipeline: &Pipeline, sink: Option<&dyn DeadLetterSink>) -> Result<(), Problem> {
         let mut source = SourceStream::new(&**self.stream.name());
-        match call.set_stream_name(name).set_stream_arn(arn).send().await {
-            Ok(reply) => {
-                if let Some(summary) = reply.stream_description_summary {
-                    retention = data_loss::retention(&summary);
-                    let spread = summary.record_distribution_strategy;
-                    if spread == Some(RecordDistributionStrategy::Auto) && ordering == Ordering::PartitionKey
-                    {
-                        return Err(Problem::Final(ConsumerError::NoPartitionKeys {
-                            stream: self.stream.name().to_string(),
-                        }));
-                    }
-                    source.arn = Some(summary.stream_arn);
-                    source.max_record_bytes = summary
-                        .max_record_size_in_kib
-                        .and_then(|kib| u64::try_from(kib).ok())
-                        .map(|kib| kib * 1024);
+        match self.facts.describe().await {
+            Ok(summary) => {
+                let spread = summary.record_distribution_strategy;
+                let needs_keys = pipeline.order() == Ordering::PartitionKey;
+                if spread == Some(RecordDistributionStrategy::Auto) && needs_keys {
+                    return Err(Problem::Final(ConsumerError::NoPartitionKeys {
+                        stream: self.stream.name().to_string(),
+                    }));
                 }
+                source.arn = Some(summary.stream_arn);
+                source.max_record_bytes = summary
+                    .max_record_size_in_kib
+                    .and_then(|kib| u64::try_from(kib).ok())
+                    .map(|kib| kib * 1024);
             }
-            Err(error) if is_not_found(&error) => return Err(self.not_found(error.into())),
-            Err(error) if StandardClassifier::is_passing(&error) => {
-                return Err(Problem::Passing(error.into()));
+            Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
+            Err(NotDescribed::Passing(error)) => return Err(Problem::Passing(error)),
+            Err(NotDescribed::Refused(source)) if pipeline.lets_expire() && sink.is_some() => {
+                return Err(Problem::Final(ConsumerError::RetentionUnknown {
+                    stream: self.stream.name().to_string(),
+                    source,
+                }));
             }
-            // Reading needs no right to describe; what is unknown then is the stream's record limit, and a
-            // record without a key is refused when it comes.
-            Err(error) => tracing::debug!(%error, "the stream cannot be described"),
+            // Reading needs no right to describe. What is unknown then: the stream's retention, its creation time and its
+            // record limit. A record without a key is refused when it comes.
+            Err(NotDescribed::Refused(error)) => self.facts.report(&error, self.observers),
         }
         if let Some(sink) = sink {
             let checked = check_target(sink, &source, self.observers).await;
@@ -104,7 +99,7 @@ impl Discovery<'_> {
                 Unusable::Never(error) => Problem::Final(error.into()),
             })?;
         }
-        Ok(retention)
+        Ok(())
     }
 
     /// The stream's shards, and what is stored of them.
@@ -178,7 +173,8 @@ impl Discovery<'_> {
     /// Stores these; what is stored is known to the lineage, though others could not be.
     async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), BoxError> {
         let asked = begun.len();
-        let rows = begun.iter().cloned();
+        let tagged = |(shard, checkpoint): (ShardId, Checkpoint)| (shard, self.facts.tag(checkpoint));
+        let rows = begun.iter().cloned().map(tagged);
         let stored = match self.checkpoints.leases() {
             Some(leases) => {
                 let row = |(shard, checkpoint)| found.new_shard(self.key(shard), checkpoint);
@@ -202,6 +198,13 @@ impl Discovery<'_> {
     }
 
     async fn find(&self) -> Result<Lineage, Problem> {
+        if !self.facts.is_fresh() {
+            match self.facts.describe().await {
+                Ok(_) | Err(NotDescribed::Refused(_)) => {}
+                Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
+                Err(NotDescribed::Passing(error)) => return Err(Problem::Passing(error)),
+            }
+        }
         let listed = list_shards(self.client, self.stream).await;
         let shards = listed.map_err(|error| match error {
             ListError::Call(error) if is_not_found(&*error) => self.not_found(error),
@@ -236,7 +239,9 @@ impl Discovery<'_> {
             shards,
             checkpoints,
             unreadable,
+            outdated: HashMap::new(),
         };
+        found.set_aside(|checkpoint| self.facts.is_outdated(checkpoint));
         if self.checkpoints.leases().is_some() {
             found.finish_deleted();
         }

@@ -13,6 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::StreamId;
 use super::answer::answer;
 use super::discovery::Discovery;
+use super::facts::StreamFacts;
 use super::shard_end::ShardEnd;
 use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
 use crate::failure::BoxError;
@@ -82,6 +83,7 @@ pub(super) struct Lease {
     pub(super) client: Client,
     pub(super) stream: StreamId,
     pub(super) observers: Observers,
+    pub(super) facts: Arc<StreamFacts>,
     pub(super) rng: SmallRng,
     /// Before it was taken.
     pub(super) since: Instant,
@@ -169,6 +171,7 @@ impl KeptLease {
             application: &key.application,
             checkpoints: &**store,
             observers: &self.lease.observers,
+            facts: &self.lease.facts,
             rng: self.lease.rng.clone(),
         };
         let begun = Box::pin(discovery.begin_children(leases, &key.shard)).await;

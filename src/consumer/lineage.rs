@@ -9,7 +9,7 @@ use aws_sdk_kinesis::types::Shard;
 use crate::checkpoint::{Checkpoint, NewShard, ShardKey};
 use crate::record::{Position, ShardId};
 use crate::sabotage::Sabotage;
-use crate::shard_list::parents;
+use crate::shard_list::{is_open, parents};
 
 /// The shards of a stream as they were listed last, and what is stored of them.
 pub(super) struct Lineage {
@@ -17,6 +17,8 @@ pub(super) struct Lineage {
     pub(super) checkpoints: HashMap<ShardId, Checkpoint>,
     /// What is stored of these is not understood: they have begun, and nobody knows how far they are.
     pub(super) unreadable: HashSet<ShardId>,
+    /// What was stored of shards of an earlier stream of this name. They are read from their beginning.
+    pub(super) outdated: HashMap<ShardId, Checkpoint>,
 }
 
 /// Hash keys that belong to no shard: whatever is written to them is read by nobody.
@@ -35,6 +37,24 @@ impl Lineage {
             .map(|shard| shard.shard_id().into())
             .filter(|shard| !self.unreadable.contains(shard))
             .collect()
+    }
+
+    /// Replaces the rows of listed shards that belong to an earlier stream of this name.
+    pub(super) fn set_aside(&mut self, is_outdated: impl Fn(&Checkpoint) -> bool) {
+        let listed = listed(&self.shards);
+        for (shard, checkpoint) in &mut self.checkpoints {
+            if listed.contains(shard.as_str()) && is_outdated(checkpoint) {
+                let row = std::mem::replace(checkpoint, Checkpoint::at(Position::TrimHorizon));
+                self.outdated.insert(shard.clone(), row);
+            }
+        }
+    }
+
+    /// The shards that are open, although their rows say that they have ended.
+    pub(super) fn ended_and_open(&self) -> Vec<ShardId> {
+        let open = self.shards.iter().filter(|shard| is_open(shard));
+        let ended = open.filter(|shard| has_ended(shard.shard_id(), &self.checkpoints));
+        ended.map(|shard| shard.shard_id().into()).collect()
     }
 
     /// The first hash keys that no unfinished shard holds. After a shard's end it may only be that the
@@ -78,13 +98,16 @@ impl Lineage {
             shards,
             checkpoints,
             unreadable,
+            outdated,
         } = self;
         let parents: HashMap<&str, Vec<&str>> = shards
             .iter()
             .map(|shard| (shard.shard_id(), parents(shard).collect()))
             .collect();
         let mut forebears: HashSet<&str> = HashSet::new();
-        let has_row = |shard: &ShardId| checkpoints.contains_key(shard) || unreadable.contains(shard);
+        let has_row = |shard: &ShardId| {
+            !outdated.contains_key(shard) && (checkpoints.contains_key(shard) || unreadable.contains(shard))
+        };
         let with_row = |shard: &&Shard| has_row(&shard.shard_id().into());
         let mut descendants: Vec<&str> = shards.iter().filter(with_row).map(Shard::shard_id).collect();
         while let Some(shard) = descendants.pop() {
@@ -250,6 +273,7 @@ mod tests {
             shards,
             checkpoints: ended.collect(),
             unreadable: HashSet::new(),
+            outdated: HashMap::new(),
         }
     }
 

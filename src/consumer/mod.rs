@@ -14,6 +14,7 @@ mod checkpointing;
 mod crash_loop;
 mod data_loss;
 mod discovery;
+mod facts;
 mod fan_out;
 mod health;
 mod lease;
@@ -74,6 +75,7 @@ pub struct Consumer {
     retrieval: Retrieval,
     polling: Polling,
     on_data_loss: OnDataLoss,
+    refresh_interval: Duration,
     health: Health,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
@@ -174,6 +176,19 @@ pub enum ConsumerError {
     /// The dead-letter target must not be used.
     #[error("the dead-letter target cannot be used")]
     DeadLetterTarget(#[from] TargetError),
+    /// [`OnExpiring::DeadLetter`](crate::pipeline::OnExpiring::DeadLetter) needs the stream's retention, and Kinesis refuses
+    /// to describe the stream.
+    #[error(
+        "cannot tell when records of the stream {stream:?} expire: grant kinesis:DescribeStreamSummary, or use \
+         OnExpiring::Hold"
+    )]
+    RetentionUnknown {
+        /// Its name.
+        stream: String,
+        /// What Kinesis said.
+        #[source]
+        source: BoxError,
+    },
     /// A record can be neither processed nor dead-lettered. Its shard stands where it is; the others
     /// went on until the consumer was stopped.
     #[error("a shard halted")]

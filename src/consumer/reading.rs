@@ -12,9 +12,8 @@ use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
 use super::StreamId;
-use super::data_loss::{
-    AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, horizon, is_older_than_shortest,
-};
+use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, is_older_than_shortest};
+use super::facts::StreamFacts;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
@@ -42,6 +41,7 @@ pub(super) struct Reading {
     /// What should come first, until it or something else has come.
     pub(super) expected: Option<Expected>,
     pub(super) on_data_loss: OnDataLoss,
+    pub(super) facts: Arc<StreamFacts>,
     pub(super) read_until: ReadUntil,
 }
 
@@ -261,7 +261,7 @@ impl Reading {
         let Some(expected) = self.expected.take().filter(|expected| !expected.is_recent()) else {
             return Ok(());
         };
-        let horizon = Box::pin(horizon(&self.client, &self.stream)).await;
+        let horizon = Box::pin(self.facts.horizon(&self.observers)).await;
         let Some((from, certain)) = expected.missed(first.as_ref(), horizon) else {
             return Ok(());
         };

@@ -14,10 +14,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::answer::answer;
 use super::checkpointing::Checkpointer;
 use super::crash_loop::{CrashLoop, Turns};
 use super::data_loss::{AfterDataLoss, DataLoss, Expected};
-use super::discovery::Discovery;
+use super::discovery::{Discovery, STORE};
+use super::facts::StreamFacts;
 use super::fan_out::FanOut;
 use super::lease::{Hold, Lease};
 use super::lineage::{Hole, Lineage};
@@ -27,7 +29,7 @@ use super::registration::Registration;
 use super::shard::ShardTask;
 use super::shard_end::ShardEnd;
 use super::{Consumer, ConsumerError, Retrieval};
-use crate::checkpoint::{Checkpoint, Taken};
+use crate::checkpoint::{Checkpoint, CheckpointError, Leases, ShardKey, Taken};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Ordering, Progress};
@@ -57,6 +59,7 @@ where
             application.clone(),
         ))),
     };
+    let facts = Arc::new(StreamFacts::new(consumer.client.clone(), consumer.stream.clone()));
     let looking = consumer.health.clone().look_on(
         resilient.dependencies(),
         consumer.stream.name().clone(),
@@ -81,16 +84,26 @@ where
         failed: None,
         holes_in_a_row: 0,
         elsewhere: HashMap::new(),
+        facts: facts.clone(),
+        ended_and_open: HashMap::new(),
+        halted: HashSet::new(),
+    };
+    let pipeline = shards.consumer.pipeline.clone();
+    shards.consumer.pipeline = pipeline.shared_retention(facts.retention().clone());
+    let keeping_fresh = {
+        let (interval, observers, rng) = (
+            shards.consumer.refresh_interval,
+            shards.observers.clone(),
+            shards.rng(),
+        );
+        async move { facts.keep_fresh(interval, &observers, rng).await }
     };
     let mut shutdown = pin!(shutdown);
     let running = async {
         let sink = shards.resilient.dead_letters().cloned();
-        let ordering = shards.consumer.pipeline.order();
-        let retention = shards.discovery().check(ordering, sink.as_deref()).await?;
-        if let Some(retention) = retention {
-            let pipeline = shards.consumer.pipeline.clone();
-            shards.consumer.pipeline = pipeline.retention(retention);
-        }
+        let pipeline = shards.consumer.pipeline.clone();
+        shards.discovery().check(&pipeline, sink.as_deref()).await?;
+        let _keeping_fresh = AbortOnDropHandle::new(tokio::spawn(keeping_fresh));
         shards.watch().await
     };
     let result = tokio::select! {
@@ -131,6 +144,11 @@ struct Shards<P: RecordProcessor> {
     holes_in_a_row: u32,
     /// Who holds the shards that other processes hold.
     elsewhere: HashMap<ShardId, String>,
+    facts: Arc<StreamFacts>,
+    /// Shards that are listed as open although their rows say that they have ended, and since when.
+    ended_and_open: HashMap<ShardId, Instant>,
+    /// Those whose checkpoint belongs to an earlier stream, and that the user wants to halt.
+    halted: HashSet<ShardId>,
 }
 
 /// Between listings of a stream whose hash keys are not all covered: at once after a reshard, gently where
@@ -146,6 +164,10 @@ const RESTART: Backoff = Backoff::exponential()
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 /// Between looks at a checkpoint that somebody must mend.
 const MENDING: Duration = Duration::from_secs(30);
+/// A listing that shows a shard as open for so long, although its row says that it has ended, does not merely lag behind.
+const LISTING_LAG: Duration = Duration::from_secs(30);
+/// The most leases that are taken before the first of them is renewed.
+const TAKEN_AT_ONCE: usize = 100;
 /// Before the shards are listed again, where a listing lacks one.
 const RELIST: Duration = Duration::from_secs(5);
 /// What a single listing says may be a moment in between (KCL waits for as many).
@@ -157,6 +179,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.look = None;
         self.consumer.health.discovered();
         let is_end = |checkpoint: &Checkpoint| *checkpoint.position() == Position::ShardEnd;
+        // What has ended here was a shard of that earlier stream.
+        self.ended.retain(|shard| !found.outdated.contains_key(shard));
         let seen = found
             .checkpoints
             .iter()
@@ -168,39 +192,168 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 found.checkpoints.insert(shard.clone(), ended);
             }
         }
+        self.doubt_ends(&mut found);
         self.audit(found.hole());
         self.report_trimmed(&mut found).await;
         if !found.unreadable.is_empty() {
             self.look_again_in(MENDING);
         }
         let mut ready = found.ready();
-        ready.retain(|shard| !self.started.values().any(|(started, _)| started == shard));
+        ready.retain(|shard| {
+            let is_started = self.started.values().any(|(started, _)| started == shard);
+            !is_started && !self.halted.contains(shard)
+        });
         let store = self.consumer.checkpoints.clone();
         let Some(leases) = store.leases().filter(|_| !ready.is_empty()) else {
-            return ready
-                .into_iter()
-                .for_each(|shard| self.start(shard, &mut found, None));
+            for shard in ready {
+                if let Some(row) = found.outdated.remove(&shard) {
+                    self.start_again(shard, row, &mut found, None).await;
+                } else {
+                    self.start(shard, &mut found, None);
+                }
+            }
+            return;
         };
         // Others may let theirs go at any time.
         self.look_again_in(leases.failover_time() / 2);
-        let taken = self.discovery().take(leases, &found, ready).await;
-        let taken = taken.unwrap_or_else(|error| {
-            self.tell_failure(&*error, leases.failover_time() / 2);
-            Vec::new()
-        });
-        for (shard, since, taken) in taken {
-            match taken {
-                Ok(Taken::Held(checkpoint)) => {
-                    self.elsewhere.remove(&shard);
-                    found.checkpoints.insert(shard.clone(), checkpoint);
-                    self.start(shard, &mut found, Some(since));
-                }
-                Ok(Taken::Elsewhere { owner }) => self.stand_by(shard, owner),
-                // Seen at the next look.
-                Ok(Taken::Ended | Taken::Missing) => {}
-                Err(error) => self.tell_failure(&error, leases.failover_time() / 2),
+        // A chunk is started before the next one is taken: a lease that is not renewed in time is lost.
+        for shards in ready.chunks(TAKEN_AT_ONCE) {
+            let taken = self.discovery().take(leases, &found, shards.to_vec()).await;
+            let taken = taken.unwrap_or_else(|error| {
+                self.tell_failure(&*error, leases.failover_time() / 2);
+                Vec::new()
+            });
+            for (shard, since, taken) in taken {
+                self.start_taken(leases, shard, (since, taken), &mut found).await;
             }
         }
+    }
+
+    async fn start_taken(
+        &mut self,
+        leases: &dyn Leases,
+        shard: ShardId,
+        (since, taken): (Instant, Result<Taken, CheckpointError>),
+        found: &mut Lineage,
+    ) {
+        let outdated = found.outdated.contains_key(&shard);
+        let taken = match taken {
+            // A lease that is still worked on is of the stream that there is now.
+            Ok(Taken::Ended) if outdated => {
+                let key = self.discovery().key(shard.clone());
+                let seized = answer(STORE, leases.seize(&key)).await;
+                seized.unwrap_or_else(|error| Err(CheckpointError::unavailable(error)))
+            }
+            taken => taken,
+        };
+        match taken {
+            Ok(Taken::Held(checkpoint)) => {
+                self.elsewhere.remove(&shard);
+                let is_end = *checkpoint.position() == Position::ShardEnd;
+                if self.facts.is_outdated(&checkpoint) || (outdated && is_end) {
+                    self.start_again(shard, checkpoint, found, Some(since)).await;
+                } else {
+                    found.checkpoints.insert(shard.clone(), checkpoint);
+                    self.start(shard, found, Some(since));
+                }
+            }
+            Ok(Taken::Elsewhere { owner }) => self.stand_by(shard, owner),
+            // Seen at the next look.
+            Ok(Taken::Ended | Taken::Missing) => {}
+            Err(error) => self.tell_failure(&error, leases.failover_time() / 2),
+        }
+    }
+
+    /// A shard whose row says that it has ended, and that is listed as open for longer than a listing may lag behind, is a
+    /// shard of another stream than the row's.
+    fn doubt_ends(&mut self, found: &mut Lineage) {
+        let shards = found.ended_and_open();
+        self.ended_and_open.retain(|shard, _| shards.contains(shard));
+        for shard in shards {
+            let since = *self
+                .ended_and_open
+                .entry(shard.clone())
+                .or_insert_with(Instant::now);
+            if since.elapsed() < LISTING_LAG {
+                self.look_again_in(LISTING_LAG / 3);
+                continue;
+            }
+            self.ended_and_open.remove(&shard);
+            self.ended.remove(&shard);
+            let beginning = Checkpoint::at(Position::TrimHorizon);
+            if let Some(row) = found.checkpoints.insert(shard.clone(), beginning) {
+                found.outdated.insert(shard, row);
+            }
+        }
+    }
+
+    /// Starts a shard at its oldest record whose row belongs to an earlier stream of this name, or halts it.
+    async fn start_again(
+        &mut self,
+        shard: ShardId,
+        row: Checkpoint,
+        found: &mut Lineage,
+        taken: Option<Instant>,
+    ) {
+        let created = self.facts.created();
+        let beginning = self.facts.tag(Checkpoint::at(Position::TrimHorizon));
+        let loss = DataLoss {
+            stream: self.consumer.stream.name().clone(),
+            shard: shard.clone(),
+            from: row.read_until(),
+            to: created.unwrap_or_else(SystemTime::now),
+            certain: false,
+        };
+        self.tell(|stream| Event::StreamRecreated {
+            stream,
+            shard: &shard,
+            created,
+        });
+        let decision = self.report_loss(loss);
+        let stored = match decision {
+            AfterDataLoss::Halt => {
+                self.halted.insert(shard.clone());
+                Ok(())
+            }
+            AfterDataLoss::Resume => self.discovery().store(&shard, beginning.clone()).await,
+        };
+        match stored {
+            Ok(()) if decision == AfterDataLoss::Resume => {
+                found.checkpoints.insert(shard.clone(), beginning);
+                return self.start(shard, found, taken);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                self.tell_failure(&*error, RELIST);
+                self.look_again_in(RELIST);
+            }
+        }
+        if let Some(leases) = self.consumer.checkpoints.leases().filter(|_| taken.is_some()) {
+            let key = ShardKey::new(
+                self.application.clone(),
+                self.consumer.stream.name().clone(),
+                shard,
+            );
+            // Otherwise it expires.
+            let _ = answer(STORE, leases.give_up(&key)).await;
+        }
+    }
+
+    /// Reports a loss, and keeps the error if the user wants the shard to halt.
+    fn report_loss(&mut self, loss: DataLoss) -> AfterDataLoss {
+        self.tell(|stream| Event::DataLoss {
+            stream,
+            shard: &loss.shard,
+            from: loss.from,
+            to: loss.to,
+            certain: loss.certain,
+        });
+        let decision = self.consumer.on_data_loss.decide(&loss);
+        if decision == AfterDataLoss::Halt {
+            let error = ConsumerError::DataLoss(Box::new(loss));
+            self.failed.get_or_insert(error);
+        }
+        decision
     }
 
     /// A shard that is not settled to its end and not listed any more was closed, and all that was in it is trimmed. Its
@@ -249,17 +402,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             self.look_again_in(time);
             return Ok(());
         }
-        self.tell(|stream| Event::DataLoss {
-            stream,
-            shard,
-            from: loss.from,
-            to: loss.to,
-            certain: loss.certain,
-        });
-        if self.consumer.on_data_loss.decide(&loss) == AfterDataLoss::Halt {
-            let error = ConsumerError::DataLoss(Box::new(loss));
-            self.failed.get_or_insert(error);
-        }
+        self.report_loss(loss);
         self.ended.insert(shard.clone());
         found
             .checkpoints
@@ -323,6 +466,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             application: &self.application,
             checkpoints: &*self.consumer.checkpoints,
             observers: &self.observers,
+            facts: &self.facts,
         }
     }
 
@@ -365,6 +509,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 read_until: ReadUntil::of(Expected::of(&from).as_ref()),
                 expected: Expected::of(&from),
                 on_data_loss: self.consumer.on_data_loss.clone(),
+                facts: self.facts.clone(),
             },
             poller: Poller {
                 polling: self.consumer.polling.clone(),
@@ -382,6 +527,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 progress: progress.clone(),
                 rng: self.rng(),
                 hold: hold.clone(),
+                stream_created: self.facts.created().or(from.stream_created()),
                 from: from.clone(),
                 mark,
                 marks,
@@ -394,6 +540,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 client: self.consumer.client.clone(),
                 stream: self.consumer.stream.clone(),
                 observers,
+                facts: self.facts.clone(),
                 rng: self.rng(),
             }),
             progress,
@@ -462,6 +609,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }
             ShardEnd::Stopped => return false,
             ShardEnd::BeginsAnew | ShardEnd::PositionRefused => {
+                self.facts.doubt();
                 self.started.remove(&id);
                 return true;
             }
@@ -497,6 +645,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         let Some((shard, since)) = self.started.remove(&id) else {
             return;
         };
+        // It may be that the stream was deleted.
+        self.facts.doubt();
         let failures = self.breakdowns.entry(shard.clone()).or_default();
         if since.elapsed() > FORGET_AFTER {
             *failures = 0;

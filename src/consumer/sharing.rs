@@ -33,14 +33,22 @@ impl Discovery<'_> {
         Ok(each.map(|(shard, taken)| (shard, asked, taken)).collect())
     }
 
+    /// Stores a checkpoint of a shard; where shards are shared, this process has taken it.
+    pub(super) async fn store(&self, shard: &ShardId, checkpoint: Checkpoint) -> Result<(), BoxError> {
+        let rows = [(self.key(shard.clone()), checkpoint)];
+        let saved = answer(STORE, self.checkpoints.save(&rows)).await?;
+        for saved in all_of(saved, 1)? {
+            saved?;
+        }
+        Ok(())
+    }
+
     /// Stores the end of a shard that nobody reads. Returns false if another process holds it.
     pub(super) async fn store_end(&self, shard: &ShardId) -> Result<bool, BoxError> {
         let key = self.key(shard.clone());
-        let rows = [(key.clone(), Checkpoint::at(Position::ShardEnd))];
+        let end = self.facts.tag(Checkpoint::at(Position::ShardEnd));
         let Some(leases) = self.checkpoints.leases() else {
-            for saved in answer(STORE, self.checkpoints.save(&rows)).await? {
-                saved?;
-            }
+            self.store(shard, end).await?;
             return Ok(true);
         };
         let taken = answer(STORE, leases.take(std::slice::from_ref(&key))).await?;
@@ -50,9 +58,7 @@ impl Discovery<'_> {
             Some(Ok(Taken::Ended | Taken::Missing)) | None => return Ok(true),
             Some(Err(error)) => return Err(error.into()),
         }
-        for saved in answer(STORE, self.checkpoints.save(&rows)).await? {
-            saved?;
-        }
+        self.store(shard, end).await?;
         answer(STORE, leases.give_up(&key)).await??;
         Ok(true)
     }
@@ -67,7 +73,7 @@ impl Discovery<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let row = |(shard, checkpoint)| found.new_shard(self.key(shard), checkpoint);
+        let row = |(shard, checkpoint)| found.new_shard(self.key(shard), self.facts.tag(checkpoint));
         let rows: Vec<NewShard> = rows.into_iter().map(row).collect();
         let created = answer(STORE, leases.create(&rows)).await?;
         for created in all_of(created, rows.len())? {

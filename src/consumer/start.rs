@@ -98,6 +98,7 @@ mod tests {
             shards: ["a", "b", "c"].map(shard).into(),
             checkpoints: checkpoints.iter().map(stored).collect(),
             unreadable: Default::default(),
+            outdated: Default::default(),
         }
     }
 

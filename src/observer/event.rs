@@ -410,6 +410,27 @@ pub enum Event<'a> {
         /// The number that is refused.
         sequence_number: &'a SequenceNumber,
     },
+    /// The stored checkpoint belongs to an earlier stream of this name, which was deleted, or it says that the shard has
+    /// ended although Kinesis lists the shard as open. A [`DataLoss`](Event::DataLoss) follows, and the shard is read from
+    /// its oldest record, unless the consumer's `on_data_loss` halts it.
+    #[non_exhaustive]
+    StreamRecreated {
+        /// The stream's name.
+        stream: &'a str,
+        /// The shard.
+        shard: &'a ShardId,
+        /// When the stream was created that has the name now, if that is known.
+        created: Option<SystemTime>,
+    },
+    /// The stream cannot be described. As long as its retention is not known, no [`RecordExpiring`](Event::RecordExpiring)
+    /// is reported. What was known before is used until a later call succeeds.
+    #[non_exhaustive]
+    StreamNotDescribed {
+        /// The stream's name.
+        stream: &'a str,
+        /// Why. A missing permission is `kinesis:DescribeStreamSummary`.
+        error: &'a (dyn Error + Send + Sync + 'static),
+    },
     /// A shard cannot be subscribed to, and is polled meanwhile.
     #[non_exhaustive]
     FanOutUnavailable {

@@ -44,6 +44,8 @@ impl Event<'_> {
             | Event::FetchThrottled { .. }
             | Event::IteratorExpired { .. }
             | Event::PositionRefused { .. }
+            | Event::StreamRecreated { .. }
+            | Event::StreamNotDescribed { .. }
             | Event::FanOutUnavailable { .. }
             | Event::AggregateDamaged { .. }
             | Event::AggregateOutOfRange { .. }

@@ -352,6 +352,19 @@ impl Observer for Log {
                 stream, %shard, %sequence_number,
                 "checkpoint refused by Kinesis: it belongs to another shard, or to a deleted stream of this name"
             ),
+            Event::StreamRecreated {
+                stream,
+                shard,
+                created,
+            } => error!(
+                stream, %shard, created = created.map(humantime::format_rfc3339_seconds).map(tracing::field::display),
+                "checkpoint belongs to a deleted stream of this name; the shard is read from its oldest record"
+            ),
+            Event::StreamNotDescribed { stream, error } => warn!(
+                stream,
+                error = full(*error),
+                "stream not described: its retention is unknown or out of date; grant kinesis:DescribeStreamSummary"
+            ),
             Event::FanOutUnavailable {
                 stream,
                 shard,

@@ -36,9 +36,9 @@ impl<'a> Event<'a> {
             | Event::AggregateOutOfRange { record, .. }
             | Event::WindowFull { oldest: record, .. }
             | Event::RecordExpiring { record, .. } => of(record),
-            Event::DiscoveryFailed { stream, .. } | Event::HashKeysUncovered { stream, .. } => {
-                Some((stream, None))
-            }
+            Event::DiscoveryFailed { stream, .. }
+            | Event::HashKeysUncovered { stream, .. }
+            | Event::StreamNotDescribed { stream, .. } => Some((stream, None)),
             Event::ShardStarted { stream, shard, .. }
             | Event::ShardEnded { stream, shard }
             | Event::ShardHalted { stream, shard, .. }
@@ -54,6 +54,7 @@ impl<'a> Event<'a> {
             | Event::FetchThrottled { stream, shard, .. }
             | Event::IteratorExpired { stream, shard }
             | Event::PositionRefused { stream, shard, .. }
+            | Event::StreamRecreated { stream, shard, .. }
             | Event::FanOutUnavailable { stream, shard, .. }
             | Event::ShardStands { stream, shard, .. }
             | Event::CrashLoopSuspected { stream, shard, .. }

@@ -11,6 +11,7 @@ use super::Pipeline;
 use super::window::{Ordinal, Window};
 use crate::observer::{Event, Interest, Observers};
 use crate::resilient::{HELD_AT_LEAST, Run};
+use crate::retention::Retention;
 
 /// Between looks at the oldest record, by which nothing is spent on records that are settled in time.
 const LOOK: Duration = Duration::from_secs(60);
@@ -18,8 +19,6 @@ const LOOK: Duration = Duration::from_secs(60);
 const REPEAT_AFTER: Duration = Duration::from_secs(5 * 60);
 /// From this share of the retention on it is told.
 const TELL: f64 = 0.8;
-/// From this share of the retention on there is a letter: after somebody was told, and long before it is too late.
-const GIVE_UP: f64 = 0.9;
 
 /// What becomes of a held record that the stream is about to drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -36,7 +35,7 @@ pub enum OnExpiring {
 }
 
 pub(super) struct Expiring {
-    retention: Option<Duration>,
+    retention: Retention,
     on_expiring: OnExpiring,
     timer: Option<Pin<Box<Sleep>>>,
     told: Option<Instant>,
@@ -48,7 +47,7 @@ impl Expiring {
     /// Without a sink for dead letters there are none.
     pub(super) fn of(pipeline: &Pipeline, has_sink: bool) -> Self {
         Expiring {
-            retention: pipeline.retention,
+            retention: pipeline.retention.clone(),
             on_expiring: match has_sink {
                 true => pipeline.on_expiring,
                 false => OnExpiring::Hold,
@@ -59,12 +58,9 @@ impl Expiring {
         }
     }
 
-    /// The age at which a held record is given up.
-    pub(super) fn give_up_age(&self) -> Option<Duration> {
-        match self.on_expiring {
-            OnExpiring::Hold => None,
-            OnExpiring::DeadLetter => self.retention.map(|retention| retention.mul_f64(GIVE_UP)),
-        }
+    /// Whether a held record may become a dead letter before the stream drops it.
+    pub(super) fn lets_expire(&self) -> bool {
+        self.on_expiring == OnExpiring::DeadLetter
     }
 
     /// To be called in every turn. `may_begin`: neither a breaker nor the guard is against it.
@@ -75,13 +71,15 @@ impl Expiring {
         observers: &Observers,
         cx: &mut Context<'_>,
     ) {
-        let Some(retention) = self.retention else { return };
+        let Some(retention) = self.retention.get() else {
+            return;
+        };
         let Some((ordinal, oldest)) = window.oldest() else {
             (self.timer, self.told, self.oldest) = (None, None, None);
             run.give_up_expiring(false);
             return;
         };
-        let give_up_age = self.give_up_age();
+        let give_up_age = self.lets_expire().then(|| self.retention.give_up_age()).flatten();
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
         while timer.as_mut().poll(cx).is_ready() {
             timer.as_mut().reset(Instant::now() + LOOK);

@@ -51,6 +51,7 @@ use crate::checkpoint::Checkpoint;
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
 use crate::resilient::{Resilient, Within};
+use crate::retention::Retention;
 use crate::settled::Halt;
 
 /// How a shard's records are processed. Runtimes have one each; by hand it serves whoever reads records
@@ -62,7 +63,7 @@ pub struct Pipeline {
     span: usize,
     capacity: Capacity,
     drain: Duration,
-    retention: Option<Duration>,
+    retention: Retention,
     on_expiring: OnExpiring,
     within: Option<Within>,
 }
@@ -77,7 +78,7 @@ impl Default for Pipeline {
             span: 262_144,
             capacity: Capacity::default(),
             drain: Duration::from_secs(20),
-            retention: None,
+            retention: Retention::default(),
             on_expiring: OnExpiring::default(),
             within: None,
         }
@@ -131,8 +132,21 @@ impl Pipeline {
     /// [`Consumer`](crate::Consumer) asks the stream.
     #[must_use]
     pub fn retention(mut self, time: Duration) -> Self {
-        self.retention = Some(time);
+        self.retention = Retention::of(time);
         self
+    }
+
+    /// As [`retention`](Pipeline::retention), of a stream whose retention may change.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn shared_retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Whether a held record becomes a dead letter before the stream drops it.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn lets_expire(&self) -> bool {
+        self.on_expiring == OnExpiring::DeadLetter
     }
 
     /// What becomes of a held record that the stream is about to drop. Default: [`OnExpiring::Hold`].

@@ -22,6 +22,7 @@ use crate::guard::Guard;
 use crate::idempotency::Idempotency;
 use crate::observer::{Log, Observer, Observers, Watcher};
 use crate::processor::RecordProcessor;
+use crate::retention::Retention;
 use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
 use crate::trace_context::TraceContext;
 
@@ -298,7 +299,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             observers: observers.clone(),
         };
         Ok(Resilient(Arc::new(Inner {
-            run: protection.begin_run(None, None),
+            run: protection.begin_run(false, Retention::default()),
             protection,
             processor: self.processor,
             application: self.application.into(),

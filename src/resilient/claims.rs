@@ -219,7 +219,7 @@ impl Claims {
             lives = lives.min(deadline.saturating_duration_since(Instant::now()));
         }
         claim.expires = claim.now.checked_add(lives).unwrap_or(claim.now);
-        claim.keep_until = self.settings.keep_until(claim.now, term.run.retention);
+        claim.keep_until = self.settings.keep_until(claim.now, term.run.retention.get());
     }
 
     /// The attempt is over, and the next one is another claim's.
@@ -235,7 +235,7 @@ impl Claims {
         loop {
             for claim in &mut claims {
                 claim.now = self.settings.now();
-                claim.keep_until = self.settings.keep_until(claim.now, term.run.retention);
+                claim.keep_until = self.settings.keep_until(claim.now, term.run.retention.get());
             }
             let answers = self.call(&claims, |store| store.complete(&claims)).await;
             let (mut left, mut errors) = (Vec::new(), Vec::new());

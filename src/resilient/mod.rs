@@ -6,7 +6,6 @@
 use std::any::type_name;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
@@ -55,6 +54,7 @@ use crate::guard::Guard;
 use crate::observer::{Event, Interest, Observers};
 use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
+use crate::retention::Retention;
 use crate::retry::{RetryBudget, RetryPolicy};
 use crate::settled::{Settled, Unsettled};
 use attempt::Term;
@@ -243,7 +243,7 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     /// A run of a few records that must be over by then, and knows what happened in those before it.
-    pub(crate) fn part_of_run(&self, within: Within, retention: Option<Duration>) -> Run {
+    pub(crate) fn part_of_run(&self, within: Within, retention: Retention) -> Run {
         self.0.run.part(within, retention)
     }
 

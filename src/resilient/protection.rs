@@ -14,6 +14,7 @@ use crate::failure::{Class, Scope, Verdict};
 use crate::guard::{Guard, Watch};
 use crate::observer::{Event, Interest, Observers};
 use crate::record::Record;
+use crate::retention::Retention;
 use crate::retry::RetryBudget;
 use crate::tally::Tally;
 
@@ -37,12 +38,12 @@ pub(super) struct Named {
 pub(crate) struct Run {
     pub(super) tally: Arc<Tally>,
     pub(super) guard: Option<Arc<Watch>>,
-    /// The age from which on a held record may be given up.
-    give_up_age: Option<Duration>,
-    /// Whether those of that age are.
+    /// Whether a held record that the stream is about to drop may be given up.
+    lets_expire: bool,
+    /// Whether such records are given up now.
     gives_up: AtomicBool,
-    /// For how long the stream keeps a record, if that is known.
-    pub(super) retention: Option<Duration>,
+    /// Of the stream.
+    pub(super) retention: Retention,
     /// It is a part of another, which counts what happened in all of them.
     goes_on: bool,
     /// When it must be over, if it must.
@@ -71,11 +72,11 @@ impl Drop for Run {
 
 impl Run {
     /// A part of it that must be over by then. What happened in the parts before is known in it.
-    pub(super) fn part(&self, within: Within, retention: Option<Duration>) -> Run {
+    pub(super) fn part(&self, within: Within, retention: Retention) -> Run {
         Run {
             tally: self.tally.clone(),
             guard: self.guard.clone(),
-            give_up_age: None,
+            lets_expire: false,
             gives_up: AtomicBool::new(false),
             retention,
             goes_on: true,
@@ -136,7 +137,8 @@ impl Run {
 
     /// How much longer a record may be held, if that has an end.
     pub(super) fn held_for_at_most(&self, record: &Record) -> Option<Duration> {
-        Some(self.give_up_age?.saturating_sub(record.age()?))
+        let give_up_age = self.lets_expire.then(|| self.retention.give_up_age())??;
+        Some(give_up_age.saturating_sub(record.age()?))
     }
 }
 
@@ -162,8 +164,8 @@ impl Pass {
 }
 
 impl Protection {
-    /// `give_up_age`: from which on a record is not held any longer. `retention`: of the stream, if it is known.
-    pub(crate) fn begin_run(&self, give_up_age: Option<Duration>, retention: Option<Duration>) -> Run {
+    /// `lets_expire`: whether a held record may be given up before the stream, with this retention, drops it.
+    pub(crate) fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
         let tally = Arc::new(Tally::default());
         for named in &self.breakers {
             named.breaker.enlist(tally.clone());
@@ -177,7 +179,7 @@ impl Protection {
                 .as_ref()
                 .map(|guard| Arc::new(guard.watch(tally.clone()))),
             tally,
-            give_up_age,
+            lets_expire,
             gives_up: AtomicBool::new(false),
             retention,
             goes_on: false,
@@ -333,10 +335,10 @@ mod tests {
             guard: Some(Guard::default()),
             observers: Observers::new(Vec::new()),
         };
-        let run = protection.begin_run(None, None);
+        let run = protection.begin_run(false, Retention::default());
         let tally = Arc::downgrade(&run.tally);
         drop(run);
-        let _next = protection.begin_run(None, None);
+        let _next = protection.begin_run(false, Retention::default());
         assert!(tally.upgrade().is_none());
     }
 

@@ -9,6 +9,7 @@ mod checkpoints;
 mod data_loss;
 mod fan_out;
 mod health;
+mod incarnations;
 mod killing;
 mod leases;
 mod letters;

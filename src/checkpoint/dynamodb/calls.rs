@@ -18,7 +18,7 @@ use crate::{sdk, table};
 /// The most keys that BatchGetItem takes.
 const BATCH: usize = 100;
 /// The most calls under way: a process may hold a thousand shards, and must not open as many connections.
-const CALLS: usize = 32;
+const CALLS: usize = 128;
 
 /// A table that is there, as this worker uses it.
 #[derive(Debug)]

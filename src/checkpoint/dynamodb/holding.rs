@@ -177,6 +177,10 @@ impl Holding {
                     Some(millis) => change.set(row::READ_UNTIL, row::numeral(millis)),
                     None => change.remove(row::READ_UNTIL),
                 }
+                match checkpoint.stream_created_millis() {
+                    Some(millis) => change.set(row::STREAM_CREATED, row::numeral(millis)),
+                    None => change.remove(row::STREAM_CREATED),
+                }
                 match checkpoint.starts() {
                     Some(starts) => change.set(row::STARTS, row::string(&starts.to_string())),
                     None => change.remove(row::STARTS),
@@ -241,7 +245,12 @@ impl Holding {
             return Ok(None);
         }
         let row = table.read_one(key).await?;
-        let ours = row.filter(|row| row.holder() == Some(&*table.worker));
+        let is_held = |row: &Row| {
+            let counter = *held;
+            let lost_answer = counter.map(|counter| counter.saturating_add(1));
+            row.holder() == Some(&*table.worker) && [counter, lost_answer].contains(&Some(row.counter))
+        };
+        let ours = row.filter(is_held);
         *held = ours.as_ref().map(|row| row.counter);
         Ok(ours)
     }
@@ -269,12 +278,12 @@ impl Holding {
                 *held = Some(row.counter);
                 return Ok(row);
             }
-            // An earlier write of ours may have been done though its answer was lost; nobody else writes to a
-            // row that is ours.
+            // An earlier write of this holding may have been done though its answer was lost: it raised the counter by one.
+            // With any other counter the row was taken since, and given to this worker again: another holding writes to it.
             let row = table.read_one(key).await?;
-            *held = row
-                .filter(|row| row.holder() == Some(&*table.worker))
-                .map(|row| row.counter);
+            let is_lost_answer =
+                |row: &Row| row.holder() == Some(&*table.worker) && row.counter == counter.saturating_add(1);
+            *held = row.filter(is_lost_answer).map(|row| row.counter);
         }
         Err(CheckpointError::unavailable("the row changes all the time"))
     }

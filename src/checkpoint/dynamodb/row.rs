@@ -39,6 +39,8 @@ pub(super) const AHEAD: &str = "redriveAhead";
 pub(super) const STARTS: &str = "redriveStarts";
 /// Until when all was read and settled, in milliseconds since 1970.
 pub(super) const READ_UNTIL: &str = "redriveReadUntil";
+/// When the stream was created that the checkpoint belongs to, in milliseconds since 1970.
+pub(super) const STREAM_CREATED: &str = "redriveStreamCreated";
 /// The stream: KCL's own rows of one stream do not name it.
 pub(super) const STREAM: &str = "redriveStream";
 
@@ -89,9 +91,11 @@ impl Row {
             number(item, SUB)?.unwrap_or(0),
         )?;
         let read_until = number(item, READ_UNTIL).ok().flatten();
+        let stream_created = number(item, STREAM_CREATED).ok().flatten();
         let starts = text(item, STARTS).and_then(|starts| starts.parse().ok());
         let checkpoint = Checkpoint::at(position)
             .with_read_until_millis(read_until)
+            .with_stream_created_millis(stream_created)
             .with_starts(starts.unwrap_or_default());
         Ok(Row {
             owner: text(item, OWNER).map(str::to_owned),
@@ -118,6 +122,9 @@ pub(super) fn new(shard: &NewShard) -> Item {
     ]);
     if let Some(millis) = shard.checkpoint.read_until_millis() {
         item.insert(READ_UNTIL.into(), numeral(millis));
+    }
+    if let Some(millis) = shard.checkpoint.stream_created_millis() {
+        item.insert(STREAM_CREATED.into(), numeral(millis));
     }
     if let Some(parents) = names(&shard.parents) {
         item.insert(PARENTS.into(), parents);

@@ -107,10 +107,10 @@ where
 fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
     let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
     let run = match pipeline.within {
-        Some(within) => resilient.part_of_run(within, pipeline.retention),
+        Some(within) => resilient.part_of_run(within, pipeline.retention.clone()),
         None => resilient
             .protection()
-            .begin_run(expiring.give_up_age(), pipeline.retention),
+            .begin_run(expiring.lets_expire(), pipeline.retention.clone()),
     };
     (run, expiring)
 }

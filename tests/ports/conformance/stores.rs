@@ -27,6 +27,7 @@ macro_rules! store_conformance {
                 what_is_settled_ahead_reads_back,
                 a_save_without_ahead_ends_the_one_before,
                 the_time_until_which_all_was_read_reads_back,
+                the_creation_time_of_the_stream_reads_back,
                 starts_that_came_to_nothing_read_back,
                 what_is_ahead_of_another_position_is_dropped,
                 many_shards_are_saved_at_once,
@@ -245,6 +246,17 @@ pub async fn the_time_until_which_all_was_read_reads_back(store: &impl Checkpoin
     assert_eq!(loaded.as_ref().and_then(Checkpoint::read_until), Some(time));
     assert_eq!(loaded, Some(with));
     // The next one says nothing of it.
+    save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;
+    assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
+}
+
+pub async fn the_creation_time_of_the_stream_reads_back(store: &impl CheckpointStore) {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+    let with = Checkpoint::at(Position::ShardEnd).with_stream_created(time);
+    save(store, &[(key(1), with.clone())]).await;
+    let loaded = load(store, &key(1)).await;
+    assert_eq!(loaded.as_ref().and_then(Checkpoint::stream_created), Some(time));
+    assert_eq!(loaded, Some(with));
     save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
 }

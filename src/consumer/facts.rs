@@ -1,0 +1,179 @@
+//! What Kinesis says of the stream itself: asked for at the start, and again while the consumer runs.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::types::StreamDescriptionSummary;
+use rand::rngs::SmallRng;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::StreamId;
+use super::answer::ANSWER_TIMEOUT;
+use super::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
+use crate::checkpoint::Checkpoint;
+use crate::classify::StandardClassifier;
+use crate::failure::BoxError;
+use crate::observer::{Event, Interest, Observers};
+use crate::retention::Retention;
+use crate::retry::{Backoff, Jitter};
+
+/// What is known of a stream.
+#[derive(Debug)]
+pub(super) struct StreamFacts {
+    client: Client,
+    stream: StreamId,
+    retention: Retention,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    created: Option<SystemTime>,
+    asked: Option<Instant>,
+}
+
+/// Why the stream could not be described.
+pub(super) enum NotDescribed {
+    /// There is no such stream.
+    NotFound(BoxError),
+    /// Another call may succeed.
+    Passing(BoxError),
+    /// Kinesis refuses the call: the permission is missing.
+    Refused(BoxError),
+}
+
+/// By how much the same creation time may differ from one answer to another: JSON has it as a floating-point number.
+const PRECISION: Duration = Duration::from_secs(1);
+/// How old the answer may be with which a discovery decides.
+const FRESH: Duration = Duration::from_secs(60);
+
+impl StreamFacts {
+    pub(super) fn new(client: Client, stream: StreamId) -> Self {
+        StreamFacts {
+            client,
+            stream,
+            retention: Retention::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    pub(super) fn retention(&self) -> &Retention {
+        &self.retention
+    }
+
+    /// When the stream was created, which tells it from a deleted one of the same name.
+    pub(super) fn created(&self) -> Option<SystemTime> {
+        self.known().created
+    }
+
+    /// Whether a checkpoint belongs to an earlier stream of this name.
+    pub(super) fn is_outdated(&self, checkpoint: &Checkpoint) -> bool {
+        let Some(created) = self.created() else {
+            return false;
+        };
+        match (checkpoint.stream_created(), checkpoint.read_until()) {
+            (Some(of), _) => of
+                .max(created)
+                .duration_since(of.min(created))
+                .is_ok_and(|apart| apart > PRECISION),
+            // Everything that arrived until then was read: nothing of a stream that did not exist.
+            (None, Some(read_until)) => read_until + CLOCK_SKEW < created,
+            (None, None) => false,
+        }
+    }
+
+    /// Notes in a checkpoint to which stream it belongs.
+    pub(super) fn tag(&self, checkpoint: Checkpoint) -> Checkpoint {
+        match self.created() {
+            Some(created) => checkpoint.with_stream_created(created),
+            None => checkpoint,
+        }
+    }
+
+    /// The next discovery asks again.
+    pub(super) fn doubt(&self) {
+        self.known().asked = None;
+    }
+
+    pub(super) fn is_fresh(&self) -> bool {
+        self.known().asked.is_some_and(|asked| asked.elapsed() < FRESH)
+    }
+
+    /// Asks Kinesis, and keeps the answer.
+    pub(super) async fn describe(&self) -> Result<StreamDescriptionSummary, NotDescribed> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.describe_stream_summary();
+        let call = call.set_stream_name(name).set_stream_arn(arn).send();
+        let reply = match timeout(ANSWER_TIMEOUT, call).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) if error.code() == Some("ResourceNotFoundException") => {
+                return Err(NotDescribed::NotFound(error.into()));
+            }
+            Ok(Err(error)) if StandardClassifier::is_passing(&error) => {
+                return Err(NotDescribed::Passing(error.into()));
+            }
+            Ok(Err(error)) => {
+                self.known().asked = Some(Instant::now());
+                return Err(NotDescribed::Refused(error.into()));
+            }
+            Err(_) => return Err(NotDescribed::Passing("Kinesis did not answer in time".into())),
+        };
+        let Some(stream) = reply.stream_description_summary else {
+            let empty = "DescribeStreamSummary returned an empty answer";
+            return Err(NotDescribed::Passing(empty.into()));
+        };
+        let hours = u64::try_from(stream.retention_period_hours).unwrap_or(0);
+        // No stream keeps its records for less than a day: 0 is an answer without the field.
+        if hours > 0 {
+            self.retention.set(Duration::from_secs(hours * 60 * 60));
+        }
+        let mut known = self.known();
+        known.asked = Some(Instant::now());
+        let created = SystemTime::try_from(stream.stream_creation_timestamp).ok();
+        known.created = created.filter(|created| *created > SystemTime::UNIX_EPOCH);
+        drop(known);
+        Ok(stream)
+    }
+
+    /// The time since which the stream still has everything. While its retention is not known, that is a day.
+    pub(super) async fn horizon(&self, observers: &Observers) -> SystemTime {
+        self.refresh(observers).await;
+        let retention = self.retention.get().unwrap_or(SHORTEST_RETENTION);
+        let horizon = SystemTime::now().checked_sub(retention);
+        horizon.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Asks again from time to time, for as long as it is polled.
+    pub(super) async fn keep_fresh(&self, interval: Duration, observers: &Observers, mut rng: SmallRng) {
+        let interval = Backoff::exponential().base(interval).cap(interval);
+        loop {
+            sleep(Jitter::Equal.delay(&interval, 0, Duration::ZERO, &mut rng)).await;
+            self.refresh(observers).await;
+        }
+    }
+
+    /// Asks once. A failure is reported, and what was known before stays.
+    async fn refresh(&self, observers: &Observers) {
+        if let Err(
+            NotDescribed::NotFound(error) | NotDescribed::Passing(error) | NotDescribed::Refused(error),
+        ) = self.describe().await
+        {
+            self.report(&error, observers);
+        }
+    }
+
+    pub(super) fn report(&self, error: &BoxError, observers: &Observers) {
+        if observers.want(Interest::SHARDS) {
+            observers.tell(&Event::StreamNotDescribed {
+                stream: self.stream.name(),
+                error: &**error,
+            });
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
