@@ -10,6 +10,7 @@ use redrive::testing::kinesis;
 use redrive::{BoxError, Record, Resilient, dead_letter, multilang, processor_with};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::{self, Supervised};
+use support::kcl::Pace;
 use support::localstack::LocalStack;
 use support::{kcl, stream};
 use tokio::time::{Instant, sleep};
@@ -91,7 +92,13 @@ impl World {
             self.notes.display()
         );
         let places = (self.kinesis.endpoint(), self.dynamo.endpoint());
-        kcl::daemon(places, &self.application, &self.stream, &executable, &self.jars)
+        kcl::daemon(
+            places,
+            &self.application,
+            &self.stream,
+            &executable,
+            (&self.jars, Pace::Fast),
+        )
     }
 
     async fn put(&mut self, count: u64) {
@@ -158,6 +165,7 @@ async fn two_daemons_lose_nothing() {
     world.put(500).await;
     // Its children die with it, wherever they are.
     drop(first);
+    kcl::release_leader(&world.dynamo.client(), &world.application).await;
     world.put(500).await;
     world.all_processed(&second).await;
     world.split().await;

@@ -13,7 +13,7 @@ use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, ConsumerError, Record, Resilient, dead_letter, processor_with};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
-use support::kcl::Kcl;
+use support::kcl::{self, Kcl, Pace};
 use support::stream;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
@@ -63,9 +63,9 @@ impl World {
         numbers.collect()
     }
 
-    fn kcl(&self) -> Kcl {
-        let (kinesis, dynamo) = (self.kinesis.endpoint(), self.dynamo.endpoint());
-        Kcl::start(kinesis, dynamo, &self.application, STREAM).expect("not skipped")
+    fn kcl(&self, pace: Pace) -> Kcl {
+        let places = (self.kinesis.endpoint(), self.dynamo.endpoint());
+        Kcl::start(places, &self.application, STREAM, pace).expect("not skipped")
     }
 
     /// `failover`: after which time it takes over from a holder that does nothing.
@@ -187,7 +187,8 @@ async fn eventually(what: &str, kcl: Option<&Kcl>, holds: impl Fn() -> bool) {
 async fn a_service_moves_from_kcl_and_back() {
     let Some(world) = World::new(2).await else { return };
     let first = world.put(200).await;
-    let kcl = world.kcl();
+    // Only one of the two ever works on the shards.
+    let kcl = world.kcl(Pace::Fast);
     eventually("KCL reads", Some(&kcl), || records(&kcl).len() == 200).await;
 
     // A live KCL keeps what it has.
@@ -214,6 +215,7 @@ async fn a_service_moves_from_kcl_and_back() {
         first.into_iter().chain(second).chain(third).collect::<Vec<_>>()
     );
     drop(kcl);
+    kcl::release_leader(&world.dynamo.client(), &world.application).await;
 
     let mut ours = world.put(100).await;
     eventually("redrive takes over", None, || redrive.records().len() == 100).await;
@@ -227,7 +229,7 @@ async fn a_service_moves_from_kcl_and_back() {
     assert_eq!(redrive.stop().await, ours.into_iter().collect::<Vec<_>>());
 
     let last = world.put(100).await;
-    let kcl = world.kcl();
+    let kcl = world.kcl(Pace::Fast);
     eventually("KCL goes on", Some(&kcl), || records(&kcl).len() == 100).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(records(&kcl), last.into_iter().collect::<Vec<_>>());
@@ -250,15 +252,15 @@ async fn a_service_moves_from_kcl_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kcl_takes_over_from_a_redrive_that_has_died_and_not_before() {
     let Some(world) = World::new(2).await else { return };
-    let redrive = world.redrive(Duration::from_secs(10));
+    let redrive = world.redrive(Duration::from_secs(20));
     world.put(200).await;
     eventually("redrive reads", None, || redrive.records().len() == 200).await;
-    let kcl = world.kcl();
+    let kcl = world.kcl(Pace::Patient);
     eventually("KCL is up", Some(&kcl), || {
         kcl.log().contains("is the current leader")
     })
     .await;
-    // It looks for leases to assign every 20 s.
+    // It looks for leases to assign every 10 s.
     let start = Instant::now();
     let mut all = 200;
     while start.elapsed() < Duration::from_secs(45) {

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use redrive::testing::kinesis::{self, KinesisServer};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator;
+use support::kcl::Pace;
 use support::script::Script;
 use support::stream::{self, Sent};
 use support::{kcl, waiting};
@@ -221,7 +222,13 @@ async fn under_kcl(server: &KinesisServer, count: usize) -> Option<Endings> {
         path.display()
     );
     let places = (server.endpoint(), dynamo.endpoint());
-    let daemon = kcl::daemon(places, &emulator::unique("matrix"), STREAM, &executable, &jars);
+    let daemon = kcl::daemon(
+        places,
+        &emulator::unique("matrix"),
+        STREAM,
+        &executable,
+        (&jars, Pace::Fast),
+    );
     let endings = Endings::InFile(path.clone());
     let start = Instant::now();
     while endings.count() < count {

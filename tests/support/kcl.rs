@@ -7,10 +7,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::AttributeValue;
+
 use super::emulator::{Supervised, home};
 use super::python;
 
 const PROCESSOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kcl/processor.py");
+
+/// How often KCL looks at its leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// It looks for leases to assign every 10 s, and takes one that was not renewed for 20 s: for a KCL that competes with a
+    /// redrive that lives, on a machine that is busy.
+    Patient,
+    /// Every 2 s, after 6 s.
+    Fast,
+}
 
 /// A running KCL application; killed when dropped, as by a crash.
 pub struct Kcl {
@@ -29,7 +42,12 @@ pub struct Given {
 
 impl Kcl {
     /// Starts one that reads this stream. None means that the test is to be skipped, the reason having been told.
-    pub fn start(kinesis: &str, dynamodb: &str, application: &str, stream: &str) -> Option<Self> {
+    pub fn start(
+        (kinesis, dynamodb): (&str, &str),
+        application: &str,
+        stream: &str,
+        pace: Pace,
+    ) -> Option<Self> {
         let home = home("kcl");
         let (python, jars) = install()?;
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -41,7 +59,13 @@ impl Kcl {
         let notes = home.join(unique);
         let _ = fs::remove_file(&notes);
         let executable = format!("{} {PROCESSOR} {}", python.display(), notes.display());
-        let process = daemon((kinesis, dynamodb), application, stream, &executable, &jars);
+        let process = daemon(
+            (kinesis, dynamodb),
+            application,
+            stream,
+            &executable,
+            (&jars, pace),
+        );
         Some(Kcl { notes, process })
     }
 
@@ -80,7 +104,7 @@ pub fn daemon(
     application: &str,
     stream: &str,
     executable: &str,
-    jars: &Path,
+    (jars, pace): (&Path, Pace),
 ) -> Supervised {
     Supervised::spawn(&home("kcl"), |scratch| {
         let settings = [
@@ -99,7 +123,23 @@ pub fn daemon(
             ("parentShardPollIntervalMillis", "1000"),
             ("callProcessRecordsEvenForEmptyRecordList", "true"),
         ];
-        let settings = settings.map(|(name, value)| format!("{name} = {value}\n"));
+        let pace = match pace {
+            Pace::Patient => [
+                ("failoverTimeMillis", "20000"),
+                ("leaseAssignmentIntervalMillis", "10000"),
+                ("workerMetricsReporterFreqInMillis", "5000"),
+            ],
+            Pace::Fast => [
+                ("failoverTimeMillis", "6000"),
+                ("leaseAssignmentIntervalMillis", "2000"),
+                ("workerMetricsReporterFreqInMillis", "2000"),
+            ],
+        };
+        let settings: Vec<String> = settings
+            .into_iter()
+            .chain(pace)
+            .map(|(name, value)| format!("{name} = {value}\n"))
+            .collect();
         let properties = scratch.join("kcl.properties");
         fs::write(&properties, settings.concat()).expect("a file in the scratch directory");
         let mut java = Command::new("java");
@@ -112,6 +152,21 @@ pub fn daemon(
             .env("AWS_SECRET_ACCESS_KEY", "test");
         java
     })
+}
+
+/// Releases the lock of an application's leader, which has died. KCL's own timeout is 2 minutes, and no setting shortens it.
+pub async fn release_leader(dynamodb: &Client, application: &str) {
+    let call = dynamodb
+        .update_item()
+        .table_name(format!("{application}-CoordinatorState"));
+    let call = call.key("key", AttributeValue::S("Leader".to_owned()));
+    let call = call.update_expression("SET isReleased = :one");
+    let call = call.expression_attribute_values(":one", AttributeValue::S("1".to_owned()));
+    let released = call
+        .condition_expression("attribute_exists(ownerName)")
+        .send()
+        .await;
+    released.expect("there was a leader");
 }
 
 /// The Python that its package is installed in, and the folder of its jars. None means that the test is to be skipped,
