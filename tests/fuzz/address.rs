@@ -2,7 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use redrive::replay::{Address, StoreAddress};
+
+#[path = "../../cli/src/address.rs"]
+#[allow(dead_code)]
+mod address;
+
+use address::{Address, StoreAddress};
 
 fuzz_target!(|text: &str| {
     match text.parse::<Address>() {

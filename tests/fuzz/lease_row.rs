@@ -1,0 +1,16 @@
+//! What redrive adds to a row of the lease table is read as it was written, or is an error:
+//! `cargo fuzz run --fuzz-dir tests/fuzz lease_row`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use redrive::checkpoint::{Ahead, Starts};
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(ahead) = Ahead::from_bytes(bytes) {
+        let again = Ahead::from_bytes(&ahead.to_bytes()).expect("what was read can be written");
+        assert_eq!(again, ahead);
+    }
+    if let Ok(starts) = std::str::from_utf8(bytes).unwrap_or_default().parse::<Starts>() {
+        assert_eq!(starts.to_string().parse::<Starts>().expect("as written"), starts);
+    }
+});
