@@ -10,6 +10,7 @@ use futures_util::stream::{self, StreamExt as _};
 use super::{
     DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, Storage, TargetError, Warning,
 };
+use crate::digest::Digest;
 use crate::failure::BoxError;
 use crate::letter_id::LetterId;
 
@@ -67,6 +68,7 @@ impl<S: DeadLetterSink> ClaimCheck<S> {
         let place = self.store.put_payload(letter).await?;
         Ok(DeadLetter {
             payload_at: Some(place),
+            payload_sha256: Some(Digest::of(&letter.payload).to_string()),
             payload: Bytes::new(),
             ..letter.clone()
         })
@@ -159,6 +161,14 @@ pub enum ClaimError {
         expected: u64,
         /// As it is.
         found: u64,
+    },
+    /// It has the length that the letter says, and other bytes.
+    #[error("the payload at {place} is not the one of letter {id}: its SHA-256 digest is another")]
+    Digest {
+        /// The letter's id.
+        id: LetterId,
+        /// Where it is.
+        place: String,
     },
     /// The letter states more bytes than a record can have.
     #[error("the payload at {place} has {bytes} bytes by its letter; a record has {limit} at most")]

@@ -206,8 +206,12 @@ async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
         .split_once(&format!("{}/", bucket.name))
         .expect("in the bucket")
         .1;
-    let put = bucket.client.put_object().bucket(&bucket.name).key(key);
-    let cut = put.body(vec![b'x'; 5].into()).send().await;
+    let put = || bucket.client.put_object().bucket(&bucket.name).key(key);
+    let other = put().body(vec![b'y'; 1_001].into()).send().await;
+    other.expect("PutObject");
+    let changed = sink.redeem(written[1].clone()).await;
+    assert!(matches!(changed, Err(ClaimError::Digest { .. })), "{changed:?}");
+    let cut = put().body(vec![b'x'; 5].into()).send().await;
     cut.expect("PutObject");
     let changed = sink.redeem(written[1].clone()).await;
     assert!(

@@ -89,6 +89,9 @@ pub struct DeadLetter {
     /// Where the payload is, if it is not in the letter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_at: Option<String>,
+    /// The SHA-256 digest of a payload that is not in the letter, as 64 hex digits. A letter from an older version has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_sha256: Option<String>,
     /// The payload's length in bytes.
     pub payload_bytes: u64,
     /// The record's payload.
@@ -169,6 +172,7 @@ impl DeadLetter {
             redacted: false,
             suspect: false,
             payload_at: None,
+            payload_sha256: None,
             payload_bytes: record.payload().len() as u64,
             payload: record.payload().clone(),
         }

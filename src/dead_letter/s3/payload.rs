@@ -2,10 +2,13 @@
 
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::BytesMut;
+use tokio::time::timeout;
 
 use super::{S3, key};
 use crate::dead_letter::claim_check::ClaimError;
 use crate::dead_letter::{DeadLetter, SinkError};
+use crate::digest::Digest;
+use crate::sdk;
 
 /// The most bytes of a record (Kinesis, quotas), and so of a payload.
 const LARGEST: u64 = 10 * 1024 * 1024;
@@ -85,10 +88,15 @@ impl S3 {
             return Err(wrong(place, found));
         }
         let (mut payload, mut body) = (BytesMut::new(), object.body);
-        while let Some(chunk) = body.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(error) => {
+        loop {
+            let chunk = match timeout(sdk::ATTEMPT_TIMEOUT, body.next()).await {
+                Ok(None) => break,
+                Ok(Some(Ok(chunk))) => chunk,
+                Err(_) => {
+                    let source = "S3 sent nothing more of the object in time".into();
+                    return Err(ClaimError::Unreadable { place, source });
+                }
+                Ok(Some(Err(error))) => {
                     let source = error.into();
                     return Err(ClaimError::Unreadable { place, source });
                 }
@@ -104,9 +112,14 @@ impl S3 {
             return Err(wrong(place, found));
         }
         let payload = payload.freeze();
+        let digest = |expected: &String| Digest::of(&payload).to_string() == *expected;
+        if !letter.payload_sha256.as_ref().is_none_or(digest) {
+            return Err(ClaimError::Digest { id: letter.id, place });
+        }
         Ok(DeadLetter {
             payload,
             payload_at: None,
+            payload_sha256: None,
             ..letter
         })
     }

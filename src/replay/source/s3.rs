@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -9,6 +10,7 @@ use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::DateTime;
 use futures_util::stream::{self, StreamExt as _};
+use tokio::time::timeout;
 
 use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, SourceError};
 use crate::dead_letter::{Storage, WRITE_METADATA};
@@ -40,6 +42,9 @@ pub struct S3 {
     /// The version of each object of the last page, by key.
     versions: HashMap<String, Version>,
 }
+
+/// For the bytes of one object: the timeout of an attempt ends with its headers.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// Identifies one write of an object. The same bytes that are written again have the same ETag, so that the ETag alone
 /// does not tell two writes apart.
@@ -151,7 +156,10 @@ impl S3 {
             }
         }
         let version = version!(object);
-        let body = object.body.collect().await?.into_bytes();
+        let body = timeout(BODY_TIMEOUT, object.body.collect()).await;
+        let body = body
+            .map_err(|_| "S3 did not send the whole object in time")??
+            .into_bytes();
         let place = self.place(key);
         Ok(Some((Message::new(place, body, Handle(key.to_owned())), version)))
     }
