@@ -129,6 +129,7 @@ pub mod observer;
 #[cfg(feature = "kinesis")]
 pub mod operator;
 pub mod pipeline;
+mod private_file;
 mod processor;
 mod record;
 pub mod replay;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::alike::blocking;
 use crate::failure::BoxError;
+use crate::private_file;
 use crate::record::{Position, ShardId};
 
 /// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. One process at a
@@ -47,7 +48,7 @@ impl Redb {
     /// An error if another process has it open, or if it is no redb file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref().to_path_buf();
-        let database = Database::create(&path).map_err(CheckpointError::unavailable)?;
+        let database = private_file::database(&path).map_err(CheckpointError::unavailable)?;
         Ok(Redb {
             database: Arc::new(database),
             path: Arc::new(path),

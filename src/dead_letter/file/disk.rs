@@ -1,9 +1,11 @@
 //! The few file operations that the sink is made of.
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions, TryLockError};
+use std::fs::{self, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+
+use crate::private_file;
 
 /// A disk. The double of the tests makes any operation fail and forgets what was not synced.
 pub(super) trait Disk: Send + 'static {
@@ -53,7 +55,7 @@ impl Disk for Os {
 
     fn open(&self, path: &Path) -> io::Result<Locked<fs::File>> {
         lock(
-            OpenOptions::new()
+            private_file::options()
                 .read(true)
                 .append(true)
                 .create(true)
@@ -62,7 +64,7 @@ impl Disk for Os {
     }
 
     fn create(&self, path: &Path) -> io::Result<fs::File> {
-        let file = OpenOptions::new()
+        let file = private_file::options()
             .read(true)
             .append(true)
             .create_new(true)

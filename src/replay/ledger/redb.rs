@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use super::locks::Locks;
 use super::{Entry, Key, Ledger, LedgerError};
 use crate::failure::BoxError;
+use crate::private_file;
 
 /// Remembers in a [redb](https://www.redb.org) file, fsynced at every write. One process at a time can open it. A clone
 /// shares it.
@@ -31,7 +32,7 @@ impl Redb {
     /// Opens the file, or makes it (not its folder).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = path.as_ref().to_path_buf();
-        match Database::create(&path) {
+        match private_file::database(&path) {
             Ok(database) => Ok(Redb {
                 database: Arc::new(database),
                 path: Arc::new(path),
