@@ -1,6 +1,6 @@
 //! Metrics through the `metrics` facade: for Prometheus, StatsD, OpenTelemetry, or whatever recorder is installed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -36,7 +36,14 @@ pub struct Metrics {
     others: Mutex<Vec<Arc<Handles>>>,
     shards: Mutex<BTreeMap<(String, ShardId), (usize, Duration)>>,
     standing: Mutex<Standing>,
+    /// The codes of failures that have a series.
+    codes: Mutex<HashSet<String>>,
 }
+
+/// The most codes that have a series of their own; all others are counted as `other`.
+const MOST_CODES: usize = 100;
+/// In bytes. A longer code is a text.
+const LONGEST_CODE: usize = 64;
 
 /// The counters and histograms of a stream, or of a shard of it.
 struct Handles {
@@ -62,6 +69,7 @@ impl Metrics {
             others: Mutex::default(),
             shards: Mutex::default(),
             standing: Mutex::default(),
+            codes: Mutex::default(),
         }
     }
 
@@ -155,7 +163,7 @@ impl Metrics {
                 let verdict = failure.reveal().verdict();
                 labels.push(Label::new("class", verdict.class().as_str()));
                 labels.push(Label::new("scope", verdict.scope().as_str()));
-                labels.push(Label::new("code", verdict.code().unwrap_or("none").to_owned()));
+                labels.push(Label::new("code", self.code(verdict.code())));
                 metrics::counter!(name(Metric::AttemptsFailed), labels).increment(*records as u64);
             }
             Event::DeadLettered { reason, .. } => {
@@ -164,6 +172,20 @@ impl Metrics {
             }
             _ => {}
         }
+    }
+
+    /// The label of a code. Each is a series of its own, and a classifier may make a code of anything.
+    fn code(&self, code: Option<&str>) -> String {
+        let code = code.unwrap_or("none");
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !codes.contains(code);
+        if is_new && (codes.len() >= MOST_CODES || code.len() > LONGEST_CODE) {
+            return "other".to_owned();
+        }
+        if is_new {
+            codes.insert(code.to_owned());
+        }
+        code.to_owned()
     }
 
     #[cold]
