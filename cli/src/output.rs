@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use redrive::BoxError;
@@ -158,12 +158,19 @@ pub(crate) fn rest(rest: Rest) {
 
 /// To the second, in UTC.
 pub(crate) fn time(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
+    // The format ends with the year 9999.
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_seconds(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
 }
 
 /// Writes a line; whether anybody still reads.
 pub(crate) fn line(text: impl std::fmt::Display) -> bool {
     writeln!(std::io::stdout().lock(), "{text}").is_ok()
+}
+
+/// Writes a JSON value as a line; returns whether the reader is still there.
+pub(crate) fn json_line(value: &serde_json::Value) -> bool {
+    line(json(&value.to_string()))
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ pub(crate) struct Replay {
     /// Move the letters to this address instead, as they are
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["into", "stamp"])]
     to: Option<Address>,
-    /// Wrap each record in a KPL aggregate whose tags tell consumers of redrive where it comes from
+    /// Wrap each record in a KPL aggregate with tags that name its dead letter. A consumer of redrive reads them if it was
+    /// built with `redrive_stamps`
     #[arg(long)]
     stamp: bool,
     /// Read payloads also from this bucket, where a claim check has put them: s3:BUCKET/PREFIX. Those of the bucket that

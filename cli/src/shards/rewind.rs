@@ -47,7 +47,7 @@ impl Rewind {
         let (from_text, to_text) = (position(from), position(to));
         if self.how.dry_run {
             match json {
-                true => output::line(json!({
+                true => output::json_line(&json!({
                     "shard": self.shard, "from": from.to_string(), "to": to.to_string(),
                 })),
                 false => output::line(format_args!(
@@ -65,7 +65,7 @@ impl Rewind {
         let stands = rewind.carry_out().await?;
         let stands = stands.position();
         match json {
-            true => output::line(json!({ "shard": self.shard, "position": stands.to_string() })),
+            true => output::json_line(&json!({ "shard": self.shard, "position": stands.to_string() })),
             false => output::line(format_args!("{shard} stands at {}", position(stands))),
         };
         Ok(Ended::Done)

@@ -74,12 +74,14 @@ impl Skip {
         let to = skipped.to.position();
         for (letter, receipt) in &skipped.letters {
             match json {
-                true => output::line(json!({ "letter": letter.to_string(), "place": receipt.location })),
+                true => {
+                    output::json_line(&json!({ "letter": letter.to_string(), "place": receipt.location }))
+                }
                 false => output::line(format_args!("letter {letter} is at {}", receipt.location)),
             };
         }
         match json {
-            true => output::line(json!({ "shard": self.shard, "position": to.to_string() })),
+            true => output::json_line(&json!({ "shard": self.shard, "position": to.to_string() })),
             false => output::line(format_args!("{shard} stands at {}", position(to))),
         };
         Ok(Ended::Done)
@@ -101,7 +103,7 @@ impl Skip {
         }
         for record in skip.records() {
             match json {
-                true => output::line(as_json(record)),
+                true => output::json_line(&as_json(record)),
                 false => output::line(as_text(record)),
             };
         }
