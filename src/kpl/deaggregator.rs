@@ -22,6 +22,7 @@ pub struct Deaggregator {
     hash_keys: RangeInclusive<u128>,
     out_of_range: OutOfRange,
     verify: bool,
+    stamps: bool,
 }
 
 /// What happens to records inside an aggregate whose hash key belongs to another shard.
@@ -109,6 +110,7 @@ impl Deaggregator {
             hash_keys: 0..=u128::MAX,
             out_of_range: OutOfRange::Deliver,
             verify: true,
+            stamps: false,
         }
     }
 
@@ -134,6 +136,15 @@ impl Deaggregator {
         self
     }
 
+    /// Reads the stamps with which `redrive replay --stamp` puts dead letters back into a stream
+    /// ([`Record::redriven`]). Any producer of the stream can write such a stamp, with any count: enable this only where
+    /// the producers are trusted. Default: stamps are ignored.
+    #[must_use]
+    pub const fn redrive_stamps(mut self) -> Self {
+        self.stamps = true;
+        self
+    }
+
     /// As [`expand`](Deaggregator::expand), but an aggregate that is large, or that comes behind many records, is added
     /// as one packed record, whose records are made when a pipeline takes them in.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
@@ -148,7 +159,7 @@ impl Deaggregator {
                 Expanded::Dropped { record, records }
             }
             Ok((records, out_of_range)) => {
-                into.push(record.packed(records));
+                into.push(record.packed(records, self.stamps));
                 Expanded::Aggregate {
                     records,
                     out_of_range,
@@ -221,7 +232,7 @@ impl Deaggregator {
         for (number, inner) in (0..).zip(opened.message.records) {
             let key = index(inner.partition_key).and_then(|index| opened.partition_keys.get(index));
             if let (Some(key), Some(data)) = (key, inner.data) {
-                let redriven = stamp::redriven(&inner.tags);
+                let redriven = self.stamps.then(|| stamp::redriven(&inner.tags)).flatten();
                 into.push(aggregate.record(number, key.clone(), data, redriven));
             }
         }

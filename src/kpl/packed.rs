@@ -185,7 +185,7 @@ impl Iterator for Unpacking {
         let bytes = self.contents.next(&mut self.at).ok()??;
         let inside = Inside::decode(bytes.clone()).ok()?;
         let key = self.key(inside.partition_key?)?;
-        let redriven = redriven(&bytes);
+        let redriven = self.aggregate.has_stamps().then(|| redriven(&bytes)).flatten();
         let record = self.source.record(self.made, key, inside.data?, redriven);
         self.made += 1;
         Some(record)

@@ -44,7 +44,11 @@ enum Extra {
     Redriven(Redriven),
     /// The record is an aggregate that was checked and not opened yet, with this number of records inside.
     #[cfg(feature = "kpl")]
-    Packed(usize),
+    Packed {
+        records: usize,
+        /// Whether the stamps of these records count.
+        stamps: bool,
+    },
 }
 
 /// Where records are read: one for the records of a page, so that each counts a single reference.
@@ -108,13 +112,14 @@ impl Record {
         self.meta.arrival
     }
 
-    /// Where it comes from, if it was a dead letter that was driven again. Known of a record that was driven again in this
-    /// process, or put into the stream with a stamp (`redrive replay --stamp`); of any other it cannot be told.
+    /// Where it comes from, if it was a dead letter that was replayed. Known of a record that was replayed in this process,
+    /// or put into the stream with a stamp (`redrive replay --stamp`) where the runtime reads stamps
+    /// ([`Deaggregator::redrive_stamps`](crate::kpl::Deaggregator::redrive_stamps)); of any other it cannot be told.
     pub fn redriven(&self) -> Option<&Redriven> {
         match self.meta.extra.as_deref()? {
             Extra::Redriven(redriven) => Some(redriven),
             #[cfg(feature = "kpl")]
-            Extra::Packed(_) => None,
+            Extra::Packed { .. } => None,
         }
     }
 
@@ -122,7 +127,7 @@ impl Record {
     pub(crate) fn count(&self) -> usize {
         match self.meta.extra.as_deref() {
             #[cfg(feature = "kpl")]
-            Some(Extra::Packed(records)) => *records,
+            Some(Extra::Packed { records, .. }) => *records,
             _ => 1,
         }
     }
@@ -131,19 +136,28 @@ impl Record {
     #[cfg(feature = "kpl")]
     #[inline]
     pub(crate) fn is_packed(&self) -> bool {
-        matches!(self.meta.extra.as_deref(), Some(Extra::Packed(_)))
+        matches!(self.meta.extra.as_deref(), Some(Extra::Packed { .. }))
     }
 
-    /// Marks it as an aggregate with this number of records, which are made later.
+    /// Whether stamps count that the records of this packed aggregate have.
+    #[cfg(feature = "kpl")]
+    pub(crate) fn has_stamps(&self) -> bool {
+        matches!(
+            self.meta.extra.as_deref(),
+            Some(Extra::Packed { stamps: true, .. })
+        )
+    }
+
+    /// Marks it as an aggregate with this number of records, which are made later, with their stamps or without.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
-    pub(crate) fn packed(self, records: usize) -> Self {
+    pub(crate) fn packed(self, records: usize, stamps: bool) -> Self {
         let meta = Meta {
             source: self.meta.source.clone(),
             sequence_number: self.meta.sequence_number.clone(),
             sub_sequence_number: self.meta.sub_sequence_number,
             partition_key: self.meta.partition_key.clone(),
             arrival: self.meta.arrival,
-            extra: Some(Box::new(Extra::Packed(records))),
+            extra: Some(Box::new(Extra::Packed { records, stamps })),
         };
         Record {
             meta: Arc::new(meta),

@@ -360,8 +360,12 @@ async fn a_stamp_tells_the_consumer_where_a_record_comes_from() {
             .partition_key(sent.key.clone())
             .payload(sent.data)
             .build();
+        // Any producer can write a stamp: by default it does not count.
+        let mut plain = Vec::new();
+        let _ = Deaggregator::new().expand(record.clone(), &mut plain);
+        assert_eq!(plain[0].redriven(), None);
         let mut opened = Vec::new();
-        let expanded = Deaggregator::new().expand(record, &mut opened);
+        let expanded = Deaggregator::new().redrive_stamps().expand(record, &mut opened);
         assert!(
             matches!(expanded, Expanded::Aggregate { records: 1, .. }),
             "{expanded:?}"
