@@ -10,8 +10,16 @@ pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Resu
 
 /// The format ends with the year 9999, and a clock that is off must not cost a letter.
 pub(crate) fn format(time: SystemTime) -> humantime::Rfc3339Timestamp {
-    let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last))
+    humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last()))
+}
+
+/// The same to the second, for texts that a person reads.
+pub(crate) fn format_seconds(time: SystemTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(time.clamp(UNIX_EPOCH, last()))
+}
+
+fn last() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(253_402_300_799)
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {

@@ -33,6 +33,18 @@ pub enum Sabotage {
     /// A subscription that sends nothing is waited for.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     TrustSilence,
+    /// An answer without a next iterator counts as the end of the shard.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    TrustMissingIterator,
+    /// A listing without shards counts as a stream without shards.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    TrustEmptyListing,
+    /// A parent that a listing lacks counts as trimmed.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    TrustPartialListing,
+    /// A sequence number that Kinesis refuses is believed to be of another stream.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    TrustRefusal,
 }
 
 #[cfg(feature = "sabotage")]
@@ -47,7 +59,7 @@ mod switch {
 
     impl Sabotage {
         /// All of them.
-        pub const ALL: [Sabotage; 11] = [
+        pub const ALL: [Sabotage; 15] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
@@ -59,6 +71,10 @@ mod switch {
             Sabotage::KeepLostLease,
             Sabotage::ExpiredIsClosed,
             Sabotage::TrustSilence,
+            Sabotage::TrustMissingIterator,
+            Sabotage::TrustEmptyListing,
+            Sabotage::TrustPartialListing,
+            Sabotage::TrustRefusal,
         ];
 
         /// Commits this fault, and no other, on this thread from now on.

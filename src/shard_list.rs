@@ -11,6 +11,7 @@ use aws_smithy_types::error::metadata::EMPTY_ERROR_METADATA;
 
 use crate::StreamId;
 use crate::failure::BoxError;
+use crate::sabotage::Sabotage;
 
 /// Why there is no list. Each of these may be gone at the next try.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +60,9 @@ pub(crate) async fn list_shards(client: &Client, stream: &StreamId) -> Result<Ve
         match &next {
             Some(token) if !tokens.insert(token.clone()) => return Err(ListError::Repeated),
             Some(_) => {}
-            None if shards.is_empty() => return Err(ListError::Empty),
+            None if shards.is_empty() && !Sabotage::TrustEmptyListing.is_committed() => {
+                return Err(ListError::Empty);
+            }
             None => {
                 shards.sort_by(|a, b| a.shard_id.cmp(&b.shard_id));
                 return Ok(shards);

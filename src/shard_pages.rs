@@ -32,6 +32,9 @@ pub(crate) struct ShardPages {
     limit: Option<i32>,
     next_call: Instant,
     doubts: u32,
+    /// An answer without children and without a next iterator: a second one, without records, proves the end if the listing
+    /// has the shard as closed.
+    may_have_ended: bool,
 }
 
 /// Some of its records, or none.
@@ -81,6 +84,7 @@ impl ShardPages {
             limit: None,
             next_call: Instant::now(),
             doubts: 0,
+            may_have_ended: false,
         }
     }
 
@@ -99,13 +103,13 @@ impl ShardPages {
 
     /// The next one; `None` at the shard's end or tip. After an error it can be asked for again.
     pub(crate) async fn next(&mut self) -> Result<Option<Page>, PageError> {
-        let Some(iterator) = &self.iterator else {
+        let Some(iterator) = self.iterator.clone() else {
             return Ok(None);
         };
         sleep_until(self.next_call).await;
         self.next_call = Instant::now() + PAUSE;
         let asked_at = SystemTime::now();
-        let call = self.client.get_records().shard_iterator(iterator);
+        let call = self.client.get_records().shard_iterator(&iterator);
         let call = call.set_stream_arn(self.stream.arn().map(str::to_owned));
         let page = match call.set_limit(self.limit).send().await {
             Ok(page) => page,
@@ -126,11 +130,16 @@ impl ShardPages {
         self.iterator = match page.next_shard_iterator {
             // Only the child shards, or the number of the last record, prove that a shard has ended.
             None if has_children => None,
-            None => match self.has_ended().await? {
+            None => match is_empty && self.may_have_ended && self.is_listed_as_closed().await? {
                 true => None,
                 false => {
                     self.doubt()?;
-                    Some(self.after_last().await?)
+                    self.may_have_ended = true;
+                    Some(match self.last {
+                        Some(_) => self.after_last().await?,
+                        // No record came of it, so that it begins at the same place.
+                        None => iterator,
+                    })
                 }
             },
             // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at
@@ -161,8 +170,7 @@ impl ShardPages {
         }
     }
 
-    /// Returns whether the shard is closed, or no longer listed.
-    async fn has_ended(&self) -> Result<bool, PageError> {
+    async fn is_listed_as_closed(&self) -> Result<bool, PageError> {
         let shards = list_shards(&self.client, &self.stream).await;
         let shards = shards.map_err(|source| PageError::Call {
             shard: self.shard.clone(),
@@ -170,7 +178,7 @@ impl ShardPages {
             source: source.into(),
         })?;
         let shard = shards.iter().find(|shard| shard.shard_id == self.shard);
-        Ok(shard.is_none_or(is_closed))
+        Ok(shard.is_some_and(is_closed))
     }
 
     /// Returns an iterator behind the last record of the last page.

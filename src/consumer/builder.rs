@@ -34,6 +34,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
 /// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
 /// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
+/// | [`redrive_stamps`](ConsumerBuilder::redrive_stamps) | ignored |
 /// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`AfterDataLoss::Resume`] |
 /// | [`on_expiring`](ConsumerBuilder::on_expiring) | [`OnExpiring::Hold`] |
 /// | [`refresh_interval`](ConsumerBuilder::refresh_interval) | 5 minutes |
@@ -154,6 +155,14 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Reads the stamps with which `redrive replay --stamp` puts dead letters back into the stream, so that a record knows
+    /// where it comes from ([`Record::redriven`](crate::Record::redriven)). Any producer of the stream can write such a
+    /// stamp: enable this only where the producers are trusted.
+    pub fn redrive_stamps(mut self) -> Self {
+        self.deaggregator = self.deaggregator.redrive_stamps();
+        self
+    }
+
     /// What happens when a shard has dropped records that were not settled, as they were older than the stream's
     /// retention. It is reported in any case ([`Event::DataLoss`](crate::observer::Event::DataLoss)).
     ///
@@ -180,7 +189,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long a shutdown may take. A tenth of it, 2 s at most, is kept for the last checkpoints.
+    /// How long a shutdown may take. A fifth of it, 4 s at most, is kept for the last checkpoints and
+    /// for giving up the leases.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
         self
@@ -235,12 +245,13 @@ impl ConsumerBuilder {
                     "must be at least a call in 5 minutes, as an iterator lives no longer",
                 )
             })?;
-        let last_checkpoint = (self.shutdown_timeout / 10).min(Duration::from_secs(2));
+        // For the last checkpoint and for the lease, one after the other.
+        let last_calls = (self.shutdown_timeout / 5).min(Duration::from_secs(4));
         Ok(Consumer {
             client: sdk::kinesis::without_retries(&self.client, sdk::ATTEMPT_TIMEOUT),
             stream: self.stream,
             checkpoints,
-            pipeline: self.pipeline.drain(self.shutdown_timeout - last_checkpoint),
+            pipeline: self.pipeline.drain(self.shutdown_timeout - last_calls),
             start: self.start,
             retrieval: self.retrieval,
             polling: Polling {
@@ -254,7 +265,7 @@ impl ConsumerBuilder {
             health: Health::default(),
             deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,
-            last_checkpoint,
+            last_call: last_calls / 2,
             rng: source_of_chance(self.seed),
         })
     }

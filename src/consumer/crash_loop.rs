@@ -4,6 +4,9 @@
 //! Each start that begins a record is counted beside the checkpoint until that moves on. From the third on the handler
 //! is called for one record at a time, and that is written down first, with how often it was so; one that was in hand
 //! at three crashes becomes a dead letter. Once all are through that may have been in hand, the shard begins anew.
+//!
+//! Only a death that the record can have caused counts. A handler that has waited for seconds, for a dependency that hangs
+//! for example, did not end the process: its mark is removed while it waits, and stored again before it continues.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +20,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::idle::Call;
 use crate::checkpoint::{Checkpoint, InHand, Starts};
 use crate::dead_letter::Reason;
 use crate::pipeline::{Batch, Capacity, Careful, Pipeline, Taken};
@@ -26,6 +30,8 @@ use crate::record::{Position, Record};
 const SUSPICIOUS: u32 = 2;
 /// So many crashes with a record in hand are its own.
 const CRASHES: u32 = 3;
+/// A handler that is not woken for so long waits: what ends the process meanwhile is not the record.
+const WAITS: Duration = Duration::from_secs(2);
 /// A store that does not take a first start in time keeps nothing from being processed.
 const AT_MOST: Duration = Duration::from_secs(5);
 /// By how much our clock may be behind that of Kinesis.
@@ -198,20 +204,48 @@ impl Careful for OneByOne {
         let turn = timeout(TURN, self.crash_loop.turn()).await;
         let turn = Turn {
             mark: marker.mark.clone(),
+            in_hand: InHand::new(position, crashes + 1),
             _turn: turn.ok(),
             _permit: self.capacity.one_more().await,
         };
-        marker.store(Some(InHand::new(position, crashes + 1))).await;
+        marker.store(Some(turn.in_hand.clone())).await;
         if self.is_last(record) {
             self.over.cancel();
         }
         Taken::Tries(turn)
+    }
+
+    async fn watch<F: Future + Send>(&self, turn: Turn, call: F, runs_elsewhere: bool) -> F::Output
+    where
+        F::Output: Send,
+    {
+        if runs_elsewhere {
+            return call.await;
+        }
+        let marker = &self.crash_loop.marker;
+        let mut call = Call::new(call, WAITS);
+        let woken = call.woken.clone();
+        loop {
+            if let Some(output) = call.run().await {
+                return output;
+            }
+            tokio::select! {
+                biased;
+                () = woken.happened() => {}
+                () = async {
+                    marker.store(None).await;
+                    woken.happened().await;
+                } => {}
+            }
+            marker.store(Some(turn.in_hand.clone())).await;
+        }
     }
 }
 
 /// As long as it lives the process may die of one record.
 pub(super) struct Turn {
     mark: Arc<Mark>,
+    in_hand: InHand,
     _turn: Option<OwnedMutexGuard<Option<Marker>>>,
     _permit: Option<OwnedSemaphorePermit>,
 }

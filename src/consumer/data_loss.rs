@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::checkpoint::{Ahead, Checkpoint};
 use crate::external::caught;
 use crate::record::{Position, SequenceNumber, ShardId};
+use crate::rfc3339;
 
 /// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
 /// may have.
@@ -35,10 +36,10 @@ impl fmt::Display for DataLoss {
         };
         write!(f, "shard {} {how} records that were not settled, of ", self.shard)?;
         match self.from {
-            Some(from) => write!(f, "{} to ", humantime::format_rfc3339_seconds(from))?,
+            Some(from) => write!(f, "{} to ", rfc3339::format_seconds(from))?,
             None => f.write_str("a time unknown to ")?,
         }
-        write!(f, "{}", humantime::format_rfc3339_seconds(self.to))
+        write!(f, "{}", rfc3339::format_seconds(self.to))
     }
 }
 

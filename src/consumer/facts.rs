@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::classify::StandardClassifier;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
+use crate::record::Position;
 use crate::retention::Retention;
 use crate::retry::{Backoff, Jitter};
 
@@ -78,8 +79,15 @@ impl StreamFacts {
                 .max(created)
                 .duration_since(of.min(created))
                 .is_ok_and(|apart| apart > PRECISION),
-            // Everything that arrived until then was read: nothing of a stream that did not exist.
-            (None, Some(read_until)) => read_until + CLOCK_SKEW < created,
+            // Everything that arrived until then was read: nothing of a stream that did not exist. A time is a position in
+            // any stream.
+            (None, Some(read_until)) => {
+                let is_of_one_stream = matches!(
+                    checkpoint.position(),
+                    Position::Record { .. } | Position::ShardEnd
+                );
+                is_of_one_stream && read_until + CLOCK_SKEW < created
+            }
             (None, None) => false,
         }
     }

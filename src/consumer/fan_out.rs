@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::ANSWER_TIMEOUT;
-use super::reading::{Failures, ReadFrom, Reading, ReadingEnded};
+use super::reading::{Failures, ReadFrom, Reading, ReadingEnded, Refusal};
 use super::registration::Registration;
 use crate::classify::StandardClassifier;
 use crate::failure::BoxError;
-use crate::pipeline::{Batch, Capacity};
+use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
 
 /// A subscription sends something every few seconds, if only that there is nothing. (KCL waits as long.)
@@ -106,8 +106,11 @@ impl FanOut {
         let call = call.shard_id(reading.shard.as_str()).starting_position(from);
         let mut events = match timeout(ANSWER_TIMEOUT, Box::pin(call.send())).await {
             Ok(Ok(reply)) => reply.event_stream,
-            Ok(Err(error)) if reading.is_refused(error.code()) => return End::Failed(error.into()),
-            Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
+            Ok(Err(error)) => match reading.refused(error.code()) {
+                Refusal::Ends(ended) => return End::Ended(ended),
+                Refusal::Earlier => return End::Failed(error.into()),
+                Refusal::None => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
+            },
             Err(elapsed) => return End::Failed(elapsed.into()),
         };
         let mut has_sent = false;
@@ -145,7 +148,8 @@ impl FanOut {
             has_sent = true;
             reading.fetched(&records, behind, &span);
             // They are here already; a subscription must not lie on memory while it waits for them.
-            let bytes = records.iter().map(|record| record.payload().len()).sum();
+            let payloads: usize = records.iter().map(|record| record.payload().len()).sum();
+            let bytes = payloads + records.len() * OVERHEAD;
             let batch = match records.is_empty() {
                 true => Batch::from(records),
                 false => Batch::reserved(records, self.capacity.reserve(bytes).await),
@@ -161,7 +165,7 @@ impl FanOut {
                 // when the last record is trimmed. AT, which passes nothing by; what comes twice is known.
                 None => {
                     if let Ok(next) = event.continuation_sequence_number.try_into() {
-                        reading.from = ReadFrom::At(next);
+                        reading.from = ReadFrom::Continuation(next);
                     }
                 }
             }

@@ -136,6 +136,16 @@ impl Lineage {
         open
     }
 
+    /// The parents of a shard that are neither listed nor known by a row. They were trimmed, unless the listing lacks them.
+    pub(super) fn unknown_parents(&self, shard: &ShardId) -> Vec<ShardId> {
+        let listed = listed(&self.shards);
+        let shard = self.shards.iter().find(|it| it.shard_id() == shard.as_str());
+        let parents = shard.into_iter().flat_map(parents);
+        let unknown = parents.filter(|parent| !listed.contains(parent));
+        let unknown = unknown.map(ShardId::from).filter(|parent| !self.has_row(parent));
+        unknown.collect()
+    }
+
     /// Until when the parents of a shard were read: what the shard holds arrived later.
     pub(super) fn parents_read_until(&self, shard: &ShardId) -> Option<SystemTime> {
         let listed = self.shards.iter().find(|it| it.shard_id() == shard.as_str())?;

@@ -17,6 +17,7 @@ mod discovery;
 mod facts;
 mod fan_out;
 mod health;
+mod idle;
 mod lease;
 mod lineage;
 mod polling;
@@ -79,8 +80,8 @@ pub struct Consumer {
     health: Health,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
-    /// The part of it that is kept for storing the last checkpoint of each shard.
-    last_checkpoint: Duration,
+    /// The part of it that a shard's last checkpoint may take, and giving up its lease as well.
+    last_call: Duration,
     /// What the jitter of all its tasks comes from.
     rng: SmallRng,
 }

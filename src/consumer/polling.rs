@@ -9,10 +9,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
 use super::Polling;
-use super::reading::{Failures, Reading, ReadingEnded};
+use super::reading::{Failures, Reading, ReadingEnded, Refusal};
 use crate::failure::BoxError;
 use crate::observer::Event;
-use crate::pipeline::{Batch, Capacity};
+use crate::pipeline::{Batch, Capacity, OVERHEAD};
+use crate::sabotage::Sabotage;
 use crate::shard_list::{is_closed, list_shards};
 
 /// What one GetRecords call can bring at most.
@@ -44,6 +45,7 @@ impl Poller {
                 None => match self.new_iterator(reading).await {
                     Ok(token) => token,
                     Err(NoIterator::NotFound(error)) => return ReadingEnded::NotFound(error),
+                    Err(NoIterator::Ended(ended)) => return ended,
                     Err(NoIterator::Failed(error)) => {
                         drop(room);
                         failures.wait(reading, error).await;
@@ -52,7 +54,8 @@ impl Poller {
                 },
             };
             sleep_until(next_call).await;
-            let memory = self.capacity.reserve(MAX_PAGE_BYTES).await;
+            let records = usize::try_from(self.polling.page).unwrap_or_default();
+            let memory = self.capacity.reserve(MAX_PAGE_BYTES + records * OVERHEAD).await;
             let called = SystemTime::now();
             let span = reading.span();
             let page = {
@@ -112,7 +115,7 @@ impl Poller {
             if iterator.is_none() {
                 // One answer without an iterator may be a mistake: an end is proved by children, or by the listing and
                 // a second answer.
-                if !names_children {
+                if !names_children && !Sabotage::TrustMissingIterator.is_committed() {
                     match is_listed_as_closed(reading).await {
                         Ok(()) if is_empty && may_have_ended => {}
                         Ok(()) => {
@@ -158,8 +161,10 @@ impl Poller {
                 return Err(NoIterator::NotFound(error.into()));
             }
             Err(error) => {
-                reading.is_refused(error.code());
-                return Err(NoIterator::Failed(error.into()));
+                return Err(match reading.refused(error.code()) {
+                    Refusal::Ends(ended) => NoIterator::Ended(ended),
+                    Refusal::None | Refusal::Earlier => NoIterator::Failed(error.into()),
+                });
             }
         };
         let none = || NoIterator::Failed("GetShardIterator answered without an iterator".into());
@@ -181,4 +186,5 @@ async fn is_listed_as_closed(reading: &Reading) -> Result<(), BoxError> {
 enum NoIterator {
     NotFound(BoxError),
     Failed(BoxError),
+    Ended(ReadingEnded),
 }

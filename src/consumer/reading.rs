@@ -19,6 +19,7 @@ use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::retry::{Backoff, Jitter};
+use crate::sabotage::Sabotage;
 use crate::unpack::{count, unpack};
 
 /// Between calls that fail.
@@ -55,6 +56,8 @@ pub(super) struct ReadUntil {
 
 /// By how much the clocks of this machine and of Kinesis may differ.
 const SKEW: Duration = Duration::from_secs(60);
+/// The most by which a machine's clock is expected to be ahead.
+const CLOCK_AHEAD: Duration = Duration::from_secs(60 * 60);
 /// How often an idle shard says that it was read.
 const SAY_AFTER: Duration = Duration::from_secs(60);
 
@@ -74,6 +77,8 @@ pub(super) enum ReadFrom {
     /// At this number, which may be the checkpoint's record: it may hold others, of which not all are
     /// settled.
     At(SequenceNumber),
+    /// At this number, with which a subscription says how far it is. It need not be a record's.
+    Continuation(SequenceNumber),
     /// Behind the last one handed over.
     After(SequenceNumber),
 }
@@ -104,14 +109,16 @@ impl ReadFrom {
         match self {
             ReadFrom::TrimHorizon => types::ShardIteratorType::TrimHorizon,
             ReadFrom::Time(_) => types::ShardIteratorType::AtTimestamp,
-            ReadFrom::At(_) => types::ShardIteratorType::AtSequenceNumber,
+            ReadFrom::At(_) | ReadFrom::Continuation(_) => types::ShardIteratorType::AtSequenceNumber,
             ReadFrom::After(_) => types::ShardIteratorType::AfterSequenceNumber,
         }
     }
 
     pub(super) fn number(&self) -> Option<String> {
         match self {
-            ReadFrom::At(number) | ReadFrom::After(number) => Some(number.as_str().to_owned()),
+            ReadFrom::At(number) | ReadFrom::Continuation(number) | ReadFrom::After(number) => {
+                Some(number.as_str().to_owned())
+            }
             _ => None,
         }
     }
@@ -133,10 +140,38 @@ pub(super) enum ReadingEnded {
     NotFound(BoxError),
     /// Records are lost, and the user wants the shard to halt.
     Lost(Box<DataLoss>),
-    /// Kinesis refuses the position: the shard restarts at its oldest record.
-    PositionRefused,
+    /// Kinesis refuses the position: the shard restarts at this one.
+    PositionRefused(Position),
     /// Nobody takes the records any more.
     NotWanted,
+}
+
+/// What follows from an error of Kinesis.
+pub(super) enum Refusal {
+    /// The position is not refused.
+    None,
+    /// Reading continues from an earlier position.
+    Earlier,
+    /// The shard restarts at another position, which is stored first: records may arrive until the refused one is reached.
+    Ends(ReadingEnded),
+}
+
+/// Starts earlier than at this time, which Kinesis refuses. This machine's clock is ahead, if the time is not long past.
+fn earlier(time: DateTime) -> Refusal {
+    let is_recent = |time: &SystemTime| {
+        let age = SystemTime::now().duration_since(*time).unwrap_or_default();
+        age < CLOCK_AHEAD
+    };
+    let Some(time) = SystemTime::try_from(time).ok().filter(is_recent) else {
+        return Refusal::None;
+    };
+    tracing::warn!(
+        "start refused by Kinesis: this machine's clock is ahead; reading starts a minute earlier"
+    );
+    let earlier = time.checked_sub(SKEW).unwrap_or(SystemTime::UNIX_EPOCH);
+    let since = earlier.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    Refusal::Ends(ReadingEnded::PositionRefused(Position::AtTimestamp { millis }))
 }
 
 impl Reading {
@@ -151,13 +186,11 @@ impl Reading {
             shard: self.shard.clone(),
         });
         let mut records = Vec::with_capacity(read.len());
-        let mut last = None;
-        let mut left = read.len();
+        let last = read.last().map(|last| last.sequence_number.parse()).transpose()?;
         let mut newest = self.newest.as_ref();
         let mut since = self.from.time();
         for record in read {
             let number: SequenceNumber = record.sequence_number.try_into()?;
-            left -= 1;
             match newest {
                 Some(newest) if number <= *newest => continue,
                 _ => newest = None,
@@ -166,9 +199,6 @@ impl Reading {
             match (since, record.approximate_arrival_timestamp) {
                 (Some(since), Some(arrival)) if arrival < since => continue,
                 _ => since = None,
-            }
-            if left == 0 {
-                last = Some(number.clone());
             }
             let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
             match record.partition_key {
@@ -276,13 +306,25 @@ impl Reading {
     }
 
     /// A call failed with this code. If Kinesis refuses the sequence number that reading was to start with, reading starts
-    /// at the oldest record instead, and shows whether the number is one of this shard. Returns whether that is so.
-    pub(super) fn is_refused(&mut self, code: Option<&str>) -> bool {
-        let (Some("InvalidArgumentException"), ReadFrom::At(number) | ReadFrom::After(number)) =
-            (code, &self.from)
-        else {
-            return false;
+    /// at the oldest record instead, and shows whether the number is one of this shard. If it refuses a time, that is still
+    /// to come by its clock.
+    pub(super) fn refused(&mut self, code: Option<&str>) -> Refusal {
+        if code != Some("InvalidArgumentException") {
+            return Refusal::None;
+        }
+        let number = match &self.from {
+            ReadFrom::At(number) | ReadFrom::After(number) => number,
+            // Its number tells nothing of the stream. What was handed over before is not handed over again.
+            ReadFrom::Continuation(_) => {
+                self.from = self.newest.clone().map_or(ReadFrom::TrimHorizon, ReadFrom::After);
+                return Refusal::Earlier;
+            }
+            ReadFrom::Time(time) => return earlier(*time),
+            ReadFrom::TrimHorizon => return Refusal::None,
         };
+        if Sabotage::TrustRefusal.is_committed() {
+            return Refusal::Ends(ReadingEnded::PositionRefused(Position::TrimHorizon));
+        }
         let expected = Expected {
             number: Some(number.clone()),
             read_until: self.read_until.time,
@@ -292,7 +334,7 @@ impl Reading {
         let expected = self.expected.get_or_insert(expected);
         expected.refused = Some(Refused { seen_below: false });
         self.from = ReadFrom::TrimHorizon;
-        true
+        Refusal::Earlier
     }
 
     /// The number at which reading was to start is none of this shard: it belongs to another one, or to a stream that had
@@ -311,7 +353,7 @@ impl Reading {
             certain: false,
         });
         match self.report(loss) {
-            Ok(()) => ReadingEnded::PositionRefused,
+            Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
             Err(lost) => lost,
         }
     }
@@ -360,9 +402,9 @@ impl Reading {
         until.time
     }
 
-    /// Everything up to this record of Kinesis is handed over.
+    /// Everything up to this record of Kinesis is handed over, now or before.
     pub(super) fn handed_over(&mut self, last: SequenceNumber) {
-        self.newest = Some(last.clone());
+        self.newest = self.newest.take().max(Some(last.clone()));
         self.from = ReadFrom::After(last);
     }
 

@@ -20,7 +20,6 @@ use crate::checkpoint::Checkpoint;
 use crate::observer::{Event, Interest};
 use crate::pipeline::{Pipeline, Progress};
 use crate::processor::RecordProcessor;
-use crate::record::Position;
 use crate::resilient::Resilient;
 
 pub(super) struct ShardTask<P: RecordProcessor> {
@@ -36,8 +35,8 @@ pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) shutdown: CancellationToken,
     /// Where several processes share the store.
     pub(super) lease: Option<Lease>,
-    /// How long the last checkpoint may take once everything else is done.
-    pub(super) last_checkpoint: Duration,
+    /// How long the last checkpoint may take once everything else is done, and giving up the lease after it.
+    pub(super) last_call: Duration,
 }
 
 impl<P: RecordProcessor> ShardTask<P> {
@@ -54,7 +53,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             crash_loop,
             shutdown,
             lease,
-            last_checkpoint,
+            last_call,
         } = self;
         let ends = match &lease {
             Some(lease) => lease.hold.ends().clone(),
@@ -119,8 +118,8 @@ impl<P: RecordProcessor> ShardTask<P> {
                     false => (ShardEnd::Stopped, finished.checkpoint),
                 },
                 Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
-                Ok(ReadingEnded::PositionRefused) => {
-                    (ShardEnd::PositionRefused, Checkpoint::at(Position::TrimHorizon))
+                Ok(ReadingEnded::PositionRefused(position)) => {
+                    (ShardEnd::PositionRefused, Checkpoint::at(position))
                 }
                 Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
@@ -139,16 +138,16 @@ impl<P: RecordProcessor> ShardTask<P> {
             ShardEnd::Ended => tokio::select! {
                 biased;
                 stored = &mut storing => stored.is_ok(),
-                () = ends.cancelled() => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
+                () = ends.cancelled() => matches!(timeout(last_call, &mut storing).await, Ok(Ok(()))),
             },
-            _ => matches!(timeout(last_checkpoint, &mut storing).await, Ok(Ok(()))),
+            _ => matches!(timeout(last_call, &mut storing).await, Ok(Ok(()))),
         };
         let end = match end {
             ShardEnd::Ended if !stored => ShardEnd::Stopped,
             end => end,
         };
         let end = match lease {
-            Some(lease) => lease.end(end, last_checkpoint).await,
+            Some(lease) => lease.end(end, last_call).await,
             None => end,
         };
         let (stream, shard) = (&*stream, &shard);

@@ -15,7 +15,7 @@ pub(super) enum ShardEnd {
     Stopped,
     /// It ran one record at a time for long enough.
     BeginsAnew,
-    /// Its position was refused by Kinesis, and the oldest record is stored as its new one.
+    /// Its position was refused by Kinesis, and another one is stored.
     PositionRefused,
     /// A record can be neither processed nor dead-lettered.
     Halted(Box<ShardHalted>),

@@ -37,6 +37,7 @@ use crate::processor::RecordProcessor;
 use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
 use crate::retry::{Backoff, Jitter};
+use crate::sabotage::Sabotage;
 
 pub(super) async fn run<P, S>(
     consumer: Consumer,
@@ -87,6 +88,7 @@ where
         facts: facts.clone(),
         ended_and_open: HashMap::new(),
         halted: HashSet::new(),
+        trimmed: HashSet::new(),
     };
     let pipeline = shards.consumer.pipeline.clone();
     shards.consumer.pipeline = pipeline.shared_retention(facts.retention().clone());
@@ -149,6 +151,8 @@ struct Shards<P: RecordProcessor> {
     ended_and_open: HashMap<ShardId, Instant>,
     /// Those whose checkpoint belongs to an earlier stream, and that the user wants to halt.
     halted: HashSet<ShardId>,
+    /// Shards that Kinesis does not have any more.
+    trimmed: HashSet<ShardId>,
 }
 
 /// Between listings of a stream whose hash keys are not all covered: at once after a reshard, gently where
@@ -203,6 +207,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             let is_started = self.started.values().any(|(started, _)| started == shard);
             !is_started && !self.halted.contains(shard)
         });
+        let ready = self.without_children_of_hidden(ready, &found).await;
         let store = self.consumer.checkpoints.clone();
         let Some(leases) = store.leases().filter(|_| !ready.is_empty()) else {
             for shard in ready {
@@ -354,6 +359,37 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             self.failed.get_or_insert(error);
         }
         decision
+    }
+
+    /// Leaves out the shards with a parent that exists, although it is neither listed nor known by a row: such a listing is
+    /// incomplete, and the parent is read first.
+    async fn without_children_of_hidden(&mut self, mut ready: Vec<ShardId>, found: &Lineage) -> Vec<ShardId> {
+        if Sabotage::TrustPartialListing.is_committed() {
+            return ready;
+        }
+        let parents = ready.iter().flat_map(|shard| found.unknown_parents(shard));
+        let unknown: HashSet<ShardId> = parents.filter(|parent| !self.trimmed.contains(parent)).collect();
+        let mut hidden = HashSet::new();
+        for parent in unknown {
+            let error = match self.discovery().exists(&parent).await {
+                Ok(false) => {
+                    self.trimmed.insert(parent);
+                    continue;
+                }
+                Ok(true) => "ListShards did not list a shard that exists".into(),
+                Err(error) => error,
+            };
+            self.tell_failure(&*error, RELIST);
+            self.look_again_in(RELIST);
+            hidden.insert(parent);
+        }
+        ready.retain(|shard| {
+            found
+                .unknown_parents(shard)
+                .iter()
+                .all(|parent| !hidden.contains(parent))
+        });
+        ready
     }
 
     /// A shard that is not settled to its end and not listed any more was closed, and all that was in it is trimmed. Its
@@ -547,7 +583,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             from,
             crash_loop,
             shutdown: self.shutdown.clone(),
-            last_checkpoint: self.consumer.last_checkpoint,
+            last_call: self.consumer.last_call,
         };
         self.consumer.health.started(&shard, &task.progress);
         let id = self.tasks.spawn(task.run()).id();
@@ -578,10 +614,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Waits for what still runs. Each task bounds itself; the timeout is for one that cannot.
     async fn stop(&mut self) {
-        let limit = self
-            .consumer
-            .shutdown_timeout
-            .saturating_add(Duration::from_secs(1));
+        let limit = self.consumer.shutdown_timeout;
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
                 self.ended(ended);

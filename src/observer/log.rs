@@ -5,6 +5,7 @@ use tracing::{debug, error, info, trace, warn};
 use super::{Event, Interest, Observer};
 use crate::failure::{Failure, texts as full};
 use crate::record::Record;
+use crate::rfc3339;
 
 /// Writes what happens as `tracing` events: what an operator must see at WARN and ERROR, failures of
 /// records at INFO, the rest at DEBUG and TRACE.
@@ -301,9 +302,9 @@ impl Observer for Log {
                 to,
                 certain,
             } => {
-                let from = from.map(humantime::format_rfc3339_seconds);
+                let from = from.map(rfc3339::format_seconds);
                 let from = from.as_ref().map(tracing::field::display);
-                let to = humantime::format_rfc3339_seconds(*to);
+                let to = rfc3339::format_seconds(*to);
                 error!(
                     stream, %shard, from, %to, certain,
                     "the stream has dropped records that were not settled"
@@ -357,7 +358,7 @@ impl Observer for Log {
                 shard,
                 created,
             } => error!(
-                stream, %shard, created = created.map(humantime::format_rfc3339_seconds).map(tracing::field::display),
+                stream, %shard, created = created.map(rfc3339::format_seconds).map(tracing::field::display),
                 "checkpoint belongs to a deleted stream of this name; the shard is read from its oldest record"
             ),
             Event::StreamNotDescribed { stream, error } => warn!(

@@ -10,7 +10,7 @@ use crate::record::Record;
 const SHARED: u32 = u32::MAX;
 /// What a record counts for besides its payload: its place, number and key, and its entry in the window. A page may
 /// have a million records without a payload (an aggregate of the KPL), which take as much memory all the same.
-pub(super) const OVERHEAD: usize = 256;
+pub(crate) const OVERHEAD: usize = 256;
 
 /// The bytes that a record counts for.
 pub(super) fn weight(record: &Record) -> usize {

@@ -9,6 +9,16 @@ pub(crate) trait Careful: Send + Sync {
     type Turn: Send;
 
     fn take(&self, record: &Record) -> impl Future<Output = Taken<Self::Turn>> + Send;
+
+    /// Makes the call. `runs_elsewhere`: what the handler does is done on another thread.
+    fn watch<F: Future + Send>(
+        &self,
+        turn: Self::Turn,
+        call: F,
+        runs_elsewhere: bool,
+    ) -> impl Future<Output = F::Output> + Send
+    where
+        F::Output: Send;
 }
 
 /// What becomes of a record.

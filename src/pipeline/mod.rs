@@ -40,6 +40,8 @@ mod unread;
 mod window;
 mod work;
 
+#[cfg(feature = "kinesis")]
+pub(crate) use buffers::OVERHEAD;
 pub use capacity::{Capacity, Reservation};
 #[cfg(feature = "kinesis")]
 pub(crate) use careful::{Careful, Taken};

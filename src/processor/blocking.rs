@@ -82,6 +82,10 @@ where
 {
     type Error = E;
 
+    fn runs_elsewhere(&self) -> bool {
+        true
+    }
+
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), E> {
         let mut leave = Leave {
             left: &self.left,

@@ -70,6 +70,12 @@ pub trait RecordProcessor: Send + Sync {
         None
     }
 
+    /// Whether it works on another thread than the one that polls it.
+    #[doc(hidden)]
+    fn runs_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Only called where [`batches`](RecordProcessor::batches) says so.
     #[doc(hidden)]
     fn process_batch(
@@ -188,6 +194,10 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for &P {
         (**self).batches()
     }
 
+    fn runs_elsewhere(&self) -> bool {
+        (**self).runs_elsewhere()
+    }
+
     fn process_batch(
         &self,
         records: &[Record],
@@ -206,6 +216,10 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for Arc<P> {
 
     fn batches(&self) -> Option<Bounds> {
         (**self).batches()
+    }
+
+    fn runs_elsewhere(&self) -> bool {
+        (**self).runs_elsewhere()
     }
 
     fn process_batch(
@@ -325,6 +339,8 @@ trait ErasedProcessor: Send + Sync {
 
     fn bounds(&self) -> Option<Bounds>;
 
+    fn is_elsewhere(&self) -> bool;
+
     fn process_batch_boxed<'a>(&'a self, records: &'a [Record], attempt: &'a Attempt<'a>) -> BoxedBatch<'a>;
 }
 
@@ -341,6 +357,10 @@ impl<P: RecordProcessor> ErasedProcessor for P {
 
     fn bounds(&self) -> Option<Bounds> {
         self.batches()
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        self.runs_elsewhere()
     }
 
     fn process_batch_boxed<'a>(&'a self, records: &'a [Record], attempt: &'a Attempt<'a>) -> BoxedBatch<'a> {
@@ -365,6 +385,10 @@ impl RecordProcessor for BoxProcessor {
 
     fn batches(&self) -> Option<Bounds> {
         self.inner.bounds()
+    }
+
+    fn runs_elsewhere(&self) -> bool {
+        self.inner.is_elsewhere()
     }
 
     async fn process_batch(

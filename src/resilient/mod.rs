@@ -247,6 +247,12 @@ impl<P: RecordProcessor> Resilient<P> {
         self.0.run.part(within, retention)
     }
 
+    /// Whether the handler works on another thread than the one that polls it.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn runs_elsewhere(&self) -> bool {
+        self.0.processor.runs_elsewhere()
+    }
+
     /// How many records its handler takes at once, if it does.
     pub(crate) fn batches(&self) -> Option<Bounds> {
         let bounds = self.0.processor.batches()?;

@@ -22,7 +22,13 @@ impl Scene {
     async fn begin_behind(&self, last: &Sent, read_until: Option<SystemTime>) {
         let checkpoint = Checkpoint::at(last.record().position());
         let checkpoint = match read_until {
-            Some(time) => checkpoint.with_read_until(time),
+            Some(time) => {
+                let described = self.client().describe_stream_summary().stream_name(STREAM);
+                let described = described.send().await.expect("described");
+                let stream = described.stream_description_summary.expect("a stream");
+                let created = stream.stream_creation_timestamp.try_into().expect("a time");
+                checkpoint.with_read_until(time).with_stream_created(created)
+            }
             None => checkpoint,
         };
         let key = ShardKey::new("billing", STREAM, last.place.shard.clone());

@@ -1,6 +1,7 @@
 //! The real consumer in a simulated world, under faults of every kind: an oracle asks at every step whether
 //! a promise is broken. The command `simulate` runs more seeds than fit in a test.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -17,23 +18,32 @@ fn volume(usual: u64, large: u64) -> u64 {
     }
 }
 
+/// The seed at which the search for a deliberate fault begins. Few seeds meet some faults, and a build without optimization
+/// takes a second for each.
+fn first_seed(sabotage: Sabotage) -> u64 {
+    match sabotage {
+        Sabotage::TrustPartialListing => 560,
+        _ => 0,
+    }
+}
+
 /// Runs seeds on all cores until `enough` says so of what they came to, or there are no more.
 fn run(
-    seeds: u64,
+    seeds: Range<u64>,
     sabotage: Option<Sabotage>,
     enough: impl Fn(u64, &Outcome) -> bool + Sync,
 ) -> Vec<(u64, Outcome)> {
-    let (next, outcomes) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let (next, outcomes) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     let work = || {
         Sabotage::commit(sabotage);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
+            if seed >= seeds.end {
                 return;
             }
             let outcome = simulate(&Options::of(seed), false);
             if enough(seed, &outcome) {
-                next.store(seeds, Ordering::Relaxed);
+                next.store(seeds.end, Ordering::Relaxed);
             }
             outcomes
                 .lock()
@@ -54,7 +64,7 @@ fn run(
 #[test]
 fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
     let seeds = volume(100, 300);
-    let outcomes = run(seeds, None, |_, outcome| outcome.violation.is_some());
+    let outcomes = run(0..seeds, None, |_, outcome| outcome.violation.is_some());
     let mut counts = Counts::default();
     for (seed, outcome) in &outcomes {
         assert_eq!(outcome.violation, None, "seed {seed}");
@@ -96,6 +106,10 @@ fn promises(sabotage: Sabotage) -> &'static [Promise] {
         Sabotage::KeepLostLease => &[Promise::Fenced],
         Sabotage::ExpiredIsClosed => &[Promise::NothingPassed, Promise::Lineage],
         Sabotage::TrustSilence => &[Promise::AllSettled],
+        Sabotage::TrustMissingIterator => &[Promise::NothingPassed, Promise::Lineage],
+        Sabotage::TrustEmptyListing => &[Promise::GoesOn],
+        Sabotage::TrustPartialListing => &[Promise::Lineage, Promise::Order],
+        Sabotage::TrustRefusal => &[Promise::NoWayBack],
     }
 }
 
@@ -108,7 +122,9 @@ fn every_deliberate_fault_is_caught() {
                 .as_ref()
                 .is_some_and(|violation| expected.contains(&violation.promise))
         };
-        let outcomes = run(1_000, Some(sabotage), |_, outcome| caught(&outcome.violation));
+        let outcomes = run(first_seed(sabotage)..1_000, Some(sabotage), |_, outcome| {
+            caught(&outcome.violation)
+        });
         let first = outcomes.iter().find(|(_, outcome)| caught(&outcome.violation));
         let (seed, outcome) = first.unwrap_or_else(|| panic!("{sabotage:?} is not caught"));
         let violation = outcome.violation.as_ref().expect("caught");

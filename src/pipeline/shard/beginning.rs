@@ -78,7 +78,10 @@ where
                 return resilient.step(record, stage, run).await;
             }
             match careful.take(&record).await {
-                Taken::Tries(_turn) => resilient.step(record, stage, run).await,
+                Taken::Tries(turn) => {
+                    let call = resilient.step(record, stage, run);
+                    careful.watch(turn, call, resilient.runs_elsewhere()).await
+                }
                 Taken::GivenUp(reason) => {
                     let recovery = stage.and_then(|stage| stage.recovery);
                     let stage = Stage {

@@ -48,10 +48,26 @@ faults! {
     ExpiredIterator = "expired-iterator",
     /// A page is empty though there is more to read.
     EmptyPage = "empty-page",
+    /// A call is answered with an empty object.
+    EmptyAnswer = "empty-answer",
+    /// A page of an open shard has no next iterator.
+    NoNextIterator = "no-next-iterator",
+    /// A sequence number of the shard is refused.
+    RefusedNumber = "refused-number",
+    /// A listing lacks a shard.
+    PartialListing = "partial-listing",
+    /// A listing has each shard twice.
+    RepeatedListing = "repeated-listing",
+    /// The stream has another retention than before.
+    RetentionChanged = "retention-changed",
     /// Some entries of a PutRecords call are not written.
     EntryFailed = "entry-failed",
     /// The sink panics.
     SinkPanic = "sink-panic",
+    /// The sink takes longer than any timeout.
+    SinkSlow = "sink-slow",
+    /// An observer panics.
+    ObserverPanic = "observer-panic",
     /// A write to the checkpoint store takes effect long after it was given up.
     LateWrite = "late-write",
     /// The dead-letter sink is down for a while.
@@ -92,6 +108,8 @@ faults! {
     LeaseWanted = "lease-wanted",
     /// The process stands still for minutes.
     ClockJump = "clock-jump",
+    /// A subscription is accepted, and ends without an event.
+    SubscriptionEmpty = "subscription-empty",
     /// The connection of a subscription breaks.
     SubscriptionBroken = "subscription-broken",
     /// A subscription sends nothing any more, not even that there is nothing.

@@ -83,8 +83,13 @@ impl Kinesis {
                 return Ok(Err(refusal));
             }
         }
-        if world.is_down(Fault::AccessDenied) && operation != "DescribeStreamSummary" {
+        // A consumer does not start with a dead-letter target that it may not describe.
+        let of_letters = letters && operation == "DescribeStreamSummary";
+        if !of_letters && world.is_down(Fault::AccessDenied) {
             return Ok(Err((400, "AccessDeniedException")));
+        }
+        if !of_letters && operation != "SubscribeToShard" && world.strikes(Fault::EmptyAnswer) {
+            return Ok(Ok(json!({})));
         }
         let answer = self.answer(operation, &body);
         let answer = if world.strikes(Fault::RequestDoubled) {
@@ -105,7 +110,13 @@ impl Kinesis {
     fn answer(&self, operation: &str, body: &Value) -> Result<Value, Refusal> {
         match operation {
             "ListShards" => self.list_shards(body),
-            "DescribeStreamSummary" => Ok(summary(body["StreamName"].as_str().unwrap_or_default())),
+            "DescribeStreamSummary" => {
+                let hours = match self.0.strikes(Fault::RetentionChanged) {
+                    true => 24,
+                    false => 168,
+                };
+                Ok(summary(body["StreamName"].as_str().unwrap_or_default(), hours))
+            }
             "GetShardIterator" => self.get_shard_iterator(body),
             "GetRecords" => self.get_records(body),
             "PutRecords" => Ok(self.put_records(body)),
@@ -156,6 +167,13 @@ impl Kinesis {
                 described
             })
             .collect();
+        let mut shards = shards;
+        if self.0.strikes(Fault::PartialListing) {
+            shards.pop();
+        }
+        if self.0.strikes(Fault::RepeatedListing) {
+            shards.extend(shards.clone());
+        }
         let next = first + SHARD_PAGE;
         let next = (next < listed.len()).then(|| next.to_string());
         Ok(json!({"Shards": shards, "NextToken": next}))
@@ -168,6 +186,9 @@ impl Kinesis {
     fn get_shard_iterator(&self, body: &Value) -> Result<Value, Refusal> {
         let shard = body["ShardId"].as_str().and_then(shard_index).ok_or(INVALID)?;
         let index = first(&body["ShardIteratorType"], &body["StartingSequenceNumber"])?;
+        if index > 0 && self.0.strikes(Fault::RefusedNumber) {
+            return Err(INVALID);
+        }
         self.0.state().oracle.reading_begins(shard);
         Ok(json!({"ShardIterator": self.iterator(shard, index)}))
     }
@@ -202,7 +223,8 @@ impl Kinesis {
         let page = Page::of(&self.0, shard, index, limit);
         Ok(json!({
             "Records": page.records,
-            "NextShardIterator": (!page.is_last).then(|| self.iterator(shard, page.end)),
+            "NextShardIterator": (!page.is_last && !self.0.strikes(Fault::NoNextIterator))
+                .then(|| self.iterator(shard, page.end)),
             "MillisBehindLatest": page.behind,
         }))
     }
@@ -294,12 +316,12 @@ fn letters(body: &Value) -> impl Iterator<Item = Result<DeadLetter, String>> + '
     })
 }
 
-fn summary(stream: &str) -> Value {
+fn summary(stream: &str, hours: u32) -> Value {
     json!({"StreamDescriptionSummary": {
         "StreamName": stream,
         "StreamARN": format!("arn:aws:kinesis:us-east-1:000000000000:stream/{stream}"),
         "StreamStatus": "ACTIVE",
-        "RetentionPeriodHours": 168,
+        "RetentionPeriodHours": hours,
         "StreamCreationTimestamp": 1_700_000_000,
         "EnhancedMonitoring": [],
         "OpenShardCount": 1,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::future::pending;
 use std::panic::resume_unwind;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use redrive::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
@@ -50,6 +51,9 @@ impl DeadLetterSink for Sink {
             resume_unwind(Box::new("a broken sink"));
         }
         sleep(world.latency()).await;
+        if world.strikes(Fault::SinkSlow) {
+            sleep(Duration::from_secs(100)).await;
+        }
         if world.is_down(Fault::SinkOutage) || world.strikes(Fault::ServerError) {
             return fail("down");
         }

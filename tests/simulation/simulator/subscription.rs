@@ -122,6 +122,9 @@ struct Over;
 
 impl Pusher {
     async fn run(mut self) -> Result<(), Over> {
+        if self.world.strikes(Fault::SubscriptionEmpty) {
+            return Ok(());
+        }
         self.send(frame("event", "initial-response", &json!({}))).await?;
         let mut behind = true;
         loop {

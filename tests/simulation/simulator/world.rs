@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -506,6 +507,15 @@ pub fn place(shard: &str, number: &SequenceNumber) -> Option<(usize, usize)> {
 /// Hears what the engine says.
 impl Observer for World {
     fn on(&self, event: &Event<'_>) {
+        self.hear(event);
+        if !self.state().dead && self.strikes(Fault::ObserverPanic) {
+            resume_unwind(Box::new("a broken observer"));
+        }
+    }
+}
+
+impl World {
+    fn hear(&self, event: &Event<'_>) {
         let mut state = self.state();
         if state.dead {
             return;
