@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use redrive::testing::kinesis::KinesisServer;
+use support::chaos::{self, Chaos};
+use support::dynamodb::DynamoDbLocal;
+use support::emulator::unique;
 use support::kill;
 use support::script::Script;
 use support::waiting::eventually;
@@ -45,8 +48,29 @@ async fn a_record_that_waits_while_the_process_is_killed_is_innocent() {
     assert_eq!(scene.letters.letters().len(), 0);
 }
 
+/// Three consumers share a stream. One after the other is killed, or suspended for longer than the failover time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_that_is_killed_and_suspended_loses_nothing() {
+    let Some(dynamo) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let server = KinesisServer::start().await.expect("a free port");
+    let places = (server.endpoint(), dynamo.endpoint());
+    let chaos = Chaos {
+        kills: support::volume(10, 100),
+        stops: support::volume(3, 30),
+    };
+    chaos::a_fleet_survives(places, &unique("fleet"), "killing::child_of_a_fleet", chaos).await;
+}
+
 #[test]
 #[ignore = "the process that another test starts and kills"]
 fn child_consumer() {
     kill::child();
+}
+
+#[test]
+#[ignore = "the process that another test starts, kills and suspends"]
+fn child_of_a_fleet() {
+    chaos::child();
 }

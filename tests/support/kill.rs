@@ -97,9 +97,15 @@ async fn consume(task: Task) {
 
 /// Where the child writes what it did.
 #[derive(Debug, Clone)]
-struct Journal(Arc<File>);
+pub(super) struct Journal(Arc<File>);
 
 impl Journal {
+    /// One that several processes write to.
+    pub(super) fn append(path: &Path) -> Self {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        Journal(Arc::new(file.expect("a journal")))
+    }
+
     fn open(path: &Path) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.expect("a journal");
@@ -119,6 +125,20 @@ impl Journal {
 fn whole_lines(journal: &[u8]) -> &[u8] {
     let end = journal.iter().rposition(|&byte| byte == b'\n');
     &journal[..end.map_or(0, |end| end + 1)]
+}
+
+/// The places of the records that a journal says were processed, in its order.
+pub(super) fn processed_lines(journal: &Path) -> Vec<Place> {
+    let journal = fs::read(journal).unwrap_or_default();
+    let journal = std::str::from_utf8(whole_lines(&journal)).expect("text");
+    let place = |line: &str| {
+        let mut parts = line.strip_prefix("processed ")?.split(' ');
+        Some(Place {
+            shard: parts.next()?.into(),
+            number: parts.next()?.parse().expect("a sequence number"),
+        })
+    };
+    journal.lines().filter_map(place).collect()
 }
 
 impl RecordProcessor for Journal {

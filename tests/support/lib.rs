@@ -1,5 +1,6 @@
 //! What the tests share: handlers, sinks, records, a proxy, emulators.
 
+pub mod chaos;
 pub mod cloudwatch;
 pub mod dynamodb;
 pub mod emulator;

@@ -1,0 +1,227 @@
+//! Several consumers in processes of their own, which share a stream through a lease table and are killed and suspended at
+//! random. What they did is in one journal outside of them.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use redrive::checkpoint::DynamoDb;
+use redrive::dead_letter::{self, DeadLetter};
+use redrive::pipeline::Capacity;
+use redrive::testing::kinesis;
+use redrive::{Consumer, Resilient, RetryPolicy};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::dynamodb;
+use super::kill::{Journal, processed_lines};
+use super::stream::{self, Place, Sent};
+
+const TASK: &str = "REDRIVE_TEST_FLEET";
+const APPLICATION: &str = "billing";
+const WORKERS: usize = 3;
+const SHARDS: i32 = 6;
+const KEYS: u64 = 60;
+/// A process that is suspended for longer has lost its leases when it wakes up.
+const FAILOVER: Duration = Duration::from_secs(3);
+/// For what is left once nothing is killed any more.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Task {
+    kinesis: String,
+    dynamodb: String,
+    table: String,
+    stream: String,
+    letters: String,
+    journal: PathBuf,
+}
+
+/// How often consumers are killed and suspended.
+#[derive(Debug, Clone, Copy)]
+pub struct Chaos {
+    pub kills: u64,
+    pub stops: u64,
+}
+
+/// The child's whole life; nothing if this process is no child.
+pub fn child() {
+    let Ok(task) = std::env::var(TASK) else {
+        return;
+    };
+    let task: Task = serde_json::from_str(&task).expect("a task");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(consume(task));
+}
+
+async fn consume(task: Task) {
+    let client = kinesis::client(&task.kinesis);
+    let resilient = Resilient::builder(APPLICATION, Journal::append(&task.journal))
+        .retry(RetryPolicy::exponential().max_attempts(10))
+        .dead_letters(dead_letter::Kinesis::new(client.clone(), &task.letters))
+        .build()
+        .expect("a valid processor");
+    let store = DynamoDb::new(dynamodb::client(&task.dynamodb), task.table.as_str())
+        .failover_time(FAILOVER)
+        .write_interval(Duration::from_millis(300));
+    let consumer = Consumer::builder(client, &*task.stream)
+        .checkpoints(store)
+        .capacity(Capacity::new(8, 64 * 1024 * 1024).expect("valid"))
+        .records_per_call(200)
+        .idle_interval(Duration::from_millis(100))
+        .build()
+        .expect("a valid consumer");
+    // Ends with the parent: this process is killed by it, or its standard input is closed.
+    let (closed, shutdown) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
+        drop(closed);
+    });
+    let shutdown = async {
+        let _ = shutdown.await;
+    };
+    let ended = consumer.run_until(resilient, shutdown).await;
+    ended.expect("the consumer ends well");
+}
+
+impl Task {
+    fn start(&self, test: &str) -> Worker {
+        let path = self.journal.with_extension("log");
+        let log = OpenOptions::new().create(true).append(true).open(path);
+        let log = log.expect("a log");
+        let child = Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env(TASK, serde_json::to_string(self).expect("JSON"))
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn();
+        Worker(child.expect("a child"))
+    }
+
+    /// The places of all records in the order in which they were processed.
+    fn processed(&self) -> Vec<Place> {
+        processed_lines(&self.journal)
+    }
+}
+
+/// A consumer that runs; it does not outlive this value.
+struct Worker(Child);
+
+impl Worker {
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([name, &self.0.id().to_string()])
+            .status();
+        assert!(sent.expect("kill is installed").success());
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().expect("a child that runs");
+        self.0.wait().expect("a child");
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Has consumers process a stream while they are killed with SIGKILL and suspended with SIGSTOP at random, and compares what
+/// they did with what is in the stream: nothing is lost, and no record of a key is processed for the first time before the
+/// ones ahead of it.
+///
+/// `test` is the full name of the ignored test that calls [`child`].
+pub async fn a_fleet_survives((kinesis, dynamodb): (&str, &str), table: &str, test: &str, chaos: Chaos) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let task = Task {
+        kinesis: kinesis.to_owned(),
+        dynamodb: dynamodb.to_owned(),
+        table: table.to_owned(),
+        stream: "orders".to_owned(),
+        letters: "orders-dlq".to_owned(),
+        journal: folder.path().join("journal"),
+    };
+    let client = kinesis::client(kinesis);
+    for (name, shards) in [(&task.stream, SHARDS), (&task.letters, 1)] {
+        let created = kinesis::create_stream(&client, name, shards).await;
+        created.expect("a stream");
+    }
+    let mut rng = SmallRng::seed_from_u64(7);
+    let mut workers: Vec<Worker> = (0..WORKERS).map(|_| task.start(test)).collect();
+    let (mut kills, mut stops, mut put) = (0, 0, 0);
+    while kills < chaos.kills || stops < chaos.stops {
+        let records = (put..put + 60).map(|number| {
+            let data = if number % 97 == 5 { "bad" } else { "ok" };
+            (format!("key-{}", number % KEYS), data)
+        });
+        stream::put(&client, &task.stream, records).await;
+        put += 60;
+        sleep(Duration::from_millis(rng.random_range(300..1_500))).await;
+        let worker = &mut workers[rng.random_range(0..WORKERS)];
+        let left = (chaos.kills - kills, chaos.stops - stops);
+        if rng.random_range(0..left.0 + left.1) < left.0 {
+            worker.kill();
+            *worker = task.start(test);
+            kills += 1;
+        } else {
+            worker.signal("-STOP");
+            sleep(FAILOVER + Duration::from_millis(rng.random_range(0..3_000))).await;
+            worker.signal("-CONT");
+            stops += 1;
+        }
+    }
+
+    let sent = stream::read(&client, &task.stream).await;
+    let begun = Instant::now();
+    let letters = loop {
+        let letters = stream::read(&client, &task.letters).await;
+        let mut settled: HashSet<Place> = task.processed().into_iter().collect();
+        settled.extend(letters.into_iter().map(place_of));
+        let open = sent.iter().filter(|sent| !settled.contains(&sent.place)).count();
+        if open == 0 {
+            break settled.len();
+        }
+        assert!(begun.elapsed() < PATIENCE, "{open} of {} are lost", sent.len());
+        sleep(Duration::from_millis(200)).await;
+    };
+    let processed = task.processed();
+    check_order(&processed, &sent);
+    println!(
+        "{} records, {kills} kills, {stops} suspensions: 0 lost, {} processed again ({letters} settled)",
+        sent.len(),
+        processed.len() - processed.iter().collect::<HashSet<_>>().len(),
+    );
+}
+
+fn place_of(letter: Sent) -> Place {
+    let letter = DeadLetter::decode(&letter.data.into()).expect("a letter");
+    Place {
+        shard: letter.shard,
+        number: letter.sequence_number,
+    }
+}
+
+/// No record is processed for the first time before those ahead of it in its key.
+fn check_order(processed: &[Place], sent: &[Sent]) {
+    let mut ranks: HashMap<&Place, (&str, usize)> = HashMap::new();
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for sent in sent.iter().filter(|sent| sent.data != b"bad") {
+        let count = counts.entry(&sent.key).or_default();
+        ranks.insert(&sent.place, (&sent.key, *count));
+        *count += 1;
+    }
+    let mut firsts: HashMap<&str, usize> = HashMap::new();
+    for place in processed {
+        let (key, rank) = ranks[place];
+        let first = firsts.entry(key).or_default();
+        assert!(rank <= *first, "{place:?} overtakes a record of its key");
+        *first = (*first).max(rank + 1);
+    }
+}
