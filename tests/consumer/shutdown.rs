@@ -110,7 +110,7 @@ async fn a_handler_that_hangs_is_given_up_in_time_and_its_record_comes_again() {
     running.stop().await.expect("nothing halted");
     let took = start.elapsed();
     assert!(
-        took >= shutdown_timeout * 9 / 10,
+        took >= shutdown_timeout * 4 / 5,
         "the handler had {took:?} to end"
     );
     assert!(took < shutdown_timeout * 8, "{took:?} is more than it may take");

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::TargetError;
 use redrive::{
-    Consumer, ConsumerBuilder, ConsumerError, Ordering, StartingPosition, checkpoint, dead_letter,
+    Consumer, ConsumerBuilder, ConsumerError, Ordering, Position, Retrieval, StartingPosition, checkpoint,
+    dead_letter,
 };
 
 use crate::scene::{STREAM, Scene, records};
 use redrive::testing::kinesis::create_stream;
-use support::ledger::Sink;
+use support::ledger::{Note, Sink};
 use support::proxy::Fault;
 use support::stream::Sent;
 use support::waiting::eventually;
@@ -269,4 +270,47 @@ async fn the_order_of_keys_is_not_promised_where_there_are_none() {
         running.stop().await.expect("nothing halted");
     }
     assert_eq!(scene.ledger.book().settled.len(), 50);
+}
+
+/// This machine's clock is ahead: Kinesis refuses a time that is still to come for it. Nothing that arrives meanwhile is
+/// passed over, also after a restart.
+#[tokio::test]
+async fn a_start_in_the_future_of_kinesis_begins_earlier() {
+    for retrieval in [Retrieval::Polling, Retrieval::fan_out()] {
+        let scene = Scene::new(1).await;
+        scene.proxy.script(|call| {
+            let kind = match &*call.target {
+                "GetShardIterator" => &call.body["ShardIteratorType"],
+                "SubscribeToShard" => &call.body["StartingPosition"]["Type"],
+                _ => return Fault::None,
+            };
+            match (kind.as_str(), call.number) {
+                (Some("AT_TIMESTAMP"), 1..=2) => Fault::error(400, "InvalidArgumentException"),
+                _ => Fault::None,
+            }
+        });
+        let consumer = scene
+            .consumer()
+            .starting_position(StartingPosition::Latest)
+            .retrieval(retrieval);
+        let running = scene.run(consumer, scene.resilient());
+        eventually("it has started", || scene.ledger.events("Fetched") > 0).await;
+        scene.put(records(20, 4, |_| "ok")).await;
+        scene.ledger.settled(20).await;
+        running.stop().await.expect("nothing halted");
+        let notes = scene.ledger.book();
+        let times = notes.notes.iter().filter_map(|note| match note {
+            Note::Saved(_, checkpoint) => match checkpoint.position() {
+                Position::AtTimestamp { millis } => Some(*millis),
+                _ => None,
+            },
+            _ => None,
+        });
+        let mut times: Vec<u64> = times.collect();
+        times.dedup();
+        assert!(
+            times.len() == 3 && times.is_sorted_by(|a, b| *a == *b + 60_000),
+            "{times:?}"
+        );
+    }
 }

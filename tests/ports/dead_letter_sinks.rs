@@ -314,3 +314,24 @@ mod file_only {
         }
     }
 }
+
+/// Payloads are for the owner of the process alone, whatever the umask allows.
+#[cfg(unix)]
+#[test]
+fn only_their_owner_reads_the_files_that_are_created() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let _file = File::open(path("letters.jsonl")).expect("it opens");
+    let _checkpoints = redrive::checkpoint::Redb::open(path("checkpoints.redb")).expect("it opens");
+    let _claims = redrive::idempotency::Redb::open(path("claims.redb")).expect("it opens");
+    let _ledger = redrive::replay::ledger::Redb::open(path("ledger.redb")).expect("it opens");
+    let entries: Vec<_> = fs::read_dir(folder.path()).expect("a folder").collect();
+    assert!(entries.len() >= 4, "{entries:?}");
+    for entry in entries {
+        let entry = entry.expect("an entry");
+        let mode = entry.metadata().expect("its mode").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{:?}", entry.path());
+    }
+}

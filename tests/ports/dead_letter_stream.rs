@@ -79,11 +79,22 @@ async fn a_page_without_an_iterator_does_not_end_an_open_shard() {
 #[tokio::test]
 async fn an_empty_answer_without_a_position_is_not_the_tip() {
     let scene = Scene::new().await;
-    scene.proxy.script(|call| match (&*call.target, call.number) {
-        ("GetRecords", 1..=2) => Fault::Rewrite(Box::new(move |reply: &mut Value| {
-            // The same iterator again: nothing is passed over.
+    let empty = || {
+        Fault::Rewrite(Box::new(|reply: &mut Value| {
             *reply = json!({"Records": [], "NextShardIterator": null});
-        })),
+        }))
+    };
+    // The same iterator is asked again: nothing is passed over.
+    scene
+        .proxy
+        .script(move |call| match (&*call.target, call.number) {
+            ("GetRecords", 1..=2) => empty(),
+            _ => Fault::None,
+        });
+    assert_eq!(scene.read().await.expect("it is read"), scene.letters);
+
+    scene.proxy.script(move |call| match &*call.target {
+        "GetRecords" => empty(),
         _ => Fault::None,
     });
     let error = scene.read().await.expect_err("no proof of an end");

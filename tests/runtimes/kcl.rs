@@ -38,6 +38,8 @@ struct World {
 
 impl World {
     async fn new(shards: i32) -> Option<Self> {
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN);
+        let _ = log.with_test_writer().try_init();
         let turn = TURN.lock().await;
         let dynamo = DynamoDbLocal::shared()?;
         let kinesis = KinesisServer::start().await.expect("a free port");
@@ -130,6 +132,9 @@ struct Seen {
 impl Observer for Seen {
     fn on(&self, event: &Event<'_>) {
         let text = format!("{event:?}");
+        if text.starts_with("Lease") {
+            println!("{text}");
+        }
         let kind = text.split([' ', '(']).next().unwrap_or_default().to_owned();
         self.events.lock().expect("no panic").push(kind);
     }

@@ -9,8 +9,8 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::telemetry::{Metric, Metrics, Monitor, Rate, Threshold, alert};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, Guard, Record, Resilient, ResilientBuilder, RetryPolicy, Settled,
-    dead_letter,
+    Attempt, BatchFailure, BatchProcessor, Failure, Guard, Record, Resilient, ResilientBuilder, RetryPolicy,
+    Settled, dead_letter, processor_fn,
 };
 use support::script::{Script, record};
 use tokio::time::{Instant, advance};
@@ -236,6 +236,38 @@ async fn shards_are_told_apart_only_by_name() {
     assert_eq!(processed("stream=orders,shard=shardId-0"), 1);
     assert_eq!(processed("stream=orders,shard=shardId-1"), 1);
     assert_eq!(processed("stream=payments,shard=shardId-0"), 1);
+}
+
+/// A classifier may make a code of anything, and each is a series that is stored and paid for.
+#[tokio::test(start_paused = true)]
+async fn codes_beyond_a_hundred_share_a_label() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let codes = (0..150).map(|number| format!("code-{number}"));
+    let codes: Vec<String> = std::iter::once("c".repeat(65)).chain(codes).collect();
+    let fails = async |record: Record| -> Result<(), Failure> {
+        let code = String::from_utf8(record.payload().to_vec()).expect("a code");
+        Err(Failure::permanent("no").with_code(code))
+    };
+    let resilient = Resilient::builder("billing", processor_fn(fails))
+        .without_guard()
+        .dead_letters(dead_letter::Memory::new())
+        .observer(Arc::new(Metrics::new("billing")))
+        .build()
+        .expect("valid");
+    for (number, code) in (1_u64..).zip(codes) {
+        let record = Record::builder("orders", "shardId-0".into(), number.into());
+        let settled = resilient.settle(&record.payload(code).build()).await;
+        assert!(settled.is_ok());
+    }
+    let values = values(snapshotter.snapshot());
+    let failed = values
+        .keys()
+        .filter(|key| key.starts_with("redrive_attempts_failed_total"));
+    assert_eq!(failed.count(), 101);
+    let other = values.iter().find(|(key, _)| key.ends_with("code=other}"));
+    assert!(matches!(other, Some((_, DebugValue::Counter(51)))), "{other:?}");
 }
 
 /// What is there without a record: read from the pipeline, which has no consumer.

@@ -283,6 +283,10 @@ impl Holding {
             let row = table.read_one(key).await?;
             let is_lost_answer =
                 |row: &Row| row.holder() == Some(&*table.worker) && row.counter == counter.saturating_add(1);
+            if !row.as_ref().is_some_and(is_lost_answer) {
+                let found = row.as_ref().map(|row| (row.holder(), row.counter));
+                tracing::warn!(shard = %key.shard, counter, ?found, "lease lost: its row changed");
+            }
             *held = row.filter(is_lost_answer).map(|row| row.counter);
         }
         Err(CheckpointError::unavailable("the row changes all the time"))
