@@ -44,6 +44,7 @@ enum Extra {
     Redriven(Redriven),
     /// The record is an aggregate that was checked and not opened yet, with this number of records inside.
     #[cfg(feature = "kpl")]
+    #[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
     Packed {
         records: usize,
         /// Whether the stamps of these records count.

@@ -257,6 +257,7 @@ async fn a_service_moves_from_kcl_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kcl_takes_over_from_a_redrive_that_has_died_and_not_before() {
     let Some(world) = World::new(2).await else { return };
+    kcl::create_lease_table(&world.dynamo.client(), &world.application).await;
     let redrive = world.redrive(Duration::from_secs(20));
     world.put(200).await;
     eventually("redrive reads", None, || redrive.records().len() == 200).await;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::dynamodb;
-use super::kill::{Journal, processed_lines};
+use super::kill::{Journal, end_of_input, processed_lines, ranks};
 use super::stream::{self, Place, Sent};
 
 const TASK: &str = "REDRIVE_TEST_FLEET";
@@ -75,16 +75,7 @@ async fn consume(task: Task) {
         .idle_interval(Duration::from_millis(100))
         .build()
         .expect("a valid consumer");
-    // Ends with the parent: this process is killed by it, or its standard input is closed.
-    let (closed, shutdown) = tokio::sync::oneshot::channel::<()>();
-    std::thread::spawn(move || {
-        let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
-        drop(closed);
-    });
-    let shutdown = async {
-        let _ = shutdown.await;
-    };
-    let ended = consumer.run_until(resilient, shutdown).await;
+    let ended = consumer.run_until(resilient, end_of_input()).await;
     ended.expect("the consumer ends well");
 }
 
@@ -210,13 +201,7 @@ fn place_of(letter: Sent) -> Place {
 
 /// No record is processed for the first time before those ahead of it in its key.
 fn check_order(processed: &[Place], sent: &[Sent]) {
-    let mut ranks: HashMap<&Place, (&str, usize)> = HashMap::new();
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    for sent in sent.iter().filter(|sent| sent.data != b"bad") {
-        let count = counts.entry(&sent.key).or_default();
-        ranks.insert(&sent.place, (&sent.key, *count));
-        *count += 1;
-    }
+    let ranks = ranks(sent);
     let mut firsts: HashMap<&str, usize> = HashMap::new();
     for place in processed {
         let (key, rank) = ranks[place];

@@ -8,7 +8,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType,
+    Projection, ProjectionType, ScalarAttributeType,
+};
 
 use super::emulator::{Supervised, home};
 use super::python;
@@ -152,6 +155,36 @@ pub fn daemon(
             .env("AWS_SECRET_ACCESS_KEY", "test");
         java
     })
+}
+
+/// Creates an application's lease table with the index that KCL 3 adds. While an index is added to a table that exists,
+/// DynamoDB Local fails every write to the table.
+pub async fn create_lease_table(dynamodb: &Client, application: &str) {
+    let attribute = |name: &str| {
+        let attribute = AttributeDefinition::builder().attribute_name(name);
+        attribute
+            .attribute_type(ScalarAttributeType::S)
+            .build()
+            .expect("complete")
+    };
+    let key = |name: &str, kind: KeyType| {
+        let key = KeySchemaElement::builder().attribute_name(name);
+        key.key_type(kind).build().expect("complete")
+    };
+    let keys_only = Projection::builder().projection_type(ProjectionType::KeysOnly);
+    let index = GlobalSecondaryIndex::builder()
+        .index_name("LeaseOwnerToLeaseKeyIndex")
+        .key_schema(key("leaseOwner", KeyType::Hash))
+        .key_schema(key("leaseKey", KeyType::Range))
+        .projection(keys_only.build());
+    let call = dynamodb.create_table().table_name(application);
+    let call = call
+        .billing_mode(BillingMode::PayPerRequest)
+        .attribute_definitions(attribute("leaseKey"))
+        .attribute_definitions(attribute("leaseOwner"))
+        .key_schema(key("leaseKey", KeyType::Hash))
+        .global_secondary_indexes(index.build().expect("complete"));
+    call.send().await.expect("CreateTable");
 }
 
 /// Releases the lock of an application's leader, which has died. KCL's own timeout is 2 minutes, and no setting shortens it.

@@ -82,17 +82,20 @@ async fn consume(task: Task) {
         .idle_interval(Duration::from_millis(100))
         .build()
         .expect("a valid consumer");
-    // The parent says so by closing its end; if it dies, that is closed as well.
-    let (closed, shutdown) = oneshot::channel::<()>();
+    let ended = consumer.run_until(resilient, end_of_input()).await;
+    ended.expect("the consumer ends well");
+}
+
+/// Completes when the parent closes its end of the standard input, or dies.
+pub(super) fn end_of_input() -> impl Future<Output = ()> + Send {
+    let (open, closed) = oneshot::channel::<()>();
     std::thread::spawn(move || {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        drop(closed);
+        drop(open);
     });
-    let shutdown = async {
-        let _ = shutdown.await;
-    };
-    let ended = consumer.run_until(resilient, shutdown).await;
-    ended.expect("the consumer ends well");
+    async {
+        let _ = closed.await;
+    }
 }
 
 /// Where the child writes what it did.
@@ -575,13 +578,7 @@ impl Killed {
 /// In each run the records of a key are processed in order, and none for the first time before those ahead
 /// of it.
 fn check_order(done: &[Done], kills: &[Killed], sent: &[Sent]) {
-    let mut ranks: HashMap<&Place, (&str, usize)> = HashMap::new();
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    for sent in sent.iter().filter(|sent| sent.data != b"bad") {
-        let count = counts.entry(&sent.key).or_default();
-        ranks.insert(&sent.place, (&sent.key, *count));
-        *count += 1;
-    }
+    let ranks = ranks(sent);
     let mut firsts: HashMap<&str, usize> = HashMap::new();
     let mut last: HashMap<&str, usize> = HashMap::new();
     let mut runs = kills.iter().map(|killed| killed.done.len()).peekable();
@@ -596,4 +593,16 @@ fn check_order(done: &[Done], kills: &[Killed], sent: &[Sent]) {
         let before = last.insert(key, rank);
         assert!(before.is_none_or(|before| before < rank), "{place:?} comes late");
     }
+}
+
+/// For each record that can be processed its key, and how many of the key are ahead of it.
+pub(super) fn ranks(sent: &[Sent]) -> HashMap<&Place, (&str, usize)> {
+    let mut ranks = HashMap::new();
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for sent in sent.iter().filter(|sent| sent.data != b"bad") {
+        let count = counts.entry(&sent.key).or_default();
+        ranks.insert(&sent.place, (&*sent.key, *count));
+        *count += 1;
+    }
+    ranks
 }
