@@ -181,8 +181,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How often the consumer asks Kinesis for the stream's retention and creation time while it runs. It asks half to once
-    /// as often again, so that processes do not ask together. Kinesis allows 20 calls of `DescribeStreamSummary` a second
+    /// How often the consumer asks Kinesis for the stream's retention and creation time while it runs. The time
+    /// between two calls varies between half of the interval and all of it, so that processes do not ask together. Kinesis allows 20 calls of `DescribeStreamSummary` a second
     /// per account. At least 1 ms.
     pub fn refresh_interval(mut self, interval: Duration) -> Self {
         self.refresh_interval = interval;

@@ -136,14 +136,15 @@ impl Lineage {
         open
     }
 
-    /// The parents of a shard that are neither listed nor known by a row. They were trimmed, unless the listing lacks them.
-    pub(super) fn unknown_parents(&self, shard: &ShardId) -> Vec<ShardId> {
+    /// Each listed shard with a parent that is neither listed nor known by a row, and that parent. It was trimmed, unless the
+    /// listing lacks it.
+    pub(super) fn unknown_parents(&self) -> Vec<(ShardId, ShardId)> {
         let listed = listed(&self.shards);
-        let shard = self.shards.iter().find(|it| it.shard_id() == shard.as_str());
-        let parents = shard.into_iter().flat_map(parents);
-        let unknown = parents.filter(|parent| !listed.contains(parent));
-        let unknown = unknown.map(ShardId::from).filter(|parent| !self.has_row(parent));
-        unknown.collect()
+        let pairs = self.shards.iter().flat_map(|shard| {
+            let parents = parents(shard).filter(|parent| !listed.contains(parent));
+            parents.map(|parent| (shard.shard_id().into(), parent.into()))
+        });
+        pairs.filter(|(_, parent)| !self.has_row(parent)).collect()
     }
 
     /// Until when the parents of a shard were read: what the shard holds arrived later.

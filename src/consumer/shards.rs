@@ -367,8 +367,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         if Sabotage::TrustPartialListing.is_committed() {
             return ready;
         }
-        let parents = ready.iter().flat_map(|shard| found.unknown_parents(shard));
-        let unknown: HashSet<ShardId> = parents.filter(|parent| !self.trimmed.contains(parent)).collect();
+        let mut doubtful = found.unknown_parents();
+        doubtful.retain(|(shard, parent)| !self.trimmed.contains(parent) && ready.contains(shard));
+        let unknown: HashSet<ShardId> = doubtful.iter().map(|(_, parent)| parent.clone()).collect();
         let mut hidden = HashSet::new();
         for parent in unknown {
             let error = match self.discovery().exists(&parent).await {
@@ -383,12 +384,11 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             self.look_again_in(RELIST);
             hidden.insert(parent);
         }
-        ready.retain(|shard| {
-            found
-                .unknown_parents(shard)
-                .iter()
-                .all(|parent| !hidden.contains(parent))
-        });
+        let is_doubtful = |child: &ShardId| {
+            let mut parents = doubtful.iter().filter(|(shard, _)| shard == child);
+            parents.any(|(_, parent)| hidden.contains(parent))
+        };
+        ready.retain(|shard| hidden.is_empty() || !is_doubtful(shard));
         ready
     }
 
