@@ -73,7 +73,11 @@ impl Claim {
 #[non_exhaustive]
 pub enum Claimed {
     /// The key is this owner's.
-    Granted,
+    Granted {
+        /// How many claims of the key in a row ended without being completed or released: their holders died. 0 if
+        /// the store does not count.
+        abandoned: u32,
+    },
     /// The key was processed.
     Completed {
         /// What its record said, if that was stored.
@@ -83,6 +87,8 @@ pub enum Claimed {
     InProgress {
         /// When that claim expires, by the other's clock.
         expires: SystemTime,
+        /// How many claims of the key in a row were abandoned before that one.
+        abandoned: u32,
     },
 }
 

@@ -9,8 +9,11 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, KeysAndAttributes, ReturnValuesOnConditionCheckFailure, TimeToLiveSpecification,
+    AttributeValue, KeysAndAttributes, ReturnValue, ReturnValuesOnConditionCheckFailure,
+    TimeToLiveSpecification,
 };
 use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
@@ -32,14 +35,14 @@ use crate::{sdk, table};
 /// ```
 ///
 /// Items are those of [Powertools for AWS Lambda](https://docs.powertools.aws.dev/lambda/python/latest/utilities/idempotency/)
-/// (`id`, `status`, `expiration`, `in_progress_expiration`, `validation`), and an attribute more, `redriveOwner`:
-/// each can read the other's. `expiration` is for the table's time to live.
+/// (`id`, `status`, `expiration`, `in_progress_expiration`, `validation`), and two attributes more, `redriveOwner` and
+/// `redriveAbandoned`: each can read the other's. `expiration` is for the table's time to live.
 ///
 /// Of the client region, endpoint, credentials and HTTP stack are used; retries are redrive's own, and a call may
 /// take 5 s unless the client says otherwise.
 ///
 /// A record costs two writes, or one if it is a duplicate; and one more for each failed attempt. It needs
-/// `dynamodb:PutItem`, `UpdateItem`, `DeleteItem`, `GetItem` and `BatchGetItem`; to make the table `CreateTable`,
+/// `dynamodb:UpdateItem`, `DeleteItem`, `GetItem` and `BatchGetItem`; to make the table `CreateTable`,
 /// `DescribeTable` and `UpdateTimeToLive`.
 #[derive(Clone)]
 pub struct DynamoDb {
@@ -62,7 +65,10 @@ const STATUS: &str = "status";
 const EXPIRATION: &str = "expiration";
 const IN_PROGRESS: &str = "in_progress_expiration";
 const VALIDATION: &str = "validation";
+/// Of Powertools: what the function answered.
+const DATA: &str = "data";
 const OWNER: &str = "redriveOwner";
+const ABANDONED: &str = "redriveAbandoned";
 
 impl DynamoDb {
     /// In the table of this name, which must be there.
@@ -99,71 +105,107 @@ impl DynamoDb {
     }
 
     async fn claim_one(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        let expired_before = claim
-            .now
-            .checked_sub(CLOCK_SKEW)
-            .unwrap_or(SystemTime::UNIX_EPOCH);
-        let mut own = "(#owner = :owner AND #in_progress <= :expires)".to_owned();
+        let mut own = "#owner = :owner AND #in_progress <= :expires".to_owned();
         if claim.replaces.is_some() {
             own.push_str(" OR #owner = :replaces");
         }
         let condition = format!(
-            "attribute_not_exists(#id) OR #expiration < :now \
-             OR (#status = :in_progress AND ({own} OR #in_progress < :expired_before))"
+            "attribute_not_exists(#id) OR #expiration < :now OR (#status = :in_progress AND ({own}))"
         );
-        let call = self
-            .client
-            .put_item()
-            .table_name(&*self.table)
-            .item(ID, text(claim.key.as_str()))
-            .item(STATUS, text("INPROGRESS"))
-            .item(EXPIRATION, number(seconds(claim.keep_until)))
-            .item(IN_PROGRESS, number(millis(claim.expires)))
-            .item(OWNER, text(&claim.owner.to_string()));
-        let call = match claim.payload {
-            Some(payload) => call.item(VALIDATION, text(&payload.to_string())),
-            None => call,
-        };
+        let call = self.claiming(claim, "");
         let call = call
             .condition_expression(condition)
             .expression_attribute_names("#id", ID)
-            .expression_attribute_names("#expiration", EXPIRATION)
-            .expression_attribute_names("#status", STATUS)
-            .expression_attribute_names("#owner", OWNER)
-            .expression_attribute_names("#in_progress", IN_PROGRESS)
-            .expression_attribute_values(":now", number(seconds(claim.now)))
-            .expression_attribute_values(":in_progress", text("INPROGRESS"))
-            .expression_attribute_values(":owner", text(&claim.owner.to_string()))
-            .expression_attribute_values(":expires", number(millis(claim.expires)))
-            .expression_attribute_values(":expired_before", number(millis(expired_before)))
-            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+            .expression_attribute_values(":now", number(seconds(claim.now)));
         let call = match claim.replaces {
             Some(replaces) => call.expression_attribute_values(":replaces", text(&replaces.to_string())),
             None => call,
         };
-        let refused = match call.send().await {
-            Ok(_) => return Ok(Claimed::Granted),
-            Err(error) => error,
+        let there = match self.granted(claim, call).await? {
+            Ok(granted) => return Ok(granted),
+            Err(there) => there,
         };
-        let refused = match refused.as_service_error() {
-            Some(error) if error.is_conditional_check_failed_exception() => refused.into_service_error(),
-            _ => return Err(StoreError::unavailable(refused)),
+        let expired_before = claim.now.checked_sub(CLOCK_SKEW);
+        let expired_before = expired_before.unwrap_or(SystemTime::UNIX_EPOCH);
+        let abandoned = match there {
+            Claimed::InProgress { expires, .. } => expires < expired_before,
+            _ => false,
+        };
+        if !abandoned {
+            return Ok(there);
+        }
+        let call = self.claiming(claim, " ADD #abandoned :one");
+        let call = call
+            .condition_expression("#status = :in_progress AND #in_progress < :expired_before")
+            .expression_attribute_names("#abandoned", ABANDONED)
+            .expression_attribute_values(":one", number(1))
+            .expression_attribute_values(":expired_before", number(millis(expired_before)));
+        let granted = self.granted(claim, call).await?;
+        Ok(granted.unwrap_or_else(|there| there))
+    }
+
+    /// The write that makes the key this claim's, but for its condition.
+    fn claiming(&self, claim: &Claim, and: &str) -> UpdateItemFluentBuilder {
+        let payload = match claim.payload {
+            Some(_) => ", #validation = :validation REMOVE #data",
+            None => " REMOVE #data, #validation",
+        };
+        let call = self
+            .client
+            .update_item()
+            .table_name(&*self.table)
+            .key(ID, text(claim.key.as_str()))
+            .update_expression(format!(
+                "SET #status = :in_progress, #expiration = :keep_until, #in_progress = :expires, #owner = :owner{payload}{and}"
+            ))
+            .expression_attribute_names("#status", STATUS)
+            .expression_attribute_names("#expiration", EXPIRATION)
+            .expression_attribute_names("#in_progress", IN_PROGRESS)
+            .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_names("#validation", VALIDATION)
+            .expression_attribute_names("#data", DATA)
+            .expression_attribute_values(":in_progress", text("INPROGRESS"))
+            .expression_attribute_values(":keep_until", number(seconds(claim.keep_until)))
+            .expression_attribute_values(":expires", number(millis(claim.expires)))
+            .expression_attribute_values(":owner", text(&claim.owner.to_string()))
+            .return_values(ReturnValue::AllNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        match claim.payload {
+            Some(payload) => call.expression_attribute_values(":validation", text(&payload.to_string())),
+            None => call,
+        }
+    }
+
+    /// Makes that write. An inner error if it is refused: what is there.
+    async fn granted(
+        &self,
+        claim: &Claim,
+        call: UpdateItemFluentBuilder,
+    ) -> Result<Result<Claimed, Claimed>, StoreError> {
+        let refused = match call.send().await {
+            Ok(reply) => {
+                let abandoned = abandoned(&reply.attributes.unwrap_or_default());
+                return Ok(Ok(Claimed::Granted { abandoned }));
+            }
+            Err(error) if is_refused(&error) => error.into_service_error(),
+            Err(error) => return Err(StoreError::unavailable(error)),
         };
         let there = match refused {
-            aws_sdk_dynamodb::operation::put_item::PutItemError::ConditionalCheckFailedException(error) => {
-                error.item
-            }
+            UpdateItemError::ConditionalCheckFailedException(error) => error.item,
             _ => None,
         };
         let there = match there {
             Some(item) => Some(item),
             None => self.read(&claim.key).await?,
         };
-        // Deleted meanwhile: to be asked for again.
-        let Some(item) = there else {
-            return Ok(Claimed::InProgress { expires: claim.now });
-        };
-        state(&claim.key, &item)
+        Ok(Err(match there {
+            Some(item) => state(&claim.key, &item)?,
+            // Deleted meanwhile: to be asked for again.
+            None => Claimed::InProgress {
+                expires: claim.now,
+                abandoned: 0,
+            },
+        }))
     }
 
     async fn read(&self, key: &Key) -> Result<Option<Item>, StoreError> {
@@ -184,13 +226,14 @@ impl DynamoDb {
             .table_name(&*self.table)
             .key(ID, text(claim.key.as_str()))
             .update_expression(format!(
-                "SET #status = :completed, #expiration = :keep_until, #owner = :owner{set}"
+                "SET #status = :completed, #expiration = :keep_until, #owner = :owner{set} REMOVE #abandoned"
             ))
             .condition_expression("attribute_not_exists(#id) OR #owner = :owner")
             .expression_attribute_names("#id", ID)
             .expression_attribute_names("#status", STATUS)
             .expression_attribute_names("#expiration", EXPIRATION)
             .expression_attribute_names("#owner", OWNER)
+            .expression_attribute_names("#abandoned", ABANDONED)
             .expression_attribute_values(":completed", text("COMPLETED"))
             .expression_attribute_values(":keep_until", number(seconds(claim.keep_until)))
             .expression_attribute_values(":owner", text(&claim.owner.to_string()));
@@ -257,7 +300,7 @@ impl IdempotencyStore for DynamoDb {
         stream::iter(calls).buffered(CALLS).collect().await
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
         let calls: Vec<_> = keys.chunks(BATCH).map(|keys| self.read_all(keys)).collect();
         let read: Vec<_> = stream::iter(calls).buffered(CALLS).collect().await;
         let mut results = Vec::with_capacity(keys.len());
@@ -265,8 +308,7 @@ impl IdempotencyStore for DynamoDb {
             match items {
                 Ok(items) => results.extend(keys.iter().map(|key| match items.get(key.as_str()) {
                     Some(item) if number_of(item, EXPIRATION).is_none_or(|until| until >= seconds(now)) => {
-                        let state = state(key, item)?;
-                        Ok(Some(state).filter(|state| matches!(state, Claimed::Completed { .. })))
+                        state(key, item).map(Some)
                     }
                     _ => Ok(None),
                 })),
@@ -313,10 +355,18 @@ fn state(key: &Key, item: &Item) -> Result<Claimed, StoreError> {
             let expires = expires.or_else(|| number_of(item, EXPIRATION).map(Duration::from_secs));
             let expires = expires.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since));
             let expires = expires.ok_or_else(|| corrupt("it is in progress and does not expire"))?;
-            Ok(Claimed::InProgress { expires })
+            Ok(Claimed::InProgress {
+                expires,
+                abandoned: abandoned(item),
+            })
         }
         _ => Err(corrupt("its status is neither INPROGRESS nor COMPLETED")),
     }
+}
+
+fn abandoned(item: &Item) -> u32 {
+    let count = number_of(item, ABANDONED).unwrap_or_default();
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn number_of(item: &Item, attribute: &str) -> Option<u64> {

@@ -7,31 +7,62 @@ use super::{CLOCK_SKEW, Claim, Claimed, Key, Owner};
 
 /// The keys that somebody is at.
 #[derive(Debug, Default)]
-pub(super) struct InProgress(HashMap<Key, (Owner, SystemTime)>);
+pub(super) struct InProgress(HashMap<Key, Held>);
+
+#[derive(Debug)]
+struct Held {
+    owner: Owner,
+    expires: SystemTime,
+    abandoned: u32,
+}
+
+impl Held {
+    fn status(&self) -> Claimed {
+        Claimed::InProgress {
+            expires: self.expires,
+            abandoned: self.abandoned,
+        }
+    }
+}
 
 /// From so many claims on it is looked for those that nobody has given back.
 const LOOK_FROM: usize = 16_384;
 
 impl InProgress {
     pub(super) fn claim(&mut self, claim: &Claim) -> Claimed {
-        if let Some(&(owner, expires)) = self.0.get(&claim.key) {
-            let own = Some(owner) == claim.replaces || owner == claim.owner && expires <= claim.expires;
-            if !own && claim.now < expires + CLOCK_SKEW {
-                return Claimed::InProgress { expires };
+        let mut abandoned = 0;
+        if let Some(held) = self.0.get(&claim.key) {
+            let is_own = Some(held.owner) == claim.replaces
+                || held.owner == claim.owner && held.expires <= claim.expires;
+            if !is_own && claim.now < held.expires + CLOCK_SKEW {
+                return held.status();
             }
+            abandoned = match is_own {
+                true => held.abandoned,
+                false => held.abandoned.saturating_add(1),
+            };
         }
         if self.0.len() >= LOOK_FROM && self.0.len() == self.0.capacity() {
-            self.0.retain(|_, (_, expires)| claim.now < *expires + CLOCK_SKEW);
+            self.0.retain(|_, held| claim.now < held.expires + CLOCK_SKEW);
         }
-        self.0.insert(claim.key.clone(), (claim.owner, claim.expires));
-        Claimed::Granted
+        let held = Held {
+            owner: claim.owner,
+            expires: claim.expires,
+            abandoned,
+        };
+        self.0.insert(claim.key.clone(), held);
+        Claimed::Granted { abandoned }
+    }
+
+    pub(super) fn status(&self, key: &Key) -> Option<Claimed> {
+        self.0.get(key).map(Held::status)
     }
 
     /// Whether somebody else is at it.
     pub(super) fn is_anothers(&self, claim: &Claim) -> bool {
         self.0
             .get(&claim.key)
-            .is_some_and(|(owner, _)| *owner != claim.owner)
+            .is_some_and(|held| held.owner != claim.owner)
     }
 
     pub(super) fn release(&mut self, claim: &Claim) {

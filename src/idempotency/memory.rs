@@ -129,9 +129,13 @@ impl IdempotencyStore for Memory {
         claims.iter().map(|_| Ok(())).collect()
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
         let rows = self.rows();
-        keys.iter().map(|key| Ok(rows.completed(key, now))).collect()
+        let status = |key| {
+            let completed = rows.completed(key, now);
+            completed.or_else(|| rows.in_progress.status(key))
+        };
+        keys.iter().map(|key| Ok(status(key))).collect()
     }
 
     fn name(&self) -> Cow<'_, str> {

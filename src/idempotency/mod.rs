@@ -79,7 +79,8 @@ pub trait IdempotencyStore: Send + Sync + Debug {
     /// Claims these keys. A claim is granted if its key is
     /// - unknown, or forgotten: completed, and to be kept until [before now](Claim::now);
     /// - claimed by this owner, or by the one that it [replaces](Claim::replaces), and expires no later;
-    /// - claimed by another whose claim expired [`CLOCK_SKEW`] ago.
+    /// - claimed by another whose claim expired [`CLOCK_SKEW`] ago: it was abandoned. A store that outlives the process
+    ///   counts how often in a row that happened to a key, until the key is completed or released.
     async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>>;
 
     /// Remembers these keys as processed, each if it is claimed by this owner, completed by it before, or
@@ -89,9 +90,8 @@ pub trait IdempotencyStore: Send + Sync + Debug {
     /// Gives these claims back, each if it is this owner's and not completed.
     async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>>;
 
-    /// Which of these keys are completed at this time, and with which payload: for looking at many at once
-    /// before any is claimed.
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>>;
+    /// What is known of these keys at this time, without claiming any: completed, in progress, or nothing.
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>>;
 
     /// What it is called in events.
     fn name(&self) -> Cow<'_, str> {
@@ -116,8 +116,8 @@ impl<S: IdempotencyStore + ?Sized> IdempotencyStore for Arc<S> {
         (**self).release(claims).await
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
-        (**self).completed(keys, now).await
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        (**self).status(keys, now).await
     }
 
     fn name(&self) -> Cow<'_, str> {

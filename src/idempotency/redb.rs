@@ -157,10 +157,15 @@ impl IdempotencyStore for Redb {
         claims.iter().map(|_| Ok(())).collect()
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
         let keys = keys.to_vec();
         self.blocking(keys.len(), move |shared| {
-            shared.look_up(keys.iter().map(|key| (key, now)))
+            let in_progress = shared.claims.lock().unwrap_or_else(PoisonError::into_inner);
+            let completed = shared.look_up(keys.iter().map(|key| (key, now)))?;
+            let status = keys.iter().zip(completed);
+            Ok(status
+                .map(|(key, completed)| completed.or_else(|| in_progress.status(key)))
+                .collect())
         })
         .await
     }

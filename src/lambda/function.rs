@@ -17,6 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dead_letter::{SourceStream, TargetError};
 use crate::failure::{BoxError, texts};
 use crate::kpl::Deaggregator;
+use crate::observer::{Event as Observed, Interest};
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
@@ -72,6 +73,9 @@ pub enum InvocationError {
     #[error("the tumbling window could not be finished")]
     Finish(#[source] BoxError),
 }
+
+/// After so many invocations whose process died with a record in hand the next one has one in hand at a time.
+const SUSPICIOUS: u32 = 2;
 
 /// How far a batch is settled.
 pub(super) enum Outcome {
@@ -235,9 +239,14 @@ impl<P: RecordProcessor> Function<P> {
         // A target that does not answer leaves most of the time to the records.
         let checked = timeout(left / 4, self.check(first.stream(), arn));
         checked.await.unwrap_or(Ok(()))?;
-        let _ = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
-
-        let pipeline = self.pipeline.clone().within(within);
+        let recalled = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
+        let mut pipeline = self.pipeline.clone().within(within);
+        if let Ok(crashes) = recalled
+            && crashes >= SUSPICIOUS
+        {
+            self.tell_crashes(first, crashes);
+            pipeline = pipeline.one_by_one();
+        }
         let stop = CancellationToken::new();
         let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
         let (first, last) = (first.sequence_number().clone(), last.position());
@@ -265,6 +274,17 @@ impl<P: RecordProcessor> Function<P> {
             Err(halted) => (halted.unsettled, halted.first_unsettled),
         };
         Ok(Outcome::Unsettled { unsettled, first })
+    }
+
+    fn tell_crashes(&self, first: &Record, crashes: u32) {
+        let observers = self.resilient.observers();
+        if observers.want(Interest::SHARDS) {
+            observers.tell(&Observed::CrashLoopSuspected {
+                stream: first.stream(),
+                shard: first.shard(),
+                starts: crashes,
+            });
+        }
     }
 
     /// Once: may the dead-letter sink be used with this stream?

@@ -53,7 +53,7 @@ impl Capacity {
 
     /// The same memory, and one handler call at a time: beside those of all others, which are asked for
     /// [one by one](Capacity::one_more).
-    #[cfg(feature = "kinesis")]
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
     pub(crate) fn one_at_a_time(&self) -> Self {
         Capacity {
             running: Arc::new(Semaphore::new(1)),

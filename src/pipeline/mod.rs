@@ -68,6 +68,8 @@ pub struct Pipeline {
     retention: Retention,
     on_expiring: OnExpiring,
     within: Option<Within>,
+    /// Each handler call has one record, also that of a batch processor.
+    one_by_one: bool,
 }
 
 impl Default for Pipeline {
@@ -83,6 +85,7 @@ impl Default for Pipeline {
             retention: Retention::default(),
             on_expiring: OnExpiring::default(),
             within: None,
+            one_by_one: false,
         }
     }
 }
@@ -165,6 +168,14 @@ impl Pipeline {
         self.drain(within.finish_by - within.attempts_until)
     }
 
+    /// One handler call at a time, with one record: it may be the process's last.
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    pub(crate) fn one_by_one(mut self) -> Self {
+        self.one_by_one = true;
+        self.capacity = self.capacity.one_at_a_time();
+        self
+    }
+
     /// In which order records are processed.
     #[cfg(feature = "kinesis")]
     pub(crate) fn order(&self) -> Ordering {
@@ -235,7 +246,7 @@ impl Pipeline {
         P: RecordProcessor,
         S: Stream<Item = Batch> + Unpin,
     {
-        let pipeline = self.clone().capacity(self.capacity.one_at_a_time());
+        let pipeline = self.clone().one_by_one();
         let beside = (progress, careful);
         shard::run_careful(&pipeline, resilient, batches, from, beside, shutdown).await
     }

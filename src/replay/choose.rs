@@ -184,7 +184,7 @@ impl<T: Target> Run<T> {
                 idempotency.key_of(&letter.application, &record(letter, &redriven), &log)
             })
             .collect();
-        let answers = idempotency.store.completed(&keys, idempotency.now()).await;
+        let answers = idempotency.store.status(&keys, idempotency.now()).await;
         for (opening, answer) in suspects.iter_mut().zip(answers) {
             if let Some(Claimed::Completed { .. }) = answer? {
                 opening.outcome = Some(Outcome::Completed);

@@ -47,6 +47,8 @@ pub(super) enum NoTurn {
     Completed,
     /// Its key was, with another payload.
     Mismatch,
+    /// So many processes died with it in hand.
+    Crashes,
     /// Not now.
     Wait(WaitsFor, Duration),
 }
@@ -70,6 +72,9 @@ pub(super) enum WaitsFor {
     Store,
 }
 
+/// So many processes that died with a record in hand died of it, where a process lives no longer than an invocation.
+/// From the second one on it was alone in hand.
+const CRASHES: u32 = 5;
 /// A call that takes so long has failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// So many keys are claimed within that time, however the store does it.
@@ -112,27 +117,38 @@ impl Claims {
         claim
     }
 
-    /// Asks the store which of these records were processed, and remembers it. If it does not answer, each record's
-    /// claim asks again.
+    /// Asks the store what is known of these records, and remembers which were processed. If it does not answer, each
+    /// record's claim asks again.
+    ///
+    /// The largest number of processes that died with one of them in hand, as far as is known.
     #[cfg(feature = "lambda")]
-    pub(super) async fn recall(&self, application: &str, records: &[Record]) {
-        if self.settings.cache == 0 || self.state().rest().is_some() {
-            return;
+    pub(super) async fn recall(&self, application: &str, records: &[Record]) -> u32 {
+        if self.state().rest().is_some() {
+            return 0;
         }
         let keys = records
             .iter()
             .map(|record| self.settings.key_of(application, record, &self.observers));
         let keys: Vec<Key> = keys.filter(|key| self.known(key).is_none()).collect();
         let now = self.settings.now();
-        let asked = self.settings.store.completed(&keys, now);
+        let asked = self.settings.store.status(&keys, now);
         let Ok(answers) = answer("the store", CALL_TIMEOUT, asked).await else {
-            return;
+            return 0;
         };
+        let mut crashes = 0;
         for (key, answer) in keys.iter().zip(answers) {
-            if let Ok(Some(Claimed::Completed { payload })) = answer {
-                self.remember(key, now.checked_add(HEARSAY), payload);
+            match answer {
+                Ok(Some(Claimed::Completed { payload })) => {
+                    self.remember(key, now.checked_add(HEARSAY), payload);
+                }
+                // Whoever delivers a record again knows that the last process does not have it any more.
+                Ok(Some(Claimed::InProgress { abandoned, .. })) => {
+                    crashes = crashes.max(abandoned.saturating_add(1));
+                }
+                _ => {}
             }
         }
+        crashes
     }
 
     /// Claims these keys for an attempt that takes so long at most. `looks`: how often in a row they could not be.
@@ -166,8 +182,13 @@ impl Claims {
                 return Err(NoTurn::Wait(WaitsFor::Store, delay));
             }
             match answers.next() {
-                Some(Ok(Claimed::Granted)) if slow => {
+                Some(Ok(Claimed::Granted { .. })) if slow => {
                     self.turn(claim, looks, Err(StoreError::unavailable(SLOW)))
+                }
+                Some(Ok(Claimed::Granted { abandoned }))
+                    if abandoned >= CRASHES && term.run.within.is_some() =>
+                {
+                    Err(NoTurn::Crashes)
                 }
                 Some(answer) => self.turn(claim, looks, answer),
                 None => self.turn(claim, looks, Err(StoreError::unavailable(SILENT))),
@@ -179,7 +200,7 @@ impl Claims {
     /// What the store's answer means.
     fn turn(&self, claim: &Claim, looks: u32, answer: Result<Claimed, StoreError>) -> Result<(), NoTurn> {
         match answer {
-            Ok(Claimed::Granted) => {
+            Ok(Claimed::Granted { .. }) => {
                 self.state().answered();
                 Ok(())
             }
@@ -188,7 +209,7 @@ impl Claims {
                 self.remember(&claim.key, claim.now.checked_add(HEARSAY), payload);
                 Err(processed(claim, payload))
             }
-            Ok(Claimed::InProgress { expires }) => {
+            Ok(Claimed::InProgress { expires, .. }) => {
                 let mut state = self.state();
                 state.answered();
                 let look = Jitter::Equal.delay(&LOOKING, looks, Duration::ZERO, &mut state.rng);

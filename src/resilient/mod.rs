@@ -276,11 +276,13 @@ impl<P: RecordProcessor> Resilient<P> {
         self.0.claims.is_some()
     }
 
-    /// Asks the idempotency store which of these records were processed, all at once.
+    /// Asks the idempotency store what is known of these records, all at once. How many processes died with one of them
+    /// in hand.
     #[cfg(feature = "lambda")]
-    pub(crate) async fn recall(&self, records: &[Record]) {
-        if let Some(claims) = &self.0.claims {
-            claims.recall(&self.0.application, records).await;
+    pub(crate) async fn recall(&self, records: &[Record]) -> u32 {
+        match &self.0.claims {
+            Some(claims) => claims.recall(&self.0.application, records).await,
+            None => 0,
         }
     }
 

@@ -265,6 +265,8 @@ impl<P: RecordProcessor> Inner<P> {
                 let failure = failure.with_code("payload_mismatch");
                 self.give_up(record, recovery, Reason::Permanent, failure)
             }
+            // The key stays claimed until the letter is confirmed.
+            NoTurn::Crashes => Step::Later(Recovery::given_up(Some(recovery), Reason::CrashLoop)),
             NoTurn::Wait(what, delay) => {
                 if what == WaitsFor::Claim {
                     self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });

@@ -662,12 +662,12 @@ impl IdempotencyStore for Counting {
         self.store.release(claims).await
     }
 
-    async fn completed(
+    async fn status(
         &self,
         keys: &[Key],
         now: std::time::SystemTime,
     ) -> Vec<Result<Option<Claimed>, StoreError>> {
-        self.store.completed(keys, now).await
+        self.store.status(keys, now).await
     }
 }
 

@@ -75,6 +75,8 @@ impl Store {
     }
 }
 
+const GRANTED: Claimed = Claimed::Granted { abandoned: 0 };
+
 fn unavailable<T>(claims: &[Claim]) -> Vec<Result<T, StoreError>> {
     claims
         .iter()
@@ -121,8 +123,8 @@ impl IdempotencyStore for Store {
         if lost { unavailable(claims) } else { answers }
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
-        self.memory.completed(keys, now).await
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        self.memory.status(keys, now).await
     }
 
     fn name(&self) -> Cow<'_, str> {
@@ -347,7 +349,7 @@ async fn a_claim_is_given_back_once_the_letter_is_confirmed() {
     ));
     let settled = settling.await.expect("no panic");
     assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
-    assert_eq!(scene.claim(&scene.other(&record)).await, Claimed::Granted);
+    assert_eq!(scene.claim(&scene.other(&record)).await, GRANTED);
 }
 
 #[tokio::test(start_paused = true)]
@@ -361,7 +363,7 @@ async fn a_claim_is_not_held_through_a_backoff() {
     });
     sleep(secs(2)).await;
     let other = scene.other(&record);
-    assert_eq!(scene.claim(&other).await, Claimed::Granted);
+    assert_eq!(scene.claim(&other).await, GRANTED);
     sleep(secs(30)).await;
     assert_eq!(scene.calls(), 1, "the other is at it");
     let completed = scene.store.memory.complete(&[other]).await.remove(0);
@@ -391,7 +393,7 @@ async fn a_record_whose_process_died_is_processed_once_its_claim_has_expired() {
     let scene = Scene::new();
     let record = record(1, "a", "ok");
     let dead = scene.other(&record);
-    assert_eq!(scene.claim(&dead).await, Claimed::Granted);
+    assert_eq!(scene.claim(&dead).await, GRANTED);
     assert!(is(scene.resilient().settle(&record).await, Settled::Processed));
     let waited = scene.start.elapsed();
     assert!(secs(70) <= waited && waited < secs(71), "{waited:?}");
@@ -401,7 +403,7 @@ async fn a_record_whose_process_died_is_processed_once_its_claim_has_expired() {
 async fn a_deadline_says_what_was_waited_for() {
     let scene = Scene::new();
     let record = record(1, "a", "ok");
-    assert_eq!(scene.claim(&scene.other(&record)).await, Claimed::Granted);
+    assert_eq!(scene.claim(&scene.other(&record)).await, GRANTED);
     let by = Instant::now() + secs(20);
     let unsettled = scene.resilient().settle_by(&record, by).await;
     assert!(
@@ -423,11 +425,7 @@ async fn a_claim_does_not_outlive_its_deadline() {
     let by = Instant::now() + secs(4);
     let unsettled = scene.resilient().settle_by(&record, by).await;
     assert!(matches!(unsettled, Err(Unsettled::Deadline)), "{unsettled:?}");
-    assert_eq!(
-        scene.claim(&scene.other(&record)).await,
-        Claimed::Granted,
-        "given back"
-    );
+    assert_eq!(scene.claim(&scene.other(&record)).await, GRANTED, "given back");
 
     let scene = Scene::new();
     let by = Instant::now() + secs(4);
@@ -437,7 +435,7 @@ async fn a_claim_does_not_outlive_its_deadline() {
         let dropped = tokio::time::timeout(secs(1), settling).await;
         assert!(dropped.is_err());
     }
-    let Claimed::InProgress { expires } = scene.claim(&scene.other(&record)).await else {
+    let Claimed::InProgress { expires, .. } = scene.claim(&scene.other(&record)).await else {
         panic!("it was dropped with its claim");
     };
     assert!(expires <= scene.now() + secs(3), "as long as its deadline");
@@ -560,7 +558,8 @@ async fn whoever_is_too_slow_loses_its_completion() {
     sleep(secs(5)).await;
     // By the clock of all others its claim has expired long ago.
     let other = scene.other(&record);
-    assert_eq!(scene.claim(&other).await, Claimed::Granted);
+    let granted = scene.claim(&other).await;
+    assert_eq!(granted, Claimed::Granted { abandoned: 1 });
     assert!(is(settling.await.expect("no panic"), Settled::Processed));
     assert_eq!(scene.told("CompletionLost"), 1);
     let completed = scene.store.memory.complete(&[other]).await.remove(0);
@@ -591,7 +590,7 @@ async fn a_store_that_hangs_or_panics_is_one_that_is_down() {
         async fn release(&self, _: &[Claim]) -> Vec<Result<(), StoreError>> {
             Vec::new()
         }
-        async fn completed(&self, _: &[Key], _: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        async fn status(&self, _: &[Key], _: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
             Vec::new()
         }
     }

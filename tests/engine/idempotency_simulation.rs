@@ -182,8 +182,8 @@ impl IdempotencyStore for World {
         }
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
-        self.memory.completed(keys, now).await
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        self.memory.status(keys, now).await
     }
 }
 

@@ -90,7 +90,13 @@ async fn redb_keeps_what_is_completed_over_a_restart_and_no_claim() {
     let store = Redb::open(folder.path().join("seen.redb")).expect("it opens again");
     let answers = store.claim(&[claim(1, 2, now), claim(2, 2, now)]).await;
     let answers: Vec<Claimed> = answers.into_iter().flatten().collect();
-    assert_eq!(answers, [Claimed::Granted, Claimed::Completed { payload: None }]);
+    assert_eq!(
+        answers,
+        [
+            Claimed::Granted { abandoned: 0 },
+            Claimed::Completed { payload: None }
+        ]
+    );
 }
 
 #[tokio::test]
@@ -126,7 +132,7 @@ async fn memory_forgets_first_what_it_would_first() {
         assert!(store.complete(&[claim]).await[0].is_ok());
     }
     let keys = [key(1), key(2), key(3)];
-    let known = store.completed(&keys, now).await;
+    let known = store.status(&keys, now).await;
     let known: Vec<bool> = known.into_iter().flatten().map(|known| known.is_some()).collect();
     assert_eq!(known, [false, true, true]);
 }

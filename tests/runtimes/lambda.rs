@@ -482,9 +482,9 @@ impl IdempotencyStore for Store {
         self.inner.release(claims).await
     }
 
-    async fn completed(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
         self.looks.fetch_add(1, Relaxed);
-        self.inner.completed(keys, now).await
+        self.inner.status(keys, now).await
     }
 }
 

@@ -3,6 +3,7 @@
 mod daemons;
 mod kcl;
 mod lambda;
+mod lambda_crashes;
 mod lambda_emulator;
 mod lambda_windows;
 mod matrix;

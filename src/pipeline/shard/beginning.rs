@@ -23,7 +23,7 @@ use super::super::{Careful, Taken};
 use super::Shard;
 use crate::checkpoint::Checkpoint;
 use crate::dead_letter::AfterDeadLetter;
-use crate::processor::{Bounds, RecordProcessor};
+use crate::processor::RecordProcessor;
 use crate::record::Record;
 #[cfg(feature = "kinesis")]
 use crate::resilient::{Group, Pass, Recovery};
@@ -47,7 +47,6 @@ where
     drive(
         pipeline,
         resilient,
-        resilient.batches(),
         (&run, expiring, step),
         (batches, from),
         progress,
@@ -97,8 +96,6 @@ where
     drive(
         pipeline,
         resilient,
-        // One record by itself: it may be the process's last.
-        None,
         (&run, expiring, step),
         (batches, from),
         progress,
@@ -121,7 +118,6 @@ fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (
 async fn drive<P, S, F, M>(
     pipeline: &Pipeline,
     resilient: &Resilient<P>,
-    batches_of: Option<Bounds>,
     (run, expiring, step): (&Run, Expiring, M),
     (batches, from): (S, Checkpoint),
     progress: &Progress,
@@ -159,7 +155,10 @@ where
         stepped: Vec::new(),
         delays: Delays::new(),
         ready: Ready::default(),
-        gather: batches_of.map(Gather::new),
+        gather: resilient
+            .batches()
+            .filter(|_| !pipeline.one_by_one)
+            .map(Gather::new),
         permits: pipeline.capacity.permits(),
         memory: pipeline.capacity.reservation(),
         freed: 0,

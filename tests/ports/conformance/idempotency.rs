@@ -32,6 +32,7 @@ macro_rules! idempotency_conformance {
                 what_is_to_be_forgotten_is_granted_again,
                 many_keys_are_looked_up_at_once,
                 answers_stand_in_the_order_asked_for,
+                claims_that_were_abandoned_are_counted,
                 nothing_asked_for_has_no_answers,
                 of_many_owners_one_is_granted,
             ]
@@ -84,6 +85,7 @@ async fn release(store: &impl IdempotencyStore, claim: &Claim) {
     only(store.release(std::slice::from_ref(claim)).await);
 }
 
+const GRANTED: Claimed = Claimed::Granted { abandoned: 0 };
 const COMPLETED: Claimed = Claimed::Completed { payload: None };
 
 fn is_in_progress(claimed: &Claimed, until: SystemTime) -> bool {
@@ -94,25 +96,26 @@ fn is_in_progress(claimed: &Claimed, until: SystemTime) -> bool {
             .unwrap_or_else(|error| error.duration());
         off < Duration::from_millis(1)
     };
-    matches!(claimed, Claimed::InProgress { expires } if near(*expires))
+    matches!(claimed, Claimed::InProgress { expires, .. } if near(*expires))
 }
 
 pub async fn an_unknown_key_is_granted(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
-    assert_eq!(claimed(store, &claim(2, 2, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
+    assert_eq!(claimed(store, &claim(2, 2, now)).await, GRANTED);
 }
 
 pub async fn a_claimed_key_is_anothers_until_it_has_expired(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     let expires = now + MINUTE;
     for later in [now, expires, expires + CLOCK_SKEW - Duration::from_millis(5)] {
         let other = claimed(store, &claim(1, 2, later)).await;
         assert!(is_in_progress(&other, expires), "{other:?}");
     }
     let later = expires + CLOCK_SKEW + Duration::from_millis(5);
-    assert_eq!(claimed(store, &claim(1, 2, later)).await, Claimed::Granted);
+    let granted = claimed(store, &claim(1, 2, later)).await;
+    assert!(matches!(granted, Claimed::Granted { .. }), "{granted:?}");
     let first = claimed(store, &claim(1, 1, later)).await;
     assert!(is_in_progress(&first, later + MINUTE), "{first:?}");
 }
@@ -121,10 +124,10 @@ pub async fn a_claimed_key_is_anothers_until_it_has_expired(store: &impl Idempot
 pub async fn an_owner_claims_again_but_not_for_a_shorter_time(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let first = claim(1, 1, now);
-    assert_eq!(claimed(store, &first).await, Claimed::Granted);
-    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(claimed(store, &first).await, GRANTED);
+    assert_eq!(claimed(store, &first).await, GRANTED);
     let second = claim(1, 1, now + MINUTE / 2);
-    assert_eq!(claimed(store, &second).await, Claimed::Granted);
+    assert_eq!(claimed(store, &second).await, GRANTED);
     let late = claimed(store, &first).await;
     assert!(is_in_progress(&late, second.expires), "{late:?}");
 }
@@ -132,7 +135,7 @@ pub async fn an_owner_claims_again_but_not_for_a_shorter_time(store: &impl Idemp
 pub async fn a_claim_takes_the_place_of_the_one_that_it_replaces(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let first = claim(1, 1, now);
-    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(claimed(store, &first).await, GRANTED);
     let mut second = claim(1, 2, now);
     second.replaces = Some(Owner::new(7));
     assert!(matches!(
@@ -140,25 +143,25 @@ pub async fn a_claim_takes_the_place_of_the_one_that_it_replaces(store: &impl Id
         Claimed::InProgress { .. }
     ));
     second.replaces = Some(first.owner);
-    assert_eq!(claimed(store, &second).await, Claimed::Granted);
+    assert_eq!(claimed(store, &second).await, GRANTED);
     assert_eq!(completed(store, &first).await, Completion::Lost);
     assert_eq!(completed(store, &second).await, Completion::Stored);
 }
 
 pub async fn a_completed_key_is_completed_for_all(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
     for later in [now, now + 2 * MINUTE, now + DAY - MINUTE] {
         assert_eq!(claimed(store, &claim(1, 2, later)).await, COMPLETED);
     }
-    assert_eq!(claimed(store, &claim(2, 2, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(2, 2, now)).await, GRANTED);
 }
 
 pub async fn what_is_completed_is_not_opened_by_a_late_claim(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let first = claim(1, 1, now);
-    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(claimed(store, &first).await, GRANTED);
     assert_eq!(completed(store, &first).await, Completion::Stored);
     assert_eq!(claimed(store, &first).await, COMPLETED);
     let mut next = claim(1, 2, now);
@@ -173,7 +176,7 @@ pub async fn a_payload_reads_back(store: &impl IdempotencyStore) {
     let payload = Some(PayloadHash::of(b"one order"));
     let mut first = claim(1, 1, now);
     first.payload = payload;
-    assert_eq!(claimed(store, &first).await, Claimed::Granted);
+    assert_eq!(claimed(store, &first).await, GRANTED);
     assert_eq!(completed(store, &first).await, Completion::Stored);
     let mut second = claim(1, 2, now);
     second.payload = Some(PayloadHash::of(b"another"));
@@ -183,10 +186,11 @@ pub async fn a_payload_reads_back(store: &impl IdempotencyStore) {
 pub async fn whoever_lost_its_claim_changes_nothing(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let slow = claim(1, 1, now);
-    assert_eq!(claimed(store, &slow).await, Claimed::Granted);
+    assert_eq!(claimed(store, &slow).await, GRANTED);
     let later = now + MINUTE + CLOCK_SKEW + Duration::from_secs(1);
     let next = claim(1, 2, later);
-    assert_eq!(claimed(store, &next).await, Claimed::Granted);
+    let granted = claimed(store, &next).await;
+    assert!(matches!(granted, Claimed::Granted { .. }), "{granted:?}");
 
     assert_eq!(completed(store, &slow).await, Completion::Lost);
     release(store, &slow).await;
@@ -198,7 +202,7 @@ pub async fn whoever_lost_its_claim_changes_nothing(store: &impl IdempotencyStor
 
 pub async fn a_completion_may_be_repeated(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     for _ in 0..2 {
         assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
     }
@@ -209,7 +213,7 @@ pub async fn a_completion_may_be_repeated(store: &impl IdempotencyStore) {
 
 pub async fn a_claim_that_has_expired_completes_if_nobody_took_it(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     let later = now + 5 * MINUTE;
     assert_eq!(completed(store, &claim(1, 1, later)).await, Completion::Stored);
     assert_eq!(claimed(store, &claim(1, 2, later)).await, COMPLETED);
@@ -217,15 +221,15 @@ pub async fn a_claim_that_has_expired_completes_if_nobody_took_it(store: &impl I
 
 pub async fn what_is_given_back_is_granted_to_the_next(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     release(store, &claim(1, 1, now)).await;
     release(store, &claim(1, 1, now)).await;
-    assert_eq!(claimed(store, &claim(1, 2, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 2, now)).await, GRANTED);
 }
 
 pub async fn only_its_owner_gives_a_claim_back(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     release(store, &claim(1, 2, now)).await;
     release(store, &claim(2, 2, now)).await;
     let other = claimed(store, &claim(1, 2, now)).await;
@@ -234,12 +238,12 @@ pub async fn only_its_owner_gives_a_claim_back(store: &impl IdempotencyStore) {
 
 pub async fn what_is_to_be_forgotten_is_granted_again(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    assert_eq!(claimed(store, &claim(1, 1, now)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
     let later = now + DAY + Duration::from_secs(2);
-    let looked = only(store.completed(&[key(1)], later).await);
+    let looked = only(store.status(&[key(1)], later).await);
     assert_eq!(looked, None);
-    assert_eq!(claimed(store, &claim(1, 2, later)).await, Claimed::Granted);
+    assert_eq!(claimed(store, &claim(1, 2, later)).await, GRANTED);
     assert_eq!(completed(store, &claim(1, 2, later)).await, Completion::Stored);
     assert_eq!(claimed(store, &claim(1, 3, later)).await, COMPLETED);
 }
@@ -254,15 +258,20 @@ pub async fn many_keys_are_looked_up_at_once(store: &impl IdempotencyStore) {
     }
     let begun: Vec<Claim> = of(1).map(|number| claim(number, 1, now)).collect();
     for answer in store.claim(&begun).await {
-        assert_eq!(answer.expect("it answers"), Claimed::Granted);
+        assert_eq!(answer.expect("it answers"), GRANTED);
     }
     // One of them twice.
     let keys: Vec<Key> = (0..250).chain([0]).map(key).collect();
-    let looked = store.completed(&keys, now).await;
+    let looked = store.status(&keys, now).await;
     assert_eq!(looked.len(), keys.len());
     for (number, looked) in (0..250).chain([0]).zip(looked) {
-        let expected = (number % 3 == 0).then_some(COMPLETED);
-        assert_eq!(looked.expect("it answers"), expected, "{number}");
+        let looked = looked.expect("it answers");
+        let is_expected = match number % 3 {
+            0 => looked == Some(COMPLETED),
+            1 => looked.as_ref().is_some_and(|it| is_in_progress(it, now + MINUTE)),
+            _ => looked.is_none(),
+        };
+        assert!(is_expected, "{number}: {looked:?}");
     }
 }
 
@@ -277,11 +286,7 @@ pub async fn answers_stand_in_the_order_asked_for(store: &impl IdempotencyStore)
     let answers = store.claim(&all).await;
     assert_eq!(answers.len(), 100);
     for (number, answer) in answers.into_iter().enumerate() {
-        let expected = if number % 2 == 1 {
-            COMPLETED
-        } else {
-            Claimed::Granted
-        };
+        let expected = if number % 2 == 1 { COMPLETED } else { GRANTED };
         assert_eq!(answer.expect("it answers"), expected, "{number}");
     }
     let completed: Vec<Completion> = store.complete(&all).await.into_iter().flatten().collect();
@@ -294,11 +299,42 @@ pub async fn answers_stand_in_the_order_asked_for(store: &impl IdempotencyStore)
     }
 }
 
+pub async fn claims_that_were_abandoned_are_counted(store: &impl IdempotencyStore) {
+    let mut now = SystemTime::now();
+    let in_progress = async |now, expected: u32| {
+        let looked = only(store.status(&[key(1)], now).await);
+        let abandoned = match looked {
+            Some(Claimed::InProgress { abandoned, .. }) => Some(abandoned),
+            _ => None,
+        };
+        assert_eq!(abandoned, Some(expected));
+    };
+    for abandoned in 0..3 {
+        let owner = u128::from(abandoned);
+        let granted = claimed(store, &claim(1, owner, now)).await;
+        assert_eq!(granted, Claimed::Granted { abandoned });
+        in_progress(now, abandoned).await;
+        // Its answer was lost, or its attempt is repeated.
+        let again = claimed(store, &claim(1, owner, now)).await;
+        assert_eq!(again, Claimed::Granted { abandoned });
+        now += MINUTE + CLOCK_SKEW + Duration::from_secs(1);
+    }
+    // Whoever had it was alive.
+    release(store, &claim(1, 2, now)).await;
+    assert_eq!(claimed(store, &claim(1, 7, now)).await, GRANTED);
+    now += MINUTE + CLOCK_SKEW + Duration::from_secs(1);
+    let granted = claimed(store, &claim(1, 8, now)).await;
+    assert_eq!(granted, Claimed::Granted { abandoned: 1 });
+    assert_eq!(completed(store, &claim(1, 8, now)).await, Completion::Stored);
+    now += DAY + MINUTE;
+    assert_eq!(claimed(store, &claim(1, 9, now)).await, GRANTED);
+}
+
 pub async fn nothing_asked_for_has_no_answers(store: &impl IdempotencyStore) {
     assert!(store.claim(&[]).await.is_empty());
     assert!(store.complete(&[]).await.is_empty());
     assert!(store.release(&[]).await.is_empty());
-    assert!(store.completed(&[], SystemTime::now()).await.is_empty());
+    assert!(store.status(&[], SystemTime::now()).await.is_empty());
 }
 
 pub async fn of_many_owners_one_is_granted(store: &impl IdempotencyStore) {
@@ -306,7 +342,7 @@ pub async fn of_many_owners_one_is_granted(store: &impl IdempotencyStore) {
     for number in 0..10 {
         let claims = (0..20).map(|owner| async move {
             let claim = claim(number, owner, now);
-            claimed(store, &claim).await == Claimed::Granted
+            claimed(store, &claim).await == GRANTED
         });
         let granted = join_all(claims).await;
         assert_eq!(granted.iter().filter(|granted| **granted).count(), 1);
