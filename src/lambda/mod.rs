@@ -45,6 +45,12 @@
 //! on a mapping that does not report failures the function needs the time to find it, about twice log₂ n calls of the
 //! handler.
 //!
+//! # A record that ends the process
+//!
+//! A record with which the process aborts or runs out of memory ends every invocation that has it. With an
+//! [idempotency store](crate::idempotency) that outlives the process it becomes a dead letter after five
+//! ([`Reason::CrashLoop`](crate::dead_letter::Reason::CrashLoop)); from the third on one record is processed at a time.
+//!
 //! # Tumbling windows
 //!
 //! A mapping with `TumblingWindowInSeconds` hands a state from one invocation to the next: [`Windowed`].
