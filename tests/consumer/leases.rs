@@ -397,3 +397,35 @@ async fn an_end_that_is_not_stored_is_none() {
     );
     running.stop().await.expect("nothing halted");
 }
+
+/// Those that are taken first are renewed while the others are taken.
+#[tokio::test]
+async fn many_leases_are_kept_although_it_takes_long_to_take_them_all() {
+    let shards = support::volume(150, 1_000) as i32;
+    // One after the other they are taken within 32 s, when the first of them is lost long since.
+    let failover = Duration::from_secs(20);
+    let Some(shared) = Shared::new(shards).await else {
+        return;
+    };
+    let proxy = Proxy::start(DynamoDbLocal::shared().expect("it runs").endpoint())
+        .await
+        .expect("a free port");
+    proxy.script(|call| match &*call.target {
+        "UpdateItem" => Fault::Delay(Duration::from_millis(213)),
+        _ => Fault::None,
+    });
+    let store = DynamoDb::new(dynamodb::client(proxy.endpoint()), shared.table.as_str())
+        .worker("first")
+        .failover_time(failover);
+    let scene = &shared.scene;
+    let consumer = scene.consumer().idle_interval(Duration::from_secs(10));
+    let consumer = consumer.checkpoints(Store::over(&scene.ledger, store));
+    let running = scene.run(consumer, scene.resilient());
+    shared.held_by("first", shards as usize).await;
+    // Nobody renews a lease that is thought to be lost.
+    tokio::time::sleep(failover / 2).await;
+    assert_eq!(scene.ledger.events("LeaseLost"), 0);
+    let started = scene.ledger.events("ShardStarted");
+    assert_eq!(started, shards as usize, "each of them once");
+    running.stop().await.expect("nothing halted");
+}
