@@ -163,6 +163,7 @@ pub mod tower;
 mod trace_context;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod unpack;
+mod wall_clock;
 
 pub use breaker::{Breaker, BreakerBuilder, BreakerState};
 pub use classify::{Classify, StandardClassifier};
@@ -193,6 +194,9 @@ pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
 pub use sabotage::Sabotage;
 pub use settled::{Halt, Settled, Unsettled};
 pub use trace_context::TraceContext;
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub use wall_clock::WallClock;
 
 /// The README's snippets, compiled.
 #[cfg(all(doctest, feature = "kinesis", feature = "redb"))]

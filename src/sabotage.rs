@@ -45,6 +45,9 @@ pub enum Sabotage {
     /// A sequence number that Kinesis refuses is believed to be of another stream.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     TrustRefusal,
+    /// Records that the stream has dropped are not reported.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    HideDataLoss,
 }
 
 #[cfg(feature = "sabotage")]
@@ -59,7 +62,7 @@ mod switch {
 
     impl Sabotage {
         /// All of them.
-        pub const ALL: [Sabotage; 15] = [
+        pub const ALL: [Sabotage; 16] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
@@ -75,6 +78,7 @@ mod switch {
             Sabotage::TrustEmptyListing,
             Sabotage::TrustPartialListing,
             Sabotage::TrustRefusal,
+            Sabotage::HideDataLoss,
         ];
 
         /// Commits this fault, and no other, on this thread from now on.

@@ -12,6 +12,7 @@ use crate::StreamId;
 use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
 use crate::shard_list::{is_closed, list_shards};
+use crate::wall_clock;
 
 /// Of five calls of a kind that a shard takes in a second (Kinesis API reference) the others may want some.
 pub(crate) const PAUSE: Duration = Duration::from_millis(250);
@@ -108,7 +109,7 @@ impl ShardPages {
         };
         sleep_until(self.next_call).await;
         self.next_call = Instant::now() + PAUSE;
-        let asked_at = SystemTime::now();
+        let asked_at = wall_clock::now();
         let call = self.client.get_records().shard_iterator(&iterator);
         let call = call.set_stream_arn(self.stream.arn().map(str::to_owned));
         let page = match call.set_limit(self.limit).send().await {
@@ -126,11 +127,13 @@ impl ShardPages {
             self.last = Some(last.sequence_number.clone());
         }
         let is_empty = page.records.is_empty();
+        // `{}` says nothing: a complete answer has a lag, which need not be 0 at the end of a closed shard.
+        let is_complete = is_empty && page.millis_behind_latest.is_some();
         let has_children = !page.child_shards().is_empty();
         self.iterator = match page.next_shard_iterator {
             // Only the child shards, or the number of the last record, prove that a shard has ended.
             None if has_children => None,
-            None => match is_empty && self.may_have_ended && self.is_listed_as_closed().await? {
+            None => match is_complete && self.may_have_ended && self.is_listed_as_closed().await? {
                 true => None,
                 false => {
                     self.doubt()?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 
@@ -14,6 +14,7 @@ use crate::kpl::{Deaggregator, OutOfRange};
 use crate::pipeline::{Capacity, OnExpiring, Ordering, Pipeline};
 use crate::retry::source_of_chance;
 use crate::sdk;
+use crate::wall_clock;
 
 /// Iterators expire after it (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
@@ -221,7 +222,7 @@ impl ConsumerBuilder {
         if self.stream.name().is_empty() {
             return Err(ConfigError::new("builder", "the stream needs a name or an ARN"));
         }
-        if matches!(self.start, StartingPosition::AtTimestamp(time) if time > SystemTime::now()) {
+        if matches!(self.start, StartingPosition::AtTimestamp(time) if time > wall_clock::now()) {
             return Err(ConfigError::new(
                 "starting_position",
                 "the time lies in the future",

@@ -25,6 +25,7 @@ use crate::checkpoint::{Checkpoint, InHand, Starts};
 use crate::dead_letter::Reason;
 use crate::pipeline::{Batch, Capacity, Careful, Pipeline, Taken};
 use crate::record::{Position, Record};
+use crate::wall_clock;
 
 /// So many starts came to nothing, and the next is careful.
 const SUSPICIOUS: u32 = 2;
@@ -172,7 +173,7 @@ impl OneByOne {
         OneByOne {
             crash_loop,
             capacity: pipeline.shared_capacity().clone(),
-            since: SystemTime::now(),
+            since: wall_clock::now(),
             // More are not read ahead of one that is not settled.
             left: AtomicUsize::new(pipeline.most_held()),
             over,

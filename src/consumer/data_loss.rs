@@ -8,6 +8,7 @@ use crate::checkpoint::{Ahead, Checkpoint};
 use crate::external::caught;
 use crate::record::{Position, SequenceNumber, ShardId};
 use crate::rfc3339;
+use crate::wall_clock;
 
 /// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
 /// may have.
@@ -76,8 +77,8 @@ impl OnDataLoss {
 /// What reading should find where it starts or resumes, if nothing was lost.
 #[derive(Debug, Clone)]
 pub(super) struct Expected {
-    /// The record that should come first: the checkpoint's own, or the last one that was handed over. `None` where the
-    /// position is a time or the oldest record.
+    /// The record that should come first: the checkpoint's own, or the last one that was handed over. Where the position is a
+    /// time or the oldest record, the first one that is known not to be settled, if there is one.
     pub(super) number: Option<SequenceNumber>,
     /// Everything that arrived before this time was read, or was never wanted.
     pub(super) read_until: Option<SystemTime>,
@@ -98,14 +99,17 @@ impl Expected {
     /// What a reading from this checkpoint should begin with.
     pub(super) fn of(checkpoint: &Checkpoint) -> Option<Self> {
         let read_until = checkpoint.read_until();
-        let (number, read_until) = match checkpoint.position() {
-            Position::Record { sequence_number, .. } => (Some(sequence_number.clone()), read_until),
-            position => (None, Some(read_until.or_else(|| begun_at(position))?)),
+        let first_unsettled = checkpoint.ahead().and_then(Ahead::first_hole).cloned();
+        let (number, read_until) = match (checkpoint.position(), &first_unsettled) {
+            (Position::Record { sequence_number, .. }, _) => (Some(sequence_number.clone()), read_until),
+            // It was the first record that was read.
+            (_, Some(first)) => (Some(first.clone()), read_until),
+            (position, None) => (None, Some(read_until.or_else(|| begun_at(position))?)),
         };
         Some(Expected {
             number,
             read_until,
-            first_unsettled: checkpoint.ahead().and_then(Ahead::first_hole).cloned(),
+            first_unsettled,
             refused: None,
         })
     }
@@ -132,7 +136,8 @@ impl Expected {
         }
         match self.read_until {
             Some(until) if until >= horizon => None,
-            until => Some((until, false)),
+            // Since 1970 is since ever.
+            until => Some((until.filter(|until| *until > SystemTime::UNIX_EPOCH), false)),
         }
     }
 }
@@ -149,7 +154,7 @@ fn begun_at(position: &Position) -> Option<SystemTime> {
 
 /// Whether a stream may have dropped what arrived then.
 pub(super) fn is_older_than_shortest(time: SystemTime) -> bool {
-    let age = SystemTime::now().duration_since(time).unwrap_or_default();
+    let age = wall_clock::now().duration_since(time).unwrap_or_default();
     age + CLOCK_SKEW >= SHORTEST_RETENTION
 }
 
@@ -161,6 +166,7 @@ pub(super) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Record;
 
     fn at(secs: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
@@ -197,6 +203,19 @@ mod tests {
         assert_eq!(missed(Some(50), Some(15), Some(16)), Some((Some(at(50)), true)));
         // However lately the shard was read: it was not settled.
         assert_eq!(missed(Some(150), Some(15), None), Some((Some(at(150)), true)));
+    }
+
+    #[test]
+    fn without_a_position_the_first_record_that_was_not_settled_comes_first() {
+        let record = |number: u64| Record::builder("orders", "shardId-1".into(), number.into()).build();
+        let mut ahead = Ahead::builder(Position::TrimHorizon);
+        ahead.hole(&record(10), &record(10));
+        let ahead = ahead.settled_through(&record(20));
+        let checkpoint = Checkpoint::at(Position::TrimHorizon).with_ahead(ahead);
+        let expected = Expected::of(&checkpoint).expect("something");
+        assert_eq!(expected.number, Some(10.into()));
+        assert_eq!(expected.missed(Some(&10.into()), at(100)), None);
+        assert_eq!(expected.missed(Some(&15.into()), at(100)), Some((None, true)));
     }
 
     #[test]

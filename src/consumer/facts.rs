@@ -19,6 +19,7 @@ use crate::observer::{Event, Interest, Observers};
 use crate::record::Position;
 use crate::retention::Retention;
 use crate::retry::{Backoff, Jitter};
+use crate::wall_clock;
 
 /// What is known of a stream.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(super) enum NotDescribed {
 
 /// By how much the same creation time may differ from one answer to another: JSON has it as a floating-point number.
 const PRECISION: Duration = Duration::from_secs(1);
+/// How old the answer may be with which a page is looked at, of a shard that is far behind.
+const RECENT: Duration = Duration::from_secs(5);
 /// How old the answer may be with which a discovery decides.
 const FRESH: Duration = Duration::from_secs(60);
 
@@ -145,11 +148,24 @@ impl StreamFacts {
         Ok(stream)
     }
 
+    /// The same, and Kinesis was asked a few seconds ago at most.
+    pub(super) async fn recent_horizon(&self, observers: &Observers) -> SystemTime {
+        let asked = self.known().asked;
+        match asked.is_some_and(|asked| asked.elapsed() < RECENT) {
+            true => self.known_horizon(),
+            false => self.horizon(observers).await,
+        }
+    }
+
     /// The time since which the stream still has everything. While its retention is not known, that is a day.
     pub(super) async fn horizon(&self, observers: &Observers) -> SystemTime {
         self.refresh(observers).await;
+        self.known_horizon()
+    }
+
+    fn known_horizon(&self) -> SystemTime {
         let retention = self.retention.get().unwrap_or(SHORTEST_RETENTION);
-        let horizon = SystemTime::now().checked_sub(retention);
+        let horizon = wall_clock::now().checked_sub(retention);
         horizon.unwrap_or(SystemTime::UNIX_EPOCH)
     }
 

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::{StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream};
@@ -16,6 +16,7 @@ use crate::classify::StandardClassifier;
 use crate::failure::BoxError;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
+use crate::wall_clock;
 
 /// A subscription sends something every few seconds, if only that there is nothing. (KCL waits as long.)
 const SILENCE: Duration = Duration::from_secs(35);
@@ -139,7 +140,7 @@ impl FanOut {
             if let Err(ended) = reading.verify(&event.records, behind).await {
                 return End::Ended(ended);
             }
-            let read_until = reading.read_until(SystemTime::now(), behind, &event.records);
+            let read_until = reading.read_until(wall_clock::now(), (behind, closed), &event.records);
             let (records, last) = match reading.records(event.records) {
                 Ok(records) => records,
                 Err(error) => return End::Failed(error),

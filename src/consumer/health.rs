@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
@@ -10,6 +10,7 @@ use crate::observer::{Bound, Event, Interest, Observer, Observers};
 use crate::pipeline::Progress;
 use crate::record::{Position, ShardId};
 use crate::resilient::Dependencies;
+use crate::wall_clock;
 
 /// Between looks at the tasks of all shards.
 const LOOK: Duration = Duration::from_secs(10);
@@ -308,7 +309,7 @@ impl Entry {
             lag: self.lag,
             since_progress: now.saturating_duration_since(self.progressed),
             held: progress.map_or(0, |progress| progress.held()),
-            oldest: oldest.and_then(|oldest| SystemTime::now().duration_since(oldest).ok()),
+            oldest: oldest.and_then(|oldest| wall_clock::now().duration_since(oldest).ok()),
         }
     }
 

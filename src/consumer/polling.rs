@@ -1,7 +1,6 @@
 //! Reads one shard with GetRecords, a page ahead of the pipeline.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use tokio::sync::{Semaphore, mpsc};
@@ -15,6 +14,7 @@ use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
 use crate::shard_list::{is_closed, list_shards};
+use crate::wall_clock;
 
 /// What one GetRecords call can bring at most.
 const MAX_PAGE_BYTES: usize = 10 * 1024 * 1024;
@@ -56,7 +56,7 @@ impl Poller {
             sleep_until(next_call).await;
             let records = usize::try_from(self.polling.page).unwrap_or_default();
             let memory = self.capacity.reserve(MAX_PAGE_BYTES + records * OVERHEAD).await;
-            let called = SystemTime::now();
+            let called = wall_clock::now();
             let span = reading.span();
             let page = {
                 let _call = self.calls.acquire().await;
@@ -85,6 +85,8 @@ impl Poller {
                 }
             };
             let names_children = page.child_shards.as_ref().is_some_and(|it| !it.is_empty());
+            // `{}` says nothing: a complete answer has a lag, which need not be 0 at the end of a closed shard.
+            let is_complete = page.records.is_empty() && page.millis_behind_latest.is_some();
             let is_empty = page.records.is_empty();
             if page.next_shard_iterator.is_some() {
                 failures.none();
@@ -92,7 +94,8 @@ impl Poller {
             if let Err(ended) = reading.verify(&page.records, page.millis_behind_latest).await {
                 return ended;
             }
-            let read_until = reading.read_until(called, page.millis_behind_latest, &page.records);
+            let is_end = page.next_shard_iterator.is_none();
+            let read_until = reading.read_until(called, (page.millis_behind_latest, is_end), &page.records);
             let (records, last) = match reading.records(page.records) {
                 Ok(records) => records,
                 Err(error) => {
@@ -114,11 +117,15 @@ impl Poller {
             }
             if iterator.is_none() {
                 // One answer without an iterator may be a mistake: an end is proved by children, or by the listing and
-                // a second answer.
+                // a second answer which says that nothing is left.
                 if !names_children && !Sabotage::TrustMissingIterator.is_committed() {
                     match is_listed_as_closed(reading).await {
-                        Ok(()) if is_empty && may_have_ended => {}
+                        Ok(()) if is_complete && may_have_ended => {}
                         Ok(()) => {
+                            if may_have_ended {
+                                let error = "GetRecords answered without an iterator, children and records, and not that the end is reached";
+                                failures.wait(reading, error.into()).await;
+                            }
                             may_have_ended = true;
                             continue;
                         }

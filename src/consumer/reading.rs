@@ -21,6 +21,7 @@ use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::retry::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
 use crate::unpack::{count, unpack};
+use crate::wall_clock;
 
 /// Between calls that fail.
 const BACKOFF: Backoff = Backoff::exponential();
@@ -159,7 +160,7 @@ pub(super) enum Refusal {
 /// Starts earlier than at this time, which Kinesis refuses. This machine's clock is ahead, if the time is not long past.
 fn earlier(time: DateTime) -> Refusal {
     let is_recent = |time: &SystemTime| {
-        let age = SystemTime::now().duration_since(*time).unwrap_or_default();
+        let age = wall_clock::now().duration_since(*time).unwrap_or_default();
         age < CLOCK_AHEAD
     };
     let Some(time) = SystemTime::try_from(time).ok().filter(is_recent) else {
@@ -245,7 +246,7 @@ impl Reading {
         behind_millis: Option<i64>,
     ) -> Result<(), ReadingEnded> {
         let Some(expected) = &mut self.expected else {
-            return Ok(());
+            return self.verify_lag().await;
         };
         let Some(number) = &expected.number else {
             return self.first_is(None).await;
@@ -265,10 +266,11 @@ impl Reading {
             }
             // It may be on the next page.
             None if !read.is_empty() || behind_millis != Some(0) => Ok(()),
-            // The shard has records of before and of after, and not the one of the refused number; or none at all.
+            // The shard has records of before and of after, and not the one of the refused number; or none at all; or it was
+            // read too lately to be trimmed.
             _ if expected
                 .refused
-                .is_some_and(|it| it.seen_below || first.is_none()) =>
+                .is_some_and(|it| it.seen_below || first.is_none() || expected.is_recent()) =>
             {
                 let number = number.clone();
                 self.expected = None;
@@ -276,6 +278,24 @@ impl Reading {
             }
             _ => self.first_is(first).await,
         }
+    }
+
+    /// A shard may be so far behind that the stream drops records between two pages.
+    async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
+        let Some(read_until) = self.read_until.time.filter(|time| is_older_than_shortest(*time)) else {
+            return Ok(());
+        };
+        let horizon = Box::pin(self.facts.recent_horizon(&self.observers)).await;
+        if read_until >= horizon {
+            return Ok(());
+        }
+        self.report(Box::new(DataLoss {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+            from: Some(read_until),
+            to: horizon,
+            certain: false,
+        }))
     }
 
     /// Called at the end of a shard: what should have come first does not come any more.
@@ -349,7 +369,7 @@ impl Reading {
             stream: self.stream.name().clone(),
             shard: self.shard.clone(),
             from: self.read_until.time,
-            to: SystemTime::now(),
+            to: wall_clock::now(),
             certain: false,
         });
         match self.report(loss) {
@@ -363,13 +383,15 @@ impl Reading {
         let DataLoss {
             from, to, certain, ..
         } = *loss;
-        self.tell(|stream, shard| Event::DataLoss {
-            stream,
-            shard,
-            from,
-            to,
-            certain,
-        });
+        if !Sabotage::HideDataLoss.is_committed() {
+            self.tell(|stream, shard| Event::DataLoss {
+                stream,
+                shard,
+                from,
+                to,
+                certain,
+            });
+        }
         match self.on_data_loss.decide(&loss) {
             AfterDataLoss::Resume => Ok(()),
             AfterDataLoss::Halt => Err(ReadingEnded::Lost(loss)),
@@ -378,13 +400,16 @@ impl Reading {
 
     /// Until when all that arrived is read with this page, whose call began then. Of pages without records it is said
     /// once in a while.
+    ///
+    /// `is_end`: the shard was closed at a time that is not known. What its children hold may have arrived since, so that the
+    /// time of the call says nothing.
     pub(super) fn read_until(
         &mut self,
         called: SystemTime,
-        behind_millis: Option<i64>,
+        (behind_millis, is_end): (Option<i64>, bool),
         read: &[types::Record],
     ) -> Option<SystemTime> {
-        let at_tip = behind_millis == Some(0);
+        let at_tip = behind_millis == Some(0) && !is_end;
         let tip = called.checked_sub(SKEW).filter(|_| at_tip);
         let arrival = read
             .last()

@@ -38,6 +38,7 @@ use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
 use crate::retry::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
+use crate::wall_clock;
 
 pub(super) async fn run<P, S>(
     consumer: Consumer,
@@ -79,6 +80,7 @@ where
         shutdown: token.clone(),
         tasks: JoinSet::new(),
         started: HashMap::new(),
+        listed: HashSet::new(),
         ended: HashSet::new(),
         breakdowns: HashMap::new(),
         look: None,
@@ -88,6 +90,8 @@ where
         facts: facts.clone(),
         ended_and_open: HashMap::new(),
         halted: HashSet::new(),
+        has_begun: false,
+        unlisted: HashMap::new(),
         trimmed: HashSet::new(),
     };
     let pipeline = shards.consumer.pipeline.clone();
@@ -135,6 +139,8 @@ struct Shards<P: RecordProcessor> {
     tasks: JoinSet<ShardEnd>,
     /// Each shard is started once, unless its task has broken down.
     started: HashMap<Id, (ShardId, Instant)>,
+    /// Those of the last listing.
+    listed: HashSet<ShardId>,
     /// Those whose end was stored, or seen. A write that was given up may put an older row in its place.
     ended: HashSet<ShardId>,
     /// How often in a row.
@@ -151,7 +157,11 @@ struct Shards<P: RecordProcessor> {
     ended_and_open: HashMap<ShardId, Instant>,
     /// Those whose checkpoint belongs to an earlier stream, and that the user wants to halt.
     halted: HashSet<ShardId>,
-    /// Shards that Kinesis does not have any more.
+    /// Whether the application has read the stream before.
+    has_begun: bool,
+    /// What is stored of shards that were not listed when the consumer started, until their end is.
+    unlisted: HashMap<ShardId, Checkpoint>,
+    /// Shards that Kinesis does not have any more, whose loss was reported where there is any.
     trimmed: HashSet<ShardId>,
 }
 
@@ -177,10 +187,17 @@ const RELIST: Duration = Duration::from_secs(5);
 /// What a single listing says may be a moment in between (KCL waits for as many).
 const HOLES_TO_TELL: u32 = 3;
 
+/// The end of a shard that was trimmed: until when it was read, at least since 1970.
+fn lost_end(row: Option<&Checkpoint>) -> Checkpoint {
+    let read_until = row.and_then(Checkpoint::read_until);
+    Checkpoint::at(Position::ShardEnd).with_read_until(read_until.unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
 impl<P: RecordProcessor + 'static> Shards<P> {
     /// Starts every shard that is not started yet, whose parents are done and that no other process holds.
     async fn start_found(&mut self, mut found: Lineage) {
         self.look = None;
+        self.listed = found.shards.iter().map(|shard| shard.shard_id().into()).collect();
         self.consumer.health.discovered();
         let is_end = |checkpoint: &Checkpoint| *checkpoint.position() == Position::ShardEnd;
         // What has ended here was a shard of that earlier stream.
@@ -192,9 +209,27 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.ended.extend(seen.map(|(shard, _)| shard.clone()));
         for shard in &self.ended {
             if !found.checkpoints.get(shard).is_some_and(is_end) {
+                // A row that a late write has put back says at least until when the shard was read then.
+                let row = found.checkpoints.get(shard);
                 let ended = Checkpoint::at(Position::ShardEnd);
+                let ended = match row.and_then(Checkpoint::read_until) {
+                    Some(time) => ended.with_read_until(time),
+                    None => ended,
+                };
                 found.checkpoints.insert(shard.clone(), ended);
             }
+        }
+        self.has_begun |= !found.checkpoints.is_empty();
+        // Later listings do not bring their rows.
+        for shard in found.unlisted() {
+            if let Some(row) = found.checkpoints.get(&shard) {
+                self.unlisted.insert(shard, row.clone());
+            }
+        }
+        self.unlisted.retain(|shard, _| !self.ended.contains(shard));
+        for (shard, row) in &self.unlisted {
+            let known = found.checkpoints.entry(shard.clone());
+            known.or_insert_with(|| row.clone());
         }
         self.doubt_ends(&mut found);
         self.audit(found.hole());
@@ -207,7 +242,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             let is_started = self.started.values().any(|(started, _)| started == shard);
             !is_started && !self.halted.contains(shard)
         });
-        let ready = self.without_children_of_hidden(ready, &found).await;
+        let ready = self.without_children_of_hidden(ready, &mut found).await;
         let store = self.consumer.checkpoints.clone();
         let Some(leases) = store.leases().filter(|_| !ready.is_empty()) else {
             for shard in ready {
@@ -306,7 +341,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             stream: self.consumer.stream.name().clone(),
             shard: shard.clone(),
             from: row.read_until(),
-            to: created.unwrap_or_else(SystemTime::now),
+            to: created.unwrap_or_else(wall_clock::now),
             certain: false,
         };
         self.tell(|stream| Event::StreamRecreated {
@@ -363,7 +398,11 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Leaves out the shards with a parent that exists, although it is neither listed nor known by a row: such a listing is
     /// incomplete, and the parent is read first.
-    async fn without_children_of_hidden(&mut self, mut ready: Vec<ShardId>, found: &Lineage) -> Vec<ShardId> {
+    async fn without_children_of_hidden(
+        &mut self,
+        mut ready: Vec<ShardId>,
+        found: &mut Lineage,
+    ) -> Vec<ShardId> {
         if Sabotage::TrustPartialListing.is_committed() {
             return ready;
         }
@@ -374,6 +413,18 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         for parent in unknown {
             let error = match self.discovery().exists(&parent).await {
                 Ok(false) => {
+                    // It came and went while the application was down.
+                    let mut children = doubtful.iter().filter(|(_, of)| *of == parent);
+                    if self.has_begun && children.any(|(child, _)| !found.has_row(child)) {
+                        self.report_loss(DataLoss {
+                            stream: self.consumer.stream.name().clone(),
+                            shard: parent.clone(),
+                            from: None,
+                            to: wall_clock::now(),
+                            certain: false,
+                        });
+                        found.checkpoints.insert(parent.clone(), lost_end(None));
+                    }
                     self.trimmed.insert(parent);
                     continue;
                 }
@@ -428,21 +479,31 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             stream: self.consumer.stream.name().clone(),
             shard: shard.clone(),
             from: row.as_ref().and_then(Checkpoint::read_until),
-            to: SystemTime::now(),
+            to: wall_clock::now(),
             certain: false,
         };
-        if row.is_some() && !self.discovery().store_end(shard).await? {
+        let taken = match row {
+            Some(_) => self.discovery().take_unread(shard).await?,
+            None => Taken::Missing,
+        };
+        if let Taken::Elsewhere { .. } = taken {
             // Another process holds it, and reports it; or one did, and its lease is not seen to be over.
             let leases = self.consumer.checkpoints.leases();
             let time = leases.map_or(MENDING, |leases| leases.failover_time() / 2);
             self.look_again_in(time);
             return Ok(());
         }
-        self.report_loss(loss);
+        // Before the end is stored, after which nobody looks any more. Whoever has stored it has reported it.
+        if taken != Taken::Ended && self.trimmed.insert(shard.clone()) {
+            self.report_loss(loss);
+        }
+        // What came of it may have lost records as well.
+        let end = lost_end(row.as_ref());
+        if let Taken::Held(_) = taken {
+            self.discovery().store_end(shard, end.clone()).await?;
+        }
         self.ended.insert(shard.clone());
-        found
-            .checkpoints
-            .insert(shard.clone(), Checkpoint::at(Position::ShardEnd));
+        found.checkpoints.insert(shard.clone(), end);
         Ok(())
     }
 
@@ -588,6 +649,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.consumer.health.started(&shard, &task.progress);
         let id = self.tasks.spawn(task.run()).id();
         self.started.insert(id, (shard, Instant::now()));
+        self.has_begun = true;
     }
 
     /// Runs until every shard has come to an end.
@@ -602,7 +664,13 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                     biased;
                     Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                     () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => true,
-                    else => return Ok(()),
+                    else => match self.is_over() {
+                        true => return Ok(()),
+                        false => {
+                            self.look_again_in(RELIST);
+                            false
+                        }
+                    },
                 };
                 if look_again {
                     break;
@@ -610,6 +678,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }
             found = self.discovery().shards().await?;
         }
+    }
+
+    /// Nothing runs any more: is nothing left to be read, or can it not be?
+    fn is_over(&self) -> bool {
+        let is_done = |shard: &ShardId| self.ended.contains(shard) || self.halted.contains(shard);
+        self.failed.is_some() || self.listed.iter().all(is_done)
     }
 
     /// Waits for what still runs. Each task bounds itself; the timeout is for one that cannot.
@@ -636,7 +710,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
         let error = match end {
             ShardEnd::Ended => {
-                let shard = self.started.get(&id).map(|(shard, _)| shard.clone());
+                // Should it turn out to be one of an earlier stream, it may start again.
+                let shard = self.started.remove(&id).map(|(shard, _)| shard);
                 self.ended.extend(shard);
                 return true;
             }

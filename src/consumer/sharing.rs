@@ -43,24 +43,23 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// Stores the end of a shard that nobody reads. Returns false if another process holds it.
-    pub(super) async fn store_end(&self, shard: &ShardId) -> Result<bool, BoxError> {
-        let key = self.key(shard.clone());
-        let end = self.facts.tag(Checkpoint::at(Position::ShardEnd));
+    /// Takes a shard that nobody reads, where shards are shared.
+    pub(super) async fn take_unread(&self, shard: &ShardId) -> Result<Taken, BoxError> {
         let Some(leases) = self.checkpoints.leases() else {
-            self.store(shard, end).await?;
-            return Ok(true);
+            return Ok(Taken::Held(Checkpoint::at(Position::TrimHorizon)));
         };
-        let taken = answer(STORE, leases.take(std::slice::from_ref(&key))).await?;
-        match all_of(taken, 1)?.pop() {
-            Some(Ok(Taken::Held(_))) => {}
-            Some(Ok(Taken::Elsewhere { .. })) => return Ok(false),
-            Some(Ok(Taken::Ended | Taken::Missing)) | None => return Ok(true),
-            Some(Err(error)) => return Err(error.into()),
+        let taken = answer(STORE, leases.take(&[self.key(shard.clone())])).await?;
+        let taken = all_of(taken, 1)?.pop();
+        Ok(taken.unwrap_or(Ok(Taken::Missing))?)
+    }
+
+    /// Stores the end of a shard that was taken, and gives it up.
+    pub(super) async fn store_end(&self, shard: &ShardId, end: Checkpoint) -> Result<(), BoxError> {
+        self.store(shard, self.facts.tag(end)).await?;
+        if let Some(leases) = self.checkpoints.leases() {
+            answer(STORE, leases.give_up(&self.key(shard.clone()))).await??;
         }
-        self.store(shard, end).await?;
-        answer(STORE, leases.give_up(&key)).await??;
-        Ok(true)
+        Ok(())
     }
 
     /// Makes these rows, parents before children.

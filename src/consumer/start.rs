@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::lineage::{Lineage, parents_first};
 use crate::checkpoint::Checkpoint;
 use crate::record::{Position, SequenceNumber, ShardId};
+use crate::wall_clock;
 
 /// Where the shards begin that have no checkpoint when an application starts for the first time.
 ///
@@ -45,7 +46,7 @@ impl StartingPosition {
         if begun.is_none() && !(found.checkpoints.is_empty() && found.unreadable.is_empty()) {
             return Vec::new();
         }
-        let now = SystemTime::now();
+        let now = wall_clock::now();
         let position = |shard: &ShardId| match (&begun, self) {
             (Some(begun), _) => Some(begun.clone()),
             (None, StartingPosition::TrimHorizon) => None,

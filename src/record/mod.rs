@@ -19,6 +19,8 @@ pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};
 
 use self::text::Text;
 
+use crate::wall_clock;
+
 /// One user record, as the handler sees it.
 ///
 /// A clone copies two pointers: the payload is shared, never copied. `Debug` shows where the record
@@ -168,7 +170,7 @@ impl Record {
 
     /// How long ago Kinesis received it, by our clock.
     pub(crate) fn age(&self) -> Option<Duration> {
-        SystemTime::now().duration_since(self.meta.arrival?).ok()
+        wall_clock::now().duration_since(self.meta.arrival?).ok()
     }
 
     /// The payload. To keep it past the handler clone it: that shares the bytes.

@@ -22,7 +22,7 @@ fn volume(usual: u64, large: u64) -> u64 {
 /// takes a second for each.
 fn first_seed(sabotage: Sabotage) -> u64 {
     match sabotage {
-        Sabotage::TrustPartialListing => 560,
+        Sabotage::HideDataLoss => 60,
         _ => 0,
     }
 }
@@ -63,7 +63,7 @@ fn run(
 
 #[test]
 fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
-    let seeds = volume(100, 300);
+    let seeds = volume(200, 300);
     let outcomes = run(0..seeds, None, |_, outcome| outcome.violation.is_some());
     let mut counts = Counts::default();
     for (seed, outcome) in &outcomes {
@@ -108,8 +108,9 @@ fn promises(sabotage: Sabotage) -> &'static [Promise] {
         Sabotage::TrustSilence => &[Promise::AllSettled],
         Sabotage::TrustMissingIterator => &[Promise::NothingPassed, Promise::Lineage],
         Sabotage::TrustEmptyListing => &[Promise::GoesOn],
-        Sabotage::TrustPartialListing => &[Promise::Lineage, Promise::Order],
+        Sabotage::TrustPartialListing => &[Promise::Lineage, Promise::Order, Promise::LossReported],
         Sabotage::TrustRefusal => &[Promise::NoWayBack],
+        Sabotage::HideDataLoss => &[Promise::LossReported],
     }
 }
 

@@ -16,6 +16,7 @@ use crate::failure::{Class, Failure, Scope};
 use crate::letter_id::LetterId;
 use crate::record::{Record, SequenceNumber, ShardId};
 use crate::rfc3339::{self, to_millis};
+use crate::wall_clock;
 
 mod bounded;
 mod reason;
@@ -157,7 +158,7 @@ impl DeadLetter {
             sub_sequence_number: record.sub_sequence_number(),
             partition_key: record.partition_key().map(str::to_owned),
             arrived_at: record.arrival().map(to_millis),
-            dead_lettered_at: to_millis(SystemTime::now()),
+            dead_lettered_at: to_millis(wall_clock::now()),
             reason,
             class: failure.verdict().class(),
             scope: failure.verdict().scope(),

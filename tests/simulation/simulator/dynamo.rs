@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::pending;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
@@ -28,6 +28,9 @@ use super::world::{World, shard_index};
 
 /// A row, in DynamoDB's JSON: each attribute is an object with its type.
 pub type Item = Map<String, Value>;
+
+/// Rows on a page of Scan.
+const SCAN_PAGE: usize = 3;
 
 pub const TABLE: &str = "leases";
 
@@ -104,6 +107,16 @@ impl Dynamo {
                     self.0.row_read(row);
                 }
                 Ok(json!({"Responses": {TABLE: rows}, "UnprocessedKeys": {}}))
+            }
+            "Scan" => {
+                let after = row_key(&body["ExclusiveStartKey"]).unwrap_or_default().to_owned();
+                let rows = self.0.rows_after(&after, SCAN_PAGE);
+                for row in &rows {
+                    self.0.row_read(row);
+                }
+                let last = rows.last().filter(|_| rows.len() == SCAN_PAGE);
+                let last = last.map(|row| json!({"leaseKey": row["leaseKey"]}));
+                Ok(json!({"Items": rows, "LastEvaluatedKey": last}))
             }
             "GetItem" => {
                 let row = self.0.row(row_key(&body["Key"]).ok_or(INVALID)?);
@@ -248,6 +261,11 @@ pub fn checkpoint(row: &Item) -> Option<Checkpoint> {
         },
     };
     let checkpoint = Checkpoint::at(position);
+    let millis = row.get("redriveReadUntil").and_then(number);
+    let checkpoint = match millis {
+        Some(millis) => checkpoint.with_read_until(SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
+        None => checkpoint,
+    };
     let ahead = row.get("redriveAhead").and_then(|ahead| ahead["B"].as_str());
     let ahead = ahead.and_then(|ahead| BASE64.decode(ahead).ok());
     Some(match ahead.and_then(|bytes| Ahead::from_bytes(&bytes).ok()) {

@@ -60,6 +60,10 @@ faults! {
     RepeatedListing = "repeated-listing",
     /// The stream has another retention than before.
     RetentionChanged = "retention-changed",
+    /// The process is away for longer than the stream keeps its records.
+    Absence = "absence",
+    /// The stream is deleted, and another one has its name.
+    Recreated = "recreated",
     /// Some entries of a PutRecords call are not written.
     EntryFailed = "entry-failed",
     /// The sink panics.

@@ -184,7 +184,7 @@ impl<'a> Call<'a> {
             return;
         }
         let mut state = self.world.state();
-        let at = (state.step() + 1, state.now());
+        let at = (state.step() + 1, state.clock());
         state.note("failed", self.place.0, self.place.1);
         state
             .oracle
@@ -257,7 +257,7 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut state = self.world.state();
-        let now = state.now();
+        let now = state.clock();
         state.oracle.handler_ended(now, self.place);
         drop(state);
         if !self.over {

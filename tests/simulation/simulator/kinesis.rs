@@ -48,6 +48,8 @@ pub type Refusal = (u16, &'static str);
 
 const THROTTLED: Refusal = (400, "ProvisionedThroughputExceededException");
 const INVALID: Refusal = (400, "InvalidArgumentException");
+const NOT_FOUND: Refusal = (400, "ResourceNotFoundException");
+const EXPIRED: Refusal = (400, "ExpiredIteratorException");
 
 /// Shard iterators live so long (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE_MILLIS: u128 = 5 * 60 * 1_000;
@@ -91,6 +93,13 @@ impl Kinesis {
         if !of_letters && operation != "SubscribeToShard" && world.strikes(Fault::EmptyAnswer) {
             return Ok(Ok(json!({})));
         }
+        {
+            let mut state = world.state();
+            state.drop_old(world.plan());
+            if !letters && world.plan().is_gone(state.now()) {
+                return Ok(Err(NOT_FOUND));
+            }
+        }
         let answer = self.answer(operation, &body);
         let answer = if world.strikes(Fault::RequestDoubled) {
             self.answer(operation, &body)
@@ -111,11 +120,17 @@ impl Kinesis {
         match operation {
             "ListShards" => self.list_shards(body),
             "DescribeStreamSummary" => {
-                let hours = match self.0.strikes(Fault::RetentionChanged) {
-                    true => 24,
-                    false => 168,
-                };
-                Ok(summary(body["StreamName"].as_str().unwrap_or_default(), hours))
+                let (plan, mut state) = (self.0.plan(), self.0.state());
+                let hours = plan.retention_hours(state.now());
+                if state.now() >= plan.retention.1 && hours != plan.retention.0 {
+                    state.counts.add(Fault::RetentionChanged);
+                }
+                let created = state.created(plan).as_secs();
+                Ok(summary(
+                    body["StreamName"].as_str().unwrap_or_default(),
+                    hours,
+                    created,
+                ))
             }
             "GetShardIterator" => self.get_shard_iterator(body),
             "GetRecords" => self.get_records(body),
@@ -143,6 +158,7 @@ impl Kinesis {
             .iter()
             .enumerate()
             .filter(|(_, shard)| shard.opens <= now && !late(shard))
+            .filter(|(index, _)| !self.0.state().has_vanished(plan, *index))
             .collect();
         let page = listed.iter().skip(first).take(SHARD_PAGE);
         let shards: Vec<Value> = page
@@ -180,28 +196,30 @@ impl Kinesis {
     }
 
     fn iterator(&self, shard: usize, index: usize) -> String {
-        format!("{shard}/{index}/{}", self.0.now().as_millis())
+        let state = self.0.state();
+        let made = state.clock().as_millis();
+        format!("{shard}/{index}/{made}/{}", u128::from(state.is_recreated()))
     }
 
     fn get_shard_iterator(&self, body: &Value) -> Result<Value, Refusal> {
         let shard = body["ShardId"].as_str().and_then(shard_index).ok_or(INVALID)?;
-        let index = first(&body["ShardIteratorType"], &body["StartingSequenceNumber"])?;
+        let index = self.first(shard, &body["ShardIteratorType"], &body["StartingSequenceNumber"])?;
         if index > 0 && self.0.strikes(Fault::RefusedNumber) {
             return Err(INVALID);
         }
-        self.0.state().oracle.reading_begins(shard);
+        self.0.state().reading_begins(shard);
         Ok(json!({"ShardIterator": self.iterator(shard, index)}))
     }
 
     fn subscribe(&self, body: &Value) -> Result<Value, Refusal> {
         let (world, position) = (&self.0, &body["StartingPosition"]);
         let shard = body["ShardId"].as_str().and_then(shard_index).ok_or(INVALID)?;
-        let first = first(&position["Type"], &position["SequenceNumber"])?;
+        let first = self.first(shard, &position["Type"], &position["SequenceNumber"])?;
         let early = world.strikes(Fault::SubscribedEarly);
         let mut state = world.state();
         let now = state.now();
         state.subscriptions.subscribe(shard, now)?;
-        state.oracle.reading_begins(shard);
+        state.reading_begins(shard);
         let first = if early { first.saturating_sub(3) } else { first };
         Ok(subscription::accepted(shard, first, now))
     }
@@ -211,14 +229,21 @@ impl Kinesis {
             .as_str()
             .and_then(|token| token.split('/').map(|part| part.parse().ok()).collect())
             .ok_or(INVALID)?;
-        let [shard, index, made] = iterator[..] else {
+        let [shard, index, made, stream] = iterator[..] else {
             return Err(INVALID);
         };
         let (shard, index) = (shard as usize, index as usize);
         let limit = body["Limit"].as_u64().unwrap_or(10_000) as usize;
-        let expired = self.0.now().as_millis() - made > ITERATOR_LIFE_MILLIS;
+        let expired = {
+            let state = self.0.state();
+            if state.has_vanished(self.0.plan(), shard) {
+                return Err(NOT_FOUND);
+            }
+            let is_old = state.clock().as_millis() - made > ITERATOR_LIFE_MILLIS;
+            is_old || stream != u128::from(state.is_recreated())
+        };
         if expired || self.0.strikes(Fault::ExpiredIterator) {
-            return Err((400, "ExpiredIteratorException"));
+            return Err(EXPIRED);
         }
         let page = Page::of(&self.0, shard, index, limit);
         Ok(json!({
@@ -227,6 +252,22 @@ impl Kinesis {
                 .then(|| self.iterator(shard, page.end)),
             "MillisBehindLatest": page.behind,
         }))
+    }
+
+    /// The first record that is read from there.
+    fn first(&self, shard: usize, kind: &Value, number: &Value) -> Result<usize, Refusal> {
+        let state = self.0.state();
+        if state.has_vanished(self.0.plan(), shard) {
+            return Err(NOT_FOUND);
+        }
+        let Some(number) = number.as_str() else {
+            return Ok(0);
+        };
+        let number = number.to_owned().try_into().map_err(|_| INVALID)?;
+        if state.is_of_another_stream(self.0.plan(), shard, &number) {
+            return Err(INVALID);
+        }
+        first_from(&number, kind == "AFTER_SEQUENCE_NUMBER").ok_or(INVALID)
     }
 
     fn put_records(&self, body: &Value) -> Value {
@@ -254,15 +295,6 @@ impl Kinesis {
     }
 }
 
-/// The first record that is read from there.
-fn first(kind: &Value, number: &Value) -> Result<usize, Refusal> {
-    let Some(number) = number.as_str() else {
-        return Ok(0);
-    };
-    let number = number.to_owned().try_into().map_err(|_| INVALID)?;
-    first_from(&number, kind == "AFTER_SEQUENCE_NUMBER").ok_or(INVALID)
-}
-
 /// Some records of a shard, as Kinesis gives them.
 pub struct Page {
     pub records: Vec<Value>,
@@ -279,7 +311,10 @@ impl Page {
         let empty = world.strikes(Fault::EmptyPage);
         let mut state = world.state();
         let now = state.now();
+        state.drop_old(world.plan());
         let visible = state.visible(world.plan(), shard);
+        let dropped = state.oracle.shards[shard].partition_point(|fate| fate.dropped.is_some());
+        let first = first.max(dropped);
         let end = if empty { first } else { visible.min(first + limit) };
         let fates = &state.oracle.shards[shard];
         let records = fates[first..end].iter().map(|fate| {
@@ -316,13 +351,13 @@ fn letters(body: &Value) -> impl Iterator<Item = Result<DeadLetter, String>> + '
     })
 }
 
-fn summary(stream: &str, hours: u32) -> Value {
+fn summary(stream: &str, hours: u32, created: u64) -> Value {
     json!({"StreamDescriptionSummary": {
         "StreamName": stream,
         "StreamARN": format!("arn:aws:kinesis:us-east-1:000000000000:stream/{stream}"),
         "StreamStatus": "ACTIVE",
         "RetentionPeriodHours": hours,
-        "StreamCreationTimestamp": 1_700_000_000,
+        "StreamCreationTimestamp": created,
         "EnhancedMonitoring": [],
         "OpenShardCount": 1,
         "MaxRecordSizeInKiB": if stream == STREAM { 1_024 } else { 10_240 },

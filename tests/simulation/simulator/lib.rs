@@ -7,9 +7,9 @@ use std::time::Duration;
 use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::Capacity;
-use redrive::{BoxProcessor, Breaker, Consumer, Guard, Resilient, Retrieval, dead_letter};
+use redrive::{BoxProcessor, Breaker, Consumer, ConsumerError, Guard, Resilient, Retrieval, dead_letter};
 use tokio::runtime;
-use tokio::time::{advance, sleep};
+use tokio::time::{advance, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 mod dynamo;
@@ -31,7 +31,7 @@ pub use oracle::{Promise, Violation};
 pub use plan::Options;
 
 use handler::Handler;
-use plan::{End, Plan, stream};
+use plan::{Absence, Away, End, Plan, stream};
 use sink::Sink;
 use store::Store;
 use world::World;
@@ -42,6 +42,12 @@ const LETTERS: &str = "orders-dlq";
 
 /// What went wrong before it was calm may take so long to be over: a late write, a call that hangs.
 const AFTERMATH: Duration = Duration::from_secs(2 * 60);
+
+/// What is lost is reported within this time once all else is settled.
+const REPORTED: Duration = Duration::from_secs(15 * 60);
+
+/// How long it takes until somebody starts a process again that has found no stream.
+const NO_STREAM: Duration = Duration::from_secs(5);
 
 /// What a seed came to.
 #[derive(Debug, Clone)]
@@ -64,6 +70,8 @@ pub fn simulate(options: &Options, print: bool) -> Outcome {
     let world = World::new(Plan::new(options), print);
     let mut life = Life {
         ends: world.plan().ends.clone().into_iter(),
+        looks_once_more: world.plan().absence.is_some() || world.plan().recreated.is_some(),
+        found_no_stream: false,
         seeds: stream(options.seed, "jitter"),
         world: world.clone(),
     };
@@ -101,6 +109,10 @@ type After = std::ops::ControlFlow<()>;
 struct Life {
     world: World,
     ends: std::vec::IntoIter<(End, Duration)>,
+    /// Whether a last process is to come that finds out what was lost: in the one before it may have been in hand.
+    looks_once_more: bool,
+    /// The run has ended as there was no stream: somebody starts another.
+    found_no_stream: bool,
     seeds: rand::rngs::SmallRng,
 }
 
@@ -121,14 +133,27 @@ impl Life {
                 Some((end, pause)) => (Some(end), pause),
                 None => (None, Duration::ZERO),
             };
+            let ended = world.plan().ends.len() - self.ends.len();
             self.run(resilient.clone(), end).await;
+            if std::mem::take(&mut self.found_no_stream) {
+                world.process_ends(NO_STREAM);
+                return After::Continue(());
+            }
             let broken = world.state().oracle.violation.is_some();
             if broken || end.is_none() {
                 world.process_ends(Duration::ZERO);
-                return After::Break(());
+                return match std::mem::take(&mut self.looks_once_more) && !broken {
+                    true => After::Continue(()),
+                    false => After::Break(()),
+                };
             }
             if !matches!(end, Some(End::Dropped(_))) || world.is_dead() {
                 world.process_ends(pause);
+                let absence = world.plan().absence;
+                let absence = absence.filter(|absence| absence.when == Away::AfterEnd(ended - 1));
+                if let Some(Absence { length, .. }) = absence {
+                    world.is_away(length);
+                }
                 return After::Continue(());
             }
         }
@@ -201,6 +226,11 @@ impl Life {
                 biased;
                 () = world.over() => return,
                 ended = &mut running => {
+                    let not_found = matches!(ended, Err(ConsumerError::StreamNotFound { .. }));
+                    if not_found && plan.recreated.is_some() {
+                        self.found_no_stream = true;
+                        return;
+                    }
                     return world.violated(Promise::GoesOn, format!("the run ended by itself: {ended:?}"));
                 }
                 () = told => {}
@@ -215,7 +245,9 @@ impl Life {
                     tokio::select! {
                         biased;
                         () = world.over() => return,
-                        ended = running => if let Err(error) = ended {
+                        ended = running => if let Err(error) = ended
+                            && !(plan.recreated.is_some() && matches!(error, ConsumerError::StreamNotFound { .. }))
+                        {
                             world.violated(Promise::GoesOn, format!("the run ended with {error:?}"));
                         },
                         () = sleep(Duration::from_secs(25)) => {
@@ -233,27 +265,36 @@ impl Life {
         if end.is_none() && !world.state().oracle.held {
             let checked = world.state().check_stored();
             world.check(checked);
+            if !self.looks_once_more {
+                let checked = world.state().oracle.check_losses();
+                world.check(checked);
+            }
         }
     }
 
     /// Returns when all is settled, if that is what the run ends with, and when that takes too long.
     async fn all_settled(&self, ends: bool) {
         let (world, plan) = (&self.world, self.world.plan());
-        let left = (plan.calm + plan.patience()).saturating_sub(world.now());
-        let all = async {
+        while world.now() < plan.calm + AFTERMATH {
             sleep((plan.calm + AFTERMATH).saturating_sub(world.now())).await;
-            world
-                .until(|state| ends && state.oracle.is_all_settled_in_run())
-                .await;
-        };
-        if tokio::time::timeout(left, all).await.is_err() {
+        }
+        let settled = world.until(|state| ends && state.oracle.is_all_settled_in_run());
+        let left = (plan.calm + plan.patience()).saturating_sub(world.now());
+        if timeout(left, settled).await.is_err() {
             if world.state().oracle.is_held_by_design() {
                 world.state().oracle.held = true;
                 return;
             }
             let open = world.state().oracle.unsettled();
             let (count, some) = (open.len(), &open[..open.len().min(20)]);
-            world.violated(Promise::AllSettled, format!("{count} open: {some:?}"));
+            return world.violated(Promise::AllSettled, format!("{count} open: {some:?}"));
+        }
+        if !self.looks_once_more {
+            let reported = world.until(|state| state.oracle.check_losses().is_ok());
+            if timeout(REPORTED, reported).await.is_err() {
+                let checked = world.state().oracle.check_losses();
+                world.check(checked);
+            }
         }
     }
 }
@@ -271,6 +312,13 @@ async fn operate(world: World, guard: Guard) {
 
 /// The process gets no time for a while, as on a machine that sleeps.
 async fn stand_still(world: World) {
+    if let Some(Absence {
+        when: Away::At(at),
+        length,
+    }) = world.plan().absence
+    {
+        tokio::spawn(be_suspended(world.clone(), at, length));
+    }
     for &(at, length) in &world.plan().jumps {
         let Some(left) = at.checked_sub(world.now()) else {
             continue;
@@ -280,4 +328,14 @@ async fn stand_still(world: World) {
         world.stands_still(length);
         advance(length).await;
     }
+}
+
+/// The same for longer than the stream keeps its records.
+async fn be_suspended(world: World, at: Duration, length: Duration) {
+    let Some(left) = at.checked_sub(world.now()) else {
+        return;
+    };
+    sleep(left).await;
+    world.is_suspended(length);
+    advance(length).await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter::DeadLetter;
-use redrive::{Ordering, Record};
+use redrive::{Ordering, Position, Record};
 
 use super::lineage::PlannedShard;
 use super::plan::{Behaviour, Plan, Planned};
@@ -56,6 +56,8 @@ pub enum Promise {
     GoesOn,
     /// Nothing is begun of a shard that another worker holds.
     Fenced,
+    /// What the stream dropped before it was settled is reported, and nothing else is said to be lost for certain.
+    LossReported,
 }
 
 impl fmt::Display for Violation {
@@ -76,6 +78,10 @@ pub struct Fate {
     /// How often it has failed by itself.
     pub own_failures: u32,
     pub running: bool,
+    /// When the stream had dropped it.
+    pub dropped: Option<Duration>,
+    /// It was dropped before anything was stored that says how far its shard was read: nobody can know of it.
+    pub is_unknown: bool,
     /// Of the call that it is in it is the first.
     is_first: bool,
     /// A bad deploy has failed it.
@@ -115,6 +121,11 @@ impl Fate {
         self.processed > 0 || self.letters > 0
     }
 
+    /// It is settled, or the stream does not have it any more.
+    fn is_over(&self) -> bool {
+        self.is_settled() || self.dropped.is_some()
+    }
+
     /// What this run did with it is over.
     fn begins_anew(&mut self) {
         let before = std::mem::take(&mut self.run);
@@ -125,7 +136,8 @@ impl Fate {
     }
 
     fn is_known_in_run(&self) -> bool {
-        self.run.covered || self.run.processed || (self.run.letter_sent && self.letters > 0)
+        let is_settled = self.run.covered || self.run.processed || (self.run.letter_sent && self.letters > 0);
+        is_settled || self.dropped.is_some()
     }
 
     fn name(&self) -> String {
@@ -166,8 +178,12 @@ pub struct Oracle {
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
     flood: Vec<u64>,
     saved_in_run: HashMap<usize, Checkpoint>,
+    /// Shards that begin again at their oldest record, as Kinesis has refused their position.
+    refused: HashSet<usize>,
     /// Shards that this run reads: what is stored of them it does not ask any more.
     reading: HashSet<usize>,
+    /// Of which shard data loss was reported, and when.
+    losses: Vec<(usize, Duration)>,
     pub held: bool,
     pub letters: u64,
     pub calls: u64,
@@ -213,7 +229,9 @@ impl Oracle {
             open_since: None,
             flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
+            refused: HashSet::new(),
             reading: HashSet::new(),
+            losses: Vec::new(),
             held: false,
             letters: 0,
             calls: 0,
@@ -229,6 +247,8 @@ impl Oracle {
             letters: 0,
             own_failures: 0,
             running: false,
+            dropped: None,
+            is_unknown: false,
             is_first: false,
             bad_deploy: false,
             failed_alone: 0,
@@ -261,6 +281,7 @@ impl Oracle {
         self.shards.iter_mut().flatten().for_each(Fate::begins_anew);
         self.flood.fill(0);
         self.saved_in_run.clear();
+        self.refused.clear();
         self.reading.clear();
     }
 
@@ -288,8 +309,12 @@ impl Oracle {
         }
     }
 
-    /// It begins to read a shard.
-    pub fn reading_begins(&mut self, shard: usize) {
+    /// It begins to read a shard, of which this is stored.
+    pub fn reading_begins(&mut self, shard: usize, stored: Option<&Checkpoint>) {
+        if self.refused.remove(&shard) {
+            self.shard_begins_anew(shard);
+            self.checkpoint_loaded(shard, stored);
+        }
         self.reading.insert(shard);
     }
 
@@ -336,7 +361,7 @@ impl Oracle {
                 _ => before.planned.key == fate.planned.key,
             };
             let goes_with = with.contains(&(shard, *at));
-            same_lane && !goes_with && (before.running || !before.is_settled())
+            same_lane && !goes_with && (before.running || !before.is_over())
         });
         let ahead = ahead.map(|(_, ahead)| ahead);
         ensure(Promise::Order, ahead.is_none(), || {
@@ -349,9 +374,7 @@ impl Oracle {
         let parents = self.parents[shard]
             .iter()
             .flat_map(|&parent| &self.shards[parent]);
-        let open = parents
-            .clone()
-            .find(|before| before.running || !before.is_settled());
+        let open = parents.clone().find(|before| before.running || !before.is_over());
         ensure(Promise::Lineage, open.is_none(), || {
             format!(
                 "{} begins before {}",
@@ -509,7 +532,7 @@ impl Oracle {
         if plan.ordering != Ordering::Unordered {
             let lane =
                 |other: &Fate| plan.ordering == Ordering::Shard || other.planned.key == fate.planned.key;
-            let late = before.iter().find(|other| lane(other) && !other.is_settled());
+            let late = before.iter().find(|other| lane(other) && !other.is_over());
             ensure(Promise::LetterOrder, late.is_none(), || {
                 format!(
                     "the letter of {} overtakes {}",
@@ -538,7 +561,7 @@ impl Oracle {
     pub fn checkpoint_stored(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
         let passed = self.shards[shard]
             .iter()
-            .find(|fate| !fate.is_settled() && covers(checkpoint, &fate.record));
+            .find(|fate| !fate.is_over() && covers(checkpoint, &fate.record));
         ensure(Promise::NothingPassed, passed.is_none(), || {
             format!(
                 "{checkpoint:?} passes {}",
@@ -547,8 +570,16 @@ impl Oracle {
         })
     }
 
+    /// A shard is to begin again at its oldest record, once what it has in hand is settled.
+    pub fn position_refused(&mut self, shard: usize) {
+        self.refused.insert(shard);
+    }
+
     /// A run asks for a checkpoint to be stored.
     pub fn checkpoint_sent(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
+        if *checkpoint.position() == Position::TrimHorizon && self.refused.contains(&shard) {
+            self.saved_in_run.remove(&shard);
+        }
         let before = self.saved_in_run.insert(shard, checkpoint.clone());
         let back = before.filter(|before| before.position() > checkpoint.position());
         ensure(Promise::NoWayBack, back.is_none(), || {
@@ -566,7 +597,8 @@ impl Oracle {
         for (shard, fates) in shards.filter(|(shard, _)| !is_put_back(*shard)) {
             let checkpoint = checkpoint(shard);
             let missing = fates.iter().find(|fate| {
-                fate.is_settled() && !checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record))
+                let is_there = fate.is_settled() && fate.dropped.is_none();
+                is_there && !checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record))
             });
             ensure(Promise::AllStored, missing.is_none(), || {
                 format!(
@@ -576,6 +608,38 @@ impl Oracle {
             })?;
         }
         Ok(())
+    }
+
+    /// A loss was reported.
+    pub fn loss_reported(&mut self, shard: usize, certain: bool, now: Duration) -> Checked {
+        self.losses.push((shard, now));
+        let lost = self.shards[shard]
+            .iter()
+            .any(|fate| fate.dropped.is_some() && !fate.is_settled());
+        ensure(Promise::LossReported, lost || !certain, || {
+            format!("shard {shard} has lost nothing")
+        })
+    }
+
+    /// Whatever the stream dropped before it was settled was reported, of its shard or of one that came of it.
+    pub fn check_losses(&self) -> Checked {
+        for (shard, fates) in self.shards.iter().enumerate() {
+            let lost = fates.iter().filter(|fate| !fate.is_settled() && !fate.is_unknown);
+            for (fate, dropped) in lost.filter_map(|fate| Some((fate, fate.dropped?))) {
+                let mut losses = self.losses.iter().filter(|(_, at)| *at >= dropped);
+                let reported = losses.any(|(reported, _)| self.comes_of(*reported, shard));
+                ensure(Promise::LossReported, reported, || {
+                    format!("{} is lost, and nothing was reported", fate.name())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a shard is this one, or came of it.
+    fn comes_of(&self, shard: usize, ancestor: usize) -> bool {
+        let mut parents = self.parents[shard].iter();
+        shard == ancestor || parents.any(|&parent| self.comes_of(parent, ancestor))
     }
 
     /// Whether nothing is left that may be read but records that never succeed, of so many keys that nobody can tell

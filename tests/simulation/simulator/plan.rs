@@ -109,6 +109,21 @@ pub enum Outage {
     Hangs,
 }
 
+/// For longer than a stream's retention nothing is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Absence {
+    pub when: Away,
+    pub length: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Away {
+    /// No process runs after this one of the planned ends.
+    AfterEnd(usize),
+    /// The process is suspended.
+    At(Duration),
+}
+
 /// How a handler works on many records at once.
 #[derive(Debug, Clone)]
 pub struct Batches {
@@ -164,6 +179,11 @@ pub struct Plan {
     pub windows: Vec<(Fault, Range<Duration>)>,
     pub jumps: Vec<(Duration, Duration)>,
     pub ends: Vec<(End, Duration)>,
+    pub absence: Option<Absence>,
+    /// When another stream takes the place of the first, and for how long there is none before that.
+    pub recreated: Option<(Duration, Duration)>,
+    /// How many hours the stream keeps its records, until a time, and from then on.
+    pub retention: (u32, Duration, u32),
     /// How likely each kind of fault is at each occasion for it.
     pub rates: Vec<f64>,
 }
@@ -242,13 +262,18 @@ impl Plan {
             windows: Vec::new(),
             jumps: Vec::new(),
             ends: Vec::new(),
+            absence: None,
+            recreated: None,
+            retention: (168, Duration::MAX, 168),
             rates: Vec::new(),
             options: options.clone(),
         };
+        plan.draw_recreated(&wanted);
         plan.draw_shards(shards, &wanted);
         plan.draw_records(&wanted);
         plan.draw_windows(&wanted);
         plan.draw_ends(&wanted);
+        plan.draw_absence(&wanted);
         let mut rng = stream(seed, "rates");
         for &fault in Fault::ALL {
             let rate = match rng.random_range(0..10) {
@@ -264,12 +289,66 @@ impl Plan {
         let mut rng = stream(self.options.seed, "shards");
         let changes = rng.random_range(0..=4);
         let end = self.calm.as_millis() as u64;
-        let times = (0..changes).map(|_| millis(&mut rng, 1..end)).collect();
+        // The names of the shards begin anew with the stream: those of the first one do not change.
+        let earliest = self.recreated.map_or(Duration::ZERO, |(at, gone)| at + gone);
+        let times = (0..changes)
+            .map(|_| millis(&mut rng, 1..end))
+            .filter(|at| *at > earliest)
+            .collect();
         let lag = millis(&mut rng, 0..5_000);
         if wanted(Fault::LateListing) {
             self.listing_lag = lag;
         }
         self.shards = lineage::draw(&mut rng, first, times, wanted);
+    }
+
+    fn draw_recreated(&mut self, wanted: &impl Fn(Fault) -> bool) {
+        let mut rng = stream(self.options.seed, "recreated");
+        let at = millis(&mut rng, 1..self.calm.as_millis() as u64);
+        let gone = millis(&mut rng, 100..60_000);
+        if rng.random_bool(0.1) && wanted(Fault::Recreated) {
+            self.recreated = Some((at, gone));
+        }
+    }
+
+    fn draw_absence(&mut self, wanted: &impl Fn(Fault) -> bool) {
+        let mut rng = stream(self.options.seed, "absence");
+        let happens = rng.random_bool(0.15);
+        let length = Duration::from_secs(rng.random_range(12..100) * 60 * 60);
+        let at = millis(&mut rng, 1..self.calm.as_millis() as u64);
+        let after = rng.random_range(0..5);
+        let when = match after < self.ends.len() {
+            true => Away::AfterEnd(after),
+            false => Away::At(at),
+        };
+        if happens && wanted(Fault::Absence) {
+            self.absence = Some(Absence { when, length });
+        }
+        let hours = [24, 48, 168];
+        let first = *hours.choose(&mut rng).unwrap_or(&24);
+        let second = *hours.choose(&mut rng).unwrap_or(&24);
+        // What was lost before the retention was raised cannot be known afterwards.
+        let second = match self.absence {
+            Some(_) => first.min(second),
+            None => second,
+        };
+        let from = millis(&mut rng, 1..self.calm.as_millis() as u64);
+        self.retention = match wanted(Fault::RetentionChanged) {
+            true => (first, from, second),
+            false => (first, Duration::MAX, first),
+        };
+    }
+
+    /// How many hours the stream keeps its records.
+    pub fn retention_hours(&self, now: Duration) -> u32 {
+        let (first, until, second) = self.retention;
+        if now < until { first } else { second }
+    }
+
+    /// Whether there is no stream.
+    pub fn is_gone(&self, now: Duration) -> bool {
+        self.recreated
+            .is_some_and(|(at, gone)| (at..at + gone).contains(&now))
     }
 
     fn draw_records(&mut self, wanted: &impl Fn(Fault) -> bool) {

@@ -5,11 +5,12 @@ use std::future::pending;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use redrive::ShardId;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use tokio::time::sleep;
 
 use super::fault::Fault;
-use super::world::World;
+use super::world::{World, shard_id};
 
 pub struct Store(pub World);
 
@@ -90,6 +91,14 @@ impl CheckpointStore for Store {
             results.push(self.save_one(key, checkpoint).await);
         }
         results
+    }
+
+    async fn list(&self, _: &str, _: &str) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
+        self.reach().await?;
+        self.answer().await?;
+        let shards = 0..self.0.plan().shards.len();
+        let stored = shards.filter_map(|shard| Some((shard_id(shard).into(), self.0.load(shard)?)));
+        Ok(Some(stored.collect()))
     }
 
     fn write_interval(&self) -> Duration {

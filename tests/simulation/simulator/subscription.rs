@@ -136,7 +136,8 @@ impl Pusher {
             sleep(Duration::from_millis(pause)).await;
             self.world.contact("pushes", self.shard, self.next).await;
             self.fail().await?;
-            if self.world.is_down(Fault::KinesisOutage) {
+            let is_gone = self.world.plan().is_gone(self.world.now());
+            if is_gone || self.world.is_down(Fault::KinesisOutage) {
                 return self.abort("connection reset");
             }
             let most = self.world.plan().page as usize;

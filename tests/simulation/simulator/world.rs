@@ -7,13 +7,14 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter::DeadLetter;
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::Capacity;
-use redrive::{Record, SequenceNumber};
+use redrive::{Position, Record, SequenceNumber, WallClock};
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -53,6 +54,12 @@ pub struct State {
     /// The time at which the clock of this process began.
     epoch: Duration,
     started: Option<Instant>,
+    /// When nothing was read for long, and for how long: the plan goes on afterwards.
+    absent: Option<(Duration, Duration)>,
+    /// As much of that as was in this process.
+    suspended: Duration,
+    /// Whether there is another stream.
+    is_recreated: bool,
     /// The process is dead: nothing that it does has an effect any more.
     dead: bool,
     contacts: u64,
@@ -86,7 +93,7 @@ impl World {
         let seed = plan.options.seed;
         let mut oracle = Oracle::new(&plan.shards);
         for planned in &plan.records {
-            put(&mut oracle, planned.clone());
+            put(&mut oracle, planned.clone(), Duration::ZERO);
         }
         World(Arc::new(Shared {
             state: Mutex::new(State {
@@ -94,6 +101,9 @@ impl World {
                 counts: reshards(&plan),
                 epoch: Duration::ZERO,
                 started: None,
+                absent: None,
+                suspended: Duration::ZERO,
+                is_recreated: false,
                 dead: false,
                 contacts: 0,
                 dies_at: None,
@@ -134,6 +144,7 @@ impl World {
         let mut state = self.state();
         state.started = Some(Instant::now());
         state.dead = false;
+        WallClock::set(SystemTime::UNIX_EPOCH + YEAR_2026 + state.clock());
     }
 
     /// It is gone. The next begins after a while.
@@ -141,14 +152,33 @@ impl World {
         let mut state = self.state();
         state.epoch = state.now() + pause;
         state.started = None;
+        state.suspended = Duration::ZERO;
         state.dead = true;
         state.oracle.process_ends();
+    }
+
+    /// No process runs for so long.
+    pub fn is_away(&self, length: Duration) {
+        self.count(Fault::Absence);
+        self.state().skip(length);
+    }
+
+    /// The process is suspended for so long.
+    pub fn is_suspended(&self, length: Duration) {
+        self.count(Fault::Absence);
+        let mut state = self.state();
+        state.skip(length);
+        state.suspended = length;
+        state.stood_still = Some(state.now());
     }
 
     /// A consumer begins to run, and may die at its so-manieth contact with the world.
     pub fn run_begins(&self, capacity: &Capacity, dies_at: Option<u64>) {
         let mut state = self.state();
         state.note("run", 0, 0);
+        if state.print {
+            println!("{:#?}", state.stored);
+        }
         state.contacts = 0;
         state.dies_at = dies_at;
         state.capacity = Some(capacity.clone());
@@ -268,7 +298,7 @@ impl World {
         let checked = {
             let mut state = self.state();
             state.note("letter", place.0, place.1);
-            let now = state.now();
+            let now = state.clock();
             state.oracle.letter_stored(self.plan(), now, place, letter)
         };
         self.check(checked);
@@ -318,6 +348,17 @@ impl World {
 
     pub fn row(&self, key: &str) -> Option<Item> {
         self.state().rows.get(key).cloned()
+    }
+
+    /// So many rows in the order of their keys, behind this one.
+    pub fn rows_after(&self, key: &str, most: usize) -> Vec<Item> {
+        let state = self.state();
+        let mut keys: Vec<&String> = state.rows.keys().filter(|other| other.as_str() > key).collect();
+        keys.sort();
+        keys.iter()
+            .take(most)
+            .map(|key| state.rows[*key].clone())
+            .collect()
     }
 
     /// A row is like this from now on.
@@ -384,8 +425,102 @@ impl World {
 }
 
 impl State {
+    /// How far the plan is.
     pub fn now(&self) -> Duration {
-        self.epoch + self.started.map_or(Duration::ZERO, |started| started.elapsed())
+        let elapsed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
+        self.epoch + elapsed.saturating_sub(self.suspended)
+    }
+
+    /// How much time has passed.
+    pub fn clock(&self) -> Duration {
+        self.clock_at(self.now())
+    }
+
+    /// The same when the plan was there.
+    pub fn clock_at(&self, planned: Duration) -> Duration {
+        match self.absent {
+            Some((at, length)) if planned >= at => planned + length,
+            _ => planned,
+        }
+    }
+
+    /// Much time passes in which nothing happens.
+    fn skip(&mut self, length: Duration) {
+        let now = self.now();
+        self.absent = Some((now, length));
+        for fate in self.oracle.shards.iter_mut().flatten() {
+            if fate.planned.at >= now {
+                let arrival = SystemTime::UNIX_EPOCH + YEAR_2026 + fate.planned.at + length;
+                fate.record = record(
+                    &fate.planned,
+                    fate.record.sequence_number().clone(),
+                    fate.record.payload().clone(),
+                    arrival,
+                );
+            }
+        }
+    }
+
+    /// Drops what the stream does not keep any more.
+    pub fn drop_old(&mut self, plan: &Plan) {
+        let now = self.now();
+        if plan.absence.is_none() && plan.recreated.is_none_or(|(at, _)| now < at) {
+            return;
+        }
+        let clock = self.clock();
+        let retention = Duration::from_secs(u64::from(plan.retention_hours(now)) * 60 * 60);
+        let new_since = plan.recreated.filter(|(at, _)| now >= *at).map(|(at, _)| at);
+        if new_since.is_some() && !std::mem::replace(&mut self.is_recreated, true) {
+            self.counts.add(Fault::Recreated);
+            self.subscriptions = Subscriptions::default();
+        }
+        for shard in 0..self.oracle.shards.len() {
+            let mut parents = plan.shards[shard].parents.iter();
+            let is_unknown = !self.stored.get(&shard).is_some_and(says_something)
+                && !parents.any(|parent| self.stored.contains_key(parent));
+            for index in 0..self.oracle.shards[shard].len() {
+                let at = self.oracle.shards[shard][index].planned.at;
+                let is_old =
+                    clock >= self.clock_at(at) + retention || new_since.is_some_and(|since| at < since);
+                let fate = &mut self.oracle.shards[shard][index];
+                if is_old && fate.dropped.is_none() {
+                    (fate.dropped, fate.is_unknown) = (Some(clock), is_unknown);
+                }
+            }
+        }
+    }
+
+    /// Whether there is another stream than at first.
+    pub fn is_recreated(&self) -> bool {
+        self.is_recreated
+    }
+
+    /// A run begins to read a shard.
+    pub fn reading_begins(&mut self, shard: usize) {
+        let stored = self.stored.get(&shard).cloned();
+        self.oracle.reading_begins(shard, stored.as_ref());
+    }
+
+    /// When the stream was created.
+    pub fn created(&self, plan: &Plan) -> Duration {
+        let at = plan.recreated.filter(|_| self.is_recreated).map(|(at, _)| at);
+        YEAR_2026 + at.map_or(Duration::ZERO, |at| self.clock_at(at))
+    }
+
+    /// Whether the stream does not have the shard any more, as all of it is too old.
+    pub fn has_vanished(&self, plan: &Plan, shard: usize) -> bool {
+        let retention = Duration::from_secs(u64::from(plan.retention_hours(self.now())) * 60 * 60);
+        let closes = plan.shards[shard].closes.filter(|closes| *closes <= self.now());
+        closes.is_some_and(|closes| self.clock() >= self.clock_at(closes) + retention)
+    }
+
+    /// Whether a number is one of the stream that was there before.
+    pub fn is_of_another_stream(&self, plan: &Plan, shard: usize, number: &SequenceNumber) -> bool {
+        let Some((at, _)) = plan.recreated.filter(|_| self.is_recreated) else {
+            return false;
+        };
+        let old = self.oracle.shards[shard].partition_point(|fate| fate.planned.at < at);
+        old > 0 && *number <= sequence_number(old - 1)
     }
 
     /// The number of the last step.
@@ -419,6 +554,7 @@ impl State {
     /// The records of a shard that are there by now.
     pub fn visible(&mut self, plan: &Plan, shard: usize) -> usize {
         let now = self.now();
+        let passed = self.clock() - now;
         while now >= plan.calm + BEAT * self.beats && !self.oracle.is_plan_settled(BEAT_KEY) {
             let at = plan.calm + BEAT * self.beats;
             for shard in lineage::open(&plan.shards, at) {
@@ -431,6 +567,7 @@ impl State {
                         takes: Duration::from_millis(1),
                         behaviour: Behaviour::Succeeds,
                     },
+                    passed,
                 );
             }
             self.beats += 1;
@@ -447,6 +584,12 @@ impl State {
     }
 }
 
+/// Whether a checkpoint says how far its shard was read. A row that was only made does not.
+fn says_something(checkpoint: &Checkpoint) -> bool {
+    let is_new = *checkpoint.position() == Position::TrimHorizon;
+    !is_new || checkpoint.read_until().is_some() || checkpoint.ahead().is_some()
+}
+
 /// Every shard that closes was split, or merged with another.
 fn reshards(plan: &Plan) -> Counts {
     let mut counts = Counts::default();
@@ -460,15 +603,21 @@ fn reshards(plan: &Plan) -> Counts {
     counts
 }
 
-fn put(oracle: &mut Oracle, planned: Planned) {
+/// A record of the plan, when so much more time has passed than was planned.
+fn put(oracle: &mut Oracle, planned: Planned, passed: Duration) {
     let index = oracle.shards[planned.shard].len();
-    let arrival = SystemTime::UNIX_EPOCH + YEAR_2026 + planned.at;
-    let record = Record::builder(STREAM, shard_id(planned.shard).into(), sequence_number(index))
-        .partition_key(planned.key.clone())
-        .payload(format!("order {index} of shard {}", planned.shard))
-        .arrival(arrival)
-        .build();
+    let arrival = SystemTime::UNIX_EPOCH + YEAR_2026 + planned.at + passed;
+    let payload = format!("order {index} of shard {}", planned.shard);
+    let record = record(&planned, sequence_number(index), payload.into(), arrival);
     oracle.put(planned, record);
+}
+
+fn record(planned: &Planned, number: SequenceNumber, payload: Bytes, arrival: SystemTime) -> Record {
+    Record::builder(STREAM, shard_id(planned.shard).into(), number)
+        .partition_key(planned.key.clone())
+        .payload(payload)
+        .arrival(arrival)
+        .build()
 }
 
 pub fn shard_id(shard: usize) -> String {
@@ -535,7 +684,24 @@ impl World {
                 state.oracle.breaker_ended();
             }
             Event::DeadLetterGuardStopped { .. } => state.note("guard stopped", 0, 0),
-            Event::CrashLoopOver { shard, .. } => {
+            Event::DataLoss { shard, certain, .. } => {
+                state.drop_old(self.plan());
+                let now = state.clock();
+                let shard = shard_index(shard.as_str());
+                let checked = shard.map_or(Ok(()), |shard| {
+                    state.note("loss", shard, usize::from(*certain));
+                    state.oracle.loss_reported(shard, *certain, now)
+                });
+                drop(state);
+                self.check(checked);
+                self.changed();
+            }
+            Event::PositionRefused { shard, .. } => {
+                if let Some(shard) = shard_index(shard.as_str()) {
+                    state.oracle.position_refused(shard);
+                }
+            }
+            Event::CrashLoopOver { shard, .. } | Event::StreamRecreated { shard, .. } => {
                 if let Some(shard) = shard_index(shard.as_str()) {
                     state.oracle.shard_begins_anew(shard);
                 }
