@@ -127,7 +127,7 @@ impl ShardPages {
             self.last = Some(last.sequence_number.clone());
         }
         let is_empty = page.records.is_empty();
-        // `{}` says nothing: a complete answer has a lag, which need not be 0 at the end of a closed shard.
+        // `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a closed shard.
         let is_complete = is_empty && page.millis_behind_latest.is_some();
         let has_children = !page.child_shards().is_empty();
         self.iterator = match page.next_shard_iterator {

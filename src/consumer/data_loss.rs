@@ -136,7 +136,7 @@ impl Expected {
         }
         match self.read_until {
             Some(until) if until >= horizon => None,
-            // Since 1970 is since ever.
+            // 1970 stands for a time that is not known.
             until => Some((until.filter(|until| *until > SystemTime::UNIX_EPOCH), false)),
         }
     }

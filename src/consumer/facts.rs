@@ -148,7 +148,7 @@ impl StreamFacts {
         Ok(stream)
     }
 
-    /// The same, and Kinesis was asked a few seconds ago at most.
+    /// As [`horizon`](StreamFacts::horizon), by an answer of Kinesis that is at most 5 s old.
     pub(super) async fn recent_horizon(&self, observers: &Observers) -> SystemTime {
         let asked = self.known().asked;
         match asked.is_some_and(|asked| asked.elapsed() < RECENT) {

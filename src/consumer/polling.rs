@@ -85,9 +85,9 @@ impl Poller {
                 }
             };
             let names_children = page.child_shards.as_ref().is_some_and(|it| !it.is_empty());
-            // `{}` says nothing: a complete answer has a lag, which need not be 0 at the end of a closed shard.
-            let is_complete = page.records.is_empty() && page.millis_behind_latest.is_some();
             let is_empty = page.records.is_empty();
+            // `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a closed shard.
+            let is_complete = is_empty && page.millis_behind_latest.is_some();
             if page.next_shard_iterator.is_some() {
                 failures.none();
             }

@@ -280,7 +280,7 @@ impl Reading {
         }
     }
 
-    /// A shard may be so far behind that the stream drops records between two pages.
+    /// Reports records that may have been trimmed since the last page, of a shard whose lag exceeds the retention.
     async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
         let Some(read_until) = self.read_until.time.filter(|time| is_older_than_shortest(*time)) else {
             return Ok(());
@@ -402,8 +402,8 @@ impl Reading {
     /// Until when all that arrived is read with this page, whose call began then. Of pages without records it is said
     /// once in a while.
     ///
-    /// `is_end`: the shard was closed at a time that is not known. What its children hold may have arrived since, so that the
-    /// time of the call says nothing.
+    /// `is_end`: the page ends a closed shard. When it was closed is not known, and its children hold what arrived since; so the
+    /// time of this call does not count.
     pub(super) fn read_until(
         &mut self,
         called: SystemTime,

@@ -139,7 +139,7 @@ struct Shards<P: RecordProcessor> {
     tasks: JoinSet<ShardEnd>,
     /// Each shard is started once, unless its task has broken down.
     started: HashMap<Id, (ShardId, Instant)>,
-    /// Those of the last listing.
+    /// The shards that ListShards returned last.
     listed: HashSet<ShardId>,
     /// Those whose end was stored, or seen. A write that was given up may put an older row in its place.
     ended: HashSet<ShardId>,
@@ -159,7 +159,8 @@ struct Shards<P: RecordProcessor> {
     halted: HashSet<ShardId>,
     /// Whether the application has read the stream before.
     has_begun: bool,
-    /// What is stored of shards that were not listed when the consumer started, until their end is.
+    /// The checkpoints of shards that were not listed when the consumer started. Each stays here until the end of its shard is
+    /// stored.
     unlisted: HashMap<ShardId, Checkpoint>,
     /// Shards that Kinesis does not have any more, whose loss was reported where there is any.
     trimmed: HashSet<ShardId>,
@@ -187,7 +188,8 @@ const RELIST: Duration = Duration::from_secs(5);
 /// What a single listing says may be a moment in between (KCL waits for as many).
 const HOLES_TO_TELL: u32 = 3;
 
-/// The end of a shard that was trimmed: until when it was read, at least since 1970.
+/// The checkpoint at the end of a trimmed shard. Without a known `read_until` that is 1970: its children then report that
+/// they may have lost records.
 fn lost_end(row: Option<&Checkpoint>) -> Checkpoint {
     let read_until = row.and_then(Checkpoint::read_until);
     Checkpoint::at(Position::ShardEnd).with_read_until(read_until.unwrap_or(SystemTime::UNIX_EPOCH))
@@ -209,7 +211,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.ended.extend(seen.map(|(shard, _)| shard.clone()));
         for shard in &self.ended {
             if !found.checkpoints.get(shard).is_some_and(is_end) {
-                // A row that a late write has put back says at least until when the shard was read then.
+                // A late write may have replaced the row by an older one. Its `read_until` is too early, which is safe.
                 let row = found.checkpoints.get(shard);
                 let ended = Checkpoint::at(Position::ShardEnd);
                 let ended = match row.and_then(Checkpoint::read_until) {
@@ -220,7 +222,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }
         }
         self.has_begun |= !found.checkpoints.is_empty();
-        // Later listings do not bring their rows.
+        // Their checkpoints are listed only once, when the consumer starts.
         for shard in found.unlisted() {
             if let Some(row) = found.checkpoints.get(&shard) {
                 self.unlisted.insert(shard, row.clone());
@@ -413,7 +415,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         for parent in unknown {
             let error = match self.discovery().exists(&parent).await {
                 Ok(false) => {
-                    // It came and went while the application was down.
+                    // The shard was created and trimmed while the application was down.
                     let mut children = doubtful.iter().filter(|(_, of)| *of == parent);
                     if self.has_begun && children.any(|(child, _)| !found.has_row(child)) {
                         self.report_loss(DataLoss {
@@ -493,11 +495,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             self.look_again_in(time);
             return Ok(());
         }
-        // Before the end is stored, after which nobody looks any more. Whoever has stored it has reported it.
+        // The loss is reported before the end of the shard is stored: afterwards no process looks at the shard again. A process
+        // that has stored the end has reported the loss.
         if taken != Taken::Ended && self.trimmed.insert(shard.clone()) {
             self.report_loss(loss);
         }
-        // What came of it may have lost records as well.
+        // Its children may have lost records as well.
         let end = lost_end(row.as_ref());
         if let Taken::Held(_) = taken {
             self.discovery().store_end(shard, end.clone()).await?;
@@ -680,7 +683,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// Nothing runs any more: is nothing left to be read, or can it not be?
+    /// Returns true if all listed shards have ended, or if those that have not must wait for an operator.
     fn is_over(&self) -> bool {
         let is_done = |shard: &ShardId| self.ended.contains(shard) || self.halted.contains(shard);
         self.failed.is_some() || self.listed.iter().all(is_done)
@@ -710,7 +713,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
         let error = match end {
             ShardEnd::Ended => {
-                // Should it turn out to be one of an earlier stream, it may start again.
+                // The shard starts again if its row turns out to belong to an earlier stream.
                 let shard = self.started.remove(&id).map(|(shard, _)| shard);
                 self.ended.extend(shard);
                 return true;

@@ -43,7 +43,7 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// Takes a shard that nobody reads, where shards are shared.
+    /// Takes the lease of a shard that is not read. A store without leases always gives it.
     pub(super) async fn take_unread(&self, shard: &ShardId) -> Result<Taken, BoxError> {
         let Some(leases) = self.checkpoints.leases() else {
             return Ok(Taken::Held(Checkpoint::at(Position::TrimHorizon)));

@@ -65,7 +65,7 @@ const STATUS: &str = "status";
 const EXPIRATION: &str = "expiration";
 const IN_PROGRESS: &str = "in_progress_expiration";
 const VALIDATION: &str = "validation";
-/// Of Powertools: what the function answered.
+/// Where Powertools keeps the result of the function.
 const DATA: &str = "data";
 const OWNER: &str = "redriveOwner";
 const ABANDONED: &str = "redriveAbandoned";
@@ -144,7 +144,7 @@ impl DynamoDb {
         Ok(granted.unwrap_or_else(|there| there))
     }
 
-    /// The write that makes the key this claim's, but for its condition.
+    /// The write that claims the key, without its condition. `and` is added to the update expression.
     fn claiming(&self, claim: &Claim, and: &str) -> UpdateItemFluentBuilder {
         let payload = match claim.payload {
             Some(_) => ", #validation = :validation REMOVE #data",
@@ -176,7 +176,7 @@ impl DynamoDb {
         }
     }
 
-    /// Makes that write. An inner error if it is refused: what is there.
+    /// Sends that write. The inner error is the status of a key for which the condition does not hold.
     async fn granted(
         &self,
         claim: &Claim,

@@ -80,7 +80,7 @@ pub trait IdempotencyStore: Send + Sync + Debug {
     /// - unknown, or forgotten: completed, and to be kept until [before now](Claim::now);
     /// - claimed by this owner, or by the one that it [replaces](Claim::replaces), and expires no later;
     /// - claimed by another whose claim expired [`CLOCK_SKEW`] ago: it was abandoned. A store that outlives the process
-    ///   counts how often in a row that happened to a key, until the key is completed or released.
+    ///   counts the abandoned claims of a key in a row. Completing or releasing the key resets the count.
     async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>>;
 
     /// Remembers these keys as processed, each if it is claimed by this owner, completed by it before, or
@@ -90,7 +90,7 @@ pub trait IdempotencyStore: Send + Sync + Debug {
     /// Gives these claims back, each if it is this owner's and not completed.
     async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>>;
 
-    /// What is known of these keys at this time, without claiming any: completed, in progress, or nothing.
+    /// Returns the status of these keys without claiming them: completed, in progress, or `None` if unknown or forgotten.
     async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>>;
 
     /// What it is called in events.

@@ -74,7 +74,7 @@ pub enum InvocationError {
     Finish(#[source] BoxError),
 }
 
-/// After so many invocations whose process died with a record in hand the next one has one in hand at a time.
+/// After this many processes died while they processed the same record, an invocation processes one record at a time.
 const SUSPICIOUS: u32 = 2;
 
 /// How far a batch is settled.

@@ -506,7 +506,7 @@ pub enum Event<'a> {
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How many starts came to nothing; in Lambda, how many invocations died with the same record in hand.
+        /// How many starts came to nothing. In Lambda: how many processes died while they processed the same record.
         starts: u32,
     },
     /// All records that may have been in hand when the process died are through: the shard begins anew at its

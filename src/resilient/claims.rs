@@ -47,7 +47,7 @@ pub(super) enum NoTurn {
     Completed,
     /// Its key was, with another payload.
     Mismatch,
-    /// So many processes died with it in hand.
+    /// Too many processes died while they processed it.
     Crashes,
     /// Not now.
     Wait(WaitsFor, Duration),
@@ -72,8 +72,8 @@ pub(super) enum WaitsFor {
     Store,
 }
 
-/// So many processes that died with a record in hand died of it, where a process lives no longer than an invocation.
-/// From the second one on it was alone in hand.
+/// After this many processes died while they processed a record, the record becomes a dead letter. Only in Lambda, where the
+/// last three of them processed nothing else.
 const CRASHES: u32 = 5;
 /// A call that takes so long has failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,7 +120,8 @@ impl Claims {
     /// Asks the store what is known of these records, and remembers which were processed. If it does not answer, each
     /// record's claim asks again.
     ///
-    /// The largest number of processes that died with one of them in hand, as far as is known.
+    /// Returns how many processes died while they processed the same record, the largest number of all records; 0 if the store
+    /// does not answer.
     #[cfg(feature = "lambda")]
     pub(super) async fn recall(&self, application: &str, records: &[Record]) -> u32 {
         if self.state().rest().is_some() {
@@ -141,7 +142,7 @@ impl Claims {
                 Ok(Some(Claimed::Completed { payload })) => {
                     self.remember(key, now.checked_add(HEARSAY), payload);
                 }
-                // Whoever delivers a record again knows that the last process does not have it any more.
+                // The record was delivered again: the process that claimed it last has died as well.
                 Ok(Some(Claimed::InProgress { abandoned, .. })) => {
                     crashes = crashes.max(abandoned.saturating_add(1));
                 }

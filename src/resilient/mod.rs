@@ -276,8 +276,8 @@ impl<P: RecordProcessor> Resilient<P> {
         self.0.claims.is_some()
     }
 
-    /// Asks the idempotency store what is known of these records, all at once. How many processes died with one of them
-    /// in hand.
+    /// Asks the idempotency store about these records in one call. Returns how many processes died while they processed the same
+    /// record.
     #[cfg(feature = "lambda")]
     pub(crate) async fn recall(&self, records: &[Record]) -> u32 {
         match &self.0.claims {
