@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::StreamId;
 use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
-use crate::shard_list::{is_closed, list_shards};
+use crate::shard_list::{END_ANSWERS, is_closed, list_shards};
 use crate::wall_clock;
 
 /// Of five calls of a kind that a shard takes in a second (Kinesis API reference) the others may want some.
@@ -33,9 +33,8 @@ pub(crate) struct ShardPages {
     limit: Option<i32>,
     next_call: Instant,
     doubts: u32,
-    /// An answer without children and without a next iterator: a second one, without records, proves the end if the listing
-    /// has the shard as closed.
-    may_have_ended: bool,
+    /// How many answers in a row were those of a shard's end.
+    ends: u32,
 }
 
 /// Some of its records, or none.
@@ -85,7 +84,7 @@ impl ShardPages {
             limit: None,
             next_call: Instant::now(),
             doubts: 0,
-            may_have_ended: false,
+            ends: 0,
         }
     }
 
@@ -133,31 +132,39 @@ impl ShardPages {
         self.iterator = match page.next_shard_iterator {
             // Only the child shards, or the number of the last record, prove that a shard has ended.
             None if has_children => None,
-            None => match is_complete && self.may_have_ended && self.is_listed_as_closed().await? {
-                true => None,
-                false => {
-                    self.doubt()?;
-                    self.may_have_ended = true;
-                    Some(match self.last {
-                        Some(_) => self.after_last().await?,
-                        // No record came of it, so that it begins at the same place.
-                        None => iterator,
-                    })
+            None => {
+                self.ends = match is_empty {
+                    true => self.ends + u32::from(is_complete),
+                    false => 0,
+                };
+                match is_complete && self.ends >= END_ANSWERS && self.is_listed_as_closed().await? {
+                    true => None,
+                    false => {
+                        self.doubt()?;
+                        Some(match self.last {
+                            Some(_) => self.after_last().await?,
+                            // No record came of it, so that it begins at the same place.
+                            None => iterator,
+                        })
+                    }
                 }
-            },
+            }
             // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at
             // the tip say that they are the last.
-            Some(next) => match page.millis_behind_latest {
-                Some(0) if is_empty => None,
-                None if is_empty => {
-                    self.doubt()?;
-                    Some(next)
+            Some(next) => {
+                self.ends = 0;
+                match page.millis_behind_latest {
+                    Some(0) if is_empty => None,
+                    None if is_empty => {
+                        self.doubt()?;
+                        Some(next)
+                    }
+                    _ => {
+                        self.doubts = 0;
+                        Some(next)
+                    }
                 }
-                _ => {
-                    self.doubts = 0;
-                    Some(next)
-                }
-            },
+            }
         };
         Ok(Some(Page {
             records: page.records,

@@ -1,12 +1,13 @@
-//! That there is a DynamoDB table, and that it is not another program's.
+//! A DynamoDB table: whether it is there and not another program's, and its items by their keys.
 
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::types::{
-    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType, TableDescription,
-    TableStatus,
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, KeysAndAttributes,
+    ScalarAttributeType, TableDescription, TableStatus,
 };
 use tokio::time::sleep;
 
@@ -17,6 +18,62 @@ use crate::retry::Backoff;
 const LOOKS: Backoff = Backoff::exponential()
     .base(Duration::from_millis(20))
     .cap(Duration::from_secs(1));
+
+/// The most keys that BatchGetItem takes (DynamoDB API reference).
+pub(crate) const MOST_KEYS: usize = 100;
+/// How often in a row DynamoDB may process none of the keys.
+const THROTTLED: u32 = 5;
+
+pub(crate) type Item = HashMap<String, AttributeValue>;
+
+/// Returns the items of these keys, by key; at most [`MOST_KEYS`]. Keys that DynamoDB does not process are asked for again.
+///
+/// # Errors
+///
+/// A call fails, or DynamoDB processes none of the keys several times in a row.
+pub(crate) async fn get_items(
+    client: &Client,
+    table: &str,
+    key: &str,
+    keys: impl IntoIterator<Item = &str>,
+) -> Result<HashMap<String, Item>, BoxError> {
+    let name = |item: &Item| Some(item.get(key)?.as_s().ok()?.clone());
+    // A key that is asked for twice is an error to DynamoDB.
+    let keys: BTreeSet<&str> = keys.into_iter().collect();
+    let keys = keys.into_iter();
+    let mut left: Vec<Item> = keys
+        .map(|value| Item::from([(key.to_owned(), AttributeValue::S(value.to_owned()))]))
+        .collect();
+    let mut found = HashMap::with_capacity(left.len());
+    let mut refusals = 0;
+    while !left.is_empty() {
+        let asked = left.len();
+        let wanted = KeysAndAttributes::builder()
+            .set_keys(Some(left))
+            .consistent_read(true);
+        let call = client.batch_get_item().request_items(table, wanted.build()?);
+        let reply = call.send().await?;
+        for item in reply.responses.unwrap_or_default().into_values().flatten() {
+            if let Some(name) = name(&item) {
+                found.insert(name, item);
+            }
+        }
+        let unprocessed = reply.unprocessed_keys.unwrap_or_default().into_values();
+        left = unprocessed.flat_map(|table| table.keys).collect();
+        if left.len() < asked {
+            refusals = 0;
+        } else {
+            refusals += 1;
+            if refusals >= THROTTLED {
+                return Err(format!("the reads of the table {table:?} are throttled").into());
+            }
+        }
+        if !left.is_empty() {
+            sleep(LOOKS.delay(refusals)).await;
+        }
+    }
+    Ok(found)
+}
 
 /// Returns when the table can be used. It is made if there is none, with rows of this key: whether it was. `what`: it
 /// must be, for an error.

@@ -23,8 +23,9 @@ pub struct DataLoss {
     pub from: Option<SystemTime>,
     /// What arrived since is still there.
     pub to: SystemTime,
-    /// Whether there were such records: one that was not settled is known by its number. Otherwise there is no
-    /// telling whether any arrived in that time.
+    /// Whether there were such records: the number of one is known that the checkpoint does not have as settled. (A process
+    /// that died may have settled it before it could store that.) Otherwise it is not known whether any arrived in that
+    /// time.
     pub certain: bool,
 }
 

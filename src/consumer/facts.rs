@@ -53,6 +53,15 @@ const RECENT: Duration = Duration::from_secs(5);
 /// How old the answer may be with which a discovery decides.
 const FRESH: Duration = Duration::from_secs(60);
 
+/// How often Kinesis is asked before a loss is decided on.
+const TRIES: u32 = 5;
+
+/// The time since which a stream with this retention has everything.
+fn horizon(retention: Duration) -> SystemTime {
+    let horizon = wall_clock::now().checked_sub(retention);
+    horizon.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
 impl StreamFacts {
     pub(super) fn new(client: Client, stream: StreamId) -> Self {
         StreamFacts {
@@ -83,13 +92,10 @@ impl StreamFacts {
                 .duration_since(of.min(created))
                 .is_ok_and(|apart| apart > PRECISION),
             // Everything that arrived until then was read: nothing of a stream that did not exist. A time is a position in
-            // any stream.
+            // any stream, and 1970 stands for a time that is not known.
             (None, Some(read_until)) => {
-                let is_of_one_stream = matches!(
-                    checkpoint.position(),
-                    Position::Record { .. } | Position::ShardEnd
-                );
-                is_of_one_stream && read_until + CLOCK_SKEW < created
+                let is_time = matches!(checkpoint.position(), Position::AtTimestamp { .. });
+                !is_time && read_until > SystemTime::UNIX_EPOCH && read_until + CLOCK_SKEW < created
             }
             (None, None) => false,
         }
@@ -153,20 +159,41 @@ impl StreamFacts {
         let asked = self.known().asked;
         match asked.is_some_and(|asked| asked.elapsed() < RECENT) {
             true => self.known_horizon(),
-            false => self.horizon(observers).await,
+            false => {
+                self.refresh(observers).await;
+                self.known_horizon()
+            }
         }
     }
 
-    /// The time since which the stream still has everything. While its retention is not known, that is a day.
+    /// The time since which the stream still has everything. While its retention is not known, that is a day; so it is if
+    /// Kinesis does not answer, as the retention may have been lowered.
     pub(super) async fn horizon(&self, observers: &Observers) -> SystemTime {
-        self.refresh(observers).await;
-        self.known_horizon()
+        for failures in 0..TRIES {
+            let error = match self.describe().await {
+                Ok(_) => return self.known_horizon(),
+                Err(NotDescribed::NotFound(error) | NotDescribed::Refused(error)) => {
+                    self.report(&error, observers);
+                    return self.known_horizon();
+                }
+                Err(NotDescribed::Passing(error)) => error,
+            };
+            self.report(&error, observers);
+            sleep(Backoff::exponential().delay(failures)).await;
+        }
+        horizon(SHORTEST_RETENTION)
+    }
+
+    /// The time since which the stream has everything at this moment and a little later; `None` where it is not known.
+    pub(super) fn kept_since(&self, now: SystemTime) -> Option<SystemTime> {
+        let (created, retention) = (self.created()?, self.retention.get()?);
+        let horizon = now.checked_sub(retention)? + CLOCK_SKEW;
+        Some(horizon.max(created))
     }
 
     fn known_horizon(&self) -> SystemTime {
         let retention = self.retention.get().unwrap_or(SHORTEST_RETENTION);
-        let horizon = wall_clock::now().checked_sub(retention);
-        horizon.unwrap_or(SystemTime::UNIX_EPOCH)
+        horizon(retention)
     }
 
     /// Asks again from time to time, for as long as it is polled.

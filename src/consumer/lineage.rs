@@ -147,12 +147,12 @@ impl Lineage {
         pairs.filter(|(_, parent)| !self.has_row(parent)).collect()
     }
 
-    /// Until when the parents of a shard were read: what the shard holds arrived later.
+    /// Until when the parents of a shard were read: what the shard holds arrived later, as they were all closed when it was
+    /// opened. Of a parent without records nothing may be known.
     pub(super) fn parents_read_until(&self, shard: &ShardId) -> Option<SystemTime> {
         let listed = self.shards.iter().find(|it| it.shard_id() == shard.as_str())?;
-        let rows = parents(listed).map(|parent| self.checkpoints.get(&ShardId::from(parent)));
-        let times: Option<Vec<SystemTime>> = rows.map(|row| row?.read_until()).collect();
-        times?.into_iter().min()
+        let rows = parents(listed).filter_map(|parent| self.checkpoints.get(&ShardId::from(parent)));
+        rows.filter_map(Checkpoint::read_until).max()
     }
 
     /// The shards that came of this one.

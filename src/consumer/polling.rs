@@ -13,7 +13,7 @@ use crate::failure::BoxError;
 use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
-use crate::shard_list::{is_closed, list_shards};
+use crate::shard_list::{END_ANSWERS, is_closed, list_shards};
 use crate::wall_clock;
 
 /// What one GetRecords call can bring at most.
@@ -32,8 +32,8 @@ impl Poller {
         let mut iterator: Option<String> = None;
         let mut failures = Failures::new(reading);
         let mut next_call = Instant::now();
-        // Whether an answer was that of a shard's end, and no record came since.
-        let mut may_have_ended = false;
+        // How many answers in a row were those of a shard's end.
+        let mut ends: u32 = 0;
         loop {
             // Room first, then memory, then the call: nothing is read that has no place. Memory last of
             // what may take its time, so that it lies idle for nobody.
@@ -116,17 +116,20 @@ impl Poller {
                 reading.handed_over(last);
             }
             if iterator.is_none() {
-                // One answer without an iterator may be a mistake: an end is proved by children, or by the listing and
-                // a second answer which says that nothing is left.
+                // An answer without an iterator may be a mistake: an end is proved by children, or by the listing and
+                // several answers which say that nothing is left.
                 if !names_children && !Sabotage::TrustMissingIterator.is_committed() {
+                    ends = match is_empty {
+                        true => ends + u32::from(is_complete),
+                        false => 0,
+                    };
                     match is_listed_as_closed(reading).await {
-                        Ok(()) if is_complete && may_have_ended => {}
+                        Ok(()) if is_complete && ends >= END_ANSWERS => {}
                         Ok(()) => {
-                            if may_have_ended && is_empty {
+                            if is_empty && !is_complete {
                                 let error = "GetRecords answered without an iterator, children and records, and not that the end is reached";
                                 failures.wait(reading, error.into()).await;
                             }
-                            may_have_ended = true;
                             continue;
                         }
                         Err(error) => {
@@ -140,7 +143,7 @@ impl Poller {
                     Err(ended) => ended,
                 };
             }
-            may_have_ended &= is_empty;
+            ends = 0;
             // An empty page of a shard that is behind says nothing: the next may be full.
             if is_empty && behind.is_none_or(|behind| behind.is_zero()) {
                 sleep(self.polling.idle).await;

@@ -45,6 +45,8 @@ pub(super) struct Reading {
     pub(super) on_data_loss: OnDataLoss,
     pub(super) facts: Arc<StreamFacts>,
     pub(super) read_until: ReadUntil,
+    /// When the last page was read.
+    pub(super) last_page: Option<Instant>,
 }
 
 /// Until when all that arrived was read.
@@ -59,6 +61,8 @@ pub(super) struct ReadUntil {
 const SKEW: Duration = Duration::from_secs(60);
 /// The most by which a machine's clock is expected to be ahead.
 const CLOCK_AHEAD: Duration = Duration::from_secs(60 * 60);
+/// How long a shard iterator is valid (GetShardIterator, Kinesis API reference).
+const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// How often an idle shard says that it was read.
 const SAY_AFTER: Duration = Duration::from_secs(60);
 
@@ -220,7 +224,9 @@ impl Reading {
     /// records, reading resumes at the last record instead of behind it: if that record is gone, others may be.
     pub(super) fn resume(&mut self) {
         let read_until = self.read_until.time;
-        if self.expected.is_some() || !read_until.is_some_and(is_older_than_shortest) {
+        // Behind a page of just now nothing is verified, as nothing is under an iterator that is still valid.
+        let is_recent = self.last_page.is_some_and(|at| at.elapsed() < ITERATOR_LIFE);
+        if is_recent || self.expected.is_some() || !read_until.is_some_and(is_older_than_shortest) {
             return;
         }
         let number = match &self.from {
@@ -245,6 +251,7 @@ impl Reading {
         read: &[types::Record],
         behind_millis: Option<i64>,
     ) -> Result<(), ReadingEnded> {
+        self.last_page = Some(Instant::now());
         let Some(expected) = &mut self.expected else {
             return self.verify_lag().await;
         };
@@ -403,7 +410,7 @@ impl Reading {
     /// once in a while.
     ///
     /// `is_end`: the page ends a closed shard. When it was closed is not known, and its children hold what arrived since; so the
-    /// time of this call does not count.
+    /// time of this call does not count. But Kinesis still has the shard: its children hold nothing that is trimmed yet.
     pub(super) fn read_until(
         &mut self,
         called: SystemTime,
@@ -416,7 +423,10 @@ impl Reading {
             .last()
             .and_then(|record| record.approximate_arrival_timestamp);
         let arrival = arrival.and_then(|time| SystemTime::try_from(time).ok());
-        let time = tip.max(arrival)?;
+        let Some(time) = tip.max(arrival) else {
+            let is_unknown = is_end && self.read_until.time.is_none();
+            return is_unknown.then(|| self.facts.kept_since(called)).flatten();
+        };
         let until = &mut self.read_until;
         until.time = until.time.max(Some(time));
         let now = Instant::now();

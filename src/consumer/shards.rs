@@ -383,13 +383,15 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Reports a loss, and keeps the error if the user wants the shard to halt.
     fn report_loss(&mut self, loss: DataLoss) -> AfterDataLoss {
-        self.tell(|stream| Event::DataLoss {
-            stream,
-            shard: &loss.shard,
-            from: loss.from,
-            to: loss.to,
-            certain: loss.certain,
-        });
+        if !Sabotage::HideDataLoss.is_committed() {
+            self.tell(|stream| Event::DataLoss {
+                stream,
+                shard: &loss.shard,
+                from: loss.from,
+                to: loss.to,
+                certain: loss.certain,
+            });
+        }
         let decision = self.consumer.on_data_loss.decide(&loss);
         if decision == AfterDataLoss::Halt {
             let error = ConsumerError::DataLoss(Box::new(loss));
@@ -607,6 +609,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 newest: None,
                 needs_keys: self.consumer.pipeline.order() == Ordering::PartitionKey,
                 read_until: ReadUntil::of(Expected::of(&from).as_ref()),
+                last_page: None,
                 expected: Expected::of(&from),
                 on_data_loss: self.consumer.on_data_loss.clone(),
                 facts: self.facts.clone(),

@@ -1,7 +1,6 @@
 //! A store in DynamoDB, with the items of Powertools for AWS Lambda.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,14 +11,14 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, KeysAndAttributes, ReturnValue, ReturnValuesOnConditionCheckFailure,
-    TimeToLiveSpecification,
+    AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure, TimeToLiveSpecification,
 };
 use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 
 use super::{CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
 use crate::alike::failed_alike;
+use crate::table::Item;
 use crate::{sdk, table};
 
 /// Remembers in a DynamoDB table, for all processes and functions that use it.
@@ -50,13 +49,9 @@ pub struct DynamoDb {
     table: Arc<str>,
 }
 
-type Item = HashMap<String, AttributeValue>;
-
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most calls of one request under way.
 const CALLS: usize = 64;
-/// The most keys that BatchGetItem takes.
-const BATCH: usize = 100;
 /// A table is made within seconds.
 const CREATED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -265,22 +260,6 @@ impl DynamoDb {
             _ => Ok(()),
         }
     }
-
-    /// The items of these keys, as far as they are told: who is left out is asked for by a claim.
-    async fn read_all(&self, keys: &[Key]) -> Result<HashMap<String, Item>, StoreError> {
-        let key = |key: &Key| Item::from([(ID.to_owned(), text(key.as_str()))]);
-        let mut wanted: Vec<&Key> = keys.iter().collect();
-        wanted.sort();
-        wanted.dedup();
-        let wanted = KeysAndAttributes::builder().set_keys(Some(wanted.into_iter().map(key).collect()));
-        let wanted = wanted.build().map_err(StoreError::unavailable)?;
-        let call = self.client.batch_get_item().request_items(&*self.table, wanted);
-        let reply = call.send().await.map_err(StoreError::unavailable)?;
-        let items = reply.responses.unwrap_or_default().into_values().flatten();
-        Ok(items
-            .filter_map(|item| Some((item.get(ID)?.as_s().ok()?.clone(), item)))
-            .collect())
-    }
 }
 
 #[async_trait]
@@ -301,10 +280,15 @@ impl IdempotencyStore for DynamoDb {
     }
 
     async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
-        let calls: Vec<_> = keys.chunks(BATCH).map(|keys| self.read_all(keys)).collect();
+        let chunks = keys.chunks(table::MOST_KEYS);
+        let read = chunks.map(|keys| {
+            let keys = keys.iter().map(Key::as_str);
+            table::get_items(&self.client, &self.table, ID, keys)
+        });
+        let calls: Vec<_> = read.collect();
         let read: Vec<_> = stream::iter(calls).buffered(CALLS).collect().await;
         let mut results = Vec::with_capacity(keys.len());
-        for (keys, items) in keys.chunks(BATCH).zip(read) {
+        for (keys, items) in keys.chunks(table::MOST_KEYS).zip(read) {
             match items {
                 Ok(items) => results.extend(keys.iter().map(|key| match items.get(key.as_str()) {
                     Some(item) if number_of(item, EXPIRATION).is_none_or(|until| until >= seconds(now)) => {

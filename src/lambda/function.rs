@@ -241,11 +241,14 @@ impl<P: RecordProcessor> Function<P> {
         checked.await.unwrap_or(Ok(()))?;
         let recalled = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
         let mut pipeline = self.pipeline.clone().within(within);
-        if let Ok(crashes) = recalled
-            && crashes >= SUSPICIOUS
-        {
-            self.tell_crashes(first, crashes);
-            pipeline = pipeline.one_by_one();
+        match recalled.ok().flatten() {
+            Some(crashes) if crashes < SUSPICIOUS => {}
+            Some(crashes) => {
+                self.tell_crashes(first, crashes);
+                pipeline = pipeline.one_by_one();
+            }
+            // As long as it is not known which record ends the process, no other is in hand beside it.
+            None => pipeline = pipeline.one_by_one(),
         }
         let stop = CancellationToken::new();
         let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());

@@ -120,12 +120,12 @@ impl Claims {
     /// Asks the store what is known of these records, and remembers which were processed. If it does not answer, each
     /// record's claim asks again.
     ///
-    /// Returns how many processes died while they processed the same record, the largest number of all records; 0 if the store
-    /// does not answer.
+    /// Returns how many processes died while they processed the same record, the largest number of all records; `None` if the
+    /// store does not answer for each.
     #[cfg(feature = "lambda")]
-    pub(super) async fn recall(&self, application: &str, records: &[Record]) -> u32 {
+    pub(super) async fn recall(&self, application: &str, records: &[Record]) -> Option<u32> {
         if self.state().rest().is_some() {
-            return 0;
+            return None;
         }
         let keys = records
             .iter()
@@ -133,10 +133,8 @@ impl Claims {
         let keys: Vec<Key> = keys.filter(|key| self.known(key).is_none()).collect();
         let now = self.settings.now();
         let asked = self.settings.store.status(&keys, now);
-        let Ok(answers) = answer("the store", CALL_TIMEOUT, asked).await else {
-            return 0;
-        };
-        let mut crashes = 0;
+        let answers = answer("the store", CALL_TIMEOUT, asked).await.ok()?;
+        let mut crashes = Some(0);
         for (key, answer) in keys.iter().zip(answers) {
             match answer {
                 Ok(Some(Claimed::Completed { payload })) => {
@@ -144,9 +142,10 @@ impl Claims {
                 }
                 // The record was delivered again: the process that claimed it last has died as well.
                 Ok(Some(Claimed::InProgress { abandoned, .. })) => {
-                    crashes = crashes.max(abandoned.saturating_add(1));
+                    crashes = crashes.map(|most: u32| most.max(abandoned.saturating_add(1)));
                 }
-                _ => {}
+                Ok(_) => {}
+                Err(_) => crashes = None,
             }
         }
         crashes

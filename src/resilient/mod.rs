@@ -277,12 +277,12 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     /// Asks the idempotency store about these records in one call. Returns how many processes died while they processed the same
-    /// record.
+    /// record, 0 without a store; `None` if it does not answer.
     #[cfg(feature = "lambda")]
-    pub(crate) async fn recall(&self, records: &[Record]) -> u32 {
+    pub(crate) async fn recall(&self, records: &[Record]) -> Option<u32> {
         match &self.0.claims {
             Some(claims) => claims.recall(&self.0.application, records).await,
-            None => 0,
+            None => Some(0),
         }
     }
 

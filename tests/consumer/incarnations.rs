@@ -139,7 +139,7 @@ async fn an_open_shard_whose_row_says_that_it_has_ended_is_read() {
     let scene = Scene::new(1).await;
     scene.put(records(20, 3, |_| "ok")).await;
     let table = unique("billing");
-    let store = DynamoDb::new(server.client(), table.as_str()).failover_time(Duration::from_secs(4));
+    let store = DynamoDb::new(server.patient_client(), table.as_str()).failover_time(Duration::from_secs(4));
     let key = ShardKey::new("billing", STREAM, SHARD.into());
     let ended = NewShard::new(key, Checkpoint::at(Position::ShardEnd));
     store.create(&[ended]).await.remove(0).expect("created");

@@ -1,6 +1,6 @@
 //! Answers that are empty, partial or repeated: none of them ends a shard or the consumer, or starts a shard twice.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redrive::testing::kinesis::KinesisServer;
 use redrive::{Position, Retrieval};
@@ -66,6 +66,33 @@ async fn a_closed_shard_without_a_next_iterator_is_read_to_its_end() {
     });
     let consumer = scene.consumer().records_per_call(30);
     let running = scene.run(consumer, scene.resilient());
+    eventually("its end is stored", || scene.ledger.events("ShardEnded") == 1).await;
+    scene.settle_all(running).await;
+}
+
+/// Where the last record is older than a day reading resumes at that record, and gets it once more: the shard ends all
+/// the same, also where no answer names child shards.
+#[tokio::test]
+async fn a_closed_shard_of_old_records_ends() {
+    let scene = Scene::new(1).await;
+    scene.put(records(30, 3, |_| "ok")).await;
+    let open = scene.open_shards().await;
+    scene.split(&open[0]).await;
+    let long_ago = SystemTime::now() - Duration::from_secs(30 * 60 * 60);
+    let long_ago = long_ago.duration_since(UNIX_EPOCH).expect("after 1970");
+    scene.proxy.script(move |call| match &*call.target {
+        "GetRecords" => rewrite(move |reply| {
+            reply["ChildShards"] = Value::Null;
+            for record in reply["Records"].as_array_mut().into_iter().flatten() {
+                record["ApproximateArrivalTimestamp"] = json!(long_ago.as_secs());
+            }
+        }),
+        "DescribeStreamSummary" => rewrite(|reply| {
+            reply["StreamDescriptionSummary"]["RetentionPeriodHours"] = json!(168);
+        }),
+        _ => Fault::None,
+    });
+    let running = scene.start();
     eventually("its end is stored", || scene.ledger.events("ShardEnded") == 1).await;
     scene.settle_all(running).await;
 }

@@ -64,7 +64,11 @@ impl Bucket {
     async fn letters(&self) -> Vec<DeadLetter> {
         let mut letters = Vec::new();
         for key in self.keys().await {
-            letters.push(self.read(&key).await);
+            let object = self.client.get_object().bucket(&self.name).key(key).send().await;
+            // LocalStack may keep the part that it got of an object whose upload was aborted; S3 does not.
+            if let Ok(body) = object.expect("GetObject").body.collect().await {
+                letters.push(DeadLetter::decode(&body.into_bytes()).expect("a letter"));
+            }
         }
         letters
     }

@@ -8,8 +8,10 @@ use crate::conformance::idempotency::{claim, key};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use redrive::idempotency::{Claimed, Completion, DynamoDb, IdempotencyStore, Memory, Redb, StoreError};
-use support::dynamodb::DynamoDbLocal;
+use serde_json::{Value, json};
+use support::dynamodb::{DynamoDbLocal, client as dynamodb_client};
 use support::emulator::unique;
+use support::proxy::{Fault, Proxy};
 use tempfile::TempDir;
 
 crate::idempotency_conformance!(memory, async { Some((Memory::new(), ())) });
@@ -193,6 +195,48 @@ async fn an_item_that_cannot_be_read_is_named() {
         .expect_err("unreadable");
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
     assert!(error.to_string().contains(key(1).as_str()), "{error}");
+}
+
+/// DynamoDB may leave keys of a request out: those are asked for again, and are no keys without an item.
+#[tokio::test]
+async fn keys_that_dynamodb_did_not_process_are_asked_for_again() {
+    let Some(table) = Table::new().await else { return };
+    let now = SystemTime::now();
+    let claims: Vec<_> = (1..=3).map(|number| claim(number, 1, now)).collect();
+    for result in table.store.claim(&claims).await {
+        result.expect("claimed");
+    }
+    for result in table.store.complete(&claims).await {
+        assert_eq!(result.expect("completed"), Completion::Stored);
+    }
+    let server = DynamoDbLocal::shared().expect("it made the table");
+    let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+    let name = table.name.clone();
+    proxy.script(move |call| match call.number {
+        // The first answer has two of the three, the second none.
+        1 | 2 if call.target == "BatchGetItem" => {
+            let (name, asked) = (name.clone(), call.body["RequestItems"][&name].clone());
+            let kept = if call.number == 1 { 2 } else { 0 };
+            Fault::Rewrite(Box::new(move |reply| {
+                let items = reply["Responses"][&name].as_array_mut().expect("items");
+                items.truncate(kept);
+                let ids: Vec<Value> = items.iter().map(|item| item["id"].clone()).collect();
+                let mut left = asked.clone();
+                let keys = left["Keys"].as_array_mut().expect("keys");
+                keys.retain(|key| !ids.contains(&key["id"]));
+                reply["UnprocessedKeys"] = json!({name: left});
+            }))
+        }
+        _ => Fault::None,
+    });
+    let store = DynamoDb::new(dynamodb_client(proxy.endpoint()), table.name.as_str());
+    let keys: Vec<_> = (1..=4).map(key).collect();
+    let found = store.status(&keys, now).await;
+    let completed =
+        |found: &Result<Option<Claimed>, StoreError>| matches!(found, Ok(Some(Claimed::Completed { .. })));
+    assert_eq!(found.iter().filter(|it| completed(it)).count(), 3, "{found:?}");
+    assert!(matches!(found[3], Ok(None)), "{found:?}");
+    assert_eq!(proxy.calls("BatchGetItem").len(), 3);
 }
 
 #[tokio::test]

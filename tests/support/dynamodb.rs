@@ -54,13 +54,18 @@ impl DynamoDbLocal {
         client(&self.endpoint)
     }
 
-    /// A client that waits for each answer, however busy the machine is: stores with a short failover time give a call
-    /// a third of that otherwise.
+    /// A [patient] client of it.
     pub fn patient_client(&self) -> Client {
-        let timeout = TimeoutConfig::builder().operation_attempt_timeout(START_TIMEOUT);
-        let config = self.client().config().to_builder();
-        Client::from_conf(config.timeout_config(timeout.build()).build())
+        patient(&self.client())
     }
+}
+
+/// The same client, which waits for each answer, however busy the machine is: stores with a short failover time give a
+/// call a third of that otherwise.
+pub fn patient(client: &Client) -> Client {
+    let timeout = TimeoutConfig::builder().operation_attempt_timeout(START_TIMEOUT);
+    let config = client.config().to_builder();
+    Client::from_conf(config.timeout_config(timeout.build()).build())
 }
 
 /// A client of any server that takes plain HTTP and does not look at credentials.

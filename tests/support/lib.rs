@@ -39,6 +39,8 @@ macro_rules! local_client {
                 .credentials_provider($sdk::config::Credentials::new("test", "test", None, None, "static"))
                 .endpoint_url($endpoint)
                 $(.$setting(true))?
+                // A test server may be as slow as the machine is busy.
+                .stalled_stream_protection($sdk::config::StalledStreamProtectionConfig::disabled())
                 .http_client($crate::aws_smithy_http_client::Builder::new().build_http())
                 .build(),
         )

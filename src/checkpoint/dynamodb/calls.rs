@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, ReturnValue};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
@@ -15,8 +15,6 @@ use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
 use crate::record::ShardId;
 use crate::{sdk, table};
 
-/// The most keys that BatchGetItem takes.
-const BATCH: usize = 100;
 /// The most calls under way: a process may hold a thousand shards, and must not open as many connections.
 const CALLS: usize = 128;
 
@@ -61,8 +59,10 @@ impl Table {
     /// The rows as they are now.
     pub(super) async fn read(&self, shards: &[ShardKey]) -> Vec<Result<Option<Row>, CheckpointError>> {
         let mut rows = Vec::with_capacity(shards.len());
-        for batch in shards.chunks(BATCH) {
-            match self.read_batch(batch).await {
+        for batch in shards.chunks(table::MOST_KEYS) {
+            let keys = batch.iter().map(|key| key.shard.as_str());
+            let items = table::get_items(&self.client, &self.name, KEY, keys).await;
+            match items.map_err(CheckpointError::unavailable) {
                 Ok(items) => rows.extend(batch.iter().map(|key| {
                     let item = items.get(key.shard.as_str());
                     item.map(|item| Row::read(key, item)).transpose()
@@ -71,40 +71,6 @@ impl Table {
             }
         }
         rows
-    }
-
-    async fn read_batch(&self, shards: &[ShardKey]) -> Result<HashMap<String, Item>, CheckpointError> {
-        let mut found = HashMap::new();
-        let mut keys: Vec<Item> = Vec::with_capacity(shards.len());
-        for shard in shards {
-            let key = key(shard);
-            // One that is asked for twice is an error to DynamoDB.
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
-        while !keys.is_empty() {
-            let asked = KeysAndAttributes::builder()
-                .set_keys(Some(keys))
-                .consistent_read(true)
-                .build()
-                .map_err(CheckpointError::unavailable)?;
-            let call = self.client.batch_get_item().request_items(&*self.name, asked);
-            let reply = call.send().await.map_err(CheckpointError::unavailable)?;
-            let items = reply.responses.unwrap_or_default().remove(&*self.name);
-            let got = found.len();
-            for item in items.unwrap_or_default() {
-                if let Some(name) = row::text(&item, KEY) {
-                    found.insert(name.to_owned(), item);
-                }
-            }
-            let left = reply.unprocessed_keys.unwrap_or_default().remove(&*self.name);
-            keys = left.map(|left| left.keys).unwrap_or_default();
-            if !keys.is_empty() && found.len() == got {
-                return Err(CheckpointError::unavailable("the table's reads are throttled"));
-            }
-        }
-        Ok(found)
     }
 
     /// All rows of a stream's shards, as one pass over the table finds them.

@@ -1,7 +1,5 @@
 //! A row of the lease table, with the names and types of KCL's `DynamoDBLeaseSerializer`.
 
-use std::collections::HashMap;
-
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 
@@ -9,7 +7,7 @@ use crate::checkpoint::{Ahead, Checkpoint, CheckpointError, NewShard, ShardKey};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
-pub(super) type Item = HashMap<String, AttributeValue>;
+pub(super) use crate::table::Item;
 
 pub(super) const KEY: &str = "leaseKey";
 pub(super) const OWNER: &str = "leaseOwner";

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, ReturnValuesOnConditionCheckFailure};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -33,15 +33,11 @@ pub struct DynamoDb {
     ready: Arc<OnceCell<()>>,
 }
 
-type Item = HashMap<String, AttributeValue>;
-
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A table is made within seconds.
 const CREATED_WITHIN: Duration = Duration::from_secs(120);
 /// The most calls under way.
 const CALLS: usize = 32;
-/// The most keys that BatchGetItem takes.
-const BATCH: usize = 100;
 const LOCK_TIME: Duration = Duration::from_secs(60);
 /// By how much the clocks of two machines may differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);
@@ -73,36 +69,16 @@ impl DynamoDb {
         self.ready.get_or_try_init(made).await.copied()
     }
 
-    /// Of at most [`BATCH`] keys. What the service left out is asked for again.
+    /// Of at most [`table::MOST_KEYS`] keys.
     async fn get(&self, keys: &[Key]) -> Result<HashMap<String, Entry>, BoxError> {
-        let mut left: Vec<Item> = keys
-            .iter()
-            .map(|key| HashMap::from([(ID.to_owned(), text(key.as_str()))]))
-            .collect();
-        // A key may be asked for once in a request.
-        left.sort_by(|a, b| id(a).cmp(&id(b)));
-        left.dedup();
-        let mut found = HashMap::new();
-        while !left.is_empty() {
-            let of_table = KeysAndAttributes::builder()
-                .set_keys(Some(left))
-                .consistent_read(true);
-            let call = self.client.batch_get_item();
-            let answer = call.request_items(&*self.table, of_table.build()?).send().await?;
-            for item in answer.responses.unwrap_or_default().into_values().flatten() {
-                let entry = item.get(ENTRY).and_then(|entry| entry.as_s().ok());
-                let (Some(id), Some(entry)) = (id(&item), entry) else {
-                    return Err("an item of the replay ledger has no id or no entry".into());
-                };
-                found.insert(id.clone(), serde_json::from_str(entry)?);
-            }
-            let left_out = answer.unprocessed_keys.unwrap_or_default();
-            left = left_out.into_values().flat_map(|table| table.keys).collect();
-            if !left.is_empty() {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-        Ok(found)
+        let ids = keys.iter().map(Key::as_str);
+        let items = table::get_items(&self.client, &self.table, ID, ids).await?;
+        let entries = items.into_iter().map(|(id, item)| {
+            let entry = item.get(ENTRY).and_then(|entry| entry.as_s().ok());
+            let entry = entry.ok_or("an item of the replay ledger has no entry")?;
+            Ok((id, serde_json::from_str(entry)?))
+        });
+        entries.collect()
     }
 
     async fn put(&self, key: &Key, entry: &Entry) -> Result<(), BoxError> {
@@ -116,10 +92,6 @@ impl DynamoDb {
         call.send().await?;
         Ok(())
     }
-}
-
-fn id(item: &Item) -> Option<&String> {
-    item.get(ID)?.as_s().ok()
 }
 
 fn text(text: &str) -> AttributeValue {
@@ -139,7 +111,7 @@ fn lock_id(source: &str) -> AttributeValue {
 impl Ledger for DynamoDb {
     async fn look_up(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError> {
         self.ready().await?;
-        let calls: Vec<_> = keys.chunks(BATCH).map(|keys| self.get(keys)).collect();
+        let calls: Vec<_> = keys.chunks(table::MOST_KEYS).map(|keys| self.get(keys)).collect();
         let found = stream::iter(calls).buffer_unordered(CALLS);
         let found: Vec<HashMap<String, Entry>> =
             found.try_collect().await.map_err(LedgerError::Unavailable)?;

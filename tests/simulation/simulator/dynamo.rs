@@ -348,7 +348,10 @@ impl World {
     /// A row was read by somebody who looks at what is stored.
     fn row_read(&self, row: &Item) {
         if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
-            self.state().oracle.checkpoint_loaded(shard, Some(&checkpoint));
+            let mut state = self.state();
+            state.oracle.checkpoint_loaded(shard, Some(&checkpoint));
+            state.row_loaded(self.plan(), shard, Some(&checkpoint));
+            drop(state);
             self.changed();
         }
     }

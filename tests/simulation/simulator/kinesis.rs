@@ -207,7 +207,6 @@ impl Kinesis {
         if index > 0 && self.0.strikes(Fault::RefusedNumber) {
             return Err(INVALID);
         }
-        self.0.state().reading_begins(shard);
         Ok(json!({"ShardIterator": self.iterator(shard, index)}))
     }
 
@@ -220,6 +219,8 @@ impl Kinesis {
         let now = state.now();
         state.subscriptions.subscribe(shard, now)?;
         state.reading_begins(shard);
+        drop(state);
+        world.changed();
         let first = if early { first.saturating_sub(3) } else { first };
         Ok(subscription::accepted(shard, first, now))
     }
@@ -245,6 +246,9 @@ impl Kinesis {
         if expired || self.0.strikes(Fault::ExpiredIterator) {
             return Err(EXPIRED);
         }
+        // An iterator alone may be asked for to find out whether there is such a shard.
+        self.0.state().reading_begins(shard);
+        self.0.changed();
         let page = Page::of(&self.0, shard, index, limit);
         Ok(json!({
             "Records": page.records,

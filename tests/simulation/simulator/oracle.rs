@@ -178,10 +178,16 @@ pub struct Oracle {
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
     flood: Vec<u64>,
     saved_in_run: HashMap<usize, Checkpoint>,
-    /// Shards that begin again at their oldest record, as Kinesis has refused their position.
+    /// Shards that begin again: Kinesis has refused their position, their row is of an earlier stream, or their task failed.
     refused: HashSet<usize>,
+    /// Shards whose row is of an earlier stream: this run is going to find out.
+    outdated: HashSet<usize>,
+    /// Shards whose row this run has read.
+    loaded: HashSet<usize>,
     /// Shards that this run reads: what is stored of them it does not ask any more.
     reading: HashSet<usize>,
+    /// Shards of which a late write has put back an older row, in a store without leases: the consumer goes by what it says.
+    misled: HashSet<usize>,
     /// Of which shard data loss was reported, and when.
     losses: Vec<(usize, Duration)>,
     pub held: bool,
@@ -230,7 +236,10 @@ impl Oracle {
             flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
             refused: HashSet::new(),
+            outdated: HashSet::new(),
+            loaded: HashSet::new(),
             reading: HashSet::new(),
+            misled: HashSet::new(),
             losses: Vec::new(),
             held: false,
             letters: 0,
@@ -273,7 +282,7 @@ impl Oracle {
 
     /// Whether this run knows of all records that they are settled.
     pub fn is_all_settled_in_run(&self) -> bool {
-        self.fates().all(Fate::is_known_in_run)
+        self.refused.is_empty() && self.outdated.is_empty() && self.fates().all(Fate::is_known_in_run)
     }
 
     /// A consumer begins to run.
@@ -282,6 +291,8 @@ impl Oracle {
         self.flood.fill(0);
         self.saved_in_run.clear();
         self.refused.clear();
+        self.outdated.clear();
+        self.loaded.clear();
         self.reading.clear();
     }
 
@@ -296,17 +307,36 @@ impl Oracle {
         self.shards[shard].iter_mut().for_each(Fate::begins_anew);
         self.saved_in_run.remove(&shard);
         self.reading.remove(&shard);
+        self.outdated.remove(&shard);
+    }
+
+    /// It has read a row of an earlier stream.
+    pub fn outdated_loaded(&mut self, shard: usize) {
+        if !self.reading.contains(&shard) {
+            self.outdated.insert(shard);
+        }
     }
 
     /// It has read what is stored for a shard.
     pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
-        if self.reading.contains(&shard) {
+        if self.reading.contains(&shard) || self.refused.contains(&shard) {
             return;
         }
+        self.loaded.insert(shard);
         for fate in &mut self.shards[shard] {
             // What it has read once in this run it knows, whatever a late write puts there.
             fate.run.covered |= checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
         }
+    }
+
+    pub fn has_loaded(&self, shard: usize) -> bool {
+        self.loaded.contains(&shard)
+    }
+
+    /// The stream does not have a shard any more: nothing of it is read again.
+    pub fn vanished(&mut self, shard: usize) {
+        self.refused.remove(&shard);
+        self.outdated.remove(&shard);
     }
 
     /// It begins to read a shard, of which this is stored.
@@ -315,6 +345,7 @@ impl Oracle {
             self.shard_begins_anew(shard);
             self.checkpoint_loaded(shard, stored);
         }
+        self.outdated.remove(&shard);
         self.reading.insert(shard);
     }
 
@@ -570,7 +601,7 @@ impl Oracle {
         })
     }
 
-    /// A shard is to begin again at its oldest record, once what it has in hand is settled.
+    /// A shard is to begin again, at its oldest record or with what is stored, once what it has in hand is settled.
     pub fn position_refused(&mut self, shard: usize) {
         self.refused.insert(shard);
     }
@@ -594,7 +625,9 @@ impl Oracle {
         is_put_back: impl Fn(usize) -> bool,
     ) -> Checked {
         let shards = self.shards.iter().enumerate();
-        for (shard, fates) in shards.filter(|(shard, _)| !is_put_back(*shard)) {
+        // One that begins again, and has not been read yet, repeats what was read of an earlier stream.
+        let is_read = |shard: &usize| !self.refused.contains(shard) && !is_put_back(*shard);
+        for (shard, fates) in shards.filter(|(shard, _)| is_read(shard)) {
             let checkpoint = checkpoint(shard);
             let missing = fates.iter().find(|fate| {
                 let is_there = fate.is_settled() && fate.dropped.is_none();
@@ -610,12 +643,17 @@ impl Oracle {
         Ok(())
     }
 
+    /// What is stored of a shard is older than what was stored before.
+    pub fn row_put_back(&mut self, shard: usize) {
+        self.misled.insert(shard);
+    }
+
     /// A loss was reported.
     pub fn loss_reported(&mut self, shard: usize, certain: bool, now: Duration) -> Checked {
         self.losses.push((shard, now));
-        let lost = self.shards[shard]
-            .iter()
-            .any(|fate| fate.dropped.is_some() && !fate.is_settled());
+        // What a run settled that died before it stored that counts as lost: the consumer goes by what is stored.
+        let is_lost = |fate: &Fate| fate.dropped.is_some() && !fate.run.covered && !fate.run.processed;
+        let lost = self.shards[shard].iter().any(is_lost);
         ensure(Promise::LossReported, lost || !certain, || {
             format!("shard {shard} has lost nothing")
         })
@@ -623,7 +661,8 @@ impl Oracle {
 
     /// Whatever the stream dropped before it was settled was reported, of its shard or of one that came of it.
     pub fn check_losses(&self) -> Checked {
-        for (shard, fates) in self.shards.iter().enumerate() {
+        let shards = self.shards.iter().enumerate();
+        for (shard, fates) in shards.filter(|(shard, _)| !self.misled.contains(shard)) {
             let lost = fates.iter().filter(|fate| !fate.is_settled() && !fate.is_unknown);
             for (fate, dropped) in lost.filter_map(|fate| Some((fate, fate.dropped?))) {
                 let mut losses = self.losses.iter().filter(|(_, at)| *at >= dropped);
@@ -660,7 +699,9 @@ impl Oracle {
     /// What this run has not settled.
     pub fn unsettled(&self) -> Vec<String> {
         let open = self.fates().filter(|fate| !fate.is_known_in_run());
-        open.map(|fate| format!("{} {:?}", fate.name(), fate.planned.behaviour))
-            .collect()
+        let open = open.map(|fate| format!("{} {:?}", fate.name(), fate.planned.behaviour));
+        let shards = self.refused.iter().chain(&self.outdated);
+        let shards = shards.map(|shard| format!("shard {shard} has not begun anew"));
+        open.chain(shards).collect()
     }
 }

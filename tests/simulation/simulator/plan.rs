@@ -304,7 +304,8 @@ impl Plan {
 
     fn draw_recreated(&mut self, wanted: &impl Fn(Fault) -> bool) {
         let mut rng = stream(self.options.seed, "recreated");
-        let at = millis(&mut rng, 1..self.calm.as_millis() as u64);
+        // Two streams of a name are told apart by their creation times, which have no milliseconds.
+        let at = millis(&mut rng, 5_000..self.calm.as_millis() as u64);
         let gone = millis(&mut rng, 100..60_000);
         if rng.random_bool(0.1) && wanted(Fault::Recreated) {
             self.recreated = Some((at, gone));

@@ -97,7 +97,7 @@ impl CheckpointStore for Store {
         self.reach().await?;
         self.answer().await?;
         let shards = 0..self.0.plan().shards.len();
-        let stored = shards.filter_map(|shard| Some((shard_id(shard).into(), self.0.load(shard)?)));
+        let stored = shards.filter_map(|shard| Some((shard_id(shard).into(), self.0.listed(shard)?)));
         Ok(Some(stored.collect()))
     }
 

@@ -45,6 +45,8 @@ const BEAT_KEY: &str = "beat";
 /// The number of a shard's first record, and how far apart they are.
 const FIRST: usize = 100;
 pub const GAP: usize = 7;
+/// By how much the consumer expects clocks to differ.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The failover time of leases.
 const FAILOVER: Duration = Duration::from_secs(10);
 
@@ -322,9 +324,20 @@ impl World {
         state.apply_late();
         let stored = state.stored.get(&shard).cloned();
         state.oracle.checkpoint_loaded(shard, stored.as_ref());
+        state.row_loaded(self.plan(), shard, stored.as_ref());
         drop(state);
         self.changed();
         stored
+    }
+
+    /// The same in a list of all: a run goes by it where it has not read the shard's own.
+    pub fn listed(&self, shard: usize) -> Option<Checkpoint> {
+        if !self.state().oracle.has_loaded(shard) {
+            return self.load(shard);
+        }
+        let mut state = self.state();
+        state.apply_late();
+        state.stored.get(&shard).cloned()
     }
 
     pub fn save(&self, shard: usize, checkpoint: Checkpoint) {
@@ -461,6 +474,16 @@ impl State {
         }
     }
 
+    /// A run has read what is stored of a shard, which may be of an earlier stream.
+    pub fn row_loaded(&mut self, plan: &Plan, shard: usize, stored: Option<&Checkpoint>) {
+        let created = Duration::from_secs(self.created(plan).as_secs());
+        let created = SystemTime::UNIX_EPOCH + created;
+        let is_there = !plan.is_gone(self.now()) && !self.has_vanished(plan, shard);
+        if stored.is_some_and(|row| is_of_another_stream(row, created)) && is_there {
+            self.oracle.outdated_loaded(shard);
+        }
+    }
+
     /// Drops what the stream does not keep any more.
     pub fn drop_old(&mut self, plan: &Plan) {
         let now = self.now();
@@ -475,9 +498,12 @@ impl State {
             self.subscriptions = Subscriptions::default();
         }
         for shard in 0..self.oracle.shards.len() {
+            if self.has_vanished(plan, shard) {
+                self.oracle.vanished(shard);
+            }
             let mut parents = plan.shards[shard].parents.iter();
             let is_unknown = !self.stored.get(&shard).is_some_and(says_something)
-                && !parents.any(|parent| self.stored.contains_key(parent));
+                && !parents.any(|parent| self.stored.get(parent).is_some_and(says_when));
             for index in 0..self.oracle.shards[shard].len() {
                 let at = self.oracle.shards[shard][index].planned.at;
                 let is_old =
@@ -546,7 +572,9 @@ impl State {
         let now = self.now();
         let due = self.late.extract_if(.., |(due, ..)| *due <= now);
         for (_, shard, checkpoint) in due {
-            self.stored.insert(shard, checkpoint);
+            if self.stored.insert(shard, checkpoint.clone()) != Some(checkpoint) {
+                self.oracle.row_put_back(shard);
+            }
             self.put_back.insert(shard);
         }
     }
@@ -588,6 +616,22 @@ impl State {
 fn says_something(checkpoint: &Checkpoint) -> bool {
     let is_new = *checkpoint.position() == Position::TrimHorizon;
     !is_new || checkpoint.read_until().is_some() || checkpoint.ahead().is_some()
+}
+
+/// Whether a consumer that may describe the stream, which was created then, finds that a row belongs to another one.
+fn is_of_another_stream(row: &Checkpoint, created: SystemTime) -> bool {
+    match (row.stream_created(), row.read_until()) {
+        (Some(of), _) => of != created,
+        (None, Some(time)) => time > SystemTime::UNIX_EPOCH && time + CLOCK_SKEW < created,
+        (None, None) => false,
+    }
+}
+
+/// Whether anything can be known of the shards that came of this one. Of an empty shard nothing is, while the consumer may
+/// not describe the stream.
+fn says_when(parent: &Checkpoint) -> bool {
+    let has_ended = *parent.position() == Position::ShardEnd;
+    !has_ended || parent.read_until().is_some() || parent.stream_created().is_some()
 }
 
 /// Every shard that closes was split, or merged with another.
@@ -696,12 +740,14 @@ impl World {
                 self.check(checked);
                 self.changed();
             }
-            Event::PositionRefused { shard, .. } => {
+            Event::PositionRefused { shard, .. }
+            | Event::StreamRecreated { shard, .. }
+            | Event::ShardFailed { shard, .. } => {
                 if let Some(shard) = shard_index(shard.as_str()) {
                     state.oracle.position_refused(shard);
                 }
             }
-            Event::CrashLoopOver { shard, .. } | Event::StreamRecreated { shard, .. } => {
+            Event::CrashLoopOver { shard, .. } => {
                 if let Some(shard) = shard_index(shard.as_str()) {
                     state.oracle.shard_begins_anew(shard);
                 }
