@@ -17,8 +17,10 @@ pub enum Sabotage {
     LoseOrder,
     /// The handler is called once more for a record whose verdict is reached.
     RunAfterVerdict,
-    /// What fails while a breaker is not closed, or while a record is held, uses up its attempts.
-    CountHeldAttempts,
+    /// A probe counts as an attempt.
+    CountProbes,
+    /// A record that has used up its attempts is held, although no other fails.
+    HoldLoneRecord,
     /// A letter does not wait while a breaker is open.
     LetterWhileOpen,
     /// A shard is read before those that it came of are settled.
@@ -62,13 +64,14 @@ mod switch {
 
     impl Sabotage {
         /// All of them.
-        pub const ALL: [Sabotage; 16] = [
+        pub const ALL: [Sabotage; 17] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
             Sabotage::LoseOrder,
             Sabotage::RunAfterVerdict,
-            Sabotage::CountHeldAttempts,
+            Sabotage::CountProbes,
+            Sabotage::HoldLoneRecord,
             Sabotage::LetterWhileOpen,
             Sabotage::StartChildrenEarly,
             Sabotage::KeepLostLease,

@@ -107,7 +107,7 @@ impl Tally {
 pub(crate) fn as_text(letter: &DeadLetter) -> String {
     let id = letter.id.to_string();
     let text = format!(
-        "{}  {}  {:<18} {:<9} {:<24} {}/{}/{}{}  {} B, {} attempts{}",
+        "{}  {}  {:<18} {:<9} {:<24} {}/{}/{}{}  {} B, {}{}",
         &id[..12],
         output::time(letter.dead_lettered_at),
         letter.reason.as_str(),
@@ -121,7 +121,7 @@ pub(crate) fn as_text(letter: &DeadLetter) -> String {
             sub => format!("+{sub}"),
         },
         letter.payload_bytes,
-        letter.attempts.count,
+        letter.attempts,
         marks(letter),
     );
     output::escaped(&text).into_owned()
@@ -164,6 +164,7 @@ pub(crate) fn as_json(letter: &DeadLetter) -> String {
         "code": letter.code.as_deref().map(|code| output::code(Some(code))),
         "error_type": letter.error.type_name,
         "attempts": letter.attempts.count,
+        "probes": letter.attempts.probes,
         "processor": letter.processor,
         "processor_version": letter.processor_version,
         "redrive_count": letter.redrive_count,

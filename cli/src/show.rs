@@ -133,6 +133,9 @@ impl Show {
             }
         }
         say("attempts", &letter.attempts.count);
+        if letter.attempts.probes > 0 {
+            say("probes", &letter.attempts.probes);
+        }
         let Attempts {
             first,
             last,
@@ -178,7 +181,7 @@ impl<'a> Attempts<'a> {
         Attempts {
             first: &attempts.first,
             last: &attempts.last,
-            left_out: usize::try_from(attempts.count).map_or(0, |count| count.saturating_sub(told)),
+            left_out: usize::try_from(attempts.calls()).map_or(0, |count| count.saturating_sub(told)),
         }
     }
 }

@@ -27,6 +27,10 @@ pub(super) struct Machine {
     /// The keys whose records failed since the last success, and when they did last; the latest, as many as are
     /// worth knowing.
     streak: Vec<(u64, Instant)>,
+    /// Records that failed since the last success, and that no other has succeeded beside.
+    failing: Pair,
+    /// Records that failed within the window.
+    failed_lately: Pair,
     /// How long the next pause is: how often it has opened, half of that after each time that it closed,
     /// nothing once it has stayed closed for a window.
     openings: u32,
@@ -66,6 +70,33 @@ impl Probing {
     }
 }
 
+/// The last two different records that failed, and when they did last.
+#[derive(Debug, Default)]
+struct Pair([Option<(u64, Instant)>; 2]);
+
+impl Pair {
+    fn note(&mut self, record: u64, now: Instant) {
+        let is_same = |known: &&mut Option<(u64, Instant)>| known.is_some_and(|(known, _)| known == record);
+        let place = match self.0.iter_mut().find(is_same) {
+            Some(known) => Some(known),
+            None => self.0.iter_mut().min_by_key(|known| known.map(|(_, at)| at)),
+        };
+        if let Some(place) = place {
+            *place = Some((record, now));
+        }
+    }
+
+    fn has_other_than(&self, record: u64) -> bool {
+        self.0.iter().flatten().any(|(known, _)| *known != record)
+    }
+
+    /// Whether both failed since this time; `None`: at any time.
+    fn are_two_since(&self, time: Option<Instant>) -> bool {
+        let since = |known: &Option<(u64, Instant)>| known.is_some_and(|(_, at)| Some(at) >= time);
+        self.0.iter().all(since)
+    }
+}
+
 /// The breaker has changed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Change {
@@ -96,6 +127,8 @@ impl Machine {
             failures: Recent::new(settings.window),
             successes: Growth::new(settings.window),
             streak: Vec::new(),
+            failing: Pair::default(),
+            failed_lately: Pair::default(),
             openings: 0,
             opened: None,
             closed: None,
@@ -110,20 +143,41 @@ impl Machine {
 
     /// An attempt failed that began while it was closed. `key` is the record's, unless others have
     /// succeeded since it failed first; `successes` is their total.
-    pub(super) fn failed(&mut self, now: Instant, key: Option<u64>, successes: u64) -> Option<Change> {
+    pub(super) fn failed(
+        &mut self,
+        now: Instant,
+        record: u64,
+        key: Option<u64>,
+        successes: u64,
+    ) -> Option<Change> {
         if !matches!(self.phase, Phase::Closed) {
             return None;
         }
-        if self.successes.observe(now, successes) > 0 {
-            self.streak.clear();
+        self.observe(now, successes);
+        if key.is_some() {
+            self.failing.note(record, now);
         }
         self.blame(now, key);
+        self.failed_lately.note(record, now);
         self.failures.add(now, 1);
         let failures = self.failures.sum(now);
         let attempts = failures + self.successes.sum(now);
-        let too_many =
-            attempts >= self.settings.attempts && failures as f64 >= self.settings.share * attempts as f64;
+        // A record that fails by itself is no outage, however often it is tried.
+        let are_two = self
+            .failed_lately
+            .are_two_since(now.checked_sub(self.settings.window));
+        let too_many = are_two
+            && attempts >= self.settings.attempts
+            && failures as f64 >= self.settings.share * attempts as f64;
         (too_many || self.streak.len() >= self.settings.in_a_row).then(|| self.open(now, failures, attempts))
+    }
+
+    /// What failed before the last success says nothing.
+    fn observe(&mut self, now: Instant, successes: u64) {
+        if self.successes.observe(now, successes) > 0 {
+            self.streak.clear();
+            self.failing = Pair::default();
+        }
     }
 
     fn blame(&mut self, now: Instant, key: Option<u64>) {
@@ -143,9 +197,10 @@ impl Machine {
         usize::try_from(self.settings.attempts).unwrap_or(usize::MAX)
     }
 
-    /// Whether a key has failed since the last success.
-    pub(super) fn has_suspects(&self) -> bool {
-        !self.streak.is_empty()
+    /// Whether another record than this one has failed since the last success.
+    pub(super) fn has_failed_beside(&mut self, now: Instant, record: u64, successes: u64) -> bool {
+        self.observe(now, successes);
+        self.failing.has_other_than(record)
     }
 
     /// Whether only a few keys have failed lately, since the last success: so few that their records may be to blame
@@ -189,6 +244,7 @@ impl Machine {
         self.failures.clear();
         self.successes.restart(now, successes);
         self.streak.clear();
+        self.failing = Pair::default();
         self.closed = Some(now);
         let opened = self.opened.take().unwrap_or(now);
         Change::Closed {
@@ -265,12 +321,18 @@ impl Machine {
         now: Instant,
         round: Round,
         proof: Proof,
-        key: u64,
+        (record, key): (u64, u64),
         successes: u64,
     ) -> Option<Change> {
         match proof {
-            Proof::Works => self.streak.clear(),
-            Proof::Fails => self.blame(now, Some(key)),
+            Proof::Works => {
+                self.streak.clear();
+                self.failing = Pair::default();
+            }
+            Proof::Fails => {
+                self.blame(now, Some(key));
+                self.failing.note(record, now);
+            }
             Proof::Nothing => {}
         }
         let probing = match &mut self.phase {

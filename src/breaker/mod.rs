@@ -37,7 +37,7 @@ struct Shared {
     /// What every attempt looks at.
     state: AtomicU8,
     hold_at_most: Duration,
-    window: Duration,
+    pause: Backoff,
     inner: Mutex<Inner>,
     /// Wakes in the order of waiting, which a watch channel would not.
     changes: Arc<Notify>,
@@ -176,7 +176,7 @@ impl BreakerBuilder {
         Breaker(Arc::new(Shared {
             state: AtomicU8::new(CLOSED),
             hold_at_most: self.settings.hold_at_most,
-            window: self.settings.window,
+            pause: self.settings.pause,
             inner: Mutex::new(Inner {
                 machine: Machine::new(self.settings, rng),
                 successes: Tallies::default(),
@@ -238,10 +238,6 @@ impl Breaker {
         self.0.hold_at_most
     }
 
-    pub(crate) fn window(&self) -> Duration {
-        self.0.window
-    }
-
     /// From now on these successes count.
     pub(crate) fn enlist(&self, tally: Arc<Tally>) {
         let mut inner = self.inner();
@@ -257,7 +253,8 @@ impl Breaker {
     /// An attempt failed that began while it was closed. `others_succeed`: since the record failed first.
     pub(crate) fn failed(&self, record: &Record, others_succeed: bool) -> Option<Change> {
         let key = Some(self.key(record)).filter(|_| !others_succeed);
-        self.with(|machine, successes| machine.failed(Instant::now(), key, successes))
+        let record = self.identity(record);
+        self.with(|machine, successes| machine.failed(Instant::now(), record, key, successes))
     }
 
     fn key(&self, record: &Record) -> u64 {
@@ -268,14 +265,32 @@ impl Breaker {
         }
     }
 
+    /// What tells a record from others.
+    fn identity(&self, record: &Record) -> u64 {
+        self.0.keys.hash_one((
+            record.stream(),
+            record.shard(),
+            record.sequence_number(),
+            record.sub_sequence_number(),
+        ))
+    }
+
+    /// Whether another record than this one has failed since the last success.
+    pub(crate) fn has_failed_beside(&self, record: &Record) -> bool {
+        let record = self.identity(record);
+        let mut inner = self.inner();
+        let Inner { machine, successes } = &mut *inner;
+        machine.has_failed_beside(Instant::now(), record, successes.total())
+    }
+
+    /// The pauses between tries of what it holds.
+    pub(crate) fn pause(&self) -> Backoff {
+        self.0.pause
+    }
+
     /// Whether it has been closed for so long.
     pub(crate) fn is_closed_for(&self, time: Duration) -> bool {
         self.inner().machine.is_closed_for(Instant::now(), time)
-    }
-
-    /// Whether records failed since the last success beside which none had succeeded.
-    pub(crate) fn has_suspects(&self) -> bool {
-        self.inner().machine.has_suspects()
     }
 
     /// Whether only a few keys have failed since the last success: they may be to blame themselves.
@@ -303,9 +318,10 @@ impl Breaker {
         })
     }
 
-    fn proved(&self, round: Round, proof: Proof, key: u64) -> Option<Change> {
+    /// `of`: the record, and its key.
+    fn proved(&self, round: Round, proof: Proof, of: (u64, u64)) -> Option<Change> {
         let change =
-            self.with(|machine, successes| machine.proved(Instant::now(), round, proof, key, successes));
+            self.with(|machine, successes| machine.proved(Instant::now(), round, proof, of, successes));
         // One that showed nothing may be made again by another record, and the first that showed something
         // sets the round an end: who waits must look again.
         self.0.changes.notify_waiters();
@@ -373,14 +389,15 @@ impl Probe {
 
     pub(crate) fn showed(mut self, proof: Proof, record: &Record) -> Option<Change> {
         self.ended = true;
-        self.breaker.proved(self.round, proof, self.breaker.key(record))
+        let of = (self.breaker.identity(record), self.breaker.key(record));
+        self.breaker.proved(self.round, proof, of)
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
         if !self.ended {
-            self.breaker.proved(self.round, Proof::Nothing, 0);
+            self.breaker.proved(self.round, Proof::Nothing, (0, 0));
         }
     }
 }

@@ -29,8 +29,10 @@ pub enum Event<'a> {
         record: &'a Record,
         /// How many the handler was given: more than one to a [`BatchProcessor`](crate::BatchProcessor).
         records: usize,
-        /// Counts from 1.
+        /// The number of the call, from 1.
         attempt: u32,
+        /// Whether the call counts as an attempt. A probe does not: an outage is suspected.
+        counts: bool,
         /// The error and its verdict. Its text is the user's, and may quote the payload.
         failure: Redacted<'a>,
         /// The Rust type of the handler's error.

@@ -59,6 +59,7 @@ impl Observer for Log {
                 record,
                 records,
                 attempt,
+                counts,
                 failure,
                 error_type,
             } => {
@@ -68,6 +69,7 @@ impl Observer for Log {
                     record,
                     records,
                     attempt,
+                    probe = !counts,
                     error_type,
                     class = %verdict.class(),
                     scope = %verdict.scope(),
@@ -113,7 +115,7 @@ impl Observer for Log {
                     code = verdict.code(),
                     error = self.text(failure.reveal()),
                     ?at_most,
-                    "record held: nothing else has succeeded since it failed; if it is to blame, classify its error as the record's"
+                    "attempts exhausted; the record is held and tried again, as an outage is suspected: other records fail as well, or its error is a dependency's. If the record itself is at fault, classify its error with scope Record"
                 );
             }
             Event::BreakerOpened {

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 
 use super::window::Ordinal;
 use crate::record::Record;
-use crate::resilient::{Group, Recovery};
+use crate::resilient::{Group, RetryState};
 
 /// A record that was tried and will be tried again, or a group of them.
 pub(super) struct Waiting {
     pub(super) ordinal: Ordinal,
     pub(super) record: Record,
-    pub(super) recovery: Box<Recovery>,
+    pub(super) state: Box<RetryState>,
     /// The records that go on together; of one by itself none. Then the record is the first one's place.
     pub(super) group: Group,
 }
@@ -71,10 +71,10 @@ impl Ready {
 
     /// The next one; of those to be tried again, the first that may.
     #[inline]
-    pub(super) fn pop_if(&mut self, may: impl Fn(&Recovery) -> bool) -> Option<Next> {
+    pub(super) fn pop_if(&mut self, may: impl Fn(&RetryState) -> bool) -> Option<Next> {
         if self.again_is_next || self.first.is_empty() {
             self.again_is_next = false;
-            let index = self.again.iter().position(|waiting| may(&waiting.recovery));
+            let index = self.again.iter().position(|waiting| may(&waiting.state));
             if let Some(waiting) = index.and_then(|index| self.again.remove(index)) {
                 return Some(Next::Again(waiting));
             }

@@ -38,7 +38,7 @@ use crate::dead_letter::AfterDeadLetter;
 use crate::observer::{Bound, Event, Interest, Observers};
 use crate::record::Record;
 use crate::resilient::{
-    Group, Interrupted, Otherwise, Pass, Protection, Recovery, Run, Stage, Step, Stepped,
+    Group, Interrupted, Otherwise, Pass, Protection, RetryState, Run, Stage, Step, Stepped,
 };
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
@@ -335,23 +335,23 @@ where
         match step {
             Step::Done(Ok(settled)) => self.settle(ordinal, settled),
             Step::Done(Err(reason)) => self.unsettled(record, reason),
-            Step::Later(recovery) => self.wait(Waiting {
+            Step::Later(state) => self.wait(Waiting {
                 ordinal,
                 record,
-                recovery,
+                state,
                 group: Group::default(),
             }),
         }
     }
 
     fn wait(&mut self, waiting: Waiting) {
-        match waiting.recovery.due() {
+        match waiting.state.due() {
             // The verdict is reached: the letter is written even while we stop. It takes no permit,
             // and it is the record's last step.
-            None => self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, Pass::FREE),
+            None => self.go_on_with(waiting.ordinal, waiting.record, waiting.state, Pass::FREE),
             Some(_) if self.stop.is_some() => self.give_back_waiting(waiting, |_| Unsettled::Shutdown),
             Some(due) if self.run.is_over_by(due) => {
-                self.give_back_waiting(waiting, Recovery::why_unsettled);
+                self.give_back_waiting(waiting, RetryState::why_unsettled);
             }
             Some(due) => self.delays.push(due, waiting),
         }
@@ -381,9 +381,9 @@ where
     }
 
     /// A record is given back that was tried.
-    fn give_back(&mut self, record: Record, recovery: Box<Recovery>, reason: Unsettled) {
+    fn give_back(&mut self, record: Record, state: Box<RetryState>, reason: Unsettled) {
         if self.run.within.is_some() {
-            self.interrupted.keep(&record, recovery);
+            self.interrupted.keep(&record, state);
         }
         self.unsettled(record, reason);
     }

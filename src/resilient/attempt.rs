@@ -54,18 +54,18 @@ struct Call<'a> {
 }
 
 /// An attempt that did not succeed.
-pub(super) struct Stumble<E> {
-    pub(super) how: How<E>,
+pub(super) struct FailedAttempt<E> {
+    pub(super) error: AttemptError<E>,
     /// From the first time that the handler waited for something.
     pub(super) took: Duration,
 }
 
-pub(super) enum How<E> {
-    Failed(E),
+pub(super) enum AttemptError<E> {
+    Returned(E),
     TimedOut,
     Panicked(Panicked),
     /// The term's deadline cut it short: it says nothing about the record.
-    Cut,
+    Interrupted,
 }
 
 /// The handler did not finish in time.
@@ -127,7 +127,7 @@ impl<P: RecordProcessor> Inner<P> {
         record: &Record,
         number: u32,
         term: Term<'_>,
-    ) -> impl Future<Output = Result<(), Stumble<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
         let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
         async move { self.call(record, &attempt).await }
     }
@@ -138,7 +138,7 @@ impl<P: RecordProcessor> Inner<P> {
         record: &Record,
         number: u32,
         term: Term<'_>,
-    ) -> Result<(), Stumble<P::Error>> {
+    ) -> Result<(), FailedAttempt<P::Error>> {
         trace::attempted(self.attempt(record, number, term), trace::of_attempt(number)).await
     }
 
@@ -163,7 +163,7 @@ impl<P: RecordProcessor> Inner<P> {
         }
     }
 
-    async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Stumble<P::Error>> {
+    async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), FailedAttempt<P::Error>> {
         let this = Call {
             first: record,
             records: 1,
@@ -187,7 +187,7 @@ impl<P: RecordProcessor> Inner<P> {
         batch: &[Record],
         number: u32,
         term: Term<'_>,
-    ) -> Result<(), Stumble<BatchFailure<P::Error>>> {
+    ) -> Result<(), FailedAttempt<BatchFailure<P::Error>>> {
         let attempt = &Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
         let span = self.traces.of_attempt_with(batch, number);
         let call = async move {
@@ -210,18 +210,22 @@ impl<P: RecordProcessor> Inner<P> {
 
     /// An attempt has ended by itself.
     #[inline(always)]
-    fn ended<E>(&self, call: &Call<'_>, result: Result<Result<(), E>, Panicked>) -> Result<(), Stumble<E>> {
-        let how = match result {
+    fn ended<E>(
+        &self,
+        call: &Call<'_>,
+        result: Result<Result<(), E>, Panicked>,
+    ) -> Result<(), FailedAttempt<E>> {
+        let error = match result {
             Ok(Ok(())) => {
                 self.tell_ended(call, true);
                 return Ok(());
             }
-            Ok(Err(error)) => How::Failed(error),
-            Err(panicked) => How::Panicked(panicked),
+            Ok(Err(error)) => AttemptError::Returned(error),
+            Err(panicked) => AttemptError::Panicked(panicked),
         };
         self.tell_ended(call, false);
         let took = call.attempt.took();
-        Err(Stumble { how, took })
+        Err(FailedAttempt { error, took })
     }
 
     /// It has not ended: is it too late?
@@ -231,7 +235,7 @@ impl<P: RecordProcessor> Inner<P> {
         call: &Call<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Stumble<E>>> {
+    ) -> Poll<Result<(), FailedAttempt<E>>> {
         let attempt = call.attempt;
         // Only a handler that waits can be late: the timer is armed after the first `Pending`.
         if timer.is_none() {
@@ -244,11 +248,11 @@ impl<P: RecordProcessor> Inner<P> {
                     self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
                 }
                 self.tell_ended(call, false);
-                Poll::Ready(Err(Stumble {
-                    how: if attempt.is_cut_short() {
-                        How::Cut
+                Poll::Ready(Err(FailedAttempt {
+                    error: if attempt.is_cut_short() {
+                        AttemptError::Interrupted
                     } else {
-                        How::TimedOut
+                        AttemptError::TimedOut
                     },
                     took: attempt.took(),
                 }))

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::mem;
 use std::time::Duration;
 
-use super::attempt::{How, Stumble, Term};
+use super::attempt::{AttemptError, FailedAttempt, Term};
 use super::claims::{Claims, NoTurn, WaitsFor};
+use super::decision::Decision;
 use super::group::{Fate, Group, Member, Next, Parting};
 use super::protection::Pass;
 use super::recover::give_back;
-use super::recovery::Recovery;
-use super::sentence::Sentence;
+use super::retry_state::RetryState;
 use super::stage::Stage;
 use super::{Inner, Step};
 use crate::dead_letter::Reason;
@@ -23,14 +23,10 @@ use crate::settled::{Settled, Unsettled};
 impl<P: RecordProcessor> Inner<P> {
     /// One step of a group's life: an attempt with all of it, or with half of those among which one fails.
     pub(super) async fn step_together(&self, stage: Stage, term: Term<'_>) -> Vec<Fate> {
-        let Stage {
-            recovery,
-            pass,
-            group,
-        } = stage;
+        let Stage { state, pass, group } = stage;
         let mut parting = Parting::of(group);
-        if let Some(recovery) = self.take_turn(&mut parting, recovery, pass, term).await {
-            parting.go_on(recovery);
+        if let Some(state) = self.take_turn(&mut parting, state, pass, term).await {
+            parting.go_on(state);
         }
         if let Some(claims) = self.claims.as_ref().filter(|_| !parting.unused.is_empty()) {
             claims.release(&parting.unused).await;
@@ -42,68 +38,76 @@ impl<P: RecordProcessor> Inner<P> {
     async fn take_turn(
         &self,
         parting: &mut Parting,
-        mut recovery: Option<Box<Recovery>>,
+        mut state: Option<Box<RetryState>>,
         pass: Pass,
         term: Term<'_>,
-    ) -> Option<Box<Recovery>> {
-        if recovery.is_none() && self.interrupted.has_any() {
-            recovery = self.recall_together(parting);
-            if recovery.as_ref().is_some_and(|recovery| recovery.is_due_later()) {
-                return recovery;
+    ) -> Option<Box<RetryState>> {
+        if state.is_none() && self.interrupted.has_any() {
+            state = self.recall_together(parting);
+            if state.as_ref().is_some_and(|state| state.is_due_later()) {
+                return state;
             }
         }
-        if let (Some(waiting), Some(first)) = (&mut recovery, parting.group.members.first())
+        if let (Some(waiting), Some(first)) = (&mut state, parting.group.members.first())
             && let Some(delay) = self.budget_refuses(&first.record, waiting, &pass)
         {
-            return recovery.map(|recovery| recovery.retry_after(delay));
+            return state.map(|state| state.retry_after(delay));
         }
         let mut next = parting.group.take_next();
         if let Some(claims) = &self.claims
             && let Err(down) = self
-                .claim_together(claims, parting, &mut next, &mut recovery, term)
+                .claim_together(claims, parting, &mut next, &mut state, term)
                 .await
         {
             parting.group.put_back(next);
             return Some(down);
         }
         let Some(first) = next.members.first().map(|first| first.record.place()) else {
-            return Some(at_once(recovery));
+            return Some(at_once(state));
         };
-        if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
-            blame.attempt_begins();
+        let number = state.as_ref().map_or(0, |state| state.attempts.calls()) + 1;
+        if let Some(state) = &mut state {
+            state.attempt_begins(&first);
         }
-        let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
         let records: Vec<Record> = next.members.iter().map(|member| member.record.clone()).collect();
-        let stumble = match self.attempt_batch(&first, &records, number, term).await {
+        let failed = match self.attempt_batch(&first, &records, number, term).await {
             Ok(()) => {
                 self.protection.succeeded(&first, pass);
                 self.processed_together(parting, next.members, term).await;
-                return Some(at_once(recovery));
+                return Some(at_once(state));
             }
-            Err(stumble) => stumble,
+            Err(failed) => failed,
         };
-        let how = match stumble.how {
-            How::Failed(BatchFailure::Of(failed)) => match by_member(failed, records.len()) {
+        let took = failed.took;
+        let error = match failed.error {
+            AttemptError::Returned(BatchFailure::Of(failed)) => match by_member(failed, records.len()) {
                 Ok(failed) => {
-                    let outcome = (failed, stumble.took);
-                    self.some_failed(parting, next.members, outcome, recovery.as_deref(), pass, term)
+                    let outcome = (failed, took);
+                    self.some_failed(parting, next.members, outcome, state.as_deref(), pass, term)
                         .await;
-                    return Some(at_once(recovery));
+                    return Some(at_once(state));
                 }
-                Err(error) => How::Failed(error),
+                Err(error) => AttemptError::Returned(error),
             },
-            How::Failed(BatchFailure::All(error)) => How::Failed(error),
-            How::TimedOut => How::TimedOut,
-            How::Panicked(panicked) => How::Panicked(panicked),
-            How::Cut => How::Cut,
+            AttemptError::Returned(BatchFailure::All(error)) => AttemptError::Returned(error),
+            AttemptError::TimedOut => AttemptError::TimedOut,
+            AttemptError::Panicked(panicked) => AttemptError::Panicked(panicked),
+            AttemptError::Interrupted => AttemptError::Interrupted,
         };
-        let took = stumble.took;
         let count = records.len();
-        if let (Some(recovery), 1) = (&mut recovery, count) {
-            // What they failed for together need not have been this one.
-            recovery.has_used_nothing();
+        if let (Some(state), 1) = (&mut state, count) {
+            // What they failed for together need not have been this one, and was before this call.
+            state.begin_again();
+            state.forget_breaker();
         }
-        let sentence = self.judge(&first, count, recovery, Stumble { how, took }, pass, term.run);
+        let counted = state.as_ref().map_or(0, |state| state.attempts.count);
+        let failed = FailedAttempt { error, took };
+        let (state, decision) = self.decide(&first, count, state, failed, pass, term.run);
+        if !matches!(decision, Decision::Interrupted) {
+            let counts = state.attempts.count > counted;
+            let members = next.members.iter_mut();
+            members.for_each(|member| member.attempts.push_last_of(&state.attempts, counts));
+        }
         if let Some(claims) = &self.claims {
             let claimed: Vec<Claim> = next
                 .members
@@ -114,33 +118,36 @@ impl<P: RecordProcessor> Inner<P> {
             let claims = next.members.iter_mut().filter_map(|member| member.claim.as_mut());
             claims.for_each(Claims::begin_anew);
         }
-        self.all_failed(parting, next, sentence)
+        self.all_failed(parting, next, state, decision)
     }
 
     /// Those that were given back go on where they were; what they had been through by themselves, by themselves.
-    fn recall_together(&self, parting: &mut Parting) -> Option<Box<Recovery>> {
-        let mut shared: Option<Box<Recovery>> = None;
+    fn recall_together(&self, parting: &mut Parting) -> Option<Box<RetryState>> {
+        let mut shared: Option<Box<RetryState>> = None;
         let (mut left, mut before, mut gone) = (Vec::new(), HashSet::new(), HashSet::new());
         for mut member in mem::take(&mut parting.group.members) {
             if member.is_in(&gone) {
                 parting.waits(member);
                 continue;
             }
-            if let Some(mut recovery) = self.interrupted.take(&member.record) {
-                if !recovery.is_shared {
+            if let Some(mut state) = self.interrupted.take(&member.record) {
+                if !state.is_shared {
                     gone.extend(member.lane);
                     if member.is_in(&before) {
-                        self.interrupted.keep(&member.record, recovery);
+                        self.interrupted.keep(&member.record, state);
                         parting.waits(member);
                     } else {
-                        parting.leaves(member, Step::Later(recovery));
+                        parting.leaves(member, Step::Later(state));
                     }
                     continue;
                 }
-                member.attempts = mem::take(&mut recovery.attempts);
-                if shared.as_ref().is_none_or(|shared| shared.used <= recovery.used) {
-                    recovery.attempts = member.attempts.clone();
-                    shared = Some(recovery);
+                member.attempts = mem::take(&mut state.attempts);
+                if shared
+                    .as_ref()
+                    .is_none_or(|shared| shared.counted <= state.counted)
+                {
+                    state.attempts = member.attempts.clone();
+                    shared = Some(state);
                 }
             }
             before.extend(member.lane);
@@ -156,10 +163,10 @@ impl<P: RecordProcessor> Inner<P> {
         claims: &Claims,
         parting: &mut Parting,
         next: &mut Next,
-        recovery: &mut Option<Box<Recovery>>,
+        state: &mut Option<Box<RetryState>>,
         term: Term<'_>,
-    ) -> Result<(), Box<Recovery>> {
-        let waits = recovery.as_mut().and_then(|recovery| recovery.waits.take());
+    ) -> Result<(), Box<RetryState>> {
+        let waits = state.as_mut().and_then(|state| state.waits.take());
         let looks = waits.map_or(0, |(_, looks)| looks);
         let of = |member: &mut Member| {
             let last = member.claim.take();
@@ -176,7 +183,7 @@ impl<P: RecordProcessor> Inner<P> {
         let delays: Option<Vec<Duration>> = turns.iter().map(NoTurn::of_store).collect();
         if let Some(delays) = delays.filter(|delays| delays.len() > 1) {
             let delay = delays.into_iter().max().unwrap_or_default();
-            let mut waiting = recovery.take().unwrap_or_else(|| Box::new(Recovery::new()));
+            let mut waiting = state.take().unwrap_or_else(|| Box::new(RetryState::new()));
             waiting.waits = Some((WaitsFor::Store, looks.saturating_add(1)));
             return Err(waiting.retry_after(delay));
         }
@@ -197,7 +204,7 @@ impl<P: RecordProcessor> Inner<P> {
                     parting.waits(member);
                 }
                 Err(no_turn) => {
-                    let own = member.apart(recovery.as_deref());
+                    let own = member.apart(state.as_deref());
                     let step = self.no_turn(&member.record, own, no_turn, looks);
                     if !matches!(step, Step::Done(Ok(_))) {
                         gone.extend(member.lane);
@@ -220,7 +227,7 @@ impl<P: RecordProcessor> Inner<P> {
         }
         term.run.tally.add_batch(members.len());
         for member in members {
-            let attempts = member.attempts.count + 1;
+            let attempts = member.attempts.calls() + 1;
             self.tell_settled(&member.record, Settled::Processed, attempts);
             parting.leaves(member, Step::Done(Ok(Settled::Processed)));
         }
@@ -232,7 +239,7 @@ impl<P: RecordProcessor> Inner<P> {
         parting: &mut Parting,
         members: Vec<Member>,
         (errors, took): (Vec<Option<P::Error>>, Duration),
-        recovery: Option<&Recovery>,
+        state: Option<&RetryState>,
         mut pass: Pass,
         term: Term<'_>,
     ) {
@@ -255,14 +262,14 @@ impl<P: RecordProcessor> Inner<P> {
             self.processed_together(parting, processed, term).await;
         }
         for (mut member, error) in failed {
-            let stumble = Stumble {
-                how: How::Failed(error),
+            let failed = FailedAttempt {
+                error: AttemptError::Returned(error),
                 took,
             };
             let claim = member.claim.take();
-            let own = member.apart(recovery);
+            let own = member.apart(state);
             let pass = mem::replace(&mut pass, Pass::FREE);
-            let mut step = self.stumbled(&member.record, Some(own), stumble, pass, term.run);
+            let mut step = self.attempt_failed(&member.record, Some(own), failed, pass, term.run);
             if let (Some(claims), Some(claim)) = (&self.claims, claim) {
                 step = give_back(claims, claim, step).await;
             }
@@ -276,55 +283,37 @@ impl<P: RecordProcessor> Inner<P> {
         &self,
         parting: &mut Parting,
         mut next: Next,
-        mut sentence: Sentence,
-    ) -> Option<Box<Recovery>> {
-        if !matches!(sentence, Sentence::Cut(_)) {
-            let attempts = &sentence.recovery().attempts;
-            let members = next.members.iter_mut();
-            members.for_each(|member| member.attempts.push_last_of(attempts));
-        }
+        mut state: Box<RetryState>,
+        decision: Decision,
+    ) -> Option<Box<RetryState>> {
         if next.members.len() == 1
             && let Some(found) = next.members.pop()
         {
-            return self.one_failed(parting, found, sentence);
+            return self.one_failed(parting, found, state, decision);
         }
-        let (recovery, is_searched) = match sentence {
-            Sentence::Cut(recovery) => {
+        let is_searched = match decision {
+            Decision::Interrupted => {
                 parting.group.put_back(next);
-                self.cut_short(parting, &recovery);
+                self.cut_short(parting, &state);
                 return None;
             }
             // One of them is to blame: the sooner it is found the better. They have all their attempts then.
-            Sentence::Held(mut recovery, Scope::Record)
-            | Sentence::Again(mut recovery, Scope::Record)
-            | Sentence::GivenUp(mut recovery, Reason::Permanent | Reason::Panicked, _) => {
-                recovery.has_used_nothing();
-                (recovery, true)
+            Decision::Retry(Scope::Record) | Decision::GiveUp(Reason::Permanent | Reason::Panicked, _) => {
+                state.begin_again();
+                true
             }
-            Sentence::Held(recovery, _) => (recovery, false),
             // Once one is looked for, each call tells.
-            Sentence::Again(recovery, scope) => (recovery, next.are_suspects() && scope == Scope::Unknown),
-            // A dependency's fault is none of theirs.
-            Sentence::Doubted(recovery, doubted)
-                if doubted.failure.verdict().scope() == Scope::Dependency
-                    || !next.are_suspects()
-                        && doubted.reason.is_none()
-                        && !self.policy.attempts_exhausted(recovery.attempts.count) =>
-            {
-                let first = next.members.first()?;
-                match self.doubt(&first.record, recovery, doubted) {
-                    Ok(recovery) => (recovery, false),
-                    Err((recovery, ..)) => (recovery, true),
-                }
-            }
-            Sentence::Doubted(recovery, _) | Sentence::GivenUp(recovery, ..) => (recovery, true),
+            Decision::Retry(scope) => next.are_suspects() && scope == Scope::Unknown,
+            // A dependency's fault is none of theirs, and where a breaker is not closed the call told nothing.
+            Decision::Hold(scope) => state.is_suspected() && scope == Scope::Unknown,
+            Decision::GiveUp(..) => true,
         };
         if is_searched {
             parting.group.put_back_suspects(next);
-            return Some(recovery.retry_after(Duration::ZERO));
+            return Some(state.retry_after(Duration::ZERO));
         }
         parting.group.put_back(next);
-        Some(recovery)
+        Some(state)
     }
 
     /// The one is found that fails: it goes on as any record does.
@@ -332,16 +321,16 @@ impl<P: RecordProcessor> Inner<P> {
         &self,
         parting: &mut Parting,
         mut found: Member,
-        mut sentence: Sentence,
-    ) -> Option<Box<Recovery>> {
-        let is_cut = matches!(sentence, Sentence::Cut(_));
-        let recovery = sentence.recovery();
-        let mut left = recovery.part();
-        left.attempts = mem::replace(&mut recovery.attempts, mem::take(&mut found.attempts));
-        recovery.is_shared = false;
-        let mut step = self.sentenced(&found.record, sentence);
-        if let Step::Later(recovery) = &mut step {
-            recovery.claim = found.claim.take();
+        mut state: Box<RetryState>,
+        decision: Decision,
+    ) -> Option<Box<RetryState>> {
+        let is_cut = matches!(decision, Decision::Interrupted);
+        let mut left = state.part();
+        left.attempts = mem::replace(&mut state.attempts, mem::take(&mut found.attempts));
+        state.is_shared = false;
+        let mut step = self.follow(&found.record, state, decision);
+        if let Step::Later(state) = &mut step {
+            state.claim = found.claim.take();
         }
         parting.leaves(found, step);
         if is_cut {
@@ -352,10 +341,10 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     /// The time is over for all who are left.
-    fn cut_short(&self, parting: &mut Parting, recovery: &Recovery) {
+    fn cut_short(&self, parting: &mut Parting, state: &RetryState) {
         for mut member in mem::take(&mut parting.group).members {
-            if member.attempts.count > 0 {
-                let own = member.given_back(recovery);
+            if member.attempts.calls() > 0 {
+                let own = member.given_back(state);
                 self.interrupted.keep(&member.record, own);
             }
             parting.leaves(member, Step::Done(Err(Unsettled::Deadline)));
@@ -375,9 +364,9 @@ fn by_member<E>(named: Vec<(usize, E)>, count: usize) -> Result<Vec<Option<E>>, 
     Ok(errors)
 }
 
-fn at_once(recovery: Option<Box<Recovery>>) -> Box<Recovery> {
-    match recovery {
-        Some(recovery) => recovery.retry_after(Duration::ZERO),
-        None => Box::new(Recovery::new()),
+fn at_once(state: Option<Box<RetryState>>) -> Box<RetryState> {
+    match state {
+        Some(state) => state.retry_after(Duration::ZERO),
+        None => Box::new(RetryState::new()),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::mem;
 
 use super::Step;
-use super::recovery::Recovery;
+use super::retry_state::RetryState;
 use crate::dead_letter::Attempts;
 use crate::idempotency::Claim;
 use crate::record::Record;
@@ -38,21 +38,21 @@ impl Member {
     }
 
     /// It goes on by itself, where they were.
-    pub(crate) fn apart(&mut self, group: Option<&Recovery>) -> Box<Recovery> {
+    pub(crate) fn apart(&mut self, group: Option<&RetryState>) -> Box<RetryState> {
         let mut own = match group {
-            Some(recovery) => recovery.part(),
-            None => Box::new(Recovery::new()),
+            Some(state) => state.part(),
+            None => Box::new(RetryState::new()),
         };
         own.attempts = mem::take(&mut self.attempts);
         own.claim = self.claim.take();
         // What they failed for together need not have been this one.
-        own.has_used_nothing();
-        own.blame = None;
+        own.begin_again();
+        own.forget_breaker();
         own
     }
 
     /// It is given back, and goes on where it was when it comes again with others.
-    pub(crate) fn given_back(&mut self, group: &Recovery) -> Box<Recovery> {
+    pub(crate) fn given_back(&mut self, group: &RetryState) -> Box<RetryState> {
         let mut own = group.part();
         own.attempts = mem::take(&mut self.attempts);
         own.is_shared = true;
@@ -153,7 +153,7 @@ pub(crate) enum Fate {
     /// It is settled, or goes on by itself.
     Alone(Member, Step),
     /// They go on together.
-    Together(Group, Box<Recovery>),
+    Together(Group, Box<RetryState>),
     /// It comes again when the one before it in its lane is settled.
     Behind(Member),
 }
@@ -198,20 +198,19 @@ impl Parting {
     }
 
     /// Those who are left go on together, as long as there are several of them, and no suspect is alone.
-    pub(super) fn go_on(&mut self, mut recovery: Box<Recovery>) {
+    pub(super) fn go_on(&mut self, mut state: Box<RetryState>) {
         while let Some((mut member, is_suspect)) = self.group.take_last() {
-            let mut own = member.apart(Some(&recovery));
+            let mut own = member.apart(Some(&state));
             if is_suspect {
                 // The others have succeeded since it failed with them.
-                own.blame = recovery.blame.clone();
-                own.has_used_nothing();
+                own.share_breaker(&state);
             }
             self.leaves(member, Step::Later(own));
         }
         if !self.group.is_empty() {
-            recovery.is_shared = true;
+            state.is_shared = true;
             let group = mem::take(&mut self.group);
-            self.fates.push(Fate::Together(group, recovery));
+            self.fates.push(Fate::Together(group, state));
         }
     }
 }

@@ -8,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 
 use lru::LruCache;
 
-use super::recovery::Recovery;
+use super::retry_state::RetryState;
 use crate::record::Record;
 
 /// Records that were given back, the latest of them.
 pub(crate) struct Interrupted {
     any: AtomicBool,
-    records: Mutex<Option<LruCache<String, Box<Recovery>>>>,
+    records: Mutex<Option<LruCache<String, Box<RetryState>>>>,
 }
 
 /// An invocation has as many in hand as run beside each other, and a few more that wait.
@@ -35,25 +35,25 @@ impl Interrupted {
     }
 
     #[cold]
-    pub(crate) fn keep(&self, record: &Record, recovery: Box<Recovery>) {
+    pub(crate) fn keep(&self, record: &Record, state: Box<RetryState>) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let records = records.get_or_insert_with(|| LruCache::new(MOST));
-        records.put(record.idempotency_key(), recovery);
+        records.put(record.idempotency_key(), state);
         self.any.store(true, Ordering::Relaxed);
     }
 
     #[inline]
-    pub(super) fn take(&self, record: &Record) -> Option<Box<Recovery>> {
+    pub(super) fn take(&self, record: &Record) -> Option<Box<RetryState>> {
         self.has_any().then(|| self.take_one(record))?
     }
 
     #[cold]
-    fn take_one(&self, record: &Record) -> Option<Box<Recovery>> {
+    fn take_one(&self, record: &Record) -> Option<Box<RetryState>> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = records.as_mut()?;
-        let recovery = kept.pop(&record.idempotency_key());
+        let state = kept.pop(&record.idempotency_key());
         self.any.store(!kept.is_empty(), Ordering::Relaxed);
-        recovery
+        state
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::outbox::Refused;
 use super::protection::Run;
-use super::recovery::{Phase, Recovery};
+use super::retry_state::{Phase, RetryState};
 use super::trace::trace_id;
 use super::{Inner, Step};
 use crate::dead_letter::{DeadLetter, Reason};
@@ -37,7 +37,7 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) fn give_up(
         &self,
         record: &Record,
-        mut recovery: Box<Recovery>,
+        mut state: Box<RetryState>,
         reason: Reason,
         failure: Failure,
     ) -> Step {
@@ -45,14 +45,14 @@ impl<P: RecordProcessor> Inner<P> {
             return Step::Done(Err(Unsettled::Halted(Halt::WithoutDeadLetters(failure))));
         }
         let letter = DeadLetter::new(&self.application, record, reason, &failure).with_attempts(
-            recovery.attempts.clone(),
+            state.attempts.clone(),
             type_name::<P::Error>(),
             &self.name,
             self.version.as_deref(),
         );
         let letter = letter.with_trace_context(self.traces.context(record));
-        recovery.phase = Phase::Letter(Box::new((letter, failure)));
-        Step::Later(recovery)
+        state.phase = Phase::Letter(Box::new((letter, failure)));
+        Step::Later(state)
     }
 
     /// Writes the letter, however long the sink is down.

@@ -13,20 +13,18 @@ use tokio::time::Instant;
 mod answer;
 mod attempt;
 mod batch;
-mod blame;
 mod builder;
 mod claims;
+mod decision;
 #[cfg(feature = "kinesis")]
 mod dependencies;
-mod doubt;
 mod group;
 mod interrupted;
 mod letter;
 mod outbox;
 mod protection;
 mod recover;
-mod recovery;
-mod sentence;
+mod retry_state;
 mod stage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod target;
@@ -43,7 +41,7 @@ pub(crate) use group::{Fate, Group, Member};
 pub(crate) use interrupted::Interrupted;
 pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run, Within};
-pub(crate) use recovery::Recovery;
+pub(crate) use retry_state::RetryState;
 pub(crate) use stage::Stage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use target::{Unusable, check_target};
@@ -110,7 +108,7 @@ struct Inner<P: RecordProcessor> {
 pub(crate) enum Step {
     Done(Result<Settled, Unsettled>),
     /// To be gone on with when it is due. Until then it holds nothing but its place.
-    Later(Box<Recovery>),
+    Later(Box<RetryState>),
 }
 
 /// What a step hands back. One word, as it passes through many hands; whatever went on after the first
@@ -172,7 +170,7 @@ impl<P: RecordProcessor> Resilient<P> {
         }
         match inner.attempt(record, 1, term).await {
             Ok(()) => Ok(inner.processed(record, 1, term.run)),
-            Err(stumble) => Box::pin(inner.recover(record, stumble, Pass::FREE, term)).await,
+            Err(failed) => Box::pin(inner.recover(record, failed, Pass::FREE, term)).await,
         }
     }
 
@@ -196,7 +194,7 @@ impl<P: RecordProcessor> Resilient<P> {
                     let _ = inner.processed(&record, 1, run);
                     return Stepped::Processed;
                 }
-                Err(stumble) => inner.stumbled(&record, None, stumble, Pass::FREE, run),
+                Err(failed) => inner.attempt_failed(&record, None, failed, Pass::FREE, run),
             };
             Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
         }
@@ -321,7 +319,7 @@ impl<P: RecordProcessor> Inner<P> {
         let step = match stage {
             None => match self.interrupted.take(&record) {
                 // In its own time.
-                Some(recovery) => Step::Later(recovery),
+                Some(state) => Step::Later(state),
                 None => self.try_once(&record, None, Pass::FREE, term).await,
             },
             Some(stage) if !stage.group.is_empty() => {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{sleep_until, timeout_at};
 
-use super::attempt::{Stumble, Term};
+use super::attempt::{FailedAttempt, Term};
 use super::claims::{Claims, NoTurn, WaitsFor};
 use super::group::Group;
 use super::letter::{Crashed, HeldTooLong};
 use super::protection::Pass;
-use super::recovery::{Phase, RECHECK, Recovery};
+use super::retry_state::{Phase, RECHECK, RetryState};
 use super::stage::Stage;
 use super::{Inner, Step};
 use crate::breaker::Round;
@@ -30,11 +30,11 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) async fn recover(
         &self,
         record: &Record,
-        stumble: Stumble<P::Error>,
+        failed: FailedAttempt<P::Error>,
         pass: Pass,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let step = self.stumbled(record, None, stumble, pass, term.run);
+        let step = self.attempt_failed(record, None, failed, pass, term.run);
         let result = self.go_on(record, step, term).await;
         self.tell_unsettled(record, &result);
         result
@@ -50,33 +50,29 @@ impl<P: RecordProcessor> Inner<P> {
         loop {
             match step {
                 Step::Done(result) => return result,
-                Step::Later(recovery) => {
+                Step::Later(state) => {
                     let mut pass = Pass::FREE;
-                    if let Some(due) = recovery.due() {
+                    if let Some(due) = state.due() {
                         // An attempt that begins when it must end is none.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
-                            let why = recovery.why_unsettled();
-                            self.interrupted.keep(record, recovery);
+                            let why = state.why_unsettled();
+                            self.interrupted.keep(record, state);
                             return Err(why);
                         }
                         sleep_until(due).await;
                         if !self.protection.is_clear() {
-                            pass = match self.admitted(Some(&recovery), term).await {
+                            pass = match self.admitted(Some(&state), term).await {
                                 Ok(pass) => pass,
                                 Err(why) => {
-                                    self.interrupted.keep(record, recovery);
+                                    self.interrupted.keep(record, state);
                                     return Err(why);
                                 }
                             };
                         }
                     }
-                    let recovery = Some(recovery);
+                    let state = Some(state);
                     let group = Group::default();
-                    let stage = Stage {
-                        recovery,
-                        pass,
-                        group,
-                    };
+                    let stage = Stage { state, pass, group };
                     step = self.resume(record, stage, term).await;
                 }
             }
@@ -95,7 +91,7 @@ impl<P: RecordProcessor> Inner<P> {
                 false => self.admitted(None, term).await?,
             };
             let step = match self.interrupted.take(record) {
-                Some(recovery) => Step::Later(recovery),
+                Some(state) => Step::Later(state),
                 None => self.try_once(record, None, pass, term).await,
             };
             self.go_on(record, step, term).await
@@ -106,8 +102,8 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     /// Waits until the breakers let an attempt through.
-    async fn admitted(&self, recovery: Option<&Recovery>, term: Term<'_>) -> Result<Pass, Unsettled> {
-        let may = |rounds: &Vec<Round>| recovery.is_none_or(|recovery| !recovery.has_probed(rounds));
+    async fn admitted(&self, state: Option<&RetryState>, term: Term<'_>) -> Result<Pass, Unsettled> {
+        let may = |rounds: &Vec<Round>| state.is_none_or(|state| !state.has_probed(rounds));
         let admitted = async {
             loop {
                 let change = self.protection.change();
@@ -129,29 +125,29 @@ impl<P: RecordProcessor> Inner<P> {
 
     /// What its phase asks for, once.
     pub(super) async fn resume(&self, record: &Record, stage: Stage, term: Term<'_>) -> Step {
-        let Stage { recovery, pass, .. } = stage;
-        let Some(mut recovery) = recovery.or_else(|| self.interrupted.take(record)) else {
+        let Stage { state, pass, .. } = stage;
+        let Some(mut state) = state.or_else(|| self.interrupted.take(record)) else {
             return self.try_once(record, None, pass, term).await;
         };
-        match recovery.phase {
+        match state.phase {
             Phase::Retry { .. } => {
-                if let Some(delay) = self.budget_refuses(record, &mut recovery, &pass) {
-                    return Step::Later(recovery.retry_after(delay));
+                if let Some(delay) = self.budget_refuses(record, &mut state, &pass) {
+                    return Step::Later(state.retry_after(delay));
                 }
-                self.try_once(record, Some(recovery), pass, term).await
+                self.try_once(record, Some(state), pass, term).await
             }
             Phase::GivenUp(reason) => {
                 let failure = match reason {
                     Reason::CrashLoop => Failure::permanent(Crashed).with_scope(Scope::Record),
                     _ => Failure::transient(HeldTooLong),
                 };
-                self.give_up(record, recovery, reason, failure.with_code(reason.as_str()))
+                self.give_up(record, state, reason, failure.with_code(reason.as_str()))
             }
-            Phase::Letter(ref letter) => match self.conclude(record, &recovery, letter, term).await {
+            Phase::Letter(ref letter) => match self.conclude(record, &state, letter, term).await {
                 Ok(result) => Step::Done(result),
                 // The verdict is kept.
                 Err(why) => {
-                    self.interrupted.keep(record, recovery);
+                    self.interrupted.keep(record, state);
                     Step::Done(Err(why))
                 }
             },
@@ -162,7 +158,7 @@ impl<P: RecordProcessor> Inner<P> {
     async fn conclude(
         &self,
         record: &Record,
-        recovery: &Recovery,
+        state: &RetryState,
         letter: &(DeadLetter, Failure),
         term: Term<'_>,
     ) -> Result<Result<Settled, Unsettled>, Unsettled> {
@@ -174,7 +170,7 @@ impl<P: RecordProcessor> Inner<P> {
                 self.may_give_up(record, term.run).await;
             }
         };
-        let written = self.write(record, &letter.0, &letter.1, recovery.attempts.count);
+        let written = self.write(record, &letter.0, &letter.1, state.attempts.calls());
         let result = match term.finish_by {
             None => {
                 allowed.await;
@@ -188,7 +184,7 @@ impl<P: RecordProcessor> Inner<P> {
                 Err(_) => return Err(Unsettled::GuardStopped),
             },
         };
-        if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &recovery.claim, &result) {
+        if let (Some(claims), Some(claim), Ok(_)) = (&self.claims, &state.claim, &result) {
             let released = claims.release(slice::from_ref(claim));
             match term.finish_by {
                 None => released.await,
@@ -202,17 +198,17 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) async fn try_once(
         &self,
         record: &Record,
-        mut recovery: Option<Box<Recovery>>,
+        mut state: Option<Box<RetryState>>,
         pass: Pass,
         term: Term<'_>,
     ) -> Step {
-        let number = recovery.as_ref().map_or(0, |recovery| recovery.attempts.count) + 1;
+        let number = state.as_ref().map_or(0, |state| state.attempts.calls()) + 1;
         let claim = match &self.claims {
             None => None,
             Some(claims) => {
-                let waits = recovery.as_mut().and_then(|recovery| recovery.waits.take());
+                let waits = state.as_mut().and_then(|state| state.waits.take());
                 let looks = waits.map_or(0, |(_, looks)| looks);
-                let last = recovery.as_mut().and_then(|recovery| recovery.claim.take());
+                let last = state.as_mut().and_then(|state| state.claim.take());
                 let mut claim = [last.unwrap_or_else(|| claims.of(&self.application, record))];
                 let turn = claims
                     .claim(&mut claim, self.policy.timeout(), looks, term)
@@ -221,15 +217,15 @@ impl<P: RecordProcessor> Inner<P> {
                 let [claim] = claim;
                 if let Some(Err(no_turn)) = turn {
                     // What a probe's attempt would have shown, another's will.
-                    let mut recovery = recovery.unwrap_or_else(|| Box::new(Recovery::new()));
-                    recovery.claim = Some(claim);
-                    return self.no_turn(record, recovery, no_turn, looks);
+                    let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
+                    state.claim = Some(claim);
+                    return self.no_turn(record, state, no_turn, looks);
                 }
                 Some((claims, claim))
             }
         };
-        if let Some(blame) = recovery.as_mut().and_then(|recovery| recovery.blame.as_mut()) {
-            blame.attempt_begins();
+        if let Some(state) = &mut state {
+            state.attempt_begins(record);
         }
         match self.attempt_in_span(record, number, term).await {
             Ok(()) => {
@@ -239,8 +235,8 @@ impl<P: RecordProcessor> Inner<P> {
                 }
                 Step::Done(Ok(self.processed(record, number, term.run)))
             }
-            Err(stumble) => {
-                let step = self.stumbled(record, recovery, stumble, pass, term.run);
+            Err(failed) => {
+                let step = self.attempt_failed(record, state, failed, pass, term.run);
                 match claim {
                     Some((claims, claim)) => give_back(claims, claim, step).await,
                     None => step,
@@ -253,26 +249,26 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) fn no_turn(
         &self,
         record: &Record,
-        mut recovery: Box<Recovery>,
+        mut state: Box<RetryState>,
         no_turn: NoTurn,
         looks: u32,
     ) -> Step {
         match no_turn {
-            NoTurn::Completed => Step::Done(Ok(self.duplicate(record, recovery.attempts.count))),
+            NoTurn::Completed => Step::Done(Ok(self.duplicate(record, state.attempts.calls()))),
             NoTurn::Mismatch => {
-                recovery.claim = None;
+                state.claim = None;
                 let failure = Failure::permanent(PayloadMismatch).with_scope(Scope::Record);
                 let failure = failure.with_code("payload_mismatch");
-                self.give_up(record, recovery, Reason::Permanent, failure)
+                self.give_up(record, state, Reason::Permanent, failure)
             }
             // The key stays claimed until the letter is confirmed.
-            NoTurn::Crashes => Step::Later(Recovery::given_up(Some(recovery), Reason::CrashLoop)),
+            NoTurn::Crashes => Step::Later(RetryState::given_up(Some(state), Reason::CrashLoop)),
             NoTurn::Wait(what, delay) => {
                 if what == WaitsFor::Claim {
                     self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
                 }
-                recovery.waits = Some((what, looks.saturating_add(1)));
-                Step::Later(recovery.retry_after(delay))
+                state.waits = Some((what, looks.saturating_add(1)));
+                Step::Later(state.retry_after(delay))
             }
         }
     }
@@ -281,24 +277,24 @@ impl<P: RecordProcessor> Inner<P> {
     pub(super) fn budget_refuses(
         &self,
         record: &Record,
-        recovery: &mut Recovery,
+        state: &mut RetryState,
         pass: &Pass,
     ) -> Option<Duration> {
         // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
-        if !pass.is_free() || recovery.waits.is_some() || self.withdraw(recovery) {
+        if !pass.is_free() || state.waits.is_some() || self.withdraw(state) {
             return None;
         }
-        let refused = recovery.refused;
+        let refused = state.refused;
         let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
-        recovery.refused = refused.saturating_add(1);
+        state.refused = refused.saturating_add(1);
         self.tell(Interest::FAILURES, || Event::RetryDelayed { record, delay });
         Some(delay)
     }
 
-    fn withdraw(&self, recovery: &mut Recovery) -> bool {
+    fn withdraw(&self, state: &mut RetryState) -> bool {
         let granted = self.protection.budget.as_ref().is_none_or(RetryBudget::withdraw);
         if granted {
-            recovery.refused = 0;
+            state.refused = 0;
         }
         granted
     }
@@ -308,11 +304,11 @@ impl<P: RecordProcessor> Inner<P> {
 /// the way, after which there is none.
 pub(super) async fn give_back(claims: &Claims, mut claim: Claim, mut step: Step) -> Step {
     match &mut step {
-        Step::Later(recovery) if !recovery.calls_handler() => recovery.claim = Some(claim),
-        Step::Later(recovery) => {
+        Step::Later(state) if !state.calls_handler() => state.claim = Some(claim),
+        Step::Later(state) => {
             claims.release(slice::from_ref(&claim)).await;
             Claims::begin_anew(&mut claim);
-            recovery.claim = Some(claim);
+            state.claim = Some(claim);
         }
         Step::Done(_) => claims.release(slice::from_ref(&claim)).await,
     }

@@ -2,11 +2,11 @@
 
 use super::group::Group;
 use super::protection::Pass;
-use super::recovery::Recovery;
+use super::retry_state::RetryState;
 
 /// What a record's next step goes on from; a first attempt that nothing stands against has none.
 pub(crate) struct Stage {
-    pub(crate) recovery: Option<Box<Recovery>>,
+    pub(crate) state: Option<Box<RetryState>>,
     pub(crate) pass: Pass,
     /// The records that go on together, if it is not one by itself.
     pub(crate) group: Group,
@@ -15,8 +15,6 @@ pub(crate) struct Stage {
 impl Stage {
     /// Whether going on from it calls the handler.
     pub(crate) fn calls_handler(&self) -> bool {
-        self.recovery
-            .as_ref()
-            .is_none_or(|recovery| recovery.calls_handler())
+        self.state.as_ref().is_none_or(|state| state.calls_handler())
     }
 }

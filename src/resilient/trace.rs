@@ -66,7 +66,7 @@ impl Traces {
         match stage {
             None => self.of_record(record),
             Some(stage) if !stage.group.is_empty() => None,
-            Some(Stage { recovery, .. }) => match recovery.as_mut().and_then(|it| it.span.take()) {
+            Some(Stage { state, .. }) => match state.as_mut().and_then(|it| it.span.take()) {
                 Some(span) => Some(*span),
                 None => self.of_record(record),
             },
@@ -137,7 +137,7 @@ pub(super) async fn stepped(step: impl Future<Output = Otherwise>, span: Span) -
     let mut stepped = step.instrument(span.clone()).await;
     match &mut stepped {
         Otherwise::Alone(_, Step::Done(result)) => note(&span, result),
-        Otherwise::Alone(_, Step::Later(recovery)) => recovery.span = Some(Box::new(span)),
+        Otherwise::Alone(_, Step::Later(state)) => state.span = Some(Box::new(span)),
         Otherwise::Parted(_) => {}
     }
     stepped

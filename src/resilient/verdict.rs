@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use super::Inner;
-use super::attempt::{AttemptTimedOut, How};
+use super::attempt::{AttemptError, AttemptTimedOut};
 use crate::classify::{Classify, StandardClassifier};
 use crate::failure::{BoxError, Failure, Scope, Verdict};
 use crate::observer::{Observers, UserCode};
@@ -69,15 +69,15 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
 impl<P: RecordProcessor> Inner<P> {
     /// The failure that an attempt ended in; `None`: it was cut short, which says nothing. `panics` counts
     /// the record's.
-    pub(super) fn failure(&self, how: How<P::Error>, panics: &mut u32) -> Option<Failure> {
-        Some(match how {
-            How::Cut => return None,
-            How::Failed(error) => self.classifiers.judge(error, &self.protection.observers),
-            How::TimedOut => {
+    pub(super) fn failure(&self, error: AttemptError<P::Error>, panics: &mut u32) -> Option<Failure> {
+        Some(match error {
+            AttemptError::Interrupted => return None,
+            AttemptError::Returned(error) => self.classifiers.judge(error, &self.protection.observers),
+            AttemptError::TimedOut => {
                 let after = self.policy.timeout();
                 Failure::transient(AttemptTimedOut { after }).with_code("attempt_timed_out")
             }
-            How::Panicked(panicked) => {
+            AttemptError::Panicked(panicked) => {
                 *panics += 1;
                 // Once may be chance, such as a poisoned connection; twice is the record.
                 let verdict = if *panics < 2 {

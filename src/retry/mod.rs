@@ -61,7 +61,7 @@ impl RetryPolicy {
         RetryPolicy::exponential().backoff(Backoff::constant(delay))
     }
 
-    /// One attempt, no retry; but a record that a [`Breaker`](crate::Breaker) holds is tried again.
+    /// One attempt, no retry; but a record that is held while an outage is suspected is tried again.
     pub const fn none() -> Self {
         RetryPolicy::exponential().max_attempts(1)
     }
@@ -80,9 +80,16 @@ impl RetryPolicy {
         self
     }
 
-    /// How often the handler is called for a record at most, the first time included. A failure that may
-    /// be an outage's does not count: one while a [`Breaker`](crate::Breaker) is not closed, or with no
-    /// success of another record since this one's failure before.
+    /// How often the processor is called for a record, the first time included, before the record becomes a dead letter.
+    /// Default: 5.
+    ///
+    /// Every call counts, except calls that begin or end while the [`Breaker`](crate::Breaker) that the failure counts for is
+    /// not closed. For a record that fails alone the number is exact.
+    ///
+    /// A record that has used up its attempts while an outage is suspected is held instead: the breaker is not closed, or
+    /// another record has failed too since the last success. It is tried again at the breaker's pace, which does not count,
+    /// and starts again with a full count when another record succeeds or the breaker closes.
+    /// [`hold_at_most`](crate::BreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the whole rule.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;

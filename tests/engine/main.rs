@@ -10,6 +10,7 @@ mod idempotency_simulation;
 mod kpl;
 mod pipeline;
 mod protection;
+mod retry_limit;
 mod settling;
 mod tower;
 mod user_code;

@@ -99,7 +99,7 @@ async fn outage(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_makes_no_dead_letters() {
+async fn an_outage_makes_one_dead_letter_at_most() {
     for (per_second, records) in [(10_000, 100_000), (1, 120)] {
         let with = outage(per_second, records, |builder| builder).await;
         let without = outage(per_second, records, |builder| {
@@ -111,8 +111,9 @@ async fn an_outage_makes_no_dead_letters() {
              without breaker, budget and guard: {} dead letters, {} calls",
             with.letters, with.calls_while_down, without.letters, without.calls_while_down
         );
-        assert_eq!((with.letters, with.stored), (0, records as usize));
-        assert!(without.letters > 0, "or nothing was shown");
+        assert!(with.letters <= 1, "{}", with.letters);
+        assert_eq!(with.letters + with.stored, records as usize);
+        assert!(without.letters > 1, "or nothing was shown");
         assert_eq!(without.letters + without.stored, records as usize);
         assert!(with.calls_while_down < without.calls_while_down);
     }
@@ -259,46 +260,21 @@ fn obedient(sink: &dead_letter::Memory) -> ResilientBuilder<impl RecordProcessor
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_record_that_fails_alone_is_held_until_another_succeeds() {
-    let (sink, start) = (dead_letter::Memory::new(), Instant::now());
-    let alarms = Arc::new(Alarms::default());
-    let resilient = obedient(&sink).observer(alarms.clone()).build().expect("valid");
-    let lone = tokio::spawn({
-        let resilient = resilient.clone();
-        async move { resilient.settle(&record(0, "a", "unknown")).await }
-    });
-    sleep(Duration::from_secs(10 * 60)).await;
-    assert_eq!(
-        alarms.0.load(Atomic::Relaxed),
-        1,
-        "it is said once that it is held"
-    );
-    assert!(!lone.is_finished() && sink.letters().is_empty());
-    assert!(matches!(
-        resilient.settle(&record(1, "b", "ok")).await,
-        Ok(Settled::Processed)
-    ));
-    assert!(matches!(lone.await, Ok(Ok(Settled::DeadLettered(_)))));
-    assert!(
-        start.elapsed() < Duration::from_secs(10 * 60 + 30),
-        "{:?}",
-        start.elapsed()
-    );
-    assert!(
-        sink.letters()[0].attempts.count > 60,
-        "it was tried all the while"
-    );
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_hold_has_an_end() {
     let sink = dead_letter::Memory::new();
     let start = Instant::now();
     let resilient = obedient(&sink).build().expect("valid");
-    let settled = resilient.settle(&record(0, "a", "unknown")).await;
-    assert!(matches!(settled, Ok(Settled::DeadLettered(_))));
+    let (first, second) = (record(0, "a", "unknown"), record(1, "b", "unknown"));
+    let settled = tokio::join!(resilient.settle(&first), resilient.settle(&second));
+    assert!(
+        matches!(
+            settled,
+            (Ok(Settled::DeadLettered(_)), Ok(Settled::DeadLettered(_)))
+        ),
+        "{settled:?}"
+    );
     let minutes = start.elapsed().as_secs_f64() / 60.0;
-    assert!((15.0..15.5).contains(&minutes), "{minutes}");
+    assert!((15.0..17.0).contains(&minutes), "{minutes}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,8 +292,18 @@ async fn a_deadline_gives_back_what_a_breaker_holds() {
     let sink = dead_letter::Memory::new();
     let resilient = obedient(&sink).build().expect("valid");
     let soon = Instant::now() + Duration::from_secs(60);
-    let result = resilient.settle_by(&record(0, "a", "unknown"), soon).await;
-    assert!(matches!(result, Err(Unsettled::BreakerOpen)), "{result:?}");
+    let (first, second) = (record(0, "a", "unknown"), record(1, "b", "unknown"));
+    let results = tokio::join!(
+        resilient.settle_by(&first, soon),
+        resilient.settle_by(&second, soon)
+    );
+    assert!(
+        matches!(
+            results,
+            (Err(Unsettled::BreakerOpen), Err(Unsettled::BreakerOpen))
+        ),
+        "{results:?}"
+    );
     assert!(sink.letters().is_empty());
 }
 
@@ -588,14 +574,14 @@ fn what_a_processor_is_given_can_be_looked_at() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shard_is_not_blocked_for_ever_by_a_record_that_fails_alone() {
-    for how in ["unknown", "refused"] {
-        // Nothing else can succeed meanwhile, and that need not be an outage.
+    for (how, least, most) in [("unknown", 0.0, 0.5), ("refused", 15.0, 17.5)] {
+        // Nothing else can succeed meanwhile. Where the error says that a dependency is at fault it is believed for a time.
         let records = [("a", "ok"), ("b", how), ("c", "ok"), ("b", "ok")];
         let pipeline = Pipeline::new().ordering(Ordering::Shard);
         let (letters, took) = settle_all(&records, pipeline, Breaker::default()).await;
         assert_eq!(letters, 1, "{how}");
         let minutes = took.as_secs_f64() / 60.0;
-        assert!((15.0..17.5).contains(&minutes), "{how}: {minutes}");
+        assert!((least..most).contains(&minutes), "{how}: {minutes}");
     }
 }
 

@@ -55,12 +55,6 @@ impl Bucket {
         keys
     }
 
-    async fn read(&self, key: &str) -> DeadLetter {
-        let object = self.client.get_object().bucket(&self.name).key(key).send().await;
-        let body = object.expect("GetObject").body.collect().await.expect("a body");
-        DeadLetter::decode(&body.into_bytes()).expect("a letter")
-    }
-
     async fn letters(&self) -> Vec<DeadLetter> {
         let mut letters = Vec::new();
         for key in self.keys().await {

@@ -4,6 +4,13 @@ use rand::SeedableRng;
 use super::*;
 use crate::breaker::Breaker;
 
+/// Another record fails each time.
+fn fails(machine: &mut Machine, now: Instant, key: Option<u64>, successes: u64) -> Option<Change> {
+    static RECORDS: AtomicU64 = AtomicU64::new(0);
+    let record = RECORDS.fetch_add(1, Ordering::Relaxed);
+    machine.failed(now, record, key, successes)
+}
+
 fn machine() -> Machine {
     Machine::new(Breaker::builder().settings, SmallRng::seed_from_u64(1))
 }
@@ -14,7 +21,7 @@ fn opened(change: Option<Change>) -> bool {
 
 /// Opens it, and lets its pause pass.
 fn half_open(machine: &mut Machine, now: Instant) -> Instant {
-    assert!(opened((0..5).find_map(|key| machine.failed(now, Some(key), 0))));
+    assert!(opened((0..5).find_map(|key| fails(machine, now, Some(key), 0))));
     let Phase::Open { until } = machine.phase else {
         panic!("{machine:?}")
     };
@@ -26,26 +33,26 @@ fn half_open(machine: &mut Machine, now: Instant) -> Instant {
 fn five_keys_in_a_row_open_it_and_one_key_does_not() {
     let now = Instant::now();
     let mut one = machine();
-    assert!((0..19).all(|_| one.failed(now, Some(7), 0).is_none()));
+    assert!((0..19).all(|_| fails(&mut one, now, Some(7), 0).is_none()));
     let mut five = machine();
-    assert!((0..4).all(|key| five.failed(now, Some(key), 0).is_none()));
-    assert!(opened(five.failed(now, Some(4), 0)));
+    assert!((0..4).all(|key| fails(&mut five, now, Some(key), 0).is_none()));
+    assert!(opened(fails(&mut five, now, Some(4), 0)));
 }
 
 #[test]
 fn those_beside_whom_others_succeed_do_not_make_a_row() {
     let now = Instant::now();
     let mut machine = machine();
-    assert!((0..19).all(|_| machine.failed(now, None, 0).is_none()));
+    assert!((0..19).all(|_| fails(&mut machine, now, None, 0).is_none()));
 }
 
 #[test]
 fn a_success_between_begins_the_row_anew() {
     let now = Instant::now();
     let mut machine = machine();
-    assert!((0..4).all(|key| machine.failed(now, Some(key), 0).is_none()));
-    assert!((4..8).all(|key| machine.failed(now, Some(key), 100).is_none()));
-    assert!(opened(machine.failed(now, Some(8), 100)));
+    assert!((0..4).all(|key| fails(&mut machine, now, Some(key), 0).is_none()));
+    assert!((4..8).all(|key| fails(&mut machine, now, Some(key), 100).is_none()));
+    assert!(opened(fails(&mut machine, now, Some(8), 100)));
 }
 
 #[test]
@@ -53,8 +60,8 @@ fn half_of_twenty_attempts_open_it_and_fewer_do_not() {
     let now = Instant::now();
     let mut machine = machine();
     // A success before every failure.
-    assert!((1..=9).all(|n| machine.failed(now, Some(n), n).is_none()));
-    assert!(opened(machine.failed(now, Some(10), 10)));
+    assert!((1..=9).all(|n| fails(&mut machine, now, Some(n), n).is_none()));
+    assert!(opened(fails(&mut machine, now, Some(10), 10)));
 }
 
 #[test]
@@ -64,7 +71,7 @@ fn what_was_long_ago_does_not_count() {
     for n in 0..1_000 {
         let now = start + Duration::from_secs(n);
         assert_eq!(
-            machine.failed(now, Some(7), 0),
+            fails(&mut machine, now, Some(7), 0),
             None,
             "one a second is never twenty in ten"
         );
@@ -84,7 +91,7 @@ fn the_majority_of_the_probes_decides() {
             } else {
                 Proof::Works
             };
-            machine.proved(now, round, proof, 1, 0)
+            machine.proved(now, round, proof, (1, 1), 0)
         });
         let change = changes.next();
         assert_eq!(
@@ -103,7 +110,7 @@ fn a_probe_that_shows_nothing_is_made_again() {
     let now = half_open(&mut machine, Instant::now());
     for _ in 0..100 {
         let round = machine.probe().expect("one is left");
-        assert_eq!(machine.proved(now, round, Proof::Nothing, 1, 0), None);
+        assert_eq!(machine.proved(now, round, Proof::Nothing, (1, 1), 0), None);
     }
 }
 
@@ -112,7 +119,7 @@ fn a_round_in_which_nothing_was_shown_is_followed_by_another() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
     let round = machine.probe().expect("one is left");
-    machine.proved(now, round, Proof::Nothing, 1, 0);
+    machine.proved(now, round, Proof::Nothing, (1, 1), 0);
     let over = machine.next_tick().expect("the round ends");
     assert_eq!(machine.tick(over, 0), None);
     let next = machine.round().expect("who probed before may probe again");
@@ -127,17 +134,17 @@ fn few_keys_are_no_outage_however_often_they_fail() {
         Breaker::builder().keys_in_a_row(100).min_attempts(20).settings,
         SmallRng::seed_from_u64(1),
     );
-    assert!(machine.is_narrow(now) && !machine.has_suspects());
+    assert!(machine.is_narrow(now) && machine.streak.is_empty());
     for key in 0..19 {
-        machine.failed(now, Some(key), 1_000);
-        machine.failed(now, None, 1_000);
+        fails(&mut machine, now, Some(key), 1_000);
+        fails(&mut machine, now, None, 1_000);
     }
-    assert!(machine.is_narrow(now) && machine.has_suspects());
-    machine.failed(now, Some(19), 1_000);
+    assert!(machine.is_narrow(now) && !machine.streak.is_empty());
+    fails(&mut machine, now, Some(19), 1_000);
     assert!(!machine.is_narrow(now));
-    machine.failed(now, None, 1_001);
+    fails(&mut machine, now, None, 1_001);
     assert!(
-        machine.is_narrow(now) && !machine.has_suspects(),
+        machine.is_narrow(now) && machine.streak.is_empty(),
         "a success in between clears them"
     );
 }
@@ -151,19 +158,19 @@ fn what_failed_long_ago_makes_no_outage_of_one_key() {
         SmallRng::seed_from_u64(1),
     );
     // As many have succeeded before that it stays closed.
-    machine.failed(now, Some(0), 1_000_000);
+    fails(&mut machine, now, Some(0), 1_000_000);
     for key in 0..20 {
-        machine.failed(now, Some(key), 1_000_000);
+        fails(&mut machine, now, Some(key), 1_000_000);
     }
     for _ in 0..15 {
         assert!(!machine.is_narrow(now));
         now += Duration::from_secs(60);
-        machine.failed(now, Some(7), 1_000_000);
+        fails(&mut machine, now, Some(7), 1_000_000);
     }
-    assert!(machine.is_narrow(now) && machine.has_suspects());
+    assert!(machine.is_narrow(now) && !machine.streak.is_empty());
     // Others than those that it knows already.
     for key in 100..119 {
-        machine.failed(now, Some(key), 1_000_000);
+        fails(&mut machine, now, Some(key), 1_000_000);
     }
     assert!(!machine.is_narrow(now));
 }
@@ -175,14 +182,14 @@ fn what_a_probe_shows_of_a_key_counts_as_well() {
     // Five were needed to open it; three that fail open it again.
     for key in 5..20 {
         let round = machine.probe().expect("one is left");
-        if opened(machine.proved(now, round, Proof::Fails, key, 0)) {
+        if opened(machine.proved(now, round, Proof::Fails, (key, key), 0)) {
             now = machine.next_tick().expect("it is open");
             machine.tick(now, 0);
         }
     }
     assert!(!machine.is_narrow(now));
     let round = machine.probe().expect("one is left");
-    machine.proved(now, round, Proof::Works, 1, 1);
+    machine.proved(now, round, Proof::Works, (1, 1), 1);
     assert!(machine.is_narrow(now));
 }
 
@@ -195,7 +202,7 @@ fn it_has_been_closed_for_as_long_as_it_has() {
     assert!(!machine.is_closed_for(now, Duration::ZERO));
     for _ in 0..3 {
         let round = machine.probe().expect("one is left");
-        machine.proved(now, round, Proof::Works, 1, 3);
+        machine.proved(now, round, Proof::Works, (1, 1), 3);
     }
     let later = now + Duration::from_secs(5);
     assert!(machine.is_closed_for(later, Duration::from_secs(5)));
@@ -206,7 +213,7 @@ fn it_has_been_closed_for_as_long_as_it_has() {
 fn fail_round(machine: &mut Machine, now: Instant) -> Instant {
     let change = (0..3).find_map(|_| {
         let round = machine.probe().expect("one is left");
-        machine.proved(now, round, Proof::Fails, 1, 0)
+        machine.proved(now, round, Proof::Fails, (1, 1), 0)
     });
     let Some(Change::Opened {
         failures,
@@ -239,11 +246,11 @@ fn the_next_pause_is_half_as_grown_after_it_closed_and_not_grown_once_it_stayed_
         }
         for _ in 0..3 {
             let round = machine.probe().expect("one is left");
-            machine.proved(now, round, Proof::Works, 1, 3);
+            machine.proved(now, round, Proof::Works, (1, 1), 3);
         }
         assert!(matches!(machine.phase(), Phase::Closed));
         let now = now + Duration::from_secs(stays_closed);
-        let pause = pause((10..15).find_map(|key| machine.failed(now, Some(key), 3)));
+        let pause = pause((10..15).find_map(|key| fails(&mut machine, now, Some(key), 3)));
         assert!(pauses.contains(&pause), "closed for {stays_closed} s: {pause}");
     }
 }
@@ -253,12 +260,12 @@ fn a_round_goes_on_until_its_time_is_over() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
     let round = machine.probe().expect("one is left");
-    machine.proved(now, round, Proof::Works, 1, 1);
+    machine.proved(now, round, Proof::Works, (1, 1), 1);
     assert_eq!(machine.tick(now + Duration::from_secs(9), 1), None);
     assert_eq!(machine.next_tick(), Some(now + Duration::from_secs(10)));
     // As many that fail as that succeed are no reason to close.
     let round = machine.probe().expect("one is left");
-    machine.proved(now, round, Proof::Fails, 1, 1);
+    machine.proved(now, round, Proof::Fails, (1, 1), 1);
     let over = machine.tick(now + Duration::from_secs(10), 1);
     assert!(
         matches!(
@@ -280,7 +287,7 @@ fn a_probe_of_a_round_that_is_over_decides_nothing() {
     let late = machine.probe().expect("one is left");
     let now = fail_round(&mut machine, now);
     for _ in 0..5 {
-        assert_eq!(machine.proved(now, late, Proof::Works, 1, 1), None);
+        assert_eq!(machine.proved(now, late, Proof::Works, (1, 1), 1), None);
     }
     assert!(matches!(machine.phase(), Phase::HalfOpen(_)));
 }
@@ -315,7 +322,7 @@ fn too_few_probes_decide_when_their_time_is_over() {
         "without any there is nothing to decide"
     );
     let round = machine.probe().expect("five are left");
-    assert_eq!(machine.proved(now, round, Proof::Works, 1, 1), None);
+    assert_eq!(machine.proved(now, round, Proof::Works, (1, 1), 1), None);
     let over = machine.next_tick().expect("the round ends");
     assert!(matches!(machine.tick(over, 1), Some(Change::Closed { .. })));
 }
@@ -328,7 +335,7 @@ fn pauses_grow_while_it_stays_sick_and_never_past_their_cap() {
     for _ in 0..20 {
         let change = (0..3).find_map(|_| {
             let round = machine.probe().expect("one is left");
-            machine.proved(now, round, Proof::Fails, 1, 0)
+            machine.proved(now, round, Proof::Fails, (1, 1), 0)
         });
         let Some(Change::Opened { pause, .. }) = change else {
             panic!("{change:?}")
@@ -374,7 +381,7 @@ proptest! {
         for step in moves {
             let before = matches!(machine.phase, Phase::Closed);
             let change = match step {
-                Move::Failed(key) => machine.failed(now, Some(key), successes),
+                Move::Failed(key) => fails(&mut machine, now, Some(key), successes),
                 Move::Succeeded => {
                     successes += 1;
                     None
@@ -388,7 +395,7 @@ proptest! {
                     None
                 }
                 Move::Proved(proof) => match running.pop() {
-                    Some(round) => machine.proved(now, round, proof, 1, successes),
+                    Some(round) => machine.proved(now, round, proof, (1, 1), successes),
                     None => None,
                 },
             };
@@ -405,7 +412,7 @@ proptest! {
         }
         // It works again: what runs ends, and a success at a time comes.
         for round in running {
-            machine.proved(now, round, Proof::Works, 1, successes);
+            machine.proved(now, round, Proof::Works, (1, 1), successes);
         }
         for _ in 0..10 {
             if let Some(at) = machine.next_tick() {
@@ -413,9 +420,32 @@ proptest! {
             }
             machine.tick(now, successes);
             if let Some(round) = machine.probe() {
-                machine.proved(now, round, Proof::Works, 1, successes);
+                machine.proved(now, round, Proof::Works, (1, 1), successes);
             }
         }
         prop_assert!(matches!(machine.phase, Phase::Closed), "{:?}", machine);
     }
+}
+
+/// However often it is tried: it is no outage.
+#[tokio::test(start_paused = true)]
+async fn one_record_that_fails_again_and_again_opens_nothing() {
+    let mut machine = machine();
+    let now = Instant::now();
+    assert!((0..1_000).all(|_| machine.failed(now, 7, Some(7), 0).is_none()));
+    assert!(!machine.has_failed_beside(now, 7, 0));
+    assert!(opened(machine.failed(now, 8, Some(8), 0)));
+}
+
+/// One beside which others have succeeded is no sign of an outage.
+#[tokio::test(start_paused = true)]
+async fn what_fails_since_the_last_success_and_beside_no_other_is_a_sign_of_an_outage() {
+    let mut machine = machine();
+    let now = Instant::now();
+    machine.failed(now, 1, None, 10);
+    assert!(!machine.has_failed_beside(now, 2, 10));
+    machine.failed(now, 3, Some(3), 10);
+    assert!(machine.has_failed_beside(now, 2, 10));
+    assert!(!machine.has_failed_beside(now, 3, 10), "it is alone");
+    assert!(!machine.has_failed_beside(now, 2, 11), "one has succeeded");
 }

@@ -1,5 +1,6 @@
 //! The failure's story, bounded: the error's texts and the attempts.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -26,15 +27,18 @@ pub struct ErrorReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Attempts {
-    /// How many there were.
+    /// How many there were, without the probes.
     pub count: u32,
-    /// The first of them.
+    /// How many more calls of the handler did not count, as an outage was suspected.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub probes: u32,
+    /// The first of the calls.
     pub first: Vec<AttemptReport>,
-    /// The last of them, as far as they are not among the first.
+    /// The last of the calls, as far as they are not among the first.
     pub last: Vec<AttemptReport>,
 }
 
-/// One attempt.
+/// One call of the handler.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AttemptReport {
@@ -51,15 +55,40 @@ pub struct AttemptReport {
     pub code: Option<String>,
 }
 
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl fmt::Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ending = |count: u32| if count == 1 { "" } else { "s" };
+        write!(f, "{} attempt{}", self.count, ending(self.count))?;
+        match self.probes {
+            0 => Ok(()),
+            probes => write!(f, ", {probes} probe{}", ending(probes)),
+        }
+    }
+}
+
 impl Attempts {
     const FIRST: usize = 2;
     const LAST: usize = 8;
 
-    /// Adds the next attempt, which ended now.
-    pub(crate) fn push(&mut self, took: Duration, failure: &Failure) {
-        self.count = self.count.saturating_add(1);
+    /// All calls of the handler.
+    pub fn calls(&self) -> u32 {
+        self.count.saturating_add(self.probes)
+    }
+
+    fn add_one(&mut self, counts: bool) {
+        let count = if counts { &mut self.count } else { &mut self.probes };
+        *count = count.saturating_add(1);
+    }
+
+    /// Adds the next call, which ended now.
+    pub(crate) fn push(&mut self, took: Duration, failure: &Failure, counts: bool) {
+        self.add_one(counts);
         let report = AttemptReport {
-            number: self.count,
+            number: self.calls(),
             ended_at: to_millis(SystemTime::now()),
             duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
             class: failure.verdict().class(),
@@ -68,12 +97,12 @@ impl Attempts {
         self.add(report);
     }
 
-    /// Adds the attempt that these ended with: it was one of both.
-    pub(crate) fn push_last_of(&mut self, others: &Attempts) {
+    /// Adds the call that these ended with: it was one of both.
+    pub(crate) fn push_last_of(&mut self, others: &Attempts, counts: bool) {
         if let Some(last) = others.last.last().or(others.first.last()) {
-            self.count = self.count.saturating_add(1);
+            self.add_one(counts);
             self.add(AttemptReport {
-                number: self.count,
+                number: self.calls(),
                 ..last.clone()
             });
         }

@@ -96,7 +96,7 @@ prop_compose! {
                 Some(code) => failure.with_code(code),
                 None => failure,
             };
-            attempts.push(Duration::from_millis(1_500), &failure);
+            attempts.push(Duration::from_millis(1_500), &failure, true);
         }
         let mut letter = DeadLetter::new(&application, &record.build(), reason, &failure_of(chain))
             .with_attempts(attempts, &error_type, &processor, Some(&version));
@@ -158,7 +158,7 @@ proptest! {
         let failure = failure_of(chain).with_code(long(9_000));
         let mut attempts = Attempts::default();
         for _ in 0..20 {
-            attempts.push(Duration::MAX, &failure);
+            attempts.push(Duration::MAX, &failure, true);
         }
         let record = Record::builder(
             "s".repeat(128),
@@ -198,7 +198,7 @@ fn a_chain_that_fits_is_kept_whole() {
 fn the_first_two_and_the_last_eight_attempts_are_kept() {
     let mut attempts = Attempts::default();
     for _ in 0..13 {
-        attempts.push(Duration::from_micros(2_700), &Failure::transient("busy"));
+        attempts.push(Duration::from_micros(2_700), &Failure::transient("busy"), true);
     }
     let numbers = |reports: &[AttemptReport]| reports.iter().map(|report| report.number).collect::<Vec<_>>();
     assert_eq!(attempts.count, 13);

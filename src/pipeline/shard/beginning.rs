@@ -26,7 +26,7 @@ use crate::dead_letter::AfterDeadLetter;
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 #[cfg(feature = "kinesis")]
-use crate::resilient::{Group, Pass, Recovery};
+use crate::resilient::{Group, Pass, RetryState};
 use crate::resilient::{Resilient, Run, Stage, Stepped};
 
 /// Runs a shard until its batches end, a record halts it, or it is shut down.
@@ -82,9 +82,9 @@ where
                     careful.watch(turn, call, resilient.runs_elsewhere()).await
                 }
                 Taken::GivenUp(reason) => {
-                    let recovery = stage.and_then(|stage| stage.recovery);
+                    let state = stage.and_then(|stage| stage.state);
                     let stage = Stage {
-                        recovery: Some(Recovery::given_up(recovery, reason)),
+                        state: Some(RetryState::given_up(state, reason)),
                         pass: Pass::FREE,
                         group: Group::default(),
                     };

@@ -9,7 +9,7 @@ use super::super::window::Ordinal;
 use super::{Shard, Tag};
 use crate::dead_letter::Reason;
 use crate::record::Record;
-use crate::resilient::{Group, Pass, Recovery, Stage, Stepped};
+use crate::resilient::{Group, Pass, RetryState, Stage, Stepped};
 
 impl<S, F, M> Shard<'_, S, F, M>
 where
@@ -68,17 +68,17 @@ where
             match next {
                 Next::First(ordinal) => match self.window.take(ordinal) {
                     Some(record) => {
-                        let recovery = self.tried(ordinal);
-                        self.start_first(ordinal, record, recovery, pass);
+                        let state = self.tried(ordinal);
+                        self.start_first(ordinal, record, state, pass);
                     }
                     // Only unsettled records are ever ready.
                     None => self.permits.give(),
                 },
                 Next::Again(waiting) if !waiting.group.is_empty() => {
-                    self.start_together(waiting.group, Some(waiting.recovery), pass);
+                    self.start_together(waiting.group, Some(waiting.state), pass);
                 }
                 Next::Again(waiting) => {
-                    self.go_on_with(waiting.ordinal, waiting.record, waiting.recovery, pass);
+                    self.go_on_with(waiting.ordinal, waiting.record, waiting.state, pass);
                 }
             }
         }
@@ -99,15 +99,15 @@ where
             record.is_some_and(|record| run.is_expiring(record))
         };
         for next in self.ready.take_if(expires) {
-            let (ordinal, record, recovery) = match next {
+            let (ordinal, record, state) = match next {
                 Next::First(ordinal) => (ordinal, self.window.take(ordinal), self.tried(ordinal)),
-                Next::Again(waiting) => (waiting.ordinal, Some(waiting.record), Some(waiting.recovery)),
+                Next::Again(waiting) => (waiting.ordinal, Some(waiting.record), Some(waiting.state)),
             };
             if let Some(record) = record {
                 self.go_on_with(
                     ordinal,
                     record,
-                    Recovery::given_up(recovery, Reason::Expiring),
+                    RetryState::given_up(state, Reason::Expiring),
                     Pass::FREE,
                 );
             }
@@ -118,7 +118,7 @@ where
     #[cold]
     fn next_probe(&mut self) -> Option<(Next, Pass)> {
         let rounds = self.protection.rounds()?;
-        let next = self.ready.pop_if(|recovery| !recovery.has_probed(&rounds))?;
+        let next = self.ready.pop_if(|state| !state.has_probed(&rounds))?;
         match self.protection.pass() {
             Some(pass) => Some((next, pass)),
             // Another shard took it.
@@ -137,12 +137,12 @@ where
         &mut self,
         ordinal: Ordinal,
         record: Record,
-        recovery: Option<Box<Recovery>>,
+        state: Option<Box<RetryState>>,
         pass: Pass,
     ) {
-        let is_plain = recovery.is_none() && pass.is_free();
+        let is_plain = state.is_none() && pass.is_free();
         let stage = Stage {
-            recovery,
+            state,
             pass,
             group: Group::default(),
         };
@@ -163,19 +163,11 @@ where
         &mut self,
         ordinal: Ordinal,
         record: Record,
-        recovery: Box<Recovery>,
+        state: Box<RetryState>,
         pass: Pass,
     ) {
-        let (recovery, group) = (Some(recovery), Group::default());
-        self.start(
-            ordinal,
-            record,
-            Some(Box::new(Stage {
-                recovery,
-                pass,
-                group,
-            })),
-        );
+        let (state, group) = (Some(state), Group::default());
+        self.start(ordinal, record, Some(Box::new(Stage { state, pass, group })));
     }
 
     /// While the dead-letter guard has stopped the shard, the task is woken when the guard resumes it: perhaps no dead

@@ -10,7 +10,7 @@ use super::super::ready::Waiting;
 use super::super::window::Ordinal;
 use super::{Batch, Shard};
 use crate::record::Record;
-use crate::resilient::{Fate, Group, Member, Pass, Recovery, Stage, Stepped};
+use crate::resilient::{Fate, Group, Member, Pass, RetryState, Stage, Stepped};
 use crate::settled::Unsettled;
 
 impl<S, F, M> Shard<'_, S, F, M>
@@ -30,7 +30,9 @@ where
     /// Gathers what is ready, and begins what is full.
     pub(super) fn gather_ready(&mut self, cx: &mut Context<'_>) {
         let may_begin = self.may_begin_all();
-        let Some(gather) = &mut self.gather else { return };
+        let Some(gather) = &mut self.gather else {
+            return;
+        };
         if !may_begin {
             // One by one, if at all.
             for ordinal in gather.dissolve().into_iter().rev() {
@@ -39,7 +41,9 @@ where
             return;
         }
         loop {
-            let Some(gather) = &mut self.gather else { return };
+            let Some(gather) = &mut self.gather else {
+                return;
+            };
             if gather.is_full() {
                 if !self.begin_gathered(cx) {
                     return;
@@ -104,8 +108,8 @@ where
             0 => self.permits.give(),
             1 => {
                 if let Some(member) = members.pop() {
-                    let recovery = (member.attempts.count > 0).then(|| Recovery::after(member.attempts));
-                    self.start_first(member.ordinal, member.record, recovery, Pass::FREE);
+                    let state = (member.attempts.calls() > 0).then(|| RetryState::after(member.attempts));
+                    self.start_first(member.ordinal, member.record, state, Pass::FREE);
                 }
             }
             _ => self.start_together(Group::of(members), None, Pass::FREE),
@@ -114,16 +118,12 @@ where
     }
 
     /// Begins a step of all of them. A permit has been taken.
-    pub(super) fn start_together(&mut self, group: Group, recovery: Option<Box<Recovery>>, pass: Pass) {
+    pub(super) fn start_together(&mut self, group: Group, state: Option<Box<RetryState>>, pass: Pass) {
         let Some(first) = group.members.first() else {
             return self.permits.give();
         };
         let (ordinal, place) = (first.ordinal, first.record.place());
-        let stage = Stage {
-            recovery,
-            pass,
-            group,
-        };
+        let stage = Stage { state, pass, group };
         self.start(ordinal, place, Some(Box::new(stage)));
     }
 
@@ -138,7 +138,7 @@ where
         for fate in fates {
             match fate {
                 Fate::Alone(member, step) => self.advanced(member.ordinal, member.record, step),
-                Fate::Together(group, recovery) => {
+                Fate::Together(group, state) => {
                     let Some(first) = group.members.first() else {
                         continue;
                     };
@@ -146,7 +146,7 @@ where
                     self.wait(Waiting {
                         ordinal,
                         record,
-                        recovery,
+                        state,
                         group,
                     });
                 }
@@ -156,40 +156,37 @@ where
     }
 
     /// Records are given back that were tried.
-    pub(super) fn give_back_waiting(&mut self, waiting: Waiting, reason: impl Fn(&Recovery) -> Unsettled) {
+    pub(super) fn give_back_waiting(&mut self, waiting: Waiting, reason: impl Fn(&RetryState) -> Unsettled) {
         let Waiting {
-            record,
-            recovery,
-            group,
-            ..
+            record, state, group, ..
         } = waiting;
         if group.is_empty() {
-            let reason = reason(&recovery);
-            return self.give_back(record, recovery, reason);
+            let reason = reason(&state);
+            return self.give_back(record, state, reason);
         }
         for mut member in group.members {
-            let own = member.given_back(&recovery);
-            self.give_back(member.record, own, reason(&recovery));
+            let own = member.given_back(&state);
+            self.give_back(member.record, own, reason(&state));
         }
     }
 
     /// It has not its turn, as if it had never been taken.
     fn put_back(&mut self, member: Member) {
-        if let Some(gather) = self.gather.as_mut().filter(|_| member.attempts.count > 0) {
+        if let Some(gather) = self.gather.as_mut().filter(|_| member.attempts.calls() > 0) {
             gather.tried.insert(member.ordinal, member.attempts);
         }
         self.window.put_back(member.ordinal, member.record);
     }
 
     /// What a record went through before it was put back.
-    pub(super) fn tried(&mut self, ordinal: Ordinal) -> Option<Box<Recovery>> {
+    pub(super) fn tried(&mut self, ordinal: Ordinal) -> Option<Box<RetryState>> {
         let attempts = self.gather.as_mut()?.tried.remove(&ordinal)?;
-        Some(Recovery::after(attempts))
+        Some(RetryState::after(attempts))
     }
 
     /// Those of a group go on one by one, the first of each lane before the others.
     pub(super) fn part(&mut self, waiting: Waiting) -> Vec<Waiting> {
-        let Waiting { recovery, group, .. } = waiting;
+        let Waiting { state, group, .. } = waiting;
         let mut lanes = HashSet::new();
         let mut alone = Vec::new();
         for mut member in group.members {
@@ -197,11 +194,11 @@ where
                 self.put_back(member);
                 continue;
             }
-            let recovery = member.apart(Some(&recovery));
+            let state = member.apart(Some(&state));
             alone.push(Waiting {
                 ordinal: member.ordinal,
                 record: member.record,
-                recovery,
+                state,
                 group: Group::default(),
             });
         }

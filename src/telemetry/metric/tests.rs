@@ -46,6 +46,7 @@ fn every_metric_is_of_some_event() {
             record,
             records: 1,
             attempt,
+            counts: true,
             failure,
             error_type: "",
         },

@@ -8,7 +8,7 @@ use redrive::{
     Attempt, BatchFailure, BatchProcessor, BoxError, BoxProcessor, Failure, Ordering, Record,
     RecordProcessor, Scope,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::fault::Fault;
 use super::oracle::Cause;
@@ -134,7 +134,6 @@ impl RecordProcessor for Handler {
 struct Call<'a> {
     world: &'a World,
     place: (usize, usize),
-    began: Instant,
     takes: Duration,
     behaviour: Behaviour,
     own_failures: u32,
@@ -156,7 +155,6 @@ impl<'a> Call<'a> {
         let call = Call {
             world,
             place,
-            began: Instant::now(),
             takes: fate.planned.takes,
             behaviour: fate.planned.behaviour,
             own_failures: fate.own_failures,
@@ -186,9 +184,10 @@ impl<'a> Call<'a> {
         let mut state = self.world.state();
         let at = (state.step() + 1, state.clock());
         state.note("failed", self.place.0, self.place.1);
+        let outage = self.world.plan().outage_number(state.now());
         state
             .oracle
-            .handler_failed(at, self.place, (cause, self.is_alone), self.began.elapsed());
+            .handler_failed(at, self.place, (cause, self.is_alone), outage);
     }
 
     /// What comes of it.
@@ -257,8 +256,7 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         let mut state = self.world.state();
-        let now = state.clock();
-        state.oracle.handler_ended(now, self.place);
+        state.oracle.handler_ended(self.place);
         drop(state);
         if !self.over {
             self.failed(self.cause);

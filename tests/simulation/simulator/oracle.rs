@@ -5,11 +5,11 @@ use std::fmt;
 use std::time::Duration;
 
 use redrive::checkpoint::Checkpoint;
-use redrive::dead_letter::DeadLetter;
+use redrive::dead_letter::{Attempts, DeadLetter};
 use redrive::{Ordering, Position, Record};
 
 use super::lineage::PlannedShard;
-use super::plan::{Behaviour, Plan, Planned};
+use super::plan::{Behaviour, Outage, Plan, Planned};
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +42,11 @@ pub enum Promise {
     LetterWhole,
     /// The letters of a lane are written in its order.
     LetterOrder,
-    /// A record that only an outage kept from succeeding is no dead letter.
+    /// Of the records that only an outage kept from succeeding one becomes a dead letter, at most: the first to fail. None
+    /// does where the error names the dependency as its cause.
     NoOutageLetter,
+    /// A record that fails, and no other, is called as often as the policy says.
+    CallsCounted,
     /// Nothing is given up while a breaker is open.
     BreakerHolds,
     /// A flood of dead letters is stopped.
@@ -84,11 +87,14 @@ pub struct Fate {
     pub is_unknown: bool,
     /// Of the call that it is in it is the first.
     is_first: bool,
+    /// When the call began no other record had failed since the last success.
+    began_as_only_one: bool,
     /// A bad deploy has failed it.
     bad_deploy: bool,
-    /// How often a run saw it fail by itself, or because the process stood still, and for how long.
+    /// How often a run saw it fail by itself, or because the process stood still.
     failed_alone: u32,
-    failed_alone_for: Duration,
+    /// The outages in which it failed.
+    outages: HashSet<usize>,
     /// How often it failed in each run before this one.
     failed_before: Vec<u32>,
     /// How often it had failed when a letter of it was sent that may be on its way still, though its run was dropped
@@ -109,7 +115,10 @@ struct InRun {
     verdict: bool,
     failed: u32,
     failed_alone: u32,
-    failed_alone_for: Duration,
+    /// How often it failed because of an outage while a breaker was not closed.
+    failed_as_probe: u32,
+    /// How often it failed in a row while no breaker was open and no other record had failed since the last success.
+    failed_as_only_one: u32,
     /// It was seen to be bad, and no other.
     is_bad: bool,
     /// The number of the step in which it failed last.
@@ -170,11 +179,14 @@ pub struct Oracle {
     pub violation: Option<Violation>,
     /// Handler calls now.
     running: usize,
-    /// The last calls that ended, at least one of them of another record than the last.
-    ended: Vec<((usize, usize), Duration)>,
-    failed: Vec<((usize, usize), Duration)>,
+    /// The records that failed since the last success.
+    failing: HashSet<(usize, usize)>,
+    /// Letters in this process of records that failed because of an outage alone.
+    outage_letters: usize,
     /// The number of the step in which a breaker opened that is still open.
     open_since: Option<u64>,
+    /// No breaker is open or half-open.
+    is_closed: bool,
     /// Letters of records that a bad deploy failed, since a shard's guard began to count.
     flood: Vec<u64>,
     saved_in_run: HashMap<usize, Checkpoint>,
@@ -200,11 +212,8 @@ pub struct Oracle {
 const HOLD: Duration = Duration::from_secs(15 * 60);
 /// So many keys are an outage, whatever they fail of.
 const MANY: usize = 20;
-/// So many keys in a row open a breaker.
-const FEW: usize = 5;
-const LATELY: Duration = Duration::from_secs(15);
-/// As long as a breaker looks back.
-const QUIET: Duration = Duration::from_secs(10);
+/// A probe, and a call that ended as the breaker had just closed, do not count.
+const UNCOUNTED: u32 = 2;
 
 type Checked = Result<(), Violation>;
 
@@ -230,9 +239,10 @@ impl Oracle {
             parents: shards.iter().map(|shard| shard.parents.clone()).collect(),
             violation: None,
             running: 0,
-            ended: Vec::new(),
-            failed: Vec::new(),
+            failing: HashSet::new(),
+            outage_letters: 0,
             open_since: None,
+            is_closed: true,
             flood: vec![0; shards.len()],
             saved_in_run: HashMap::new(),
             refused: HashSet::new(),
@@ -259,9 +269,10 @@ impl Oracle {
             dropped: None,
             is_unknown: false,
             is_first: false,
+            began_as_only_one: false,
             bad_deploy: false,
             failed_alone: 0,
-            failed_alone_for: Duration::ZERO,
+            outages: HashSet::new(),
             failed_before: Vec::new(),
             sent_before: Vec::new(),
             first_failed: None,
@@ -356,7 +367,9 @@ impl Oracle {
             fate.sent_before.clear();
         }
         self.running = 0;
-        self.open_since = None;
+        self.breaker_closed();
+        self.failing.clear();
+        self.outage_letters = 0;
     }
 
     /// `with`: all that the call is given.
@@ -378,6 +391,14 @@ impl Oracle {
         })?;
         ensure(Promise::NoRepeat, !fate.run.processed, || {
             format!("{} is run again, which this run has processed", fate.name())
+        })?;
+        let most = plan.max_attempts + UNCOUNTED;
+        ensure(Promise::CallsCounted, fate.run.failed_as_only_one < most, || {
+            format!(
+                "{} is called more often than {} times",
+                fate.name(),
+                plan.max_attempts
+            )
         })?;
         let failed_for_good = fate.run.is_bad;
         ensure(
@@ -420,15 +441,13 @@ impl Oracle {
                 self.running, plan.running
             )
         })?;
+        let is_only_one = self.failing.iter().all(|place| *place == (shard, index));
         let fate = &mut self.shards[shard][index];
-        (fate.running, fate.is_first) = (true, is_first);
+        (fate.running, fate.is_first, fate.began_as_only_one) = (true, is_first, is_only_one);
         Ok(())
     }
 
-    pub fn handler_ended(&mut self, now: Duration, (shard, index): (usize, usize)) {
-        self.ended
-            .retain(|(other, at)| *other != (shard, index) && *at + QUIET >= now);
-        self.ended.push(((shard, index), now));
+    pub fn handler_ended(&mut self, (shard, index): (usize, usize)) {
         let fate = &mut self.shards[shard][index];
         // What a process that is gone ran is forgotten already.
         if std::mem::take(&mut fate.running) {
@@ -436,19 +455,11 @@ impl Oracle {
         }
     }
 
-    /// How many keys have failed lately.
-    fn failing_keys(&self, now: Duration) -> usize {
-        let lately = self.failed.iter().filter(|(_, at)| *at + LATELY >= now);
-        let keys: HashSet<&str> = lately
-            .map(|((shard, index), _)| &*self.shards[*shard][*index].planned.key)
-            .collect();
-        keys.len()
-    }
-
     pub fn handler_succeeded(&mut self, (shard, index): (usize, usize)) {
         let fate = &mut self.shards[shard][index];
         fate.processed += 1;
         fate.run.processed = true;
+        self.failing.clear();
     }
 
     pub fn handler_failed(
@@ -456,10 +467,13 @@ impl Oracle {
         (step, now): (u64, Duration),
         (shard, index): (usize, usize),
         (cause, is_alone): (Cause, bool),
-        took: Duration,
+        outage: Option<usize>,
     ) {
-        self.failed.retain(|(_, at)| *at + LATELY >= now);
-        self.failed.push(((shard, index), now));
+        self.failing.insert((shard, index));
+        // An error that names the dependency holds a record that is alone as well.
+        let is_told =
+            self.shards[shard][index].planned.behaviour == Behaviour::IsRefused || cause == Cause::Outage;
+        let is_only_one = self.failing.len() == 1 && self.is_closed && !is_told;
         let fate = &mut self.shards[shard][index];
         fate.first_failed.get_or_insert(now);
         if cause == Cause::Itself {
@@ -467,24 +481,39 @@ impl Oracle {
         }
         fate.run.failed += 1;
         fate.run.failed_in = step;
+        fate.run.failed_as_only_one = match is_only_one && is_alone && fate.began_as_only_one {
+            true => fate.run.failed_as_only_one + 1,
+            false => 0,
+        };
         let is_bad = fate.planned.behaviour == Behaviour::IsBad;
         fate.run.is_bad |= is_bad && is_alone && matches!(cause, Cause::Itself | Cause::StoodStill);
         match cause {
             Cause::Itself | Cause::StoodStill => {
                 fate.run.failed_alone += 1;
-                fate.run.failed_alone_for += took;
                 // A letter may be written when its run is gone.
                 fate.failed_alone = fate.failed_alone.max(fate.run.failed_alone);
-                fate.failed_alone_for = fate.failed_alone_for.max(fate.run.failed_alone_for);
             }
             Cause::BadDeploy => fate.bad_deploy = true,
             Cause::Beside => {}
-            Cause::Outage => self.calls_in_outages += 1,
+            Cause::Outage => {
+                fate.run.failed_as_probe += u32::from(!self.is_closed);
+                fate.outages.extend(outage);
+                self.calls_in_outages += 1;
+            }
         }
     }
 
     pub fn breaker_opened(&mut self, step: u64) {
         self.open_since = Some(step);
+        self.is_closed = false;
+        // Each has a full count of attempts when it has closed.
+        let fates = self.shards.iter_mut().flatten();
+        fates.for_each(|fate| fate.run.failed_as_only_one = 0);
+    }
+
+    pub fn breaker_closed(&mut self) {
+        self.open_since = None;
+        self.is_closed = true;
     }
 
     pub fn breaker_ended(&mut self) {
@@ -496,7 +525,8 @@ impl Oracle {
     }
 
     /// A letter is given to the sink.
-    pub fn letter_sent(&mut self, plan: &Plan, place: (usize, usize), attempts: u32) -> Checked {
+    pub fn letter_sent(&mut self, plan: &Plan, place: (usize, usize), letter: &Attempts) -> Checked {
+        let attempts = letter.calls();
         let (shard, index) = place;
         let processed = self.shards[shard]
             .iter()
@@ -511,7 +541,10 @@ impl Oracle {
         // Or of this one, as it seems.
         fate.run.verdict = !fate.sent_before.contains(&attempts);
         // One that failed before the breaker opened had its permission then.
-        let failed_in = fate.run.failed_in;
+        let (failed_in, probes) = (fate.run.failed_in, fate.run.failed_as_probe);
+        ensure(Promise::CallsCounted, letter.probes >= probes, || {
+            format!("{}: {probes} probes counted as attempts", fate.name())
+        })?;
         let waits = self.open_since.is_some_and(|open_since| failed_in > open_since);
         ensure(Promise::BreakerHolds, !waits, || {
             format!("{} is given up while a breaker is open", fate.name())
@@ -536,12 +569,6 @@ impl Oracle {
         letter: &DeadLetter,
     ) -> Checked {
         self.letters += 1;
-        let few = self.failing_keys(now) < FEW;
-        let quiet = self
-            .ended
-            .iter()
-            .filter(|(other, _)| *other != place)
-            .all(|(_, at)| *at + QUIET < now);
         let (shard, index) = place;
         let (before, rest) = self.shards[shard].split_at_mut(index);
         let fate = &mut rest[0];
@@ -551,9 +578,9 @@ impl Oracle {
             && letter.partition_key.as_deref() == record.partition_key()
             && letter.payload == *record.payload()
             && letter.arrived_at.is_some()
-            && (letter.attempts.count == fate.run.failed
-                || fate.failed_before.contains(&letter.attempts.count))
-            && letter.attempts.first.len() as u32 == letter.attempts.count.min(2)
+            && (letter.attempts.calls() == fate.run.failed
+                || fate.failed_before.contains(&letter.attempts.calls()))
+            && letter.attempts.first.len() as u32 == letter.attempts.calls().min(2)
             && !letter.error.chain.is_empty()
             && !letter.processor.is_empty();
         ensure(Promise::LetterWhole, whole, || {
@@ -572,18 +599,21 @@ impl Oracle {
                 )
             })?;
         }
-        let alone = fate.failed_alone > 0;
-        // Each outage may use up one attempt, before anybody can know of it.
-        let mostly_alone = fate.failed_alone + plan.outages.len() as u32 >= plan.max_attempts
-            || fate.failed_alone_for * 2 > plan.max_elapsed
-            // After one that hung there is one more attempt, which may fail by itself or in another outage.
-            || ((alone || plan.outages.len() > 1) && plan.attempt_timeout * 2 > plan.max_elapsed)
-            // It has failed beside others before: by itself, or as one outage ended and the next began. What so
-            // few keys meet is no outage then to anyone, and where nothing else is tried nobody can know.
-            || ((alone || plan.outages.len() > 1) && (few || quiet));
         let held = fate.first_failed.is_some_and(|at| now >= at + HOLD);
-        let to_blame = !fate.planned.behaviour.can_succeed() || fate.bad_deploy || mostly_alone || held;
-        ensure(Promise::NoOutageLetter, to_blame, || {
+        let is_its_own = !fate.planned.behaviour.can_succeed() || fate.bad_deploy || fate.failed_alone > 0;
+        // One that fails in two outages has failed where others succeeded.
+        if is_its_own || held || fate.outages.len() > 1 || fate.letters > 1 {
+            return Ok(());
+        }
+        let says_so = |outage: &usize| plan.outages[*outage].1 == Outage::Dependency;
+        let is_told = !fate.outages.is_empty() && fate.outages.iter().all(says_so);
+        self.outage_letters += 1;
+        let allowed = match is_told {
+            true => 0,
+            false => plan.outages.len().max(1),
+        };
+        ensure(Promise::NoOutageLetter, self.outage_letters <= allowed, || {
+            let fate = &self.shards[shard][index];
             format!("{} ({:?}): {:?}", fate.name(), fate.planned.behaviour, letter)
         })
     }

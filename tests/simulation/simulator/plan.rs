@@ -155,8 +155,6 @@ pub struct Plan {
     pub ordering: Ordering,
     pub policy: RetryPolicy,
     pub max_attempts: u32,
-    pub attempt_timeout: Duration,
-    pub max_elapsed: Duration,
     pub guard_records: u64,
     pub running: usize,
     pub bytes: usize,
@@ -242,8 +240,6 @@ impl Plan {
             ordering,
             policy,
             max_attempts,
-            attempt_timeout,
-            max_elapsed,
             guard_records: rng.random_range(10..=40),
             running: if small { rng.random_range(1..=4) } else { 64 },
             bytes: if small { 11 << 20 } else { 64 << 20 },
@@ -507,6 +503,11 @@ impl Plan {
     pub fn outage(&self, now: Duration) -> Option<Outage> {
         let outage = self.outages.iter().find(|(window, _)| window.contains(&now));
         outage.map(|(_, how)| *how)
+    }
+
+    /// Which outage there is at this time.
+    pub fn outage_number(&self, now: Duration) -> Option<usize> {
+        self.outages.iter().position(|(window, _)| window.contains(&now))
     }
 
     pub fn is_bad_deploy(&self, now: Duration) -> bool {

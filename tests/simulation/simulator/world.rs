@@ -313,7 +313,7 @@ impl World {
             let checked = self
                 .state()
                 .oracle
-                .letter_sent(self.plan(), place, letter.attempts.count);
+                .letter_sent(self.plan(), place, &letter.attempts);
             self.check(checked);
         }
     }
@@ -725,7 +725,7 @@ impl World {
             }
             Event::BreakerClosed { .. } => {
                 state.note("closed", 0, 0);
-                state.oracle.breaker_ended();
+                state.oracle.breaker_closed();
             }
             Event::DeadLetterGuardStopped { .. } => state.note("guard stopped", 0, 0),
             Event::DataLoss { shard, certain, .. } => {

@@ -1,0 +1,230 @@
+//! What an attempt that failed leads to: another attempt, a hold or a dead letter.
+//!
+//! The rule, in `docs/retries.md`: every call counts, unless the breaker that the failure counts for was not closed. A
+//! record that has used up its attempts becomes a dead letter, or is held while an outage is suspected.
+
+use std::any::type_name;
+use std::time::Duration;
+
+use super::attempt::FailedAttempt;
+use super::protection::{Pass, Run};
+use super::retry_state::{Hold, RetryState};
+use super::{Inner, Step};
+use crate::breaker::Breaker;
+use crate::dead_letter::Reason;
+use crate::failure::{Class, Failure, Scope};
+use crate::observer::{Event, Interest, Redacted};
+use crate::processor::RecordProcessor;
+use crate::record::Record;
+use crate::retry::Jitter;
+use crate::sabotage::Sabotage;
+use crate::settled::Unsettled;
+
+/// What follows from an attempt that failed.
+pub(super) enum Decision {
+    /// The deadline cut it short: nothing is known that was not before.
+    Interrupted,
+    /// Another attempt, at the time that the record's state says. Whose fault the last one was.
+    Retry(Scope),
+    /// The same, and it does not count: an outage is suspected.
+    Hold(Scope),
+    /// A dead letter.
+    GiveUp(Reason, Failure),
+}
+
+impl<P: RecordProcessor> Inner<P> {
+    /// An attempt with this record alone failed. Its next step.
+    pub(super) fn attempt_failed(
+        &self,
+        record: &Record,
+        state: Option<Box<RetryState>>,
+        failed: FailedAttempt<P::Error>,
+        pass: Pass,
+        run: &Run,
+    ) -> Step {
+        let (state, decision) = self.decide(record, 1, state, failed, pass, run);
+        self.follow(record, state, decision)
+    }
+
+    /// The next step of a record of which this was decided.
+    pub(super) fn follow(&self, record: &Record, state: Box<RetryState>, decision: Decision) -> Step {
+        match decision {
+            Decision::Interrupted => {
+                if state.attempts.calls() > 0 {
+                    self.interrupted.keep(record, state);
+                }
+                Step::Done(Err(Unsettled::Deadline))
+            }
+            Decision::Retry(_) | Decision::Hold(_) => Step::Later(state),
+            Decision::GiveUp(reason, failure) => self.give_up(record, state, reason, failure),
+        }
+    }
+
+    /// Decides what follows from a failed attempt with so many records, of which this is the first.
+    pub(super) fn decide(
+        &self,
+        record: &Record,
+        records: usize,
+        state: Option<Box<RetryState>>,
+        failed: FailedAttempt<P::Error>,
+        pass: Pass,
+        run: &Run,
+    ) -> (Box<RetryState>, Decision) {
+        let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
+        let Some(failure) = self.failure(failed.error, &mut state.panics) else {
+            return (state, Decision::Interrupted);
+        };
+        let verdict = failure.verdict();
+        let scope = verdict.scope();
+        let breaker = self.protection.blamed(verdict);
+        let is_closed = breaker.is_none_or(|breaker| breaker.is_closed_for(failed.took));
+        state.meets(breaker);
+        if !pass.is_free() {
+            state.probed = pass.rounds();
+        }
+        let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
+        self.protection.failed(record, pass, breaker, others_succeed);
+
+        let counts = is_closed && !state.is_suspected() || Sabotage::CountProbes.is_committed();
+        state.attempts.push(failed.took, &failure, counts);
+        self.tell(Interest::FAILURES, || Event::AttemptFailed {
+            record,
+            records,
+            attempt: state.attempts.calls(),
+            counts,
+            failure: Redacted(&failure),
+            error_type: type_name::<P::Error>(),
+        });
+        if let (Some(breaker), false) = (breaker, counts) {
+            return self.probe_failed(record, state, breaker, is_closed, failure, run);
+        }
+        if state.hold.is_some() {
+            // The breaker was not closed, and is now.
+            state.begin_again();
+            state.forget_breaker();
+            state.meets(breaker);
+        }
+        state.counted += 1;
+        // A process that stood still meanwhile is not the record's fault.
+        state.spent += failed.took.min(self.policy.timeout());
+        let delay = self.draw(|rng| {
+            let asked = verdict.retry_after();
+            self.policy.delay(state.counted, state.delay, asked, rng)
+        });
+        let spent = state.spent.saturating_add(delay);
+        let reason = match verdict.class() {
+            _ if state.panics >= 2 => Some(Reason::Panicked),
+            Class::Permanent => Some(Reason::Permanent),
+            Class::Transient if self.policy.attempts_exhausted(state.counted) => {
+                Some(Reason::AttemptsExhausted)
+            }
+            Class::Transient if self.policy.time_exhausted(state.counted, spent) => {
+                Some(Reason::TimeExhausted)
+            }
+            Class::Transient => None,
+        };
+        let Some(reason) = reason else {
+            (state.spent, state.delay) = (spent, delay);
+            self.tell(Interest::FAILURES, || Event::RetryScheduled {
+                record,
+                attempt: state.attempts.calls() + 1,
+                delay,
+            });
+            return (state.retry_after(delay), Decision::Retry(scope));
+        };
+        let is_suspected = |breaker: &&Breaker| {
+            state.was_suspected(scope) || is_outage_suspected(record, scope, breaker, &state)
+        };
+        match breaker.filter(is_suspected) {
+            Some(_) if run.is_expiring(record) => (state, Decision::GiveUp(Reason::Expiring, failure)),
+            Some(breaker) => {
+                state.hold = Some(Hold::suspected(breaker));
+                self.hold(record, state, breaker, &failure)
+            }
+            None => (state, Decision::GiveUp(reason, failure)),
+        }
+    }
+
+    /// A call that did not count has failed.
+    fn probe_failed(
+        &self,
+        record: &Record,
+        mut state: Box<RetryState>,
+        breaker: &Breaker,
+        is_closed: bool,
+        failure: Failure,
+        run: &Run,
+    ) -> (Box<RetryState>, Decision) {
+        let scope = failure.verdict().scope();
+        let is_suspected = is_outage_suspected(record, scope, breaker, &state);
+        let hold = state.hold.get_or_insert_with(Hold::by_breaker);
+        if !is_closed {
+            hold.is_by_breaker();
+        } else if hold.is_over(breaker) || !is_suspected {
+            let delay = self.draw(|rng| {
+                let asked = failure.verdict().retry_after();
+                self.policy.delay(1, Duration::ZERO, asked, rng)
+            });
+            // That others have succeeded is not forgotten: two bad records would hold each other for ever.
+            state.begin_again();
+            return (state.retry_after(delay), Decision::Retry(scope));
+        }
+        let is_out_of_patience = hold.since.elapsed() >= breaker.hold_at_most() && breaker.is_narrow();
+        if is_out_of_patience || run.is_expiring(record) {
+            let reason = match is_out_of_patience {
+                false => Reason::Expiring,
+                true if self.policy.attempts_exhausted(state.attempts.calls()) => Reason::AttemptsExhausted,
+                true => Reason::TimeExhausted,
+            };
+            return (state, Decision::GiveUp(reason, failure));
+        }
+        match is_closed {
+            true => self.hold(record, state, breaker, &failure),
+            // The breaker says when.
+            false => (state.retry_after(Duration::ZERO), Decision::Hold(scope)),
+        }
+    }
+
+    /// Holds a record while an outage is suspected: it is tried again at the breaker's pace.
+    fn hold(
+        &self,
+        record: &Record,
+        mut state: Box<RetryState>,
+        breaker: &Breaker,
+        failure: &Failure,
+    ) -> (Box<RetryState>, Decision) {
+        let (mut probes, mut is_first) = (0, false);
+        if let Some(hold) = &mut state.hold {
+            (probes, is_first) = (hold.probes, hold.probes == 0);
+            hold.probes = hold.probes.saturating_add(1);
+        }
+        if is_first {
+            self.tell(Interest::FAILURES, || Event::RecordHeld {
+                record,
+                failure: Redacted(failure),
+                at_most: breaker.hold_at_most(),
+            });
+        }
+        let asked = failure.verdict().retry_after();
+        let delay = self.draw(|rng| match asked {
+            Some(_) => self.policy.delay(1, Duration::ZERO, asked, rng),
+            None => Jitter::Equal.delay(&breaker.pause(), probes, Duration::ZERO, rng),
+        });
+        (
+            state.retry_after(delay),
+            Decision::Hold(failure.verdict().scope()),
+        )
+    }
+}
+
+/// Whether a record that has used up its attempts may fail because of an outage.
+fn is_outage_suspected(record: &Record, scope: Scope, breaker: &Breaker, state: &RetryState) -> bool {
+    if Sabotage::HoldLoneRecord.is_committed() {
+        return true;
+    }
+    match scope {
+        // The error says so; as long as nothing else succeeds there, it is believed.
+        Scope::Dependency => !state.have_others_succeeded(breaker),
+        _ => breaker.has_failed_beside(record),
+    }
+}
