@@ -82,9 +82,6 @@ impl<P: RecordProcessor> Inner<P> {
         if !pass.is_free() {
             state.probed = pass.rounds();
         }
-        let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
-        self.protection.failed(record, pass, breaker, others_succeed);
-
         let counts = is_closed && !state.is_suspected() || Sabotage::CountProbes.is_committed();
         state.attempts.push(failed.took, &failure, counts);
         self.tell(Interest::FAILURES, || Event::AttemptFailed {
@@ -95,6 +92,8 @@ impl<P: RecordProcessor> Inner<P> {
             failure: Redacted(&failure),
             error_type: type_name::<P::Error>(),
         });
+        let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
+        self.protection.failed(record, pass, breaker, others_succeed);
         if let (Some(breaker), false) = (breaker, counts) {
             return self.probe_failed(record, state, breaker, is_closed, failure, run);
         }

@@ -666,22 +666,25 @@ async fn a_verdict_is_kept_for_the_next_invocation() {
     assert_eq!((script.calls().len(), sink.letters().len()), (1, 1));
 }
 
-/// A record that nobody can tell from an outage is held, and no longer than that: the shard goes on.
+/// All retries, with their backoff, and the dead letter in one invocation.
 #[tokio::test(start_paused = true)]
-async fn a_record_alone_in_its_batch_is_given_up_in_the_end() {
-    let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let function = function(&script, &letters).partial_responses(true);
-    let start = Instant::now();
-    loop {
+async fn a_record_alone_in_its_batch_is_called_as_often_as_the_policy_says() {
+    for attempts in [1, 3, 5] {
+        let (script, letters) = (Script::default(), dead_letter::Memory::new());
+        let policy = RetryPolicy::exponential().max_attempts(attempts);
+        let builder = builder(&script).retry(policy).dead_letters(letters.clone());
+        let function = Function::new(builder.build().expect("valid")).partial_responses(true);
         let items = event([item(1, "a", b"fail")]);
         let answer = function.settle(items, Instant::now() + secs(30)).await;
-        if answer.expect("an answer") == Response::settled() {
-            break;
-        }
-        assert!(start.elapsed() < secs(30 * 60), "the shard is blocked");
+        assert_eq!(answer.expect("an answer"), Response::settled());
+        assert_eq!(script.calls().len(), attempts as usize);
+        let letters = letters.letters();
+        assert_eq!(letters.len(), 1);
+        assert_eq!(
+            (letters[0].attempts.count, letters[0].attempts.probes),
+            (attempts, 0)
+        );
     }
-    assert!(start.elapsed() > secs(14 * 60), "it may have been an outage");
-    assert_eq!(letters.letters().len(), 1);
 }
 
 /// Letters in the stream that is read would be read again, and fail again.

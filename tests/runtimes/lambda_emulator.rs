@@ -9,17 +9,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use redrive::dead_letter::{DeadLetter, Reason};
 use redrive::telemetry::Emf;
-use redrive::{Idempotency, Record, Resilient, dead_letter, idempotency, lambda, processor_with};
+use redrive::testing::kinesis::{self, KinesisServer};
+use redrive::{
+    Idempotency, Record, Resilient, RetryPolicy, dead_letter, idempotency, lambda, processor_with,
+};
 use serde_json::{Value, json};
-use support::emulator::{Supervised, free_port, home, is_skipped, repository};
-use support::python;
+use support::emulator::{Supervised, free_port, home, is_skipped, repository, unique};
+use support::{python, stream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Where the function keeps what it does.
 const FOLDER: &str = "REDRIVE_TEST_LAMBDA_FOLDER";
 const EVENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/lambda/event.json");
+/// Where the server is that has the dead-letter stream of the function that always fails.
+const LETTERS_ENDPOINT: &str = "REDRIVE_TEST_LAMBDA_LETTERS_ENDPOINT";
+const LETTERS: &str = "letters";
 /// Many times what a start takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,11 +45,33 @@ async fn function() {
         writeln!(notes.expect("a file"), "{order}").expect("written");
         Ok(())
     };
+    if let Ok(endpoint) = std::env::var(LETTERS_ENDPOINT) {
+        return fail_always(folder, &endpoint).await;
+    }
     let seen = idempotency::Redb::open(folder.join("seen.redb")).expect("it opens");
     let resilient = Resilient::builder("billing", processor_with(folder.clone(), handle))
         .dead_letters(dead_letter::File::open(folder.join("letters")).expect("it opens"))
         .idempotency(Idempotency::new(seen).json_field("/id"))
         .observer(Emf::new("billing").writer(File::create(folder.join("metrics")).expect("a file")))
+        .build()
+        .expect("valid");
+    lambda::run(resilient).await.expect("the runtime API");
+}
+
+/// A function whose processor notes each call and fails, with 3 retries and a dead-letter stream.
+async fn fail_always(folder: PathBuf, endpoint: &str) {
+    let handle = async |folder: PathBuf, _: Record| -> Result<(), std::io::Error> {
+        let notes = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("notes"));
+        writeln!(notes?, "called")?;
+        Err(std::io::Error::other("could not store the order"))
+    };
+    let letters = dead_letter::Kinesis::new(kinesis::client(endpoint), LETTERS);
+    let resilient = Resilient::builder("billing", processor_with(folder, handle))
+        .retry(RetryPolicy::exponential().max_attempts(4))
+        .dead_letters(letters)
         .build()
         .expect("valid");
     lambda::run(resilient).await.expect("the runtime API");
@@ -66,7 +95,7 @@ impl Drop for Emulator {
 }
 
 impl Emulator {
-    async fn start() -> Option<Self> {
+    async fn start(env: &[(&str, &str)]) -> Option<Self> {
         if is_skipped() {
             return None;
         }
@@ -74,7 +103,7 @@ impl Emulator {
         let python = python::with("tests/lambda/requirements.txt")?;
         let cargo_lambda = python.parent()?.join("cargo-lambda");
         let port = free_port();
-        let folder = home.join(format!("function-{}", std::process::id()));
+        let folder = home.join(unique("function"));
         let _ = fs::remove_dir_all(&folder);
         // It looks for a package with a binary, of which it then starts none.
         fs::create_dir_all(folder.join("src")).expect("a folder");
@@ -106,6 +135,7 @@ impl Emulator {
             .env("AWS_LAMBDA_FUNCTION_NAME", "_")
             .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
             .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
+            .envs(env.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
@@ -185,7 +215,7 @@ fn the_template_is_one_that_can_be_deployed() {
 
 #[tokio::test]
 async fn a_function_answers_under_the_real_runtime_client() {
-    let Some(emulator) = Emulator::start().await else {
+    let Some(emulator) = Emulator::start(&[]).await else {
         return;
     };
     let settled = json!({"batchItemFailures": []});
@@ -217,4 +247,32 @@ async fn a_function_answers_under_the_real_runtime_client() {
     let error = emulator.invoke(&nonsense).await.expect_err("no event");
     assert!(error.contains("kinesis"), "{error}");
     assert_eq!(emulator.invoke(event).await, Ok(settled));
+}
+
+/// The scenario that the library is for: a function retries a record three times with backoff and then moves it to the
+/// dead-letter stream, in one invocation.
+#[tokio::test]
+async fn a_failing_record_is_retried_three_times_and_goes_to_the_dead_letter_stream() {
+    let server = KinesisServer::builder().start().await.expect("a free port");
+    let created = kinesis::create_stream(&server.client(), LETTERS, 1).await;
+    created.expect("a stream");
+    let env = [(LETTERS_ENDPOINT, server.endpoint())];
+    let Some(emulator) = Emulator::start(&env).await else {
+        return;
+    };
+    let event = fs::read(EVENT).expect("an event");
+    let mut event: Value = serde_json::from_slice(&event).expect("JSON");
+    event["Records"].as_array_mut().expect("records").truncate(1);
+    let one = emulator.folder.join("one.json");
+    fs::write(&one, event.to_string()).expect("written");
+    assert_eq!(emulator.invoke(&one).await, Ok(json!({"batchItemFailures": []})));
+    assert_eq!(emulator.orders().len(), 4, "the first call and three retries");
+    let sent = stream::read(&server.client(), LETTERS).await;
+    assert_eq!(sent.len(), 1);
+    let letter = DeadLetter::decode(&sent[0].data.clone().into()).expect("a letter");
+    assert_eq!(
+        (letter.reason, letter.attempts.count),
+        (Reason::AttemptsExhausted, 4)
+    );
+    assert_eq!(letter.partition_key.as_deref(), Some("customer-1"));
 }
