@@ -137,7 +137,7 @@ impl<P: RecordProcessor> Inner<P> {
         match breaker.filter(is_suspected) {
             Some(_) if run.is_expiring(record) => (state, Decision::GiveUp(Reason::Expiring, failure)),
             Some(breaker) => {
-                state.hold = Some(Hold::suspected(breaker));
+                state.suspect(breaker);
                 self.hold(record, state, breaker, &failure)
             }
             None => (state, Decision::GiveUp(reason, failure)),
@@ -168,7 +168,7 @@ impl<P: RecordProcessor> Inner<P> {
             state.begin_again();
             return (state.retry_after(delay), Decision::Retry(scope));
         }
-        let is_out_of_patience = hold.since.elapsed() >= breaker.hold_at_most() && breaker.is_narrow();
+        let is_out_of_patience = state.held_for() >= breaker.hold_at_most() && breaker.is_narrow();
         if is_out_of_patience || run.is_expiring(record) {
             let reason = match is_out_of_patience {
                 false => Reason::Expiring,

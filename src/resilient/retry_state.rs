@@ -30,6 +30,8 @@ pub(crate) struct RetryState {
     /// The breaker that its failures count for.
     failing: Option<Failing>,
     pub(super) hold: Option<Hold>,
+    /// When it was held first. Two holds with a short time between are one to whoever waits for the record.
+    held_since: Option<Instant>,
     /// What was known when its last attempt began.
     began: Began,
     /// The rounds of probes that it has taken part in last.
@@ -67,7 +69,6 @@ struct Began {
 /// A record that is held, as an outage is suspected.
 #[derive(Clone)]
 pub(super) struct Hold {
-    pub(super) since: Instant,
     cause: Cause,
     /// How often it was tried meanwhile.
     pub(super) probes: u32,
@@ -84,7 +85,6 @@ enum Cause {
 impl Hold {
     pub(super) fn by_breaker() -> Self {
         Hold {
-            since: Instant::now(),
             cause: Cause::Breaker,
             probes: 0,
         }
@@ -130,6 +130,7 @@ impl RetryState {
             panics: 0,
             failing: None,
             hold: None,
+            held_since: None,
             began: Began::default(),
             probed: Vec::new(),
             refused: 0,
@@ -166,6 +167,7 @@ impl RetryState {
             panics: 0,
             failing: self.failing.clone(),
             hold: None,
+            held_since: None,
             began: Began::default(),
             probed: self.probed.clone(),
             refused: self.refused,
@@ -240,6 +242,17 @@ impl RetryState {
             breaker: breaker.clone(),
             successes: breaker.successes(),
         });
+    }
+
+    /// It is held, as an outage is suspected.
+    pub(super) fn suspect(&mut self, breaker: &Breaker) {
+        self.hold = Some(Hold::suspected(breaker));
+        self.held_since.get_or_insert_with(Instant::now);
+    }
+
+    /// For how long it has been held, in all its holds.
+    pub(super) fn held_for(&mut self) -> Duration {
+        self.held_since.get_or_insert_with(Instant::now).elapsed()
     }
 
     /// Another attempt begins.
