@@ -13,8 +13,8 @@ use crate::StreamId;
 use crate::failure::BoxError;
 use crate::sabotage::Sabotage;
 
-/// So many answers of GetRecords in a row, without records, a next iterator and children, prove that a shard which the
-/// listing has as closed is at its end. Kinesis names the children; emulators of it may not.
+/// So many answers of GetRecords without records, a next iterator and children, and no record in between, prove that a
+/// shard which the listing has as closed is at its end. Kinesis names the children; emulators of it may not.
 pub(crate) const END_ANSWERS: u32 = 3;
 
 /// Why there is no list. Each of these may be gone at the next try.

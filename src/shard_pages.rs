@@ -33,7 +33,7 @@ pub(crate) struct ShardPages {
     limit: Option<i32>,
     next_call: Instant,
     doubts: u32,
-    /// How many answers in a row were those of a shard's end.
+    /// How many answers were those of a shard's end, with no record in between.
     ends: u32,
 }
 
@@ -152,7 +152,9 @@ impl ShardPages {
             // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at
             // the tip say that they are the last.
             Some(next) => {
-                self.ends = 0;
+                if !is_empty {
+                    self.ends = 0;
+                }
                 match page.millis_behind_latest {
                     Some(0) if is_empty => None,
                     None if is_empty => {

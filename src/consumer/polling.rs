@@ -32,7 +32,7 @@ impl Poller {
         let mut iterator: Option<String> = None;
         let mut failures = Failures::new(reading);
         let mut next_call = Instant::now();
-        // How many answers in a row were those of a shard's end.
+        // How many answers were those of a shard's end, with no record in between.
         let mut ends: u32 = 0;
         loop {
             // Room first, then memory, then the call: nothing is read that has no place. Memory last of
@@ -143,7 +143,9 @@ impl Poller {
                     Err(ended) => ended,
                 };
             }
-            ends = 0;
+            if !is_empty {
+                ends = 0;
+            }
             // An empty page of a shard that is behind says nothing: the next may be full.
             if is_empty && behind.is_none_or(|behind| behind.is_zero()) {
                 sleep(self.polling.idle).await;
