@@ -31,7 +31,7 @@ async fn handle(order: Order) -> Result<(), MyError> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> anyhow::Result<()> {
     // The ten lines.
     let letters = dead_letter::Memory::new();
     let orders = Resilient::builder(

@@ -6,7 +6,7 @@
 //! ```no_run
 //! # #[cfg(all(feature = "kinesis", feature = "redb"))]
 //! # async fn example(client: aws_sdk_kinesis::Client) -> Result<(), Box<dyn std::error::Error>> {
-//! use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn};
+//! use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal};
 //!
 //! async fn store_order(record: Record) -> Result<(), std::io::Error> {
 //!     /* the handler you have */
@@ -20,7 +20,7 @@
 //! Consumer::builder(client, "orders")
 //!     .checkpoints(checkpoint::Redb::open("billing.redb")?)
 //!     .build()?
-//!     .run_until(orders, async { tokio::signal::ctrl_c().await.ok(); })
+//!     .run_until(orders, shutdown_signal())
 //!     .await?;
 //! # Ok(())
 //! # }
@@ -104,6 +104,8 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod alike;
+#[cfg(feature = "aws")]
+mod aws;
 mod breaker;
 pub mod checkpoint;
 pub mod classify;
@@ -138,22 +140,13 @@ mod retention;
 mod retry;
 mod rfc3339;
 mod sabotage;
-#[cfg(any(
-    feature = "kinesis",
-    feature = "dynamodb",
-    feature = "sqs",
-    feature = "sns",
-    feature = "s3",
-    feature = "cloudwatch"
-))]
-mod sdk;
 mod settled;
 #[cfg(feature = "kinesis")]
 mod shard_list;
 #[cfg(feature = "kinesis")]
 mod shard_pages;
-#[cfg(feature = "dynamodb")]
-mod table;
+#[cfg(feature = "kinesis")]
+mod shutdown_signal;
 mod tally;
 pub mod telemetry;
 #[cfg(feature = "testing")]
@@ -193,6 +186,8 @@ pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
 #[doc(hidden)]
 pub use sabotage::Sabotage;
 pub use settled::{Halt, Settled, Unsettled};
+#[cfg(feature = "kinesis")]
+pub use shutdown_signal::shutdown_signal;
 pub use trace_context::TraceContext;
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]

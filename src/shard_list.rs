@@ -3,13 +3,10 @@
 use std::collections::HashSet;
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_kinesis::operation::list_shards::ListShardsError;
 use aws_sdk_kinesis::types::Shard;
-use aws_smithy_types::error::ErrorMetadata;
-use aws_smithy_types::error::metadata::EMPTY_ERROR_METADATA;
 
 use crate::StreamId;
+use crate::aws::Located;
 use crate::failure::BoxError;
 use crate::sabotage::Sabotage;
 
@@ -17,12 +14,9 @@ use crate::sabotage::Sabotage;
 /// shard which the listing has as closed is at its end. Kinesis names the children; emulators of it may not.
 pub(crate) const END_ANSWERS: u32 = 3;
 
-/// Why there is no list. Each of these may be gone at the next try.
+/// Why an answer is no list. The next may be one.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ListError {
-    /// A call failed.
-    #[error(transparent)]
-    Call(#[from] Box<SdkError<ListShardsError>>),
+enum ListError {
     /// No page lists a shard. A stream that is being created has none yet, and no other stream is without.
     #[error("ListShards returned no shards")]
     Empty,
@@ -31,17 +25,12 @@ pub(crate) enum ListError {
     Repeated,
 }
 
-impl ProvideErrorMetadata for ListError {
-    fn meta(&self) -> &ErrorMetadata {
-        match self {
-            ListError::Call(error) => error.meta(),
-            ListError::Empty | ListError::Repeated => &EMPTY_ERROR_METADATA,
-        }
-    }
-}
-
 /// Lists the shards of a stream, each once, in the order of their names: a child's name is higher than its parents'.
-pub(crate) async fn list_shards(client: &Client, stream: &StreamId) -> Result<Vec<Shard>, ListError> {
+///
+/// # Errors
+///
+/// A call fails, the stream has no shards, or there is no last page.
+pub(crate) async fn list_shards(client: &Located<Client>, stream: &StreamId) -> Result<Vec<Shard>, BoxError> {
     let (name, arn) = stream.name_or_arn();
     let mut shards: Vec<Shard> = Vec::new();
     let mut known: HashSet<String> = HashSet::new();
@@ -54,7 +43,10 @@ pub(crate) async fn list_shards(client: &Client, stream: &StreamId) -> Result<Ve
             Some(token) => call.next_token(token),
             None => call.set_stream_name(name.clone()).set_stream_arn(arn.clone()),
         };
-        let page = call.send().await.map_err(Box::new)?;
+        let page = call.send().await.map_err(|error| {
+            let task = format!("list the shards of {:?}", stream.to_string());
+            client.failed(task, "kinesis:ListShards", error)
+        })?;
         for shard in page.shards.unwrap_or_default() {
             if known.insert(shard.shard_id.clone()) {
                 shards.push(shard);
@@ -62,10 +54,10 @@ pub(crate) async fn list_shards(client: &Client, stream: &StreamId) -> Result<Ve
         }
         next = page.next_token;
         match &next {
-            Some(token) if !tokens.insert(token.clone()) => return Err(ListError::Repeated),
+            Some(token) if !tokens.insert(token.clone()) => return Err(ListError::Repeated.into()),
             Some(_) => {}
             None if shards.is_empty() && !Sabotage::TrustEmptyListing.is_committed() => {
-                return Err(ListError::Empty);
+                return Err(ListError::Empty.into());
             }
             None => {
                 shards.sort_by(|a, b| a.shard_id.cmp(&b.shard_id));
@@ -73,11 +65,6 @@ pub(crate) async fn list_shards(client: &Client, stream: &StreamId) -> Result<Ve
             }
         }
     }
-}
-
-/// Returns the error code of the service in an error of [`list_shards`].
-pub(crate) fn code(error: &BoxError) -> Option<&str> {
-    error.downcast_ref::<ListError>()?.code()
 }
 
 /// Returns whether a shard takes records, as far as the listing says.

@@ -9,6 +9,7 @@ use aws_sdk_kinesis::types::{self, ShardIteratorType};
 use tokio::time::{Instant, sleep_until};
 
 use crate::StreamId;
+use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
 use crate::shard_list::{END_ANSWERS, is_closed, list_shards};
@@ -22,7 +23,7 @@ const DOUBTS: u32 = 5;
 
 /// The pages of a shard, from an iterator on.
 pub(crate) struct ShardPages {
-    client: Client,
+    client: Located<Client>,
     stream: StreamId,
     shard: String,
     /// None at the shard's end or tip.
@@ -70,7 +71,7 @@ impl PageError {
 
 impl ShardPages {
     pub(crate) fn from(
-        client: &Client,
+        client: &Located<Client>,
         stream: &StreamId,
         shard: impl Into<String>,
         iterator: Option<String>,
@@ -186,8 +187,8 @@ impl ShardPages {
         let shards = list_shards(&self.client, &self.stream).await;
         let shards = shards.map_err(|source| PageError::Call {
             shard: self.shard.clone(),
-            code: source.code().map(str::to_owned),
-            source: source.into(),
+            code: FailedCall::code(&*source).map(str::to_owned),
+            source,
         })?;
         let shard = shards.iter().find(|shard| shard.shard_id == self.shard);
         Ok(shard.is_some_and(is_closed))

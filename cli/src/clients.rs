@@ -146,9 +146,8 @@ impl Clients {
                 }
                 Arc::new(checkpoint::Redb::open(path).map_err(|error| {
                     match error {
-                        CheckpointError::Unavailable(source) if is_open_elsewhere(&source) => InUse {
+                        CheckpointError::InUse { .. } => InUse {
                             file: address.to_string(),
-                            source,
                         }
                         .into(),
                         error => BoxError::from(error),
@@ -163,13 +162,6 @@ impl Clients {
             }
         })
     }
-}
-
-fn is_open_elsewhere(error: &BoxError) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(redb::DatabaseError::DatabaseAlreadyOpen)
-    )
 }
 
 /// `$XDG_STATE_HOME/redrive/replay.redb` (XDG Base Directory Specification).
@@ -197,6 +189,4 @@ struct Unreachable {
 #[error("{file} is open in another process, the consumer's: stop that; no force takes it away")]
 struct InUse {
     file: String,
-    #[source]
-    source: BoxError,
 }

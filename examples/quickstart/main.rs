@@ -8,7 +8,6 @@ mod orders;
 mod screen;
 mod verify;
 
-use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -24,7 +23,7 @@ const SHARDS: i32 = 4;
 const ORDERS: u64 = 10_000;
 
 #[tokio::main]
-async fn main() -> Result<ExitCode, Box<dyn Error>> {
+async fn main() -> anyhow::Result<ExitCode> {
     // redrive catches panics, but Rust's hook prints their message first, payload and all.
     std::panic::set_hook(Box::new(|_| {}));
     let folder = tempfile::tempdir()?;

@@ -1,6 +1,5 @@
 //! The orders, and the handler that bills them.
 
-use std::error::Error;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ struct Order {
 }
 
 /// Puts so many orders into the stream: 0.2 % are cut off in the middle, 0.1 % have a negative amount.
-pub async fn put(client: &Client, stream: &str, count: u64) -> Result<(), Box<dyn Error>> {
+pub async fn put(client: &Client, stream: &str, count: u64) -> anyhow::Result<()> {
     let ids: Vec<u64> = (0..count).collect();
     for ids in ids.chunks(500) {
         let entries = ids.iter().map(|&id| {
@@ -41,7 +40,7 @@ pub async fn put(client: &Client, stream: &str, count: u64) -> Result<(), Box<dy
                 .data(Blob::new(json));
             Ok(entry.build()?)
         });
-        let entries = entries.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+        let entries = entries.collect::<anyhow::Result<Vec<_>>>()?;
         let reply = client
             .put_records()
             .stream_name(stream)
@@ -49,7 +48,7 @@ pub async fn put(client: &Client, stream: &str, count: u64) -> Result<(), Box<dy
             .send()
             .await?;
         if reply.failed_record_count.unwrap_or(0) > 0 {
-            return Err("the embedded server refused a record".into());
+            anyhow::bail!("the embedded server refused a record");
         }
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! Looks for every record of the stream, without asking the consumer.
 
 use std::collections::{HashMap, HashSet};
-use std::error::Error;
 use std::path::Path;
 
 use aws_sdk_kinesis::Client;
@@ -29,7 +28,7 @@ pub async fn settled(
     stream: &str,
     billing: &Billing,
     letters: &Path,
-) -> Result<Found, Box<dyn Error>> {
+) -> anyhow::Result<Found> {
     let mut times_billed: HashMap<Place, usize> = HashMap::new();
     let mut order: Vec<Place> = Vec::new();
     for billed in billing.billed() {
@@ -79,7 +78,7 @@ pub async fn settled(
 }
 
 /// Every record of the stream, shard by shard: where it stands, and its key.
-async fn read(client: &Client, stream: &str) -> Result<Vec<(Place, String)>, Box<dyn Error>> {
+async fn read(client: &Client, stream: &str) -> anyhow::Result<Vec<(Place, String)>> {
     let mut records = Vec::new();
     let shards = client.list_shards().stream_name(stream).send().await?;
     for shard in shards.shards() {

@@ -11,6 +11,7 @@ use aws_sdk_dynamodb::types::{
 };
 use tokio::time::sleep;
 
+use super::Located;
 use crate::failure::BoxError;
 use crate::retry::Backoff;
 
@@ -32,7 +33,7 @@ pub(crate) type Item = HashMap<String, AttributeValue>;
 ///
 /// A call fails, or DynamoDB processes none of the keys several times in a row.
 pub(crate) async fn get_items(
-    client: &Client,
+    client: &Located<Client>,
     table: &str,
     key: &str,
     keys: impl IntoIterator<Item = &str>,
@@ -52,7 +53,15 @@ pub(crate) async fn get_items(
             .set_keys(Some(left))
             .consistent_read(true);
         let call = client.batch_get_item().request_items(table, wanted.build()?);
-        let reply = call.send().await?;
+        let reply = call.send().await;
+        let read = |error| {
+            client.failed(
+                format!("read the table {table:?}"),
+                "dynamodb:BatchGetItem",
+                error,
+            )
+        };
+        let reply = reply.map_err(read)?;
         for item in reply.responses.unwrap_or_default().into_values().flatten() {
             if let Some(name) = name(&item) {
                 found.insert(name, item);
@@ -75,29 +84,57 @@ pub(crate) async fn get_items(
     Ok(found)
 }
 
-/// Returns when the table can be used. It is made if there is none, with rows of this key: whether it was. `what`: it
-/// must be, for an error.
+/// Why a table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TableError {
+    /// A call failed, or the table is not ready.
+    #[error(transparent)]
+    Unavailable(#[from] BoxError),
+    /// The table is another program's.
+    #[error("the table {name:?} is not a {what}: its key is {keys:?}, not {key:?}; choose another name")]
+    OfAnotherKind {
+        name: String,
+        what: &'static str,
+        keys: Vec<String>,
+        key: &'static str,
+    },
+}
+
+/// Waits until the table can be used, and creates it if there is none, with rows of this key. Returns whether it did.
+/// `what`: the kind of table, for an error.
 pub(crate) async fn wait_for(
-    client: &Client,
+    client: &Located<Client>,
     name: &str,
-    (what, key): (&str, &str),
-) -> Result<bool, BoxError> {
+    (what, key): (&'static str, &'static str),
+) -> Result<bool, TableError> {
     let mut made = false;
     for look in 0.. {
         match client.describe_table().table_name(name).send().await {
             Ok(reply) => {
-                let table = reply.table.ok_or("DescribeTable told nothing")?;
+                let table = reply
+                    .table
+                    .ok_or_else(|| BoxError::from("DescribeTable returned no table"))?;
                 check(name, (what, key), &table)?;
                 match table.table_status {
                     Some(TableStatus::Active | TableStatus::Updating) => return Ok(made),
                     Some(TableStatus::Creating) => {}
-                    status => return Err(format!("the table {name:?} cannot be used: {status:?}").into()),
+                    status => {
+                        let status = format!("the table {name:?} cannot be used: its status is {status:?}");
+                        return Err(TableError::Unavailable(status.into()));
+                    }
                 }
             }
             Err(error) if error.code() == Some("ResourceNotFoundException") => {
                 made |= create(client, name, key).await?;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let failed = client.failed(
+                    format!("describe the table {name:?}"),
+                    "dynamodb:DescribeTable",
+                    error,
+                );
+                return Err(TableError::Unavailable(failed.into()));
+            }
         }
         sleep(LOOKS.delay(look)).await;
     }
@@ -105,22 +142,25 @@ pub(crate) async fn wait_for(
 }
 
 /// A table of another program must not get rows of ours.
-fn check(name: &str, (what, key): (&str, &str), table: &TableDescription) -> Result<(), BoxError> {
+fn check(
+    name: &str,
+    (what, key): (&'static str, &'static str),
+    table: &TableDescription,
+) -> Result<(), TableError> {
     let keys = table.key_schema();
     match keys {
         [found] if found.attribute_name() == key && *found.key_type() == KeyType::Hash => Ok(()),
-        _ => Err(format!(
-            "the table {name:?} is no {what}: its key is {:?}, not {key:?}; choose another name",
-            keys.iter()
-                .map(KeySchemaElement::attribute_name)
-                .collect::<Vec<_>>()
-        )
-        .into()),
+        _ => Err(TableError::OfAnotherKind {
+            name: name.to_owned(),
+            what,
+            keys: keys.iter().map(|key| key.attribute_name().to_owned()).collect(),
+            key,
+        }),
     }
 }
 
 /// Whether it was not there.
-async fn create(client: &Client, name: &str, key: &str) -> Result<bool, BoxError> {
+async fn create(client: &Located<Client>, name: &str, key: &str) -> Result<bool, BoxError> {
     let schema = KeySchemaElement::builder()
         .attribute_name(key)
         .key_type(KeyType::Hash);
@@ -139,6 +179,13 @@ async fn create(client: &Client, name: &str, key: &str) -> Result<bool, BoxError
         Ok(_) => Ok(true),
         // Another process is making it.
         Err(error) if error.code() == Some("ResourceInUseException") => Ok(false),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            let failed = client.failed(
+                format!("create the table {name:?}"),
+                "dynamodb:CreateTable",
+                error,
+            );
+            Err(failed.into())
+        }
     }
 }

@@ -12,7 +12,9 @@
     doc = "| [`DynamoDb`] | several processes, of which one takes over from another; KCL's own lease table |"
 )]
 
+use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -72,6 +74,11 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
         Duration::from_secs(1)
     }
 
+    /// What the store is called in logs, without anything secret. Default: the type's name.
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(std::any::type_name::<Self>())
+    }
+
     /// How its shards are shared, if several processes may use it at once. Default: `None`, they may not.
     fn leases(&self) -> Option<&dyn Leases> {
         None
@@ -100,6 +107,10 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
 
     fn write_interval(&self) -> Duration {
         (**self).write_interval()
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        (**self).name()
     }
 
     fn leases(&self) -> Option<&dyn Leases> {
@@ -260,6 +271,18 @@ pub enum CheckpointError {
     /// The store does not answer; tried again.
     #[error("the checkpoint store is unavailable")]
     Unavailable(#[source] BoxError),
+    /// No retry helps: the store is another program's, or cannot be opened.
+    #[error("the checkpoint store cannot be used")]
+    Unusable(#[source] BoxError),
+    /// The store's file is open in another process, or a second time in this one.
+    #[error(
+        "the checkpoint file {} is open in another process; stop that process (`lsof` names it), or choose another path",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// What is stored cannot be understood. Nothing is guessed: the shard does not start.
     #[error("the checkpoint of shard {shard} cannot be understood: {text:?}; mend or delete it")]
     Corrupt {

@@ -1,5 +1,6 @@
 //! Checkpoints in an embedded database file.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::alike::blocking;
 use crate::failure::BoxError;
-use crate::private_file;
+use crate::private_file::{self, FileError};
 use crate::record::{Position, ShardId};
 
 /// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. One process at a
@@ -45,10 +46,16 @@ struct Row {
 impl Redb {
     /// Opens the file, or makes it (not its folder).
     ///
-    /// An error if another process has it open, or if it is no redb file.
+    /// # Errors
+    ///
+    /// [`CheckpointError::InUse`] if another process has the file open, [`CheckpointError::Unusable`] if the file cannot be
+    /// opened or is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref().to_path_buf();
-        let database = private_file::database(&path).map_err(CheckpointError::unavailable)?;
+        let database = private_file::database(&path).map_err(|error| match error {
+            FileError::InUse { path } => CheckpointError::InUse { path },
+            error => CheckpointError::Unusable(error.into()),
+        })?;
         Ok(Redb {
             database: Arc::new(database),
             path: Arc::new(path),
@@ -85,6 +92,10 @@ impl CheckpointStore for Redb {
         let listed = listed.pop();
         let none = || Err(CheckpointError::unavailable("the file gave no result"));
         listed.unwrap_or_else(none).map(Some)
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        format!("redb:{}", self.path.display()).into()
     }
 
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {

@@ -8,12 +8,12 @@ use aws_sdk_kinesis::Client;
 
 use super::data_loss::OnDataLoss;
 use super::{AfterDataLoss, Consumer, DataLoss, Health, Polling, Retrieval, StartingPosition, StreamId};
+use crate::aws;
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
 use crate::pipeline::{Capacity, OnExpiring, Ordering, Pipeline};
 use crate::retry::source_of_chance;
-use crate::sdk;
 use crate::wall_clock;
 
 /// Iterators expire after it (GetShardIterator, Kinesis API reference).
@@ -249,7 +249,7 @@ impl ConsumerBuilder {
         // For the last checkpoint and for the lease, one after the other.
         let last_calls = (self.shutdown_timeout / 5).min(Duration::from_secs(4));
         Ok(Consumer {
-            client: sdk::kinesis::without_retries(&self.client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::kinesis::without_retries(&self.client, aws::ATTEMPT_TIMEOUT),
             stream: self.stream,
             checkpoints,
             pipeline: self.pipeline.drain(self.shutdown_timeout - last_calls),

@@ -2,6 +2,7 @@
 //! the dead-letter sink may be used.
 
 use std::collections::{HashMap, HashSet};
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,20 +16,22 @@ use super::answer::answer;
 use super::facts::{NotDescribed, StreamFacts};
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
+use crate::aws::{FailedCall, Located};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::classify::StandardClassifier;
 use crate::dead_letter::{DeadLetterSink, SourceStream};
 use crate::failure::BoxError;
+use crate::idempotency::IdempotencyStore;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Ordering, Pipeline};
 use crate::record::ShardId;
-use crate::resilient::{Unusable, check_target};
+use crate::resilient::{Unusable, check_store, check_target};
 use crate::retry::{Backoff, Jitter};
-use crate::shard_list::{ListError, list_shards, parents};
+use crate::shard_list::{list_shards, parents};
 
 /// Asks until it is answered.
 pub(super) struct Discovery<'a> {
-    pub(super) client: &'a Client,
+    pub(super) client: &'a Located<Client>,
     pub(super) stream: &'a StreamId,
     pub(super) application: &'a Arc<str>,
     pub(super) checkpoints: &'a dyn CheckpointStore,
@@ -41,8 +44,35 @@ pub(super) struct Discovery<'a> {
 enum Problem {
     /// Asking again gives no other answer.
     Final(ConsumerError),
+    /// Only an operator can fix it. It may also be a permission that was granted a moment ago, as IAM is eventually
+    /// consistent.
+    Refused(ConsumerError),
     /// It may be answered later.
     Passing(BoxError),
+}
+
+impl Problem {
+    fn of_call(error: BoxError) -> Self {
+        match FailedCall::is_refused(&*error) {
+            true => Problem::Refused(ConsumerError::Refused(error)),
+            false => Problem::Passing(error),
+        }
+    }
+
+    fn of_store(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Unusable(_) | CheckpointError::InUse { .. } => {
+                Problem::Final(ConsumerError::CheckpointStore(error))
+            }
+            error if is_refused(&error) => Problem::Refused(ConsumerError::CheckpointStore(error)),
+            error => Problem::Passing(error.into()),
+        }
+    }
+}
+
+/// Returns true if the next call gives the same answer until an operator changes something.
+fn is_refused(error: &(dyn Error + 'static)) -> bool {
+    FailedCall::is_refused(error) || !StandardClassifier::is_passing(error)
 }
 
 impl Discovery<'_> {
@@ -52,15 +82,22 @@ impl Discovery<'_> {
         &self,
         pipeline: &Pipeline,
         sink: Option<&dyn DeadLetterSink>,
+        seen: Option<&dyn IdempotencyStore>,
     ) -> Result<(), ConsumerError> {
-        let mut patience = Patience::new(self);
-        loop {
-            match self.look_at(pipeline, sink).await {
-                Ok(()) => return Ok(()),
-                Err(Problem::Final(error)) => return Err(error),
-                Err(Problem::Passing(error)) => patience.wait(self, error).await,
+        let mut patience = Patience::at_start(self);
+        while let Err(problem) = self.look_at(pipeline, sink).await {
+            patience.wait(self, problem).await?;
+        }
+        if let Some(store) = seen {
+            while let Err(unusable) = check_store(store).await {
+                let problem = match unusable {
+                    Unusable::NotNow(error) => Problem::Passing(error),
+                    Unusable::Never(error) => Problem::Refused(ConsumerError::IdempotencyStore(error)),
+                };
+                patience.wait(self, problem).await?;
             }
         }
+        Ok(())
     }
 
     async fn look_at(&self, pipeline: &Pipeline, sink: Option<&dyn DeadLetterSink>) -> Result<(), Problem> {
@@ -81,7 +118,7 @@ impl Discovery<'_> {
                     .map(|kib| kib * 1024);
             }
             Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
-            Err(NotDescribed::Passing(error)) => return Err(Problem::Passing(error)),
+            Err(NotDescribed::Passing(error)) => return Err(Problem::of_call(error)),
             Err(NotDescribed::Refused(source)) if pipeline.lets_expire() && sink.is_some() => {
                 return Err(Problem::Final(ConsumerError::RetentionUnknown {
                     stream: self.stream.name().to_string(),
@@ -96,7 +133,10 @@ impl Discovery<'_> {
             let checked = check_target(sink, &source, self.observers).await;
             checked.map_err(|unusable| match unusable {
                 Unusable::NotNow(error) => Problem::Passing(error),
-                Unusable::Never(error) => Problem::Final(error.into()),
+                Unusable::Never(error) => match FailedCall::is_refused(&error) {
+                    true => Problem::Refused(error.into()),
+                    false => Problem::Final(error.into()),
+                },
             })?;
         }
         Ok(())
@@ -104,22 +144,31 @@ impl Discovery<'_> {
 
     /// The stream's shards, and what is stored of them.
     pub(super) async fn shards(&self) -> Result<Lineage, ConsumerError> {
-        let mut patience = Patience::new(self);
+        self.shards_with(Patience::running(self)).await
+    }
+
+    async fn shards_with(&self, mut patience: Patience) -> Result<Lineage, ConsumerError> {
         loop {
             match self.find().await {
                 Ok(found) => return Ok(found),
-                Err(Problem::Final(error)) => return Err(error),
-                Err(Problem::Passing(error)) => patience.wait(self, error).await,
+                Err(problem) => patience.wait(self, problem).await?,
             }
         }
     }
 
     /// The same when a consumer starts: where shards begin that were never read is stored first.
     pub(super) async fn first_shards(&self, start: &StartingPosition) -> Result<Lineage, ConsumerError> {
-        let mut found = self.shards().await?;
-        let mut patience = Patience::new(self);
-        while let Err(error) = self.add_unlisted(&mut found).await {
-            patience.wait(self, error).await;
+        let mut found = self.shards_with(Patience::at_start(self)).await?;
+        if let Some(error) = found
+            .of_other_stream
+            .take()
+            .filter(|_| found.checkpoints.is_empty())
+        {
+            return Err(ConsumerError::CheckpointStore(error));
+        }
+        let mut patience = Patience::at_start(self);
+        while let Err(problem) = self.add_unlisted(&mut found).await {
+            patience.wait(self, problem).await?;
         }
         loop {
             // Asked for again with every try: another time, but then nothing of the first was stored.
@@ -129,17 +178,17 @@ impl Discovery<'_> {
             }
             match self.begin_at(begun, &mut found).await {
                 Ok(()) => return Ok(found),
-                Err(error) => patience.wait(self, error).await,
+                Err(problem) => patience.wait(self, problem).await?,
             }
         }
     }
 
     /// The rows of shards that are not listed, asked for once at the start. None where the store cannot tell.
-    async fn add_unlisted(&self, found: &mut Lineage) -> Result<(), BoxError> {
+    async fn add_unlisted(&self, found: &mut Lineage) -> Result<(), Problem> {
         let listed = self.checkpoints.list(self.application, self.stream.name());
-        let rows = match answer(STORE, listed).await? {
+        let rows = match answer(STORE, listed).await.map_err(Problem::Passing)? {
             Ok(rows) => rows.unwrap_or_default(),
-            Err(error) if StandardClassifier::is_passing(&error) => return Err(error.into()),
+            Err(error) if !is_refused(&error) => return Err(Problem::Passing(error.into())),
             // A right that is missing stops no consumer that has read without it.
             Err(error) => {
                 tracing::warn!(
@@ -171,7 +220,7 @@ impl Discovery<'_> {
     }
 
     /// Stores these; what is stored is known to the lineage, though others could not be.
-    async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), BoxError> {
+    async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), Problem> {
         let asked = begun.len();
         let tagged = |(shard, checkpoint): (ShardId, Checkpoint)| (shard, self.facts.tag(checkpoint));
         let rows = begun.iter().cloned().map(tagged);
@@ -179,19 +228,20 @@ impl Discovery<'_> {
             Some(leases) => {
                 let row = |(shard, checkpoint)| found.new_shard(self.key(shard), checkpoint);
                 let rows: Vec<_> = rows.map(row).collect();
-                answer(STORE, leases.create(&rows)).await?
+                answer(STORE, leases.create(&rows)).await
             }
             None => {
                 let row = |(shard, checkpoint)| (self.key(shard), checkpoint);
                 let rows: Vec<_> = rows.map(row).collect();
-                answer(STORE, self.checkpoints.save(&rows)).await?
+                answer(STORE, self.checkpoints.save(&rows)).await
             }
         };
+        let stored = stored.and_then(|stored| all_of(stored, asked));
         let mut result = Ok(());
-        for ((shard, checkpoint), stored) in begun.into_iter().zip(all_of(stored, asked)?) {
+        for ((shard, checkpoint), stored) in begun.into_iter().zip(stored.map_err(Problem::Passing)?) {
             match stored {
                 Ok(()) => drop(found.checkpoints.insert(shard, checkpoint)),
-                Err(error) => result = Err(error.into()),
+                Err(error) => result = Err(Problem::of_store(error)),
             }
         }
         result
@@ -202,13 +252,13 @@ impl Discovery<'_> {
             match self.facts.describe().await {
                 Ok(_) | Err(NotDescribed::Refused(_)) => {}
                 Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
-                Err(NotDescribed::Passing(error)) => return Err(Problem::Passing(error)),
+                Err(NotDescribed::Passing(error)) => return Err(Problem::of_call(error)),
             }
         }
         let listed = list_shards(self.client, self.stream).await;
-        let shards = listed.map_err(|error| match error {
-            ListError::Call(error) if is_not_found(&*error) => self.not_found(error),
-            error => Problem::Passing(error.into()),
+        let shards = listed.map_err(|error| match FailedCall::code(&*error) {
+            Some("ResourceNotFoundException") => self.not_found(error),
+            _ => Problem::of_call(error),
         })?;
         let keys: Vec<ShardKey> = listed_or_parents(&shards)
             .into_iter()
@@ -219,6 +269,7 @@ impl Discovery<'_> {
         let stored = stored.map_err(Problem::Passing)?;
         let mut checkpoints = HashMap::new();
         let mut unreadable = HashSet::new();
+        let mut of_other_stream = None;
         for (key, stored) in keys.into_iter().zip(stored) {
             match stored {
                 Ok(Some(checkpoint)) => drop(checkpoints.insert(key.shard, checkpoint)),
@@ -231,14 +282,18 @@ impl Discovery<'_> {
                         error: &error,
                     });
                     unreadable.insert(key.shard);
+                    if let CheckpointError::OtherStream { .. } = error {
+                        of_other_stream = Some(error);
+                    }
                 }
-                Err(error) => return Err(Problem::Passing(error.into())),
+                Err(error) => return Err(Problem::of_store(error)),
             }
         }
         let mut found = Lineage {
             shards,
             checkpoints,
             unreadable,
+            of_other_stream,
             outdated: HashMap::new(),
         };
         found.set_aside(|checkpoint| self.facts.is_outdated(checkpoint));
@@ -251,7 +306,7 @@ impl Discovery<'_> {
     /// The same as [`shards`](Discovery::shards), asked once.
     pub(super) async fn shards_once(&self) -> Result<Lineage, BoxError> {
         self.find().await.map_err(|problem| match problem {
-            Problem::Final(error) => error.into(),
+            Problem::Final(error) | Problem::Refused(error) => error.into(),
             Problem::Passing(error) => error,
         })
     }
@@ -294,21 +349,58 @@ pub(super) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxErro
     }
 }
 
-/// How long to wait before asking again.
+/// How often in a row the same call may be refused while a consumer starts: for some seconds, as IAM is eventually
+/// consistent.
+pub(super) const REFUSALS: u32 = 6;
+
+/// How long to wait before asking again, and whether to.
 pub(super) struct Patience {
     failures: u32,
+    /// In a row.
+    refusals: u32,
+    most_refusals: u32,
     rng: SmallRng,
 }
 
 impl Patience {
-    pub(super) fn new(discovery: &Discovery<'_>) -> Self {
+    /// Ends a start that is refused.
+    fn at_start(discovery: &Discovery<'_>) -> Self {
+        Patience {
+            most_refusals: REFUSALS,
+            ..Patience::running(discovery)
+        }
+    }
+
+    /// A consumer that runs waits, however long: what it has read is not settled yet.
+    pub(super) fn running(discovery: &Discovery<'_>) -> Self {
         Patience {
             failures: 0,
+            refusals: 0,
+            most_refusals: u32::MAX,
             rng: discovery.rng.clone(),
         }
     }
 
-    pub(super) async fn wait(&mut self, discovery: &Discovery<'_>, error: BoxError) {
+    async fn wait(&mut self, discovery: &Discovery<'_>, problem: Problem) -> Result<(), ConsumerError> {
+        let error = match problem {
+            Problem::Final(error) => return Err(error),
+            Problem::Refused(error) => {
+                self.refusals = self.refusals.saturating_add(1);
+                if self.refusals >= self.most_refusals {
+                    return Err(error);
+                }
+                error.into()
+            }
+            Problem::Passing(error) => {
+                self.refusals = 0;
+                error
+            }
+        };
+        self.wait_after(discovery, error).await;
+        Ok(())
+    }
+
+    pub(super) async fn wait_after(&mut self, discovery: &Discovery<'_>, error: BoxError) {
         let backoff = const { Backoff::exponential() };
         let delay = Jitter::Equal.delay(&backoff, self.failures, Duration::ZERO, &mut self.rng);
         self.failures = self.failures.saturating_add(1);

@@ -1,5 +1,6 @@
 //! What Kinesis says of the stream itself: asked for at the start, and again while the consumer runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::StreamId;
 use super::answer::ANSWER_TIMEOUT;
 use super::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
+use crate::aws::Located;
 use crate::checkpoint::Checkpoint;
 use crate::classify::StandardClassifier;
 use crate::failure::BoxError;
@@ -24,8 +26,10 @@ use crate::wall_clock;
 /// What is known of a stream.
 #[derive(Debug)]
 pub(super) struct StreamFacts {
-    client: Client,
+    client: Located<Client>,
     stream: StreamId,
+    /// Whether a shard was read since the consumer started.
+    has_read: AtomicBool,
     retention: Retention,
     known: Mutex<Known>,
 }
@@ -63,13 +67,23 @@ fn horizon(retention: Duration) -> SystemTime {
 }
 
 impl StreamFacts {
-    pub(super) fn new(client: Client, stream: StreamId) -> Self {
+    pub(super) fn new(client: Located<Client>, stream: StreamId) -> Self {
         StreamFacts {
             client,
             stream,
+            has_read: AtomicBool::new(false),
             retention: Retention::default(),
             known: Mutex::default(),
         }
+    }
+
+    /// A shard was read: the permissions are there.
+    pub(super) fn note_read(&self) {
+        self.has_read.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_read(&self) -> bool {
+        self.has_read.load(Ordering::Relaxed)
     }
 
     pub(super) fn retention(&self) -> &Retention {
@@ -125,17 +139,25 @@ impl StreamFacts {
         let call = call.set_stream_name(name).set_stream_arn(arn).send();
         let reply = match timeout(ANSWER_TIMEOUT, call).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(error)) if error.code() == Some("ResourceNotFoundException") => {
-                return Err(NotDescribed::NotFound(error.into()));
-            }
-            Ok(Err(error)) if StandardClassifier::is_passing(&error) => {
-                return Err(NotDescribed::Passing(error.into()));
-            }
             Ok(Err(error)) => {
-                self.known().asked = Some(Instant::now());
-                return Err(NotDescribed::Refused(error.into()));
+                let is_not_found = error.code() == Some("ResourceNotFoundException");
+                let is_passing = StandardClassifier::is_passing(&error);
+                let task = format!("describe the stream {:?}", self.stream.to_string());
+                let action = "kinesis:DescribeStreamSummary";
+                let failed = self.client.failed(task, action, error).into();
+                return Err(if is_not_found {
+                    NotDescribed::NotFound(failed)
+                } else if is_passing {
+                    NotDescribed::Passing(failed)
+                } else {
+                    self.known().asked = Some(Instant::now());
+                    NotDescribed::Refused(failed)
+                });
             }
-            Err(_) => return Err(NotDescribed::Passing("Kinesis did not answer in time".into())),
+            Err(_) => {
+                let silent = "Kinesis did not answer DescribeStreamSummary in time";
+                return Err(NotDescribed::Passing(silent.into()));
+            }
         };
         let Some(stream) = reply.stream_description_summary else {
             let empty = "DescribeStreamSummary returned an empty answer";
@@ -179,7 +201,9 @@ impl StreamFacts {
                 Err(NotDescribed::Passing(error)) => error,
             };
             self.report(&error, observers);
-            sleep(Backoff::exponential().delay(failures)).await;
+            if failures + 1 < TRIES {
+                sleep(Backoff::exponential().delay(failures)).await;
+            }
         }
         horizon(SHORTEST_RETENTION)
     }

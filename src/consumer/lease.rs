@@ -15,6 +15,7 @@ use super::answer::answer;
 use super::discovery::Discovery;
 use super::facts::StreamFacts;
 use super::shard_end::ShardEnd;
+use crate::aws::Located;
 use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
@@ -80,7 +81,7 @@ pub(super) struct Lease {
     pub(super) hold: Arc<Hold>,
     pub(super) key: ShardKey,
     pub(super) store: Arc<dyn CheckpointStore>,
-    pub(super) client: Client,
+    pub(super) client: Located<Client>,
     pub(super) stream: StreamId,
     pub(super) observers: Observers,
     pub(super) facts: Arc<StreamFacts>,

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use aws_sdk_kinesis::types::Shard;
 
-use crate::checkpoint::{Checkpoint, NewShard, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointError, NewShard, ShardKey};
 use crate::record::{Position, ShardId};
 use crate::sabotage::Sabotage;
 use crate::shard_list::{is_open, parents};
@@ -19,6 +19,8 @@ pub(super) struct Lineage {
     pub(super) unreadable: HashSet<ShardId>,
     /// What was stored of shards of an earlier stream of this name. They are read from their beginning.
     pub(super) outdated: HashMap<ShardId, Checkpoint>,
+    /// One of the unreadable rows, if it was written for another stream.
+    pub(super) of_other_stream: Option<CheckpointError>,
 }
 
 /// Hash keys that belong to no shard: whatever is written to them is read by nobody.
@@ -99,6 +101,7 @@ impl Lineage {
             checkpoints,
             unreadable,
             outdated,
+            ..
         } = self;
         let parents: HashMap<&str, Vec<&str>> = shards
             .iter()
@@ -285,6 +288,7 @@ mod tests {
             checkpoints: ended.collect(),
             unreadable: HashSet::new(),
             outdated: HashMap::new(),
+            of_other_stream: None,
         }
     }
 

@@ -40,9 +40,11 @@ pub use start::StartingPosition;
 pub use stream::StreamId;
 
 use self::data_loss::OnDataLoss;
-use crate::checkpoint::CheckpointStore;
+use crate::aws::Located;
+use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::dead_letter::TargetError;
 use crate::failure::BoxError;
+use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
 use crate::processor::RecordProcessor;
@@ -54,7 +56,7 @@ use crate::resilient::Resilient;
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// # async fn store(record: redrive::Record) -> Result<(), std::io::Error> { Ok(()) }
 /// # let client: aws_sdk_kinesis::Client = unimplemented!();
-/// use redrive::{Consumer, Resilient, checkpoint, dead_letter, processor_fn};
+/// use redrive::{Consumer, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal};
 ///
 /// let orders = Resilient::builder("billing", processor_fn(store))
 ///     .dead_letters(dead_letter::Kinesis::new(client.clone(), "orders-dlq"))
@@ -62,13 +64,13 @@ use crate::resilient::Resilient;
 /// Consumer::builder(client, "orders")
 ///     .checkpoints(checkpoint::Redb::open("billing.redb")?)
 ///     .build()?
-///     .run_until(orders, async { tokio::signal::ctrl_c().await.ok(); })
+///     .run_until(orders, shutdown_signal())
 ///     .await?;
 /// # Ok(())
 /// # }
 /// ```
 pub struct Consumer {
-    client: Client,
+    client: Located<Client>,
     stream: StreamId,
     checkpoints: Arc<dyn CheckpointStore>,
     pipeline: Pipeline,
@@ -119,7 +121,7 @@ impl Consumer {
         self.run_until(resilient, std::future::pending()).await
     }
 
-    /// Runs until `shutdown` completes. Then it stops reading, cancels backoffs, lets running handlers
+    /// Runs until `shutdown` completes, such as [`shutdown_signal`](crate::shutdown_signal). Then it stops reading, cancels backoffs, lets running handlers
     /// end, writes letters and checkpoints, and returns, after 20 s at the latest by default.
     ///
     /// A shard that halts, as no restart would mend it, lets the others go on; it is the error returned at the
@@ -156,14 +158,24 @@ impl fmt::Debug for Consumer {
 #[non_exhaustive]
 pub enum ConsumerError {
     /// There is no such stream for these credentials in this region.
-    #[error("the stream {stream:?} does not exist (in this account and region)")]
+    #[error("cannot read the stream {stream:?}")]
     StreamNotFound {
         /// Its name or ARN.
         stream: String,
-        /// What Kinesis said.
+        /// The call that failed.
         #[source]
         source: BoxError,
     },
+    /// AWS refused the same call several times while the consumer started: the client has no region, no credentials are
+    /// found or accepted, or a permission is missing. The text names the call and what to do.
+    #[error(transparent)]
+    Refused(BoxError),
+    /// The checkpoint store cannot be used: it is another program's or of another stream, or it refuses the calls.
+    #[error(transparent)]
+    CheckpointStore(CheckpointError),
+    /// The idempotency store cannot be used: its table does not exist, or it refuses the calls.
+    #[error(transparent)]
+    IdempotencyStore(StoreError),
     /// The stream distributes its records by itself (AUTO): it has no partition keys that order could be kept
     /// within.
     #[error(
@@ -175,7 +187,7 @@ pub enum ConsumerError {
         stream: String,
     },
     /// The dead-letter target must not be used.
-    #[error("the dead-letter target cannot be used")]
+    #[error(transparent)]
     DeadLetterTarget(#[from] TargetError),
     /// [`OnExpiring::DeadLetter`](crate::pipeline::OnExpiring::DeadLetter) needs the stream's retention, and Kinesis refuses
     /// to describe the stream.

@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 
 use super::Polling;
 use super::reading::{Failures, Reading, ReadingEnded, Refusal};
+use crate::aws::FailedCall;
 use crate::failure::BoxError;
 use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
@@ -48,7 +49,15 @@ impl Poller {
                     Err(NoIterator::Ended(ended)) => return ended,
                     Err(NoIterator::Failed(error)) => {
                         drop(room);
-                        failures.wait(reading, error).await;
+                        if let Err(refused) = failures.wait_after(reading, error).await {
+                            return ReadingEnded::Refused(refused);
+                        }
+                        continue;
+                    }
+                    Err(NoIterator::Missing) => {
+                        drop(room);
+                        let error = "GetShardIterator answered without an iterator";
+                        failures.wait(reading, error.into()).await;
                         continue;
                     }
                 },
@@ -77,9 +86,17 @@ impl Poller {
                             iterator = Some(token);
                             failures.throttled(reading).await;
                         }
-                        Some("ResourceNotFoundException") => return ReadingEnded::NotFound(error.into()),
+                        Some("ResourceNotFoundException") => {
+                            let failed = reading.failed("kinesis:GetRecords", error);
+                            return ReadingEnded::NotFound(failed.into());
+                        }
                         // Whatever is wrong, a new iterator is no worse than the old one.
-                        _ => failures.wait(reading, error.into()).await,
+                        _ => {
+                            let failed = reading.failed("kinesis:GetRecords", error);
+                            if let Err(refused) = failures.wait_after(reading, failed).await {
+                                return ReadingEnded::Refused(refused);
+                            }
+                        }
                     }
                     continue;
                 }
@@ -170,17 +187,19 @@ impl Poller {
         let reply = match Box::pin(call.send()).await {
             Ok(reply) => reply,
             Err(error) if error.code() == Some("ResourceNotFoundException") => {
-                return Err(NoIterator::NotFound(error.into()));
+                let failed = reading.failed("kinesis:GetShardIterator", error);
+                return Err(NoIterator::NotFound(failed.into()));
             }
             Err(error) => {
                 return Err(match reading.refused(error.code()) {
                     Refusal::Ends(ended) => NoIterator::Ended(ended),
-                    Refusal::None | Refusal::Earlier => NoIterator::Failed(error.into()),
+                    Refusal::None | Refusal::Earlier => {
+                        NoIterator::Failed(reading.failed("kinesis:GetShardIterator", error))
+                    }
                 });
             }
         };
-        let none = || NoIterator::Failed("GetShardIterator answered without an iterator".into());
-        reply.shard_iterator.ok_or_else(none)
+        reply.shard_iterator.ok_or(NoIterator::Missing)
     }
 }
 
@@ -197,6 +216,8 @@ async fn is_listed_as_closed(reading: &Reading) -> Result<(), BoxError> {
 
 enum NoIterator {
     NotFound(BoxError),
-    Failed(BoxError),
+    Failed(FailedCall),
+    /// The answer holds none.
+    Missing,
     Ended(ReadingEnded),
 }

@@ -1,9 +1,12 @@
 //! What every way of reading a shard has in common.
 
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 use rand::rngs::SmallRng;
@@ -13,7 +16,9 @@ use tracing::{Span, debug_span};
 
 use super::StreamId;
 use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, is_older_than_shortest};
+use super::discovery::REFUSALS;
 use super::facts::StreamFacts;
+use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::observer::{Event, Interest, Observers};
@@ -28,7 +33,7 @@ const BACKOFF: Backoff = Backoff::exponential();
 
 /// A shard, and where reading it goes on.
 pub(super) struct Reading {
-    pub(super) client: Client,
+    pub(super) client: Located<Client>,
     pub(super) stream: StreamId,
     pub(super) shard: ShardId,
     pub(super) deaggregator: Deaggregator,
@@ -147,6 +152,8 @@ pub(super) enum ReadingEnded {
     Lost(Box<DataLoss>),
     /// Kinesis refuses the position: the shard restarts at this one.
     PositionRefused(Position),
+    /// Kinesis has refused the calls since the consumer started.
+    Refused(BoxError),
     /// Nobody takes the records any more.
     NotWanted,
 }
@@ -464,6 +471,7 @@ impl Reading {
     ) -> Option<Duration> {
         span.record("records", count(records));
         span.record("behind_ms", behind_millis);
+        self.facts.note_read();
         let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
         let behind = behind.map(Duration::from_millis);
         self.tell(|stream, shard| Event::Fetched {
@@ -474,6 +482,16 @@ impl Reading {
             behind,
         });
         behind
+    }
+
+    /// Describes a failed call that reads the shard.
+    pub(super) fn failed<E, R>(&self, action: &'static str, error: SdkError<E, R>) -> FailedCall
+    where
+        E: Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        let task = format!("read {} of {:?}", self.shard, self.stream.to_string());
+        self.client.failed(task, action, error)
     }
 
     pub(super) fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
@@ -515,6 +533,18 @@ impl Failures {
 
     pub(super) async fn wait(&mut self, reading: &Reading, error: BoxError) {
         self.wait_at_least(Duration::ZERO, reading, error).await;
+    }
+
+    /// The same after a failed call. The error is returned if Kinesis has refused each call since the consumer started, often
+    /// enough: no retry helps then.
+    pub(super) async fn wait_after(&mut self, reading: &Reading, error: FailedCall) -> Result<(), BoxError> {
+        let error = BoxError::from(error);
+        let is_refused = FailedCall::is_refused(&*error) && !reading.facts.has_read();
+        if is_refused && self.count + 1 >= REFUSALS {
+            return Err(error);
+        }
+        self.wait(reading, error).await;
+        Ok(())
     }
 
     pub(super) async fn wait_at_least(&mut self, at_least: Duration, reading: &Reading, error: BoxError) {

@@ -117,6 +117,7 @@ impl<P: RecordProcessor> ShardTask<P> {
                     true => (ShardEnd::Ended, finished.checkpoint.ended()),
                     false => (ShardEnd::Stopped, finished.checkpoint),
                 },
+                Ok(ReadingEnded::Refused(error)) => (ShardEnd::Refused(error), finished.checkpoint),
                 Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
                 Ok(ReadingEnded::PositionRefused(position)) => {
                     (ShardEnd::PositionRefused, Checkpoint::at(position))
@@ -160,6 +161,7 @@ impl<P: RecordProcessor> ShardTask<P> {
             | ShardEnd::PositionRefused
             | ShardEnd::Halted(_)
             | ShardEnd::DataLost(_)
+            | ShardEnd::Refused(_)
             | ShardEnd::Failed(_) => {}
         }
         end

@@ -21,6 +21,8 @@ pub(super) enum ShardEnd {
     Halted(Box<ShardHalted>),
     /// Records are lost, and the user wants to know before it goes on.
     DataLost(Box<DataLoss>),
+    /// Kinesis has refused to let it be read since the consumer started.
+    Refused(BoxError),
     /// Something broke that should not, or the shard is there no more.
     Failed(BoxError),
     /// Another process holds the shard, or may.

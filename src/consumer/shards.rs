@@ -30,9 +30,10 @@ use super::shard::ShardTask;
 use super::shard_end::ShardEnd;
 use super::{Consumer, ConsumerError, Retrieval};
 use crate::checkpoint::{Checkpoint, CheckpointError, Leases, ShardKey, Taken};
+use crate::external::caught;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
-use crate::pipeline::{Ordering, Progress};
+use crate::pipeline::{Ordering, Progress, SettledCounts};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
@@ -90,6 +91,8 @@ where
         facts: facts.clone(),
         ended_and_open: HashMap::new(),
         halted: HashSet::new(),
+        settled: Arc::default(),
+        since: None,
         has_begun: false,
         unlisted: HashMap::new(),
         trimmed: HashSet::new(),
@@ -108,7 +111,11 @@ where
     let running = async {
         let sink = shards.resilient.dead_letters().cloned();
         let pipeline = shards.consumer.pipeline.clone();
-        shards.discovery().check(&pipeline, sink.as_deref()).await?;
+        let seen = shards.resilient.idempotency_store().cloned();
+        shards
+            .discovery()
+            .check(&pipeline, sink.as_deref(), seen.as_deref())
+            .await?;
         let _keeping_fresh = AbortOnDropHandle::new(tokio::spawn(keeping_fresh));
         shards.watch().await
     };
@@ -119,6 +126,7 @@ where
     };
     token.cancel();
     shards.stop().await;
+    shards.tell_stopped();
     match shards.failed {
         Some(error) => result.and(Err(error)),
         None => result,
@@ -157,6 +165,10 @@ struct Shards<P: RecordProcessor> {
     ended_and_open: HashMap<ShardId, Instant>,
     /// Those whose checkpoint belongs to an earlier stream, and that the user wants to halt.
     halted: HashSet<ShardId>,
+    /// What was settled in this run.
+    settled: Arc<SettledCounts>,
+    /// When the shards were found.
+    since: Option<Instant>,
     /// Whether the application has read the stream before.
     has_begun: bool,
     /// The checkpoints of shards that were not listed when the consumer started. Each stays here until the end of its shard is
@@ -545,6 +557,36 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
+    fn tell_started(&mut self, shards: usize) {
+        self.since = Some(Instant::now());
+        let place = self.consumer.client.place().to_string();
+        let checkpoints = caught(|| self.consumer.checkpoints.name().into_owned());
+        let sink = self.resilient.dead_letters();
+        let dead_letters = sink.map(|sink| caught(|| sink.name()).unwrap_or_default());
+        let starting_position = self.consumer.start.to_string();
+        self.tell(|stream| Event::ConsumerStarted {
+            stream,
+            application: &self.application,
+            place: &place,
+            shards,
+            checkpoints: checkpoints.as_deref().unwrap_or_default(),
+            dead_letters: dead_letters.as_deref(),
+            starting_position: &starting_position,
+        });
+    }
+
+    fn tell_stopped(&self) {
+        if let Some(since) = self.since {
+            self.tell(|stream| Event::ConsumerStopped {
+                stream,
+                processed: self.settled.processed(),
+                duplicates: self.settled.duplicates(),
+                dead_lettered: self.settled.dead_lettered(),
+                duration: since.elapsed(),
+            });
+        }
+    }
+
     /// A hole in the stream's hash keys closes by itself, if it is only that a listing lags behind.
     fn audit(&mut self, hole: Option<Hole>) {
         let Some(Hole { first, last }) = hole else {
@@ -590,7 +632,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             _ => from,
         };
         let hash_keys = found.hash_keys(&shard);
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(Progress::new().counting(self.settled.clone()));
         let hold = taken.map(|_| Arc::new(Hold::new(&self.shutdown)));
         let observers = self.observers.clone();
         let key = self.discovery().key(shard.clone());
@@ -662,6 +704,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     async fn watch(&mut self) -> Result<(), ConsumerError> {
         let start = self.consumer.start.clone();
         let mut found = self.discovery().first_shards(&start).await?;
+        self.tell_started(found.shards.len());
         loop {
             self.start_found(found).await;
             loop {
@@ -728,6 +771,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 return true;
             }
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
+            ShardEnd::Refused(error) => ConsumerError::Refused(error),
             ShardEnd::DataLost(loss) => ConsumerError::DataLoss(loss),
             ShardEnd::Failed(error) => {
                 self.begin_again(id, error);

@@ -88,7 +88,7 @@ impl Discovery<'_> {
         leases: &dyn Leases,
         shard: &ShardId,
     ) -> Result<(), CheckpointError> {
-        let mut patience = Patience::new(self);
+        let mut patience = Patience::running(self);
         let mut looks = 0;
         loop {
             let error = match self.look_for_children(leases, shard).await {
@@ -105,7 +105,7 @@ impl Discovery<'_> {
             if looks == LOOKS {
                 return Ok(());
             }
-            patience.wait(self, error).await;
+            patience.wait_after(self, error).await;
         }
     }
 

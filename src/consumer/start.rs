@@ -1,12 +1,13 @@
 //! Where an application begins.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::lineage::{Lineage, parents_first};
 use crate::checkpoint::Checkpoint;
 use crate::record::{Position, SequenceNumber, ShardId};
-use crate::wall_clock;
+use crate::{rfc3339, wall_clock};
 
 /// Where the shards begin that have no checkpoint when an application starts for the first time.
 ///
@@ -26,6 +27,21 @@ pub enum StartingPosition {
     AtTimestamp(SystemTime),
     /// Behind these records; shards that are not named here begin at their oldest record.
     AfterSequenceNumbers(HashMap<ShardId, SequenceNumber>),
+}
+
+impl fmt::Display for StartingPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartingPosition::TrimHorizon => f.write_str("TRIM_HORIZON"),
+            StartingPosition::Latest => f.write_str("LATEST"),
+            StartingPosition::AtTimestamp(time) => {
+                write!(f, "AT_TIMESTAMP {}", rfc3339::format_seconds(*time))
+            }
+            StartingPosition::AfterSequenceNumbers(numbers) => {
+                write!(f, "AFTER_SEQUENCE_NUMBER of {} shards", numbers.len())
+            }
+        }
+    }
 }
 
 /// Behind all records inside an aggregated one. (KCL keeps the number as a Java `long`.)
@@ -100,6 +116,7 @@ mod tests {
             checkpoints: checkpoints.iter().map(stored).collect(),
             unreadable: Default::default(),
             outdated: Default::default(),
+            of_other_stream: None,
         }
     }
 

@@ -261,8 +261,8 @@ pub enum TargetError {
         /// The topic.
         name: String,
     },
-    /// The target could not be looked at.
-    #[error("the dead-letter target {name:?} cannot be looked at")]
+    /// The target could not be checked.
+    #[error("the dead-letter target {name:?} cannot be checked")]
     Unreachable {
         /// The target.
         name: String,

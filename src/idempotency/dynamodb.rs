@@ -1,13 +1,14 @@
 //! A store in DynamoDB, with the items of Powertools for AWS Lambda.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{
@@ -18,8 +19,8 @@ use tokio::time::timeout;
 
 use super::{CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
 use crate::alike::failed_alike;
-use crate::table::Item;
-use crate::{sdk, table};
+use crate::aws::table::Item;
+use crate::aws::{self, Located, table};
 
 /// Remembers in a DynamoDB table, for all processes and functions that use it.
 ///
@@ -45,7 +46,7 @@ use crate::{sdk, table};
 /// `DescribeTable` and `UpdateTimeToLive`.
 #[derive(Clone)]
 pub struct DynamoDb {
-    client: Client,
+    client: Located<Client>,
     table: Arc<str>,
 }
 
@@ -69,7 +70,7 @@ impl DynamoDb {
     /// In the table of this name, which must be there.
     pub fn new(client: Client, table: impl Into<String>) -> Self {
         DynamoDb {
-            client: sdk::dynamodb::without_retries(&client, CALL_TIMEOUT),
+            client: aws::dynamodb::without_retries(&client, CALL_TIMEOUT),
             table: table.into().into(),
         }
     }
@@ -95,8 +96,18 @@ impl DynamoDb {
             .build();
         let call = self.client.update_time_to_live().table_name(&*self.table);
         let call = call.time_to_live_specification(forget.map_err(StoreError::unavailable)?);
-        call.send().await.map_err(StoreError::unavailable)?;
+        let updated = call.send().await;
+        updated.map_err(|error| self.failed("change", "dynamodb:UpdateTimeToLive", error))?;
         Ok(())
+    }
+
+    fn failed<E, R>(&self, verb: &str, action: &'static str, error: SdkError<E, R>) -> StoreError
+    where
+        E: Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        let task = format!("{verb} the table {:?}", self.table);
+        StoreError::unavailable(self.client.failed(task, action, error))
     }
 
     async fn claim_one(&self, claim: &Claim) -> Result<Claimed, StoreError> {
@@ -183,7 +194,7 @@ impl DynamoDb {
                 return Ok(Ok(Claimed::Granted { abandoned }));
             }
             Err(error) if is_refused(&error) => error.into_service_error(),
-            Err(error) => return Err(StoreError::unavailable(error)),
+            Err(error) => return Err(self.failed("write to", "dynamodb:UpdateItem", error)),
         };
         let there = match refused {
             UpdateItemError::ConditionalCheckFailedException(error) => error.item,
@@ -206,7 +217,8 @@ impl DynamoDb {
     async fn read(&self, key: &Key) -> Result<Option<Item>, StoreError> {
         let call = self.client.get_item().table_name(&*self.table);
         let call = call.key(ID, text(key.as_str())).consistent_read(true);
-        let reply = call.send().await.map_err(StoreError::unavailable)?;
+        let reply = call.send().await;
+        let reply = reply.map_err(|error| self.failed("read", "dynamodb:GetItem", error))?;
         Ok(reply.item)
     }
 
@@ -240,7 +252,7 @@ impl DynamoDb {
         match call.send().await {
             Ok(_) => Ok(Completion::Stored),
             Err(error) if is_refused(&error) => Ok(Completion::Lost),
-            Err(error) => Err(StoreError::unavailable(error)),
+            Err(error) => Err(self.failed("write to", "dynamodb:UpdateItem", error)),
         }
     }
 
@@ -256,7 +268,7 @@ impl DynamoDb {
             .expression_attribute_values(":in_progress", text("INPROGRESS"))
             .expression_attribute_values(":owner", text(&claim.owner.to_string()));
         match call.send().await {
-            Err(error) if !is_refused(&error) => Err(StoreError::unavailable(error)),
+            Err(error) if !is_refused(&error) => Err(self.failed("write to", "dynamodb:DeleteItem", error)),
             _ => Ok(()),
         }
     }

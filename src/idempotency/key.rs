@@ -17,6 +17,12 @@ impl Key {
         Key(format!("{application}#{}", record.idempotency_key()).into())
     }
 
+    /// The key that a store is asked for to see whether it answers.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn of_check() -> Self {
+        Key("redrive#check".into())
+    }
+
     /// What is the same for all records that mean the same. Only a hash of it is kept.
     pub fn of_value(application: &str, value: &[u8]) -> Self {
         Key(format!("{application}#{}", PayloadHash::of(value)).into())

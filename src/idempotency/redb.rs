@@ -37,7 +37,9 @@ const FORGET_AT_ONCE: usize = 16;
 impl Redb {
     /// Opens the file, or makes it (not its folder). It needs one of its own, beside that of the checkpoints.
     ///
-    /// An error if another process has it open, or if it is no redb file.
+    /// # Errors
+    ///
+    /// Another process has the file open, the file cannot be opened, or it is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_path_buf();
         Ok(Redb(Arc::new(Shared {

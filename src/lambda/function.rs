@@ -16,6 +16,7 @@ use super::{Event, Response};
 use crate::checkpoint::Checkpoint;
 use crate::dead_letter::{SourceStream, TargetError};
 use crate::failure::{BoxError, texts};
+use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::observer::{Event as Observed, Interest};
 use crate::pipeline::{Batch, Pipeline, Progress};
@@ -43,7 +44,7 @@ pub struct Function<P: RecordProcessor> {
     deaggregator: Deaggregator,
     partial_responses: bool,
     reserve: Option<Duration>,
-    /// Whether the sink's target was looked at.
+    /// Whether the sink's target was checked.
     checked: OnceCell<()>,
 }
 
@@ -64,8 +65,11 @@ pub enum InvocationError {
         sequence_number: SequenceNumber,
     },
     /// The dead-letter sink's target must not be used: nothing is processed.
-    #[error("the dead-letter target must not be used")]
+    #[error(transparent)]
     DeadLetters(#[from] TargetError),
+    /// The idempotency store cannot be used: nothing is processed.
+    #[error(transparent)]
+    Idempotency(#[from] StoreError),
     /// The state that Lambda hands on is none of the window's: another version of the function may have left it.
     #[error("the state of the tumbling window cannot be read")]
     State(#[source] BoxError),
@@ -88,6 +92,7 @@ impl From<InvocationError> for Diagnostic {
         let name = match &error {
             InvocationError::Unfinished { .. } => "Unfinished",
             InvocationError::DeadLetters(_) => "DeadLetters",
+            InvocationError::Idempotency(_) => "Idempotency",
             InvocationError::State(_) => "State",
             InvocationError::Finish(_) => "Finish",
         };
@@ -241,7 +246,7 @@ impl<P: RecordProcessor> Function<P> {
         checked.await.unwrap_or(Ok(()))?;
         let recalled = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
         let mut pipeline = self.pipeline.clone().within(within);
-        match recalled.ok().flatten() {
+        match recalled.unwrap_or(Ok(None))? {
             Some(crashes) if crashes < SUSPICIOUS => {}
             Some(crashes) => {
                 self.tell_crashes(first, crashes);
@@ -290,7 +295,7 @@ impl<P: RecordProcessor> Function<P> {
         }
     }
 
-    /// Once: may the dead-letter sink be used with this stream?
+    /// Checks once whether the dead-letter sink may be used with this stream.
     async fn check(&self, stream: &str, arn: Option<String>) -> Result<(), TargetError> {
         let Some(sink) = self
             .resilient
@@ -308,8 +313,8 @@ impl<P: RecordProcessor> Function<P> {
             }
             Err(Unusable::NotNow(error)) => {
                 tracing::warn!(
-                    error,
-                    "the dead-letter target cannot be looked at; the next invocation tries again"
+                    error = texts(&*error),
+                    "check of the dead-letter target failed; the next invocation repeats it"
                 );
                 Ok(())
             }

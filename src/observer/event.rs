@@ -331,6 +331,38 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
+    /// A consumer has found its shards and starts to read.
+    #[non_exhaustive]
+    ConsumerStarted {
+        /// The stream's name.
+        stream: &'a str,
+        /// The application's name.
+        application: &'a str,
+        /// Where the stream is: `in us-east-1`, `at http://localhost:4566`.
+        place: &'a str,
+        /// The number of shards that the stream lists.
+        shards: usize,
+        /// The name of the checkpoint store.
+        checkpoints: &'a str,
+        /// The name of the dead-letter sink, if there is one.
+        dead_letters: Option<&'a str>,
+        /// Where shards without a checkpoint start.
+        starting_position: &'a str,
+    },
+    /// A consumer has stopped. The counts are those of this run.
+    #[non_exhaustive]
+    ConsumerStopped {
+        /// The stream's name.
+        stream: &'a str,
+        /// The number of records that were processed.
+        processed: u64,
+        /// The number of records that the idempotency store knew as processed.
+        duplicates: u64,
+        /// The number of records that were dead-lettered.
+        dead_lettered: u64,
+        /// The time since the start.
+        duration: Duration,
+    },
     /// A shard was handed over to the process that asked for it.
     #[non_exhaustive]
     ShardHandedOver {

@@ -27,6 +27,8 @@ impl Event<'_> {
             Event::AttemptEnded { .. } => Interest::ATTEMPTS,
             Event::ShardStands { .. } => Interest::STANDING,
             Event::DeadLetterTargetWarning { .. }
+            | Event::ConsumerStarted { .. }
+            | Event::ConsumerStopped { .. }
             | Event::DiscoveryFailed { .. }
             | Event::HashKeysUncovered { .. }
             | Event::ShardStarted { .. }

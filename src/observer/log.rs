@@ -1,5 +1,7 @@
 //! The observer that every processor has: `tracing` events.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tracing::{debug, error, info, trace, warn};
 
 use super::{Event, Interest, Observer};
@@ -28,6 +30,9 @@ impl Log {
             .then(|| failure.chain().collect::<Vec<_>>().join(": "))
     }
 }
+
+/// Whether this process has logged where the texts of errors are.
+static HINTED: AtomicBool = AtomicBool::new(false);
 
 macro_rules! of_record {
     ($level:ident, $record:expr, $($rest:tt)*) => {{
@@ -77,6 +82,11 @@ impl Observer for Log {
                     error = self.text(failure.reveal()),
                     "attempt failed"
                 );
+                if !self.error_text && !HINTED.swap(true, Ordering::Relaxed) {
+                    info!(
+                        "error texts are not logged, as they may quote payloads; to see why attempts fail, give the                          errors codes in a classifier, or call .log_error_text(true) on the builder of Resilient"
+                    );
+                }
             }
             Event::RetryScheduled {
                 record,
@@ -238,6 +248,39 @@ impl Observer for Log {
             Event::Unsettled { record, reason } => {
                 of_record!(info, record, %reason, "record given back, it will be delivered again");
             }
+            Event::ConsumerStarted {
+                stream,
+                application,
+                place,
+                shards,
+                checkpoints,
+                dead_letters,
+                starting_position,
+            } => info!(
+                version = env!("CARGO_PKG_VERSION"),
+                application,
+                stream,
+                place,
+                shards,
+                checkpoints,
+                dead_letters = dead_letters.unwrap_or("none"),
+                starting_position,
+                "consumer started"
+            ),
+            Event::ConsumerStopped {
+                stream,
+                processed,
+                duplicates,
+                dead_lettered,
+                duration,
+            } => info!(
+                stream,
+                processed,
+                duplicates,
+                dead_lettered,
+                ?duration,
+                "consumer stopped"
+            ),
             Event::DiscoveryFailed {
                 stream,
                 failures,
@@ -248,7 +291,7 @@ impl Observer for Log {
                 failures,
                 error = full(*error),
                 ?delay,
-                "what must be known before reading could not be found out; tried again"
+                "stream discovery failed; retrying"
             ),
             Event::HashKeysUncovered { stream, first, last } => error!(
                 stream,

@@ -36,7 +36,9 @@ impl<'a> Event<'a> {
             | Event::AggregateOutOfRange { record, .. }
             | Event::WindowFull { oldest: record, .. }
             | Event::RecordExpiring { record, .. } => of(record),
-            Event::DiscoveryFailed { stream, .. }
+            Event::ConsumerStarted { stream, .. }
+            | Event::ConsumerStopped { stream, .. }
+            | Event::DiscoveryFailed { stream, .. }
             | Event::HashKeysUncovered { stream, .. }
             | Event::StreamNotDescribed { stream, .. } => Some((stream, None)),
             Event::ShardStarted { stream, shard, .. }

@@ -1,9 +1,9 @@
 //! Where an application stands in each shard.
 
-use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
 use aws_sdk_kinesis::types::Shard;
 
 use super::{OperatorError, Shards};
+use crate::aws::FailedCall;
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, ShardKey};
 use crate::record::ShardId;
 use crate::shard_list::{is_closed, list_shards, parents};
@@ -72,7 +72,7 @@ impl Shards {
 
     async fn listed(&self) -> Result<Vec<Shard>, OperatorError> {
         let listed = list_shards(&self.client, &self.stream).await;
-        listed.map_err(|error| match error.code() {
+        listed.map_err(|error| match FailedCall::code(&*error) {
             Some("ResourceNotFoundException") => self.not_found(error),
             _ => self.unreadable(error),
         })

@@ -39,9 +39,9 @@ use std::sync::Arc;
 use aws_sdk_kinesis::Client;
 
 use crate::StreamId;
+use crate::aws::{self, Located};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, ShardKey};
 use crate::record::ShardId;
-use crate::sdk;
 
 mod error;
 mod list;
@@ -58,7 +58,7 @@ pub use skip::{Skip, Skipped, SkippedByOperator};
 /// An application's shards of a stream, to be looked at and moved.
 #[derive(Clone)]
 pub struct Shards {
-    client: Client,
+    client: Located<Client>,
     store: Arc<dyn CheckpointStore>,
     application: Arc<str>,
     stream: StreamId,
@@ -77,7 +77,7 @@ impl Shards {
         stream: impl Into<StreamId>,
     ) -> Self {
         Shards {
-            client: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
             store: Arc::new(store),
             application: application.into(),
             stream: stream.into(),

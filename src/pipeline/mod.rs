@@ -34,6 +34,7 @@ mod lanes;
 mod progress;
 mod read_until;
 mod ready;
+mod settled_counts;
 mod shard;
 mod slots;
 mod unread;
@@ -48,6 +49,7 @@ pub(crate) use careful::{Careful, Taken};
 pub use expiring::OnExpiring;
 pub use lanes::Ordering;
 pub use progress::{Progress, Published};
+pub(crate) use settled_counts::SettledCounts;
 
 use crate::checkpoint::Checkpoint;
 use crate::processor::RecordProcessor;

@@ -1,5 +1,6 @@
 //! What a shard's task tells the one that stores its checkpoints.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::Context;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use atomic_waker::AtomicWaker;
 use tokio::sync::watch;
 
+use super::SettledCounts;
 use crate::checkpoint::Checkpoint;
 use crate::observer::Bound;
 use crate::record::Record;
@@ -28,6 +30,7 @@ pub struct Progress {
     /// When the oldest that is not settled arrived, in milliseconds since 1970; 0 without one.
     oldest: AtomicU64,
     latest: watch::Sender<Option<Published>>,
+    settled: Arc<SettledCounts>,
 }
 
 /// A checkpoint to be stored.
@@ -66,7 +69,14 @@ impl Progress {
             held: AtomicUsize::new(0),
             oldest: AtomicU64::new(0),
             latest: watch::Sender::new(None),
+            settled: Arc::default(),
         }
+    }
+
+    /// Counts what is settled there.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn counting(self, settled: Arc<SettledCounts>) -> Self {
+        Progress { settled, ..self }
     }
 
     /// Takes the next one only if it should not wait, as after a dead letter.
@@ -143,6 +153,10 @@ impl Progress {
     pub fn oldest(&self) -> Option<SystemTime> {
         let millis = self.oldest.load(Ordering::Relaxed);
         (millis > 0).then(|| UNIX_EPOCH + Duration::from_millis(millis))
+    }
+
+    pub(super) fn settled(&self) -> &SettledCounts {
+        &self.settled
     }
 
     pub(super) fn set_held(&self, held: usize, oldest: Option<&Record>) {

@@ -28,6 +28,7 @@ use super::lanes::Lanes;
 use super::progress::Progress;
 use super::read_until::ReadUntil;
 use super::ready::{Ready, Waiting};
+use super::settled_counts::Counted;
 use super::slots::Slots;
 use super::unread::{NextRecord, Unread};
 use super::window::{Earlier, Ordinal, Window};
@@ -85,6 +86,7 @@ struct Shard<'a, S, F, M> {
     stop: Option<Stop>,
     fullness: Fullness,
     expiring: Expiring,
+    counted: Counted,
     /// Something settled since the last checkpoint was made.
     changed: bool,
     /// And the checkpoint should not wait.
@@ -188,6 +190,7 @@ where
         self.progress.set_stopped(is_stopped);
         self.memory.park(is_stopped);
         self.memory.release(std::mem::take(&mut self.freed));
+        self.counted.share(self.progress.settled());
         if self.changed && self.progress.wanted(self.urgent) {
             let checkpoint = self.checkpoint();
             self.progress.publish(checkpoint);
@@ -367,6 +370,7 @@ where
         let Some(released) = self.window.settle(ordinal, settled) else {
             return;
         };
+        self.counted.count(settled);
         self.changed = true;
         self.urgent |= matches!(settled, Settled::DeadLettered(_));
         self.freed += self.buffers.settled(ordinal, released.bytes);

@@ -15,11 +15,11 @@ use super::reader::{Found, Reader};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
 use crate::StreamId;
+use crate::aws::{self, Located};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
 use crate::record::{Record, SequenceNumber, ShardId, Source};
-use crate::sdk;
 use crate::shard_pages::{self, PAUSE, ShardPages};
 
 /// Makes dead letters of the messages that Lambda writes to an on-failure destination, which say only where a batch was:
@@ -36,7 +36,7 @@ use crate::shard_pages::{self, PAUSE, ShardPages};
 ///
 /// Permissions: `kinesis:GetShardIterator` and `kinesis:GetRecords` on the stream.
 pub struct Rehydrate {
-    client: Client,
+    client: Located<Client>,
     streams: Vec<StreamId>,
     application: Option<String>,
     next_call: Instant,
@@ -53,7 +53,7 @@ impl Rehydrate {
     /// Reads the records with this client.
     pub fn new(client: Client) -> Self {
         Rehydrate {
-            client: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
             streams: Vec::new(),
             application: None,
             next_call: Instant::now(),

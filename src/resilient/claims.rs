@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep};
 
 use super::answer::answer;
 use super::attempt::Term;
+#[cfg(feature = "lambda")]
+use super::target::is_passing;
 use crate::alike::failed_alike;
 use crate::external::caught;
 use crate::idempotency::{
@@ -117,15 +119,24 @@ impl Claims {
         claim
     }
 
+    #[cfg(feature = "kinesis")]
+    pub(super) fn store(&self) -> &std::sync::Arc<dyn IdempotencyStore> {
+        &self.settings.store
+    }
+
     /// Asks the store what is known of these records, and remembers which were processed. If it does not answer, each
     /// record's claim asks again.
     ///
     /// Returns how many processes died while they processed the same record, the largest number of all records; `None` if the
     /// store does not answer for each.
     #[cfg(feature = "lambda")]
-    pub(super) async fn recall(&self, application: &str, records: &[Record]) -> Option<u32> {
+    pub(super) async fn recall(
+        &self,
+        application: &str,
+        records: &[Record],
+    ) -> Result<Option<u32>, StoreError> {
         if self.state().rest().is_some() {
-            return None;
+            return Ok(None);
         }
         let keys = records
             .iter()
@@ -133,7 +144,9 @@ impl Claims {
         let keys: Vec<Key> = keys.filter(|key| self.known(key).is_none()).collect();
         let now = self.settings.now();
         let asked = self.settings.store.status(&keys, now);
-        let answers = answer("the store", CALL_TIMEOUT, asked).await.ok()?;
+        let Ok(answers) = answer("the store", CALL_TIMEOUT, asked).await else {
+            return Ok(None);
+        };
         let mut crashes = Some(0);
         for (key, answer) in keys.iter().zip(answers) {
             match answer {
@@ -145,10 +158,11 @@ impl Claims {
                     crashes = crashes.map(|most: u32| most.max(abandoned.saturating_add(1)));
                 }
                 Ok(_) => {}
+                Err(error @ StoreError::Unavailable(_)) if !is_passing(&error) => return Err(error),
                 Err(_) => crashes = None,
             }
         }
-        crashes
+        Ok(crashes)
     }
 
     /// Claims these keys for an attempt that takes so long at most. `looks`: how often in a row they could not be.

@@ -43,12 +43,18 @@ pub(crate) use letter::HELD_AT_LEAST;
 pub(crate) use protection::{Pass, Protection, Run, Within};
 pub(crate) use retry_state::RetryState;
 pub(crate) use stage::Stage;
+#[cfg(feature = "kinesis")]
+pub(crate) use target::check_store;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use target::{Unusable, check_target};
 
 use crate::breaker::Breaker;
 use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
 use crate::guard::Guard;
+#[cfg(feature = "kinesis")]
+use crate::idempotency::IdempotencyStore;
+#[cfg(feature = "lambda")]
+use crate::idempotency::StoreError;
 use crate::observer::{Event, Interest, Observers};
 use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
@@ -269,18 +275,23 @@ impl<P: RecordProcessor> Resilient<P> {
         &self.0.interrupted
     }
 
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn idempotency_store(&self) -> Option<&Arc<dyn IdempotencyStore>> {
+        self.0.claims.as_ref().map(|claims| claims.store())
+    }
+
     /// Whether it remembers what is processed.
     pub(crate) fn remembers(&self) -> bool {
         self.0.claims.is_some()
     }
 
     /// Asks the idempotency store about these records in one call. Returns how many processes died while they processed the same
-    /// record, 0 without a store; `None` if it does not answer.
+    /// record, 0 without a store; `None` if it does not answer. An error if the store refuses the call.
     #[cfg(feature = "lambda")]
-    pub(crate) async fn recall(&self, records: &[Record]) -> Option<u32> {
+    pub(crate) async fn recall(&self, records: &[Record]) -> Result<Option<u32>, StoreError> {
         match &self.0.claims {
             Some(claims) => claims.recall(&self.0.application, records).await,
-            None => Some(0),
+            None => Ok(Some(0)),
         }
     }
 

@@ -1,23 +1,30 @@
-//! May the dead-letter sink be used with this stream? Every runtime asks before the first record.
+//! May the dead-letter sink and the idempotency store be used? Every runtime asks before the first record.
 
+use std::error::Error;
 use std::time::Duration;
 
 use super::answer::answer;
+#[cfg(feature = "aws")]
+use crate::aws::FailedCall;
 use crate::classify::StandardClassifier;
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError};
 use crate::external::caught;
 use crate::failure::BoxError;
+#[cfg(feature = "kinesis")]
+use crate::idempotency::{IdempotencyStore, Key, StoreError};
 use crate::observer::{Event, Interest, Observers};
+#[cfg(feature = "kinesis")]
+use crate::wall_clock;
 
 /// Who has not answered by then is asked once more.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a sink is not used.
-pub(crate) enum Unusable {
-    /// It could not be looked at, and may be the next time.
+/// Why a sink or a store is not used.
+pub(crate) enum Unusable<E> {
+    /// It could not be checked, and may be the next time.
     NotNow(BoxError),
-    /// Letters would be lost, or read again.
-    Never(TargetError),
+    /// The same answer comes until an operator changes something.
+    Never(E),
 }
 
 /// Looks at a sink's target, and tells what may lose letters later.
@@ -25,13 +32,13 @@ pub(crate) async fn check_target(
     sink: &dyn DeadLetterSink,
     source: &SourceStream,
     observers: &Observers,
-) -> Result<(), Unusable> {
+) -> Result<(), Unusable<TargetError>> {
     let checked = answer("the dead-letter target", CHECK_TIMEOUT, sink.check(source)).await;
     let warnings = match checked.map_err(Unusable::NotNow)? {
         Ok(warnings) => warnings,
         Err(error) => {
             return Err(match &error {
-                TargetError::Unreachable { source, .. } if StandardClassifier::is_passing(&**source) => {
+                TargetError::Unreachable { source, .. } if is_passing(&**source) => {
                     Unusable::NotNow(error.into())
                 }
                 _ => Unusable::Never(error),
@@ -49,4 +56,34 @@ pub(crate) async fn check_target(
         }
     }
     Ok(())
+}
+
+/// Checks that an idempotency store answers.
+#[cfg(feature = "kinesis")]
+pub(crate) async fn check_store(store: &dyn IdempotencyStore) -> Result<(), Unusable<StoreError>> {
+    // No record has this key.
+    let keys = [Key::of_check()];
+    let answers = answer(
+        "the idempotency store",
+        CHECK_TIMEOUT,
+        store.status(&keys, wall_clock::now()),
+    )
+    .await;
+    match answers.map_err(Unusable::NotNow)?.pop() {
+        Some(Err(error @ StoreError::Unavailable(_))) => Err(match is_passing(&error) {
+            true => Unusable::NotNow(error.into()),
+            false => Unusable::Never(error),
+        }),
+        // What is stored under a key is that key's affair.
+        _ => Ok(()),
+    }
+}
+
+/// Returns false if another call gives the same answer until an operator changes something.
+pub(super) fn is_passing(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "aws")]
+    if FailedCall::is_refused(error) {
+        return false;
+    }
+    StandardClassifier::is_passing(error)
 }

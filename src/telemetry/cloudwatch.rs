@@ -15,8 +15,8 @@ use tokio::time::{sleep, timeout};
 
 use super::metric::{Kind, Metric, Unit, measure};
 use super::standing::Standing;
+use crate::aws::{self, Located};
 use crate::observer::{Event, Observer};
-use crate::sdk;
 
 /// Sends metrics to CloudWatch with PutMetricData, added up in this process: one call a minute for 1,000 metrics, however
 /// many records there are. Latencies are sent as values with their counts, rounded to 5 % and a thousandth, so that percentiles can be asked
@@ -43,7 +43,7 @@ pub struct CloudWatch {
 
 #[derive(Clone)]
 struct Settings {
-    client: Client,
+    client: Located<Client>,
     application: Arc<str>,
     namespace: Arc<str>,
     interval: Duration,
@@ -87,7 +87,7 @@ impl CloudWatch {
     pub fn new(client: Client, application: impl Into<Arc<str>>) -> Self {
         CloudWatch {
             settings: Settings {
-                client: sdk::cloudwatch::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+                client: aws::cloudwatch::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
                 application: application.into(),
                 namespace: "redrive".into(),
                 interval: Duration::from_secs(60),

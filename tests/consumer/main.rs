@@ -3,6 +3,7 @@
 
 mod aggregated;
 mod bad_input;
+mod bad_starts;
 mod bounds;
 mod breakdowns;
 mod checkpoints;

@@ -518,7 +518,7 @@ async fn what_is_not_ours_is_refused() {
         make_another_programs_table(&table.client, "seen").await;
         let loaded = other.load(&[key(1)]).await.remove(0).expect_err("refused");
         let text = format!("{:?}", anyhow::Error::from(loaded));
-        assert!(text.contains("is no lease table"), "{text}");
+        assert!(text.contains("is not a lease table"), "{text}");
     })
     .await;
 }

@@ -250,7 +250,7 @@ async fn a_table_of_another_program_is_refused() {
     let keys = DynamoDb::new(server.client(), "leases-of-another");
     let error = keys.create_table().await.expect_err("it has another key");
     let text = std::error::Error::source(&error).expect("why").to_string();
-    assert!(text.contains("is no table of idempotency keys"), "{text}");
+    assert!(text.contains("is not a table of idempotency keys"), "{text}");
 }
 
 #[tokio::test]

@@ -12,11 +12,21 @@
 //! ```text
 //! cargo run -p consumer -- orders orders-dlq
 //! ```
+//!
+//! | environment variable | default |
+//! |---|---|
+//! | `CHECKPOINT_TABLE` | none: checkpoints are in a file. A DynamoDB table, for several processes; it is created |
+//! | `CHECKPOINT_FILE` | `STREAM.redb` |
+//! | `IDEMPOTENCY_TABLE` | none. A DynamoDB table with the key `id`; it must exist |
+//! | `RUST_LOG` | `info` |
 
-use std::error::Error;
+use std::env;
 
 use aws_config::BehaviorVersion;
-use redrive::{Consumer, Record, Resilient, RetryPolicy, checkpoint, dead_letter, processor_fn};
+use redrive::{
+    Consumer, Record, Resilient, RetryPolicy, checkpoint, dead_letter, idempotency, processor_fn,
+    shutdown_signal,
+};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
@@ -46,7 +56,7 @@ async fn bill(record: Record) -> Result<(), BillingError> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -55,40 +65,31 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut args = std::env::args().skip(1);
     let (Some(stream), Some(dead_letters)) = (args.next(), args.next()) else {
-        return Err("usage: consumer STREAM DEAD_LETTER_STREAM [CHECKPOINT_FILE]".into());
+        anyhow::bail!("usage: consumer STREAM DEAD_LETTER_STREAM");
     };
-    let file = args.next().unwrap_or_else(|| format!("{stream}.redb"));
-
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
-    let client = aws_sdk_kinesis::Client::new(&config);
+    let kinesis = aws_sdk_kinesis::Client::new(&config);
+    let dynamo = aws_sdk_dynamodb::Client::new(&config);
 
-    let orders = Resilient::builder("billing", processor_fn(bill))
+    let mut orders = Resilient::builder("billing", processor_fn(bill))
         .retry(RetryPolicy::exponential().max_attempts(5))
-        .dead_letters(dead_letter::Kinesis::new(client.clone(), dead_letters))
-        .build()?;
-    Consumer::builder(client, stream)
-        .checkpoints(checkpoint::Redb::open(file)?)
+        .dead_letters(dead_letter::Kinesis::new(kinesis.clone(), dead_letters));
+    if let Ok(table) = env::var("IDEMPOTENCY_TABLE") {
+        orders = orders.idempotency(idempotency::DynamoDb::new(dynamo.clone(), table));
+    }
+    let consumer = Consumer::builder(kinesis, stream.as_str());
+    let consumer = match env::var("CHECKPOINT_TABLE") {
+        // Shared by several processes.
+        Ok(table) => consumer.checkpoints(checkpoint::DynamoDb::new(dynamo, table)),
+        // Of one process, on a disk that outlives it.
+        Err(_) => {
+            let file = env::var("CHECKPOINT_FILE").unwrap_or_else(|_| format!("{stream}.redb"));
+            consumer.checkpoints(checkpoint::Redb::open(file)?)
+        }
+    };
+    consumer
         .build()?
-        .run_until(orders, asked_to_stop())
+        .run_until(orders.build()?, shutdown_signal())
         .await?;
     Ok(())
-}
-
-/// Completes at Ctrl-C, or at the SIGTERM that an orchestrator sends.
-async fn asked_to_stop() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    // Without a handler nobody can ask: run on rather than stop at once.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }

@@ -13,7 +13,6 @@ mod feed;
 mod screen;
 mod svg;
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +46,7 @@ const HEALS_AT: u64 = 30;
 const ENDS_AT: u64 = 50;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     // Rust's hook would print into the screen.
     std::panic::set_hook(Box::new(|_| {}));
@@ -86,7 +85,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// On the terminal, with keys.
-async fn by_hand(view: &View) -> Result<(), Box<dyn Error>> {
+async fn by_hand(view: &View) -> anyhow::Result<()> {
     let mut terminal = ratatui::init();
     let ended = async {
         loop {
@@ -115,7 +114,7 @@ async fn by_hand(view: &View) -> Result<(), Box<dyn Error>> {
 }
 
 /// Without a terminal: says each second how it stands.
-async fn script(view: &View, svg: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
+async fn script(view: &View, svg: Option<PathBuf>) -> anyhow::Result<()> {
     let mut terminal = Terminal::new(TestBackend::new(132, 38))?;
     for second in 0..ENDS_AT {
         match second {

@@ -17,6 +17,7 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_sqs::types::QueueAttributeName;
 use redrive::dead_letter::{self, DeadLetterSink, SourceStream};
@@ -53,7 +54,7 @@ fn orders() -> impl Iterator<Item = Record> {
 type Pair = (Arc<dyn DeadLetterSink>, Box<dyn DeadLetterSource>);
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let folder = tempfile::tempdir()?;
 
@@ -98,7 +99,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn stream(config: &SdkConfig) -> Result<Pair, Box<dyn Error>> {
+async fn stream(config: &SdkConfig) -> anyhow::Result<Pair> {
     let client = aws_sdk_kinesis::Client::new(config);
     let made = client
         .create_stream()
@@ -130,25 +131,25 @@ async fn stream(config: &SdkConfig) -> Result<Pair, Box<dyn Error>> {
     ))
 }
 
-async fn queue(config: &SdkConfig, name: &str) -> Result<Pair, Box<dyn Error>> {
+async fn queue(config: &SdkConfig, name: &str) -> anyhow::Result<Pair> {
     let (client, url) = make_queue(config, name).await?;
     let source = source::Sqs::new(client.clone(), &url);
     Ok((Arc::new(dead_letter::Sqs::new(client, url)), Box::new(source)))
 }
 
 /// Read through a queue: a topic keeps nothing.
-async fn topic(config: &SdkConfig) -> Result<Pair, Box<dyn Error>> {
+async fn topic(config: &SdkConfig) -> anyhow::Result<Pair> {
     let (sqs, url) = make_queue(config, &format!("{NAME}-of-topic")).await?;
     let client = aws_sdk_sns::Client::new(config);
     let topic = client.create_topic().name(NAME).send().await?;
-    let topic = topic.topic_arn.ok_or("the topic has no ARN")?;
+    let topic = topic.topic_arn.context("the topic has no ARN")?;
     let name = QueueAttributeName::QueueArn;
     let queue = sqs
         .get_queue_attributes()
         .queue_url(&url)
         .attribute_names(name.clone());
     let attributes = queue.send().await?.attributes.unwrap_or_default();
-    let arn = attributes.get(&name).ok_or("the queue has no ARN")?;
+    let arn = attributes.get(&name).context("the queue has no ARN")?;
     client
         .subscribe()
         .topic_arn(&topic)
@@ -162,7 +163,7 @@ async fn topic(config: &SdkConfig) -> Result<Pair, Box<dyn Error>> {
     ))
 }
 
-async fn bucket(config: &SdkConfig) -> Result<Pair, Box<dyn Error>> {
+async fn bucket(config: &SdkConfig) -> anyhow::Result<Pair> {
     let elsewhere = std::env::var_os("AWS_ENDPOINT_URL").is_some();
     let s3 = aws_sdk_s3::config::Builder::from(config).force_path_style(elsewhere);
     let client = aws_sdk_s3::Client::from_conf(s3.build());
@@ -178,12 +179,12 @@ async fn bucket(config: &SdkConfig) -> Result<Pair, Box<dyn Error>> {
     Ok((Arc::new(dead_letter::S3::new(client, NAME)), Box::new(source)))
 }
 
-async fn make_queue(config: &SdkConfig, name: &str) -> Result<(aws_sdk_sqs::Client, String), Box<dyn Error>> {
+async fn make_queue(config: &SdkConfig, name: &str) -> anyhow::Result<(aws_sdk_sqs::Client, String)> {
     let client = aws_sdk_sqs::Client::new(config);
     let mut call = client.create_queue().queue_name(name);
     if name.ends_with(".fifo") {
         call = call.attributes(QueueAttributeName::FifoQueue, "true");
     }
-    let url = call.send().await?.queue_url.ok_or("the queue has no URL")?;
+    let url = call.send().await?.queue_url.context("the queue has no URL")?;
     Ok((client, url))
 }

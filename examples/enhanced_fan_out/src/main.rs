@@ -5,7 +5,6 @@
 //! The consumer is registered under the application's name. It stays so, which costs by the hour:
 //! `aws kinesis deregister-stream-consumer --stream-arn ARN --consumer-name billing` ends that.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{
     Consumer, Record, Resilient, Retrieval, StartingPosition, checkpoint, dead_letter, processor_with,
+    shutdown_signal,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -35,7 +35,7 @@ async fn bill(billed: Arc<AtomicUsize>, order: Record) -> Result<(), std::io::Er
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -60,9 +60,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let client = Client::new(&config);
-    let asked_to_stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
     consumer(client, &stream)?
-        .run_until(orders, asked_to_stop)
+        .run_until(orders, shutdown_signal())
         .await?;
     Ok(())
 }
@@ -76,7 +75,7 @@ fn consumer(client: Client, stream: &str) -> Result<Consumer, redrive::ConfigErr
         .build()
 }
 
-async fn put(client: &Client) -> Result<(), Box<dyn Error>> {
+async fn put(client: &Client) -> anyhow::Result<()> {
     let orders = (0..ORDERS).map(|number| {
         PutRecordsRequestEntry::builder()
             .partition_key(format!("customer-{}", number % 50))

@@ -13,7 +13,8 @@
 
 use std::env;
 
-use redrive::{BoxError, Resilient, RetryPolicy, dead_letter, multilang, processor_fn_json};
+use anyhow::Context as _;
+use redrive::{Resilient, RetryPolicy, dead_letter, multilang, processor_fn_json};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
@@ -36,13 +37,13 @@ async fn bill(order: Order) -> Result<(), NoAmount> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let stream = env::args().nth(1).ok_or("usage: kcl STREAM")?;
+    let stream = env::args().nth(1).context("usage: kcl STREAM")?;
     // One process a shard, and several on a machine: a file for each.
     let letters = format!("{stream}-letters-{}.jsonl", std::process::id());
     let orders = Resilient::builder("billing", processor_fn_json(bill))

@@ -15,11 +15,9 @@
 //!
 //! Against AWS, with the normal environment or profile, add `--features default-https-client`.
 
-use std::error::Error;
-
 use aws_config::BehaviorVersion;
 use redrive::observer::{Event, Observer};
-use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn};
+use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal};
 use tracing_subscriber::EnvFilter;
 
 /// What the KCL application's record processor did, once for each record.
@@ -51,7 +49,7 @@ impl Observer for Progress {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -59,7 +57,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .init();
     let mut args = std::env::args().skip(1);
     let (Some(stream), Some(table)) = (args.next(), args.next()) else {
-        return Err("usage: kcl_migration STREAM LEASE_TABLE".into());
+        anyhow::bail!("usage: kcl_migration STREAM LEASE_TABLE");
     };
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
 
@@ -74,12 +72,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             table,
         ))
         .build()?
-        .run_until(resilient, async {
-            // Without a handler nobody can ask: run on rather than stop at once.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        })
+        .run_until(resilient, shutdown_signal())
         .await?;
     println!("stopped; every shard is free for whoever goes on");
     Ok(())

@@ -19,11 +19,11 @@
 
 use std::env;
 
+use anyhow::Context as _;
 use aws_config::BehaviorVersion;
 use redrive::telemetry::Emf;
 use redrive::{
-    BoxError, Idempotency, Jitter, Record, Resilient, RetryPolicy, dead_letter, idempotency, lambda,
-    processor_fn,
+    Idempotency, Jitter, Record, Resilient, RetryPolicy, dead_letter, idempotency, lambda, processor_fn,
 };
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
@@ -54,7 +54,7 @@ async fn bill(record: Record) -> Result<(), BillingError> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // CloudWatch has times of its own.
     tracing_subscriber::fmt()
@@ -62,7 +62,8 @@ async fn main() -> Result<(), BoxError> {
         .without_time()
         .with_env_filter(filter)
         .init();
-    let variable = |name: &str| env::var(name).map_err(|_| format!("set {name}"));
+    let variable =
+        |name: &str| env::var(name).with_context(|| format!("the environment variable {name} is not set"));
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let kinesis = aws_sdk_kinesis::Client::new(&config);
     let seen = idempotency::DynamoDb::new(aws_sdk_dynamodb::Client::new(&config), variable("SEEN_TABLE")?);
@@ -77,5 +78,5 @@ async fn main() -> Result<(), BoxError> {
         .idempotency(Idempotency::new(seen).json_field("/id"))
         .observer(Emf::new("billing"))
         .build()?;
-    lambda::run(orders).await
+    lambda::run(orders).await.map_err(anyhow::Error::from_boxed)
 }

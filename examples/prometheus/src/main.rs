@@ -17,7 +17,9 @@ use clap::Parser;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use redrive::telemetry::Metrics;
 use redrive::testing::kinesis::{self, KinesisServer};
-use redrive::{Consumer, Health, MarkFailure, Record, Resilient, checkpoint, dead_letter, processor_fn};
+use redrive::{
+    Consumer, Health, MarkFailure, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -42,7 +44,7 @@ async fn bill(record: Record) -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let Arguments { port, once } = Arguments::parse();
     let recorded = PrometheusBuilder::new().install_recorder()?;
     Metrics::describe();
@@ -71,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     println!("{error}");
                 }
             }
-            false => drop(tokio::signal::ctrl_c().await),
+            false => shutdown_signal().await,
         }
     };
     consumer.run_until(orders, stop).await?;

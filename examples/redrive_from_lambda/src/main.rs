@@ -10,10 +10,10 @@
 //!     cargo run -p redrive_from_lambda
 //! ```
 
-use std::error::Error;
 use std::future::pending;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use aws_config::BehaviorVersion;
 use aws_sdk_kinesis::primitives::Blob;
 use redrive::replay::{Rehydrate, Replay, ledger, source};
@@ -32,14 +32,14 @@ async fn bill(record: Record) -> Result<(), std::io::Error> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> anyhow::Result<()> {
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
     let kinesis = aws_sdk_kinesis::Client::new(&config);
     let sqs = aws_sdk_sqs::Client::new(&config);
 
     let message = put_orders(&kinesis).await?;
     let queue = sqs.create_queue().queue_name(QUEUE).send().await?;
-    let queue = queue.queue_url.ok_or("the queue has no URL")?;
+    let queue = queue.queue_url.context("the queue has no URL")?;
     sqs.send_message()
         .queue_url(&queue)
         .message_body(message.to_string())
@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Five orders, and what Lambda says of them when it gives them up.
-async fn put_orders(kinesis: &aws_sdk_kinesis::Client) -> Result<Value, Box<dyn Error>> {
+async fn put_orders(kinesis: &aws_sdk_kinesis::Client) -> anyhow::Result<Value> {
     let made = kinesis
         .create_stream()
         .stream_name(STREAM)
@@ -87,7 +87,7 @@ async fn put_orders(kinesis: &aws_sdk_kinesis::Client) -> Result<Value, Box<dyn 
             .await?;
         let stream = stream
             .stream_description_summary
-            .ok_or("the stream is not described")?;
+            .context("the stream is not described")?;
         if stream.stream_status.as_str() == "ACTIVE" {
             break stream.stream_arn;
         }

@@ -1,19 +1,22 @@
 //! Calls that read and write rows.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::row::{self, Item, KEY, Row};
+use crate::aws::table::{self, TableError};
+use crate::aws::{self, Located};
 use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
 use crate::record::ShardId;
-use crate::{sdk, table};
 
 /// The most calls under way: a process may hold a thousand shards, and must not open as many connections.
 const CALLS: usize = 128;
@@ -21,7 +24,7 @@ const CALLS: usize = 128;
 /// A table that is there, as this worker uses it.
 #[derive(Debug)]
 pub(super) struct Table {
-    client: Client,
+    client: Located<Client>,
     name: Arc<str>,
     pub(super) worker: Arc<str>,
     calls: Semaphore,
@@ -44,10 +47,13 @@ impl Table {
         failover_time: Duration,
     ) -> Result<Self, CheckpointError> {
         // Three calls fit into the time that a row may go without.
-        let client = sdk::dynamodb::without_retries(client, failover_time / 3);
+        let client = aws::dynamodb::without_retries(client, failover_time / 3);
         table::wait_for(&client, name, ("lease table", KEY))
             .await
-            .map_err(CheckpointError::unavailable)?;
+            .map_err(|error| match error {
+                TableError::Unavailable(error) => CheckpointError::Unavailable(error),
+                TableError::OfAnotherKind { .. } => CheckpointError::Unusable(error.into()),
+            })?;
         Ok(Table {
             client,
             name: name.clone(),
@@ -80,7 +86,7 @@ impl Table {
         loop {
             let call = self.client.scan().table_name(&*self.name).consistent_read(true);
             let reply = call.set_exclusive_start_key(from.clone()).send().await;
-            let reply = reply.map_err(CheckpointError::unavailable)?;
+            let reply = reply.map_err(|error| self.failed("read", "dynamodb:Scan", error))?;
             for item in reply.items.unwrap_or_default() {
                 // KCL keeps rows of other kinds in the table, and other streams' under names with a colon.
                 let name = row::text(&item, KEY).filter(|name| !name.contains(':'));
@@ -106,7 +112,8 @@ impl Table {
     pub(super) async fn read_one(&self, shard: &ShardKey) -> Result<Option<Row>, CheckpointError> {
         let call = self.client.get_item().table_name(&*self.name);
         let call = call.set_key(Some(key(shard))).consistent_read(true);
-        let reply = call.send().await.map_err(CheckpointError::unavailable)?;
+        let reply = call.send().await;
+        let reply = reply.map_err(|error| self.failed("read", "dynamodb:GetItem", error))?;
         reply.item.map(|item| Row::read(shard, &item)).transpose()
     }
 
@@ -135,7 +142,7 @@ impl Table {
         match call.send().await {
             Ok(_) => Ok(()),
             Err(error) if is_refused(&error) => Ok(()),
-            Err(error) => Err(CheckpointError::unavailable(error)),
+            Err(error) => Err(self.failed("write to", "dynamodb:PutItem", error)),
         }
     }
 
@@ -153,8 +160,17 @@ impl Table {
         match call.send().await {
             Ok(reply) => Ok(Written::Done(reply.attributes.unwrap_or_default())),
             Err(error) if is_refused(&error) => Ok(Written::Refused),
-            Err(error) => Err(CheckpointError::unavailable(error)),
+            Err(error) => Err(self.failed("write to", "dynamodb:UpdateItem", error)),
         }
+    }
+
+    fn failed<E, R>(&self, verb: &str, action: &'static str, error: SdkError<E, R>) -> CheckpointError
+    where
+        E: Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        let task = format!("{verb} the table {:?}", self.name);
+        CheckpointError::unavailable(self.client.failed(task, action, error))
     }
 }
 

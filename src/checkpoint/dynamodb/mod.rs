@@ -1,5 +1,6 @@
 //! Checkpoints in DynamoDB, in the lease table of the Kinesis Client Library.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,15 +74,15 @@ impl DynamoDb {
         DynamoDb {
             client,
             table: table.into(),
-            worker: unique("redrive"),
+            worker: unique(&gethostname::gethostname().to_string_lossy()),
             failover_time: Duration::from_secs(10),
             write_interval: Duration::from_secs(5),
             holding: Arc::default(),
         }
     }
 
-    /// A name for this process, seen as `leaseOwner`, to which random digits are added: two processes are never
-    /// taken for one. Default: `redrive`.
+    /// Sets the name of this process, seen as `leaseOwner`. Random digits are added to it, so that two processes never
+    /// have the same one. Default: the host's name.
     #[must_use]
     pub fn worker(mut self, name: &str) -> Self {
         self.worker = unique(name);
@@ -162,6 +163,10 @@ impl CheckpointStore for DynamoDb {
         self.write_interval
     }
 
+    fn name(&self) -> Cow<'_, str> {
+        format!("dynamodb:{}", self.table).into()
+    }
+
     fn leases(&self) -> Option<&dyn Leases> {
         Some(self)
     }
@@ -213,7 +218,13 @@ impl Leases for DynamoDb {
     }
 }
 
-/// The same error for each of them.
+/// Returns the same error for each of them.
 fn for_each<T, R>(asked: &[T], error: CheckpointError) -> Vec<Result<R, CheckpointError>> {
-    failed_alike(asked.len(), error, CheckpointError::unavailable)
+    match error {
+        CheckpointError::Unavailable(source) => {
+            failed_alike(asked.len(), source, CheckpointError::Unavailable)
+        }
+        CheckpointError::Unusable(source) => failed_alike(asked.len(), source, CheckpointError::Unusable),
+        error => failed_alike(asked.len(), error, CheckpointError::Unavailable),
+    }
 }

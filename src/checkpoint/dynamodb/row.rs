@@ -7,7 +7,7 @@ use crate::checkpoint::{Ahead, Checkpoint, CheckpointError, NewShard, ShardKey};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
-pub(super) use crate::table::Item;
+pub(super) use crate::aws::table::Item;
 
 pub(super) const KEY: &str = "leaseKey";
 pub(super) const OWNER: &str = "leaseOwner";

@@ -11,8 +11,8 @@ use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 use crate::StreamId;
+use crate::aws::{self, Located};
 use crate::digest::Digest;
-use crate::sdk;
 
 mod call;
 mod target;
@@ -36,9 +36,9 @@ mod target;
 /// Permissions: `kinesis:PutRecords` and `kinesis:DescribeStreamSummary` on the stream.
 pub struct Kinesis {
     // Without retries: for PutRecords.
-    writer: Client,
+    writer: Located<Client>,
     // With the retries that the user set: for DescribeStreamSummary.
-    reader: Client,
+    reader: Located<Client>,
     stream: StreamId,
     payload: Payload,
     // The most bytes of a record, 0 while unknown.
@@ -70,8 +70,8 @@ impl Kinesis {
     /// must be that of the ARN.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
-            reader: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
-            writer: sdk::kinesis::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
+            reader: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
+            writer: aws::kinesis::without_retries(&client, aws::ATTEMPT_TIMEOUT),
             stream: stream.into(),
             payload: Payload::default(),
             limit: AtomicU64::new(0),

@@ -58,7 +58,11 @@ impl Kinesis {
             .set_stream_name(name)
             .set_stream_arn(arn)
             .send()
-            .await?;
+            .await;
+        let output = output.map_err(|error| {
+            let task = format!("describe the dead-letter stream {:?}", self.stream.to_string());
+            self.reader.failed(task, "kinesis:DescribeStreamSummary", error)
+        })?;
         let summary = output
             .stream_description_summary
             .ok_or("the answer holds no summary")?;

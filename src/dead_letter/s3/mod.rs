@@ -8,7 +8,7 @@ use aws_sdk_s3::Client;
 use super::schedule::{Entry, Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
-use crate::sdk;
+use crate::aws::{self, Located};
 
 mod call;
 mod key;
@@ -33,9 +33,9 @@ mod payload;
 /// Permissions: `s3:PutObject` on the objects, `s3:ListBucket` on the bucket.
 pub struct S3 {
     // Without retries: for PutObject.
-    writer: Client,
+    writer: Located<Client>,
     // With the retries that the user set: for HeadBucket, and for payloads of letters that are elsewhere.
-    reader: Client,
+    reader: Located<Client>,
     bucket: String,
     prefix: String,
     owner: Option<String>,
@@ -55,8 +55,8 @@ impl S3 {
     /// A sink that writes to this bucket.
     pub fn new(client: Client, bucket: impl Into<String>) -> Self {
         S3 {
-            reader: sdk::s3::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
-            writer: sdk::s3::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
+            reader: aws::s3::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
+            writer: aws::s3::without_retries(&client, aws::ATTEMPT_TIMEOUT),
             bucket: bucket.into(),
             prefix: String::new(),
             owner: None,
@@ -140,7 +140,10 @@ impl DeadLetterSink for S3 {
             Ok(_) => Ok(Vec::new()),
             Err(error) => Err(TargetError::Unreachable {
                 name: self.bucket.clone(),
-                source: error.into(),
+                source: {
+                    let task = format!("find the dead-letter bucket {:?}", self.bucket);
+                    self.reader.failed(task, "s3:ListBucket", error).into()
+                },
             }),
         }
     }

@@ -5,10 +5,10 @@ use bytes::BytesMut;
 use tokio::time::timeout;
 
 use super::{S3, key};
+use crate::aws;
 use crate::dead_letter::claim_check::ClaimError;
 use crate::dead_letter::{DeadLetter, SinkError};
 use crate::digest::Digest;
-use crate::sdk;
 
 /// The most bytes of a record (Kinesis, quotas), and so of a payload.
 const LARGEST: u64 = 10 * 1024 * 1024;
@@ -89,7 +89,7 @@ impl S3 {
         }
         let (mut payload, mut body) = (BytesMut::new(), object.body);
         loop {
-            let chunk = match timeout(sdk::ATTEMPT_TIMEOUT, body.next()).await {
+            let chunk = match timeout(aws::ATTEMPT_TIMEOUT, body.next()).await {
                 Ok(None) => break,
                 Ok(Some(Ok(chunk))) => chunk,
                 Err(_) => {

@@ -9,7 +9,7 @@ use super::message::Deduplication;
 use super::schedule::{Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
-use crate::sdk;
+use crate::aws::{self, Located};
 
 mod call;
 mod target;
@@ -34,9 +34,9 @@ mod target;
 /// Permissions: `sns:Publish` and `sns:ListSubscriptionsByTopic` on the topic.
 pub struct Sns {
     // Without retries: for PublishBatch.
-    writer: Client,
+    writer: Located<Client>,
     // With the retries that the user set: for ListSubscriptionsByTopic.
-    reader: Client,
+    reader: Located<Client>,
     topic_arn: String,
     deduplication: Deduplication,
     rests: Rests,
@@ -55,8 +55,8 @@ impl Sns {
     /// A sink that writes to the topic with this ARN.
     pub fn new(client: Client, topic_arn: impl Into<String>) -> Self {
         Sns {
-            reader: sdk::sns::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
-            writer: sdk::sns::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
+            reader: aws::sns::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
+            writer: aws::sns::without_retries(&client, aws::ATTEMPT_TIMEOUT),
             topic_arn: topic_arn.into(),
             deduplication: Deduplication::new(),
             rests: Rests::new(),

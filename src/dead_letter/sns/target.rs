@@ -39,7 +39,14 @@ impl Sns {
             .topic_arn(&self.topic_arn);
         let mut pages = call.into_paginator().send();
         while let Some(page) = pages.next().await {
-            let subscriptions = page?.subscriptions.unwrap_or_default();
+            let page = page.map_err(|error| {
+                let task = format!(
+                    "list the subscriptions of the dead-letter topic {:?}",
+                    self.topic()
+                );
+                self.reader.failed(task, "sns:ListSubscriptionsByTopic", error)
+            })?;
+            let subscriptions = page.subscriptions.unwrap_or_default();
             let mut arns = subscriptions
                 .iter()
                 .filter_map(|subscription| subscription.subscription_arn());

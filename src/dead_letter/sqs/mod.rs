@@ -10,7 +10,7 @@ use super::message::Deduplication;
 use super::schedule::{Limits, Request, Schedule, SharedError};
 use super::service::{self, CallError, Rests, Service};
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
-use crate::sdk;
+use crate::aws::{self, Located};
 
 mod call;
 mod target;
@@ -34,9 +34,9 @@ mod target;
 /// Permissions: `sqs:SendMessage` and `sqs:GetQueueAttributes` on the queue.
 pub struct Sqs {
     // Without retries: for SendMessageBatch.
-    writer: Client,
+    writer: Located<Client>,
     // With the retries that the user set: for GetQueueAttributes.
-    reader: Client,
+    reader: Located<Client>,
     queue_url: String,
     // The most bytes of a message, 0 while unknown.
     limit: AtomicU64,
@@ -54,8 +54,8 @@ impl Sqs {
     /// A sink that writes to the queue with this URL.
     pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
         Sqs {
-            reader: sdk::sqs::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
-            writer: sdk::sqs::without_retries(&client, sdk::ATTEMPT_TIMEOUT),
+            reader: aws::sqs::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
+            writer: aws::sqs::without_retries(&client, aws::ATTEMPT_TIMEOUT),
             queue_url: queue_url.into(),
             limit: AtomicU64::new(0),
             deduplication: Deduplication::new(),

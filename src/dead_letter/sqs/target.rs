@@ -57,7 +57,11 @@ impl Sqs {
             .queue_url(&self.queue_url)
             .attribute_names(QueueAttributeName::All)
             .send()
-            .await?;
+            .await;
+        let output = output.map_err(|error| {
+            let task = format!("read the attributes of the dead-letter queue {:?}", self.queue());
+            self.reader.failed(task, "sqs:GetQueueAttributes", error)
+        })?;
         let attributes = output.attributes.ok_or("the answer holds no attributes")?;
         let limit = number(&attributes, &QueueAttributeName::MaximumMessageSize);
         self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);

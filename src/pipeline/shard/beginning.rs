@@ -14,6 +14,7 @@ use super::super::lanes::Lanes;
 use super::super::progress::Progress;
 use super::super::read_until::ReadUntil;
 use super::super::ready::Ready;
+use super::super::settled_counts::Counted;
 use super::super::slots::Slots;
 use super::super::unread::Unread;
 use super::super::window::Window;
@@ -169,6 +170,7 @@ where
         stop: None,
         fullness: Fullness::default(),
         expiring,
+        counted: Counted::default(),
         changed: false,
         urgent: false,
     };

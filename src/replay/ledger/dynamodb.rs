@@ -1,13 +1,14 @@
 //! A ledger in DynamoDB.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -15,8 +16,8 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::{Entry, Key, Ledger, LedgerError};
+use crate::aws::{self, FailedCall, Located, table};
 use crate::failure::BoxError;
-use crate::{sdk, table};
 
 /// Remembers in a DynamoDB table, for all who drive letters again. The table is made at the first use if there is none
 /// (`PAY_PER_REQUEST`, key `id`).
@@ -28,7 +29,7 @@ use crate::{sdk, table};
 /// `DescribeTable`; to make the table `CreateTable`.
 #[derive(Clone)]
 pub struct DynamoDb {
-    client: Client,
+    client: Located<Client>,
     table: Arc<str>,
     ready: Arc<OnceCell<()>>,
 }
@@ -52,7 +53,7 @@ impl DynamoDb {
     /// In the table of this name.
     pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
         DynamoDb {
-            client: sdk::dynamodb::with_timeout(&client, CALL_TIMEOUT),
+            client: aws::dynamodb::with_timeout(&client, CALL_TIMEOUT),
             table: table.into(),
             ready: Arc::default(),
         }
@@ -89,8 +90,18 @@ impl DynamoDb {
             .item(ID, text(key.as_str()))
             .item(ENTRY, text(&serde_json::to_string(entry)?))
             .item(EXPIRATION, seconds(entry.at + KEPT));
-        call.send().await?;
+        let written = call.send().await;
+        written.map_err(|error| self.failed("dynamodb:PutItem", error))?;
         Ok(())
+    }
+
+    fn failed<E, R>(&self, action: &'static str, error: SdkError<E, R>) -> FailedCall
+    where
+        E: Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        let task = format!("write to the table {:?}", self.table);
+        self.client.failed(task, action, error)
     }
 }
 
@@ -154,7 +165,7 @@ impl Ledger for DynamoDb {
                     owner: holder.cloned().unwrap_or_default(),
                 })
             }
-            _ => Err(LedgerError::unavailable(error)),
+            _ => Err(LedgerError::unavailable(self.failed("dynamodb:PutItem", error))),
         }
     }
 
@@ -171,7 +182,9 @@ impl Ledger for DynamoDb {
             Ok(_) => Ok(()),
             // It is another's by now.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
-            Err(error) => Err(LedgerError::unavailable(error)),
+            Err(error) => Err(LedgerError::unavailable(
+                self.failed("dynamodb:DeleteItem", error),
+            )),
         }
     }
 

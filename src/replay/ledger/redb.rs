@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition, TableError};
+use redb::{Database, ReadableDatabase, TableDefinition, TableError};
 use tokio::task::spawn_blocking;
 
 use super::locks::Locks;
 use super::{Entry, Key, Ledger, LedgerError};
 use crate::failure::BoxError;
-use crate::private_file;
+use crate::private_file::{self, FileError};
 
 /// Remembers in a [redb](https://www.redb.org) file, fsynced at every write. One process at a time can open it. A clone
 /// shares it.
@@ -38,7 +38,7 @@ impl Redb {
                 path: Arc::new(path),
                 locks: Arc::default(),
             }),
-            Err(DatabaseError::DatabaseAlreadyOpen) => Err(LedgerError::InUse {
+            Err(FileError::InUse { path }) => Err(LedgerError::InUse {
                 path: path.display().to_string(),
             }),
             Err(error) => Err(LedgerError::unavailable(error)),

@@ -12,9 +12,9 @@ use bytes::Bytes;
 
 use super::{DeadLetterSource, Handle, Message, SourceError};
 use crate::StreamId;
+use crate::aws::{self, FailedCall, Located};
 use crate::dead_letter::Storage;
 use crate::failure::BoxError;
-use crate::sdk;
 use crate::shard_list;
 use crate::shard_pages::{Page, ShardPages};
 
@@ -25,7 +25,7 @@ use crate::shard_pages::{Page, ShardPages};
 ///
 /// Permissions: `kinesis:ListShards`, `kinesis:GetShardIterator` and `kinesis:GetRecords` on the stream.
 pub struct Kinesis {
-    client: Client,
+    client: Located<Client>,
     stream: StreamId,
     since: Option<SystemTime>,
     /// What is still to be read; none before it is begun.
@@ -40,7 +40,7 @@ impl Kinesis {
     /// The letters in this stream, by its name or ARN. The client's region must be that of the ARN.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
-            client: sdk::kinesis::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
             stream: stream.into(),
             since: None,
             shards: None,
@@ -149,7 +149,7 @@ impl DeadLetterSource for Kinesis {
         let begun = self.shards.is_some();
         let page = self.page().await;
         let place = || format!("stream {:?}", self.stream.to_string());
-        page.map_err(|error| match shard_list::code(&error) {
+        page.map_err(|error| match FailedCall::code(&*error) {
             Some("ResourceNotFoundException") if !begun => SourceError::Missing { place: place() },
             _ => SourceError::unavailable(place(), error),
         })

@@ -13,9 +13,9 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::timeout;
 
 use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, SourceError};
+use crate::aws::{self, Located};
 use crate::dead_letter::{Storage, WRITE_METADATA};
 use crate::failure::BoxError;
-use crate::sdk;
 
 /// Reads the objects of a bucket, or those below a [prefix](S3::prefix), in the order of their keys: that of
 /// [`dead_letter::S3`](crate::dead_letter::S3) has the letters of each shard in their order. Those that end with `.payload`
@@ -28,7 +28,7 @@ use crate::sdk;
 ///
 /// Permissions: `s3:ListBucket` on the bucket, `s3:GetObject` and `s3:DeleteObject` on the objects.
 pub struct S3 {
-    client: Client,
+    client: Located<Client>,
     bucket: String,
     prefix: String,
     owner: Option<String>,
@@ -83,7 +83,7 @@ impl S3 {
     /// The letters in this bucket.
     pub fn new(client: Client, bucket: impl Into<String>) -> Self {
         S3 {
-            client: sdk::s3::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::s3::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
             bucket: bucket.into(),
             prefix: String::new(),
             owner: None,

@@ -16,9 +16,9 @@ use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
 use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, Rest, SourceError};
+use crate::aws::{self, Located};
 use crate::dead_letter::{DeadLetter, Storage};
 use crate::failure::BoxError;
-use crate::sdk;
 
 /// Reads what a [`dead_letter::Sqs`](crate::dead_letter::Sqs) has written, or a [`dead_letter::Sns`](crate::dead_letter::Sns)
 /// to a topic that this queue is subscribed to, with raw delivery or without.
@@ -32,7 +32,7 @@ use crate::sdk;
 ///
 /// Permissions: `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and `sqs:GetQueueAttributes`.
 pub struct Sqs {
-    client: Client,
+    client: Located<Client>,
     queue_url: String,
     /// Received and not removed: the receipt handles by the messages' ids.
     held: HashMap<String, String>,
@@ -57,7 +57,7 @@ impl Sqs {
     /// The letters in the queue with this URL.
     pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
         Sqs {
-            client: sdk::sqs::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::sqs::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
             queue_url: queue_url.into(),
             held: HashMap::new(),
             deleted: HashSet::new(),

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use aws_sdk_sns::Client;
 
 use super::{Alert, AlertSink};
+use crate::aws::{self, Located};
 use crate::failure::BoxError;
-use crate::sdk;
 
 /// Publishes each alert to an SNS topic: a subject, and a text that people can read.
 ///
 /// Permissions: `sns:Publish` on the topic.
 pub struct Sns {
-    client: Client,
+    client: Located<Client>,
     topic_arn: String,
 }
 
@@ -24,7 +24,7 @@ impl Sns {
     /// To the topic with this ARN.
     pub fn new(client: Client, topic_arn: impl Into<String>) -> Self {
         Sns {
-            client: sdk::sns::with_timeout(&client, sdk::ATTEMPT_TIMEOUT),
+            client: aws::sns::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
             topic_arn: topic_arn.into(),
         }
     }

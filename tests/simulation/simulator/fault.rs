@@ -159,6 +159,10 @@ impl Counts {
         self.0[fault as usize] += 1;
     }
 
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.0[fault as usize]
+    }
+
     pub fn add_all(&mut self, other: &Counts) {
         for (count, more) in self.0.iter_mut().zip(other.0) {
             *count += more;

@@ -46,8 +46,8 @@ const AFTERMATH: Duration = Duration::from_secs(2 * 60);
 /// What is lost is reported within this time once all else is settled.
 const REPORTED: Duration = Duration::from_secs(15 * 60);
 
-/// How long it takes until somebody starts a process again that has found no stream.
-const NO_STREAM: Duration = Duration::from_secs(5);
+/// How long the orchestrator takes to start a process again that could not start.
+const RESTART: Duration = Duration::from_secs(5);
 
 /// What a seed came to.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ pub fn simulate(options: &Options, print: bool) -> Outcome {
     let mut life = Life {
         ends: world.plan().ends.clone().into_iter(),
         looks_once_more: world.plan().absence.is_some() || world.plan().recreated.is_some(),
-        found_no_stream: false,
+        could_not_start: false,
         seeds: stream(options.seed, "jitter"),
         world: world.clone(),
     };
@@ -111,8 +111,8 @@ struct Life {
     ends: std::vec::IntoIter<(End, Duration)>,
     /// Whether a last process is to come that finds out what was lost: in the one before it may have been in hand.
     looks_once_more: bool,
-    /// The run has ended as there was no stream: somebody starts another.
-    found_no_stream: bool,
+    /// The run has ended as there was no stream, or as its calls were denied: the orchestrator starts another.
+    could_not_start: bool,
     seeds: rand::rngs::SmallRng,
 }
 
@@ -135,8 +135,8 @@ impl Life {
             };
             let ended = world.plan().ends.len() - self.ends.len();
             self.run(resilient.clone(), end).await;
-            if std::mem::take(&mut self.found_no_stream) {
-                world.process_ends(NO_STREAM);
+            if std::mem::take(&mut self.could_not_start) {
+                world.process_ends(RESTART);
                 return After::Continue(());
             }
             let broken = world.state().oracle.violation.is_some();
@@ -226,9 +226,14 @@ impl Life {
                 biased;
                 () = world.over() => return,
                 ended = &mut running => {
-                    let not_found = matches!(ended, Err(ConsumerError::StreamNotFound { .. }));
-                    if not_found && plan.recreated.is_some() {
-                        self.found_no_stream = true;
+                    let is_expected = match &ended {
+                        Err(ConsumerError::StreamNotFound { .. }) => plan.recreated.is_some(),
+                        // Its calls were denied several times in a row before the first succeeded.
+                        Err(ConsumerError::Refused(_)) => world.state().counts.of(Fault::AccessDenied) > 0,
+                        _ => false,
+                    };
+                    if is_expected {
+                        self.could_not_start = true;
                         return;
                     }
                     return world.violated(Promise::GoesOn, format!("the run ended by itself: {ended:?}"));

@@ -1,0 +1,13 @@
+//! Access to AWS: client settings, errors of calls, DynamoDB tables.
+#![cfg_attr(
+    not(feature = "kinesis"),
+    allow(dead_code, reason = "each service uses a part of it")
+)]
+
+mod client;
+mod failed_call;
+#[cfg(feature = "dynamodb")]
+pub(crate) mod table;
+
+pub(crate) use client::*;
+pub(crate) use failed_call::FailedCall;
