@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -305,7 +306,9 @@ pub(crate) fn text(error: &(dyn Error + 'static)) -> String {
 
 /// The texts of an error and of its sources.
 pub(crate) fn texts(error: &(dyn Error + 'static)) -> String {
-    let texts: Vec<String> = chain(error).map(text).collect();
+    let mut texts: Vec<String> = chain(error).map(text).collect();
+    // A wrapper may have the text of what it wraps.
+    texts.dedup();
     texts.join(": ")
 }
 
@@ -344,9 +347,12 @@ impl fmt::Write for BoundedText {
     }
 }
 
-/// What an error wraps. The source of an `io::Error` is its *inner* error's source, so that one would
-/// be passed over.
+/// What an error wraps. The source of an `io::Error`, or of an error in an `Arc`, is its *inner* error's source, so that
+/// one would be passed over.
 fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+        return Some(&**shared);
+    }
     match error
         .downcast_ref::<std::io::Error>()
         .and_then(std::io::Error::get_ref)

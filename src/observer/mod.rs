@@ -185,6 +185,14 @@ impl Observers {
         self.tell_of(event.kind(), event);
     }
 
+    /// Makes an event of this kind and tells it, if anybody wants it.
+    #[inline]
+    pub(crate) fn report<'a>(&self, kind: Interest, event: impl FnOnce() -> Event<'a>) {
+        if self.want(kind) {
+            self.tell_of(kind, &event());
+        }
+    }
+
     /// Tells an event that is known to be of this kind.
     #[inline]
     pub(crate) fn tell_of(&self, kind: Interest, event: &Event<'_>) {

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
-use super::{Inner, Run, trace};
+use super::{Run, trace};
 use crate::external::discard;
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, Observers};
 use crate::processor::{Attempt, BatchFailure, RecordProcessor};
 use crate::record::Record;
 
@@ -117,35 +118,55 @@ pub(super) fn poll_caught<T>(
     }
 }
 
-impl<P: RecordProcessor> Inner<P> {
+/// Calls the user's handler, and limits each call by the attempt timeout.
+pub(super) struct AttemptRunner<P> {
+    pub(super) processor: P,
+    timeout: Duration,
+    observers: Observers,
+}
+
+impl<P: RecordProcessor> AttemptRunner<P> {
+    pub(super) fn new(processor: P, timeout: Duration, observers: Observers) -> Self {
+        AttemptRunner {
+            processor,
+            timeout,
+            observers,
+        }
+    }
+
+    /// The most that an attempt may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Calls the handler once.
     ///
     /// No `async fn`: that would keep every argument twice, and each place to run is as large as this
     /// future.
-    pub(super) fn attempt(
+    pub(super) fn run(
         &self,
         record: &Record,
         number: u32,
         term: Term<'_>,
     ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
-        let attempt = Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
+        let attempt = Attempt::new(number, self.timeout, term.deadline, term.cancelled);
         async move { self.call(record, &attempt).await }
     }
 
     /// The same, in a span of its own.
-    pub(super) async fn attempt_in_span(
+    pub(super) async fn run_in_span(
         &self,
         record: &Record,
         number: u32,
         term: Term<'_>,
     ) -> Result<(), FailedAttempt<P::Error>> {
-        trace::attempted(self.attempt(record, number, term), trace::of_attempt(number)).await
+        trace::attempted(self.run(record, number, term), trace::of_attempt(number)).await
     }
 
     /// The clock, if somebody asks how long an attempt takes.
     #[inline(always)]
     fn now_if_asked(&self) -> Option<Instant> {
-        let asked = self.protection.observers.want(Interest::ATTEMPTS);
+        let asked = self.observers.want(Interest::ATTEMPTS);
         asked.then(Instant::now)
     }
 
@@ -159,7 +180,7 @@ impl<P: RecordProcessor> Inner<P> {
                 took: began.elapsed(),
                 succeeded,
             };
-            self.protection.observers.tell_of(Interest::ATTEMPTS, &event);
+            self.observers.tell_of(Interest::ATTEMPTS, &event);
         }
     }
 
@@ -180,16 +201,16 @@ impl<P: RecordProcessor> Inner<P> {
         .await
     }
 
-    /// As [`attempt`](Inner::attempt), with a batch of records that begins with this one.
-    pub(super) async fn attempt_batch(
+    /// As [`run`](AttemptRunner::run), with a batch of records that begins with this one.
+    pub(super) async fn run_batch(
         &self,
         first: &Record,
         batch: &[Record],
         number: u32,
+        span: Span,
         term: Term<'_>,
     ) -> Result<(), FailedAttempt<BatchFailure<P::Error>>> {
-        let attempt = &Attempt::new(number, self.policy.timeout(), term.deadline, term.cancelled);
-        let span = self.traces.of_attempt_with(batch, number);
+        let attempt = &Attempt::new(number, self.timeout, term.deadline, term.cancelled);
         let call = async move {
             let this = Call {
                 first,
@@ -245,7 +266,8 @@ impl<P: RecordProcessor> Inner<P> {
             Some(Poll::Ready(())) => {
                 if attempt.is_stuck() {
                     let (record, attempt) = (call.first, attempt.number());
-                    self.tell(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
+                    self.observers
+                        .report(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
                 }
                 self.tell_ended(call, false);
                 Poll::Ready(Err(FailedAttempt {

@@ -12,7 +12,7 @@ use super::protection::Pass;
 use super::recover::give_back;
 use super::retry_state::RetryState;
 use super::stage::Stage;
-use super::{Inner, Step};
+use super::{Engine, Step};
 use crate::dead_letter::Reason;
 use crate::failure::Scope;
 use crate::idempotency::Claim;
@@ -20,46 +20,52 @@ use crate::processor::{BatchFailure, RecordProcessor};
 use crate::record::Record;
 use crate::settled::{Settled, Unsettled};
 
-impl<P: RecordProcessor> Inner<P> {
-    /// One step of a group's life: an attempt with all of it, or with half of those among which one fails.
-    pub(super) async fn step_together(&self, stage: Stage, term: Term<'_>) -> Vec<Fate> {
+/// One step of a group's life: an attempt with all of it, or with half of those among which one fails.
+pub(super) struct BatchStep<'a, P: RecordProcessor> {
+    engine: &'a Engine<P>,
+    term: Term<'a>,
+    parting: Parting,
+}
+
+impl<'a, P: RecordProcessor> BatchStep<'a, P> {
+    pub(super) async fn run(engine: &'a Engine<P>, stage: Stage, term: Term<'a>) -> Vec<Fate> {
         let Stage { state, pass, group } = stage;
-        let mut parting = Parting::of(group);
-        if let Some(state) = self.take_turn(&mut parting, state, pass, term).await {
-            parting.go_on(state);
+        let mut step = BatchStep {
+            engine,
+            term,
+            parting: Parting::of(group),
+        };
+        if let Some(state) = step.take_turn(state, pass).await {
+            step.parting.go_on(state);
         }
-        if let Some(claims) = self.claims.as_ref().filter(|_| !parting.unused.is_empty()) {
+        let parting = step.parting;
+        if let Some(claims) = engine.claims.as_ref().filter(|_| !parting.unused.is_empty()) {
             claims.release(&parting.unused).await;
         }
         parting.fates
     }
 
     /// Returns how those go on who are left.
-    async fn take_turn(
-        &self,
-        parting: &mut Parting,
-        mut state: Option<Box<RetryState>>,
-        pass: Pass,
-        term: Term<'_>,
-    ) -> Option<Box<RetryState>> {
-        if state.is_none() && self.interrupted.has_any() {
-            state = self.recall_together(parting);
+    async fn take_turn(&mut self, mut state: Option<Box<RetryState>>, pass: Pass) -> Option<Box<RetryState>> {
+        if state.is_none() && self.engine.interrupted.has_any() {
+            state = self.recall_together();
             if state.as_ref().is_some_and(|state| state.is_due_later()) {
                 return state;
             }
         }
-        if let (Some(waiting), Some(first)) = (&mut state, parting.group.members.first())
-            && let Some(delay) = self.budget_refuses(&first.record, waiting, &pass)
+        if let (Some(waiting), Some(first)) = (&mut state, self.parting.group.members.first())
+            && let Some(delay) = self
+                .engine
+                .decisions
+                .budget_refuses(&first.record, waiting, &pass)
         {
             return state.map(|state| state.retry_after(delay));
         }
-        let mut next = parting.group.take_next();
-        if let Some(claims) = &self.claims
-            && let Err(down) = self
-                .claim_together(claims, parting, &mut next, &mut state, term)
-                .await
+        let mut next = self.parting.group.take_next();
+        if let Some(claims) = &self.engine.claims
+            && let Err(down) = self.claim_together(claims, &mut next, &mut state).await
         {
-            parting.group.put_back(next);
+            self.parting.group.put_back(next);
             return Some(down);
         }
         let Some(first) = next.members.first().map(|first| first.record.place()) else {
@@ -70,10 +76,16 @@ impl<P: RecordProcessor> Inner<P> {
             state.attempt_begins(&first);
         }
         let records: Vec<Record> = next.members.iter().map(|member| member.record.clone()).collect();
-        let failed = match self.attempt_batch(&first, &records, number, term).await {
+        let span = self.engine.traces.of_attempt_with(&records, number);
+        let failed = match self
+            .engine
+            .attempts
+            .run_batch(&first, &records, number, span, self.term)
+            .await
+        {
             Ok(()) => {
-                self.protection.succeeded(&first, pass);
-                self.processed_together(parting, next.members, term).await;
+                self.engine.protection.succeeded(&first, pass);
+                self.processed_together(next.members).await;
                 return Some(at_once(state));
             }
             Err(failed) => failed,
@@ -83,7 +95,7 @@ impl<P: RecordProcessor> Inner<P> {
             AttemptError::Returned(BatchFailure::Of(failed)) => match by_member(failed, records.len()) {
                 Ok(failed) => {
                     let outcome = (failed, took);
-                    self.some_failed(parting, next.members, outcome, state.as_deref(), pass, term)
+                    self.some_failed(next.members, outcome, state.as_deref(), pass)
                         .await;
                     return Some(at_once(state));
                 }
@@ -102,13 +114,16 @@ impl<P: RecordProcessor> Inner<P> {
         }
         let counted = state.as_ref().map_or(0, |state| state.attempts.count);
         let failed = FailedAttempt { error, took };
-        let (state, decision) = self.decide(&first, count, state, failed, pass, term.run);
+        let (state, decision) =
+            self.engine
+                .decisions
+                .decide(&first, count, state, failed, pass, self.term.run);
         if !matches!(decision, Decision::Interrupted) {
             let counts = state.attempts.count > counted;
             let members = next.members.iter_mut();
             members.for_each(|member| member.attempts.push_last_of(&state.attempts, counts));
         }
-        if let Some(claims) = &self.claims {
+        if let Some(claims) = &self.engine.claims {
             let claimed: Vec<Claim> = next
                 .members
                 .iter()
@@ -118,26 +133,26 @@ impl<P: RecordProcessor> Inner<P> {
             let claims = next.members.iter_mut().filter_map(|member| member.claim.as_mut());
             claims.for_each(Claims::begin_anew);
         }
-        self.all_failed(parting, next, state, decision)
+        self.all_failed(next, state, decision)
     }
 
     /// Those that were given back go on where they were; what they had been through by themselves, by themselves.
-    fn recall_together(&self, parting: &mut Parting) -> Option<Box<RetryState>> {
+    fn recall_together(&mut self) -> Option<Box<RetryState>> {
         let mut shared: Option<Box<RetryState>> = None;
         let (mut left, mut before, mut gone) = (Vec::new(), HashSet::new(), HashSet::new());
-        for mut member in mem::take(&mut parting.group.members) {
+        for mut member in mem::take(&mut self.parting.group.members) {
             if member.is_in(&gone) {
-                parting.waits(member);
+                self.parting.waits(member);
                 continue;
             }
-            if let Some(mut state) = self.interrupted.take(&member.record) {
+            if let Some(mut state) = self.engine.interrupted.take(&member.record) {
                 if !state.is_shared {
                     gone.extend(member.lane);
                     if member.is_in(&before) {
-                        self.interrupted.keep(&member.record, state);
-                        parting.waits(member);
+                        self.engine.interrupted.keep(&member.record, state);
+                        self.parting.waits(member);
                     } else {
-                        parting.leaves(member, Step::Later(state));
+                        self.parting.leaves(member, Step::Later(state));
                     }
                     continue;
                 }
@@ -153,28 +168,26 @@ impl<P: RecordProcessor> Inner<P> {
             before.extend(member.lane);
             left.push(member);
         }
-        parting.group = Group::of(left);
+        self.parting.group = Group::of(left);
         shared
     }
 
     /// Claims their keys; those who do not have their turn part. An error if the store is down: how they go on.
     async fn claim_together(
-        &self,
+        &mut self,
         claims: &Claims,
-        parting: &mut Parting,
         next: &mut Next,
         state: &mut Option<Box<RetryState>>,
-        term: Term<'_>,
     ) -> Result<(), Box<RetryState>> {
         let waits = state.as_mut().and_then(|state| state.waits.take());
         let looks = waits.map_or(0, |(_, looks)| looks);
         let of = |member: &mut Member| {
             let last = member.claim.take();
-            last.unwrap_or_else(|| claims.of(&self.application, &member.record))
+            last.unwrap_or_else(|| claims.of(&self.engine.application, &member.record))
         };
         let mut claimed: Vec<Claim> = next.members.iter_mut().map(of).collect();
         let turns = claims
-            .claim(&mut claimed, self.policy.timeout(), looks, term)
+            .claim(&mut claimed, self.engine.attempts.timeout(), looks, self.term)
             .await;
         for (member, claim) in next.members.iter_mut().zip(claimed) {
             member.claim = Some(claim);
@@ -195,59 +208,58 @@ impl<P: RecordProcessor> Inner<P> {
                     before.extend(member.lane);
                     next.members.push(member);
                 }
-                Ok(()) => parting.waits(member),
+                Ok(()) => self.parting.waits(member),
                 Err(_) if is_behind => {
                     // It waits for one that has its turn now, and those behind it for both.
                     gone.extend(member.lane);
-                    parting.stop_lane(&member);
+                    self.parting.stop_lane(&member);
                     member.claim = None;
-                    parting.waits(member);
+                    self.parting.waits(member);
                 }
                 Err(no_turn) => {
                     let own = member.apart(state.as_deref());
-                    let step = self.no_turn(&member.record, own, no_turn, looks);
+                    let step = self.engine.no_turn(&member.record, own, no_turn, looks);
                     if !matches!(step, Step::Done(Ok(_))) {
                         gone.extend(member.lane);
                     }
-                    parting.leaves(member, step);
+                    self.parting.leaves(member, step);
                 }
             }
         }
         Ok(())
     }
 
-    async fn processed_together(&self, parting: &mut Parting, mut members: Vec<Member>, term: Term<'_>) {
-        if let Some(claims) = &self.claims {
+    async fn processed_together(&mut self, mut members: Vec<Member>) {
+        if let Some(claims) = &self.engine.claims {
             let claimed: Vec<Claim> = members
                 .iter_mut()
                 .filter_map(|member| member.claim.take())
                 .collect();
             let records: Vec<Record> = members.iter().map(|member| member.record.place()).collect();
-            claims.complete(&records, claimed, term).await;
+            claims.complete(&records, claimed, self.term).await;
         }
-        term.run.tally.add_batch(members.len());
+        self.term.run.tally.add_batch(members.len());
         for member in members {
             let attempts = member.attempts.calls() + 1;
-            self.tell_settled(&member.record, Settled::Processed, attempts);
-            parting.leaves(member, Step::Done(Ok(Settled::Processed)));
+            self.engine
+                .tell_settled(&member.record, Settled::Processed, attempts);
+            self.parting.leaves(member, Step::Done(Ok(Settled::Processed)));
         }
     }
 
     /// The handler has named those that failed: of each its error, if it did. The others are processed, but for those behind one of them.
     async fn some_failed(
-        &self,
-        parting: &mut Parting,
+        &mut self,
         members: Vec<Member>,
         (errors, took): (Vec<Option<P::Error>>, Duration),
         state: Option<&RetryState>,
         mut pass: Pass,
-        term: Term<'_>,
     ) {
-        parting.group.clear_suspicion();
+        self.parting.group.clear_suspicion();
         let (mut processed, mut failed, mut gone) = (Vec::new(), Vec::new(), HashSet::new());
         for (member, error) in members.into_iter().zip(errors) {
             match error {
-                _ if member.is_in(&gone) => parting.waits(member),
+                _ if member.is_in(&gone) => self.parting.waits(member),
                 Some(error) => {
                     gone.extend(member.lane);
                     failed.push((member, error));
@@ -257,9 +269,10 @@ impl<P: RecordProcessor> Inner<P> {
         }
         if let Some(first) = processed.first() {
             // What some succeed at works, whatever the others fail for.
-            self.protection
+            self.engine
+                .protection
                 .succeeded(&first.record, mem::replace(&mut pass, Pass::FREE));
-            self.processed_together(parting, processed, term).await;
+            self.processed_together(processed).await;
         }
         for (mut member, error) in failed {
             let failed = FailedAttempt {
@@ -269,19 +282,20 @@ impl<P: RecordProcessor> Inner<P> {
             let claim = member.claim.take();
             let own = member.apart(state);
             let pass = mem::replace(&mut pass, Pass::FREE);
-            let mut step = self.attempt_failed(&member.record, Some(own), failed, pass, term.run);
-            if let (Some(claims), Some(claim)) = (&self.claims, claim) {
+            let mut step = self
+                .engine
+                .attempt_failed(&member.record, Some(own), failed, pass, self.term.run);
+            if let (Some(claims), Some(claim)) = (&self.engine.claims, claim) {
                 step = give_back(claims, claim, step).await;
             }
-            parting.leaves(member, step);
+            self.parting.leaves(member, step);
         }
     }
 
     /// All have failed, as far as one knows: they are tried again together, or the one is looked for that fails.
     /// Returns how those go on who are left.
     fn all_failed(
-        &self,
-        parting: &mut Parting,
+        &mut self,
         mut next: Next,
         mut state: Box<RetryState>,
         decision: Decision,
@@ -289,12 +303,12 @@ impl<P: RecordProcessor> Inner<P> {
         if next.members.len() == 1
             && let Some(found) = next.members.pop()
         {
-            return self.one_failed(parting, found, state, decision);
+            return self.one_failed(found, state, decision);
         }
         let is_searched = match decision {
             Decision::Interrupted => {
-                parting.group.put_back(next);
-                self.cut_short(parting, &state);
+                self.parting.group.put_back(next);
+                self.cut_short(&state);
                 return None;
             }
             // One of them is to blame: the sooner it is found the better. They have all their attempts then.
@@ -309,17 +323,16 @@ impl<P: RecordProcessor> Inner<P> {
             Decision::GiveUp(..) => true,
         };
         if is_searched {
-            parting.group.put_back_suspects(next);
+            self.parting.group.put_back_suspects(next);
             return Some(state.retry_after(Duration::ZERO));
         }
-        parting.group.put_back(next);
+        self.parting.group.put_back(next);
         Some(state)
     }
 
     /// The one is found that fails: it goes on as any record does.
     fn one_failed(
-        &self,
-        parting: &mut Parting,
+        &mut self,
         mut found: Member,
         mut state: Box<RetryState>,
         decision: Decision,
@@ -328,26 +341,26 @@ impl<P: RecordProcessor> Inner<P> {
         let mut left = state.part();
         left.attempts = mem::replace(&mut state.attempts, mem::take(&mut found.attempts));
         state.is_shared = false;
-        let mut step = self.follow(&found.record, state, decision);
+        let mut step = self.engine.follow(&found.record, state, decision);
         if let Step::Later(state) = &mut step {
             state.claim = found.claim.take();
         }
-        parting.leaves(found, step);
+        self.parting.leaves(found, step);
         if is_cut {
-            self.cut_short(parting, &left);
+            self.cut_short(&left);
             return None;
         }
         Some(left.retry_after(Duration::ZERO))
     }
 
     /// The time is over for all who are left.
-    fn cut_short(&self, parting: &mut Parting, state: &RetryState) {
-        for mut member in mem::take(&mut parting.group).members {
+    fn cut_short(&mut self, state: &RetryState) {
+        for mut member in mem::take(&mut self.parting.group).members {
             if member.attempts.calls() > 0 {
                 let own = member.given_back(state);
-                self.interrupted.keep(&member.record, own);
+                self.engine.interrupted.keep(&member.record, own);
             }
-            parting.leaves(member, Step::Done(Err(Unsettled::Deadline)));
+            self.parting.leaves(member, Step::Done(Err(Unsettled::Deadline)));
         }
     }
 }

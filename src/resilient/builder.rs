@@ -2,17 +2,20 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rand::RngExt;
 
+use super::attempt::AttemptRunner;
 use super::claims::Claims;
+use super::decision::Decisions;
 use super::interrupted::Interrupted;
+use super::letter::DeadLetterWriter;
 use super::outbox::Outbox;
 use super::protection::{Named, Protection};
 use super::trace::Traces;
 use super::verdict::{Classifiers, Typed};
-use super::{Inner, Resilient};
+use super::{Engine, Resilient};
 use crate::breaker::Breaker;
 use crate::classify::Classify;
 use crate::config::ConfigError;
@@ -298,21 +301,29 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             guard: self.guard.or(Guard::default),
             observers: observers.clone(),
         };
-        Ok(Resilient(Arc::new(Inner {
+        let protection = Arc::new(protection);
+        let traces = Arc::new(Traces::new(self.trace_context, observers.clone()));
+        let application: Arc<str> = self.application.into();
+        let classifiers = Classifiers::new(self.typed, self.erased, observers.clone());
+        Ok(Resilient(Arc::new(Engine {
             run: protection.begin_run(false, Retention::default()),
-            protection,
-            processor: self.processor,
-            application: self.application.into(),
-            name: self.name,
-            version: self.version,
-            policy: self.policy,
-            classifiers: Classifiers::new(self.typed, self.erased),
-            outbox,
+            attempts: AttemptRunner::new(self.processor, self.policy.timeout(), observers),
+            decisions: Decisions::new(self.policy, classifiers, protection.clone(), rng),
+            dead_letters: outbox.map(|outbox| DeadLetterWriter {
+                application: application.clone(),
+                error_type: type_name::<P::Error>(),
+                name: self.name,
+                version: self.version,
+                outbox,
+                protection: protection.clone(),
+                traces: traces.clone(),
+            }),
             after_dead_letter: self.after_dead_letter,
             claims,
-            traces: Traces::new(self.trace_context, observers.clone()),
+            traces,
             interrupted: Interrupted::new(),
-            rng: Mutex::new(rng),
+            protection,
+            application,
         })))
     }
 }

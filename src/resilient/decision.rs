@@ -4,21 +4,22 @@
 //! record that has used up its attempts becomes a dead letter, or is held while an outage is suspected.
 
 use std::any::type_name;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+
 use super::attempt::FailedAttempt;
-use super::protection::{Pass, Run};
-use super::retry_state::{Hold, RetryState};
-use super::{Inner, Step};
+use super::protection::{Pass, Protection, Run};
+use super::retry_state::{Hold, RECHECK, RetryState};
+use super::verdict::Classifiers;
 use crate::breaker::Breaker;
 use crate::dead_letter::Reason;
-use crate::failure::{Class, Failure, Scope};
+use crate::failure::{BoxError, Class, Failure, Scope};
 use crate::observer::{Event, Interest, Redacted};
-use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::retry::Jitter;
+use crate::retry::{Jitter, RetryBudget, RetryPolicy};
 use crate::sabotage::Sabotage;
-use crate::settled::Unsettled;
 
 /// What follows from an attempt that failed.
 pub(super) enum Decision {
@@ -32,32 +33,32 @@ pub(super) enum Decision {
     GiveUp(Reason, Failure),
 }
 
-impl<P: RecordProcessor> Inner<P> {
-    /// An attempt with this record alone failed. Its next step.
-    pub(super) fn attempt_failed(
-        &self,
-        record: &Record,
-        state: Option<Box<RetryState>>,
-        failed: FailedAttempt<P::Error>,
-        pass: Pass,
-        run: &Run,
-    ) -> Step {
-        let (state, decision) = self.decide(record, 1, state, failed, pass, run);
-        self.follow(record, state, decision)
+/// Decides what follows from failed attempts: the retry policy, the classifiers and what all records share.
+pub(super) struct Decisions<E> {
+    policy: RetryPolicy,
+    classifiers: Classifiers<E>,
+    protection: Arc<Protection>,
+    // Drawn from on failure only.
+    rng: Mutex<SmallRng>,
+}
+
+impl<E: Into<BoxError> + 'static> Decisions<E> {
+    pub(super) fn new(
+        policy: RetryPolicy,
+        classifiers: Classifiers<E>,
+        protection: Arc<Protection>,
+        rng: SmallRng,
+    ) -> Self {
+        Decisions {
+            policy,
+            classifiers,
+            protection,
+            rng: Mutex::new(rng),
+        }
     }
 
-    /// The next step of a record of which this was decided.
-    pub(super) fn follow(&self, record: &Record, state: Box<RetryState>, decision: Decision) -> Step {
-        match decision {
-            Decision::Interrupted => {
-                if state.attempts.calls() > 0 {
-                    self.interrupted.keep(record, state);
-                }
-                Step::Done(Err(Unsettled::Deadline))
-            }
-            Decision::Retry(_) | Decision::Hold(_) => Step::Later(state),
-            Decision::GiveUp(reason, failure) => self.give_up(record, state, reason, failure),
-        }
+    pub(super) fn policy(&self) -> &RetryPolicy {
+        &self.policy
     }
 
     /// Decides what follows from a failed attempt with so many records, of which this is the first.
@@ -66,12 +67,15 @@ impl<P: RecordProcessor> Inner<P> {
         record: &Record,
         records: usize,
         state: Option<Box<RetryState>>,
-        failed: FailedAttempt<P::Error>,
+        failed: FailedAttempt<E>,
         pass: Pass,
         run: &Run,
     ) -> (Box<RetryState>, Decision) {
         let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
-        let Some(failure) = self.failure(failed.error, &mut state.panics) else {
+        let Some(failure) = self
+            .classifiers
+            .failure(failed.error, self.policy.timeout(), &mut state.panics)
+        else {
             return (state, Decision::Interrupted);
         };
         let verdict = failure.verdict();
@@ -84,14 +88,16 @@ impl<P: RecordProcessor> Inner<P> {
         }
         let counts = is_closed && !state.is_suspected() || Sabotage::CountProbes.is_committed();
         state.attempts.push(failed.took, &failure, counts);
-        self.tell(Interest::FAILURES, || Event::AttemptFailed {
-            record,
-            records,
-            attempt: state.attempts.calls(),
-            counts,
-            failure: Redacted(&failure),
-            error_type: type_name::<P::Error>(),
-        });
+        self.protection
+            .observers
+            .report(Interest::FAILURES, || Event::AttemptFailed {
+                record,
+                records,
+                attempt: state.attempts.calls(),
+                counts,
+                failure: Redacted(&failure),
+                error_type: type_name::<E>(),
+            });
         let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
         self.protection.failed(record, pass, breaker, others_succeed);
         if let (Some(breaker), false) = (breaker, counts) {
@@ -124,11 +130,13 @@ impl<P: RecordProcessor> Inner<P> {
         };
         let Some(reason) = reason else {
             (state.spent, state.delay) = (spent, delay);
-            self.tell(Interest::FAILURES, || Event::RetryScheduled {
-                record,
-                attempt: state.attempts.calls() + 1,
-                delay,
-            });
+            self.protection
+                .observers
+                .report(Interest::FAILURES, || Event::RetryScheduled {
+                    record,
+                    attempt: state.attempts.calls() + 1,
+                    delay,
+                });
             return (state.retry_after(delay), Decision::Retry(scope));
         };
         let is_suspected = |breaker: &&Breaker| {
@@ -198,11 +206,13 @@ impl<P: RecordProcessor> Inner<P> {
             hold.probes = hold.probes.saturating_add(1);
         }
         if is_first {
-            self.tell(Interest::FAILURES, || Event::RecordHeld {
-                record,
-                failure: Redacted(failure),
-                at_most: breaker.hold_at_most(),
-            });
+            self.protection
+                .observers
+                .report(Interest::FAILURES, || Event::RecordHeld {
+                    record,
+                    failure: Redacted(failure),
+                    at_most: breaker.hold_at_most(),
+                });
         }
         let asked = failure.verdict().retry_after();
         let delay = self.draw(|rng| match asked {
@@ -213,6 +223,38 @@ impl<P: RecordProcessor> Inner<P> {
             state.retry_after(delay),
             Decision::Hold(failure.verdict().scope()),
         )
+    }
+
+    /// How long the next attempt must wait, if the budget does not pay for it.
+    pub(super) fn budget_refuses(
+        &self,
+        record: &Record,
+        state: &mut RetryState,
+        pass: &Pass,
+    ) -> Option<Duration> {
+        // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
+        if !pass.is_free() || state.waits.is_some() || self.withdraw(state) {
+            return None;
+        }
+        let refused = state.refused;
+        let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
+        state.refused = refused.saturating_add(1);
+        self.protection
+            .observers
+            .report(Interest::FAILURES, || Event::RetryDelayed { record, delay });
+        Some(delay)
+    }
+
+    fn withdraw(&self, state: &mut RetryState) -> bool {
+        let granted = self.protection.budget.as_ref().is_none_or(RetryBudget::withdraw);
+        if granted {
+            state.refused = 0;
+        }
+        granted
+    }
+
+    fn draw<T>(&self, from: impl FnOnce(&mut SmallRng) -> T) -> T {
+        from(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

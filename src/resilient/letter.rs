@@ -1,20 +1,18 @@
 //! The verdict is reached: what is left is the letter.
 
-use std::any::type_name;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::outbox::Refused;
-use super::protection::Run;
-use super::retry_state::{Phase, RetryState};
-use super::trace::trace_id;
-use super::{Inner, Step};
+use super::outbox::{Outbox, Refused};
+use super::protection::{Protection, Run};
+use super::retry_state::RetryState;
+use super::trace::{Traces, trace_id};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;
 use crate::guard::Permission;
 use crate::observer::{Event, Interest, Redacted};
-use crate::processor::RecordProcessor;
 use crate::record::Record;
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
@@ -32,27 +30,35 @@ pub(super) struct HeldTooLong;
 #[error("the process died three times while this was the only record in hand")]
 pub(super) struct Crashed;
 
-impl<P: RecordProcessor> Inner<P> {
-    /// The verdict is reached. It is kept from here on: the handler is not called again.
-    pub(super) fn give_up(
+/// Makes the dead letters of one processor, and writes them when they may be written.
+pub(super) struct DeadLetterWriter {
+    pub(super) application: Arc<str>,
+    /// The Rust type of the handler's errors.
+    pub(super) error_type: &'static str,
+    /// The handler's name and version.
+    pub(super) name: String,
+    pub(super) version: Option<String>,
+    pub(super) outbox: Outbox,
+    pub(super) protection: Arc<Protection>,
+    pub(super) traces: Arc<Traces>,
+}
+
+impl DeadLetterWriter {
+    /// Makes the dead letter of a record that is given up.
+    pub(super) fn letter(
         &self,
         record: &Record,
-        mut state: Box<RetryState>,
+        state: &RetryState,
         reason: Reason,
-        failure: Failure,
-    ) -> Step {
-        if self.outbox.is_none() {
-            return Step::Done(Err(Unsettled::Halted(Halt::WithoutDeadLetters(failure))));
-        }
-        let letter = DeadLetter::new(&self.application, record, reason, &failure).with_attempts(
+        failure: &Failure,
+    ) -> DeadLetter {
+        let letter = DeadLetter::new(&self.application, record, reason, failure).with_attempts(
             state.attempts.clone(),
-            type_name::<P::Error>(),
+            self.error_type,
             &self.name,
             self.version.as_deref(),
         );
-        let letter = letter.with_trace_context(self.traces.context(record));
-        state.phase = Phase::Letter(Box::new((letter, failure)));
-        Step::Later(state)
+        letter.with_trace_context(self.traces.context(record))
     }
 
     /// Writes the letter, however long the sink is down.
@@ -63,13 +69,10 @@ impl<P: RecordProcessor> Inner<P> {
         failure: &Failure,
         attempts: u32,
     ) -> Result<Settled, Unsettled> {
-        let Some(outbox) = &self.outbox else {
-            // `give_up` writes no letter without a sink.
-            return Err(Unsettled::Shutdown);
-        };
-        match outbox.write(letter).await {
+        let observers = &self.protection.observers;
+        match self.outbox.write(letter).await {
             Ok(receipt) => {
-                self.tell(Interest::FAILURES, || Event::DeadLettered {
+                observers.report(Interest::FAILURES, || Event::DeadLettered {
                     record,
                     id: letter.id,
                     reason: letter.reason.as_str(),
@@ -78,7 +81,11 @@ impl<P: RecordProcessor> Inner<P> {
                     trace_id: letter.trace_context.as_deref().and_then(trace_id),
                 });
                 let settled = Settled::DeadLettered(letter.id);
-                self.tell_settled(record, settled, attempts);
+                observers.report(Interest::SETTLEMENTS, || Event::Settled {
+                    record,
+                    settled,
+                    attempts,
+                });
                 Ok(settled)
             }
             Err(Refused { size, limit, source }) => {
@@ -114,11 +121,13 @@ impl<P: RecordProcessor> Inner<P> {
                     return;
                 }
                 Permission::Stopped(shard) => {
-                    self.tell(Interest::FAILURES, || Event::DeadLetterGuardStopped {
-                        record,
-                        letters: shard.letters,
-                        settled: shard.settled,
-                    });
+                    self.protection
+                        .observers
+                        .report(Interest::FAILURES, || Event::DeadLetterGuardStopped {
+                            record,
+                            letters: shard.letters,
+                            settled: shard.settled,
+                        });
                 }
                 Permission::Waits => {}
             }

@@ -5,9 +5,8 @@
 
 use std::any::type_name;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 mod answer;
@@ -59,13 +58,14 @@ use crate::observer::{Event, Interest, Observers};
 use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
 use crate::retention::Retention;
-use crate::retry::{RetryBudget, RetryPolicy};
+use crate::retry::RetryBudget;
 use crate::settled::{Settled, Unsettled};
-use attempt::Term;
+use attempt::{AttemptRunner, Term};
+use batch::BatchStep;
 use claims::Claims;
-use outbox::Outbox;
+use decision::Decisions;
+use letter::DeadLetterWriter;
 use trace::Traces;
-use verdict::Classifiers;
 
 /// A handler made resilient: every record that it is given is settled, or given back.
 ///
@@ -89,25 +89,21 @@ use verdict::Classifiers;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Resilient<P: RecordProcessor>(Arc<Inner<P>>);
+pub struct Resilient<P: RecordProcessor>(Arc<Engine<P>>);
 
-struct Inner<P: RecordProcessor> {
-    processor: P,
+/// What a processor's records go through, part by part.
+struct Engine<P: RecordProcessor> {
     application: Arc<str>,
-    name: String,
-    version: Option<String>,
-    policy: RetryPolicy,
-    classifiers: Classifiers<P::Error>,
-    outbox: Option<Outbox>,
+    attempts: AttemptRunner<P>,
+    decisions: Decisions<P::Error>,
+    dead_letters: Option<DeadLetterWriter>,
     after_dead_letter: AfterDeadLetter,
     claims: Option<Claims>,
-    traces: Traces,
+    traces: Arc<Traces>,
     interrupted: Interrupted,
-    protection: Protection,
+    protection: Arc<Protection>,
     /// Of the records that are settled by hand, and of invocations.
     run: Run,
-    // Drawn from on failure only.
-    rng: Mutex<SmallRng>,
 }
 
 /// How far one step brought a record.
@@ -170,13 +166,13 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        let inner = &self.0;
-        if !inner.protection.is_clear() || inner.has_more_to_do() {
-            return Box::pin(inner.settle_slowly(record, term)).await;
+        let engine = &self.0;
+        if !engine.protection.is_clear() || engine.has_more_to_do() {
+            return Box::pin(engine.settle_slowly(record, term)).await;
         }
-        match inner.attempt(record, 1, term).await {
-            Ok(()) => Ok(inner.processed(record, 1, term.run)),
-            Err(failed) => Box::pin(inner.recover(record, failed, Pass::FREE, term)).await,
+        match engine.attempts.run(record, 1, term).await {
+            Ok(()) => Ok(engine.processed(record, 1, term.run)),
+            Err(failed) => Box::pin(engine.recover(record, failed, Pass::FREE, term)).await,
         }
     }
 
@@ -188,19 +184,19 @@ impl<P: RecordProcessor> Resilient<P> {
         stage: Option<Box<Stage>>,
         run: &Run,
     ) -> impl Future<Output = Stepped> + Send {
-        let inner = &*self.0;
+        let engine = &*self.0;
         async move {
             let term = Term::of(run);
-            if stage.is_some() || inner.has_more_to_do() {
-                let otherwise = Box::pin(inner.step_slowly(record, stage, term)).await;
+            if stage.is_some() || engine.has_more_to_do() {
+                let otherwise = Box::pin(engine.step_slowly(record, stage, term)).await;
                 return Stepped::Otherwise(Box::new(otherwise));
             }
-            let step = match inner.attempt(&record, 1, term).await {
+            let step = match engine.attempts.run(&record, 1, term).await {
                 Ok(()) => {
-                    let _ = inner.processed(&record, 1, run);
+                    let _ = engine.processed(&record, 1, run);
                     return Stepped::Processed;
                 }
-                Err(failed) => inner.attempt_failed(&record, None, failed, Pass::FREE, run),
+                Err(failed) => engine.attempt_failed(&record, None, failed, Pass::FREE, run),
             };
             Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
         }
@@ -208,12 +204,12 @@ impl<P: RecordProcessor> Resilient<P> {
 
     #[cfg(feature = "lambda")]
     pub(crate) fn processor(&self) -> &P {
-        &self.0.processor
+        &self.0.attempts.processor
     }
 
     /// Where its dead letters go, if anywhere.
     pub fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
-        self.0.outbox.as_ref().map(Outbox::sink)
+        self.0.dead_letters.as_ref().map(|writer| writer.outbox.sink())
     }
 
     /// Its own breaker, if it has one.
@@ -242,7 +238,11 @@ impl<P: RecordProcessor> Resilient<P> {
                 .collect(),
             guard: protection.guard.clone(),
             budget: protection.budget.clone(),
-            sink_failures: self.0.outbox.as_ref().map(|outbox| outbox.failures().clone()),
+            sink_failures: self
+                .0
+                .dead_letters
+                .as_ref()
+                .map(|writer| writer.outbox.failures().clone()),
         }
     }
 
@@ -254,12 +254,12 @@ impl<P: RecordProcessor> Resilient<P> {
     /// Whether the handler works on another thread than the one that polls it.
     #[cfg(feature = "kinesis")]
     pub(crate) fn runs_elsewhere(&self) -> bool {
-        self.0.processor.runs_elsewhere()
+        self.0.attempts.processor.runs_elsewhere()
     }
 
     /// How many records its handler takes at once, if it does.
     pub(crate) fn batches(&self) -> Option<Bounds> {
-        let bounds = self.0.processor.batches()?;
+        let bounds = self.0.attempts.processor.batches()?;
         Some(match self.0.claims {
             None => bounds,
             Some(_) => bounds.at_most(claims::AT_ONCE),
@@ -304,7 +304,7 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 }
 
-impl<P: RecordProcessor> Inner<P> {
+impl<P: RecordProcessor> Engine<P> {
     /// Whether a first attempt is not all that there is to do.
     #[inline]
     fn has_more_to_do(&self) -> bool {
@@ -334,7 +334,7 @@ impl<P: RecordProcessor> Inner<P> {
                 None => self.try_once(&record, None, Pass::FREE, term).await,
             },
             Some(stage) if !stage.group.is_empty() => {
-                return Otherwise::Parted(self.step_together(*stage, term).await);
+                return Otherwise::Parted(BatchStep::run(self, *stage, term).await);
             }
             Some(stage) => self.resume(&record, *stage, term).await,
         };
@@ -354,22 +354,13 @@ impl<P: RecordProcessor> Inner<P> {
     }
 
     fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32) {
-        self.tell(Interest::SETTLEMENTS, || Event::Settled {
-            record,
-            settled,
-            attempts,
-        });
-    }
-
-    fn tell<'a>(&self, kind: Interest, event: impl FnOnce() -> Event<'a>) {
-        let observers = &self.protection.observers;
-        if observers.want(kind) {
-            observers.tell_of(kind, &event());
-        }
-    }
-
-    fn draw<T>(&self, from: impl FnOnce(&mut SmallRng) -> T) -> T {
-        from(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
+        self.protection
+            .observers
+            .report(Interest::SETTLEMENTS, || Event::Settled {
+                record,
+                settled,
+                attempts,
+            });
     }
 }
 
@@ -384,8 +375,8 @@ impl<P: RecordProcessor> fmt::Debug for Resilient<P> {
         f.debug_struct("Resilient")
             .field("application", &self.0.application)
             .field("processor", &type_name::<P>())
-            .field("policy", &self.0.policy)
-            .field("dead_letters", &self.0.outbox)
+            .field("policy", self.0.decisions.policy())
+            .field("dead_letters", &self.dead_letters())
             .field("idempotency", &self.0.claims)
             .finish_non_exhaustive()
     }

@@ -1,18 +1,18 @@
 //! After a failure: wait, try again, write the letter. The cold path, boxed.
 
 use std::slice;
-use std::time::Duration;
 
 use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{FailedAttempt, Term};
 use super::claims::{Claims, NoTurn, WaitsFor};
+use super::decision::Decision;
 use super::group::Group;
 use super::letter::{Crashed, HeldTooLong};
 use super::protection::Pass;
-use super::retry_state::{Phase, RECHECK, RetryState};
+use super::retry_state::{Phase, RetryState};
 use super::stage::Stage;
-use super::{Inner, Step};
+use super::{Engine, Run, Step};
 use crate::breaker::Round;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
@@ -20,11 +20,10 @@ use crate::idempotency::{Claim, PayloadMismatch};
 use crate::observer::{Event, Interest};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
-use crate::retry::{Jitter, RetryBudget};
 use crate::sabotage::Sabotage;
-use crate::settled::{Settled, Unsettled};
+use crate::settled::{Halt, Settled, Unsettled};
 
-impl<P: RecordProcessor> Inner<P> {
+impl<P: RecordProcessor> Engine<P> {
     /// Goes on after a first attempt that did not succeed, until the record is settled or its term is
     /// over.
     pub(super) async fn recover(
@@ -40,9 +39,48 @@ impl<P: RecordProcessor> Inner<P> {
         result
     }
 
+    /// An attempt with this record alone failed. Its next step.
+    pub(super) fn attempt_failed(
+        &self,
+        record: &Record,
+        state: Option<Box<RetryState>>,
+        failed: FailedAttempt<P::Error>,
+        pass: Pass,
+        run: &Run,
+    ) -> Step {
+        let (state, decision) = self.decisions.decide(record, 1, state, failed, pass, run);
+        self.follow(record, state, decision)
+    }
+
+    /// The next step of a record of which this was decided.
+    pub(super) fn follow(&self, record: &Record, state: Box<RetryState>, decision: Decision) -> Step {
+        match decision {
+            Decision::Interrupted => {
+                if state.attempts.calls() > 0 {
+                    self.interrupted.keep(record, state);
+                }
+                Step::Done(Err(Unsettled::Deadline))
+            }
+            Decision::Retry(_) | Decision::Hold(_) => Step::Later(state),
+            Decision::GiveUp(reason, failure) => self.give_up(record, state, reason, failure),
+        }
+    }
+
+    /// The verdict is reached. It is kept from here on: the handler is not called again.
+    fn give_up(&self, record: &Record, mut state: Box<RetryState>, reason: Reason, failure: Failure) -> Step {
+        let Some(writer) = &self.dead_letters else {
+            return Step::Done(Err(Unsettled::Halted(Halt::WithoutDeadLetters(failure))));
+        };
+        let letter = writer.letter(record, &state, reason, &failure);
+        state.phase = Phase::Letter(Box::new((letter, failure)));
+        Step::Later(state)
+    }
+
     fn tell_unsettled(&self, record: &Record, result: &Result<Settled, Unsettled>) {
         if let Err(reason) = result {
-            self.tell(Interest::FAILURES, || Event::Unsettled { record, reason });
+            self.protection
+                .observers
+                .report(Interest::FAILURES, || Event::Unsettled { record, reason });
         }
     }
 
@@ -131,7 +169,7 @@ impl<P: RecordProcessor> Inner<P> {
         };
         match state.phase {
             Phase::Retry { .. } => {
-                if let Some(delay) = self.budget_refuses(record, &mut state, &pass) {
+                if let Some(delay) = self.decisions.budget_refuses(record, &mut state, &pass) {
                     return Step::Later(state.retry_after(delay));
                 }
                 self.try_once(record, Some(state), pass, term).await
@@ -163,14 +201,18 @@ impl<P: RecordProcessor> Inner<P> {
         term: Term<'_>,
     ) -> Result<Result<Settled, Unsettled>, Unsettled> {
         if Sabotage::RunAfterVerdict.is_committed() {
-            let _ = self.attempt_in_span(record, 1, term).await;
+            let _ = self.attempts.run_in_span(record, 1, term).await;
         }
+        let Some(writer) = &self.dead_letters else {
+            // `give_up` makes no letter without a sink.
+            return Err(Unsettled::Shutdown);
+        };
         let allowed = async {
             if letter.0.reason != Reason::Expiring {
-                self.may_give_up(record, term.run).await;
+                writer.may_give_up(record, term.run).await;
             }
         };
-        let written = self.write(record, &letter.0, &letter.1, state.attempts.calls());
+        let written = writer.write(record, &letter.0, &letter.1, state.attempts.calls());
         let result = match term.finish_by {
             None => {
                 allowed.await;
@@ -211,7 +253,7 @@ impl<P: RecordProcessor> Inner<P> {
                 let last = state.as_mut().and_then(|state| state.claim.take());
                 let mut claim = [last.unwrap_or_else(|| claims.of(&self.application, record))];
                 let turn = claims
-                    .claim(&mut claim, self.policy.timeout(), looks, term)
+                    .claim(&mut claim, self.attempts.timeout(), looks, term)
                     .await
                     .pop();
                 let [claim] = claim;
@@ -227,7 +269,7 @@ impl<P: RecordProcessor> Inner<P> {
         if let Some(state) = &mut state {
             state.attempt_begins(record);
         }
-        match self.attempt_in_span(record, number, term).await {
+        match self.attempts.run_in_span(record, number, term).await {
             Ok(()) => {
                 self.protection.succeeded(record, pass);
                 if let Some((claims, claim)) = claim {
@@ -265,38 +307,14 @@ impl<P: RecordProcessor> Inner<P> {
             NoTurn::Crashes => Step::Later(RetryState::given_up(Some(state), Reason::CrashLoop)),
             NoTurn::Wait(what, delay) => {
                 if what == WaitsFor::Claim {
-                    self.tell(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
+                    self.protection
+                        .observers
+                        .report(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
                 }
                 state.waits = Some((what, looks.saturating_add(1)));
                 Step::Later(state.retry_after(delay))
             }
         }
-    }
-
-    /// How long the next attempt must wait, if the budget does not pay for it.
-    pub(super) fn budget_refuses(
-        &self,
-        record: &Record,
-        state: &mut RetryState,
-        pass: &Pass,
-    ) -> Option<Duration> {
-        // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
-        if !pass.is_free() || state.waits.is_some() || self.withdraw(state) {
-            return None;
-        }
-        let refused = state.refused;
-        let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
-        state.refused = refused.saturating_add(1);
-        self.tell(Interest::FAILURES, || Event::RetryDelayed { record, delay });
-        Some(delay)
-    }
-
-    fn withdraw(&self, state: &mut RetryState) -> bool {
-        let granted = self.protection.budget.as_ref().is_none_or(RetryBudget::withdraw);
-        if granted {
-            state.refused = 0;
-        }
-        granted
     }
 }
 

@@ -1,13 +1,12 @@
 //! What an attempt's failure means: the classifiers of one processor, asked in turn.
 
 use std::error::Error;
+use std::time::Duration;
 
-use super::Inner;
 use super::attempt::{AttemptError, AttemptTimedOut};
 use crate::classify::{Classify, StandardClassifier};
 use crate::failure::{BoxError, Failure, Scope, Verdict};
 use crate::observer::{Observers, UserCode};
-use crate::processor::RecordProcessor;
 
 pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
 
@@ -18,6 +17,7 @@ pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
 pub(super) struct Classifiers<E> {
     typed: Vec<Typed<E>>,
     erased: Vec<Box<dyn Classify>>,
+    observers: Observers,
     classifier: UserCode,
     error: UserCode,
 }
@@ -28,53 +28,29 @@ pub(super) struct Classifiers<E> {
 struct Unreadable;
 
 impl<E: Into<BoxError> + 'static> Classifiers<E> {
-    pub(super) fn new(typed: Vec<Typed<E>>, erased: Vec<Box<dyn Classify>>) -> Self {
+    pub(super) fn new(typed: Vec<Typed<E>>, erased: Vec<Box<dyn Classify>>, observers: Observers) -> Self {
         Classifiers {
             typed,
             erased,
+            observers,
             classifier: UserCode::new("classifier"),
             error: UserCode::new("error of the handler"),
         }
     }
 
-    /// An error that no classifier knows is transient, of unknown scope.
-    pub(super) fn judge(&self, error: E, observers: &Observers) -> Failure {
-        let ask = |classify: &Typed<E>| observers.caught(&self.classifier, || classify(&error)).flatten();
-        let early = self.typed.iter().find_map(ask);
-        let early = early.or_else(|| {
-            let within = observers.caught(&self.error, || within_anyhow(&error))??;
-            self.ask(within, observers)
-        });
-        let boxed = observers.caught(&self.error, || error.into());
-        let error: BoxError = boxed.unwrap_or_else(|| Unreadable.into());
-        let verdict = early.or_else(|| self.ask(&*error, observers));
-        Failure::new(error, verdict.unwrap_or(const { Verdict::transient() }))
-    }
-
-    fn ask(&self, error: &(dyn Error + 'static), observers: &Observers) -> Option<Verdict> {
-        let ask = |classifier: &dyn Classify| {
-            let verdict = observers.caught(&self.classifier, || classifier.classify(error));
-            verdict.flatten()
-        };
-        let known = self.erased.iter().find_map(|classifier| ask(&**classifier));
-        // It calls the error's own code.
-        known.or_else(|| {
-            observers
-                .caught(&self.error, || StandardClassifier.classify(error))
-                .flatten()
-        })
-    }
-}
-
-impl<P: RecordProcessor> Inner<P> {
-    /// The failure that an attempt ended in; `None`: it was cut short, which says nothing. `panics` counts
-    /// the record's.
-    pub(super) fn failure(&self, error: AttemptError<P::Error>, panics: &mut u32) -> Option<Failure> {
+    /// Returns the failure that an attempt ended in; `None` if the attempt was cut short, which says nothing. `timeout`:
+    /// what the attempt had. `panics` counts those of the record.
+    pub(super) fn failure(
+        &self,
+        error: AttemptError<E>,
+        timeout: Duration,
+        panics: &mut u32,
+    ) -> Option<Failure> {
         Some(match error {
             AttemptError::Interrupted => return None,
-            AttemptError::Returned(error) => self.classifiers.judge(error, &self.protection.observers),
+            AttemptError::Returned(error) => self.judge(error),
             AttemptError::TimedOut => {
-                let after = self.policy.timeout();
+                let after = timeout;
                 Failure::transient(AttemptTimedOut { after }).with_code("attempt_timed_out")
             }
             AttemptError::Panicked(panicked) => {
@@ -87,6 +63,36 @@ impl<P: RecordProcessor> Inner<P> {
                 };
                 Failure::new(panicked, verdict.with_code("panicked"))
             }
+        })
+    }
+
+    /// An error that no classifier knows is transient, of unknown scope.
+    fn judge(&self, error: E) -> Failure {
+        let observers = &self.observers;
+        let ask = |classify: &Typed<E>| observers.caught(&self.classifier, || classify(&error)).flatten();
+        let early = self.typed.iter().find_map(ask);
+        let early = early.or_else(|| {
+            let within = observers.caught(&self.error, || within_anyhow(&error))??;
+            self.ask(within)
+        });
+        let boxed = observers.caught(&self.error, || error.into());
+        let error: BoxError = boxed.unwrap_or_else(|| Unreadable.into());
+        let verdict = early.or_else(|| self.ask(&*error));
+        Failure::new(error, verdict.unwrap_or(const { Verdict::transient() }))
+    }
+
+    fn ask(&self, error: &(dyn Error + 'static)) -> Option<Verdict> {
+        let observers = &self.observers;
+        let ask = |classifier: &dyn Classify| {
+            let verdict = observers.caught(&self.classifier, || classifier.classify(error));
+            verdict.flatten()
+        };
+        let known = self.erased.iter().find_map(|classifier| ask(&**classifier));
+        // It calls the error's own code.
+        known.or_else(|| {
+            observers
+                .caught(&self.error, || StandardClassifier.classify(error))
+                .flatten()
         })
     }
 }

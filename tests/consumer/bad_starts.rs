@@ -11,7 +11,7 @@ use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
 };
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::config::Region;
+use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use redrive::checkpoint::{self, Checkpoint, CheckpointStore as _, Leases as _, NewShard, ShardKey};
 use redrive::observer::{Event, Interest, Observer};
 use redrive::{Consumer, ConsumerError, Position, dead_letter, idempotency};
@@ -99,8 +99,14 @@ async fn access_denied_later_does_not_end_the_consumer() {
 #[tokio::test]
 async fn a_client_without_a_region_cannot_start() {
     let scene = Scene::new(1).await;
-    let config = scene.client().config().to_builder();
-    let client = Client::from_conf(config.region(None::<Region>).build());
+    let client = Client::from_conf(
+        Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .credentials_provider(Credentials::new("test", "test", None, None, "static"))
+            .endpoint_url(scene.proxy.endpoint())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build(),
+    );
     let error = end_of(&scene, client).await;
     assert_eq!(
         texts(&error)[0],
@@ -381,12 +387,7 @@ async fn start_and_end_are_reported_with_what_was_settled() {
         .put(records(20, 5, |number| if number < 5 { "bad" } else { "ok" }))
         .await;
     let heard = StartAndEnd::default();
-    let store = checkpoint::Memory::new();
-    let resilient = scene
-        .resilient()
-        .dead_letters(dead_letter::Memory::new())
-        .observer(heard.clone());
-    let running = scene.run(scene.consumer().checkpoints(store), resilient);
+    let running = scene.run(scene.consumer(), scene.resilient().observer(heard.clone()));
     scene.ledger.settled(20).await;
     running.stop().await.expect("nothing halted");
     let place = scene.proxy.endpoint();

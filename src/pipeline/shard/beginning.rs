@@ -5,23 +5,18 @@ use std::future::poll_fn;
 use futures_core::Stream;
 use tokio_util::sync::CancellationToken;
 
-use super::super::buffers::Buffers;
-use super::super::delays::Delays;
 use super::super::expiring::Expiring;
 use super::super::fullness::Fullness;
-use super::super::gather::Gather;
-use super::super::lanes::Lanes;
 use super::super::progress::Progress;
-use super::super::read_until::ReadUntil;
-use super::super::ready::Ready;
-use super::super::settled_counts::Counted;
 use super::super::slots::Slots;
-use super::super::unread::Unread;
-use super::super::window::Window;
 use super::super::{Batch, Finished, Pipeline, ShardHalted};
 #[cfg(feature = "kinesis")]
 use super::super::{Careful, Taken};
-use super::Shard;
+use super::intake::Intake;
+use super::queue::Queue;
+use super::settling::Settling;
+use super::wakers::Wakers;
+use super::{EngineSide, Running, Shard};
 use crate::checkpoint::Checkpoint;
 use crate::dead_letter::AfterDeadLetter;
 use crate::processor::RecordProcessor;
@@ -131,48 +126,36 @@ where
     M: Fn(Record, Option<Box<Stage>>) -> F,
 {
     let _running = progress.run();
+    let batch_bounds = resilient.batches().filter(|_| !pipeline.one_by_one);
     let mut shard = Shard {
         pipeline,
-        protection: resilient.protection(),
-        run,
-        interrupted: resilient.interrupted(),
-        remembers: resilient.remembers(),
-        after_dead_letter: match run.within {
-            None => resilient.after_dead_letter(),
-            // There is no way to stop.
-            Some(_) => AfterDeadLetter::Continue,
+        engine: EngineSide {
+            protection: resilient.protection(),
+            run,
+            interrupted: resilient.interrupted(),
+            observers: resilient.observers(),
+            remembers: resilient.remembers(),
+            after_dead_letter: match run.within {
+                None => resilient.after_dead_letter(),
+                // There is no way to stop.
+                Some(_) => AfterDeadLetter::Continue,
+            },
         },
-        breaker_change: None,
-        guard_resumed: None,
-        observers: resilient.observers(),
-        batches,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
-        step,
-        read_until: ReadUntil::new(from.read_until()),
-        window: Window::new(from),
-        lanes: Lanes::new(pipeline.ordering),
-        slots: Slots::new(pipeline.held),
-        stepped: Vec::new(),
-        delays: Delays::new(),
-        ready: Ready::default(),
-        gather: resilient
-            .batches()
-            .filter(|_| !pipeline.one_by_one)
-            .map(Gather::new),
-        permits: pipeline.capacity.permits(),
-        memory: pipeline.capacity.reservation(),
-        freed: 0,
-        buffers: Buffers::default(),
-        batch: Unread::default(),
-        batch_reserved: false,
-        input_ended: false,
-        stop: None,
+        intake: Intake::new(batches),
+        queue: Queue::new(batch_bounds),
+        running: Running {
+            slots: Slots::new(pipeline.held),
+            permits: pipeline.capacity.permits(),
+            step,
+            ended: Vec::new(),
+        },
+        settling: Settling::new(from, pipeline.ordering, &pipeline.capacity),
+        wakers: Wakers::default(),
         fullness: Fullness::default(),
         expiring,
-        counted: Counted::default(),
-        changed: false,
-        urgent: false,
+        stop: None,
     };
     poll_fn(|cx| shard.turn(cx)).await;
     shard.finish()

@@ -20,23 +20,23 @@ where
     /// Whether a record need not queue: it waits for no others, nothing is ready before it, and it has a permit now.
     #[inline]
     pub(super) fn may_run_at_once(&mut self, cx: &mut Context<'_>) -> bool {
-        self.gather.is_none()
-            && self.ready.is_empty()
+        self.queue.gather.is_none()
+            && self.queue.ready.is_empty()
             && self.may_begin_all()
-            && self.permits.poll_take(cx).is_ready()
+            && self.running.permits.poll_take(cx).is_ready()
     }
 
     /// Whether neither a breaker nor the dead-letter guard is against it.
     #[inline]
     pub(super) fn may_begin_all(&self) -> bool {
-        self.protection.is_clear() && !self.run.is_stopped()
+        self.engine.protection.is_clear() && !self.engine.run.is_stopped()
     }
 
     pub(super) fn start_ready(&mut self, cx: &mut Context<'_>) {
-        if self.run.gives_up() && !self.may_begin_all() {
+        if self.engine.run.gives_up() && !self.may_begin_all() {
             self.give_up_expiring();
         }
-        if self.gather.is_none() {
+        if self.queue.gather.is_none() {
             return self.start_ready_ones(cx);
         }
         loop {
@@ -51,28 +51,31 @@ where
 
     #[inline]
     fn start_ready_ones(&mut self, cx: &mut Context<'_>) {
-        while !self.ready.is_empty() && !self.run.is_stopped() && self.permits.poll_take(cx).is_ready() {
-            let next = if self.protection.is_clear() {
-                let next = match self.gather {
-                    None => self.ready.pop(),
-                    Some(_) => self.ready.pop_again().map(Next::Again),
+        while !self.queue.ready.is_empty()
+            && !self.engine.run.is_stopped()
+            && self.running.permits.poll_take(cx).is_ready()
+        {
+            let next = if self.engine.protection.is_clear() {
+                let next = match self.queue.gather {
+                    None => self.queue.ready.pop(),
+                    Some(_) => self.queue.ready.pop_again().map(Next::Again),
                 };
                 next.map(|next| (next, Pass::FREE))
             } else {
                 self.next_probe()
             };
             let Some((next, pass)) = next else {
-                self.permits.give();
+                self.running.permits.give();
                 return;
             };
             match next {
-                Next::First(ordinal) => match self.window.take(ordinal) {
+                Next::First(ordinal) => match self.settling.window.take(ordinal) {
                     Some(record) => {
                         let state = self.tried(ordinal);
                         self.start_first(ordinal, record, state, pass);
                     }
                     // Only unsettled records are ever ready.
-                    None => self.permits.give(),
+                    None => self.running.permits.give(),
                 },
                 Next::Again(waiting) if !waiting.group.is_empty() => {
                     self.start_together(waiting.group, Some(waiting.state), pass);
@@ -87,20 +90,20 @@ where
     /// Lets go of what may not begin, and would be gone soon.
     #[cold]
     fn give_up_expiring(&mut self) {
-        let run = self.run;
-        for waiting in self.ready.take_groups_if(|record| run.is_expiring(record)) {
+        let run = self.engine.run;
+        for waiting in self.queue.ready.take_groups_if(|record| run.is_expiring(record)) {
             for alone in self.part(waiting) {
-                self.ready.push_again(alone);
+                self.queue.ready.push_again(alone);
             }
         }
-        let (window, run) = (&self.window, self.run);
+        let (window, run) = (&self.settling.window, self.engine.run);
         let expires = |ordinal, record: Option<&Record>| {
             let record = record.or_else(|| window.record(ordinal));
             record.is_some_and(|record| run.is_expiring(record))
         };
-        for next in self.ready.take_if(expires) {
+        for next in self.queue.ready.take_if(expires) {
             let (ordinal, record, state) = match next {
-                Next::First(ordinal) => (ordinal, self.window.take(ordinal), self.tried(ordinal)),
+                Next::First(ordinal) => (ordinal, self.settling.window.take(ordinal), self.tried(ordinal)),
                 Next::Again(waiting) => (waiting.ordinal, Some(waiting.record), Some(waiting.state)),
             };
             if let Some(record) = record {
@@ -117,15 +120,15 @@ where
     /// The record that may be tried although a breaker is not closed: lanes have turns.
     #[cold]
     fn next_probe(&mut self) -> Option<(Next, Pass)> {
-        let rounds = self.protection.rounds()?;
-        let next = self.ready.pop_if(|state| !state.has_probed(&rounds))?;
-        match self.protection.pass() {
+        let rounds = self.engine.protection.rounds()?;
+        let next = self.queue.ready.pop_if(|state| !state.has_probed(&rounds))?;
+        match self.engine.protection.pass() {
             Some(pass) => Some((next, pass)),
             // Another shard took it.
             None => {
                 match next {
-                    Next::First(ordinal) => self.ready.push_first(ordinal),
-                    Next::Again(waiting) => self.ready.push_again(waiting),
+                    Next::First(ordinal) => self.queue.ready.push_first(ordinal),
+                    Next::Again(waiting) => self.queue.ready.push_again(waiting),
                 }
                 None
             }
@@ -153,8 +156,8 @@ where
     #[inline]
     pub(super) fn start(&mut self, ordinal: Ordinal, record: Record, stage: Option<Box<Stage>>) {
         let permit = stage.as_ref().is_none_or(|stage| stage.calls_handler());
-        let step = || (self.step)(record, stage);
-        if let Some((tag, step)) = self.slots.start(Tag { ordinal, permit }, step) {
+        let step = || (self.running.step)(record, stage);
+        if let Some((tag, step)) = self.running.slots.start(Tag { ordinal, permit }, step) {
             self.stepped(tag, step);
         }
     }
@@ -168,46 +171,5 @@ where
     ) {
         let (state, group) = (Some(state), Group::default());
         self.start(ordinal, record, Some(Box::new(Stage { state, pass, group })));
-    }
-
-    /// While the dead-letter guard has stopped the shard, the task is woken when the guard resumes it: perhaps no dead
-    /// letter is left that waits for that.
-    pub(super) fn await_guard(&mut self, cx: &mut Context<'_>) {
-        let run = self.run;
-        if !run.is_stopped() {
-            self.guard_resumed = None;
-            if run.was_stopped() {
-                self.protection.tell_resumed(run);
-                cx.waker().wake_by_ref();
-            }
-            return;
-        }
-        let resumed = self.guard_resumed.get_or_insert_with(|| {
-            // A resumption before this moment is seen in a turn of its own.
-            cx.waker().wake_by_ref();
-            Box::pin(run.resumed())
-        });
-        if resumed.as_mut().poll(cx).is_ready() {
-            self.guard_resumed = None;
-            cx.waker().wake_by_ref();
-        }
-    }
-
-    /// While a breaker is not closed the task is woken when that changes.
-    pub(super) fn await_breakers(&mut self, cx: &mut Context<'_>) {
-        if self.protection.is_clear() {
-            self.breaker_change = None;
-            return;
-        }
-        let protection = self.protection;
-        let change = self.breaker_change.get_or_insert_with(|| {
-            // What changed before is seen in a turn of its own.
-            cx.waker().wake_by_ref();
-            Box::pin(protection.change())
-        });
-        if change.as_mut().poll(cx).is_ready() {
-            self.breaker_change = None;
-            cx.waker().wake_by_ref();
-        }
     }
 }

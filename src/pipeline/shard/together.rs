@@ -22,26 +22,26 @@ where
     /// A record has been read whose place in its lane is behind this one. It goes with it, if that waits for others.
     #[inline]
     pub(super) fn join_behind(&mut self, ahead: Ordinal, ordinal: Ordinal) {
-        if let Some(gather) = self.gather.as_mut().filter(|gather| gather.contains(ahead)) {
-            gather.join_behind(ordinal, self.window.payload_len(ordinal));
+        if let Some(gather) = self.queue.gather.as_mut().filter(|gather| gather.contains(ahead)) {
+            gather.join_behind(ordinal, self.settling.window.payload_len(ordinal));
         }
     }
 
     /// Gathers what is ready, and begins what is full.
     pub(super) fn gather_ready(&mut self, cx: &mut Context<'_>) {
         let may_begin = self.may_begin_all();
-        let Some(gather) = &mut self.gather else {
+        let Some(gather) = &mut self.queue.gather else {
             return;
         };
         if !may_begin {
             // One by one, if at all.
             for ordinal in gather.dissolve().into_iter().rev() {
-                self.ready.push_front(ordinal);
+                self.queue.ready.push_front(ordinal);
             }
             return;
         }
         loop {
-            let Some(gather) = &mut self.gather else {
+            let Some(gather) = &mut self.queue.gather else {
                 return;
             };
             if gather.is_full() {
@@ -50,16 +50,16 @@ where
                 }
                 continue;
             }
-            let Some(head) = self.ready.pop_first() else {
+            let Some(head) = self.queue.ready.pop_first() else {
                 return;
             };
-            if !gather.join(head, self.window.payload_len(head)) {
-                self.ready.push_front(head);
+            if !gather.join(head, self.settling.window.payload_len(head)) {
+                self.queue.ready.push_front(head);
                 continue;
             }
             let mut last = head;
-            while let Some(next) = self.window.behind(last) {
-                if !gather.join_behind(next, self.window.payload_len(next)) {
+            while let Some(next) = self.settling.window.behind(last) {
+                if !gather.join_behind(next, self.settling.window.payload_len(next)) {
                     break;
                 }
                 last = next;
@@ -69,14 +69,14 @@ where
 
     /// Whether there is a record that has not been tried, and room for it.
     pub(super) fn has_to_gather(&self) -> bool {
-        let has_room = self.gather.as_ref().is_some_and(|gather| !gather.is_full());
-        has_room && self.ready.untried() > 0 && self.may_begin_all()
+        let has_room = self.queue.gather.as_ref().is_some_and(|gather| !gather.is_full());
+        has_room && self.queue.ready.untried() > 0 && self.may_begin_all()
     }
 
     /// Nothing is to be read now: begins what is there, unless others are waited for. Whether it has.
     pub(super) fn begin_what_is_there(&mut self, more_may_come: bool, cx: &mut Context<'_>) -> bool {
         let may_begin = self.may_begin_all();
-        let Some(gather) = &mut self.gather else {
+        let Some(gather) = &mut self.queue.gather else {
             return false;
         };
         if gather.is_empty() || !may_begin || more_may_come && gather.lingers(cx) {
@@ -86,10 +86,10 @@ where
     }
 
     fn begin_gathered(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(gather) = &mut self.gather else {
+        let Some(gather) = &mut self.queue.gather else {
             return false;
         };
-        if self.permits.poll_take(cx).is_pending() {
+        if self.running.permits.poll_take(cx).is_pending() {
             gather.waits_for_permit = true;
             return false;
         }
@@ -98,14 +98,14 @@ where
         let mut members = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals {
             // Only unsettled records are ever gathered.
-            if let Some(record) = self.window.take(ordinal) {
-                let lane = ordered.then(|| self.lanes.of(&record));
+            if let Some(record) = self.settling.window.take(ordinal) {
+                let lane = ordered.then(|| self.settling.lanes.of(&record));
                 let attempts = gather.tried.remove(&ordinal).unwrap_or_default();
                 members.push(Member::new(ordinal, lane, record, attempts));
             }
         }
         match members.len() {
-            0 => self.permits.give(),
+            0 => self.running.permits.give(),
             1 => {
                 if let Some(member) = members.pop() {
                     let state = (member.attempts.calls() > 0).then(|| RetryState::after(member.attempts));
@@ -120,7 +120,7 @@ where
     /// Begins a step of all of them. A permit has been taken.
     pub(super) fn start_together(&mut self, group: Group, state: Option<Box<RetryState>>, pass: Pass) {
         let Some(first) = group.members.first() else {
-            return self.permits.give();
+            return self.running.permits.give();
         };
         let (ordinal, place) = (first.ordinal, first.record.place());
         let stage = Stage { state, pass, group };
@@ -172,15 +172,15 @@ where
 
     /// It has not its turn, as if it had never been taken.
     fn put_back(&mut self, member: Member) {
-        if let Some(gather) = self.gather.as_mut().filter(|_| member.attempts.calls() > 0) {
+        if let Some(gather) = self.queue.gather.as_mut().filter(|_| member.attempts.calls() > 0) {
             gather.tried.insert(member.ordinal, member.attempts);
         }
-        self.window.put_back(member.ordinal, member.record);
+        self.settling.window.put_back(member.ordinal, member.record);
     }
 
     /// What a record went through before it was put back.
     pub(super) fn tried(&mut self, ordinal: Ordinal) -> Option<Box<RetryState>> {
-        let attempts = self.gather.as_mut()?.tried.remove(&ordinal)?;
+        let attempts = self.queue.gather.as_mut()?.tried.remove(&ordinal)?;
         Some(RetryState::after(attempts))
     }
 

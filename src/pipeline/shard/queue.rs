@@ -1,0 +1,51 @@
+//! The records that wait for their turn.
+
+use std::task::{Context, Poll};
+
+use super::super::delays::Delays;
+use super::super::gather::Gather;
+use super::super::ready::{Ready, Waiting};
+use crate::processor::Bounds;
+
+pub(super) struct Queue {
+    /// Those that may begin.
+    pub(super) ready: Ready,
+    /// Those that are in backoff.
+    pub(super) delays: Delays<Waiting>,
+    /// Of a handler that works on many records at once.
+    pub(super) gather: Option<Gather>,
+}
+
+impl Queue {
+    pub(super) fn new(batches: Option<Bounds>) -> Self {
+        Queue {
+            ready: Ready::default(),
+            delays: Delays::new(),
+            gather: batches.map(Gather::new),
+        }
+    }
+
+    /// Moves the records whose backoff is over to those that may begin.
+    pub(super) fn wake_due(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
+            self.ready.push_again(waiting);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let gathered = self.gather.as_ref().is_none_or(Gather::is_empty);
+        self.ready.is_empty() && self.delays.is_empty() && gathered
+    }
+
+    /// Whether records wait for a permit.
+    pub(super) fn waits_for_permit(&self) -> bool {
+        let gather_waits = self.gather.as_ref().is_some_and(|gather| gather.waits_for_permit);
+        !self.ready.is_empty() || gather_waits
+    }
+
+    /// Takes out all that were tried. The others are forgotten.
+    pub(super) fn drain(&mut self) -> Vec<Waiting> {
+        self.gather.iter_mut().for_each(|gather| drop(gather.take()));
+        self.ready.drain().chain(self.delays.drain()).collect()
+    }
+}

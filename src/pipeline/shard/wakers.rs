@@ -1,0 +1,61 @@
+//! What wakes the shard's task when a breaker or the dead-letter guard lets its records begin again.
+
+use std::task::Context;
+
+use futures_core::future::BoxFuture;
+
+use crate::resilient::{Protection, Run};
+
+#[derive(Default)]
+pub(super) struct Wakers<'a> {
+    /// While a breaker is not closed.
+    breaker_change: Option<BoxFuture<'a, ()>>,
+    /// While the dead-letter guard has stopped the shard.
+    guard_resumed: Option<BoxFuture<'a, ()>>,
+}
+
+impl<'a> Wakers<'a> {
+    pub(super) fn listen(&mut self, run: &'a Run, protection: &'a Protection, cx: &mut Context<'_>) {
+        self.await_breakers(protection, cx);
+        self.await_guard(run, protection, cx);
+    }
+
+    /// While the dead-letter guard has stopped the shard, the task is woken when the guard resumes it: perhaps no dead
+    /// letter is left that waits for that.
+    fn await_guard(&mut self, run: &'a Run, protection: &Protection, cx: &mut Context<'_>) {
+        if !run.is_stopped() {
+            self.guard_resumed = None;
+            if run.was_stopped() {
+                protection.tell_resumed(run);
+                cx.waker().wake_by_ref();
+            }
+            return;
+        }
+        let resumed = self.guard_resumed.get_or_insert_with(|| {
+            // A resumption before this moment is seen in a turn of its own.
+            cx.waker().wake_by_ref();
+            Box::pin(run.resumed())
+        });
+        if resumed.as_mut().poll(cx).is_ready() {
+            self.guard_resumed = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    /// While a breaker is not closed the task is woken when that changes.
+    fn await_breakers(&mut self, protection: &'a Protection, cx: &mut Context<'_>) {
+        if protection.is_clear() {
+            self.breaker_change = None;
+            return;
+        }
+        let change = self.breaker_change.get_or_insert_with(|| {
+            // What changed before is seen in a turn of its own.
+            cx.waker().wake_by_ref();
+            Box::pin(protection.change())
+        });
+        if change.as_mut().poll(cx).is_ready() {
+            self.breaker_change = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+}
