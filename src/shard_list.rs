@@ -10,9 +10,29 @@ use crate::aws::Located;
 use crate::failure::BoxError;
 use crate::sabotage::Sabotage;
 
-/// So many answers of GetRecords without records, a next iterator and children, and no record in between, prove that a
-/// shard which the listing has as closed is at its end. Kinesis names the children; emulators of it may not.
-pub(crate) const END_ANSWERS: u32 = 3;
+/// Counts the answers of GetRecords that are those of a shard's end, with no record in between. Kinesis names the child
+/// shards at the end of a shard. Emulators of Kinesis may not: there several such answers, and a listing that has the shard
+/// as closed, are the proof.
+#[derive(Debug, Default)]
+pub(crate) struct EndAnswers(u32);
+
+impl EndAnswers {
+    /// How many are a proof.
+    const ENOUGH: u32 = 3;
+
+    /// Notes an answer. `is_complete`: it has no records, and states how far behind the tip it is.
+    pub(crate) fn note(&mut self, is_empty: bool, is_complete: bool, has_next_iterator: bool) {
+        if !is_empty {
+            self.0 = 0;
+        } else if is_complete && !has_next_iterator {
+            self.0 += 1;
+        }
+    }
+
+    pub(crate) fn are_enough(&self) -> bool {
+        self.0 >= Self::ENOUGH
+    }
+}
 
 /// Why an answer is no list. The next may be one.
 #[derive(Debug, thiserror::Error)]

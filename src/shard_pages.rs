@@ -12,7 +12,7 @@ use crate::StreamId;
 use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
-use crate::shard_list::{END_ANSWERS, is_closed, list_shards};
+use crate::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::wall_clock;
 
 /// Of five calls of a kind that a shard takes in a second (Kinesis API reference) the others may want some.
@@ -35,7 +35,7 @@ pub(crate) struct ShardPages {
     next_call: Instant,
     doubts: u32,
     /// How many answers were those of a shard's end, with no record in between.
-    ends: u32,
+    ends: EndAnswers,
 }
 
 /// Some of its records, or none.
@@ -85,7 +85,7 @@ impl ShardPages {
             limit: None,
             next_call: Instant::now(),
             doubts: 0,
-            ends: 0,
+            ends: EndAnswers::default(),
         }
     }
 
@@ -129,45 +129,36 @@ impl ShardPages {
         let is_empty = page.records.is_empty();
         // `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a closed shard.
         let is_complete = is_empty && page.millis_behind_latest.is_some();
+        self.ends
+            .note(is_empty, is_complete, page.next_shard_iterator.is_some());
         let has_children = !page.child_shards().is_empty();
         self.iterator = match page.next_shard_iterator {
             // Only the child shards, or the number of the last record, prove that a shard has ended.
             None if has_children => None,
-            None => {
-                self.ends = match is_empty {
-                    true => self.ends + u32::from(is_complete),
-                    false => 0,
-                };
-                match is_complete && self.ends >= END_ANSWERS && self.is_listed_as_closed().await? {
-                    true => None,
-                    false => {
-                        self.doubt()?;
-                        Some(match self.last {
-                            Some(_) => self.after_last().await?,
-                            // No record came of it, so that it begins at the same place.
-                            None => iterator,
-                        })
-                    }
+            None => match is_complete && self.ends.are_enough() && self.is_listed_as_closed().await? {
+                true => None,
+                false => {
+                    self.doubt()?;
+                    Some(match self.last {
+                        Some(_) => self.after_last().await?,
+                        // No record came of it, so that it begins at the same place.
+                        None => iterator,
+                    })
                 }
-            }
+            },
             // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at
             // the tip say that they are the last.
-            Some(next) => {
-                if !is_empty {
-                    self.ends = 0;
+            Some(next) => match page.millis_behind_latest {
+                Some(0) if is_empty => None,
+                None if is_empty => {
+                    self.doubt()?;
+                    Some(next)
                 }
-                match page.millis_behind_latest {
-                    Some(0) if is_empty => None,
-                    None if is_empty => {
-                        self.doubt()?;
-                        Some(next)
-                    }
-                    _ => {
-                        self.doubts = 0;
-                        Some(next)
-                    }
+                _ => {
+                    self.doubts = 0;
+                    Some(next)
                 }
-            }
+            },
         };
         Ok(Some(Page {
             records: page.records,

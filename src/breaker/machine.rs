@@ -172,12 +172,16 @@ impl Machine {
         (too_many || self.streak.len() >= self.settings.in_a_row).then(|| self.open(now, failures, attempts))
     }
 
-    /// What failed before the last success says nothing.
     fn observe(&mut self, now: Instant, successes: u64) {
         if self.successes.observe(now, successes) > 0 {
-            self.streak.clear();
-            self.failing = Pair::default();
+            self.works();
         }
+    }
+
+    /// A record has succeeded: what failed before says nothing.
+    fn works(&mut self) {
+        self.streak.clear();
+        self.failing = Pair::default();
     }
 
     fn blame(&mut self, now: Instant, key: Option<u64>) {
@@ -243,8 +247,7 @@ impl Machine {
         self.openings /= 2;
         self.failures.clear();
         self.successes.restart(now, successes);
-        self.streak.clear();
-        self.failing = Pair::default();
+        self.works();
         self.closed = Some(now);
         let opened = self.opened.take().unwrap_or(now);
         Change::Closed {
@@ -325,10 +328,7 @@ impl Machine {
         successes: u64,
     ) -> Option<Change> {
         match proof {
-            Proof::Works => {
-                self.streak.clear();
-                self.failing = Pair::default();
-            }
+            Proof::Works => self.works(),
             Proof::Fails => {
                 self.blame(now, Some(key));
                 self.failing.note(record, now);

@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::checkpoint::{Ahead, Checkpoint};
 use crate::external::caught;
+use crate::observer::{Event, Interest, Observers};
 use crate::record::{Position, SequenceNumber, ShardId};
 use crate::rfc3339;
+use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
 /// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
@@ -69,7 +71,17 @@ impl OnDataLoss {
         OnDataLoss(Some(Arc::new(decide)))
     }
 
-    pub(super) fn decide(&self, loss: &DataLoss) -> AfterDataLoss {
+    /// Reports a loss, and asks the user what happens next.
+    pub(super) fn report(&self, loss: &DataLoss, observers: &Observers) -> AfterDataLoss {
+        if observers.want(Interest::SHARDS) && !Sabotage::HideDataLoss.is_committed() {
+            observers.tell(&Event::DataLoss {
+                stream: &loss.stream,
+                shard: &loss.shard,
+                from: loss.from,
+                to: loss.to,
+                certain: loss.certain,
+            });
+        }
         let decision = self.0.as_ref().and_then(|decide| caught(|| decide(loss)));
         decision.unwrap_or_default()
     }

@@ -14,7 +14,7 @@ use crate::failure::BoxError;
 use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
-use crate::shard_list::{END_ANSWERS, is_closed, list_shards};
+use crate::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::wall_clock;
 
 /// What one GetRecords call can bring at most.
@@ -33,8 +33,7 @@ impl Poller {
         let mut iterator: Option<String> = None;
         let mut failures = Failures::new(reading);
         let mut next_call = Instant::now();
-        // How many answers were those of a shard's end, with no record in between.
-        let mut ends: u32 = 0;
+        let mut end_answers = EndAnswers::default();
         loop {
             // Room first, then memory, then the call: nothing is read that has no place. Memory last of
             // what may take its time, so that it lies idle for nobody.
@@ -105,6 +104,7 @@ impl Poller {
             let is_empty = page.records.is_empty();
             // `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a closed shard.
             let is_complete = is_empty && page.millis_behind_latest.is_some();
+            end_answers.note(is_empty, is_complete, page.next_shard_iterator.is_some());
             if page.next_shard_iterator.is_some() {
                 failures.none();
             }
@@ -136,12 +136,8 @@ impl Poller {
                 // An answer without an iterator may be a mistake: an end is proved by children, or by the listing and
                 // several answers which say that nothing is left.
                 if !names_children && !Sabotage::TrustMissingIterator.is_committed() {
-                    ends = match is_empty {
-                        true => ends + u32::from(is_complete),
-                        false => 0,
-                    };
                     match is_listed_as_closed(reading).await {
-                        Ok(()) if is_complete && ends >= END_ANSWERS => {}
+                        Ok(()) if is_complete && end_answers.are_enough() => {}
                         Ok(()) => {
                             if is_empty && !is_complete {
                                 let error = "GetRecords answered without an iterator, children and records, and not that the end is reached";
@@ -159,9 +155,6 @@ impl Poller {
                     Ok(()) => ReadingEnded::ShardClosed,
                     Err(ended) => ended,
                 };
-            }
-            if !is_empty {
-                ends = 0;
             }
             // An empty page of a shard that is behind says nothing: the next may be full.
             if is_empty && behind.is_none_or(|behind| behind.is_zero()) {

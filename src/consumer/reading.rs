@@ -395,19 +395,7 @@ impl Reading {
 
     /// Reports a loss; an error if the user wants the shard to halt.
     fn report(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
-        let DataLoss {
-            from, to, certain, ..
-        } = *loss;
-        if !Sabotage::HideDataLoss.is_committed() {
-            self.tell(|stream, shard| Event::DataLoss {
-                stream,
-                shard,
-                from,
-                to,
-                certain,
-            });
-        }
-        match self.on_data_loss.decide(&loss) {
+        match self.on_data_loss.report(&loss, &self.observers) {
             AfterDataLoss::Resume => Ok(()),
             AfterDataLoss::Halt => Err(ReadingEnded::Lost(loss)),
         }

@@ -395,16 +395,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
 
     /// Reports a loss, and keeps the error if the user wants the shard to halt.
     fn report_loss(&mut self, loss: DataLoss) -> AfterDataLoss {
-        if !Sabotage::HideDataLoss.is_committed() {
-            self.tell(|stream| Event::DataLoss {
-                stream,
-                shard: &loss.shard,
-                from: loss.from,
-                to: loss.to,
-                certain: loss.certain,
-            });
-        }
-        let decision = self.consumer.on_data_loss.decide(&loss);
+        let decision = self.consumer.on_data_loss.report(&loss, &self.observers);
         if decision == AfterDataLoss::Halt {
             let error = ConsumerError::DataLoss(Box::new(loss));
             self.failed.get_or_insert(error);

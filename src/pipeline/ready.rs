@@ -4,20 +4,11 @@ use std::collections::VecDeque;
 
 use super::window::Ordinal;
 use crate::record::Record;
-use crate::resilient::{Group, RetryState};
-
-/// A record that was tried and will be tried again, or a group of them.
-pub(super) struct Waiting {
-    pub(super) ordinal: Ordinal,
-    pub(super) record: Record,
-    pub(super) state: Box<RetryState>,
-    /// The records that go on together; of one by itself none. Then the record is the first one's place.
-    pub(super) group: Group,
-}
+use crate::resilient::Group;
 
 pub(super) enum Next {
     First(Ordinal),
-    Again(Waiting),
+    Again(Box<Group>),
 }
 
 /// Records not tried yet and records to be tried again, each in the order in which they came. They have
@@ -26,7 +17,7 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Ready {
     first: VecDeque<Ordinal>,
-    again: VecDeque<Waiting>,
+    again: VecDeque<Box<Group>>,
     again_is_next: bool,
 }
 
@@ -56,12 +47,12 @@ impl Ready {
     }
 
     /// The next that has been.
-    pub(super) fn pop_again(&mut self) -> Option<Waiting> {
+    pub(super) fn pop_again(&mut self) -> Option<Box<Group>> {
         self.again.pop_front()
     }
 
-    pub(super) fn push_again(&mut self, waiting: Waiting) {
-        self.again.push_back(waiting);
+    pub(super) fn push_again(&mut self, group: Box<Group>) {
+        self.again.push_back(group);
     }
 
     #[inline]
@@ -71,12 +62,12 @@ impl Ready {
 
     /// The next one; of those to be tried again, the first that may.
     #[inline]
-    pub(super) fn pop_if(&mut self, may: impl Fn(&RetryState) -> bool) -> Option<Next> {
+    pub(super) fn pop_if(&mut self, may: impl Fn(&Group) -> bool) -> Option<Next> {
         if self.again_is_next || self.first.is_empty() {
             self.again_is_next = false;
-            let index = self.again.iter().position(|waiting| may(&waiting.state));
-            if let Some(waiting) = index.and_then(|index| self.again.remove(index)) {
-                return Some(Next::Again(waiting));
+            let index = self.again.iter().position(|group| may(group));
+            if let Some(group) = index.and_then(|index| self.again.remove(index)) {
+                return Some(Next::Again(group));
             }
         }
         self.again_is_next = true;
@@ -88,12 +79,17 @@ impl Ready {
         let mut taken = Vec::new();
         self.again = std::mem::take(&mut self.again)
             .into_iter()
-            .filter_map(|waiting| match is(waiting.ordinal, Some(&waiting.record)) {
-                true => {
-                    taken.push(Next::Again(waiting));
-                    None
+            .filter_map(|group| {
+                let takes = group
+                    .first()
+                    .is_some_and(|one| is(one.ordinal, Some(&one.record)));
+                match takes {
+                    true => {
+                        taken.push(Next::Again(group));
+                        None
+                    }
+                    false => Some(group),
                 }
-                false => Some(waiting),
             })
             .collect();
         self.first.retain(|&ordinal| {
@@ -104,9 +100,10 @@ impl Ready {
         taken
     }
 
-    /// Takes out the groups of whose first record this says so.
-    pub(super) fn take_groups_if(&mut self, is: impl Fn(&Record) -> bool) -> Vec<Waiting> {
-        let is_one = |waiting: &Waiting| !waiting.group.is_empty() && is(&waiting.record);
+    /// Takes out the groups of several of whose first record this says so.
+    pub(super) fn take_groups_if(&mut self, is: impl Fn(&Record) -> bool) -> Vec<Box<Group>> {
+        let is_first = |group: &Box<Group>| group.first().is_some_and(|first| is(&first.record));
+        let is_one = |group: &Box<Group>| group.has_several() && is_first(group);
         let again = std::mem::take(&mut self.again).into_iter();
         let (groups, others): (Vec<_>, Vec<_>) = again.partition(is_one);
         self.again = others.into();
@@ -114,7 +111,7 @@ impl Ready {
     }
 
     /// Empties it. Returns what was tried before.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = Waiting> + '_ {
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Box<Group>> + '_ {
         self.first.clear();
         self.again.drain(..)
     }

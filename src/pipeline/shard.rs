@@ -29,18 +29,15 @@ use super::capacity::Permits;
 use super::expiring::Expiring;
 use super::fullness::Fullness;
 use super::progress::Progress;
-use super::ready::Waiting;
 use super::slots::Slots;
 use super::unread::NextRecord;
 use super::window::{Earlier, Ordinal};
 use super::work::Work;
 use super::{Batch, Finished, Pipeline, ShardHalted};
 use crate::dead_letter::AfterDeadLetter;
-use crate::observer::{Bound, Event, Interest, Observers};
+use crate::observer::{Bound, Event, Interest};
 use crate::record::Record;
-use crate::resilient::{
-    Group, Interrupted, Otherwise, Pass, Protection, RetryState, Run, Stage, Step, Stepped,
-};
+use crate::resilient::{Fate, Group, Pass, Run, Stepped};
 use crate::sabotage::Sabotage;
 use crate::settled::{Halt, Settled, Unsettled};
 
@@ -51,7 +48,7 @@ const UNTRIED: usize = 8;
 /// A shard while it runs. [`turn`](Shard::turn) is the table of contents.
 struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,
-    engine: EngineSide<'a>,
+    run: &'a Run,
     progress: &'a Progress,
     shutdown: Pin<Box<WaitForCancellationFuture<'a>>>,
     intake: Intake<S>,
@@ -62,18 +59,6 @@ struct Shard<'a, S, F, M> {
     fullness: Fullness,
     expiring: Expiring,
     stop: Option<Stop>,
-}
-
-/// What the shard needs of the engine.
-#[derive(Clone, Copy)]
-struct EngineSide<'a> {
-    protection: &'a Protection,
-    run: &'a Run,
-    interrupted: &'a Interrupted,
-    observers: &'a Observers,
-    /// An idempotency store knows what is processed.
-    remembers: bool,
-    after_dead_letter: AfterDeadLetter,
 }
 
 /// The steps that run.
@@ -102,7 +87,7 @@ impl<S, F, M> Shard<'_, S, F, M>
 where
     S: Stream<Item = Batch> + Unpin,
     F: Future<Output = Stepped>,
-    M: Fn(Record, Option<Box<Stage>>) -> F,
+    M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
 {
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.progress.register(cx);
@@ -120,7 +105,7 @@ where
             }
         };
         self.running.slots.listen(cx);
-        self.wakers.listen(self.engine.run, self.engine.protection, cx);
+        self.wakers.listen(self.run, cx);
         self.end_turn(cx, bound);
 
         if let Some(stop) = &mut self.stop {
@@ -172,7 +157,7 @@ where
 
     fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
         // A stopped shard takes no permit, so that one which came to it in the line would be lost to all others.
-        let is_stopped = self.engine.run.is_stopped();
+        let is_stopped = self.run.is_stopped();
         self.running
             .permits
             .end_turn(!is_stopped && self.queue.waits_for_permit());
@@ -181,20 +166,20 @@ where
         let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
         let stuck = self
             .fullness
-            .observe(bound, &self.settling.window, self.engine.observers, cx);
+            .observe(bound, &self.settling.window, self.run.observers(), cx);
         self.progress.set_stuck(stuck);
         let may_begin = self.may_begin_all();
         self.expiring.observe(
             &self.settling.window,
-            (self.engine.run, may_begin),
-            self.engine.observers,
+            (self.run, may_begin),
+            self.run.observers(),
             cx,
         );
     }
 
     /// Admits the next record, or reads the next batch.
     fn read(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Read {
-        if self.stop.is_some() || self.engine.run.is_stopped() && !self.engine.run.gives_up() {
+        if self.stop.is_some() || self.run.is_stopped() && !self.run.gives_up() {
             return Read::Nothing;
         }
         if !self.may_begin_all() && self.queue.ready.untried() >= UNTRIED {
@@ -269,43 +254,42 @@ where
         }
         match step {
             Stepped::Processed => self.settle(tag.ordinal, Settled::Processed),
-            Stepped::Otherwise(otherwise) => match *otherwise {
-                Otherwise::Alone(record, step) => self.advanced(tag.ordinal, record, step),
-                Otherwise::Parted(fates) => self.parted(fates),
-            },
+            Stepped::Otherwise(fates) => self.parted(*fates),
         }
     }
 
-    /// A record's step has ended otherwise than by its first success.
+    /// A step has ended otherwise than by the first success of a record.
     #[cold]
-    fn advanced(&mut self, ordinal: Ordinal, record: Record, step: Step) {
-        match step {
-            Step::Done(Ok(settled)) => self.settle(ordinal, settled),
-            Step::Done(Err(reason)) => self.unsettled(record, reason),
-            Step::Later(state) => self.wait(Waiting {
-                ordinal,
-                record,
-                state,
-                group: Group::default(),
-            }),
+    fn parted(&mut self, mut fates: Vec<Fate>) {
+        // First, so that they are found by whoever is settled before them.
+        for fate in fates.extract_if(.., |fate| matches!(fate, Fate::Behind(_))) {
+            if let Fate::Behind(member) = fate {
+                self.put_back(member);
+            }
+        }
+        for fate in fates {
+            match fate {
+                Fate::Done(member, Ok(settled)) => self.settle(member.ordinal, settled),
+                Fate::Done(member, Err(reason)) => self.unsettled(member.record, reason),
+                Fate::Later(group) => self.wait(group),
+                Fate::Behind(_) => {}
+            }
         }
     }
 
-    fn wait(&mut self, waiting: Waiting) {
-        match waiting.state.due() {
+    fn wait(&mut self, group: Box<Group>) {
+        match group.due() {
             // The verdict is reached: the letter is written even while we stop. It takes no permit,
             // and it is the record's last step.
-            None => self.go_on_with(waiting.ordinal, waiting.record, waiting.state, Pass::FREE),
-            Some(_) if self.stop.is_some() => self.give_back_waiting(waiting, |_| Unsettled::Shutdown),
-            Some(due) if self.engine.run.is_over_by(due) => {
-                self.give_back_waiting(waiting, RetryState::why_unsettled);
-            }
-            Some(due) => self.queue.delays.push(due, waiting),
+            None => self.start_again(group, Pass::FREE),
+            Some(_) if self.stop.is_some() => self.give_back(*group, |_| Unsettled::Shutdown),
+            Some(due) if self.run.is_over_by(due) => self.give_back(*group, Group::why_unsettled),
+            Some(due) => self.queue.delays.push(due, group),
         }
     }
 
     fn settle(&mut self, ordinal: Ordinal, settled: Settled) {
-        if let (Settled::DeadLettered(id), AfterDeadLetter::Stop) = (settled, self.engine.after_dead_letter)
+        if let (Settled::DeadLettered(id), AfterDeadLetter::Stop) = (settled, self.run.after_dead_letter())
             && let Some(place) = self.settling.window.record(ordinal).map(Record::place)
         {
             let stop = self.stop();
@@ -324,18 +308,18 @@ where
         }
     }
 
-    /// A record is given back that was tried.
-    fn give_back(&mut self, record: Record, state: Box<RetryState>, reason: Unsettled) {
-        if self.engine.run.within.is_some() {
-            self.engine.interrupted.keep(&record, state);
+    /// Records are given back that were tried.
+    fn give_back(&mut self, group: Group, reason: impl Fn(&Group) -> Unsettled) {
+        let reasons: Vec<Unsettled> = (0..group.len()).map(|_| reason(&group)).collect();
+        for (record, reason) in self.run.give_back(group).into_iter().zip(reasons) {
+            self.unsettled(record, reason);
         }
-        self.unsettled(record, reason);
     }
 
     /// A record is given back. Its lane stops here: nothing behind it may overtake it.
     fn unsettled(&mut self, record: Record, reason: Unsettled) {
-        if self.engine.observers.want(Interest::FAILURES) {
-            self.engine.observers.tell(&Event::Unsettled {
+        if self.run.observers().want(Interest::FAILURES) {
+            self.run.observers().tell(&Event::Unsettled {
                 record: &record,
                 reason: &reason,
             });
@@ -346,7 +330,7 @@ where
                 stop.halted.get_or_insert((record.place(), halt));
             }
             // What comes behind it is delivered again with it: as little as possible is done twice.
-            reason if self.engine.run.within.is_some() && !self.is_done_once(&reason) => drop(self.stop()),
+            reason if self.run.is_part() && !self.is_done_once(&reason) => drop(self.stop()),
             _ => {}
         }
     }
@@ -354,15 +338,15 @@ where
     /// Whether others may be processed though a record is given back for this reason: they are remembered, and
     /// nothing that they need is sick.
     fn is_done_once(&self, reason: &Unsettled) -> bool {
-        self.engine.remembers && matches!(reason, Unsettled::ClaimedElsewhere | Unsettled::Deadline)
+        self.run.remembers() && matches!(reason, Unsettled::ClaimedElsewhere | Unsettled::Deadline)
     }
 
     /// Nothing new begins from here on.
     fn stop(&mut self) -> &mut Stop {
-        for waiting in self.queue.drain() {
-            self.give_back_waiting(waiting, |_| Unsettled::Shutdown);
+        for group in self.queue.drain() {
+            self.give_back(*group, |_| Unsettled::Shutdown);
         }
-        self.engine.run.stop();
+        self.run.stop();
         let drain = self.pipeline.drain;
         self.stop.get_or_insert_with(|| Stop {
             timer: Box::pin(sleep(drain)),

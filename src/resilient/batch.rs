@@ -11,7 +11,6 @@ use super::group::{Fate, Group, Member, Next, Parting};
 use super::protection::Pass;
 use super::recover::give_back;
 use super::retry_state::RetryState;
-use super::stage::Stage;
 use super::{Engine, Step};
 use crate::dead_letter::Reason;
 use crate::failure::Scope;
@@ -28,8 +27,8 @@ pub(super) struct BatchStep<'a, P: RecordProcessor> {
 }
 
 impl<'a, P: RecordProcessor> BatchStep<'a, P> {
-    pub(super) async fn run(engine: &'a Engine<P>, stage: Stage, term: Term<'a>) -> Vec<Fate> {
-        let Stage { state, pass, group } = stage;
+    pub(super) async fn run(engine: &'a Engine<P>, mut group: Group, term: Term<'a>) -> Vec<Fate> {
+        let (state, pass) = (group.state.take(), mem::replace(&mut group.pass, Pass::FREE));
         let mut step = BatchStep {
             engine,
             term,
@@ -168,7 +167,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
             before.extend(member.lane);
             left.push(member);
         }
-        self.parting.group = Group::of(left);
+        self.parting.group = *Group::of(left);
         shared
     }
 
@@ -355,7 +354,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
 
     /// The time is over for all who are left.
     fn cut_short(&mut self, state: &RetryState) {
-        for mut member in mem::take(&mut self.parting.group).members {
+        for mut member in mem::take(&mut self.parting.group.members) {
             if member.attempts.calls() > 0 {
                 let own = member.given_back(state);
                 self.engine.interrupted.keep(&member.record, own);

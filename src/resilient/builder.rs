@@ -12,7 +12,7 @@ use super::decision::Decisions;
 use super::interrupted::Interrupted;
 use super::letter::DeadLetterWriter;
 use super::outbox::Outbox;
-use super::protection::{Named, Protection};
+use super::protection::{Named, Protection, Run};
 use super::trace::Traces;
 use super::verdict::{Classifiers, Typed};
 use super::{Engine, Resilient};
@@ -306,7 +306,11 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         let application: Arc<str> = self.application.into();
         let classifiers = Classifiers::new(self.typed, self.erased, observers.clone());
         Ok(Resilient(Arc::new(Engine {
-            run: protection.begin_run(false, Retention::default()),
+            run: Run::begin(
+                protection.clone(),
+                (false, claims.is_some(), self.after_dead_letter),
+                Retention::default(),
+            ),
             attempts: AttemptRunner::new(self.processor, self.policy.timeout(), observers),
             decisions: Decisions::new(self.policy, classifiers, protection.clone(), rng),
             dead_letters: outbox.map(|outbox| DeadLetterWriter {
@@ -321,7 +325,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             after_dead_letter: self.after_dead_letter,
             claims,
             traces,
-            interrupted: Interrupted::new(),
+            interrupted: Arc::new(Interrupted::new()),
             protection,
             application,
         })))

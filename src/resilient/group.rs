@@ -1,13 +1,18 @@
-//! Records that go to their handler together.
+//! What goes to the handler: records of one shard, usually one.
 
 use std::collections::HashSet;
 use std::mem;
 
+use tokio::time::Instant;
+
 use super::Step;
+use super::protection::Pass;
 use super::retry_state::RetryState;
-use crate::dead_letter::Attempts;
+use crate::breaker::Round;
+use crate::dead_letter::{Attempts, Reason};
 use crate::idempotency::Claim;
 use crate::record::Record;
+use crate::settled::{Settled, Unsettled};
 
 /// A record in a group.
 pub(crate) struct Member {
@@ -22,14 +27,19 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(crate) fn new(ordinal: u64, lane: Option<u64>, record: Record, attempts: Attempts) -> Self {
+    pub(crate) fn new(ordinal: u64, lane: Option<u64>, record: Record) -> Self {
         Member {
             ordinal,
             lane,
             record,
             claim: None,
-            attempts,
+            attempts: Attempts::default(),
         }
+    }
+
+    /// The same, with the attempts that it was given in before.
+    pub(crate) fn tried(self, attempts: Attempts) -> Self {
+        Member { attempts, ..self }
     }
 
     /// Whether its order is kept in one of these lanes.
@@ -38,7 +48,7 @@ impl Member {
     }
 
     /// It goes on by itself, where they were.
-    pub(crate) fn apart(&mut self, group: Option<&RetryState>) -> Box<RetryState> {
+    pub(super) fn apart(&mut self, group: Option<&RetryState>) -> Box<RetryState> {
         let mut own = match group {
             Some(state) => state.part(),
             None => Box::new(RetryState::new()),
@@ -52,7 +62,7 @@ impl Member {
     }
 
     /// It is given back, and goes on where it was when it comes again with others.
-    pub(crate) fn given_back(&mut self, group: &RetryState) -> Box<RetryState> {
+    pub(super) fn given_back(&mut self, group: &RetryState) -> Box<RetryState> {
         let mut own = group.part();
         own.attempts = mem::take(&mut self.attempts);
         own.is_shared = true;
@@ -60,20 +70,127 @@ impl Member {
     }
 }
 
-/// Records of one shard, in its order, that go to their handler together.
-#[derive(Default)]
+/// Records of one shard, in its order, that go to their handler together; usually one.
 pub(crate) struct Group {
-    pub(crate) members: Vec<Member>,
+    pub(super) members: Vec<Member>,
     /// Among so many of the first there is one that fails: it is looked for. 0: none is known to be.
     suspects: usize,
+    /// Where they are, once they have failed.
+    pub(super) state: Option<Box<RetryState>>,
+    /// Allows the next attempt.
+    pub(super) pass: Pass,
 }
 
 impl Group {
-    pub(crate) fn of(members: Vec<Member>) -> Self {
-        Group { members, suspects: 0 }
+    /// Records that go to their handler for the first time.
+    pub(crate) fn of(members: Vec<Member>) -> Box<Self> {
+        Box::new(Group {
+            members,
+            suspects: 0,
+            state: None,
+            pass: Pass::FREE,
+        })
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// One record, which goes by itself from here on. What it went through with others is kept.
+    pub(crate) fn alone(mut member: Member) -> Box<Self> {
+        let state = (member.attempts.calls() > 0).then(|| {
+            let mut state = Box::new(RetryState::new());
+            state.attempts = mem::take(&mut member.attempts);
+            state
+        });
+        let mut group = Group::of(vec![member]);
+        group.state = state;
+        group
+    }
+
+    fn with_state(members: Vec<Member>, state: Box<RetryState>) -> Box<Self> {
+        let mut group = Group::of(members);
+        group.state = Some(state);
+        group
+    }
+
+    /// The record, or the first of several.
+    pub(crate) fn first(&self) -> Option<&Member> {
+        self.members.first()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(crate) fn has_several(&self) -> bool {
+        self.members.len() > 1
+    }
+
+    /// Allows an attempt although a breaker is not closed.
+    pub(crate) fn probes_with(&mut self, pass: Pass) {
+        self.pass = pass;
+    }
+
+    /// Gives them up: they become dead letters without another attempt.
+    pub(crate) fn given_up(mut self: Box<Self>, reason: Reason) -> Box<Self> {
+        self.state = Some(RetryState::given_up(self.state, reason));
+        self
+    }
+
+    /// When to go on; `None`: at once, and without an attempt.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match &self.state {
+            Some(state) => state.due(),
+            None => Some(Instant::now()),
+        }
+    }
+
+    /// Whether going on calls the handler.
+    pub(crate) fn calls_handler(&self) -> bool {
+        self.state.as_ref().is_none_or(|state| state.calls_handler())
+    }
+
+    /// Whether they took part in one of these rounds of probes: others come first.
+    pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
+        self.state.as_ref().is_some_and(|state| state.has_probed(rounds))
+    }
+
+    /// What is in their way, where they are given back.
+    pub(crate) fn why_unsettled(&self) -> Unsettled {
+        match &self.state {
+            Some(state) => state.why_unsettled(),
+            None => Unsettled::Deadline,
+        }
+    }
+
+    /// Takes them apart, as they are given back: each record, and where it was if it was tried.
+    pub(super) fn into_records(self) -> impl Iterator<Item = (Record, Option<Box<RetryState>>)> {
+        let is_alone = self.members.len() == 1;
+        let mut state = self.state;
+        self.members.into_iter().map(move |mut member| {
+            let own = match &state {
+                Some(_) if is_alone => state.take(),
+                Some(shared) => Some(member.given_back(shared)),
+                None => None,
+            };
+            (member.record, own)
+        })
+    }
+
+    /// Takes them apart, so that each goes on by itself, the first of each lane before the others. Also returns those
+    /// that have not their turn.
+    pub(crate) fn into_ones(self) -> (Vec<Box<Group>>, Vec<Member>) {
+        let mut lanes = HashSet::new();
+        let (mut ones, mut behind) = (Vec::new(), Vec::new());
+        for mut member in self.members {
+            if member.lane.is_some_and(|lane| !lanes.insert(lane)) {
+                behind.push(member);
+                continue;
+            }
+            let state = member.apart(self.state.as_deref());
+            ones.push(Group::with_state(vec![member], state));
+        }
+        (ones, behind)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
@@ -148,14 +265,23 @@ impl Next {
     }
 }
 
-/// What became of a record that went to its handler with others, or of several.
+/// What a step came to for a record, or for several.
 pub(crate) enum Fate {
-    /// It is settled, or goes on by itself.
-    Alone(Member, Step),
-    /// They go on together.
-    Together(Group, Box<RetryState>),
+    /// It is settled, or given back.
+    Done(Member, Result<Settled, Unsettled>),
+    /// They go on later.
+    Later(Box<Group>),
     /// It comes again when the one before it in its lane is settled.
     Behind(Member),
+}
+
+impl Fate {
+    pub(super) fn of(member: Member, step: Step) -> Self {
+        match step {
+            Step::Done(result) => Fate::Done(member, result),
+            Step::Later(state) => Fate::Later(Group::with_state(vec![member], state)),
+        }
+    }
 }
 
 /// What a step with a group has come to so far.
@@ -181,7 +307,7 @@ impl Parting {
         if !matches!(step, Step::Done(Ok(_))) {
             self.stop_lane(&member);
         }
-        self.fates.push(Fate::Alone(member, step));
+        self.fates.push(Fate::of(member, step));
     }
 
     /// Nobody who is left overtakes this one.
@@ -209,8 +335,9 @@ impl Parting {
         }
         if !self.group.is_empty() {
             state.is_shared = true;
-            let group = mem::take(&mut self.group);
-            self.fates.push(Fate::Together(group, state));
+            let mut group = mem::replace(&mut self.group, *Group::of(Vec::new()));
+            group.state = Some(state);
+            self.fates.push(Fate::Later(Box::new(group)));
         }
     }
 }

@@ -12,7 +12,7 @@ use super::retry_state::RetryState;
 use crate::record::Record;
 
 /// Records that were given back, the latest of them.
-pub(crate) struct Interrupted {
+pub(super) struct Interrupted {
     any: AtomicBool,
     records: Mutex<Option<LruCache<String, Box<RetryState>>>>,
 }
@@ -35,7 +35,7 @@ impl Interrupted {
     }
 
     #[cold]
-    pub(crate) fn keep(&self, record: &Record, state: Box<RetryState>) {
+    pub(super) fn keep(&self, record: &Record, state: Box<RetryState>) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let records = records.get_or_insert_with(|| LruCache::new(MOST));
         records.put(record.idempotency_key(), state);

@@ -24,7 +24,6 @@ mod outbox;
 mod protection;
 mod recover;
 mod retry_state;
-mod stage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod target;
 mod trace;
@@ -37,11 +36,8 @@ pub use builder::ResilientBuilder;
 #[cfg(feature = "kinesis")]
 pub(crate) use dependencies::Dependencies;
 pub(crate) use group::{Fate, Group, Member};
-pub(crate) use interrupted::Interrupted;
 pub(crate) use letter::HELD_AT_LEAST;
-pub(crate) use protection::{Pass, Protection, Run, Within};
-pub(crate) use retry_state::RetryState;
-pub(crate) use stage::Stage;
+pub(crate) use protection::{Pass, Run, Within};
 #[cfg(feature = "kinesis")]
 pub(crate) use target::check_store;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
@@ -64,7 +60,10 @@ use attempt::{AttemptRunner, Term};
 use batch::BatchStep;
 use claims::Claims;
 use decision::Decisions;
+use interrupted::Interrupted;
 use letter::DeadLetterWriter;
+use protection::Protection;
+use retry_state::RetryState;
 use trace::Traces;
 
 /// A handler made resilient: every record that it is given is settled, or given back.
@@ -100,14 +99,14 @@ struct Engine<P: RecordProcessor> {
     after_dead_letter: AfterDeadLetter,
     claims: Option<Claims>,
     traces: Arc<Traces>,
-    interrupted: Interrupted,
+    interrupted: Arc<Interrupted>,
     protection: Arc<Protection>,
     /// Of the records that are settled by hand, and of invocations.
     run: Run,
 }
 
 /// How far one step brought a record.
-pub(crate) enum Step {
+enum Step {
     Done(Result<Settled, Unsettled>),
     /// To be gone on with when it is due. Until then it holds nothing but its place.
     Later(Box<RetryState>),
@@ -117,13 +116,7 @@ pub(crate) enum Step {
 /// attempt is boxed.
 pub(crate) enum Stepped {
     Processed,
-    Otherwise(Box<Otherwise>),
-}
-
-pub(crate) enum Otherwise {
-    Alone(Record, Step),
-    /// What became of each record of a group.
-    Parted(Vec<Fate>),
+    Otherwise(Box<Vec<Fate>>),
 }
 
 impl<P: RecordProcessor> Resilient<P> {
@@ -176,20 +169,22 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
-    /// One step of the record's life: an attempt, or the writing of its letter. For the pipeline,
-    /// which lets others run while a record waits between its steps.
+    /// One step of a record's life: an attempt, or the writing of its letter. For the pipeline, which lets others run
+    /// while a record waits between its steps. `again`: the records that go on, of which `record` is the place of the
+    /// first; without them it is the record's first attempt.
     pub(crate) fn step(
         &self,
+        ordinal: u64,
         record: Record,
-        stage: Option<Box<Stage>>,
+        again: Option<Box<Group>>,
         run: &Run,
     ) -> impl Future<Output = Stepped> + Send {
         let engine = &*self.0;
         async move {
             let term = Term::of(run);
-            if stage.is_some() || engine.has_more_to_do() {
-                let otherwise = Box::pin(engine.step_slowly(record, stage, term)).await;
-                return Stepped::Otherwise(Box::new(otherwise));
+            if again.is_some() || engine.has_more_to_do() {
+                let fates = Box::pin(engine.step_slowly(ordinal, record, again, term)).await;
+                return Stepped::Otherwise(Box::new(fates));
             }
             let step = match engine.attempts.run(&record, 1, term).await {
                 Ok(()) => {
@@ -198,7 +193,8 @@ impl<P: RecordProcessor> Resilient<P> {
                 }
                 Err(failed) => engine.attempt_failed(&record, None, failed, Pass::FREE, run),
             };
-            Stepped::Otherwise(Box::new(Otherwise::Alone(record, step)))
+            let fate = Fate::of(Member::new(ordinal, None, record), step);
+            Stepped::Otherwise(Box::new(vec![fate]))
         }
     }
 
@@ -246,9 +242,16 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
+    /// Begins a run of a shard. `lets_expire`: whether a held record may be given up before the stream, with this
+    /// retention, drops it.
+    pub(crate) fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
+        self.0.begin_run(lets_expire, retention)
+    }
+
     /// A run of a few records that must be over by then, and knows what happened in those before it.
     pub(crate) fn part_of_run(&self, within: Within, retention: Retention) -> Run {
-        self.0.run.part(within, retention)
+        let interrupted = self.0.interrupted.clone();
+        self.0.run.part(within, retention, interrupted)
     }
 
     /// Whether the handler works on another thread than the one that polls it.
@@ -266,23 +269,15 @@ impl<P: RecordProcessor> Resilient<P> {
         })
     }
 
-    pub(crate) fn after_dead_letter(&self) -> AfterDeadLetter {
-        self.0.after_dead_letter
-    }
-
-    /// What was begun with records that were given back.
-    pub(crate) fn interrupted(&self) -> &Interrupted {
-        &self.0.interrupted
+    /// Whether it remembers what is processed.
+    #[cfg(feature = "lambda")]
+    pub(crate) fn remembers(&self) -> bool {
+        self.0.claims.is_some()
     }
 
     #[cfg(feature = "kinesis")]
     pub(crate) fn idempotency_store(&self) -> Option<&Arc<dyn IdempotencyStore>> {
         self.0.claims.as_ref().map(|claims| claims.store())
-    }
-
-    /// Whether it remembers what is processed.
-    pub(crate) fn remembers(&self) -> bool {
-        self.0.claims.is_some()
     }
 
     /// Asks the idempotency store about these records in one call. Returns how many processes died while they processed the same
@@ -297,10 +292,6 @@ impl<P: RecordProcessor> Resilient<P> {
 
     pub(crate) fn observers(&self) -> &Observers {
         &self.0.protection.observers
-    }
-
-    pub(crate) fn protection(&self) -> &Protection {
-        &self.0.protection
     }
 }
 
@@ -319,26 +310,46 @@ impl<P: RecordProcessor> Engine<P> {
         }
     }
 
-    async fn step_slowly(&self, record: Record, mut stage: Option<Box<Stage>>, term: Term<'_>) -> Otherwise {
-        match self.traces.of_step(&record, stage.as_deref_mut()) {
-            None => self.go_a_step(record, stage, term).await,
-            Some(span) => trace::stepped(self.go_a_step(record, stage, term), span).await,
+    async fn step_slowly(
+        &self,
+        ordinal: u64,
+        record: Record,
+        again: Option<Box<Group>>,
+        term: Term<'_>,
+    ) -> Vec<Fate> {
+        let mut group = match again {
+            Some(group) => group,
+            None => {
+                let mut group = Group::of(vec![Member::new(ordinal, None, record)]);
+                if let Some(state) = group.first().and_then(|one| self.interrupted.take(&one.record)) {
+                    // In its own time.
+                    group.state = Some(state);
+                    return vec![Fate::Later(group)];
+                }
+                group
+            }
+        };
+        match self.traces.of_step(&mut group) {
+            None => self.go_a_step(*group, term).await,
+            Some(span) => trace::stepped(self.go_a_step(*group, term), span).await,
         }
     }
 
-    async fn go_a_step(&self, record: Record, stage: Option<Box<Stage>>, term: Term<'_>) -> Otherwise {
-        let step = match stage {
-            None => match self.interrupted.take(&record) {
-                // In its own time.
-                Some(state) => Step::Later(state),
-                None => self.try_once(&record, None, Pass::FREE, term).await,
-            },
-            Some(stage) if !stage.group.is_empty() => {
-                return Otherwise::Parted(BatchStep::run(self, *stage, term).await);
-            }
-            Some(stage) => self.resume(&record, *stage, term).await,
+    async fn go_a_step(&self, mut group: Group, term: Term<'_>) -> Vec<Fate> {
+        if group.has_several() {
+            return BatchStep::run(self, group, term).await;
+        }
+        let Some(member) = group.members.pop() else {
+            return Vec::new();
         };
-        Otherwise::Alone(record, step)
+        let step = self.resume(&member.record, group.state, group.pass, term).await;
+        vec![Fate::of(member, step)]
+    }
+
+    fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
+        let remembers = self.claims.is_some();
+        let settings = (lets_expire, remembers, self.after_dead_letter);
+        Run::begin(self.protection.clone(), settings, retention)
     }
 
     fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {

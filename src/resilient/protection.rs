@@ -9,7 +9,10 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::group::Group;
+use super::interrupted::Interrupted;
 use crate::breaker::{Breaker, BreakerState, Change, Probe, Proof, Round};
+use crate::dead_letter::AfterDeadLetter;
 use crate::failure::{Class, Scope, Verdict};
 use crate::guard::{Guard, Watch};
 use crate::observer::{Event, Interest, Observers};
@@ -20,7 +23,7 @@ use crate::tally::Tally;
 
 /// The protections of one processor.
 #[derive(Debug)]
-pub(crate) struct Protection {
+pub(super) struct Protection {
     pub(super) breakers: Vec<Named>,
     pub(super) budget: Option<RetryBudget>,
     pub(super) guard: Option<Guard>,
@@ -34,8 +37,14 @@ pub(super) struct Named {
     pub(super) breaker: Breaker,
 }
 
-/// What the records of one run of a shard share.
+/// What the records of one run of a shard share, and what stands against their attempts.
 pub(crate) struct Run {
+    protection: Arc<Protection>,
+    /// An idempotency store knows what is processed.
+    remembers: bool,
+    after_dead_letter: AfterDeadLetter,
+    /// What was begun with records that a part of it has given back.
+    interrupted: Option<Arc<Interrupted>>,
     pub(super) tally: Arc<Tally>,
     pub(super) guard: Option<Arc<Watch>>,
     /// Whether a held record that the stream is about to drop may be given up.
@@ -71,9 +80,45 @@ impl Drop for Run {
 }
 
 impl Run {
-    /// A part of it that must be over by then. What happened in the parts before is known in it.
-    pub(super) fn part(&self, within: Within, retention: Retention) -> Run {
+    /// Begins a run with these settings: whether a held record may be given up before the stream drops it, whether an
+    /// idempotency store knows what is processed, and what a dead letter does to the shard.
+    pub(super) fn begin(
+        protection: Arc<Protection>,
+        (lets_expire, remembers, after_dead_letter): (bool, bool, AfterDeadLetter),
+        retention: Retention,
+    ) -> Run {
+        let tally = Arc::new(Tally::default());
+        for named in &protection.breakers {
+            named.breaker.enlist(tally.clone());
+        }
+        if let Some(budget) = &protection.budget {
+            budget.enlist(tally.clone());
+        }
+        let guard = protection.guard.as_ref();
         Run {
+            guard: guard.map(|guard| Arc::new(guard.watch(tally.clone()))),
+            protection,
+            remembers,
+            after_dead_letter,
+            interrupted: None,
+            tally,
+            lets_expire,
+            gives_up: AtomicBool::new(false),
+            retention,
+            goes_on: false,
+            within: None,
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// A part of it that must be over by then. What happened in the parts before is known in it.
+    pub(super) fn part(&self, within: Within, retention: Retention, interrupted: Arc<Interrupted>) -> Run {
+        Run {
+            protection: self.protection.clone(),
+            remembers: self.remembers,
+            // There is no way to stop.
+            after_dead_letter: AfterDeadLetter::Continue,
+            interrupted: Some(interrupted),
             tally: self.tally.clone(),
             guard: self.guard.clone(),
             lets_expire: false,
@@ -83,6 +128,63 @@ impl Run {
             within: Some(within),
             stopping: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn observers(&self) -> &Observers {
+        &self.protection.observers
+    }
+
+    /// Whether an idempotency store knows what is processed.
+    pub(crate) fn remembers(&self) -> bool {
+        self.remembers
+    }
+
+    /// What a dead letter does to the shard.
+    pub(crate) fn after_dead_letter(&self) -> AfterDeadLetter {
+        self.after_dead_letter
+    }
+
+    /// Whether it must be over by some time.
+    pub(crate) fn is_part(&self) -> bool {
+        self.within.is_some()
+    }
+
+    /// Whether every breaker is closed: any attempt may begin.
+    #[inline]
+    pub(crate) fn is_clear(&self) -> bool {
+        self.protection.is_clear()
+    }
+
+    /// The rounds that a probe made now would take part in; `None`: none can be made.
+    pub(crate) fn rounds(&self) -> Option<Vec<Round>> {
+        self.protection.rounds()
+    }
+
+    /// Allows an attempt, if there is no breaker against it.
+    pub(crate) fn pass(&self) -> Option<Pass> {
+        self.protection.pass()
+    }
+
+    /// Returns when a breaker that is not closed has changed. What changes after the call is not missed.
+    pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.protection.change()
+    }
+
+    /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped it.
+    pub(crate) fn tell_resumed(&self) {
+        self.protection.tell_resumed(self);
+    }
+
+    /// Takes records apart that are given back. If they are delivered to another part of the run, they go on where they
+    /// were.
+    pub(crate) fn give_back(&self, group: Group) -> Vec<Record> {
+        let records = group.into_records().map(|(record, state)| {
+            if let (Some(interrupted), Some(state)) = (&self.interrupted, state) {
+                interrupted.keep(&record, state);
+            }
+            record
+        });
+        records.collect()
     }
 
     /// Whether the dead-letter guard has stopped the shard.
@@ -164,57 +266,33 @@ impl Pass {
 }
 
 impl Protection {
-    /// `lets_expire`: whether a held record may be given up before the stream, with this retention, drops it.
-    pub(crate) fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
-        let tally = Arc::new(Tally::default());
-        for named in &self.breakers {
-            named.breaker.enlist(tally.clone());
-        }
-        if let Some(budget) = &self.budget {
-            budget.enlist(tally.clone());
-        }
-        Run {
-            guard: self
-                .guard
-                .as_ref()
-                .map(|guard| Arc::new(guard.watch(tally.clone()))),
-            tally,
-            lets_expire,
-            gives_up: AtomicBool::new(false),
-            retention,
-            goes_on: false,
-            within: None,
-            stopping: AtomicBool::new(false),
-        }
-    }
-
     /// Whether every breaker is closed: any attempt may begin.
     #[inline]
-    pub(crate) fn is_clear(&self) -> bool {
+    pub(super) fn is_clear(&self) -> bool {
         self.breakers.iter().all(|named| named.breaker.is_closed())
     }
 
     /// Whether a breaker is open: nothing begins, and nothing is given up.
-    pub(crate) fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         let open = |named: &Named| matches!(named.breaker.state(), BreakerState::Open);
         self.breakers.iter().any(open)
     }
 
     /// The rounds that a probe made now would take part in; `None`: none can be made.
-    pub(crate) fn rounds(&self) -> Option<Vec<Round>> {
+    pub(super) fn rounds(&self) -> Option<Vec<Round>> {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         unclosed.map(|named| named.breaker.round()).collect()
     }
 
     /// Allows an attempt, if there is no breaker against it.
-    pub(crate) fn pass(&self) -> Option<Pass> {
+    pub(super) fn pass(&self) -> Option<Pass> {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         let probes: Option<Vec<Probe>> = unclosed.map(|named| named.breaker.probe()).collect();
         probes.map(|probes| Pass { probes })
     }
 
     /// Returns when a breaker that is not closed has changed. What changes after the call is not missed.
-    pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + '_ {
+    pub(super) fn change(&self) -> impl Future<Output = ()> + Send + '_ {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         let mut waits: Vec<(&Named, BoxFuture<'_, ()>)> = unclosed
             .map(|named| {
@@ -273,7 +351,7 @@ impl Protection {
     }
 
     /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped it.
-    pub(crate) fn tell_resumed(&self, run: &Run) {
+    pub(super) fn tell_resumed(&self, run: &Run) {
         let Some(record) = run.guard.as_ref().and_then(|guard| guard.take_resumption()) else {
             return;
         };
@@ -326,7 +404,7 @@ mod tests {
     /// Shards come and go for years.
     #[test]
     fn runs_that_have_ended_are_forgotten() {
-        let protection = Protection {
+        let protection = Arc::new(Protection {
             breakers: vec![Named {
                 dependency: None,
                 breaker: Breaker::default(),
@@ -334,11 +412,15 @@ mod tests {
             budget: Some(RetryBudget::default()),
             guard: Some(Guard::default()),
             observers: Observers::new(Vec::new()),
+        });
+        let begin = || {
+            let settings = (false, false, AfterDeadLetter::Continue);
+            Run::begin(protection.clone(), settings, Retention::default())
         };
-        let run = protection.begin_run(false, Retention::default());
+        let run = begin();
         let tally = Arc::downgrade(&run.tally);
         drop(run);
-        let _next = protection.begin_run(false, Retention::default());
+        let _next = begin();
         assert!(tally.upgrade().is_none());
     }
 

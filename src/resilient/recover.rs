@@ -7,11 +7,9 @@ use tokio::time::{sleep_until, timeout_at};
 use super::attempt::{FailedAttempt, Term};
 use super::claims::{Claims, NoTurn, WaitsFor};
 use super::decision::Decision;
-use super::group::Group;
 use super::letter::{Crashed, HeldTooLong};
 use super::protection::Pass;
 use super::retry_state::{Phase, RetryState};
-use super::stage::Stage;
 use super::{Engine, Run, Step};
 use crate::breaker::Round;
 use crate::dead_letter::{DeadLetter, Reason};
@@ -108,10 +106,7 @@ impl<P: RecordProcessor> Engine<P> {
                             };
                         }
                     }
-                    let state = Some(state);
-                    let group = Group::default();
-                    let stage = Stage { state, pass, group };
-                    step = self.resume(record, stage, term).await;
+                    step = self.resume(record, Some(state), pass, term).await;
                 }
             }
         }
@@ -162,8 +157,13 @@ impl<P: RecordProcessor> Engine<P> {
     }
 
     /// What its phase asks for, once.
-    pub(super) async fn resume(&self, record: &Record, stage: Stage, term: Term<'_>) -> Step {
-        let Stage { state, pass, .. } = stage;
+    pub(super) async fn resume(
+        &self,
+        record: &Record,
+        state: Option<Box<RetryState>>,
+        pass: Pass,
+        term: Term<'_>,
+    ) -> Step {
         let Some(mut state) = state.or_else(|| self.interrupted.take(record)) else {
             return self.try_once(record, None, pass, term).await;
         };

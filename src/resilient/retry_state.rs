@@ -18,7 +18,7 @@ use crate::settled::Unsettled;
 pub(super) const RECHECK: Backoff = Backoff::exponential();
 
 /// The retry state of a record that has failed and is not settled yet.
-pub(crate) struct RetryState {
+pub(super) struct RetryState {
     /// All calls that were made.
     pub(super) attempts: Attempts,
     /// How many attempts are used up of those that the policy gives.
@@ -142,15 +142,8 @@ impl RetryState {
         }
     }
 
-    /// Of a record that is tried for the first time since it had these.
-    pub(crate) fn after(attempts: Attempts) -> Box<RetryState> {
-        let mut state = Box::new(RetryState::new());
-        state.attempts = attempts;
-        state
-    }
-
     /// Of a record that is not tried, or not any more.
-    pub(crate) fn given_up(state: Option<Box<RetryState>>, reason: Reason) -> Box<RetryState> {
+    pub(super) fn given_up(state: Option<Box<RetryState>>, reason: Reason) -> Box<RetryState> {
         let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
         state.phase = Phase::GivenUp(reason);
         state
@@ -202,7 +195,7 @@ impl RetryState {
     }
 
     /// When to go on; `None`: at once.
-    pub(crate) fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         match self.phase {
             Phase::Retry { at } => Some(at),
             Phase::GivenUp(_) | Phase::Letter(_) => None,
@@ -210,12 +203,12 @@ impl RetryState {
     }
 
     /// Whether going on calls the handler.
-    pub(crate) fn calls_handler(&self) -> bool {
+    pub(super) fn calls_handler(&self) -> bool {
         matches!(self.phase, Phase::Retry { .. })
     }
 
     /// What is in its way, where it is given back.
-    pub(crate) fn why_unsettled(&self) -> Unsettled {
+    pub(super) fn why_unsettled(&self) -> Unsettled {
         match (self.waits, &self.hold) {
             (Some((WaitsFor::Claim, _)), _) => Unsettled::ClaimedElsewhere,
             (Some((WaitsFor::Store, _)), _) => Unsettled::StoreDown,
@@ -225,7 +218,7 @@ impl RetryState {
     }
 
     /// Whether it took part in one of these rounds of probes: others come first.
-    pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
+    pub(super) fn has_probed(&self, rounds: &[Round]) -> bool {
         self.probed.iter().any(|round| rounds.contains(round))
     }
 

@@ -6,7 +6,7 @@ use std::future::Future;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug_span};
 
-use super::{Otherwise, Stage, Step};
+use super::{Fate, Group};
 use crate::observer::{Observers, UserCode};
 use crate::record::Record;
 use crate::settled::{Settled, Unsettled};
@@ -61,15 +61,14 @@ impl Traces {
         Some(span)
     }
 
-    /// For a step of a record's life: the one that it has, or its first. None for records that go on together.
-    pub(super) fn of_step(&self, record: &Record, stage: Option<&mut Stage>) -> Option<Span> {
-        match stage {
-            None => self.of_record(record),
-            Some(stage) if !stage.group.is_empty() => None,
-            Some(Stage { state, .. }) => match state.as_mut().and_then(|it| it.span.take()) {
-                Some(span) => Some(*span),
-                None => self.of_record(record),
-            },
+    /// For a step of a record's life: the span that it has, or its first. None for records that go on together.
+    pub(super) fn of_step(&self, group: &mut Group) -> Option<Span> {
+        if group.has_several() {
+            return None;
+        }
+        match group.state.as_mut().and_then(|state| state.span.take()) {
+            Some(span) => Some(*span),
+            None => self.of_record(&group.first()?.record),
         }
     }
 
@@ -133,14 +132,18 @@ pub(super) async fn settled(
 }
 
 /// Takes a step in the record's span, which goes on with the record.
-pub(super) async fn stepped(step: impl Future<Output = Otherwise>, span: Span) -> Otherwise {
-    let mut stepped = step.instrument(span.clone()).await;
-    match &mut stepped {
-        Otherwise::Alone(_, Step::Done(result)) => note(&span, result),
-        Otherwise::Alone(_, Step::Later(state)) => state.span = Some(Box::new(span)),
-        Otherwise::Parted(_) => {}
+pub(super) async fn stepped(step: impl Future<Output = Vec<Fate>>, span: Span) -> Vec<Fate> {
+    let mut fates = step.instrument(span.clone()).await;
+    match &mut fates[..] {
+        [Fate::Done(_, result)] => note(&span, result),
+        [Fate::Later(group)] => {
+            if let Some(state) = &mut group.state {
+                state.span = Some(Box::new(span));
+            }
+        }
+        _ => {}
     }
-    stepped
+    fates
 }
 
 fn note(span: &Span, result: &Result<Settled, Unsettled>) {

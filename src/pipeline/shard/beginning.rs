@@ -9,6 +9,7 @@ use super::super::expiring::Expiring;
 use super::super::fullness::Fullness;
 use super::super::progress::Progress;
 use super::super::slots::Slots;
+use super::super::window::Ordinal;
 use super::super::{Batch, Finished, Pipeline, ShardHalted};
 #[cfg(feature = "kinesis")]
 use super::super::{Careful, Taken};
@@ -16,14 +17,13 @@ use super::intake::Intake;
 use super::queue::Queue;
 use super::settling::Settling;
 use super::wakers::Wakers;
-use super::{EngineSide, Running, Shard};
+use super::{Running, Shard};
 use crate::checkpoint::Checkpoint;
-use crate::dead_letter::AfterDeadLetter;
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 #[cfg(feature = "kinesis")]
-use crate::resilient::{Group, Pass, RetryState};
-use crate::resilient::{Resilient, Run, Stage, Stepped};
+use crate::resilient::Member;
+use crate::resilient::{Group, Resilient, Run, Stepped};
 
 /// Runs a shard until its batches end, a record halts it, or it is shut down.
 pub(in crate::pipeline) async fn run<P, S>(
@@ -39,7 +39,7 @@ where
     S: Stream<Item = Batch> + Unpin,
 {
     let (run, expiring) = begin(pipeline, resilient);
-    let step = |record, stage| resilient.step(record, stage, &run);
+    let step = |ordinal, record, again| resilient.step(ordinal, record, again, &run);
     drive(
         pipeline,
         resilient,
@@ -66,25 +66,23 @@ where
     S: Stream<Item = Batch> + Unpin,
 {
     let (run, expiring) = begin(pipeline, resilient);
-    let step = |record: Record, stage: Option<Box<Stage>>| {
+    let step = |ordinal: Ordinal, record: Record, again: Option<Box<Group>>| {
         let run = &run;
         async move {
-            if stage.as_ref().is_some_and(|stage| !stage.calls_handler()) {
-                return resilient.step(record, stage, run).await;
+            if again.as_ref().is_some_and(|group| !group.calls_handler()) {
+                return resilient.step(ordinal, record, again, run).await;
             }
             match careful.take(&record).await {
                 Taken::Tries(turn) => {
-                    let call = resilient.step(record, stage, run);
+                    let call = resilient.step(ordinal, record, again, run);
                     careful.watch(turn, call, resilient.runs_elsewhere()).await
                 }
                 Taken::GivenUp(reason) => {
-                    let state = stage.and_then(|stage| stage.state);
-                    let stage = Stage {
-                        state: Some(RetryState::given_up(state, reason)),
-                        pass: Pass::FREE,
-                        group: Group::default(),
-                    };
-                    resilient.step(record, Some(Box::new(stage)), run).await
+                    let place = record.place();
+                    let group = again.unwrap_or_else(|| Group::alone(Member::new(ordinal, None, record)));
+                    resilient
+                        .step(ordinal, place, Some(group.given_up(reason)), run)
+                        .await
                 }
             }
         }
@@ -104,9 +102,7 @@ fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (
     let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
     let run = match pipeline.within {
         Some(within) => resilient.part_of_run(within, pipeline.retention.clone()),
-        None => resilient
-            .protection()
-            .begin_run(expiring.lets_expire(), pipeline.retention.clone()),
+        None => resilient.begin_run(expiring.lets_expire(), pipeline.retention.clone()),
     };
     (run, expiring)
 }
@@ -123,24 +119,13 @@ where
     P: RecordProcessor,
     S: Stream<Item = Batch> + Unpin,
     F: Future<Output = Stepped>,
-    M: Fn(Record, Option<Box<Stage>>) -> F,
+    M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
 {
     let _running = progress.run();
     let batch_bounds = resilient.batches().filter(|_| !pipeline.one_by_one);
     let mut shard = Shard {
         pipeline,
-        engine: EngineSide {
-            protection: resilient.protection(),
-            run,
-            interrupted: resilient.interrupted(),
-            observers: resilient.observers(),
-            remembers: resilient.remembers(),
-            after_dead_letter: match run.within {
-                None => resilient.after_dead_letter(),
-                // There is no way to stop.
-                Some(_) => AfterDeadLetter::Continue,
-            },
-        },
+        run,
         progress,
         shutdown: Box::pin(shutdown.cancelled()),
         intake: Intake::new(batches),

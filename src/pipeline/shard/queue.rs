@@ -4,14 +4,15 @@ use std::task::{Context, Poll};
 
 use super::super::delays::Delays;
 use super::super::gather::Gather;
-use super::super::ready::{Ready, Waiting};
+use super::super::ready::Ready;
 use crate::processor::Bounds;
+use crate::resilient::Group;
 
 pub(super) struct Queue {
     /// Those that may begin.
     pub(super) ready: Ready,
     /// Those that are in backoff.
-    pub(super) delays: Delays<Waiting>,
+    pub(super) delays: Delays<Box<Group>>,
     /// Of a handler that works on many records at once.
     pub(super) gather: Option<Gather>,
 }
@@ -27,8 +28,8 @@ impl Queue {
 
     /// Moves the records whose backoff is over to those that may begin.
     pub(super) fn wake_due(&mut self, cx: &mut Context<'_>) {
-        while let Poll::Ready(waiting) = self.delays.poll_due(cx) {
-            self.ready.push_again(waiting);
+        while let Poll::Ready(group) = self.delays.poll_due(cx) {
+            self.ready.push_again(group);
         }
     }
 
@@ -44,7 +45,7 @@ impl Queue {
     }
 
     /// Takes out all that were tried. The others are forgotten.
-    pub(super) fn drain(&mut self) -> Vec<Waiting> {
+    pub(super) fn drain(&mut self) -> Vec<Box<Group>> {
         self.gather.iter_mut().for_each(|gather| drop(gather.take()));
         self.ready.drain().chain(self.delays.drain()).collect()
     }

@@ -1,23 +1,21 @@
-//! Records that go to their handler together: which do, and what becomes of them.
+//! Records that go to their handler together: which do.
 
-use std::collections::HashSet;
 use std::task::Context;
 
 use futures_core::Stream;
 
 use super::super::Ordering;
-use super::super::ready::Waiting;
 use super::super::window::Ordinal;
 use super::{Batch, Shard};
+use crate::dead_letter::Attempts;
 use crate::record::Record;
-use crate::resilient::{Fate, Group, Member, Pass, RetryState, Stage, Stepped};
-use crate::settled::Unsettled;
+use crate::resilient::{Group, Member, Pass, Stepped};
 
 impl<S, F, M> Shard<'_, S, F, M>
 where
     S: Stream<Item = Batch> + Unpin,
     F: Future<Output = Stepped>,
-    M: Fn(Record, Option<Box<Stage>>) -> F,
+    M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
 {
     /// A record has been read whose place in its lane is behind this one. It goes with it, if that waits for others.
     #[inline]
@@ -101,77 +99,21 @@ where
             if let Some(record) = self.settling.window.take(ordinal) {
                 let lane = ordered.then(|| self.settling.lanes.of(&record));
                 let attempts = gather.tried.remove(&ordinal).unwrap_or_default();
-                members.push(Member::new(ordinal, lane, record, attempts));
+                members.push(Member::new(ordinal, lane, record).tried(attempts));
             }
         }
         match members.len() {
             0 => self.running.permits.give(),
-            1 => {
-                if let Some(member) = members.pop() {
-                    let state = (member.attempts.calls() > 0).then(|| RetryState::after(member.attempts));
-                    self.start_first(member.ordinal, member.record, state, Pass::FREE);
-                }
-            }
-            _ => self.start_together(Group::of(members), None, Pass::FREE),
+            1 => members
+                .into_iter()
+                .for_each(|one| self.start_first(one, Pass::FREE)),
+            _ => self.start_again(Group::of(members), Pass::FREE),
         }
         true
     }
 
-    /// Begins a step of all of them. A permit has been taken.
-    pub(super) fn start_together(&mut self, group: Group, state: Option<Box<RetryState>>, pass: Pass) {
-        let Some(first) = group.members.first() else {
-            return self.running.permits.give();
-        };
-        let (ordinal, place) = (first.ordinal, first.record.place());
-        let stage = Stage { state, pass, group };
-        self.start(ordinal, place, Some(Box::new(stage)));
-    }
-
-    /// A step of a group has ended.
-    pub(super) fn parted(&mut self, mut fates: Vec<Fate>) {
-        // First, so that they are found by whoever is settled before them.
-        for fate in fates.extract_if(.., |fate| matches!(fate, Fate::Behind(_))) {
-            if let Fate::Behind(member) = fate {
-                self.put_back(member);
-            }
-        }
-        for fate in fates {
-            match fate {
-                Fate::Alone(member, step) => self.advanced(member.ordinal, member.record, step),
-                Fate::Together(group, state) => {
-                    let Some(first) = group.members.first() else {
-                        continue;
-                    };
-                    let (ordinal, record) = (first.ordinal, first.record.place());
-                    self.wait(Waiting {
-                        ordinal,
-                        record,
-                        state,
-                        group,
-                    });
-                }
-                Fate::Behind(_) => {}
-            }
-        }
-    }
-
-    /// Records are given back that were tried.
-    pub(super) fn give_back_waiting(&mut self, waiting: Waiting, reason: impl Fn(&RetryState) -> Unsettled) {
-        let Waiting {
-            record, state, group, ..
-        } = waiting;
-        if group.is_empty() {
-            let reason = reason(&state);
-            return self.give_back(record, state, reason);
-        }
-        for mut member in group.members {
-            let own = member.given_back(&state);
-            self.give_back(member.record, own, reason(&state));
-        }
-    }
-
     /// It has not its turn, as if it had never been taken.
-    fn put_back(&mut self, member: Member) {
+    pub(super) fn put_back(&mut self, member: Member) {
         if let Some(gather) = self.queue.gather.as_mut().filter(|_| member.attempts.calls() > 0) {
             gather.tried.insert(member.ordinal, member.attempts);
         }
@@ -179,29 +121,12 @@ where
     }
 
     /// What a record went through before it was put back.
-    pub(super) fn tried(&mut self, ordinal: Ordinal) -> Option<Box<RetryState>> {
-        let attempts = self.queue.gather.as_mut()?.tried.remove(&ordinal)?;
-        Some(RetryState::after(attempts))
-    }
-
-    /// Those of a group go on one by one, the first of each lane before the others.
-    pub(super) fn part(&mut self, waiting: Waiting) -> Vec<Waiting> {
-        let Waiting { state, group, .. } = waiting;
-        let mut lanes = HashSet::new();
-        let mut alone = Vec::new();
-        for mut member in group.members {
-            if member.lane.is_some_and(|lane| !lanes.insert(lane)) {
-                self.put_back(member);
-                continue;
-            }
-            let state = member.apart(Some(&state));
-            alone.push(Waiting {
-                ordinal: member.ordinal,
-                record: member.record,
-                state,
-                group: Group::default(),
-            });
-        }
-        alone
+    pub(super) fn tried(&mut self, ordinal: Ordinal) -> Attempts {
+        let tried = self
+            .queue
+            .gather
+            .as_mut()
+            .and_then(|gather| gather.tried.remove(&ordinal));
+        tried.unwrap_or_default()
     }
 }

@@ -4,7 +4,7 @@ use std::task::Context;
 
 use futures_core::future::BoxFuture;
 
-use crate::resilient::{Protection, Run};
+use crate::resilient::Run;
 
 #[derive(Default)]
 pub(super) struct Wakers<'a> {
@@ -15,18 +15,18 @@ pub(super) struct Wakers<'a> {
 }
 
 impl<'a> Wakers<'a> {
-    pub(super) fn listen(&mut self, run: &'a Run, protection: &'a Protection, cx: &mut Context<'_>) {
-        self.await_breakers(protection, cx);
-        self.await_guard(run, protection, cx);
+    pub(super) fn listen(&mut self, run: &'a Run, cx: &mut Context<'_>) {
+        self.await_breakers(run, cx);
+        self.await_guard(run, cx);
     }
 
     /// While the dead-letter guard has stopped the shard, the task is woken when the guard resumes it: perhaps no dead
     /// letter is left that waits for that.
-    fn await_guard(&mut self, run: &'a Run, protection: &Protection, cx: &mut Context<'_>) {
+    fn await_guard(&mut self, run: &'a Run, cx: &mut Context<'_>) {
         if !run.is_stopped() {
             self.guard_resumed = None;
             if run.was_stopped() {
-                protection.tell_resumed(run);
+                run.tell_resumed();
                 cx.waker().wake_by_ref();
             }
             return;
@@ -43,15 +43,15 @@ impl<'a> Wakers<'a> {
     }
 
     /// While a breaker is not closed the task is woken when that changes.
-    fn await_breakers(&mut self, protection: &'a Protection, cx: &mut Context<'_>) {
-        if protection.is_clear() {
+    fn await_breakers(&mut self, run: &'a Run, cx: &mut Context<'_>) {
+        if run.is_clear() {
             self.breaker_change = None;
             return;
         }
         let change = self.breaker_change.get_or_insert_with(|| {
             // What changed before is seen in a turn of its own.
             cx.waker().wake_by_ref();
-            Box::pin(protection.change())
+            Box::pin(run.change())
         });
         if change.as_mut().poll(cx).is_ready() {
             self.breaker_change = None;
