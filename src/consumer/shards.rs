@@ -86,6 +86,7 @@ where
         breakdowns: HashMap::new(),
         look: None,
         failed: None,
+        refused: None,
         holes_in_a_row: 0,
         elsewhere: HashMap::new(),
         facts: facts.clone(),
@@ -156,6 +157,8 @@ struct Shards<P: RecordProcessor> {
     /// When to look for what may begin, though no shard has ended.
     look: Option<Instant>,
     failed: Option<ConsumerError>,
+    /// Kinesis has refused to let a shard be read, and none was read yet: the consumer ends.
+    refused: Option<ConsumerError>,
     /// How many listings in a row have left hash keys without a shard.
     holes_in_a_row: u32,
     /// Who holds the shards that other processes hold.
@@ -702,7 +705,13 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 let look = self.look;
                 let look_again = tokio::select! {
                     biased;
-                    Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                    Some(ended) = self.tasks.join_next_with_id() => {
+                        let look_again = self.ended(ended);
+                        if let Some(error) = self.refused.take() {
+                            return Err(error);
+                        }
+                        look_again
+                    }
                     () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => true,
                     else => match self.is_over() {
                         true => return Ok(()),
@@ -762,7 +771,16 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 return true;
             }
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
-            ShardEnd::Refused(error) => ConsumerError::Refused(error),
+            // Another shard has been read meanwhile: the permission is there.
+            ShardEnd::Refused(error) if self.facts.has_read() => {
+                self.begin_again(id, error);
+                return false;
+            }
+            ShardEnd::Refused(error) => {
+                self.started.remove(&id);
+                self.refused.get_or_insert(ConsumerError::Refused(error));
+                return false;
+            }
             ShardEnd::DataLost(loss) => ConsumerError::DataLoss(loss),
             ShardEnd::Failed(error) => {
                 self.begin_again(id, error);

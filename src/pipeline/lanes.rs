@@ -1,7 +1,9 @@
 //! Which records wait for which: the ordered sub-streams of a shard.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+
+use foldhash::quality::RandomState;
 
 use super::window::Ordinal;
 use crate::record::Record;
@@ -21,8 +23,8 @@ pub enum Ordering {
 
 /// The last record of each lane that has any unsettled.
 ///
-/// A key is known by a 64-bit hash with a random seed, so that no key is copied and nobody can choose
-/// keys that collide. Two keys with one hash share a lane, which costs a little and breaks nothing.
+/// A key is known by a 64-bit hash, so that no key is copied. The seed is random, so that a producer cannot prepare keys
+/// that collide. Two keys with one hash share a lane: they wait for each other, and the order of each is kept.
 #[derive(Debug)]
 pub(crate) enum Lanes {
     Shard(Option<Ordinal>),
@@ -38,7 +40,7 @@ impl Lanes {
         match ordering {
             Ordering::Shard => Lanes::Shard(None),
             Ordering::PartitionKey => Lanes::Keys {
-                seed: RandomState::new(),
+                seed: RandomState::default(),
                 tails: HashMap::default(),
             },
             Ordering::Unordered => Lanes::Unordered,

@@ -37,7 +37,7 @@ impl<'a> Term<'a> {
     pub(crate) fn of(run: &'a Run) -> Self {
         Term {
             run,
-            deadline: run.within.map(|within| within.attempts_until),
+            deadline: run.deadline(),
             finish_by: run.within.map(|within| within.finish_by),
             cancelled: None,
         }
@@ -106,6 +106,7 @@ impl From<Box<dyn Any + Send>> for Panicked {
 }
 
 /// Polls, and makes a panic a value.
+#[inline]
 pub(super) fn poll_caught<T>(
     future: Pin<&mut impl Future<Output = T>>,
     cx: &mut Context<'_>,
@@ -139,28 +140,25 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         self.timeout
     }
 
-    /// Calls the handler once.
-    ///
-    /// No `async fn`: that would keep every argument twice, and each place to run is as large as this
-    /// future.
-    pub(super) fn run(
+    /// Makes a record's first attempt, which ends at this time at the latest.
+    #[inline]
+    pub(super) fn run_first(
         &self,
         record: &Record,
-        number: u32,
-        term: Term<'_>,
+        deadline: Option<Instant>,
     ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
-        let attempt = Attempt::new(number, self.timeout, term.deadline, term.cancelled);
-        async move { self.call(record, &attempt).await }
+        self.call(record, Attempt::new(1, self.timeout, deadline, None))
     }
 
-    /// The same, in a span of its own.
+    /// Calls the handler once, in a span of its own.
     pub(super) async fn run_in_span(
         &self,
         record: &Record,
         number: u32,
         term: Term<'_>,
     ) -> Result<(), FailedAttempt<P::Error>> {
-        trace::attempted(self.run(record, number, term), trace::of_attempt(number)).await
+        let attempt = Attempt::new(number, self.timeout, term.deadline, term.cancelled);
+        trace::attempted(self.call(record, attempt), trace::of_attempt(number)).await
     }
 
     /// The clock, if somebody asks how long an attempt takes.
@@ -184,24 +182,33 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         }
     }
 
-    async fn call(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), FailedAttempt<P::Error>> {
-        let this = Call {
-            first: record,
-            records: 1,
-            attempt,
-            began: self.now_if_asked(),
-        };
-        // The call itself stands inside, so that a panic before the first await is caught as well.
-        let mut call = pin!(async move { self.processor.process(record, attempt).await });
-        let mut timer = pin!(None);
-        poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-            Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
-            Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
-        })
-        .await
+    /// No `async fn`: that would keep every argument twice, and each place to run is as large as this future.
+    #[inline]
+    fn call(
+        &self,
+        record: &Record,
+        attempt: Attempt<'_>,
+    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
+        async move {
+            let attempt = &attempt;
+            let this = Call {
+                first: record,
+                records: 1,
+                attempt,
+                began: self.now_if_asked(),
+            };
+            // The call itself stands inside, so that a panic before the first await is caught as well.
+            let mut call = pin!(async move { self.processor.process(record, attempt).await });
+            let mut timer = pin!(None);
+            poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
+                Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
+                Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
+            })
+            .await
+        }
     }
 
-    /// As [`run`](AttemptRunner::run), with a batch of records that begins with this one.
+    /// Calls the handler once with a batch of records that begins with this one.
     pub(super) async fn run_batch(
         &self,
         first: &Record,

@@ -139,7 +139,7 @@ impl<P: RecordProcessor> Resilient<P> {
     /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
     /// letter may have been written all the same: harmless, as its id is the same next time.
     pub fn settle(&self, record: &Record) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
-        self.settle_in(record, Term::of(&self.0.run))
+        self.settle_in(record, None)
     }
 
     /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
@@ -150,22 +150,17 @@ impl<P: RecordProcessor> Resilient<P> {
         record: &Record,
         deadline: Instant,
     ) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
-        let term = Term {
-            deadline: Some(deadline),
-            finish_by: Some(deadline),
-            ..Term::of(&self.0.run)
-        };
-        self.settle_in(record, term)
+        self.settle_in(record, Some(deadline))
     }
 
-    async fn settle_in(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
-        let engine = &self.0;
+    async fn settle_in(&self, record: &Record, deadline: Option<Instant>) -> Result<Settled, Unsettled> {
+        let engine = &*self.0;
         if !engine.protection.is_clear() || engine.has_more_to_do() {
-            return Box::pin(engine.settle_slowly(record, term)).await;
+            return Box::pin(engine.settle_slowly(record, engine.term(deadline))).await;
         }
-        match engine.attempts.run(record, 1, term).await {
-            Ok(()) => Ok(engine.processed(record, 1, term.run)),
-            Err(failed) => Box::pin(engine.recover(record, failed, Pass::FREE, term)).await,
+        match engine.attempts.run_first(record, deadline).await {
+            Ok(()) => Ok(engine.processed(record, 1, &engine.run)),
+            Err(failed) => Box::pin(engine.recover(record, failed, Pass::FREE, engine.term(deadline))).await,
         }
     }
 
@@ -181,12 +176,11 @@ impl<P: RecordProcessor> Resilient<P> {
     ) -> impl Future<Output = Stepped> + Send {
         let engine = &*self.0;
         async move {
-            let term = Term::of(run);
             if again.is_some() || engine.has_more_to_do() {
-                let fates = Box::pin(engine.step_slowly(ordinal, record, again, term)).await;
+                let fates = Box::pin(engine.step_slowly(ordinal, record, again, Term::of(run))).await;
                 return Stepped::Otherwise(Box::new(fates));
             }
-            let step = match engine.attempts.run(&record, 1, term).await {
+            let step = match engine.attempts.run_first(&record, run.deadline()).await {
                 Ok(()) => {
                     let _ = engine.processed(&record, 1, run);
                     return Stepped::Processed;
@@ -302,6 +296,15 @@ impl<P: RecordProcessor> Engine<P> {
         self.claims.is_some() || self.interrupted.has_any() || trace::is_wanted()
     }
 
+    /// What bounds a record that is settled by hand.
+    fn term(&self, deadline: Option<Instant>) -> Term<'_> {
+        Term {
+            deadline,
+            finish_by: deadline,
+            ..Term::of(&self.run)
+        }
+    }
+
     async fn settle_slowly(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
         let settling = self.settle_when_admitted(record, term);
         match self.traces.of_record(record) {
@@ -352,6 +355,7 @@ impl<P: RecordProcessor> Engine<P> {
         Run::begin(self.protection.clone(), settings, retention)
     }
 
+    #[inline(always)]
     fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {
         run.tally.add();
         self.tell_settled(record, Settled::Processed, attempts);

@@ -144,6 +144,12 @@ impl Run {
         self.after_dead_letter
     }
 
+    /// When its last attempt ends, if it must be over by some time.
+    #[inline]
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.within.map(|within| within.attempts_until)
+    }
+
     /// Whether it must be over by some time.
     pub(crate) fn is_part(&self) -> bool {
         self.within.is_some()

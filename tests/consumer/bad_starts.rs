@@ -73,6 +73,22 @@ async fn access_denied_ends_the_start_after_a_few_tries() {
     }
 }
 
+/// Seeds 1455 and 2242 of the simulation: the other shard was read later, and the refused one stood still for ever.
+#[tokio::test]
+async fn one_shard_that_is_refused_ends_the_start_of_all() {
+    let scene = Scene::new(2).await;
+    scene.proxy.script(|call| {
+        let is_first = call.body["ShardId"] == "shardId-000000000000";
+        match call.target == "GetShardIterator" {
+            true if is_first => Fault::error(400, "AccessDeniedException"),
+            true => Fault::Hang,
+            false => Fault::None,
+        }
+    });
+    let error = end_of(&scene, scene.proxy.client()).await;
+    assert!(matches!(error, ConsumerError::Refused(_)), "{error:?}");
+}
+
 #[tokio::test]
 async fn a_permission_that_is_granted_a_moment_later_does_not_end_the_start() {
     for operation in ["ListShards", "GetShardIterator", "GetRecords"] {
