@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::Place;
-use crate::failure::{BoxError, chain};
+use crate::failure::{BoxError, chain, text};
 
 /// A call of an AWS service that failed.
 ///
@@ -152,6 +152,11 @@ impl fmt::Display for FailedCall {
 
 impl Error for FailedCall {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.source)
+        let error: &(dyn Error + 'static) = &*self.source;
+        // An operation's error has the text of the exception that it holds, which would be printed twice.
+        match error.source() {
+            Some(exception) if text(exception) == text(error) => Some(exception),
+            _ => Some(error),
+        }
     }
 }

@@ -30,6 +30,9 @@ fn texts(error: &dyn Error) -> Vec<String> {
         texts.push(error.to_string());
         cause = error.source();
     }
+    let mut different = texts.clone();
+    different.dedup();
+    assert_eq!(texts, different, "no cause is printed twice");
     texts
 }
 
