@@ -57,7 +57,7 @@ impl Observer for Log {
         match event {
             Event::UserCodePanicked { code, count: 1 } => error!(
                 code,
-                "user code panicked and was left out; this is logged once, the metric UserCodePanics counts it"
+                "user code panicked and was skipped; logged once, counted by the metric UserCodePanics"
             ),
             Event::UserCodePanicked { .. } => {}
             Event::AttemptFailed {
@@ -84,7 +84,7 @@ impl Observer for Log {
                 );
                 if !self.error_text && !HINTED.swap(true, Ordering::Relaxed) {
                     info!(
-                        "error texts are not logged, as they may quote payloads; to see why attempts fail, give the                          errors codes in a classifier, or call .log_error_text(true) on the builder of Resilient"
+                        "error texts are not logged, as they may quote payloads; to see why attempts fail, give the errors codes in a classifier, or call .log_error_text(true) on the builder of Resilient"
                     );
                 }
             }
@@ -100,7 +100,7 @@ impl Observer for Log {
                     warn,
                     record,
                     attempt,
-                    "the handler still blocks its thread, since an earlier attempt; the record waits for it"
+                    "handler stuck: an earlier attempt still blocks its thread, and the record waits for it"
                 );
             }
             Event::RetryDelayed { record, delay } => {
@@ -108,7 +108,7 @@ impl Observer for Log {
                     debug,
                     record,
                     ?delay,
-                    "the retry budget is empty, the record waits longer"
+                    "retry delayed: the retry budget is exhausted"
                 );
             }
             Event::RecordHeld {
@@ -125,7 +125,7 @@ impl Observer for Log {
                     code = verdict.code(),
                     error = self.text(failure.reveal()),
                     ?at_most,
-                    "attempts exhausted; the record is held and tried again, as an outage is suspected: other records fail as well, or its error is a dependency's. If the record itself is at fault, classify its error with scope Record"
+                    "record held: its attempts are exhausted and an outage is suspected, so it is retried and not dead-lettered; if the record itself is at fault, classify its error with Scope::Record"
                 );
             }
             Event::BreakerOpened {
@@ -138,13 +138,16 @@ impl Observer for Log {
                 failures,
                 attempts,
                 ?pause,
-                "breaker opened: nothing is attempted and nothing dead-lettered until a few records succeed"
+                "circuit breaker opened: no attempts and no dead letters until a few probes succeed"
             ),
             Event::BreakerHalfOpened { dependency } => {
-                info!(dependency, "breaker half-open: a few records are tried")
+                info!(
+                    dependency,
+                    "circuit breaker half-open: probing with a few records"
+                )
             }
             Event::BreakerClosed { dependency, after } => {
-                info!(dependency, ?after, "breaker closed: all goes on");
+                info!(dependency, ?after, "circuit breaker closed: processing resumed");
             }
             Event::DeadLetterGuardStopped {
                 record,
@@ -156,18 +159,22 @@ impl Observer for Log {
                     record,
                     letters,
                     settled,
-                    "too many dead letters: the shard has stopped before the next one and waits for Guard::resume"
+                    "shard stopped by the dead-letter guard: too many dead letters; call Guard::resume to continue"
                 );
             }
             Event::DeadLetterGuardResumed { record } => {
-                of_record!(info, record, "the shard goes on after too many dead letters");
+                of_record!(
+                    info,
+                    record,
+                    "shard resumed: the dead-letter guard had stopped it"
+                );
             }
             Event::ClaimedElsewhere { record, delay } => {
                 of_record!(
                     debug,
                     record,
                     ?delay,
-                    "another delivery of the record is in progress, it waits"
+                    "record waits: another delivery of it is in progress"
                 );
             }
             Event::IdempotencyDelayed {
@@ -181,7 +188,7 @@ impl Observer for Log {
                     failures,
                     error = full(*error),
                     ?delay,
-                    "the idempotency store does not answer; records wait and nothing is processed unguarded"
+                    "idempotency store unavailable; records wait, and none is processed without it"
                 );
             }
             Event::CompletionLost { record, error } => {
@@ -189,7 +196,7 @@ impl Observer for Log {
                     warn,
                     record,
                     error = error.map(|error| full(error)),
-                    "the record was processed and that is not remembered: delivered again, it is processed again"
+                    "completion not stored: the record was processed, and will be processed again if it is redelivered"
                 );
             }
             Event::DeadLetterDelayed {
@@ -205,7 +212,7 @@ impl Observer for Log {
                     failures,
                     error = full(*error),
                     ?delay,
-                    "the dead-letter sink does not take letters; their shards wait and nothing is lost"
+                    "dead-letter sink unavailable; the shards wait, and nothing is lost"
                 );
             }
             Event::DeadLettered {
@@ -246,7 +253,7 @@ impl Observer for Log {
                 of_record!(trace, record, ?settled, attempts, "record settled");
             }
             Event::Unsettled { record, reason } => {
-                of_record!(info, record, %reason, "record given back, it will be delivered again");
+                of_record!(info, record, %reason, "record released; it will be redelivered");
             }
             Event::ConsumerStarted {
                 stream,
@@ -297,7 +304,7 @@ impl Observer for Log {
                 stream,
                 first = %first,
                 last = %last,
-                "no shard of the stream holds these hash keys: what is written to them is read by nobody"
+                "hash keys not covered by any shard; records written to them are not read"
             ),
             Event::ShardStarted {
                 stream,
@@ -317,14 +324,14 @@ impl Observer for Log {
                 failures,
                 error = full(*error),
                 ?delay,
-                "the shard's task has broken down; it begins again at its checkpoint"
+                "shard task failed; restarting from its checkpoint"
             ),
             Event::CheckpointUnreadable { stream, shard, error } => error!(
                 stream, %shard, error = full(*error),
-                "the checkpoint is not understood: the shard waits until it is mended"
+                "checkpoint unreadable; the shard waits until it is fixed or deleted"
             ),
             Event::ShardHeldElsewhere { stream, shard, owner } => {
-                info!(stream, %shard, owner, "another process holds the shard: standing by");
+                info!(stream, %shard, owner, "shard leased by another worker; standing by");
             }
             Event::LeaseNotRenewed {
                 stream,
@@ -338,7 +345,7 @@ impl Observer for Log {
                 failures,
                 error = full(*error),
                 ?delay,
-                "the lease was not renewed; tried again until it counts as lost"
+                "lease renewal failed; retrying until the lease is lost"
             ),
             Event::DataLoss {
                 stream,
@@ -352,20 +359,20 @@ impl Observer for Log {
                 let to = rfc3339::format_seconds(*to);
                 error!(
                     stream, %shard, from, %to, certain,
-                    "the stream has dropped records that were not settled"
+                    "records lost: the stream dropped them before they were settled"
                 );
             }
             Event::LeaseLost { stream, shard } => warn!(
                 stream,
                 %shard,
-                "the lease is lost: what is not settled is left to another process"
+                "lease lost; unsettled records are left to the next owner"
             ),
             Event::ShardHandedOver { stream, shard } => {
-                info!(stream, %shard, "shard handed over to the process that asked for it");
+                info!(stream, %shard, "shard handed over to the worker that requested it");
             }
             Event::ShardHalted { stream, shard, error } => error!(
                 stream, %shard, error = full(*error),
-                "shard halted: it cannot go on without losing a record"
+                "shard halted: it cannot continue without losing a record"
             ),
             Event::Fetched {
                 stream,
@@ -382,13 +389,13 @@ impl Observer for Log {
                 delay,
             } => warn!(
                 stream, %shard, failures, error = full(*error), ?delay,
-                "reading failed and is tried again"
+                "fetch failed; retrying"
             ),
             Event::FetchThrottled { stream, shard, delay } => {
-                debug!(stream, %shard, ?delay, "reading throttled")
+                debug!(stream, %shard, ?delay, "fetch throttled")
             }
             Event::IteratorExpired { stream, shard } => {
-                debug!(stream, %shard, "iterator expired, another is made")
+                debug!(stream, %shard, "iterator expired; requesting a new one")
             }
             Event::PositionRefused {
                 stream,
@@ -396,7 +403,7 @@ impl Observer for Log {
                 sequence_number,
             } => error!(
                 stream, %shard, %sequence_number,
-                "checkpoint refused by Kinesis: it belongs to another shard, or to a deleted stream of this name"
+                "checkpoint rejected by Kinesis: it belongs to another shard, or to a deleted stream of this name"
             ),
             Event::StreamRecreated {
                 stream,
@@ -404,12 +411,12 @@ impl Observer for Log {
                 created,
             } => error!(
                 stream, %shard, created = created.map(rfc3339::format_seconds).map(tracing::field::display),
-                "checkpoint belongs to a deleted stream of this name; the shard is read from its oldest record"
+                "checkpoint belongs to a deleted stream of this name; reading from the oldest record"
             ),
             Event::StreamNotDescribed { stream, error } => warn!(
                 stream,
                 error = full(*error),
-                "stream not described: its retention is unknown or out of date; grant kinesis:DescribeStreamSummary"
+                "stream not described; its retention is unknown or outdated; grant kinesis:DescribeStreamSummary"
             ),
             Event::FanOutUnavailable {
                 stream,
@@ -421,14 +428,14 @@ impl Observer for Log {
                 %shard,
                 error = full(*error),
                 ?delay,
-                "the shard cannot be subscribed to; it is polled meanwhile"
+                "subscription failed; polling the shard meanwhile"
             ),
             Event::AggregateDamaged { record, error } => {
                 of_record!(
                     warn,
                     record,
                     error = full(*error),
-                    "a record that begins as an aggregated one cannot be opened: it is delivered as it is"
+                    "KPL aggregate damaged; delivered as a plain record"
                 );
             }
             Event::AggregateOutOfRange {
@@ -441,7 +448,7 @@ impl Observer for Log {
                     record,
                     records,
                     dropped,
-                    "records inside an aggregated one belong to another shard"
+                    "KPL aggregate holds records of another shard"
                 );
             }
             // Not asked for: they are numbers.
@@ -451,7 +458,7 @@ impl Observer for Log {
                 record,
                 ?age,
                 ?left,
-                "the shard waits for a record that Kinesis drops soon"
+                "record expires soon: the shard waits for a record that the stream is about to drop"
             ),
             Event::CrashLoopSuspected {
                 stream,
@@ -461,10 +468,10 @@ impl Observer for Log {
                 stream,
                 %shard,
                 starts,
-                "the process has died here again and again: records run one at a time"
+                "crash loop suspected: processing one record at a time"
             ),
             Event::CrashLoopOver { stream, shard } => {
-                info!(stream, %shard, "the shard begins anew, many records at a time");
+                info!(stream, %shard, "crash loop over: processing records concurrently again");
             }
             Event::WindowFull { bound, oldest, held } => {
                 of_record!(
@@ -488,7 +495,7 @@ impl Observer for Log {
                 delay,
             } => warn!(
                 stream, %shard, failures, error = full(*error), ?delay,
-                "the checkpoint could not be stored and is tried again; after a crash more would be repeated"
+                "checkpoint not stored; retrying; a crash now would repeat more records"
             ),
         }
     }

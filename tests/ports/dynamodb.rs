@@ -484,6 +484,16 @@ async fn what_is_settled_ahead_belongs_to_its_checkpoint() {
     .await;
 }
 
+/// An operator who reads the table must find the machine.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_worker_is_named_after_its_host() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("Linux has it");
+    let store = DynamoDb::new(support::dynamodb::client("http://127.0.0.1:1"), "billing");
+    let expected = format!("worker: \"{}-", host.trim());
+    assert!(format!("{store:?}").contains(&expected), "{store:?}");
+}
+
 #[tokio::test]
 async fn what_is_not_ours_is_refused() {
     with_table(async |table| {
