@@ -58,14 +58,12 @@ pub enum Unsettled {
 pub enum Halt {
     /// The record failed for good, and the processor was built `.without_dead_letters()`.
     #[error(
-        "the record failed for good and there is no dead-letter sink; mend the handler and start again, or give the processor a sink"
+        "the record failed permanently, and there is no dead-letter sink; fix the handler and restart, or add a sink"
     )]
     WithoutDeadLetters(#[source] Failure),
     /// The record is in the dead-letter queue, and the processor was built to stop its shard then
     /// ([`AfterDeadLetter::Stop`](crate::AfterDeadLetter::Stop)). It goes on behind the record when it is started again.
-    #[error(
-        "the record became dead letter {0}, after which its shard is to stop; look at it, and start again"
-    )]
+    #[error("the record became dead letter {0}, after which its shard stops; inspect it, then restart")]
     AfterDeadLetter(LetterId),
     /// The sink can never take this letter.
     #[error(

@@ -79,7 +79,7 @@ pub(crate) enum StoreAddress {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidAddress {
     /// It does not begin with what it is the address of.
-    #[error("{text:?} says not what it is: write {expected}")]
+    #[error("{text:?} has no kind of address: write {expected}")]
     Scheme {
         /// The text.
         text: String,

@@ -186,7 +186,7 @@ struct Unreachable {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{file} is open in another process, the consumer's: stop that; no force takes it away")]
+#[error("{file} is open in another process; stop the consumer first (force does not apply to a file)")]
 struct InUse {
     file: String,
 }

@@ -244,7 +244,7 @@ async fn an_owner_that_lives_keeps_its_shard_unless_it_is_forced() {
     let back = ["rewind", SHARD, "--yes", "--to", "trim-horizon"];
     let refused = scene.run(&address, &back).await;
     assert_eq!(refused.code, Some(4), "{refused:?}");
-    assert!(refused.err.contains("is held by first-"), "{refused:?}");
+    assert!(refused.err.contains("is leased by first-"), "{refused:?}");
     let listed = scene.run(&address, &["list", "--json"]).await;
     let holder = lines(&listed.out)[0]["held_by"].clone();
     assert!(

@@ -284,7 +284,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// What is stored cannot be understood. Nothing is guessed: the shard does not start.
-    #[error("the checkpoint of shard {shard} cannot be understood: {text:?}; mend or delete it")]
+    #[error("the checkpoint of shard {shard} is unreadable: {text:?}; fix or delete it")]
     Corrupt {
         /// The shard.
         shard: ShardId,
@@ -295,7 +295,7 @@ pub enum CheckpointError {
         source: BoxError,
     },
     /// Another process has taken the shard over: nothing more is written for it here.
-    #[error("the lease of shard {shard} is lost: another process holds it")]
+    #[error("the lease of shard {shard} is lost: another worker owns it")]
     LeaseLost {
         /// The shard.
         shard: ShardId,

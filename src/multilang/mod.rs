@@ -53,9 +53,9 @@ pub use worker::{Worker, run};
 #[non_exhaustive]
 pub enum MultiLangError {
     /// The daemon cannot be read, or written to.
-    #[error("the daemon cannot be reached by standard input and output")]
+    #[error("cannot read from or write to the MultiLangDaemon (standard input and output)")]
     Io(#[from] io::Error),
     /// It said what it must not.
-    #[error("the daemon said what is not understood, or not now")]
+    #[error("unexpected message from the MultiLangDaemon")]
     Protocol(#[source] BoxError),
 }

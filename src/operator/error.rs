@@ -11,7 +11,7 @@ use crate::record::{Position, SequenceNumber, ShardId};
 pub enum OperatorError {
     /// Stop the consumer, or [force](super::Shards::force) it.
     #[error(
-        "shard {shard} is held by {owner}, which lives: stop that consumer, or take the shard from it by force"
+        "shard {shard} is leased by {owner}, which is running; stop that consumer, or take the shard by force"
     )]
     Alive {
         /// The shard.
@@ -21,7 +21,7 @@ pub enum OperatorError {
     },
     /// The names are wrong, or the application has not read the shard yet.
     #[error(
-        "the application {application:?} has stored nothing of shard {shard} of the stream {stream:?}: check the names"
+        "the application {application:?} has no checkpoint for shard {shard} of the stream {stream:?}; check the names"
     )]
     NotBegun {
         /// The application.
@@ -32,7 +32,7 @@ pub enum OperatorError {
         shard: ShardId,
     },
     /// Everything that the shard holds is settled.
-    #[error("there is nothing to skip: no record of shard {shard} behind {position} is unsettled")]
+    #[error("nothing to skip: shard {shard} has no unsettled record after {position}")]
     NothingToSkip {
         /// The shard.
         shard: ShardId,
@@ -41,7 +41,7 @@ pub enum OperatorError {
     },
     /// Going there would lose records: [skip](super::Shards::skip) them, which makes letters of them.
     #[error(
-        "{to} is no way back for shard {shard}, which stands at {position}: records that are not settled would be passed over; skip them instead"
+        "cannot rewind shard {shard} to {to}: its checkpoint is {position}, and records between them are not settled; use `redrive shards skip`"
     )]
     Forward {
         /// The shard.
@@ -52,9 +52,7 @@ pub enum OperatorError {
         to: Position,
     },
     /// Nobody can say what would come behind it: go back to a time, or to the trim horizon.
-    #[error(
-        "shard {shard} holds no record {sequence_number}: it was dropped or never there; go back to a time or the trim horizon"
-    )]
+    #[error("shard {shard} has no record {sequence_number}; rewind to a time or to the trim horizon")]
     NoSuchRecord {
         /// The shard.
         shard: ShardId,
@@ -62,14 +60,14 @@ pub enum OperatorError {
         sequence_number: SequenceNumber,
     },
     /// Look again: other records come first now.
-    #[error("shard {shard} does not stand any more where it did: look again")]
+    #[error("the checkpoint of shard {shard} changed concurrently; retry")]
     Moved {
         /// The shard.
         shard: ShardId,
     },
     /// The sink has not confirmed all letters. Try again: one that is written twice is harmless.
     #[error(
-        "the dead-letter sink has confirmed {confirmed} of {letters} letters: the position stays where it is"
+        "the dead-letter sink confirmed {confirmed} of {letters} dead letters; the checkpoint is unchanged"
     )]
     NotConfirmed {
         /// How many it has.
@@ -87,7 +85,9 @@ pub enum OperatorError {
     #[error("the checkpoint store cannot be used")]
     Store(#[from] CheckpointError),
     /// Look where the shard stands before anything else: the new position may have been stored.
-    #[error("the store did not say that the new position of shard {shard} is stored: look where it stands")]
+    #[error(
+        "the store did not confirm the new position of shard {shard}; check it with `redrive shards list`"
+    )]
     NotStored {
         /// The shard.
         shard: ShardId,

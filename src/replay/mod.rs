@@ -348,14 +348,14 @@ pub enum ReplayError {
     #[error("the dead letters cannot be read")]
     Source(#[from] SourceError),
     /// The ledger does not do what it was asked.
-    #[error("the replay cannot go on without its ledger")]
+    #[error("the replay stopped: its ledger failed")]
     Ledger(#[from] LedgerError),
     /// What was processed cannot be asked for.
-    #[error("the replay cannot go on without the idempotency store")]
+    #[error("the replay stopped: the idempotency store failed")]
     Store(#[from] StoreError),
     /// The target does not take what it is given, after several tries.
     #[error(
-        "{target} does not take the letters; what it has confirmed is done, the rest is left for the next run"
+        "{target} does not accept the dead letters; confirmed ones are done, the others stay for the next run"
     )]
     Target {
         /// Where they were to go.

@@ -187,7 +187,7 @@ pub enum LedgerError {
         path: String,
     },
     /// Another replay is at this source.
-    #[error("another replay is at {source_name}: {owner}; wait for it to end")]
+    #[error("another replay reads {source_name}: {owner}; wait until it ends")]
     Locked {
         /// The source.
         source_name: String,
