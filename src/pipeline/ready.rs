@@ -101,12 +101,12 @@ impl Ready {
     }
 
     /// Takes out the groups of several of whose first record this says so.
-    pub(super) fn take_groups_if(&mut self, is: impl Fn(&Record) -> bool) -> Vec<Box<Group>> {
-        let is_first = |group: &Box<Group>| group.first().is_some_and(|first| is(&first.record));
-        let is_one = |group: &Box<Group>| group.has_several() && is_first(group);
+    pub(super) fn take_groups_if(&mut self, is: impl Fn(&Record) -> bool) -> VecDeque<Box<Group>> {
+        let is_first = |group: &Group| group.first().is_some_and(|first| is(&first.record));
         let again = std::mem::take(&mut self.again).into_iter();
-        let (groups, others): (Vec<_>, Vec<_>) = again.partition(is_one);
-        self.again = others.into();
+        let (groups, others): (VecDeque<_>, VecDeque<_>) =
+            again.partition(|group| group.has_several() && is_first(group));
+        self.again = others;
         groups
     }
 

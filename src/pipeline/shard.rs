@@ -344,7 +344,7 @@ where
     /// Nothing new begins from here on.
     fn stop(&mut self) -> &mut Stop {
         for group in self.queue.drain() {
-            self.give_back(*group, |_| Unsettled::Shutdown);
+            self.give_back(group, |_| Unsettled::Shutdown);
         }
         self.run.stop();
         let drain = self.pipeline.drain;

@@ -183,6 +183,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
     }
 
     /// No `async fn`: that would keep every argument twice, and each place to run is as large as this future.
+    #[allow(clippy::manual_async_fn, reason = "see above")]
     #[inline]
     fn call(
         &self,

@@ -176,7 +176,7 @@ impl Group {
 
     /// Takes them apart, so that each goes on by itself, the first of each lane before the others. Also returns those
     /// that have not their turn.
-    pub(crate) fn into_ones(self) -> (Vec<Box<Group>>, Vec<Member>) {
+    pub(crate) fn into_ones(self) -> (Vec<Group>, Vec<Member>) {
         let mut lanes = HashSet::new();
         let (mut ones, mut behind) = (Vec::new(), Vec::new());
         for mut member in self.members {
@@ -185,7 +185,7 @@ impl Group {
                 continue;
             }
             let state = member.apart(self.state.as_deref());
-            ones.push(Group::with_state(vec![member], state));
+            ones.push(*Group::with_state(vec![member], state));
         }
         (ones, behind)
     }

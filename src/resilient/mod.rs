@@ -50,7 +50,7 @@ use crate::guard::Guard;
 use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest};
 use crate::processor::{Bounds, RecordProcessor};
 use crate::record::Record;
 use crate::retention::Retention;
@@ -114,6 +114,7 @@ enum Step {
 
 /// What a step hands back. One word, as it passes through many hands; whatever went on after the first
 /// attempt is boxed.
+#[allow(clippy::box_collection, reason = "one word instead of three")]
 pub(crate) enum Stepped {
     Processed,
     Otherwise(Box<Vec<Fate>>),
@@ -284,7 +285,8 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
-    pub(crate) fn observers(&self) -> &Observers {
+    #[cfg(any(feature = "kinesis", feature = "lambda", feature = "multilang"))]
+    pub(crate) fn observers(&self) -> &crate::observer::Observers {
         &self.0.protection.observers
     }
 }

@@ -15,6 +15,7 @@ use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
 use support::kcl::{self, Kcl, Pace};
 use support::stream;
+use support::waiting::finished;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -120,6 +121,18 @@ impl World {
             .shard_to_split(open.shard_id());
         let call = call.new_starting_hash_key(middle.to_string());
         call.send().await.expect("SplitShard");
+        // What is put before the split has taken effect goes into the parent.
+        let is_split = async {
+            loop {
+                let listed = client.list_shards().stream_name(STREAM).send().await;
+                let listed = listed.expect("ListShards").shards.unwrap_or_default();
+                if listed.len() >= shards.len() + 2 {
+                    return;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        finished("the shard is split", is_split).await;
     }
 }
 

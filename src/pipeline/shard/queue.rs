@@ -45,8 +45,9 @@ impl Queue {
     }
 
     /// Takes out all that were tried. The others are forgotten.
-    pub(super) fn drain(&mut self) -> Vec<Box<Group>> {
+    pub(super) fn drain(&mut self) -> Vec<Group> {
         self.gather.iter_mut().for_each(|gather| drop(gather.take()));
-        self.ready.drain().chain(self.delays.drain()).collect()
+        let waiting = self.ready.drain().chain(self.delays.drain());
+        waiting.map(|group| *group).collect()
     }
 }

@@ -86,7 +86,9 @@ where
         for group in self.queue.ready.take_groups_if(|record| run.is_expiring(record)) {
             let (ones, behind) = group.into_ones();
             behind.into_iter().for_each(|member| self.put_back(member));
-            ones.into_iter().for_each(|one| self.queue.ready.push_again(one));
+            for one in ones {
+                self.queue.ready.push_again(Box::new(one));
+            }
         }
         let window = &self.settling.window;
         let expires = |ordinal, record: Option<&Record>| {
