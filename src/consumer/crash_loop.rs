@@ -202,14 +202,26 @@ impl Careful for OneByOne {
         if crashes >= CRASHES {
             return Taken::GivenUp(Reason::CrashLoop);
         }
-        let turn = timeout(TURN, self.crash_loop.turn()).await;
-        let turn = Turn {
-            mark: marker.mark.clone(),
-            in_hand: InHand::new(position, crashes + 1),
-            _turn: turn.ok(),
-            _permit: self.capacity.one_more().await,
+        let turn = async {
+            let turn = timeout(TURN, self.crash_loop.turn()).await;
+            let turn = Turn {
+                mark: marker.mark.clone(),
+                in_hand: InHand::new(position, crashes + 1),
+                _turn: turn.ok(),
+                _permit: self.capacity.one_more().await,
+            };
+            marker.store(Some(turn.in_hand.clone())).await;
+            turn
         };
-        marker.store(Some(turn.in_hand.clone())).await;
+        // The wait can be long. If the lease is lost meanwhile, another worker has the record.
+        let turn = tokio::select! {
+            biased;
+            () = self.over.cancelled() => return Taken::Stopped,
+            turn = turn => turn,
+        };
+        if self.over.is_cancelled() {
+            return Taken::Stopped;
+        }
         if self.is_last(record) {
             self.over.cancel();
         }
@@ -342,6 +354,24 @@ mod tests {
         assert_eq!(suspected(Starts::new(0, Some(InHand::new(at(11), 1)))), Some(0));
         // Another program has moved the position past it.
         assert_eq!(suspected(Starts::new(0, Some(InHand::new(at(10), 1)))), None);
+    }
+
+    /// A record that waits for its turn when the lease is lost belongs to another worker.
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_waits_when_the_shard_stops_is_not_attempted() {
+        let turns = Turns::default();
+        let (crash_loop, _mark, mut marks) = CrashLoop::new(&Checkpoint::at(at(10)), turns.clone());
+        let over = CancellationToken::new();
+        let one_by_one = OneByOne::new(crash_loop, &Pipeline::new(), over.clone());
+        let record = Record::builder("s", "shardId-0".into(), 11.into()).build();
+        let others_turn = turns.lock().await;
+        let mut waiting = std::pin::pin!(one_by_one.take(&record));
+        let waits = timeout(Duration::from_secs(1), &mut waiting).await;
+        assert!(waits.is_err(), "another record has the turn");
+        over.cancel();
+        drop(others_turn);
+        assert!(matches!(waiting.await, Taken::Stopped));
+        assert!(marks.try_recv().is_err(), "no mark is stored");
     }
 
     #[test]

@@ -26,4 +26,6 @@ pub(crate) enum Taken<T> {
     Tries(T),
     /// It becomes a dead letter.
     GivenUp(Reason),
+    /// The shard has stopped while this record waited: it is released without an attempt.
+    Stopped,
 }

@@ -22,7 +22,7 @@ use crate::checkpoint::Checkpoint;
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 #[cfg(feature = "kinesis")]
-use crate::resilient::Member;
+use crate::resilient::{Fate, Member};
 use crate::resilient::{Group, Resilient, Run, Stepped};
 
 /// Runs a shard until its batches end, a record halts it, or it is shut down.
@@ -72,6 +72,9 @@ where
             if again.as_ref().is_some_and(|group| !group.calls_handler()) {
                 return resilient.step(ordinal, record, again, run).await;
             }
+            let group = |again: Option<Box<Group>>, record| {
+                again.unwrap_or_else(|| Group::alone(Member::new(ordinal, None, record)))
+            };
             match careful.take(&record).await {
                 Taken::Tries(turn) => {
                     let call = resilient.step(ordinal, record, again, run);
@@ -79,11 +82,10 @@ where
                 }
                 Taken::GivenUp(reason) => {
                     let place = record.place();
-                    let group = again.unwrap_or_else(|| Group::alone(Member::new(ordinal, None, record)));
-                    resilient
-                        .step(ordinal, place, Some(group.given_up(reason)), run)
-                        .await
+                    let group = group(again, record).given_up(reason);
+                    resilient.step(ordinal, place, Some(group), run).await
                 }
+                Taken::Stopped => Stepped::Otherwise(Box::new(vec![Fate::Later(group(again, record))])),
             }
         }
     };
