@@ -27,6 +27,7 @@ use crate::pipeline::{Ordering, Pipeline};
 use crate::record::ShardId;
 use crate::resilient::{Unusable, check_store, check_target};
 use crate::retry::{Backoff, Jitter};
+use crate::sabotage::Sabotage;
 use crate::shard_list::{list_shards, parents};
 
 /// Asks until it is answered.
@@ -158,25 +159,32 @@ impl Discovery<'_> {
 
     /// The same when a consumer starts: where shards begin that were never read is stored first.
     pub(super) async fn first_shards(&self, start: &StartingPosition) -> Result<Lineage, ConsumerError> {
-        let mut found = self.shards_with(Patience::at_start(self)).await?;
-        if let Some(error) = found
-            .of_other_stream
-            .take()
-            .filter(|_| found.checkpoints.is_empty())
-        {
-            return Err(ConsumerError::CheckpointStore(error));
-        }
         let mut patience = Patience::at_start(self);
-        while let Err(problem) = self.add_unlisted(&mut found).await {
-            patience.wait(self, problem).await?;
-        }
         loop {
+            let mut found = self.shards_with(Patience::at_start(self)).await?;
+            if let Some(error) = found
+                .of_other_stream
+                .take()
+                .filter(|_| found.checkpoints.is_empty())
+            {
+                return Err(ConsumerError::CheckpointStore(error));
+            }
+            if let Err(problem) = self.add_unlisted(&mut found).await {
+                patience.wait(self, problem).await?;
+                continue;
+            }
             // Asked for again with every try: another time, but then nothing of the first was stored.
             let begun = start.resolve(&found);
             if begun.is_empty() {
                 return Ok(found);
             }
-            match self.begin_at(begun, &mut found).await {
+            // Each shard gets its row now, or it is read from its beginning later.
+            let hidden = found.hidden.drain().next();
+            let begun = match hidden {
+                Some((_, error)) => Err(Problem::Passing(error)),
+                None => self.begin_at(begun, &mut found).await,
+            };
+            match begun {
                 Ok(()) => return Ok(found),
                 Err(problem) => patience.wait(self, problem).await?,
             }
@@ -295,12 +303,36 @@ impl Discovery<'_> {
             unreadable,
             of_other_stream,
             outdated: HashMap::new(),
+            hidden: HashMap::new(),
         };
         found.set_aside(|checkpoint| self.facts.is_outdated(checkpoint));
+        self.find_hidden(&mut found).await;
         if self.checkpoints.leases().is_some() {
             found.finish_deleted();
         }
         Ok(found)
+    }
+
+    /// Asks for the parents that are neither listed nor known by a row whether Kinesis has them. Their children must wait then:
+    /// the listing is incomplete.
+    async fn find_hidden(&self, found: &mut Lineage) {
+        if Sabotage::TrustPartialListing.is_committed() {
+            return;
+        }
+        for parent in found.unknown_parents() {
+            if self.facts.is_absent(&parent) {
+                continue;
+            }
+            let error = match self.exists(&parent).await {
+                Ok(false) => {
+                    self.facts.note_absent(parent);
+                    continue;
+                }
+                Ok(true) => NOT_LISTED.into(),
+                Err(error) => error,
+            };
+            found.hidden.insert(parent, error);
+        }
     }
 
     /// The same as [`shards`](Discovery::shards), asked once.
@@ -337,6 +369,8 @@ fn listed_or_parents(shards: &[Shard]) -> Vec<&str> {
     let all = listed.chain(shards.iter().flat_map(parents));
     all.filter(|shard| known.insert(shard)).collect()
 }
+
+pub(super) const NOT_LISTED: &str = "ListShards did not list a shard that exists";
 
 pub(super) const STORE: &str = "the checkpoint store";
 

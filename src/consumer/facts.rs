@@ -1,5 +1,6 @@
 //! What Kinesis says of the stream itself: asked for at the start, and again while the consumer runs.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,7 +19,7 @@ use crate::checkpoint::Checkpoint;
 use crate::classify::StandardClassifier;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
-use crate::record::Position;
+use crate::record::{Position, ShardId};
 use crate::retention::Retention;
 use crate::retry::{Backoff, Jitter};
 use crate::wall_clock;
@@ -37,7 +38,20 @@ pub(super) struct StreamFacts {
 #[derive(Debug, Default)]
 struct Known {
     created: Option<SystemTime>,
+    /// When Kinesis last described the stream, or refused to.
     asked: Option<Instant>,
+    /// Whether it described the stream then.
+    is_described: bool,
+    /// Shards that the stream has no more. A shard that was trimmed does not come back.
+    absent: HashSet<ShardId>,
+}
+
+/// The time since which a stream has everything.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Horizon {
+    pub(super) since: SystemTime,
+    /// Whether Kinesis has just stated the retention. Otherwise the shortest one is assumed, as it may have been lowered.
+    pub(super) is_known: bool,
 }
 
 /// Why the stream could not be described.
@@ -58,7 +72,7 @@ const RECENT: Duration = Duration::from_secs(5);
 const FRESH: Duration = Duration::from_secs(60);
 
 /// How often Kinesis is asked before a loss is decided on.
-const TRIES: u32 = 5;
+pub(super) const TRIES: u32 = 5;
 
 /// The time since which a stream with this retention has everything.
 fn horizon(retention: Duration) -> SystemTime {
@@ -115,6 +129,16 @@ impl StreamFacts {
         }
     }
 
+    /// Notes that Kinesis has no such shard any more.
+    pub(super) fn note_absent(&self, shard: ShardId) {
+        self.known().absent.insert(shard);
+    }
+
+    /// Returns true if Kinesis has said that it has no such shard.
+    pub(super) fn is_absent(&self, shard: &ShardId) -> bool {
+        self.known().absent.contains(shard)
+    }
+
     /// Notes in a checkpoint to which stream it belongs.
     pub(super) fn tag(&self, checkpoint: Checkpoint) -> Checkpoint {
         match self.created() {
@@ -150,7 +174,8 @@ impl StreamFacts {
                 } else if is_passing {
                     NotDescribed::Passing(failed)
                 } else {
-                    self.known().asked = Some(Instant::now());
+                    let mut known = self.known();
+                    (known.asked, known.is_described) = (Some(Instant::now()), false);
                     NotDescribed::Refused(failed)
                 });
             }
@@ -169,43 +194,47 @@ impl StreamFacts {
             self.retention.set(Duration::from_secs(hours * 60 * 60));
         }
         let mut known = self.known();
-        known.asked = Some(Instant::now());
+        (known.asked, known.is_described) = (Some(Instant::now()), true);
         let created = SystemTime::try_from(stream.stream_creation_timestamp).ok();
-        known.created = created.filter(|created| *created > SystemTime::UNIX_EPOCH);
+        let created = created.filter(|created| *created > SystemTime::UNIX_EPOCH);
+        if known.created != created {
+            // Another stream may have shards of the same names.
+            known.absent.clear();
+        }
+        known.created = created;
         drop(known);
         Ok(stream)
     }
 
     /// As [`horizon`](StreamFacts::horizon), by an answer of Kinesis that is at most 5 s old.
-    pub(super) async fn recent_horizon(&self, observers: &Observers) -> SystemTime {
-        let asked = self.known().asked;
-        match asked.is_some_and(|asked| asked.elapsed() < RECENT) {
+    pub(super) async fn recent_horizon(&self, tries: u32, observers: &Observers) -> Horizon {
+        let is_recent = self.known().asked.is_some_and(|asked| asked.elapsed() < RECENT);
+        match is_recent {
             true => self.known_horizon(),
-            false => {
-                self.refresh(observers).await;
-                self.known_horizon()
-            }
+            false => self.horizon(tries, observers).await,
         }
     }
 
-    /// The time since which the stream still has everything. While its retention is not known, that is a day; so it is if
-    /// Kinesis does not answer, as the retention may have been lowered.
-    pub(super) async fn horizon(&self, observers: &Observers) -> SystemTime {
-        for failures in 0..TRIES {
+    /// The time since which the stream still has everything. Asks Kinesis at most so many times.
+    pub(super) async fn horizon(&self, tries: u32, observers: &Observers) -> Horizon {
+        for failures in 0..tries {
             let error = match self.describe().await {
                 Ok(_) => return self.known_horizon(),
                 Err(NotDescribed::NotFound(error) | NotDescribed::Refused(error)) => {
                     self.report(&error, observers);
-                    return self.known_horizon();
+                    break;
                 }
                 Err(NotDescribed::Passing(error)) => error,
             };
             self.report(&error, observers);
-            if failures + 1 < TRIES {
+            if failures + 1 < tries {
                 sleep(Backoff::exponential().delay(failures)).await;
             }
         }
-        horizon(SHORTEST_RETENTION)
+        Horizon {
+            since: horizon(SHORTEST_RETENTION),
+            is_known: false,
+        }
     }
 
     /// The time since which the stream has everything at this moment and a little later; `None` where it is not known.
@@ -215,9 +244,13 @@ impl StreamFacts {
         Some(horizon.max(created))
     }
 
-    fn known_horizon(&self) -> SystemTime {
-        let retention = self.retention.get().unwrap_or(SHORTEST_RETENTION);
-        horizon(retention)
+    /// By the last answer.
+    fn known_horizon(&self) -> Horizon {
+        let retention = self.retention.get().filter(|_| self.known().is_described);
+        Horizon {
+            since: horizon(retention.unwrap_or(SHORTEST_RETENTION)),
+            is_known: retention.is_some(),
+        }
     }
 
     /// Asks again from time to time, for as long as it is polled.

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use aws_sdk_kinesis::types::Shard;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, NewShard, ShardKey};
+use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 use crate::sabotage::Sabotage;
 use crate::shard_list::{is_open, parents};
@@ -19,6 +20,8 @@ pub(super) struct Lineage {
     pub(super) unreadable: HashSet<ShardId>,
     /// What was stored of shards of an earlier stream of this name. They are read from their beginning.
     pub(super) outdated: HashMap<ShardId, Checkpoint>,
+    /// Parents that are neither listed nor known by a row, and that Kinesis has, or may have: the listing is incomplete.
+    pub(super) hidden: HashMap<ShardId, BoxError>,
     /// One of the unreadable rows, if it was written for another stream.
     pub(super) of_other_stream: Option<CheckpointError>,
 }
@@ -35,7 +38,7 @@ impl Lineage {
     pub(super) fn ready(&self) -> Vec<ShardId> {
         let listed = listed(&self.shards);
         self.unfinished()
-            .filter(|shard| !has_open_parent(shard, &listed, &self.checkpoints))
+            .filter(|shard| !has_open_parent(shard, &listed, &self.checkpoints, &self.hidden))
             .map(|shard| shard.shard_id().into())
             .filter(|shard| !self.unreadable.contains(shard))
             .collect()
@@ -63,23 +66,8 @@ impl Lineage {
     /// listing does not have its children yet.
     pub(super) fn hole(&self) -> Option<Hole> {
         self.shards.first().and_then(hash_keys)?;
-        let mut ranges: Vec<(u128, u128)> = self.unfinished().map(hash_keys).collect::<Option<_>>()?;
-        ranges.sort_unstable();
-        // The first key that is not known to be held.
-        let mut next = 0;
-        for (first, last) in ranges {
-            if first > next {
-                return Some(Hole {
-                    first: next,
-                    last: first - 1,
-                });
-            }
-            next = next.max(last.checked_add(1)?);
-        }
-        Some(Hole {
-            first: next,
-            last: u128::MAX,
-        })
+        let ranges = self.unfinished().map(hash_keys).collect::<Option<_>>()?;
+        first_gap(ranges, 0..=u128::MAX)
     }
 
     /// The hash keys of a shard; all, where they are not told.
@@ -101,6 +89,7 @@ impl Lineage {
             checkpoints,
             unreadable,
             outdated,
+            hidden,
             ..
         } = self;
         let parents: HashMap<&str, Vec<&str>> = shards
@@ -122,7 +111,7 @@ impl Lineage {
             let name = ShardId::from(shard.shard_id());
             let has_row = checkpoints.contains_key(&name) || unreadable.contains(&name);
             let unknown = forebears.contains(shard.shard_id()) && !has_row;
-            if unknown && !has_open_parent(shard, &listed, checkpoints) {
+            if unknown && !has_open_parent(shard, &listed, checkpoints, hidden) {
                 checkpoints.insert(name, Checkpoint::at(Position::ShardEnd));
             }
         }
@@ -139,15 +128,23 @@ impl Lineage {
         open
     }
 
-    /// Each listed shard with a parent that is neither listed nor known by a row, and that parent. It was trimmed, unless the
-    /// listing lacks it.
-    pub(super) fn unknown_parents(&self) -> Vec<(ShardId, ShardId)> {
+    /// The parents of listed shards that are neither listed nor known by a row. Each was trimmed, unless the listing lacks it.
+    pub(super) fn unknown_parents(&self) -> HashSet<ShardId> {
         let listed = listed(&self.shards);
-        let pairs = self.shards.iter().flat_map(|shard| {
-            let parents = parents(shard).filter(|parent| !listed.contains(parent));
-            parents.map(|parent| (shard.shard_id().into(), parent.into()))
-        });
-        pairs.filter(|(_, parent)| !self.has_row(parent)).collect()
+        let parents = self.shards.iter().flat_map(parents);
+        let unlisted = parents.filter(|parent| !listed.contains(parent));
+        let unlisted = unlisted.map(ShardId::from);
+        unlisted.filter(|parent| !self.has_row(parent)).collect()
+    }
+
+    /// Whether the children of a shard that are listed hold all of its hash keys. Otherwise the listing lacks some.
+    pub(super) fn has_all_children(&self, of: &ShardId) -> bool {
+        let children = self.children(of);
+        let Some(ranges) = children.iter().map(|child| hash_keys(child)).collect() else {
+            return true;
+        };
+        let keys = self.hash_keys(of);
+        !children.is_empty() && first_gap(ranges, keys).is_none()
     }
 
     /// Until when the parents of a shard were read: what the shard holds arrived later, as they were all closed when it was
@@ -175,9 +172,10 @@ impl Lineage {
     /// the rows would take that one for finished: then it is for that parent's end to make it.
     pub(super) fn may_begin_row(&self, child: &Shard, parent: &ShardId) -> bool {
         let listed = listed(&self.shards);
+        let is_there = |other: &str| listed.contains(other) || self.hidden.contains_key(&other.into());
         let mut others = parents(child).filter(|other| *other != parent.as_str());
         !self.has_row(&child.shard_id().into())
-            && others.all(|other| self.has_row(&other.into()) || !listed.contains(other))
+            && others.all(|other| self.has_row(&other.into()) || !is_there(other))
     }
 
     /// What is known of a shard that is to get a row.
@@ -223,12 +221,16 @@ fn has_open_parent(
     shard: &Shard,
     listed: &HashSet<&str>,
     checkpoints: &HashMap<ShardId, Checkpoint>,
+    hidden: &HashMap<ShardId, BoxError>,
 ) -> bool {
     if Sabotage::StartChildrenEarly.is_committed() {
         return false;
     }
     // A parent that is not listed and has a row has not been found to be trimmed yet.
-    let is_known = |parent: &str| listed.contains(parent) || checkpoints.contains_key(&ShardId::from(parent));
+    let is_known = |parent: &str| {
+        let name = ShardId::from(parent);
+        listed.contains(parent) || checkpoints.contains_key(&name) || hidden.contains_key(&name)
+    };
     parents(shard).any(|parent| is_known(parent) && !has_ended(parent, checkpoints))
 }
 
@@ -248,6 +250,28 @@ fn hash_keys(shard: &Shard) -> Option<(u128, u128)> {
         range.starting_hash_key().parse().ok()?,
         range.ending_hash_key().parse().ok()?,
     ))
+}
+
+/// The first of these hash keys that none of the ranges has.
+fn first_gap(mut ranges: Vec<(u128, u128)>, keys: RangeInclusive<u128>) -> Option<Hole> {
+    ranges.sort_unstable();
+    let (mut next, end) = keys.into_inner();
+    for (first, last) in ranges {
+        if first > next {
+            return Some(Hole {
+                first: next,
+                last: end.min(first - 1),
+            });
+        }
+        if last >= end {
+            return None;
+        }
+        next = next.max(last + 1);
+    }
+    Some(Hole {
+        first: next,
+        last: end,
+    })
 }
 
 #[cfg(test)]
@@ -288,6 +312,7 @@ mod tests {
             checkpoints: ended.collect(),
             unreadable: HashSet::new(),
             outdated: HashMap::new(),
+            hidden: HashMap::new(),
             of_other_stream: None,
         }
     }
@@ -321,6 +346,36 @@ mod tests {
     fn a_parent_that_was_trimmed_is_not_waited_for() {
         let rest = merged_and_split().split_off(2);
         assert_eq!(ready(&lineage(rest, &[])), ["c"]);
+    }
+
+    #[test]
+    fn a_parent_that_a_listing_lacks_is_waited_for() {
+        let mut listed = merged_and_split();
+        listed.remove(1);
+        let mut lineage = lineage(listed, &["a"]);
+        assert_eq!(lineage.unknown_parents(), HashSet::from(["b".into()]));
+        lineage.hidden.insert("b".into(), "exists".into());
+        let merged = lineage.children(&"a".into())[0].clone();
+        assert!(!lineage.may_begin_row(&merged, &"a".into()));
+        assert_eq!(ready(&lineage), [] as [&str; 0]);
+        lineage.hidden.clear();
+        assert!(lineage.may_begin_row(&merged, &"a".into()));
+        assert_eq!(ready(&lineage), ["c"]);
+    }
+
+    #[test]
+    fn children_that_hold_some_of_the_hash_keys_are_not_all() {
+        let has_all = |names: &[&str]| {
+            let mut shards = merged_and_split();
+            shards.retain(|shard| names.contains(&shard.shard_id()));
+            lineage(shards, &[]).has_all_children(&"c".into())
+        };
+        assert!(!has_all(&["c"]));
+        assert!(!has_all(&["c", "d"]));
+        assert!(!has_all(&["c", "e"]));
+        assert!(has_all(&["c", "d", "e"]));
+        let merged = lineage(merged_and_split(), &[]);
+        assert!(merged.has_all_children(&"a".into()) && merged.has_all_children(&"b".into()));
     }
 
     #[test]

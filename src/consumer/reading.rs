@@ -17,7 +17,7 @@ use tracing::{Span, debug_span};
 use super::StreamId;
 use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, is_older_than_shortest};
 use super::discovery::REFUSALS;
-use super::facts::StreamFacts;
+use super::facts::{StreamFacts, TRIES};
 use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
@@ -52,6 +52,8 @@ pub(super) struct Reading {
     pub(super) read_until: ReadUntil,
     /// When the last page was read.
     pub(super) last_page: Option<Instant>,
+    /// A loss was reported without knowing the stream's retention, and the shard is still a day behind.
+    pub(super) is_lag_reported: bool,
 }
 
 /// Until when all that arrived was read.
@@ -297,18 +299,24 @@ impl Reading {
     /// Reports records that may have been trimmed since the last page, of a shard whose lag exceeds the retention.
     async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
         let Some(read_until) = self.read_until.time.filter(|time| is_older_than_shortest(*time)) else {
+            self.is_lag_reported = false;
             return Ok(());
         };
-        let horizon = Box::pin(self.facts.recent_horizon(&self.observers)).await;
-        // While the retention is not known, each page of a shard that is a day behind would be such a report.
-        if read_until >= horizon || self.facts.retention().get().is_none() {
+        // After such a report each page asks once: a shard that is days behind still has to catch up.
+        let tries = if self.is_lag_reported { 1 } else { TRIES };
+        let horizon = Box::pin(self.facts.recent_horizon(tries, &self.observers)).await;
+        if read_until >= horizon.since {
+            return Ok(());
+        }
+        // While the retention is not known, each page of a shard that is a day behind would be a report of its own.
+        if !horizon.is_known && std::mem::replace(&mut self.is_lag_reported, true) {
             return Ok(());
         }
         self.report(Box::new(DataLoss {
             stream: self.stream.name().clone(),
             shard: self.shard.clone(),
             from: Some(read_until),
-            to: horizon,
+            to: horizon.since,
             certain: false,
         }))
     }
@@ -326,7 +334,7 @@ impl Reading {
         let Some(expected) = self.expected.take().filter(|expected| !expected.is_recent()) else {
             return Ok(());
         };
-        let horizon = Box::pin(self.facts.horizon(&self.observers)).await;
+        let horizon = Box::pin(self.facts.horizon(TRIES, &self.observers)).await.since;
         let Some((from, certain)) = expected.missed(first.as_ref(), horizon) else {
             return Ok(());
         };

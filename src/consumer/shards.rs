@@ -18,7 +18,7 @@ use super::answer::answer;
 use super::checkpointing::Checkpointer;
 use super::crash_loop::{CrashLoop, Turns};
 use super::data_loss::{AfterDataLoss, DataLoss, Expected};
-use super::discovery::{Discovery, STORE};
+use super::discovery::{Discovery, NOT_LISTED, STORE};
 use super::facts::StreamFacts;
 use super::fan_out::FanOut;
 use super::lease::{Hold, Lease};
@@ -38,7 +38,6 @@ use crate::processor::RecordProcessor;
 use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
 use crate::retry::{Backoff, Jitter};
-use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
 pub(super) async fn run<P, S>(
@@ -259,7 +258,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             let is_started = self.started.values().any(|(started, _)| started == shard);
             !is_started && !self.halted.contains(shard)
         });
-        let ready = self.without_children_of_hidden(ready, &mut found).await;
+        self.report_absent_parents(&ready, &mut found);
+        self.look_for_hidden(&found);
         let store = self.consumer.checkpoints.clone();
         let Some(leases) = store.leases().filter(|_| !ready.is_empty()) else {
             for shard in ready {
@@ -406,51 +406,36 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         decision
     }
 
-    /// Leaves out the shards with a parent that exists, although it is neither listed nor known by a row: such a listing is
-    /// incomplete, and the parent is read first.
-    async fn without_children_of_hidden(
-        &mut self,
-        mut ready: Vec<ShardId>,
-        found: &mut Lineage,
-    ) -> Vec<ShardId> {
-        if Sabotage::TrustPartialListing.is_committed() {
-            return ready;
+    /// Reports the parents of shards that are about to begin which the stream has no more and of which no row is left: they
+    /// were created and trimmed while the application was down.
+    fn report_absent_parents(&mut self, ready: &[ShardId], found: &mut Lineage) {
+        for parent in found.unknown_parents() {
+            let is_known = !self.facts.is_absent(&parent) || self.trimmed.contains(&parent);
+            let children = found.children(&parent);
+            let mut children = children.iter().map(|child| ShardId::from(child.shard_id()));
+            if is_known || !children.any(|child| ready.contains(&child) && !found.has_row(&child)) {
+                continue;
+            }
+            if self.has_begun {
+                self.report_loss(DataLoss {
+                    stream: self.consumer.stream.name().clone(),
+                    shard: parent.clone(),
+                    from: None,
+                    to: wall_clock::now(),
+                    certain: false,
+                });
+                found.checkpoints.insert(parent.clone(), lost_end(None));
+            }
+            self.trimmed.insert(parent);
         }
-        let mut doubtful = found.unknown_parents();
-        doubtful.retain(|(shard, parent)| !self.trimmed.contains(parent) && ready.contains(shard));
-        let unknown: HashSet<ShardId> = doubtful.iter().map(|(_, parent)| parent.clone()).collect();
-        let mut hidden = HashSet::new();
-        for parent in unknown {
-            let error = match self.discovery().exists(&parent).await {
-                Ok(false) => {
-                    // The shard was created and trimmed while the application was down.
-                    let mut children = doubtful.iter().filter(|(_, of)| *of == parent);
-                    if self.has_begun && children.any(|(child, _)| !found.has_row(child)) {
-                        self.report_loss(DataLoss {
-                            stream: self.consumer.stream.name().clone(),
-                            shard: parent.clone(),
-                            from: None,
-                            to: wall_clock::now(),
-                            certain: false,
-                        });
-                        found.checkpoints.insert(parent.clone(), lost_end(None));
-                    }
-                    self.trimmed.insert(parent);
-                    continue;
-                }
-                Ok(true) => "ListShards did not list a shard that exists".into(),
-                Err(error) => error,
-            };
-            self.tell_failure(&*error, RELIST);
+    }
+
+    /// Lists the shards again soon if the listing lacks some.
+    fn look_for_hidden(&mut self, found: &Lineage) {
+        for error in found.hidden.values() {
+            self.tell_failure(&**error, RELIST);
             self.look_again_in(RELIST);
-            hidden.insert(parent);
         }
-        let is_doubtful = |child: &ShardId| {
-            let mut parents = doubtful.iter().filter(|(shard, _)| shard == child);
-            parents.any(|(_, parent)| hidden.contains(parent))
-        };
-        ready.retain(|shard| hidden.is_empty() || !is_doubtful(shard));
-        ready
     }
 
     /// A shard that is not settled to its end and not listed any more was closed, and all that was in it is trimmed. Its
@@ -471,7 +456,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         for shard in trimmed {
             let gone = self.discovery().exists(&shard).await;
             let reported = match gone {
-                Ok(true) => Err("ListShards did not list a shard that exists".into()),
+                Ok(true) => Err(NOT_LISTED.into()),
                 Ok(false) => self.end_trimmed(&shard, found).await,
                 Err(error) => Err(error),
             };
@@ -646,6 +631,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 needs_keys: self.consumer.pipeline.order() == Ordering::PartitionKey,
                 read_until: ReadUntil::of(Expected::of(&from).as_ref()),
                 last_page: None,
+                is_lag_reported: false,
                 expected: Expected::of(&from),
                 on_data_loss: self.consumer.on_data_loss.clone(),
                 facts: self.facts.clone(),

@@ -92,8 +92,8 @@ impl Discovery<'_> {
         let mut looks = 0;
         loop {
             let error = match self.look_for_children(leases, shard).await {
-                Ok(0) => "its children are not listed yet".into(),
-                Ok(_) => return Ok(()),
+                Ok(true) => return Ok(()),
+                Ok(false) => "not all child shards are listed yet".into(),
                 Err(error) => match error.downcast::<CheckpointError>() {
                     Ok(lost) if matches!(*lost, CheckpointError::LeaseLost { .. }) => return Err(*lost),
                     Ok(other) => other.into(),
@@ -109,8 +109,8 @@ impl Discovery<'_> {
         }
     }
 
-    /// How many there are.
-    async fn look_for_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<usize, BoxError> {
+    /// Returns whether all of them are listed.
+    async fn look_for_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<bool, BoxError> {
         let found = self.shards_once().await?;
         let children = found.children(shard);
         let lacking = children.iter().filter(|child| found.may_begin_row(child, shard));
@@ -118,6 +118,6 @@ impl Discovery<'_> {
         self.create(leases, &found, lacking.collect()).await?;
         let names: Vec<ShardId> = children.iter().map(|child| child.shard_id().into()).collect();
         answer(STORE, leases.name_children(&self.key(shard.clone()), &names)).await??;
-        Ok(names.len())
+        Ok(found.has_all_children(shard))
     }
 }

@@ -116,6 +116,7 @@ mod tests {
             checkpoints: checkpoints.iter().map(stored).collect(),
             unreadable: Default::default(),
             outdated: Default::default(),
+            hidden: Default::default(),
             of_other_stream: None,
         }
     }

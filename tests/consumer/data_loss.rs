@@ -9,6 +9,7 @@ use redrive::{
     AfterDataLoss, ConsumerError, DataLoss, Position, Retrieval, SequenceNumber, StartingPosition,
 };
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::scene::{STREAM, Scene, records};
 use support::proxy::Fault;
@@ -366,6 +367,51 @@ async fn a_shard_that_was_held_up_for_too_long_reports_what_was_trimmed() {
         assert_eq!(scene.ledger.events("DataLoss"), losses, "{hours} hours");
         assert_eq!(scene.ledger.book().settled.len(), 60);
     }
+}
+
+/// The same, of a shard whose iterator is still valid, while Kinesis does not state the retention. It may be the shortest one, so
+/// that one loss is reported, and not another with each page.
+#[tokio::test]
+async fn a_lag_of_a_day_is_reported_once_while_the_retention_is_not_known() {
+    let losses = tokio::join!(
+        losses_of_a_lag(20, |_| false),
+        losses_of_a_lag(30, |_| true),
+        losses_of_a_lag(30, |_| false),
+        // It was a week when the consumer started, and may have been lowered.
+        losses_of_a_lag(30, |call| call == 1),
+    );
+    assert_eq!(losses, (0, 0, 1, 1));
+}
+
+/// Reads records that arrived so many hours ago, page by page, of a stream that keeps them for a week. Its retention is
+/// stated by some calls only.
+async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Sync + 'static) -> usize {
+    let scene = Scene::new(1).await;
+    let arrival = SystemTime::now() - hours * HOUR;
+    let arrival = arrival
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs_f64();
+    scene.proxy.script(move |call| match &*call.target {
+        "GetRecords" => Fault::Rewrite(Box::new(move |reply: &mut Value| {
+            reply["MillisBehindLatest"] = json!(hours * 3_600_000);
+            for record in reply["Records"].as_array_mut().expect("records") {
+                record["ApproximateArrivalTimestamp"] = json!(arrival);
+            }
+        })),
+        "DescribeStreamSummary" if states(call.number) => Fault::Rewrite(Box::new(|reply: &mut Value| {
+            reply["StreamDescriptionSummary"]["RetentionPeriodHours"] = json!(168);
+        })),
+        "DescribeStreamSummary" => Fault::error(400, "AccessDeniedException"),
+        _ => Fault::None,
+    });
+    let running = scene.run(scene.consumer().records_per_call(10), scene.resilient());
+    // An answer is used for five seconds.
+    sleep(Duration::from_secs(6)).await;
+    scene.put(records(60, 10, |_| "ok")).await;
+    scene.ledger.settled(60).await;
+    running.stop().await.expect("nothing halted");
+    scene.ledger.events("DataLoss")
 }
 
 /// Leaves the records of these numbers in a GetRecords reply.
