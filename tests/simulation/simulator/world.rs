@@ -563,6 +563,17 @@ impl State {
         }
     }
 
+    fn print(&self, event: &Event<'_>) {
+        // Those of every record and page say no more than the steps.
+        let is_frequent = matches!(
+            event,
+            Event::Fetched { .. } | Event::AttemptEnded { .. } | Event::ShardStands { .. }
+        );
+        if self.print && !is_frequent {
+            println!("{:>12.3}     {event:?}", self.now().as_secs_f64());
+        }
+    }
+
     /// What the seed does, in a number.
     pub fn trace(&self) -> u64 {
         self.trace.finish()
@@ -713,6 +724,7 @@ impl World {
         if state.dead {
             return;
         }
+        state.print(event);
         match event {
             Event::BreakerOpened { .. } => {
                 state.note("opened", 0, 0);
