@@ -106,9 +106,7 @@
 mod alike;
 #[cfg(feature = "aws")]
 mod aws;
-mod breaker;
 pub mod checkpoint;
-pub mod classify;
 mod config;
 #[cfg(feature = "kinesis")]
 pub mod consumer;
@@ -116,7 +114,6 @@ pub mod dead_letter;
 mod digest;
 mod external;
 mod failure;
-mod guard;
 pub mod idempotency;
 #[cfg(feature = "kpl")]
 pub mod kpl;
@@ -124,7 +121,6 @@ pub mod kpl;
 pub mod lambda;
 #[cfg(any(feature = "lambda", feature = "kinesis"))]
 mod lambda_event;
-mod letter_id;
 #[cfg(feature = "multilang")]
 pub mod multilang;
 pub mod observer;
@@ -133,33 +129,23 @@ pub mod operator;
 pub mod pipeline;
 mod private_file;
 mod processor;
+mod protection;
 mod record;
 pub mod replay;
 mod resilient;
 mod retention;
-mod retry;
 mod rfc3339;
 mod sabotage;
-mod settled;
-#[cfg(feature = "kinesis")]
-mod shard_list;
-#[cfg(feature = "kinesis")]
-mod shard_pages;
+mod settlement;
 #[cfg(feature = "kinesis")]
 mod shutdown_signal;
-mod tally;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "tower")]
 pub mod tower;
-mod trace_context;
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
-mod unpack;
 mod wall_clock;
 
-pub use breaker::{Breaker, BreakerBuilder, BreakerState};
-pub use classify::{Classify, StandardClassifier};
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
 pub use consumer::{
@@ -167,28 +153,30 @@ pub use consumer::{
     Retrieval, ShardHealth, ShardState, StartingPosition, StreamId, WaitsFor,
 };
 pub use dead_letter::AfterDeadLetter;
+pub use failure::classify::{self, Classify, StandardClassifier};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
-pub use guard::{Guard, StoppedShard};
 pub use idempotency::Idempotency;
-pub use letter_id::{InvalidLetterId, LetterId};
+pub use observer::TraceContext;
 pub use pipeline::Ordering;
 pub use processor::{
     Attempt, BatchFailure, BatchProcessor, Batched, BoxProcessor, JsonError, ProcessorBlocking, ProcessorFn,
     ProcessorFnJson, ProcessorWith, RecordProcessor, processor_blocking, processor_fn, processor_fn_json,
     processor_with,
 };
+pub use protection::{
+    Backoff, Breaker, BreakerBuilder, BreakerState, Guard, Jitter, RetryBudget, RetryPolicy, StoppedShard,
+};
 pub use record::{
-    InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder, Redriven, SequenceNumber, ShardId,
+    InvalidLetterId, InvalidSequenceNumber, KeyHash, LetterId, Position, Record, RecordBuilder, Redriven,
+    SequenceNumber, ShardId,
 };
 pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};
-pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sabotage::Sabotage;
-pub use settled::{Halt, Settled, Unsettled};
+pub use settlement::{Halt, Settled, Unsettled};
 #[cfg(feature = "kinesis")]
 pub use shutdown_signal::shutdown_signal;
-pub use trace_context::TraceContext;
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use wall_clock::WallClock;

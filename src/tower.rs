@@ -35,7 +35,7 @@ use crate::failure::BoxError;
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
 use crate::resilient::{Resilient, ResilientBuilder};
-use crate::settled::{Settled, Unsettled};
+use crate::settlement::{Settled, Unsettled};
 
 /// Makes a processor of a service over records. It is cloned for every record, and asked whether it is ready before
 /// each attempt; how long that takes counts as the attempt's time.

@@ -6,6 +6,10 @@
 
 mod client;
 mod failed_call;
+#[cfg(feature = "kinesis")]
+pub(crate) mod shard_list;
+#[cfg(feature = "kinesis")]
+pub(crate) mod shard_pages;
 #[cfg(feature = "dynamodb")]
 pub(crate) mod table;
 

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::Located;
 use crate::failure::BoxError;
-use crate::retry::Backoff;
+use crate::protection::Backoff;
 
 /// Between looks at a table that is being made.
 const LOOKS: Backoff = Backoff::exponential()

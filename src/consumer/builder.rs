@@ -13,7 +13,7 @@ use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRange};
 use crate::pipeline::{Capacity, OnExpiring, Ordering, Pipeline};
-use crate::retry::source_of_chance;
+use crate::protection::retry::source_of_chance;
 use crate::wall_clock;
 
 /// Iterators expire after it (GetShardIterator, Kinesis API reference).

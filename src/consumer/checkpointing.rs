@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, Published};
-use crate::retry::{Backoff, Jitter};
+use crate::protection::{Backoff, Jitter};
 
 /// Between writes that fail.
 const BACKOFF: Backoff = Backoff::exponential();

@@ -16,19 +16,19 @@ use super::answer::answer;
 use super::facts::{NotDescribed, StreamFacts};
 use super::lineage::Lineage;
 use super::{ConsumerError, StartingPosition, StreamId};
+use crate::aws::shard_list::{list_shards, parents};
 use crate::aws::{FailedCall, Located};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use crate::classify::StandardClassifier;
 use crate::dead_letter::{DeadLetterSink, SourceStream};
 use crate::failure::BoxError;
+use crate::failure::classify::StandardClassifier;
 use crate::idempotency::IdempotencyStore;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Ordering, Pipeline};
+use crate::protection::{Backoff, Jitter};
 use crate::record::ShardId;
 use crate::resilient::{Unusable, check_store, check_target};
-use crate::retry::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
-use crate::shard_list::{list_shards, parents};
 
 /// Asks until it is answered.
 pub(super) struct Discovery<'a> {

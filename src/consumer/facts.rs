@@ -16,12 +16,12 @@ use super::answer::ANSWER_TIMEOUT;
 use super::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
 use crate::aws::Located;
 use crate::checkpoint::Checkpoint;
-use crate::classify::StandardClassifier;
 use crate::failure::BoxError;
+use crate::failure::classify::StandardClassifier;
 use crate::observer::{Event, Interest, Observers};
+use crate::protection::{Backoff, Jitter};
 use crate::record::{Position, ShardId};
 use crate::retention::Retention;
-use crate::retry::{Backoff, Jitter};
 use crate::wall_clock;
 
 /// What is known of a stream.

@@ -19,7 +19,7 @@ use crate::aws::Located;
 use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
-use crate::retry::{Backoff, Jitter};
+use crate::protection::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
 
 /// Between renewals that fail: there is time for a few.

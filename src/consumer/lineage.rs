@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use aws_sdk_kinesis::types::Shard;
 
+use crate::aws::shard_list::{is_open, parents};
 use crate::checkpoint::{Checkpoint, CheckpointError, NewShard, ShardKey};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 use crate::sabotage::Sabotage;
-use crate::shard_list::{is_open, parents};
 
 /// The shards of a stream as they were listed last, and what is stored of them.
 pub(super) struct Lineage {

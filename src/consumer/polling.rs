@@ -10,11 +10,11 @@ use tracing::Instrument as _;
 use super::Polling;
 use super::reading::{Failures, Reading, ReadingEnded, Refusal};
 use crate::aws::FailedCall;
+use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::failure::BoxError;
 use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
-use crate::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::wall_clock;
 
 /// What one GetRecords call can bring at most.

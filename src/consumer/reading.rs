@@ -21,11 +21,11 @@ use super::facts::{StreamFacts, TRIES};
 use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
+use crate::kpl::expand::{count, unpack};
 use crate::observer::{Event, Interest, Observers};
+use crate::protection::{Backoff, Jitter};
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
-use crate::retry::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
-use crate::unpack::{count, unpack};
 use crate::wall_clock;
 
 /// Between calls that fail.

@@ -35,9 +35,9 @@ use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Ordering, Progress, SettledCounts};
 use crate::processor::RecordProcessor;
+use crate::protection::{Backoff, Jitter};
 use crate::record::{Position, ShardId};
 use crate::resilient::Resilient;
-use crate::retry::{Backoff, Jitter};
 use crate::wall_clock;
 
 pub(super) async fn run<P, S>(

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::failure::BoxError;
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 
 /// Writes letters to a sink; of one whose payload is large the payload goes to a bucket first, and the letter says where it
 /// is ([`payload_at`](DeadLetter::payload_at)).

@@ -36,5 +36,7 @@ pub use aggregator::{AggregateFull, Aggregated, Aggregator};
 pub use deaggregator::{DamagedAggregate, Deaggregator, Expanded, OutOfRange};
 pub(crate) use packed::Unpacking;
 
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+pub(crate) mod expand;
 #[cfg(test)]
 mod tests;

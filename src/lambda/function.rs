@@ -18,12 +18,12 @@ use crate::dead_letter::{SourceStream, TargetError};
 use crate::failure::{BoxError, texts};
 use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
+use crate::kpl::expand::unpack;
 use crate::observer::{Event as Observed, Interest};
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
 use crate::resilient::{Resilient, Unusable, Within, check_target};
-use crate::unpack::unpack;
 
 /// The environment variable that says, if it is `1`, that the event source mapping has
 /// `FunctionResponseTypes: [ReportBatchItemFailures]`.

@@ -4,9 +4,9 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use crate::failure::Failure;
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 use crate::record::{Position, Record, SequenceNumber, ShardId};
-use crate::settled::{Settled, Unsettled};
+use crate::settlement::{Settled, Unsettled};
 
 /// Something that happened. New kinds may come.
 #[derive(Debug)]

@@ -12,9 +12,11 @@ mod event;
 mod kind;
 mod log;
 mod place;
+mod trace_context;
 
 pub use event::{Bound, Event, Redacted};
 pub use log::Log;
+pub use trace_context::TraceContext;
 
 /// Hears what happens.
 ///

@@ -4,9 +4,9 @@ use aws_sdk_kinesis::types::Shard;
 
 use super::{OperatorError, Shards};
 use crate::aws::FailedCall;
+use crate::aws::shard_list::{is_closed, list_shards, parents};
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, ShardKey};
 use crate::record::ShardId;
-use crate::shard_list::{is_closed, list_shards, parents};
 
 /// A shard that the stream has, and where the application stands in it.
 #[derive(Debug)]

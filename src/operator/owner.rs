@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{OperatorError, Shards, only};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, Leases, ShardKey, Taken};
-use crate::retry::Backoff;
+use crate::protection::Backoff;
 
 /// Between looks at a holder, at most.
 const LOOKS: Duration = Duration::from_secs(1);

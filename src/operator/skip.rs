@@ -11,7 +11,7 @@ use crate::dead_letter::{
     DeadLetter, DeadLetterSink, Reason, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
 use crate::failure::{Failure, Scope};
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 use crate::record::{Position, Record, ShardId};
 use crate::resilient::answer;
 

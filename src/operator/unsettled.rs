@@ -7,11 +7,11 @@ use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::{self, ShardIteratorType};
 
 use super::{OperatorError, Shards};
+use crate::aws::shard_pages::{ShardPages, record};
 use crate::checkpoint::Checkpoint;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
-use crate::shard_pages::{ShardPages, record};
 
 /// What is looked for is mostly among the first.
 const PAGE: i32 = 1_000;

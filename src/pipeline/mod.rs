@@ -56,7 +56,7 @@ use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
 use crate::resilient::{Resilient, Within};
 use crate::retention::Retention;
-use crate::settled::Halt;
+use crate::settlement::Halt;
 
 /// How a shard's records are processed. Runtimes have one each; by hand it serves whoever reads records
 /// from elsewhere.

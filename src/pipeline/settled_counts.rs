@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::settled::Settled;
+use crate::settlement::Settled;
 
 /// The counts of one task, which shares them at the end of each turn.
 #[derive(Debug, Default)]

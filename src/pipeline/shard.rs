@@ -39,7 +39,7 @@ use crate::observer::{Bound, Event, Interest};
 use crate::record::Record;
 use crate::resilient::{Fate, Group, Pass, Run, Stepped};
 use crate::sabotage::Sabotage;
-use crate::settled::{Halt, Settled, Unsettled};
+use crate::settlement::{Halt, Settled, Unsettled};
 
 /// While a breaker is not closed, reading goes on until so many records are there that were not tried
 /// yet: probes made of nothing but records that failed before might never succeed.

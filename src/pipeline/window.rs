@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::checkpoint::{Ahead, Checkpoint};
 use crate::record::{Position, Record};
 use crate::sabotage::Sabotage;
-use crate::settled::Settled;
+use crate::settlement::Settled;
 
 /// A record's place in the order of admission.
 pub(crate) type Ordinal = u64;

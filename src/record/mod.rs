@@ -8,11 +8,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+mod dead_letter_id;
 mod position;
 mod redriven;
 mod sequence_number;
 mod text;
 
+pub use dead_letter_id::{InvalidLetterId, LetterId};
 pub use position::Position;
 pub use redriven::Redriven;
 pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 
 /// The record failed before, became a dead letter and was driven again ([`Record::redriven`](super::Record::redriven)).
 #[derive(Debug, Clone, PartialEq, Eq)]

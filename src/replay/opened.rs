@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::report::Outcome;
 use super::source::Message;
 use crate::dead_letter::DeadLetter;
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 
 /// A message and what was found in it.
 pub(super) struct Opened {

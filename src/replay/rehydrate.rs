@@ -15,12 +15,12 @@ use super::reader::{Found, Reader};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
 use crate::StreamId;
+use crate::aws::shard_pages::{self, PAUSE, ShardPages};
 use crate::aws::{self, Located};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
 use crate::record::{Record, SequenceNumber, ShardId, Source};
-use crate::shard_pages::{self, PAUSE, ShardPages};
 
 /// Makes dead letters of the messages that Lambda writes to an on-failure destination, which say only where a batch was:
 /// its records are read from the stream again, from the first to the last. Those of an S3 destination have them, and need

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::dead_letter::{DeadLetter, DecodeError, SinkError};
 use crate::failure::BoxError;
-use crate::letter_id::LetterId;
-use crate::settled::Unsettled;
+use crate::record::LetterId;
+use crate::settlement::Unsettled;
 
 use super::source::Rest;
 

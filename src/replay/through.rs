@@ -9,7 +9,7 @@ use crate::dead_letter::DeadLetter;
 use crate::processor::RecordProcessor;
 use crate::record::{Record, Redriven};
 use crate::resilient::Resilient;
-use crate::settled::{Settled, Unsettled};
+use crate::settlement::{Settled, Unsettled};
 
 pub(super) struct Through<P: RecordProcessor> {
     processor: Resilient<P>,

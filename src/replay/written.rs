@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 
 /// Remembers the letters that a run has written to a sink.
 ///

@@ -17,7 +17,7 @@ use crate::failure::Scope;
 use crate::idempotency::Claim;
 use crate::processor::{BatchFailure, RecordProcessor};
 use crate::record::Record;
-use crate::settled::{Settled, Unsettled};
+use crate::settlement::{Settled, Unsettled};
 
 /// One step of a group's life: an attempt with all of it, or with half of those among which one fails.
 pub(super) struct BatchStep<'a, P: RecordProcessor> {

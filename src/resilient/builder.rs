@@ -16,18 +16,18 @@ use super::protection::{Named, Protection, Run};
 use super::trace::Traces;
 use super::verdict::{Classifiers, Typed};
 use super::{Engine, Resilient};
-use crate::breaker::Breaker;
-use crate::classify::Classify;
 use crate::config::ConfigError;
 use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
 use crate::failure::Verdict;
-use crate::guard::Guard;
+use crate::failure::classify::Classify;
 use crate::idempotency::Idempotency;
+use crate::observer::TraceContext;
 use crate::observer::{Log, Observer, Observers, Watcher};
 use crate::processor::RecordProcessor;
+use crate::protection::Breaker;
+use crate::protection::Guard;
+use crate::protection::retry::{RetryBudget, RetryPolicy, source_of_chance};
 use crate::retention::Retention;
-use crate::retry::{RetryBudget, RetryPolicy, source_of_chance};
-use crate::trace_context::TraceContext;
 
 /// Builds a [`Resilient`].
 ///

@@ -22,8 +22,8 @@ use crate::idempotency::{
     StoreError,
 };
 use crate::observer::{Event, Interest, Observers};
+use crate::protection::{Backoff, Jitter};
 use crate::record::Record;
-use crate::retry::{Backoff, Jitter};
 
 /// The keys of one processor's records.
 #[derive(Debug)]

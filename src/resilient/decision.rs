@@ -13,12 +13,12 @@ use super::attempt::FailedAttempt;
 use super::protection::{Pass, Protection, Run};
 use super::retry_state::{Hold, RECHECK, RetryState};
 use super::verdict::Classifiers;
-use crate::breaker::Breaker;
 use crate::dead_letter::Reason;
 use crate::failure::{BoxError, Class, Failure, Scope};
 use crate::observer::{Event, Interest, Redacted};
+use crate::protection::Breaker;
+use crate::protection::{Jitter, RetryBudget, RetryPolicy};
 use crate::record::Record;
-use crate::retry::{Jitter, RetryBudget, RetryPolicy};
 use crate::sabotage::Sabotage;
 
 /// What follows from an attempt that failed.

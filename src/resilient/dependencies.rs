@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::breaker::{Breaker, BreakerState};
-use crate::guard::Guard;
-use crate::retry::RetryBudget;
+use crate::protection::Guard;
+use crate::protection::RetryBudget;
+use crate::protection::breaker::{Breaker, BreakerState};
 
 /// A look at it; a clone looks at the same.
 #[derive(Debug, Clone)]

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::Step;
 use super::protection::Pass;
 use super::retry_state::RetryState;
-use crate::breaker::Round;
 use crate::dead_letter::{Attempts, Reason};
 use crate::idempotency::Claim;
+use crate::protection::breaker::Round;
 use crate::record::Record;
-use crate::settled::{Settled, Unsettled};
+use crate::settlement::{Settled, Unsettled};
 
 /// A record in a group.
 pub(crate) struct Member {

@@ -11,11 +11,11 @@ use super::retry_state::RetryState;
 use super::trace::{Traces, trace_id};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;
-use crate::guard::Permission;
 use crate::observer::{Event, Interest, Redacted};
+use crate::protection::guard::Permission;
 use crate::record::Record;
 use crate::sabotage::Sabotage;
-use crate::settled::{Halt, Settled, Unsettled};
+use crate::settlement::{Halt, Settled, Unsettled};
 
 /// However old a record is: for so long a breaker or the guard may hold it.
 pub(crate) const HELD_AT_LEAST: Duration = Duration::from_secs(5 * 60);

@@ -43,19 +43,19 @@ pub(crate) use target::check_store;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use target::{Unusable, check_target};
 
-use crate::breaker::Breaker;
 use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
-use crate::guard::Guard;
 #[cfg(feature = "kinesis")]
 use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
 use crate::observer::{Event, Interest};
 use crate::processor::{Bounds, RecordProcessor};
+use crate::protection::Breaker;
+use crate::protection::Guard;
+use crate::protection::RetryBudget;
 use crate::record::Record;
 use crate::retention::Retention;
-use crate::retry::RetryBudget;
-use crate::settled::{Settled, Unsettled};
+use crate::settlement::{Settled, Unsettled};
 use attempt::{AttemptRunner, Term};
 use batch::BatchStep;
 use claims::Claims;

@@ -19,7 +19,7 @@ use crate::dead_letter::{DeadLetter, DeadLetterSink, PUT_TIMEOUT, Receipt, SinkE
 use crate::external::caught;
 use crate::failure::BoxError;
 use crate::observer::{Event, Observers};
-use crate::retry::{Backoff, Jitter};
+use crate::protection::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
 
 /// One sink and the task that writes to it. The task begins with the first letter, and ends when the

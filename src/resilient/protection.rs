@@ -11,15 +11,15 @@ use tokio::time::Instant;
 
 use super::group::Group;
 use super::interrupted::Interrupted;
-use crate::breaker::{Breaker, BreakerState, Change, Probe, Proof, Round};
 use crate::dead_letter::AfterDeadLetter;
 use crate::failure::{Class, Scope, Verdict};
-use crate::guard::{Guard, Watch};
 use crate::observer::{Event, Interest, Observers};
+use crate::protection::RetryBudget;
+use crate::protection::breaker::{Breaker, BreakerState, Change, Probe, Proof, Round};
+use crate::protection::guard::{Guard, Watch};
+use crate::protection::sliding_window::Tally;
 use crate::record::Record;
 use crate::retention::Retention;
-use crate::retry::RetryBudget;
-use crate::tally::Tally;
 
 /// The protections of one processor.
 #[derive(Debug)]

@@ -11,15 +11,15 @@ use super::letter::{Crashed, HeldTooLong};
 use super::protection::Pass;
 use super::retry_state::{Phase, RetryState};
 use super::{Engine, Run, Step};
-use crate::breaker::Round;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
 use crate::idempotency::{Claim, PayloadMismatch};
 use crate::observer::{Event, Interest};
 use crate::processor::RecordProcessor;
+use crate::protection::breaker::Round;
 use crate::record::Record;
 use crate::sabotage::Sabotage;
-use crate::settled::{Halt, Settled, Unsettled};
+use crate::settlement::{Halt, Settled, Unsettled};
 
 impl<P: RecordProcessor> Engine<P> {
     /// Goes on after a first attempt that did not succeed, until the record is settled or its term is

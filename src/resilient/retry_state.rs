@@ -6,13 +6,13 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::claims::WaitsFor;
-use crate::breaker::{Breaker, Round};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
 use crate::idempotency::Claim;
+use crate::protection::Backoff;
+use crate::protection::breaker::{Breaker, Round};
 use crate::record::Record;
-use crate::retry::Backoff;
-use crate::settled::Unsettled;
+use crate::settlement::Unsettled;
 
 /// Between two tries of a record whose retry the budget refused.
 pub(super) const RECHECK: Backoff = Backoff::exponential();

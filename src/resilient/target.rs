@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::answer::answer;
 #[cfg(feature = "aws")]
 use crate::aws::FailedCall;
-use crate::classify::StandardClassifier;
 use crate::dead_letter::{DeadLetterSink, SourceStream, TargetError};
 use crate::external::caught;
 use crate::failure::BoxError;
+use crate::failure::classify::StandardClassifier;
 #[cfg(feature = "kinesis")]
 use crate::idempotency::{IdempotencyStore, Key, StoreError};
 use crate::observer::{Event, Interest, Observers};

@@ -7,10 +7,10 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug_span};
 
 use super::{Fate, Group};
+use crate::observer::TraceContext;
 use crate::observer::{Observers, UserCode};
 use crate::record::Record;
-use crate::settled::{Settled, Unsettled};
-use crate::trace_context::TraceContext;
+use crate::settlement::{Settled, Unsettled};
 
 /// The trace that a record belongs to, if somebody can say.
 pub(super) struct Traces {

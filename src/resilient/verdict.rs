@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::attempt::{AttemptError, AttemptTimedOut};
-use crate::classify::{Classify, StandardClassifier};
+use crate::failure::classify::{Classify, StandardClassifier};
 use crate::failure::{BoxError, Failure, Scope, Verdict};
 use crate::observer::{Observers, UserCode};
 

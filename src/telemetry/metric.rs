@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::failure::Class;
 use crate::observer::Event;
-use crate::settled::Settled;
+use crate::settlement::Settled;
 
 #[cfg(all(test, any(feature = "cloudwatch", feature = "emf", feature = "metrics")))]
 mod tests;

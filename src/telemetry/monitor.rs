@@ -13,9 +13,9 @@ use super::threshold::{Rate, Threshold};
 use crate::config::ConfigError;
 use crate::failure::{texts, written};
 use crate::observer::{Event, Interest, Observer};
+use crate::protection::sliding_window::Recent;
 use crate::resilient::answer;
-use crate::settled::Settled;
-use crate::tally::Recent;
+use crate::settlement::Settled;
 
 /// Watches rates in sliding windows, and tells [`AlertSink`]s when one is too high, now and then while it stays so, and once
 /// when it is no longer.

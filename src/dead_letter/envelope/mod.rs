@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::{Class, Failure, Scope};
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 use crate::record::{Record, SequenceNumber, ShardId};
 use crate::rfc3339::{self, to_millis};
 use crate::wall_clock;

@@ -11,7 +11,7 @@ use super::super::window::{Ordinal, Released, Window};
 use super::intake::Arrival;
 use crate::checkpoint::Checkpoint;
 use crate::record::Record;
-use crate::settled::Settled;
+use crate::settlement::Settled;
 
 pub(super) struct Settling {
     pub(super) window: Window,

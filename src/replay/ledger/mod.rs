@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
 use crate::failure::BoxError;
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 use crate::rfc3339;
 
 #[cfg(feature = "dynamodb")]

@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::failure::Failure;
-use crate::letter_id::LetterId;
 use crate::observer::{Bound, Redacted};
+use crate::record::LetterId;
 use crate::record::Record;
-use crate::settled::Unsettled;
+use crate::settlement::Unsettled;
 use crate::telemetry::standing::Standing;
 
 #[test]

@@ -9,10 +9,10 @@ use aws_sdk_kinesis::types::{self, ShardIteratorType};
 use tokio::time::{Instant, sleep_until};
 
 use crate::StreamId;
+use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
-use crate::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::wall_clock;
 
 /// Of five calls of a kind that a shard takes in a second (Kinesis API reference) the others may want some.

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 use rand::SeedableRng;
 
-use super::*;
-use crate::breaker::Breaker;
+use crate::protection::Breaker;
+use crate::protection::breaker::machine::*;
 
 /// Another record fails each time.
 fn fails(machine: &mut Machine, now: Instant, key: Option<u64>, successes: u64) -> Option<Change> {

@@ -1,7 +1,7 @@
 //! How one record ended.
 
 use crate::failure::{BoxError, Failure};
-use crate::letter_id::LetterId;
+use crate::record::LetterId;
 
 /// A record has ended: its shard's position may pass it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,8 +7,8 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::Settings;
-use crate::retry::Jitter;
-use crate::tally::{Growth, Recent};
+use crate::protection::Jitter;
+use crate::protection::sliding_window::{Growth, Recent};
 
 /// A time in which probes are made: its number is given once in a process.
 pub(crate) type Round = u64;

@@ -1,5 +1,7 @@
 //! Failures: an error after someone has said whether another try can help, and whose fault it is.
 
+pub mod classify;
+
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;

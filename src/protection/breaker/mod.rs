@@ -21,9 +21,9 @@ mod machine;
 pub(crate) use machine::{Change, Proof, Round};
 
 use crate::config::ConfigError;
+use crate::protection::retry::{Backoff, source_of_chance};
+use crate::protection::sliding_window::{Tallies, Tally};
 use crate::record::Record;
-use crate::retry::{Backoff, source_of_chance};
-use crate::tally::{Tallies, Tally};
 use machine::{Machine, Phase};
 
 /// A circuit breaker. On by default in every [`Resilient`](crate::Resilient).

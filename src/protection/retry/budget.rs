@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::ConfigError;
-use crate::tally::{Growth, Tallies, Tally};
+use crate::protection::sliding_window::{Growth, Tallies, Tally};
 
 /// Retries may be a share of the successes, and so many a second besides.
 ///

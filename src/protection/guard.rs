@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::ConfigError;
+use crate::protection::sliding_window::{Growth, Recent, Tally};
 use crate::record::{Record, ShardId};
-use crate::tally::{Growth, Recent, Tally};
 
 /// The dead-letter guard. On by default in every [`Resilient`](crate::Resilient).
 ///

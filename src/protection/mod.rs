@@ -1,0 +1,10 @@
+//! What protects all records together: the retry policy and its budget, the circuit breaker, the dead-letter guard.
+
+pub(crate) mod breaker;
+pub(crate) mod guard;
+pub(crate) mod retry;
+pub(crate) mod sliding_window;
+
+pub use breaker::{Breaker, BreakerBuilder, BreakerState};
+pub use guard::{Guard, StoppedShard};
+pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};
