@@ -1,10 +1,22 @@
-//! Calls of code that is not ours: it may panic, which ends neither a task nor a record's life.
+//! Calls into code that is not ours: a user's handler, sink, store or observer. Such code may panic or hang, which ends neither
+//! a task nor a record's life.
 
 use std::any::Any;
+use std::error::Error;
+use std::fmt;
+use std::future::poll_fn;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-/// Calls code that is not ours. `None`: it panicked. What the panic says may quote a payload; the panic hook has
+use tokio::time::timeout;
+
+use crate::failure::BoxError;
+
+/// Calls code that is not ours. Returns `None` if it panicked. The panic's message may quote a payload; the panic hook has
 /// printed it, and it is not passed on.
 #[inline]
 pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
@@ -18,12 +30,107 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// Drops what a panic says, which may panic again.
+/// Drops a panic's payload, which may panic again.
 #[cold]
-pub(crate) fn discard(panic: Box<dyn Any + Send>) {
+fn discard(panic: Box<dyn Any + Send>) {
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         mem::forget(again);
     }
+}
+
+/// The handler panicked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panicked {
+    message: Option<String>,
+}
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.message {
+            Some(message) => write!(f, "the handler panicked: {message}"),
+            None => f.write_str("the handler panicked"),
+        }
+    }
+}
+
+impl Error for Panicked {}
+
+impl From<Box<dyn Any + Send>> for Panicked {
+    fn from(payload: Box<dyn Any + Send>) -> Self {
+        let text = payload
+            .downcast_ref::<&'static str>()
+            .map(|text| text.to_string());
+        let message = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        discard(payload);
+        Panicked { message }
+    }
+}
+
+/// Polls a future, and returns a panic as an error.
+#[inline]
+pub(crate) fn poll_caught<T>(
+    future: Pin<&mut impl Future<Output = T>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<T, Panicked>> {
+    // After a panic the future is never polled again, and what it shares is the user's to keep sound,
+    // as on any thread that may panic.
+    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(payload) => Poll::Ready(Err(payload.into())),
+    }
+}
+
+/// Awaits the answer of `who`, for this time at most.
+///
+/// # Errors
+///
+/// `who` has panicked, or has not answered in time.
+pub(crate) async fn answer<T>(
+    who: &str,
+    within: Duration,
+    asked: impl Future<Output = T>,
+) -> Result<T, BoxError> {
+    let mut asked = pin!(asked);
+    let caught = poll_fn(|cx| poll_caught(asked.as_mut(), cx));
+    match timeout(within, caught).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // The message may hold anything; the panic hook has printed it.
+        Ok(Err(_)) => Err(format!("{who} panicked").into()),
+        Err(_) => Err(format!("{who} did not answer within {within:?}").into()),
+    }
+}
+
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+/// How long the check of a sink or a store may take. It is repeated after that.
+pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+/// Why a sink or a store is not used.
+pub(crate) enum Unusable<E> {
+    /// It could not be checked, and may be the next time.
+    NotNow(BoxError),
+    /// The same answer comes until an operator changes something.
+    Never(E),
+}
+
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+/// Returns false if another call gives the same answer until an operator changes something.
+pub(crate) fn is_passing(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "aws")]
+    if crate::aws::FailedCall::is_refused(error) {
+        return false;
+    }
+    crate::failure::classify::StandardClassifier::is_passing(error)
+}
+
+/// Returns the same error for each item of a call that failed as a whole.
+pub(crate) fn failed_alike<T, E>(
+    count: usize,
+    error: impl Into<BoxError>,
+    failed: impl Fn(BoxError) -> E,
+) -> Vec<Result<T, E>> {
+    let error: Arc<dyn Error + Send + Sync> = error.into().into();
+    (0..count).map(|_| Err(failed(error.clone().into()))).collect()
 }
 
 #[cfg(test)]

@@ -103,7 +103,6 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
-mod alike;
 #[cfg(feature = "aws")]
 mod aws;
 pub mod checkpoint;
@@ -112,6 +111,9 @@ mod config;
 pub mod consumer;
 pub mod dead_letter;
 mod digest;
+#[cfg(feature = "redb")]
+mod embedded_db;
+mod engine;
 mod external;
 mod failure;
 pub mod idempotency;
@@ -132,7 +134,6 @@ mod processor;
 mod protection;
 mod record;
 pub mod replay;
-mod resilient;
 mod retention;
 mod rfc3339;
 mod sabotage;
@@ -153,6 +154,8 @@ pub use consumer::{
     Retrieval, ShardHealth, ShardState, StartingPosition, StreamId, WaitsFor,
 };
 pub use dead_letter::AfterDeadLetter;
+pub use engine::{AttemptTimedOut, Resilient, ResilientBuilder};
+pub use external::Panicked;
 pub use failure::classify::{self, Classify, StandardClassifier};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use idempotency::Idempotency;
@@ -170,7 +173,6 @@ pub use record::{
     InvalidLetterId, InvalidSequenceNumber, KeyHash, LetterId, Position, Record, RecordBuilder, Redriven,
     SequenceNumber, ShardId,
 };
-pub use resilient::{AttemptTimedOut, Panicked, Resilient, ResilientBuilder};
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sabotage::Sabotage;

@@ -31,10 +31,10 @@ use std::task::{Context, Poll};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::engine::{Resilient, ResilientBuilder};
 use crate::failure::BoxError;
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
-use crate::resilient::{Resilient, ResilientBuilder};
 use crate::settlement::{Settled, Unsettled};
 
 /// Makes a processor of a service over records. It is cloned for every record, and asked whether it is ready before

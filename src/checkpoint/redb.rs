@@ -12,9 +12,8 @@ use redb::{Database, ReadableDatabase, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
 use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use crate::alike::blocking;
+use crate::embedded_db::{self, OpenError, blocking};
 use crate::failure::BoxError;
-use crate::private_file::{self, FileError};
 use crate::record::{Position, ShardId};
 
 /// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. One process at a
@@ -52,8 +51,8 @@ impl Redb {
     /// opened or is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref().to_path_buf();
-        let database = private_file::database(&path).map_err(|error| match error {
-            FileError::InUse { path } => CheckpointError::InUse { path },
+        let database = embedded_db::open(&path).map_err(|error| match error {
+            OpenError::InUse { path } => CheckpointError::InUse { path },
             error => CheckpointError::Unusable(error.into()),
         })?;
         Ok(Redb {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 
-use super::data_loss::OnDataLoss;
+use super::read::data_loss::OnDataLoss;
 use super::{AfterDataLoss, Consumer, DataLoss, Health, Polling, Retrieval, StartingPosition, StreamId};
 use crate::aws;
 use crate::checkpoint::CheckpointStore;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::engine::Dependencies;
 use crate::observer::{Bound, Event, Interest, Observer, Observers};
 use crate::pipeline::Progress;
 use crate::record::{Position, ShardId};
-use crate::resilient::Dependencies;
 use crate::wall_clock;
 
 /// Between looks at the tasks of all shards.

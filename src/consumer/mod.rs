@@ -8,47 +8,39 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use rand::rngs::SmallRng;
 
-mod answer;
 mod builder;
-mod checkpointing;
-mod crash_loop;
-mod data_loss;
-mod discovery;
-mod facts;
-mod fan_out;
 mod health;
-mod idle;
-mod lease;
-mod lineage;
-mod polling;
-mod reader;
-mod reading;
-mod registration;
-mod retrieval;
+mod read;
 mod shard;
-mod shard_end;
 mod shards;
-mod sharing;
-mod start;
 mod stream;
 
+pub use self::read::data_loss::{AfterDataLoss, DataLoss};
+pub use self::read::retrieval::{FanOutConsumer, Retrieval};
+pub use self::shards::starting_position::StartingPosition;
 pub use builder::ConsumerBuilder;
-pub use data_loss::{AfterDataLoss, DataLoss};
 pub use health::{Health, HealthReport, ShardHealth, ShardState, WaitsFor};
-pub use retrieval::{FanOutConsumer, Retrieval};
-pub use start::StartingPosition;
 pub use stream::StreamId;
 
-use self::data_loss::OnDataLoss;
+use self::read::data_loss::OnDataLoss;
 use crate::aws::Located;
 use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::dead_letter::TargetError;
+use crate::engine::Resilient;
+use crate::external;
 use crate::failure::BoxError;
 use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
 use crate::processor::RecordProcessor;
-use crate::resilient::Resilient;
+
+/// How long a checkpoint store or a call without a timeout of its own may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Awaits the answer of a store.
+async fn answer<T>(who: &str, asked: impl Future<Output = T>) -> Result<T, BoxError> {
+    external::answer(who, ANSWER_TIMEOUT, asked).await
+}
 
 /// Reads a Kinesis stream and settles its records with a [`Resilient`] handler.
 ///

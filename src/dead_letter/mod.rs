@@ -33,6 +33,8 @@ use async_trait::async_trait;
 
 use crate::failure::BoxError;
 
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+mod check;
 #[cfg(feature = "s3")]
 mod claim_check;
 mod envelope;
@@ -44,6 +46,7 @@ mod kinesis;
 mod memory;
 #[cfg(any(feature = "sqs", feature = "sns"))]
 mod message;
+pub(crate) mod outbox;
 mod redact;
 mod route;
 #[cfg(feature = "s3")]
@@ -60,6 +63,8 @@ mod sns;
 mod sqs;
 mod storage;
 
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+pub(crate) use check::check_target;
 #[cfg(feature = "s3")]
 pub use claim_check::{ClaimCheck, ClaimError};
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, InvalidReason, Reason};

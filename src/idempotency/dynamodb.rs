@@ -18,9 +18,9 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::timeout;
 
 use super::{CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
-use crate::alike::failed_alike;
 use crate::aws::table::Item;
 use crate::aws::{self, Located, table};
+use crate::external::failed_alike;
 
 /// Remembers in a DynamoDB table, for all processes and functions that use it.
 ///

@@ -43,6 +43,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
+#[cfg(feature = "kinesis")]
+mod check;
 mod claim;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
@@ -53,6 +55,8 @@ mod memory;
 mod redb;
 mod settings;
 
+#[cfg(feature = "kinesis")]
+pub(crate) use check::check_store;
 pub use claim::{Claim, Claimed, Completion, Owner};
 #[cfg(feature = "dynamodb")]
 pub use dynamodb::DynamoDb;

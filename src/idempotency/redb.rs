@@ -11,9 +11,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableErro
 
 use super::in_progress::InProgress;
 use super::{Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
-use crate::alike::blocking;
+use crate::embedded_db::{self, blocking};
 use crate::failure::BoxError;
-use crate::private_file;
 
 /// Remembers in a [redb](https://www.redb.org) file what is completed, fsynced at every write. One process at a time
 /// can open it, so that claims are kept in memory: none is in the way after a crash. A clone shares both.
@@ -43,7 +42,7 @@ impl Redb {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_path_buf();
         Ok(Redb(Arc::new(Shared {
-            database: private_file::database(&path).map_err(StoreError::unavailable)?,
+            database: embedded_db::open(&path).map_err(StoreError::unavailable)?,
             path,
             claims: Mutex::default(),
         })))

@@ -14,7 +14,10 @@ use tracing::{Instrument as _, debug_span};
 
 use super::{Event, Response};
 use crate::checkpoint::Checkpoint;
+use crate::dead_letter::check_target;
 use crate::dead_letter::{SourceStream, TargetError};
+use crate::engine::{Resilient, Within};
+use crate::external::Unusable;
 use crate::failure::{BoxError, texts};
 use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
@@ -23,7 +26,6 @@ use crate::observer::{Event as Observed, Interest};
 use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
-use crate::resilient::{Resilient, Unusable, Within, check_target};
 
 /// The environment variable that says, if it is `1`, that the event source mapping has
 /// `FunctionResponseTypes: [ReportBatchItemFailures]`.

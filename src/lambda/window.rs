@@ -15,12 +15,12 @@ use tokio::time::{Instant, timeout_at};
 use super::function::{Outcome, time_left};
 use super::{Event, Function, InvocationError, Response};
 use crate::config::ConfigError;
+use crate::engine::{Resilient, ResilientBuilder};
 use crate::failure::BoxError;
 use crate::lambda_event::RawRecords;
 use crate::pipeline::{Ordering, Pipeline};
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
-use crate::resilient::{Resilient, ResilientBuilder};
 use crate::rfc3339;
 
 /// What a tumbling window's records are folded into, one after the other, and what is done with it at the window's end.

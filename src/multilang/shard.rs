@@ -17,12 +17,12 @@ use super::MultiLangError;
 use super::daemon::Daemon;
 use super::message::{IncomingRecord, Outgoing};
 use crate::checkpoint::Checkpoint;
+use crate::engine::Resilient;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
 use crate::pipeline::{Batch, Finished, Pipeline, Progress, Published, ShardHalted};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Source};
-use crate::resilient::Resilient;
 
 /// The shard that this process works on.
 pub(super) struct Shard {

@@ -9,10 +9,10 @@ use super::MultiLangError;
 use super::daemon::Daemon;
 use super::message::{Incoming, Outgoing, beginning};
 use super::shard::Shard;
+use crate::engine::Resilient;
 use crate::pipeline::Pipeline;
 use crate::processor::RecordProcessor;
 use crate::record::Source;
-use crate::resilient::Resilient;
 
 /// A processor as the daemon's child.
 ///

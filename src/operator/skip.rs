@@ -10,10 +10,10 @@ use crate::checkpoint::{Ahead, Checkpoint, ShardKey, Starts};
 use crate::dead_letter::{
     DeadLetter, DeadLetterSink, Reason, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
+use crate::external::answer;
 use crate::failure::{Failure, Scope};
 use crate::record::LetterId;
 use crate::record::{Position, Record, ShardId};
-use crate::resilient::answer;
 
 /// Why there is a letter of a record that was skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

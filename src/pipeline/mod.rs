@@ -22,39 +22,39 @@ use std::time::{Duration, SystemTime};
 use futures_core::Stream;
 use tokio_util::sync::CancellationToken;
 
-mod buffers;
-mod capacity;
+mod arrival_watermark;
+mod backoff_queue;
+mod batch_builder;
 #[cfg(feature = "kinesis")]
-mod careful;
-mod delays;
-mod expiring;
-mod fullness;
-mod gather;
+mod call_gate;
+mod capacity;
+mod expiry;
 mod lanes;
+mod payload_memory;
 mod progress;
-mod read_until;
-mod ready;
+mod run_queue;
 mod settled_counts;
 mod shard;
 mod slots;
+mod stall;
+mod turn_budget;
 mod unread;
 mod window;
-mod work;
 
 #[cfg(feature = "kinesis")]
-pub(crate) use buffers::OVERHEAD;
+pub(crate) use call_gate::{Careful, Taken};
 pub use capacity::{Capacity, Reservation};
-#[cfg(feature = "kinesis")]
-pub(crate) use careful::{Careful, Taken};
-pub use expiring::OnExpiring;
+pub use expiry::OnExpiring;
 pub use lanes::Ordering;
+#[cfg(feature = "kinesis")]
+pub(crate) use payload_memory::OVERHEAD;
 pub use progress::{Progress, Published};
 pub(crate) use settled_counts::SettledCounts;
 
 use crate::checkpoint::Checkpoint;
+use crate::engine::{Resilient, Within};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
-use crate::resilient::{Resilient, Within};
 use crate::retention::Retention;
 use crate::settlement::Halt;
 
@@ -276,7 +276,7 @@ impl Batch {
     /// With the memory that was [reserved](Capacity::reserve) before they were read. What the records do not need is
     /// released at once, the rest as the records settle. A record needs its payload's bytes, and 256 of its own.
     pub fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
-        reservation.use_only(records.iter().map(buffers::weight).sum());
+        reservation.use_only(records.iter().map(payload_memory::weight).sum());
         Batch {
             records,
             reservation: Some(reservation),

@@ -52,51 +52,46 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::dead_letter::{DeadLetterSink, SourceStream, Storage, TargetError};
+use crate::engine::Resilient;
 use crate::failure::BoxError;
 use crate::idempotency::{Idempotency, StoreError};
 use crate::processor::RecordProcessor;
-use crate::resilient::Resilient;
 
-mod choose;
 mod filter;
 pub mod ledger;
-mod lock;
 mod look;
-#[cfg(feature = "kinesis")]
-mod on_failure;
 mod opened;
-mod pace;
 mod payload;
+mod rate_limit;
 mod reader;
 #[cfg(feature = "kinesis")]
 mod rehydrate;
 mod report;
 mod run;
+mod select;
 pub mod source;
-#[cfg(feature = "kinesis")]
-mod stream;
+mod source_lock;
 mod target;
-mod through;
 mod written;
 
 pub use filter::Filter;
 pub use ledger::{Ledger, LedgerError};
 pub use look::look;
 #[cfg(feature = "kinesis")]
-pub use on_failure::{InvalidOnFailure, OnFailure};
-#[cfg(feature = "kinesis")]
 pub use rehydrate::Rehydrate;
+#[cfg(feature = "kinesis")]
+pub use rehydrate::on_failure::{InvalidOnFailure, OnFailure};
 pub use report::{Outcome, Report, Said};
 pub use source::{DeadLetterSource, Rest, SourceError};
 #[cfg(feature = "kinesis")]
-pub use stream::Stream;
+pub use target::stream::Stream;
 
 use reader::{Letters, Reader};
 use run::Run;
-use target::{Sink, Target};
-use through::Through;
+use target::processor::Through;
 #[cfg(feature = "testing")]
-pub(crate) use through::record;
+pub(crate) use target::processor::record;
+use target::{Sink, Target};
 
 /// Drives the records of dead letters again.
 ///

@@ -9,12 +9,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Ledger, State};
-use super::lock::{Lock, kept};
 use super::opened::{Opened, Opening, settle_copies};
-use super::pace::Pace;
+use super::rate_limit::Pace;
 use super::reader::Found;
 use super::report::{Outcome, Report, Said};
 use super::source::{Message, SourceError};
+use super::source_lock::{Lock, kept};
 use super::target::{Job, Sent, Target};
 use super::written::Written;
 use super::{Replay, ReplayError};

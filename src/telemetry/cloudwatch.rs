@@ -13,8 +13,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
-use super::standing::Standing;
 use crate::aws::{self, Located};
 use crate::observer::{Event, Observer};
 

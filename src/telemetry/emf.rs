@@ -11,8 +11,8 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
+use super::gauges::Standing;
 use super::metric::{Kind, Metric, measure};
-use super::standing::Standing;
 use crate::observer::{Event, Observer};
 
 /// As many values as a metric may have in a line.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, Label, Unit as FacadeUnit};
 
+use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
-use super::standing::Standing;
 use crate::observer::{Event, Observer};
 use crate::record::{Record, ShardId};
 

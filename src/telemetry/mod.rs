@@ -27,6 +27,12 @@ pub mod alert;
 mod cloudwatch;
 #[cfg(feature = "emf")]
 mod emf;
+#[cfg(any(feature = "cloudwatch", feature = "emf", feature = "metrics"))]
+#[cfg_attr(
+    not(any(feature = "cloudwatch", feature = "emf")),
+    allow(dead_code, reason = "the facade's gauges keep what they were told")
+)]
+mod gauges;
 #[cfg_attr(
     not(any(feature = "cloudwatch", feature = "emf", feature = "metrics")),
     allow(dead_code, reason = "nobody measures")
@@ -35,12 +41,6 @@ mod metric;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod monitor;
-#[cfg(any(feature = "cloudwatch", feature = "emf", feature = "metrics"))]
-#[cfg_attr(
-    not(any(feature = "cloudwatch", feature = "emf")),
-    allow(dead_code, reason = "the facade's gauges keep what they were told")
-)]
-mod standing;
 mod threshold;
 
 #[cfg(feature = "cloudwatch")]

@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::alert::{Alert, AlertSink, AlertState};
 use super::threshold::{Rate, Threshold};
 use crate::config::ConfigError;
+use crate::external::answer;
 use crate::failure::{texts, written};
 use crate::observer::{Event, Interest, Observer};
 use crate::protection::sliding_window::Recent;
-use crate::resilient::answer;
 use crate::settlement::Settled;
 
 /// Watches rates in sliding windows, and tells [`AlertSink`]s when one is too high, now and then while it stays so, and once

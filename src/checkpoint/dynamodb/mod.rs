@@ -12,7 +12,7 @@ use rand::RngExt;
 use super::{
     Checkpoint, CheckpointError, CheckpointStore, Holder, Leases, NewShard, Renewed, ShardKey, Taken,
 };
-use crate::alike::failed_alike;
+use crate::external::failed_alike;
 use crate::record::ShardId;
 
 mod calls;

@@ -2,11 +2,11 @@
 
 use std::task::{Context, Poll};
 
-use super::super::delays::Delays;
-use super::super::gather::Gather;
-use super::super::ready::Ready;
+use crate::engine::Group;
+use crate::pipeline::backoff_queue::Delays;
+use crate::pipeline::batch_builder::Gather;
+use crate::pipeline::run_queue::Ready;
 use crate::processor::Bounds;
-use crate::resilient::Group;
 
 pub(super) struct Queue {
     /// Those that may begin.

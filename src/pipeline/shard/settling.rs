@@ -1,15 +1,15 @@
 //! What is read and not settled, and how far the shard is settled.
 
-use super::super::buffers::{Buffers, OVERHEAD};
 use super::super::capacity::{Capacity, Reservation};
 use super::super::lanes::{Lanes, Ordering};
 use super::super::progress::Progress;
-use super::super::read_until::ReadUntil;
 use super::super::settled_counts::Counted;
 use super::super::unread::NextRecord;
 use super::super::window::{Ordinal, Released, Window};
 use super::intake::Arrival;
 use crate::checkpoint::Checkpoint;
+use crate::pipeline::arrival_watermark::ReadUntil;
+use crate::pipeline::payload_memory::{Buffers, OVERHEAD};
 use crate::record::Record;
 use crate::settlement::Settled;
 

@@ -4,7 +4,7 @@ use std::task::Context;
 
 use futures_core::future::BoxFuture;
 
-use crate::resilient::Run;
+use crate::engine::Run;
 
 #[derive(Default)]
 pub(super) struct Wakers<'a> {

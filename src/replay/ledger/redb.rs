@@ -10,8 +10,8 @@ use tokio::task::spawn_blocking;
 
 use super::locks::Locks;
 use super::{Entry, Key, Ledger, LedgerError};
+use crate::embedded_db::{self, OpenError};
 use crate::failure::BoxError;
-use crate::private_file::{self, FileError};
 
 /// Remembers in a [redb](https://www.redb.org) file, fsynced at every write. One process at a time can open it. A clone
 /// shares it.
@@ -32,13 +32,13 @@ impl Redb {
     /// Opens the file, or makes it (not its folder).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = path.as_ref().to_path_buf();
-        match private_file::database(&path) {
+        match embedded_db::open(&path) {
             Ok(database) => Ok(Redb {
                 database: Arc::new(database),
                 path: Arc::new(path),
                 locks: Arc::default(),
             }),
-            Err(FileError::InUse { path }) => Err(LedgerError::InUse {
+            Err(OpenError::InUse { path }) => Err(LedgerError::InUse {
                 path: path.display().to_string(),
             }),
             Err(error) => Err(LedgerError::unavailable(error)),

@@ -190,7 +190,7 @@ impl Sqs {
                 }
                 results
             }
-            Err(error) => crate::alike::failed_alike(ids.len(), error, |error| {
+            Err(error) => crate::external::failed_alike(ids.len(), error, |error| {
                 SourceError::unavailable(self.name(), error)
             }),
         }

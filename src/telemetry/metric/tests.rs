@@ -10,7 +10,7 @@ use crate::observer::{Bound, Redacted};
 use crate::record::LetterId;
 use crate::record::Record;
 use crate::settlement::Unsettled;
-use crate::telemetry::standing::Standing;
+use crate::telemetry::gauges::Standing;
 
 #[test]
 fn every_metric_is_of_some_event() {

@@ -1,0 +1,566 @@
+//! What every way of reading a shard has in common.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::primitives::DateTime;
+use aws_sdk_kinesis::types;
+use rand::rngs::SmallRng;
+use tokio::time::{Instant, sleep};
+use tracing::field::Empty;
+use tracing::{Span, debug_span};
+
+use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, is_older_than_shortest};
+use crate::aws::{FailedCall, Located};
+use crate::consumer::StreamId;
+use crate::consumer::shards::discovery::REFUSALS;
+use crate::consumer::shards::stream_facts::{StreamFacts, TRIES};
+use crate::failure::BoxError;
+use crate::kpl::Deaggregator;
+use crate::kpl::expand::{count, unpack};
+use crate::observer::{Event, Interest, Observers};
+use crate::protection::{Backoff, Jitter};
+use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
+use crate::sabotage::Sabotage;
+use crate::wall_clock;
+
+/// Between calls that fail.
+const BACKOFF: Backoff = Backoff::exponential();
+
+/// A shard, and where reading it goes on.
+pub(in crate::consumer) struct Reading {
+    pub(in crate::consumer) client: Located<Client>,
+    pub(in crate::consumer) stream: StreamId,
+    pub(in crate::consumer) shard: ShardId,
+    pub(in crate::consumer) deaggregator: Deaggregator,
+    pub(in crate::consumer) observers: Observers,
+    pub(in crate::consumer) rng: SmallRng,
+    pub(in crate::consumer) from: ReadFrom,
+    /// The last record handed over. No shard has a record of a lower number behind it, but a subscription
+    /// may begin a little early.
+    pub(in crate::consumer) newest: Option<SequenceNumber>,
+    /// Records without a partition key are refused: the order that was asked for is that of keys.
+    pub(in crate::consumer) needs_keys: bool,
+    /// What should come first, until it or something else has come.
+    pub(in crate::consumer) expected: Option<Expected>,
+    pub(in crate::consumer) on_data_loss: OnDataLoss,
+    pub(in crate::consumer) facts: Arc<StreamFacts>,
+    pub(in crate::consumer) read_until: ReadUntil,
+    /// When the last page was read.
+    pub(in crate::consumer) last_page: Option<Instant>,
+    /// A loss was reported without knowing the stream's retention, and the shard is still a day behind.
+    pub(in crate::consumer) is_lag_reported: bool,
+}
+
+/// Until when all that arrived was read.
+#[derive(Debug, Default)]
+pub(in crate::consumer) struct ReadUntil {
+    time: Option<SystemTime>,
+    /// When it was said of a page without records.
+    said: Option<Instant>,
+}
+
+/// By how much the clocks of this machine and of Kinesis may differ.
+const SKEW: Duration = Duration::from_secs(60);
+/// The most by which a machine's clock is expected to be ahead.
+const CLOCK_AHEAD: Duration = Duration::from_secs(60 * 60);
+/// How long a shard iterator is valid (GetShardIterator, Kinesis API reference).
+const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
+/// How often an idle shard says that it was read.
+const SAY_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a record has no partition key, as on a stream with AUTO distribution, and so no order within one: choose \
+     Ordering::Unordered or Ordering::Shard"
+)]
+struct NoPartitionKey;
+
+/// Where reading goes on.
+#[derive(Debug, Clone)]
+pub(in crate::consumer) enum ReadFrom {
+    TrimHorizon,
+    /// At the first record that arrived then or later.
+    Time(DateTime),
+    /// At this number, which may be the checkpoint's record: it may hold others, of which not all are
+    /// settled.
+    At(SequenceNumber),
+    /// At this number, with which a subscription says how far it is. It need not be a record's.
+    Continuation(SequenceNumber),
+    /// Behind the last one handed over.
+    After(SequenceNumber),
+}
+
+impl ReadUntil {
+    /// What is known of a checkpoint from which reading starts.
+    pub(in crate::consumer) fn of(expected: Option<&Expected>) -> Self {
+        ReadUntil {
+            time: expected.and_then(|expected| expected.read_until),
+            said: None,
+        }
+    }
+}
+
+impl ReadFrom {
+    pub(in crate::consumer) fn checkpoint(position: &Position) -> Self {
+        match position {
+            Position::Record { sequence_number, .. } => ReadFrom::At(sequence_number.clone()),
+            Position::AtTimestamp { millis } => {
+                ReadFrom::Time(DateTime::from_millis(i64::try_from(*millis).unwrap_or(i64::MAX)))
+            }
+            Position::TrimHorizon | Position::ShardEnd => ReadFrom::TrimHorizon,
+        }
+    }
+
+    /// As Kinesis names it.
+    pub(in crate::consumer) fn kind(&self) -> types::ShardIteratorType {
+        match self {
+            ReadFrom::TrimHorizon => types::ShardIteratorType::TrimHorizon,
+            ReadFrom::Time(_) => types::ShardIteratorType::AtTimestamp,
+            ReadFrom::At(_) | ReadFrom::Continuation(_) => types::ShardIteratorType::AtSequenceNumber,
+            ReadFrom::After(_) => types::ShardIteratorType::AfterSequenceNumber,
+        }
+    }
+
+    pub(in crate::consumer) fn number(&self) -> Option<String> {
+        match self {
+            ReadFrom::At(number) | ReadFrom::Continuation(number) | ReadFrom::After(number) => {
+                Some(number.as_str().to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    pub(in crate::consumer) fn time(&self) -> Option<DateTime> {
+        match self {
+            ReadFrom::Time(time) => Some(*time),
+            _ => None,
+        }
+    }
+}
+
+/// Why reading came to its end.
+#[derive(Debug)]
+pub(in crate::consumer) enum ReadingEnded {
+    /// The shard is closed and every record of it was handed over.
+    ShardClosed,
+    /// There is no such shard any more, or no such stream.
+    NotFound(BoxError),
+    /// Records are lost, and the user wants the shard to halt.
+    Lost(Box<DataLoss>),
+    /// Kinesis refuses the position: the shard restarts at this one.
+    PositionRefused(Position),
+    /// Kinesis has refused the calls since the consumer started.
+    Refused(BoxError),
+    /// Nobody takes the records any more.
+    NotWanted,
+}
+
+/// What follows from an error of Kinesis.
+pub(in crate::consumer) enum Refusal {
+    /// The position is not refused.
+    None,
+    /// Reading continues from an earlier position.
+    Earlier,
+    /// The shard restarts at another position, which is stored first: records may arrive until the refused one is reached.
+    Ends(ReadingEnded),
+}
+
+/// Starts earlier than at this time, which Kinesis refuses. This machine's clock is ahead, if the time is not long past.
+fn earlier(time: DateTime) -> Refusal {
+    let is_recent = |time: &SystemTime| {
+        let age = wall_clock::now().duration_since(*time).unwrap_or_default();
+        age < CLOCK_AHEAD
+    };
+    let Some(time) = SystemTime::try_from(time).ok().filter(is_recent) else {
+        return Refusal::None;
+    };
+    tracing::warn!(
+        "start refused by Kinesis: this machine's clock is ahead; reading starts a minute earlier"
+    );
+    let earlier = time.checked_sub(SKEW).unwrap_or(SystemTime::UNIX_EPOCH);
+    let since = earlier.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    Refusal::Ends(ReadingEnded::PositionRefused(Position::AtTimestamp { millis }))
+}
+
+impl Reading {
+    /// The users' records among those of Kinesis, all of which share their source, and the number of the
+    /// last one that Kinesis has.
+    pub(in crate::consumer) fn records(
+        &self,
+        read: Vec<types::Record>,
+    ) -> Result<(Vec<Record>, Option<SequenceNumber>), BoxError> {
+        let source = Arc::new(Source {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+        });
+        let mut records = Vec::with_capacity(read.len());
+        let last = read.last().map(|last| last.sequence_number.parse()).transpose()?;
+        let mut newest = self.newest.as_ref();
+        let mut since = self.from.time();
+        for record in read {
+            let number: SequenceNumber = record.sequence_number.try_into()?;
+            match newest {
+                Some(newest) if number <= *newest => continue,
+                _ => newest = None,
+            }
+            // Emulators of Kinesis begin at the beginning where nothing has arrived since.
+            match (since, record.approximate_arrival_timestamp) {
+                (Some(since), Some(arrival)) if arrival < since => continue,
+                _ => since = None,
+            }
+            let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
+            match record.partition_key {
+                Some(key) => builder = builder.partition_key(key),
+                None if self.needs_keys => return Err(NoPartitionKey.into()),
+                None => {}
+            }
+            let arrival = record.approximate_arrival_timestamp;
+            if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
+                builder = builder.arrival(arrival);
+            }
+            unpack(&self.deaggregator, builder.build(), &self.observers, &mut records);
+        }
+        Ok((records, last))
+    }
+
+    /// Called before each new iterator or subscription. If nothing was read for so long that the stream may have dropped
+    /// records, reading resumes at the last record instead of behind it: if that record is gone, others may be.
+    pub(in crate::consumer) fn resume(&mut self) {
+        let read_until = self.read_until.time;
+        // Behind a page of just now nothing is verified, as nothing is under an iterator that is still valid.
+        let is_recent = self.last_page.is_some_and(|at| at.elapsed() < ITERATOR_LIFE);
+        if is_recent || self.expected.is_some() || !read_until.is_some_and(is_older_than_shortest) {
+            return;
+        }
+        let number = match &self.from {
+            ReadFrom::After(number) => Some(number.clone()),
+            _ => None,
+        };
+        if let Some(number) = &number {
+            self.from = ReadFrom::At(number.clone());
+        }
+        self.expected = Some(Expected {
+            number,
+            read_until,
+            first_unsettled: None,
+            refused: None,
+        });
+    }
+
+    /// Called before a page is handed over: is what should come first there? If not, others may be gone with it. An error
+    /// if reading must end.
+    pub(in crate::consumer) async fn verify(
+        &mut self,
+        read: &[types::Record],
+        behind_millis: Option<i64>,
+    ) -> Result<(), ReadingEnded> {
+        self.last_page = Some(Instant::now());
+        let Some(expected) = &mut self.expected else {
+            return self.verify_lag().await;
+        };
+        let Some(number) = &expected.number else {
+            return self.first_is(None).await;
+        };
+        let numbers = read
+            .iter()
+            .filter_map(|record| record.sequence_number.parse().ok());
+        let (below, rest): (Vec<SequenceNumber>, Vec<_>) = numbers.partition(|read| read < number);
+        let first = rest.into_iter().min();
+        if let Some(refused) = &mut expected.refused {
+            refused.seen_below |= !below.is_empty();
+        }
+        match &first {
+            Some(first) if first == number => {
+                self.expected = None;
+                Ok(())
+            }
+            // It may be on the next page.
+            None if !read.is_empty() || behind_millis != Some(0) => Ok(()),
+            // The shard has records of before and of after, and not the one of the refused number; or none at all; or it was
+            // read too lately to be trimmed.
+            _ if expected
+                .refused
+                .is_some_and(|it| it.seen_below || first.is_none() || expected.is_recent()) =>
+            {
+                let number = number.clone();
+                self.expected = None;
+                Err(self.position_refused(&number))
+            }
+            _ => self.first_is(first).await,
+        }
+    }
+
+    /// Reports records that may have been trimmed since the last page, of a shard whose lag exceeds the retention.
+    async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
+        let Some(read_until) = self.read_until.time.filter(|time| is_older_than_shortest(*time)) else {
+            self.is_lag_reported = false;
+            return Ok(());
+        };
+        // After such a report each page asks once: a shard that is days behind still has to catch up.
+        let tries = if self.is_lag_reported { 1 } else { TRIES };
+        let horizon = Box::pin(self.facts.recent_horizon(tries, &self.observers)).await;
+        if read_until >= horizon.since {
+            return Ok(());
+        }
+        // While the retention is not known, each page of a shard that is a day behind would be a report of its own.
+        if !horizon.is_known && std::mem::replace(&mut self.is_lag_reported, true) {
+            return Ok(());
+        }
+        self.report(Box::new(DataLoss {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+            from: Some(read_until),
+            to: horizon.since,
+            certain: false,
+        }))
+    }
+
+    /// Called at the end of a shard: what should have come first does not come any more.
+    pub(in crate::consumer) async fn verify_end(&mut self) -> Result<(), ReadingEnded> {
+        match self.expected {
+            Some(_) => self.first_is(None).await,
+            None => Ok(()),
+        }
+    }
+
+    /// This record came first where another was expected, or none did: reports what is lost.
+    async fn first_is(&mut self, first: Option<SequenceNumber>) -> Result<(), ReadingEnded> {
+        let Some(expected) = self.expected.take().filter(|expected| !expected.is_recent()) else {
+            return Ok(());
+        };
+        let horizon = Box::pin(self.facts.horizon(TRIES, &self.observers)).await.since;
+        let Some((from, certain)) = expected.missed(first.as_ref(), horizon) else {
+            return Ok(());
+        };
+        let loss = Box::new(DataLoss {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+            from,
+            to: horizon,
+            certain,
+        });
+        self.report(loss)
+    }
+
+    /// A call failed with this code. If Kinesis refuses the sequence number that reading was to start with, reading starts
+    /// at the oldest record instead, and shows whether the number is one of this shard. If it refuses a time, that is still
+    /// to come by its clock.
+    pub(in crate::consumer) fn refused(&mut self, code: Option<&str>) -> Refusal {
+        if code != Some("InvalidArgumentException") {
+            return Refusal::None;
+        }
+        let number = match &self.from {
+            ReadFrom::At(number) | ReadFrom::After(number) => number,
+            // Its number tells nothing of the stream. What was handed over before is not handed over again.
+            ReadFrom::Continuation(_) => {
+                self.from = self.newest.clone().map_or(ReadFrom::TrimHorizon, ReadFrom::After);
+                return Refusal::Earlier;
+            }
+            ReadFrom::Time(time) => return earlier(*time),
+            ReadFrom::TrimHorizon => return Refusal::None,
+        };
+        if Sabotage::TrustRefusal.is_committed() {
+            return Refusal::Ends(ReadingEnded::PositionRefused(Position::TrimHorizon));
+        }
+        let expected = Expected {
+            number: Some(number.clone()),
+            read_until: self.read_until.time,
+            first_unsettled: None,
+            refused: None,
+        };
+        let expected = self.expected.get_or_insert(expected);
+        expected.refused = Some(Refused { seen_below: false });
+        self.from = ReadFrom::TrimHorizon;
+        Refusal::Earlier
+    }
+
+    /// The number at which reading was to start is none of this shard: it belongs to another one, or to a stream that had
+    /// this name before. How reading ends.
+    fn position_refused(&self, number: &SequenceNumber) -> ReadingEnded {
+        self.tell(|stream, shard| Event::PositionRefused {
+            stream,
+            shard,
+            sequence_number: number,
+        });
+        let loss = Box::new(DataLoss {
+            stream: self.stream.name().clone(),
+            shard: self.shard.clone(),
+            from: self.read_until.time,
+            to: wall_clock::now(),
+            certain: false,
+        });
+        match self.report(loss) {
+            Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
+            Err(lost) => lost,
+        }
+    }
+
+    /// Reports a loss; an error if the user wants the shard to halt.
+    fn report(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
+        match self.on_data_loss.report(&loss, &self.observers) {
+            AfterDataLoss::Resume => Ok(()),
+            AfterDataLoss::Halt => Err(ReadingEnded::Lost(loss)),
+        }
+    }
+
+    /// Until when all that arrived is read with this page, whose call began then. Of pages without records it is said
+    /// once in a while.
+    ///
+    /// `is_end`: the page ends a closed shard. When it was closed is not known, and its children hold what arrived since; so the
+    /// time of this call does not count. But Kinesis still has the shard: its children hold nothing that is trimmed yet.
+    pub(in crate::consumer) fn read_until(
+        &mut self,
+        called: SystemTime,
+        (behind_millis, is_end): (Option<i64>, bool),
+        read: &[types::Record],
+    ) -> Option<SystemTime> {
+        let at_tip = behind_millis == Some(0) && !is_end;
+        let tip = called.checked_sub(SKEW).filter(|_| at_tip);
+        let arrival = read
+            .last()
+            .and_then(|record| record.approximate_arrival_timestamp);
+        let arrival = arrival.and_then(|time| SystemTime::try_from(time).ok());
+        let Some(time) = tip.max(arrival) else {
+            let is_unknown = is_end && self.read_until.time.is_none();
+            return is_unknown.then(|| self.facts.kept_since(called)).flatten();
+        };
+        let until = &mut self.read_until;
+        until.time = until.time.max(Some(time));
+        let now = Instant::now();
+        let is_due = until.said.is_none_or(|said| now - said >= SAY_AFTER);
+        if read.is_empty() && !is_due {
+            return None;
+        }
+        until.said = Some(now);
+        until.time
+    }
+
+    /// Everything up to this record of Kinesis is handed over, now or before.
+    pub(in crate::consumer) fn handed_over(&mut self, last: SequenceNumber) {
+        self.newest = self.newest.take().max(Some(last.clone()));
+        self.from = ReadFrom::After(last);
+    }
+
+    /// For what is read together, if anybody wants it.
+    pub(in crate::consumer) fn span(&self) -> Span {
+        debug_span!(
+            "batch",
+            stream = &**self.stream.name(),
+            shard = self.shard.as_str(),
+            records = Empty,
+            behind_ms = Empty,
+        )
+    }
+
+    /// Tells what was read. How far it is behind the stream's tip.
+    pub(in crate::consumer) fn fetched(
+        &self,
+        records: &[Record],
+        behind_millis: Option<i64>,
+        span: &Span,
+    ) -> Option<Duration> {
+        span.record("records", count(records));
+        span.record("behind_ms", behind_millis);
+        self.facts.note_read();
+        let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
+        let behind = behind.map(Duration::from_millis);
+        self.tell(|stream, shard| Event::Fetched {
+            stream,
+            shard,
+            records: count(records),
+            bytes: records.iter().map(|record| record.payload().len()).sum(),
+            behind,
+        });
+        behind
+    }
+
+    /// Describes a failed call that reads the shard.
+    pub(in crate::consumer) fn failed<E, R>(&self, action: &'static str, error: SdkError<E, R>) -> FailedCall
+    where
+        E: Error + ProvideErrorMetadata + Send + Sync + 'static,
+        R: fmt::Debug + Send + Sync + 'static,
+    {
+        let task = format!("read {} of {:?}", self.shard, self.stream.to_string());
+        self.client.failed(task, action, error)
+    }
+
+    pub(in crate::consumer) fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&event(self.stream.name(), &self.shard));
+        }
+    }
+}
+
+/// Calls that fail, in a row.
+pub(in crate::consumer) struct Failures {
+    pub(in crate::consumer) count: u32,
+    rng: SmallRng,
+}
+
+impl Failures {
+    pub(in crate::consumer) fn new(reading: &Reading) -> Self {
+        Failures {
+            count: 0,
+            rng: reading.rng.clone(),
+        }
+    }
+
+    pub(in crate::consumer) fn none(&mut self) {
+        self.count = 0;
+    }
+
+    fn next_delay(&mut self, at_least: Duration) -> Duration {
+        let delay = Jitter::Equal.delay(&BACKOFF, self.count, Duration::ZERO, &mut self.rng);
+        self.count = self.count.saturating_add(1);
+        delay.max(at_least)
+    }
+
+    pub(in crate::consumer) async fn throttled(&mut self, reading: &Reading) {
+        let delay = self.next_delay(Duration::ZERO);
+        reading.tell(|stream, shard| Event::FetchThrottled { stream, shard, delay });
+        sleep(delay).await;
+    }
+
+    pub(in crate::consumer) async fn wait(&mut self, reading: &Reading, error: BoxError) {
+        self.wait_at_least(Duration::ZERO, reading, error).await;
+    }
+
+    /// The same after a failed call. The error is returned if Kinesis has refused each call since the consumer started, often
+    /// enough: no retry helps then.
+    pub(in crate::consumer) async fn wait_after(
+        &mut self,
+        reading: &Reading,
+        error: FailedCall,
+    ) -> Result<(), BoxError> {
+        let error = BoxError::from(error);
+        let is_refused = FailedCall::is_refused(&*error) && !reading.facts.has_read();
+        if is_refused && self.count + 1 >= REFUSALS {
+            return Err(error);
+        }
+        self.wait(reading, error).await;
+        Ok(())
+    }
+
+    pub(in crate::consumer) async fn wait_at_least(
+        &mut self,
+        at_least: Duration,
+        reading: &Reading,
+        error: BoxError,
+    ) {
+        let delay = self.next_delay(at_least);
+        reading.tell(|stream, shard| Event::FetchFailed {
+            stream,
+            shard,
+            failures: self.count,
+            error: &*error,
+            delay,
+        });
+        sleep(delay).await;
+    }
+}

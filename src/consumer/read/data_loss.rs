@@ -1,0 +1,251 @@
+//! Records that the stream has dropped before they were settled: found out when a checkpoint's own record is gone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::checkpoint::{Ahead, Checkpoint};
+use crate::external::caught;
+use crate::observer::{Event, Interest, Observers};
+use crate::record::{Position, SequenceNumber, ShardId};
+use crate::rfc3339;
+use crate::sabotage::Sabotage;
+use crate::wall_clock;
+
+/// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
+/// may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DataLoss {
+    /// The stream's name.
+    pub stream: Arc<str>,
+    /// The shard.
+    pub shard: ShardId,
+    /// What arrived before that was settled. `None` if it is not known: the checkpoint is another program's.
+    pub from: Option<SystemTime>,
+    /// What arrived since is still there.
+    pub to: SystemTime,
+    /// Whether there were such records: the number of one is known that the checkpoint does not have as settled. (A process
+    /// that died may have settled it before it could store that.) Otherwise it is not known whether any arrived in that
+    /// time.
+    pub certain: bool,
+}
+
+impl fmt::Display for DataLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.certain {
+            "has dropped"
+        } else {
+            "may have dropped"
+        };
+        write!(f, "shard {} {how} records that were not settled, of ", self.shard)?;
+        match self.from {
+            Some(from) => write!(f, "{} to ", rfc3339::format_seconds(from))?,
+            None => f.write_str("a time unknown to ")?,
+        }
+        write!(f, "{}", rfc3339::format_seconds(self.to))
+    }
+}
+
+impl std::error::Error for DataLoss {}
+
+/// What happens after a loss was reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AfterDataLoss {
+    /// The shard goes on with the oldest record that is left.
+    #[default]
+    Resume,
+    /// The shard stands where it is, until somebody has moved its checkpoint; the others go on.
+    Halt,
+}
+
+type Decide = dyn Fn(&DataLoss) -> AfterDataLoss + Send + Sync;
+
+/// Who decides.
+#[derive(Clone, Default)]
+pub(in crate::consumer) struct OnDataLoss(Option<Arc<Decide>>);
+
+impl OnDataLoss {
+    pub(in crate::consumer) fn new(
+        decide: impl Fn(&DataLoss) -> AfterDataLoss + Send + Sync + 'static,
+    ) -> Self {
+        OnDataLoss(Some(Arc::new(decide)))
+    }
+
+    /// Reports a loss, and asks the user what happens next.
+    pub(in crate::consumer) fn report(&self, loss: &DataLoss, observers: &Observers) -> AfterDataLoss {
+        if observers.want(Interest::SHARDS) && !Sabotage::HideDataLoss.is_committed() {
+            observers.tell(&Event::DataLoss {
+                stream: &loss.stream,
+                shard: &loss.shard,
+                from: loss.from,
+                to: loss.to,
+                certain: loss.certain,
+            });
+        }
+        let decision = self.0.as_ref().and_then(|decide| caught(|| decide(loss)));
+        decision.unwrap_or_default()
+    }
+}
+
+/// What reading should find where it starts or resumes, if nothing was lost.
+#[derive(Debug, Clone)]
+pub(in crate::consumer) struct Expected {
+    /// The record that should come first: the checkpoint's own, or the last one that was handed over. Where the position is a
+    /// time or the oldest record, the first one that is known not to be settled, if there is one.
+    pub(in crate::consumer) number: Option<SequenceNumber>,
+    /// Everything that arrived before this time was read, or was never wanted.
+    pub(in crate::consumer) read_until: Option<SystemTime>,
+    /// The first record behind `number` that was not settled.
+    pub(in crate::consumer) first_unsettled: Option<SequenceNumber>,
+    /// Kinesis refuses the number.
+    pub(in crate::consumer) refused: Option<Refused>,
+}
+
+/// What was read to find out whether a refused number is one of the shard.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::consumer) struct Refused {
+    /// Whether there was a record of a lower number: then the record itself was not trimmed.
+    pub(in crate::consumer) seen_below: bool,
+}
+
+impl Expected {
+    /// What a reading from this checkpoint should begin with.
+    pub(in crate::consumer) fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let read_until = checkpoint.read_until();
+        let first_unsettled = checkpoint.ahead().and_then(Ahead::first_hole).cloned();
+        let (number, read_until) = match (checkpoint.position(), &first_unsettled) {
+            (Position::Record { sequence_number, .. }, _) => (Some(sequence_number.clone()), read_until),
+            // It was the first record that was read.
+            (_, Some(first)) => (Some(first.clone()), read_until),
+            (position, None) => (None, Some(read_until.or_else(|| begun_at(position))?)),
+        };
+        Some(Expected {
+            number,
+            read_until,
+            first_unsettled,
+            refused: None,
+        })
+    }
+
+    /// Whether the time alone proves that nothing was lost: no stream drops a record so soon.
+    pub(in crate::consumer) fn is_recent(&self) -> bool {
+        self.first_unsettled.is_none()
+            && self
+                .read_until
+                .is_some_and(|until| !is_older_than_shortest(until))
+    }
+
+    /// The record is gone, and the shard begins with this one, or has none at all. What is lost, with a stream that
+    /// keeps nothing from before `horizon`.
+    pub(in crate::consumer) fn missed(
+        &self,
+        first: Option<&SequenceNumber>,
+        horizon: SystemTime,
+    ) -> Option<(Option<SystemTime>, bool)> {
+        if let Some(unsettled) = &self.first_unsettled {
+            // There was none between the checkpoint and this one.
+            let is_there = first.is_some_and(|first| first <= unsettled);
+            return (!is_there).then_some((self.read_until, true));
+        }
+        match self.read_until {
+            Some(until) if until >= horizon => None,
+            // 1970 stands for a time that is not known.
+            until => Some((until.filter(|until| *until > SystemTime::UNIX_EPOCH), false)),
+        }
+    }
+}
+
+/// The time at which an application began to want a shard's records. A row of KCL's that was begun at LATEST has none.
+fn begun_at(position: &Position) -> Option<SystemTime> {
+    match position {
+        Position::AtTimestamp { millis } if *millis > 0 => {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(*millis))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a stream may have dropped what arrived then.
+pub(in crate::consumer) fn is_older_than_shortest(time: SystemTime) -> bool {
+    let age = wall_clock::now().duration_since(time).unwrap_or_default();
+    age + CLOCK_SKEW >= SHORTEST_RETENTION
+}
+
+/// By how much the clocks of this machine and of Kinesis may differ.
+pub(in crate::consumer) const CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// What a stream has at least, and by default (Kinesis Data Streams quotas).
+pub(in crate::consumer) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Record;
+
+    fn at(secs: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+    }
+
+    fn missed(
+        read_until: Option<u64>,
+        first_unsettled: Option<u64>,
+        first: Option<u64>,
+    ) -> Option<(Option<SystemTime>, bool)> {
+        let expected = Expected {
+            number: Some(10.into()),
+            read_until: read_until.map(at),
+            first_unsettled: first_unsettled.map(SequenceNumber::from),
+            refused: None,
+        };
+        expected.missed(first.map(SequenceNumber::from).as_ref(), at(100))
+    }
+
+    #[test]
+    fn what_was_read_until_then_was_settled() {
+        for first in [None, Some(20)] {
+            assert_eq!(missed(Some(100), None, first), None);
+            assert_eq!(missed(Some(99), None, first), Some((Some(at(99)), false)));
+            // Nobody knows: KCL's rows say nothing of it.
+            assert_eq!(missed(None, None, first), Some((None, false)));
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_not_settled_is_known_by_its_number() {
+        assert_eq!(missed(Some(50), Some(15), Some(15)), None);
+        assert_eq!(missed(Some(50), Some(15), Some(12)), None);
+        assert_eq!(missed(Some(50), Some(15), Some(16)), Some((Some(at(50)), true)));
+        // However lately the shard was read: it was not settled.
+        assert_eq!(missed(Some(150), Some(15), None), Some((Some(at(150)), true)));
+    }
+
+    #[test]
+    fn without_a_position_the_first_record_that_was_not_settled_comes_first() {
+        let record = |number: u64| Record::builder("orders", "shardId-1".into(), number.into()).build();
+        let mut ahead = Ahead::builder(Position::TrimHorizon);
+        ahead.hole(&record(10), &record(10));
+        let ahead = ahead.settled_through(&record(20));
+        let checkpoint = Checkpoint::at(Position::TrimHorizon).with_ahead(ahead);
+        let expected = Expected::of(&checkpoint).expect("something");
+        assert_eq!(expected.number, Some(10.into()));
+        assert_eq!(expected.missed(Some(&10.into()), at(100)), None);
+        assert_eq!(expected.missed(Some(&15.into()), at(100)), Some((None, true)));
+    }
+
+    #[test]
+    fn it_says_what_is_lost() {
+        let loss = DataLoss {
+            stream: "orders".into(),
+            shard: "shardId-1".into(),
+            from: Some(at(0)),
+            to: at(60),
+            certain: false,
+        };
+        assert_eq!(
+            loss.to_string(),
+            "shard shardId-1 may have dropped records that were not settled, of 1970-01-01T00:00:00Z to \
+             1970-01-01T00:01:00Z"
+        );
+    }
+}

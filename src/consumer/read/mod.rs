@@ -1,0 +1,50 @@
+//! The task that reads a shard, whichever way.
+
+pub(in crate::consumer) mod cursor;
+pub(in crate::consumer) mod data_loss;
+pub(in crate::consumer) mod fan_out;
+pub(in crate::consumer) mod polling;
+pub(in crate::consumer) mod registration;
+pub(in crate::consumer) mod retrieval;
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::read::cursor::{Reading, ReadingEnded};
+use super::read::fan_out::FanOut;
+use super::read::polling::Poller;
+use crate::observer::Event;
+use crate::pipeline::Batch;
+
+/// For how long a shard is polled that cannot be subscribed to.
+const FALL_BACK: Duration = Duration::from_secs(5 * 60);
+
+/// Reads a shard to its end: subscribed to where that is wanted and possible, polled otherwise.
+pub(super) async fn read(
+    mut reading: Reading,
+    poller: Poller,
+    fan_out: Option<FanOut>,
+    pages: mpsc::Sender<Batch>,
+) -> ReadingEnded {
+    let Some(fan_out) = fan_out else {
+        return poller.run(&mut reading, &pages).await;
+    };
+    loop {
+        let error = match fan_out.run(&mut reading, &pages).await {
+            Ok(ended) => return ended,
+            Err(error) => error,
+        };
+        reading.tell(|stream, shard| Event::FanOutUnavailable {
+            stream,
+            shard,
+            error: &*error,
+            delay: FALL_BACK,
+        });
+        // Cut short at any await, it has handed over all that it counts as read.
+        if let Ok(ended) = timeout(FALL_BACK, poller.run(&mut reading, &pages)).await {
+            return ended;
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The life of one shard in a service: read, settle, checkpoint, end.
+
+pub(in crate::consumer) mod checkpointer;
+pub(in crate::consumer) mod crash_loop;
+pub(in crate::consumer) mod idle;
+pub(in crate::consumer) mod shard_end;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::read::cursor::{Reading, ReadingEnded};
+use super::read::fan_out::FanOut;
+use super::read::polling::Poller;
+use super::read::read;
+use super::shard::checkpointer::Checkpointer;
+use super::shard::crash_loop::{CrashLoop, OneByOne, Pages};
+use super::shard::shard_end::ShardEnd;
+use super::shards::lease::{KeptLease, Lease};
+use crate::checkpoint::Checkpoint;
+use crate::engine::Resilient;
+use crate::observer::{Event, Interest};
+use crate::pipeline::{Pipeline, Progress};
+use crate::processor::RecordProcessor;
+
+pub(super) struct ShardTask<P: RecordProcessor> {
+    pub(super) resilient: Resilient<P>,
+    pub(super) pipeline: Pipeline,
+    pub(super) reading: Reading,
+    pub(super) poller: Poller,
+    pub(super) fan_out: Option<FanOut>,
+    pub(super) checkpointer: Checkpointer,
+    pub(super) progress: Arc<Progress>,
+    pub(super) from: Checkpoint,
+    pub(super) crash_loop: CrashLoop,
+    pub(super) shutdown: CancellationToken,
+    /// Where several processes share the store.
+    pub(super) lease: Option<Lease>,
+    /// How long the last checkpoint may take once everything else is done, and giving up the lease after it.
+    pub(super) last_call: Duration,
+}
+
+impl<P: RecordProcessor> ShardTask<P> {
+    pub(super) async fn run(self) -> ShardEnd {
+        let ShardTask {
+            resilient,
+            pipeline,
+            reading,
+            poller,
+            fan_out,
+            checkpointer,
+            progress,
+            from,
+            crash_loop,
+            shutdown,
+            lease,
+            last_call,
+        } = self;
+        let ends = match &lease {
+            Some(lease) => lease.hold.ends().clone(),
+            None => shutdown,
+        };
+        let (stream, shard) = (reading.stream.name().clone(), reading.shard.clone());
+        let observers = reading.observers.clone();
+        let tell = |event: Event<'_>| {
+            if observers.want(Interest::SHARDS) {
+                observers.tell(&event);
+            }
+        };
+        tell(Event::ShardStarted {
+            stream: &stream,
+            shard: &shard,
+            position: from.position(),
+        });
+        // Tasks of their own: a handler that keeps this one busy starves neither.
+        let (sender, pages) = mpsc::channel(1);
+        let reading = Box::pin(read(reading, poller, fan_out, sender));
+        let reading = AbortOnDropHandle::new(tokio::spawn({
+            let ends = ends.clone();
+            // What is read now would be read in vain, however long running handlers still take.
+            async move {
+                let read = ends.run_until_cancelled(reading).await;
+                read.unwrap_or(ReadingEnded::NotWanted)
+            }
+        }));
+        let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
+        let lease = lease.map(Lease::keep);
+        let suspected = crash_loop.is_suspected();
+        if let Some(starts) = suspected {
+            tell(Event::CrashLoopSuspected {
+                stream: &stream,
+                shard: &shard,
+                starts,
+            });
+        }
+        let mut all_through = false;
+        let pages = Pages::new(pages, crash_loop.clone());
+        let result = if suspected.is_some() {
+            // On the heap: thousands of shards never need it.
+            Box::pin(async {
+                let over = ends.child_token();
+                let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
+                let beside = (&*progress, &careful);
+                let result = pipeline.run_careful(&resilient, pages, from, beside, &over).await;
+                all_through = over.is_cancelled() && !ends.is_cancelled();
+                result
+            })
+            .await
+        } else {
+            pipeline.run_from(&resilient, pages, from, &progress, &ends).await
+        };
+
+        let (end, checkpoint) = match result {
+            Ok(finished) if finished.complete => match reading.await {
+                // Only the reader knows that the shard is closed. Pages that merely stopped coming are
+                // no end: a checkpoint there would pass records that nobody has read.
+                Ok(ReadingEnded::ShardClosed) => match begin_children(&lease, &ends).await {
+                    true => (ShardEnd::Ended, finished.checkpoint.ended()),
+                    false => (ShardEnd::Stopped, finished.checkpoint),
+                },
+                Ok(ReadingEnded::Refused(error)) => (ShardEnd::Refused(error), finished.checkpoint),
+                Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
+                Ok(ReadingEnded::PositionRefused(position)) => {
+                    (ShardEnd::PositionRefused, Checkpoint::at(position))
+                }
+                Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
+                Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
+                Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
+            },
+            Ok(finished) if all_through => (ShardEnd::BeginsAnew, finished.checkpoint),
+            Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
+            Err(halted) => {
+                let checkpoint = halted.checkpoint.clone();
+                (ShardEnd::Halted(halted), checkpoint)
+            }
+        };
+        progress.finish(checkpoint);
+        let stored = match end {
+            // Its children wait for it: as long as it takes, or until the shutdown.
+            ShardEnd::Ended => tokio::select! {
+                biased;
+                stored = &mut storing => stored.is_ok(),
+                () = ends.cancelled() => matches!(timeout(last_call, &mut storing).await, Ok(Ok(()))),
+            },
+            _ => matches!(timeout(last_call, &mut storing).await, Ok(Ok(()))),
+        };
+        let end = match end {
+            ShardEnd::Ended if !stored => ShardEnd::Stopped,
+            end => end,
+        };
+        let end = match lease {
+            Some(lease) => lease.end(end, last_call).await,
+            None => end,
+        };
+        let (stream, shard) = (&*stream, &shard);
+        match &end {
+            ShardEnd::Ended => tell(Event::ShardEnded { stream, shard }),
+            ShardEnd::Lost => tell(Event::LeaseLost { stream, shard }),
+            ShardEnd::HandedOver => tell(Event::ShardHandedOver { stream, shard }),
+            ShardEnd::BeginsAnew => tell(Event::CrashLoopOver { stream, shard }),
+            ShardEnd::Stopped
+            | ShardEnd::PositionRefused
+            | ShardEnd::Halted(_)
+            | ShardEnd::DataLost(_)
+            | ShardEnd::Refused(_)
+            | ShardEnd::Failed(_) => {}
+        }
+        end
+    }
+}
+
+/// Whether all is done that must be before the shard's end is stored.
+async fn begin_children(lease: &Option<KeptLease>, ends: &CancellationToken) -> bool {
+    match lease {
+        Some(lease) => ends.run_until_cancelled(lease.begin_children()).await == Some(true),
+        None => true,
+    }
+}

@@ -1,0 +1,448 @@
+//! What a consumer must know before it reads: the stream, its shards, what is stored of them, and whether
+//! the dead-letter sink may be used.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::types::{RecordDistributionStrategy, Shard, ShardIteratorType};
+use rand::rngs::SmallRng;
+use tokio::time::sleep;
+
+use super::lineage::Lineage;
+use super::stream_facts::{NotDescribed, StreamFacts};
+use crate::aws::shard_list::{list_shards, parents};
+use crate::aws::{FailedCall, Located};
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use crate::consumer::answer;
+use crate::consumer::{ConsumerError, StartingPosition, StreamId};
+use crate::dead_letter::{DeadLetterSink, SourceStream, check_target};
+use crate::external::{Unusable, is_passing};
+use crate::failure::BoxError;
+use crate::idempotency::{IdempotencyStore, check_store};
+use crate::observer::{Event, Interest, Observers};
+use crate::pipeline::{Ordering, Pipeline};
+use crate::protection::{Backoff, Jitter};
+use crate::record::ShardId;
+use crate::sabotage::Sabotage;
+
+/// Asks until it is answered.
+pub(in crate::consumer) struct Discovery<'a> {
+    pub(in crate::consumer) client: &'a Located<Client>,
+    pub(in crate::consumer) stream: &'a StreamId,
+    pub(in crate::consumer) application: &'a Arc<str>,
+    pub(in crate::consumer) checkpoints: &'a dyn CheckpointStore,
+    pub(in crate::consumer) observers: &'a Observers,
+    pub(in crate::consumer) facts: &'a StreamFacts,
+    pub(in crate::consumer) rng: SmallRng,
+}
+
+/// Why a question was not answered.
+enum Problem {
+    /// Asking again gives no other answer.
+    Final(ConsumerError),
+    /// Only an operator can fix it. It may also be a permission that was granted a moment ago, as IAM is eventually
+    /// consistent.
+    Refused(ConsumerError),
+    /// It may be answered later.
+    Passing(BoxError),
+}
+
+impl Problem {
+    fn of_call(error: BoxError) -> Self {
+        match FailedCall::is_refused(&*error) {
+            true => Problem::Refused(ConsumerError::Refused(error)),
+            false => Problem::Passing(error),
+        }
+    }
+
+    fn of_store(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Unusable(_) | CheckpointError::InUse { .. } => {
+                Problem::Final(ConsumerError::CheckpointStore(error))
+            }
+            error if !is_passing(&error) => Problem::Refused(ConsumerError::CheckpointStore(error)),
+            error => Problem::Passing(error.into()),
+        }
+    }
+}
+
+impl Discovery<'_> {
+    /// Before the first record is read: has the stream the order that is wanted, is known what must be known of it, and may
+    /// the dead-letter sink be used?
+    pub(in crate::consumer) async fn check(
+        &self,
+        pipeline: &Pipeline,
+        sink: Option<&dyn DeadLetterSink>,
+        seen: Option<&dyn IdempotencyStore>,
+    ) -> Result<(), ConsumerError> {
+        let mut patience = Patience::at_start(self);
+        while let Err(problem) = self.look_at(pipeline, sink).await {
+            patience.wait(self, problem).await?;
+        }
+        if let Some(store) = seen {
+            while let Err(unusable) = check_store(store).await {
+                let problem = match unusable {
+                    Unusable::NotNow(error) => Problem::Passing(error),
+                    Unusable::Never(error) => Problem::Refused(ConsumerError::IdempotencyStore(error)),
+                };
+                patience.wait(self, problem).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at(&self, pipeline: &Pipeline, sink: Option<&dyn DeadLetterSink>) -> Result<(), Problem> {
+        let mut source = SourceStream::new(&**self.stream.name());
+        match self.facts.describe().await {
+            Ok(summary) => {
+                let spread = summary.record_distribution_strategy;
+                let needs_keys = pipeline.order() == Ordering::PartitionKey;
+                if spread == Some(RecordDistributionStrategy::Auto) && needs_keys {
+                    return Err(Problem::Final(ConsumerError::NoPartitionKeys {
+                        stream: self.stream.name().to_string(),
+                    }));
+                }
+                source.arn = Some(summary.stream_arn);
+                source.max_record_bytes = summary
+                    .max_record_size_in_kib
+                    .and_then(|kib| u64::try_from(kib).ok())
+                    .map(|kib| kib * 1024);
+            }
+            Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
+            Err(NotDescribed::Passing(error)) => return Err(Problem::of_call(error)),
+            Err(NotDescribed::Refused(source)) if pipeline.lets_expire() && sink.is_some() => {
+                return Err(Problem::Final(ConsumerError::RetentionUnknown {
+                    stream: self.stream.name().to_string(),
+                    source,
+                }));
+            }
+            // Reading needs no right to describe. What is unknown then: the stream's retention, its creation time and its
+            // record limit. A record without a key is refused when it comes.
+            Err(NotDescribed::Refused(error)) => self.facts.report(&error, self.observers),
+        }
+        if let Some(sink) = sink {
+            let checked = check_target(sink, &source, self.observers).await;
+            checked.map_err(|unusable| match unusable {
+                Unusable::NotNow(error) => Problem::Passing(error),
+                Unusable::Never(error) => match FailedCall::is_refused(&error) {
+                    true => Problem::Refused(error.into()),
+                    false => Problem::Final(error.into()),
+                },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The stream's shards, and what is stored of them.
+    pub(in crate::consumer) async fn shards(&self) -> Result<Lineage, ConsumerError> {
+        self.shards_with(Patience::running(self)).await
+    }
+
+    async fn shards_with(&self, mut patience: Patience) -> Result<Lineage, ConsumerError> {
+        loop {
+            match self.find().await {
+                Ok(found) => return Ok(found),
+                Err(problem) => patience.wait(self, problem).await?,
+            }
+        }
+    }
+
+    /// The same when a consumer starts: where shards begin that were never read is stored first.
+    pub(in crate::consumer) async fn first_shards(
+        &self,
+        start: &StartingPosition,
+    ) -> Result<Lineage, ConsumerError> {
+        let mut patience = Patience::at_start(self);
+        loop {
+            let mut found = self.shards_with(Patience::at_start(self)).await?;
+            if let Some(error) = found
+                .of_other_stream
+                .take()
+                .filter(|_| found.checkpoints.is_empty())
+            {
+                return Err(ConsumerError::CheckpointStore(error));
+            }
+            while let Err(problem) = self.add_unlisted(&mut found).await {
+                patience.wait(self, problem).await?;
+            }
+            // Asked for again with every try: another time, but then nothing of the first was stored.
+            let begun = start.resolve(&found);
+            if begun.is_empty() {
+                return Ok(found);
+            }
+            // Each shard gets its row now, or it is read from its beginning later.
+            let hidden = found.hidden.drain().next();
+            let begun = match hidden {
+                Some((_, error)) => Err(Problem::Passing(error)),
+                None => self.begin_at(begun, &mut found).await,
+            };
+            match begun {
+                Ok(()) => return Ok(found),
+                Err(problem) => patience.wait(self, problem).await?,
+            }
+        }
+    }
+
+    /// The rows of shards that are not listed, asked for once at the start. None where the store cannot tell.
+    async fn add_unlisted(&self, found: &mut Lineage) -> Result<(), Problem> {
+        let listed = self.checkpoints.list(self.application, self.stream.name());
+        let rows = match answer(STORE, listed).await.map_err(Problem::Passing)? {
+            Ok(rows) => rows.unwrap_or_default(),
+            Err(error) if is_passing(&error) => return Err(Problem::Passing(error.into())),
+            // A right that is missing stops no consumer that has read without it.
+            Err(error) => {
+                tracing::warn!(
+                    %error, stream = &**self.stream.name(),
+                    "cannot list all checkpoints: shards that were trimmed while the application was down stay unreported"
+                );
+                return Ok(());
+            }
+        };
+        for (shard, checkpoint) in rows {
+            if !found.has_row(&shard) {
+                found.checkpoints.insert(shard, checkpoint);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether Kinesis still has a shard that it does not list.
+    pub(in crate::consumer) async fn exists(&self, shard: &ShardId) -> Result<bool, BoxError> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.get_shard_iterator().shard_id(shard.as_str());
+        let call = call.set_stream_name(name).set_stream_arn(arn);
+        let call = call.shard_iterator_type(ShardIteratorType::TrimHorizon);
+        match call.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if is_not_found(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores these; what is stored is known to the lineage, though others could not be.
+    async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), Problem> {
+        let asked = begun.len();
+        let tagged = |(shard, checkpoint): (ShardId, Checkpoint)| (shard, self.facts.tag(checkpoint));
+        let rows = begun.iter().cloned().map(tagged);
+        let stored = match self.checkpoints.leases() {
+            Some(leases) => {
+                let row = |(shard, checkpoint)| found.new_shard(self.key(shard), checkpoint);
+                let rows: Vec<_> = rows.map(row).collect();
+                answer(STORE, leases.create(&rows)).await
+            }
+            None => {
+                let row = |(shard, checkpoint)| (self.key(shard), checkpoint);
+                let rows: Vec<_> = rows.map(row).collect();
+                answer(STORE, self.checkpoints.save(&rows)).await
+            }
+        };
+        let stored = stored.and_then(|stored| all_of(stored, asked));
+        let mut result = Ok(());
+        for ((shard, checkpoint), stored) in begun.into_iter().zip(stored.map_err(Problem::Passing)?) {
+            match stored {
+                Ok(()) => drop(found.checkpoints.insert(shard, checkpoint)),
+                Err(error) => result = Err(Problem::of_store(error)),
+            }
+        }
+        result
+    }
+
+    async fn find(&self) -> Result<Lineage, Problem> {
+        if !self.facts.is_fresh() {
+            match self.facts.describe().await {
+                Ok(_) | Err(NotDescribed::Refused(_)) => {}
+                Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
+                Err(NotDescribed::Passing(error)) => return Err(Problem::of_call(error)),
+            }
+        }
+        let listed = list_shards(self.client, self.stream).await;
+        let shards = listed.map_err(|error| match FailedCall::code(&*error) {
+            Some("ResourceNotFoundException") => self.not_found(error),
+            _ => Problem::of_call(error),
+        })?;
+        let keys: Vec<ShardKey> = listed_or_parents(&shards)
+            .into_iter()
+            .map(|shard| self.key(shard.into()))
+            .collect();
+        let stored = answer(STORE, self.checkpoints.load(&keys)).await;
+        let stored = stored.and_then(|stored| all_of(stored, keys.len()));
+        let stored = stored.map_err(Problem::Passing)?;
+        let mut checkpoints = HashMap::new();
+        let mut unreadable = HashSet::new();
+        let mut of_other_stream = None;
+        for (key, stored) in keys.into_iter().zip(stored) {
+            match stored {
+                Ok(Some(checkpoint)) => drop(checkpoints.insert(key.shard, checkpoint)),
+                Ok(None) => {}
+                // Of this shard alone: the others are not to wait for somebody to mend it.
+                Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
+                    self.tell(|stream| Event::CheckpointUnreadable {
+                        stream,
+                        shard: &key.shard,
+                        error: &error,
+                    });
+                    unreadable.insert(key.shard);
+                    if let CheckpointError::OtherStream { .. } = error {
+                        of_other_stream = Some(error);
+                    }
+                }
+                Err(error) => return Err(Problem::of_store(error)),
+            }
+        }
+        let mut found = Lineage {
+            shards,
+            checkpoints,
+            unreadable,
+            of_other_stream,
+            outdated: HashMap::new(),
+            hidden: HashMap::new(),
+        };
+        found.set_aside(|checkpoint| self.facts.is_outdated(checkpoint));
+        self.find_hidden(&mut found).await;
+        if self.checkpoints.leases().is_some() {
+            found.finish_deleted();
+        }
+        Ok(found)
+    }
+
+    /// Asks for the parents that are neither listed nor known by a row whether Kinesis has them. Their children must wait then:
+    /// the listing is incomplete.
+    async fn find_hidden(&self, found: &mut Lineage) {
+        if Sabotage::TrustPartialListing.is_committed() {
+            return;
+        }
+        for parent in found.unknown_parents() {
+            if self.facts.is_absent(&parent) {
+                continue;
+            }
+            let error = match self.exists(&parent).await {
+                Ok(false) => {
+                    self.facts.note_absent(parent);
+                    continue;
+                }
+                Ok(true) => NOT_LISTED.into(),
+                Err(error) => error,
+            };
+            found.hidden.insert(parent, error);
+        }
+    }
+
+    /// The same as [`shards`](Discovery::shards), asked once.
+    pub(in crate::consumer) async fn shards_once(&self) -> Result<Lineage, BoxError> {
+        self.find().await.map_err(|problem| match problem {
+            Problem::Final(error) | Problem::Refused(error) => error.into(),
+            Problem::Passing(error) => error,
+        })
+    }
+
+    pub(in crate::consumer) fn key(&self, shard: ShardId) -> ShardKey {
+        ShardKey::new(self.application.clone(), self.stream.name().clone(), shard)
+    }
+
+    fn not_found(&self, source: BoxError) -> Problem {
+        let name = self.stream.arn().unwrap_or(self.stream.name());
+        Problem::Final(ConsumerError::StreamNotFound {
+            stream: name.to_owned(),
+            source,
+        })
+    }
+
+    fn tell<'a>(&'a self, event: impl FnOnce(&'a str) -> Event<'a>) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&event(self.stream.name()));
+        }
+    }
+}
+
+/// The shards that are listed, and those that they came of: a listing may lack a parent that is not settled yet.
+fn listed_or_parents(shards: &[Shard]) -> Vec<&str> {
+    let listed = shards.iter().map(Shard::shard_id);
+    let mut known: HashSet<&str> = HashSet::new();
+    let all = listed.chain(shards.iter().flat_map(parents));
+    all.filter(|shard| known.insert(shard)).collect()
+}
+
+pub(in crate::consumer) const NOT_LISTED: &str = "ListShards did not list a shard that exists";
+
+pub(in crate::consumer) const STORE: &str = "the checkpoint store";
+
+/// One result for each shard, or none of them can be told whose it is.
+pub(in crate::consumer) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
+    let got = results.len();
+    match got == asked {
+        true => Ok(results),
+        false => Err(format!("{STORE} was asked for {asked} shards and answered for {got}").into()),
+    }
+}
+
+/// How often in a row the same call may be refused while a consumer starts: for some seconds, as IAM is eventually
+/// consistent.
+pub(in crate::consumer) const REFUSALS: u32 = 6;
+
+/// How long to wait before asking again, and whether to.
+pub(in crate::consumer) struct Patience {
+    failures: u32,
+    /// In a row.
+    refusals: u32,
+    most_refusals: u32,
+    rng: SmallRng,
+}
+
+impl Patience {
+    /// Ends a start that is refused.
+    fn at_start(discovery: &Discovery<'_>) -> Self {
+        Patience {
+            most_refusals: REFUSALS,
+            ..Patience::running(discovery)
+        }
+    }
+
+    /// A consumer that runs waits, however long: what it has read is not settled yet.
+    pub(in crate::consumer) fn running(discovery: &Discovery<'_>) -> Self {
+        Patience {
+            failures: 0,
+            refusals: 0,
+            most_refusals: u32::MAX,
+            rng: discovery.rng.clone(),
+        }
+    }
+
+    async fn wait(&mut self, discovery: &Discovery<'_>, problem: Problem) -> Result<(), ConsumerError> {
+        let error = match problem {
+            Problem::Final(error) => return Err(error),
+            Problem::Refused(error) => {
+                self.refusals = self.refusals.saturating_add(1);
+                if self.refusals >= self.most_refusals {
+                    return Err(error);
+                }
+                error.into()
+            }
+            Problem::Passing(error) => {
+                self.refusals = 0;
+                error
+            }
+        };
+        self.wait_after(discovery, error).await;
+        Ok(())
+    }
+
+    pub(in crate::consumer) async fn wait_after(&mut self, discovery: &Discovery<'_>, error: BoxError) {
+        let backoff = const { Backoff::exponential() };
+        let delay = Jitter::Equal.delay(&backoff, self.failures, Duration::ZERO, &mut self.rng);
+        self.failures = self.failures.saturating_add(1);
+        discovery.tell(|stream| Event::DiscoveryFailed {
+            stream,
+            failures: self.failures,
+            error: &*error,
+            delay,
+        });
+        sleep(delay).await;
+    }
+}
+
+fn is_not_found(error: &impl ProvideErrorMetadata) -> bool {
+    error.code() == Some("ResourceNotFoundException")
+}

@@ -1,0 +1,208 @@
+//! A shard that is held by this process: renewed on a task of its own, so that nothing else can starve it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use aws_sdk_kinesis::Client;
+use rand::rngs::SmallRng;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::discovery::Discovery;
+use super::stream_facts::StreamFacts;
+use crate::aws::Located;
+use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
+use crate::consumer::StreamId;
+use crate::consumer::answer;
+use crate::consumer::shard::shard_end::ShardEnd;
+use crate::failure::BoxError;
+use crate::observer::{Event, Interest, Observers};
+use crate::protection::{Backoff, Jitter};
+use crate::sabotage::Sabotage;
+
+/// Between renewals that fail: there is time for a few.
+const BACKOFF: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
+
+/// Whether a shard that was taken may still be worked on.
+#[derive(Debug)]
+pub(in crate::consumer) struct Hold {
+    state: AtomicU8,
+    /// Nothing new begins from then on.
+    ends: CancellationToken,
+}
+
+const HELD: u8 = 0;
+const WANTED: u8 = 1;
+const LOST: u8 = 2;
+
+impl Hold {
+    /// It also ends with this.
+    pub(in crate::consumer) fn new(shutdown: &CancellationToken) -> Self {
+        Hold {
+            state: AtomicU8::new(HELD),
+            ends: shutdown.child_token(),
+        }
+    }
+
+    pub(in crate::consumer) fn ends(&self) -> &CancellationToken {
+        &self.ends
+    }
+
+    /// Another holds the shard, or may.
+    pub(in crate::consumer) fn lose(&self) {
+        if Sabotage::KeepLostLease.is_committed() {
+            return;
+        }
+        self.state.store(LOST, Ordering::Release);
+        self.ends.cancel();
+    }
+
+    fn hand_over(&self) {
+        // What is lost stays lost.
+        let _ = self
+            .state
+            .compare_exchange(HELD, WANTED, Ordering::AcqRel, Ordering::Acquire);
+        self.ends.cancel();
+    }
+
+    pub(in crate::consumer) fn is_lost(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LOST
+    }
+
+    pub(in crate::consumer) fn is_wanted(&self) -> bool {
+        self.state.load(Ordering::Acquire) == WANTED
+    }
+}
+
+/// A shard that was taken.
+pub(in crate::consumer) struct Lease {
+    pub(in crate::consumer) hold: Arc<Hold>,
+    pub(in crate::consumer) key: ShardKey,
+    pub(in crate::consumer) store: Arc<dyn CheckpointStore>,
+    pub(in crate::consumer) client: Located<Client>,
+    pub(in crate::consumer) stream: StreamId,
+    pub(in crate::consumer) observers: Observers,
+    pub(in crate::consumer) facts: Arc<StreamFacts>,
+    pub(in crate::consumer) rng: SmallRng,
+    /// Before it was taken.
+    pub(in crate::consumer) since: Instant,
+}
+
+/// The same while it is renewed.
+pub(in crate::consumer) struct KeptLease {
+    lease: Arc<Lease>,
+    _renewing: AbortOnDropHandle<()>,
+}
+
+impl Lease {
+    /// Renews it from now on.
+    pub(in crate::consumer) fn keep(self) -> KeptLease {
+        let lease = Arc::new(self);
+        let renewing = tokio::spawn(lease.clone().renew_on());
+        KeptLease {
+            lease,
+            _renewing: AbortOnDropHandle::new(renewing),
+        }
+    }
+
+    /// Until it is lost. A row that could not be renewed for two thirds of the failover time counts as lost: before
+    /// another may take it, nothing of it is begun here any more.
+    async fn renew_on(self: Arc<Self>) {
+        let Some(leases) = self.store.leases() else { return };
+        let mut rng = self.rng.clone();
+        let failover = leases.failover_time();
+        let (every, limit) = (failover / 3, failover / 3 * 2);
+        let (mut renewed, mut next, mut failures) = (self.since, self.since + every, 0);
+        loop {
+            sleep_until(next).await;
+            let asked = Instant::now();
+            let answer = timeout_at(renewed + limit, self.renew(leases)).await;
+            let error = match answer {
+                Ok(Ok(Renewed::Held)) => {
+                    (renewed, next, failures) = (asked, asked + every, 0);
+                    continue;
+                }
+                Ok(Ok(Renewed::Wanted)) => {
+                    (renewed, next, failures) = (asked, asked + every, 0);
+                    self.hold.hand_over();
+                    continue;
+                }
+                Ok(Ok(Renewed::Lost)) => return self.hold.lose(),
+                Ok(Err(error)) => error,
+                Err(_) => "the store did not answer in time".into(),
+            };
+            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut rng);
+            failures = failures.saturating_add(1);
+            self.tell(&error, failures, delay);
+            let now = Instant::now();
+            if now >= renewed + limit {
+                return self.hold.lose();
+            }
+            next = (now + delay).min(renewed + limit);
+        }
+    }
+
+    async fn renew(&self, leases: &dyn Leases) -> Result<Renewed, BoxError> {
+        Ok(answer("the store", leases.renew(&self.key)).await??)
+    }
+
+    fn tell(&self, error: &BoxError, failures: u32, delay: Duration) {
+        if self.observers.want(Interest::SHARDS) {
+            self.observers.tell(&Event::LeaseNotRenewed {
+                stream: &self.key.stream,
+                shard: &self.key.shard,
+                failures,
+                error: &**error,
+                delay,
+            });
+        }
+    }
+}
+
+impl KeptLease {
+    /// Rows for the shards that came of this one. Whether it is still held.
+    pub(in crate::consumer) async fn begin_children(&self) -> bool {
+        let Lease { key, store, .. } = &*self.lease;
+        let Some(leases) = store.leases() else { return true };
+        let discovery = Discovery {
+            client: &self.lease.client,
+            stream: &self.lease.stream,
+            application: &key.application,
+            checkpoints: &**store,
+            observers: &self.lease.observers,
+            facts: &self.lease.facts,
+            rng: self.lease.rng.clone(),
+        };
+        let begun = Box::pin(discovery.begin_children(leases, &key.shard)).await;
+        if begun.is_err() {
+            self.lease.hold.lose();
+        }
+        begun.is_ok()
+    }
+
+    /// Lets another have the shard. How its task has ended, seen with this.
+    pub(in crate::consumer) async fn end(self, end: ShardEnd, within: Duration) -> ShardEnd {
+        let Lease { hold, key, store, .. } = &*self.lease;
+        if let Some(leases) = store.leases() {
+            // If that fails another takes it after the failover time.
+            let given_up = timeout(within, answer("the store", leases.give_up(key))).await;
+            if let Ok(Ok(Err(error))) = given_up {
+                tracing::debug!(shard = %key.shard, %error, "the shard could not be given up");
+            }
+        }
+        match end {
+            // What was to be stored was refused, if it was the last of it that was lost.
+            ShardEnd::Ended | ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused
+                if hold.is_lost() =>
+            {
+                ShardEnd::Lost
+            }
+            ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused if hold.is_wanted() => {
+                ShardEnd::HandedOver
+            }
+            end => end,
+        }
+    }
+}

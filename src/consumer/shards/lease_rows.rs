@@ -1,0 +1,131 @@
+//! Rows that several processes share: made before a shard is read, taken by one of them, and at a shard's end
+//! followed by those of its children.
+
+use tokio::time::Instant;
+
+use super::discovery::{Discovery, Patience, STORE, all_of};
+use super::lineage::Lineage;
+use crate::checkpoint::{Checkpoint, CheckpointError, Leases, NewShard, ShardKey, Taken};
+use crate::consumer::answer;
+use crate::failure::BoxError;
+use crate::record::{Position, ShardId};
+
+/// How often a closed shard's children are looked for. They are listed a moment after it is closed.
+const LOOKS: u32 = 8;
+
+impl Discovery<'_> {
+    /// Makes rows for those of these shards that have none, and takes what may be taken. Each with the time before
+    /// it was asked for.
+    pub(in crate::consumer) async fn take(
+        &self,
+        leases: &dyn Leases,
+        found: &Lineage,
+        shards: Vec<ShardId>,
+    ) -> Result<Vec<(ShardId, Instant, Result<Taken, CheckpointError>)>, BoxError> {
+        let lacking = shards.iter().filter(|shard| !found.has_row(shard));
+        let lacking = lacking.map(|shard| (shard.clone(), Checkpoint::at(Position::TrimHorizon)));
+        self.create(leases, found, lacking.collect()).await?;
+        let keys: Vec<ShardKey> = shards.iter().map(|shard| self.key(shard.clone())).collect();
+        let asked = Instant::now();
+        let taken = answer(STORE, leases.take(&keys)).await?;
+        let taken = all_of(taken, keys.len())?;
+        let each = shards.into_iter().zip(taken);
+        Ok(each.map(|(shard, taken)| (shard, asked, taken)).collect())
+    }
+
+    /// Stores a checkpoint of a shard; where shards are shared, this process has taken it.
+    pub(in crate::consumer) async fn store(
+        &self,
+        shard: &ShardId,
+        checkpoint: Checkpoint,
+    ) -> Result<(), BoxError> {
+        let rows = [(self.key(shard.clone()), checkpoint)];
+        let saved = answer(STORE, self.checkpoints.save(&rows)).await?;
+        for saved in all_of(saved, 1)? {
+            saved?;
+        }
+        Ok(())
+    }
+
+    /// Takes the lease of a shard that is not read. A store without leases always gives it.
+    pub(in crate::consumer) async fn take_unread(&self, shard: &ShardId) -> Result<Taken, BoxError> {
+        let Some(leases) = self.checkpoints.leases() else {
+            return Ok(Taken::Held(Checkpoint::at(Position::TrimHorizon)));
+        };
+        let taken = answer(STORE, leases.take(&[self.key(shard.clone())])).await?;
+        let taken = all_of(taken, 1)?.pop();
+        Ok(taken.unwrap_or(Ok(Taken::Missing))?)
+    }
+
+    /// Stores the end of a shard that was taken, and gives it up.
+    pub(in crate::consumer) async fn store_end(
+        &self,
+        shard: &ShardId,
+        end: Checkpoint,
+    ) -> Result<(), BoxError> {
+        self.store(shard, self.facts.tag(end)).await?;
+        if let Some(leases) = self.checkpoints.leases() {
+            answer(STORE, leases.give_up(&self.key(shard.clone()))).await??;
+        }
+        Ok(())
+    }
+
+    /// Makes these rows, parents before children.
+    async fn create(
+        &self,
+        leases: &dyn Leases,
+        found: &Lineage,
+        rows: Vec<(ShardId, Checkpoint)>,
+    ) -> Result<(), BoxError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let row = |(shard, checkpoint)| found.new_shard(self.key(shard), self.facts.tag(checkpoint));
+        let rows: Vec<NewShard> = rows.into_iter().map(row).collect();
+        let created = answer(STORE, leases.create(&rows)).await?;
+        for created in all_of(created, rows.len())? {
+            created?;
+        }
+        Ok(())
+    }
+
+    /// Before a shard's end is stored: rows for the shards that came of it, and their names beside its own, so that
+    /// whoever else reads the rows (KCL) finds them. Each step may be repeated. Asks until it is answered.
+    pub(in crate::consumer) async fn begin_children(
+        &self,
+        leases: &dyn Leases,
+        shard: &ShardId,
+    ) -> Result<(), CheckpointError> {
+        let mut patience = Patience::running(self);
+        let mut looks = 0;
+        loop {
+            let error = match self.look_for_children(leases, shard).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => "not all child shards are listed yet".into(),
+                Err(error) => match error.downcast::<CheckpointError>() {
+                    Ok(lost) if matches!(*lost, CheckpointError::LeaseLost { .. }) => return Err(*lost),
+                    Ok(other) => other.into(),
+                    Err(other) => other,
+                },
+            };
+            // Whoever lists them later makes their rows.
+            looks += 1;
+            if looks == LOOKS {
+                return Ok(());
+            }
+            patience.wait_after(self, error).await;
+        }
+    }
+
+    /// Returns whether all of them are listed.
+    async fn look_for_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<bool, BoxError> {
+        let found = self.shards_once().await?;
+        let children = found.children(shard);
+        let lacking = children.iter().filter(|child| found.may_begin_row(child, shard));
+        let lacking = lacking.map(|child| (child.shard_id().into(), Checkpoint::at(Position::TrimHorizon)));
+        self.create(leases, &found, lacking.collect()).await?;
+        let names: Vec<ShardId> = children.iter().map(|child| child.shard_id().into()).collect();
+        answer(STORE, leases.name_children(&self.key(shard.clone()), &names)).await??;
+        Ok(found.has_all_children(shard))
+    }
+}

@@ -1,0 +1,292 @@
+//! What Kinesis says of the stream itself: asked for at the start, and again while the consumer runs.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::types::StreamDescriptionSummary;
+use rand::rngs::SmallRng;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::aws::Located;
+use crate::checkpoint::Checkpoint;
+use crate::consumer::ANSWER_TIMEOUT;
+use crate::consumer::StreamId;
+use crate::consumer::read::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
+use crate::failure::BoxError;
+use crate::failure::classify::StandardClassifier;
+use crate::observer::{Event, Interest, Observers};
+use crate::protection::{Backoff, Jitter};
+use crate::record::{Position, ShardId};
+use crate::retention::Retention;
+use crate::wall_clock;
+
+/// What is known of a stream.
+#[derive(Debug)]
+pub(in crate::consumer) struct StreamFacts {
+    client: Located<Client>,
+    stream: StreamId,
+    /// Whether a shard was read since the consumer started.
+    has_read: AtomicBool,
+    retention: Retention,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    created: Option<SystemTime>,
+    /// When Kinesis last described the stream, or refused to.
+    asked: Option<Instant>,
+    /// Whether it described the stream then.
+    is_described: bool,
+    /// Shards that the stream has no more. A shard that was trimmed does not come back.
+    absent: HashSet<ShardId>,
+}
+
+/// The time since which a stream has everything.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::consumer) struct Horizon {
+    pub(in crate::consumer) since: SystemTime,
+    /// Whether Kinesis has just stated the retention. Otherwise the shortest one is assumed, as it may have been lowered.
+    pub(in crate::consumer) is_known: bool,
+}
+
+/// Why the stream could not be described.
+pub(in crate::consumer) enum NotDescribed {
+    /// There is no such stream.
+    NotFound(BoxError),
+    /// Another call may succeed.
+    Passing(BoxError),
+    /// Kinesis refuses the call: the permission is missing.
+    Refused(BoxError),
+}
+
+/// By how much the same creation time may differ from one answer to another: JSON has it as a floating-point number.
+const PRECISION: Duration = Duration::from_secs(1);
+/// How old the answer may be with which a page is looked at, of a shard that is far behind.
+const RECENT: Duration = Duration::from_secs(5);
+/// How old the answer may be with which a discovery decides.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// How often Kinesis is asked before a loss is decided on.
+pub(in crate::consumer) const TRIES: u32 = 5;
+
+/// The time since which a stream with this retention has everything.
+fn horizon(retention: Duration) -> SystemTime {
+    let horizon = wall_clock::now().checked_sub(retention);
+    horizon.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+impl StreamFacts {
+    pub(in crate::consumer) fn new(client: Located<Client>, stream: StreamId) -> Self {
+        StreamFacts {
+            client,
+            stream,
+            has_read: AtomicBool::new(false),
+            retention: Retention::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// A shard was read: the permissions are there.
+    pub(in crate::consumer) fn note_read(&self) {
+        self.has_read.store(true, Ordering::Relaxed);
+    }
+
+    pub(in crate::consumer) fn has_read(&self) -> bool {
+        self.has_read.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::consumer) fn retention(&self) -> &Retention {
+        &self.retention
+    }
+
+    /// When the stream was created, which tells it from a deleted one of the same name.
+    pub(in crate::consumer) fn created(&self) -> Option<SystemTime> {
+        self.known().created
+    }
+
+    /// Whether a checkpoint belongs to an earlier stream of this name.
+    pub(in crate::consumer) fn is_outdated(&self, checkpoint: &Checkpoint) -> bool {
+        let Some(created) = self.created() else {
+            return false;
+        };
+        match (checkpoint.stream_created(), checkpoint.read_until()) {
+            (Some(of), _) => of
+                .max(created)
+                .duration_since(of.min(created))
+                .is_ok_and(|apart| apart > PRECISION),
+            // Everything that arrived until then was read: nothing of a stream that did not exist. A time is a position in
+            // any stream, and 1970 stands for a time that is not known.
+            (None, Some(read_until)) => {
+                let is_time = matches!(checkpoint.position(), Position::AtTimestamp { .. });
+                !is_time && read_until > SystemTime::UNIX_EPOCH && read_until + CLOCK_SKEW < created
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// Notes that Kinesis has no such shard any more.
+    pub(in crate::consumer) fn note_absent(&self, shard: ShardId) {
+        self.known().absent.insert(shard);
+    }
+
+    /// Returns true if Kinesis has said that it has no such shard.
+    pub(in crate::consumer) fn is_absent(&self, shard: &ShardId) -> bool {
+        self.known().absent.contains(shard)
+    }
+
+    /// Notes in a checkpoint to which stream it belongs.
+    pub(in crate::consumer) fn tag(&self, checkpoint: Checkpoint) -> Checkpoint {
+        match self.created() {
+            Some(created) => checkpoint.with_stream_created(created),
+            None => checkpoint,
+        }
+    }
+
+    /// The next discovery asks again.
+    pub(in crate::consumer) fn doubt(&self) {
+        self.known().asked = None;
+    }
+
+    pub(in crate::consumer) fn is_fresh(&self) -> bool {
+        self.known().asked.is_some_and(|asked| asked.elapsed() < FRESH)
+    }
+
+    /// Asks Kinesis, and keeps the answer.
+    pub(in crate::consumer) async fn describe(&self) -> Result<StreamDescriptionSummary, NotDescribed> {
+        let (name, arn) = self.stream.name_or_arn();
+        let call = self.client.describe_stream_summary();
+        let call = call.set_stream_name(name).set_stream_arn(arn).send();
+        let reply = match timeout(ANSWER_TIMEOUT, call).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => {
+                let is_not_found = error.code() == Some("ResourceNotFoundException");
+                let is_passing = StandardClassifier::is_passing(&error);
+                let task = format!("describe the stream {:?}", self.stream.to_string());
+                let action = "kinesis:DescribeStreamSummary";
+                let failed = self.client.failed(task, action, error).into();
+                return Err(if is_not_found {
+                    NotDescribed::NotFound(failed)
+                } else if is_passing {
+                    NotDescribed::Passing(failed)
+                } else {
+                    let mut known = self.known();
+                    (known.asked, known.is_described) = (Some(Instant::now()), false);
+                    NotDescribed::Refused(failed)
+                });
+            }
+            Err(_) => {
+                let silent = "Kinesis did not answer DescribeStreamSummary in time";
+                return Err(NotDescribed::Passing(silent.into()));
+            }
+        };
+        let Some(stream) = reply.stream_description_summary else {
+            let empty = "DescribeStreamSummary returned an empty answer";
+            return Err(NotDescribed::Passing(empty.into()));
+        };
+        let hours = u64::try_from(stream.retention_period_hours).unwrap_or(0);
+        // No stream keeps its records for less than a day: 0 is an answer without the field.
+        if hours > 0 {
+            self.retention.set(Duration::from_secs(hours * 60 * 60));
+        }
+        let mut known = self.known();
+        (known.asked, known.is_described) = (Some(Instant::now()), true);
+        let created = SystemTime::try_from(stream.stream_creation_timestamp).ok();
+        let created = created.filter(|created| *created > SystemTime::UNIX_EPOCH);
+        if known.created != created {
+            // Another stream may have shards of the same names.
+            known.absent.clear();
+        }
+        known.created = created;
+        drop(known);
+        Ok(stream)
+    }
+
+    /// As [`horizon`](StreamFacts::horizon), by an answer of Kinesis that is at most 5 s old.
+    pub(in crate::consumer) async fn recent_horizon(&self, tries: u32, observers: &Observers) -> Horizon {
+        let is_recent = self.known().asked.is_some_and(|asked| asked.elapsed() < RECENT);
+        match is_recent {
+            true => self.known_horizon(),
+            false => self.horizon(tries, observers).await,
+        }
+    }
+
+    /// The time since which the stream still has everything. Asks Kinesis at most so many times.
+    pub(in crate::consumer) async fn horizon(&self, tries: u32, observers: &Observers) -> Horizon {
+        for failures in 0..tries {
+            let error = match self.describe().await {
+                Ok(_) => return self.known_horizon(),
+                Err(NotDescribed::NotFound(error) | NotDescribed::Refused(error)) => {
+                    self.report(&error, observers);
+                    break;
+                }
+                Err(NotDescribed::Passing(error)) => error,
+            };
+            self.report(&error, observers);
+            if failures + 1 < tries {
+                sleep(Backoff::exponential().delay(failures)).await;
+            }
+        }
+        Horizon {
+            since: horizon(SHORTEST_RETENTION),
+            is_known: false,
+        }
+    }
+
+    /// The time since which the stream has everything at this moment and a little later; `None` where it is not known.
+    pub(in crate::consumer) fn kept_since(&self, now: SystemTime) -> Option<SystemTime> {
+        let (created, retention) = (self.created()?, self.retention.get()?);
+        let horizon = now.checked_sub(retention)? + CLOCK_SKEW;
+        Some(horizon.max(created))
+    }
+
+    /// By the last answer.
+    fn known_horizon(&self) -> Horizon {
+        let retention = self.retention.get().filter(|_| self.known().is_described);
+        Horizon {
+            since: horizon(retention.unwrap_or(SHORTEST_RETENTION)),
+            is_known: retention.is_some(),
+        }
+    }
+
+    /// Asks again from time to time, for as long as it is polled.
+    pub(in crate::consumer) async fn keep_fresh(
+        &self,
+        interval: Duration,
+        observers: &Observers,
+        mut rng: SmallRng,
+    ) {
+        let interval = Backoff::exponential().base(interval).cap(interval);
+        loop {
+            sleep(Jitter::Equal.delay(&interval, 0, Duration::ZERO, &mut rng)).await;
+            self.refresh(observers).await;
+        }
+    }
+
+    /// Asks once. A failure is reported, and what was known before stays.
+    async fn refresh(&self, observers: &Observers) {
+        if let Err(
+            NotDescribed::NotFound(error) | NotDescribed::Passing(error) | NotDescribed::Refused(error),
+        ) = self.describe().await
+        {
+            self.report(&error, observers);
+        }
+    }
+
+    pub(in crate::consumer) fn report(&self, error: &BoxError, observers: &Observers) {
+        if observers.want(Interest::SHARDS) {
+            observers.tell(&Event::StreamNotDescribed {
+                stream: self.stream.name(),
+                error: &**error,
+            });
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

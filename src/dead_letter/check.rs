@@ -1,0 +1,36 @@
+//! Checks a dead-letter sink before the first record is read.
+
+use super::{DeadLetterSink, SourceStream, TargetError};
+use crate::external::{CHECK_TIMEOUT, Unusable, answer, caught, is_passing};
+use crate::observer::{Event, Interest, Observers};
+
+/// Checks a sink's target, and reports what may lose dead letters later.
+pub(crate) async fn check_target(
+    sink: &dyn DeadLetterSink,
+    source: &SourceStream,
+    observers: &Observers,
+) -> Result<(), Unusable<TargetError>> {
+    let checked = answer("the dead-letter target", CHECK_TIMEOUT, sink.check(source)).await;
+    let warnings = match checked.map_err(Unusable::NotNow)? {
+        Ok(warnings) => warnings,
+        Err(error) => {
+            return Err(match &error {
+                TargetError::Unreachable { source, .. } if is_passing(&**source) => {
+                    Unusable::NotNow(error.into())
+                }
+                _ => Unusable::Never(error),
+            });
+        }
+    };
+    if observers.want(Interest::SHARDS) {
+        let name = caught(|| sink.name());
+        for warning in warnings {
+            observers.tell(&Event::DeadLetterTargetWarning {
+                sink: name.as_deref().unwrap_or("the dead-letter sink"),
+                message: &warning.message,
+                remedy: &warning.remedy,
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! What an attempt that failed leads to: another attempt, a hold or a dead letter.
+//!
+//! The rule, in `docs/retries.md`: every call counts, unless the breaker that the failure counts for was not closed. A
+//! record that has used up its attempts becomes a dead letter, or is held while an outage is suspected.
+
+use std::any::type_name;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+
+use super::attempt::FailedAttempt;
+use super::classifiers::Classifiers;
+use super::protection::{Pass, Protection, Run};
+use super::retry_state::{Hold, RECHECK, RetryState};
+use crate::dead_letter::Reason;
+use crate::failure::{BoxError, Class, Failure, Scope};
+use crate::observer::{Event, Interest, Redacted};
+use crate::protection::Breaker;
+use crate::protection::{Jitter, RetryBudget, RetryPolicy};
+use crate::record::Record;
+use crate::sabotage::Sabotage;
+
+/// What follows from an attempt that failed.
+pub(super) enum Decision {
+    /// The deadline cut it short: nothing is known that was not before.
+    Interrupted,
+    /// Another attempt, at the time that the record's state says. Whose fault the last one was.
+    Retry(Scope),
+    /// The same, and it does not count: an outage is suspected.
+    Hold(Scope),
+    /// A dead letter.
+    GiveUp(Reason, Failure),
+}
+
+/// Decides what follows from failed attempts: the retry policy, the classifiers and what all records share.
+pub(super) struct Decisions<E> {
+    policy: RetryPolicy,
+    classifiers: Classifiers<E>,
+    protection: Arc<Protection>,
+    // Drawn from on failure only.
+    rng: Mutex<SmallRng>,
+}
+
+impl<E: Into<BoxError> + 'static> Decisions<E> {
+    pub(super) fn new(
+        policy: RetryPolicy,
+        classifiers: Classifiers<E>,
+        protection: Arc<Protection>,
+        rng: SmallRng,
+    ) -> Self {
+        Decisions {
+            policy,
+            classifiers,
+            protection,
+            rng: Mutex::new(rng),
+        }
+    }
+
+    pub(super) fn policy(&self) -> &RetryPolicy {
+        &self.policy
+    }
+
+    /// Decides what follows from a failed attempt with so many records, of which this is the first.
+    pub(super) fn decide(
+        &self,
+        record: &Record,
+        records: usize,
+        state: Option<Box<RetryState>>,
+        failed: FailedAttempt<E>,
+        pass: Pass,
+        run: &Run,
+    ) -> (Box<RetryState>, Decision) {
+        let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
+        let Some(failure) = self
+            .classifiers
+            .failure(failed.error, self.policy.timeout(), &mut state.panics)
+        else {
+            return (state, Decision::Interrupted);
+        };
+        let verdict = failure.verdict();
+        let scope = verdict.scope();
+        let breaker = self.protection.blamed(verdict);
+        let is_closed = breaker.is_none_or(|breaker| breaker.is_closed_for(failed.took));
+        state.meets(breaker);
+        if !pass.is_free() {
+            state.probed = pass.rounds();
+        }
+        let counts = is_closed && !state.is_suspected() || Sabotage::CountProbes.is_committed();
+        state.attempts.push(failed.took, &failure, counts);
+        self.protection
+            .observers
+            .report(Interest::FAILURES, || Event::AttemptFailed {
+                record,
+                records,
+                attempt: state.attempts.calls(),
+                counts,
+                failure: Redacted(&failure),
+                error_type: type_name::<E>(),
+            });
+        let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
+        self.protection.failed(record, pass, breaker, others_succeed);
+        if let (Some(breaker), false) = (breaker, counts) {
+            return self.probe_failed(record, state, breaker, is_closed, failure, run);
+        }
+        if state.hold.is_some() {
+            // The breaker was not closed, and is now.
+            state.begin_again();
+            state.forget_breaker();
+            state.meets(breaker);
+        }
+        state.counted += 1;
+        // A process that stood still meanwhile is not the record's fault.
+        state.spent += failed.took.min(self.policy.timeout());
+        let delay = self.draw(|rng| {
+            let asked = verdict.retry_after();
+            self.policy.delay(state.counted, state.delay, asked, rng)
+        });
+        let spent = state.spent.saturating_add(delay);
+        let reason = match verdict.class() {
+            _ if state.panics >= 2 => Some(Reason::Panicked),
+            Class::Permanent => Some(Reason::Permanent),
+            Class::Transient if self.policy.attempts_exhausted(state.counted) => {
+                Some(Reason::AttemptsExhausted)
+            }
+            Class::Transient if self.policy.time_exhausted(state.counted, spent) => {
+                Some(Reason::TimeExhausted)
+            }
+            Class::Transient => None,
+        };
+        let Some(reason) = reason else {
+            (state.spent, state.delay) = (spent, delay);
+            self.protection
+                .observers
+                .report(Interest::FAILURES, || Event::RetryScheduled {
+                    record,
+                    attempt: state.attempts.calls() + 1,
+                    delay,
+                });
+            return (state.retry_after(delay), Decision::Retry(scope));
+        };
+        let is_suspected = |breaker: &&Breaker| {
+            state.was_suspected(scope) || is_outage_suspected(record, scope, breaker, &state)
+        };
+        match breaker.filter(is_suspected) {
+            Some(_) if run.is_expiring(record) => (state, Decision::GiveUp(Reason::Expiring, failure)),
+            Some(breaker) => {
+                state.suspect(breaker);
+                self.hold(record, state, breaker, &failure)
+            }
+            None => (state, Decision::GiveUp(reason, failure)),
+        }
+    }
+
+    /// A call that did not count has failed.
+    fn probe_failed(
+        &self,
+        record: &Record,
+        mut state: Box<RetryState>,
+        breaker: &Breaker,
+        is_closed: bool,
+        failure: Failure,
+        run: &Run,
+    ) -> (Box<RetryState>, Decision) {
+        let scope = failure.verdict().scope();
+        let is_suspected = is_outage_suspected(record, scope, breaker, &state);
+        let hold = state.hold.get_or_insert_with(Hold::by_breaker);
+        if !is_closed {
+            hold.is_by_breaker();
+        } else if hold.is_over(breaker) || !is_suspected {
+            let delay = self.draw(|rng| {
+                let asked = failure.verdict().retry_after();
+                self.policy.delay(1, Duration::ZERO, asked, rng)
+            });
+            // That others have succeeded is not forgotten: two bad records would hold each other for ever.
+            state.begin_again();
+            return (state.retry_after(delay), Decision::Retry(scope));
+        }
+        let is_out_of_patience = state.held_for() >= breaker.hold_at_most() && breaker.is_narrow();
+        if is_out_of_patience || run.is_expiring(record) {
+            let reason = match is_out_of_patience {
+                false => Reason::Expiring,
+                true if self.policy.attempts_exhausted(state.attempts.calls()) => Reason::AttemptsExhausted,
+                true => Reason::TimeExhausted,
+            };
+            return (state, Decision::GiveUp(reason, failure));
+        }
+        match is_closed {
+            true => self.hold(record, state, breaker, &failure),
+            // The breaker says when.
+            false => (state.retry_after(Duration::ZERO), Decision::Hold(scope)),
+        }
+    }
+
+    /// Holds a record while an outage is suspected: it is tried again at the breaker's pace.
+    fn hold(
+        &self,
+        record: &Record,
+        mut state: Box<RetryState>,
+        breaker: &Breaker,
+        failure: &Failure,
+    ) -> (Box<RetryState>, Decision) {
+        let (mut probes, mut is_first) = (0, false);
+        if let Some(hold) = &mut state.hold {
+            (probes, is_first) = (hold.probes, hold.probes == 0);
+            hold.probes = hold.probes.saturating_add(1);
+        }
+        if is_first {
+            self.protection
+                .observers
+                .report(Interest::FAILURES, || Event::RecordHeld {
+                    record,
+                    failure: Redacted(failure),
+                    at_most: breaker.hold_at_most(),
+                });
+        }
+        let asked = failure.verdict().retry_after();
+        let delay = self.draw(|rng| match asked {
+            Some(_) => self.policy.delay(1, Duration::ZERO, asked, rng),
+            None => Jitter::Equal.delay(&breaker.pause(), probes, Duration::ZERO, rng),
+        });
+        (
+            state.retry_after(delay),
+            Decision::Hold(failure.verdict().scope()),
+        )
+    }
+
+    /// How long the next attempt must wait, if the budget does not pay for it.
+    pub(super) fn budget_refuses(
+        &self,
+        record: &Record,
+        state: &mut RetryState,
+        pass: &Pass,
+    ) -> Option<Duration> {
+        // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
+        if !pass.is_free() || state.waits.is_some() || self.withdraw(state) {
+            return None;
+        }
+        let refused = state.refused;
+        let delay = self.draw(|rng| Jitter::Equal.delay(&RECHECK, refused, Duration::ZERO, rng));
+        state.refused = refused.saturating_add(1);
+        self.protection
+            .observers
+            .report(Interest::FAILURES, || Event::RetryDelayed { record, delay });
+        Some(delay)
+    }
+
+    fn withdraw(&self, state: &mut RetryState) -> bool {
+        let granted = self.protection.budget.as_ref().is_none_or(RetryBudget::withdraw);
+        if granted {
+            state.refused = 0;
+        }
+        granted
+    }
+
+    fn draw<T>(&self, from: impl FnOnce(&mut SmallRng) -> T) -> T {
+        from(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether a record that has used up its attempts may fail because of an outage.
+fn is_outage_suspected(record: &Record, scope: Scope, breaker: &Breaker, state: &RetryState) -> bool {
+    if Sabotage::HoldLoneRecord.is_committed() {
+        return true;
+    }
+    match scope {
+        // The error says so; as long as nothing else succeeds there, it is believed.
+        Scope::Dependency => !state.have_others_succeeded(breaker),
+        _ => breaker.has_failed_beside(record),
+    }
+}

@@ -1,0 +1,391 @@
+//! The engine: calls the handler, tries again what may succeed, and gives every record an end.
+//!
+//! [`Resilient`] wraps the handler. Runtimes call it for every record they read; by hand
+//! [`settle`](Resilient::settle) does the same.
+
+use std::any::type_name;
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+mod attempt;
+mod batch;
+mod builder;
+mod claims;
+mod classifiers;
+mod decision;
+#[cfg(feature = "kinesis")]
+mod dependencies;
+mod give_up;
+mod group;
+mod protection;
+mod released;
+mod retry;
+mod retry_state;
+mod spans;
+
+pub use attempt::AttemptTimedOut;
+pub use builder::ResilientBuilder;
+
+#[cfg(feature = "kinesis")]
+pub(crate) use dependencies::Dependencies;
+pub(crate) use give_up::HELD_AT_LEAST;
+pub(crate) use group::{Fate, Group, Member};
+pub(crate) use protection::{Pass, Run, Within};
+
+use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
+#[cfg(feature = "kinesis")]
+use crate::idempotency::IdempotencyStore;
+#[cfg(feature = "lambda")]
+use crate::idempotency::StoreError;
+use crate::observer::{Event, Interest};
+use crate::processor::{Bounds, RecordProcessor};
+use crate::protection::Breaker;
+use crate::protection::Guard;
+use crate::protection::RetryBudget;
+use crate::record::Record;
+use crate::retention::Retention;
+use crate::settlement::{Settled, Unsettled};
+use attempt::{AttemptRunner, Term};
+use batch::BatchStep;
+use claims::Claims;
+use decision::Decisions;
+use give_up::DeadLetterWriter;
+use protection::Protection;
+use released::Interrupted;
+use retry_state::RetryState;
+use spans::Traces;
+
+/// A handler made resilient: every record that it is given is settled, or given back.
+///
+/// A clone shares everything: policy, sink, observers.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use redrive::{Record, Resilient, Settled, dead_letter, processor_fn};
+///
+/// async fn store(record: Record) -> Result<(), std::io::Error> {
+///     Ok(())
+/// }
+///
+/// let orders = Resilient::builder("billing", processor_fn(store))
+///     .dead_letters(dead_letter::Memory::new())
+///     .build()?;
+///
+/// let record = Record::builder("orders", "shardId-000000000000".into(), 1.into()).build();
+/// assert_eq!(orders.settle(&record).await?, Settled::Processed);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Resilient<P: RecordProcessor>(Arc<Engine<P>>);
+
+/// What a processor's records go through, part by part.
+struct Engine<P: RecordProcessor> {
+    application: Arc<str>,
+    attempts: AttemptRunner<P>,
+    decisions: Decisions<P::Error>,
+    dead_letters: Option<DeadLetterWriter>,
+    after_dead_letter: AfterDeadLetter,
+    claims: Option<Claims>,
+    traces: Arc<Traces>,
+    interrupted: Arc<Interrupted>,
+    protection: Arc<Protection>,
+    /// Of the records that are settled by hand, and of invocations.
+    run: Run,
+}
+
+/// How far one step brought a record.
+enum Step {
+    Done(Result<Settled, Unsettled>),
+    /// To be gone on with when it is due. Until then it holds nothing but its place.
+    Later(Box<RetryState>),
+}
+
+/// What a step hands back. One word, as it passes through many hands; whatever went on after the first
+/// attempt is boxed.
+#[allow(clippy::box_collection, reason = "one word instead of three")]
+pub(crate) enum Stepped {
+    Processed,
+    Otherwise(Box<Vec<Fate>>),
+}
+
+impl<P: RecordProcessor> Resilient<P> {
+    /// Begins with the application's name and the handler.
+    ///
+    /// The application is the user's name for this consumer: it is part of checkpoints and letter ids,
+    /// so that two applications on one stream never mistake each other's work.
+    pub fn builder(application: impl Into<String>, processor: P) -> ResilientBuilder<P> {
+        ResilientBuilder::new(application.into(), processor)
+    }
+
+    /// The application's name.
+    pub fn application(&self) -> &str {
+        &self.0.application
+    }
+
+    /// Processes the record to its end: attempts, retries, dead letter.
+    ///
+    /// Comes back when the record is settled, which may take as long as the dead-letter sink is down.
+    /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
+    /// letter may have been written all the same: harmless, as its id is the same next time.
+    pub fn settle(&self, record: &Record) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
+        self.settle_in(record, None)
+    }
+
+    /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
+    /// that time comes first. No attempt runs past it. Settled again by this processor, the record goes on
+    /// where it was: with its attempts, its hold or its letter.
+    pub fn settle_by(
+        &self,
+        record: &Record,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
+        self.settle_in(record, Some(deadline))
+    }
+
+    async fn settle_in(&self, record: &Record, deadline: Option<Instant>) -> Result<Settled, Unsettled> {
+        let engine = &*self.0;
+        if !engine.protection.is_clear() || engine.has_more_to_do() {
+            return Box::pin(engine.settle_slowly(record, engine.term(deadline))).await;
+        }
+        match engine.attempts.run_first(record, deadline).await {
+            Ok(()) => Ok(engine.processed(record, 1, &engine.run)),
+            Err(failed) => Box::pin(engine.recover(record, failed, Pass::FREE, engine.term(deadline))).await,
+        }
+    }
+
+    /// One step of a record's life: an attempt, or the writing of its letter. For the pipeline, which lets others run
+    /// while a record waits between its steps. `again`: the records that go on, of which `record` is the place of the
+    /// first; without them it is the record's first attempt.
+    pub(crate) fn step(
+        &self,
+        ordinal: u64,
+        record: Record,
+        again: Option<Box<Group>>,
+        run: &Run,
+    ) -> impl Future<Output = Stepped> + Send {
+        let engine = &*self.0;
+        async move {
+            if again.is_some() || engine.has_more_to_do() {
+                let fates = Box::pin(engine.step_slowly(ordinal, record, again, Term::of(run))).await;
+                return Stepped::Otherwise(Box::new(fates));
+            }
+            let step = match engine.attempts.run_first(&record, run.deadline()).await {
+                Ok(()) => {
+                    let _ = engine.processed(&record, 1, run);
+                    return Stepped::Processed;
+                }
+                Err(failed) => engine.attempt_failed(&record, None, failed, Pass::FREE, run),
+            };
+            let fate = Fate::of(Member::new(ordinal, None, record), step);
+            Stepped::Otherwise(Box::new(vec![fate]))
+        }
+    }
+
+    #[cfg(feature = "lambda")]
+    pub(crate) fn processor(&self) -> &P {
+        &self.0.attempts.processor
+    }
+
+    /// Where its dead letters go, if anywhere.
+    pub fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
+        self.0.dead_letters.as_ref().map(|writer| writer.outbox.sink())
+    }
+
+    /// Its own breaker, if it has one.
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.0.protection.own_breaker()
+    }
+
+    /// Its dead-letter guard, if it has one.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.0.protection.guard.as_ref()
+    }
+
+    /// Its retry budget, if it has one.
+    pub fn retry_budget(&self) -> Option<&RetryBudget> {
+        self.0.protection.budget.as_ref()
+    }
+
+    /// What its records need, to be looked at.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn dependencies(&self) -> Dependencies {
+        let protection = &self.0.protection;
+        let breakers = protection.breakers.iter();
+        Dependencies {
+            breakers: breakers
+                .map(|named| (named.dependency.clone(), named.breaker.clone()))
+                .collect(),
+            guard: protection.guard.clone(),
+            budget: protection.budget.clone(),
+            sink_failures: self
+                .0
+                .dead_letters
+                .as_ref()
+                .map(|writer| writer.outbox.failures().clone()),
+        }
+    }
+
+    /// Begins a run of a shard. `lets_expire`: whether a held record may be given up before the stream, with this
+    /// retention, drops it.
+    pub(crate) fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
+        self.0.begin_run(lets_expire, retention)
+    }
+
+    /// A run of a few records that must be over by then, and knows what happened in those before it.
+    pub(crate) fn part_of_run(&self, within: Within, retention: Retention) -> Run {
+        let interrupted = self.0.interrupted.clone();
+        self.0.run.part(within, retention, interrupted)
+    }
+
+    /// Whether the handler works on another thread than the one that polls it.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn runs_elsewhere(&self) -> bool {
+        self.0.attempts.processor.runs_elsewhere()
+    }
+
+    /// How many records its handler takes at once, if it does.
+    pub(crate) fn batches(&self) -> Option<Bounds> {
+        let bounds = self.0.attempts.processor.batches()?;
+        Some(match self.0.claims {
+            None => bounds,
+            Some(_) => bounds.at_most(claims::AT_ONCE),
+        })
+    }
+
+    /// Whether it remembers what is processed.
+    #[cfg(feature = "lambda")]
+    pub(crate) fn remembers(&self) -> bool {
+        self.0.claims.is_some()
+    }
+
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn idempotency_store(&self) -> Option<&Arc<dyn IdempotencyStore>> {
+        self.0.claims.as_ref().map(|claims| claims.store())
+    }
+
+    /// Asks the idempotency store about these records in one call. Returns how many processes died while they processed the same
+    /// record, 0 without a store; `None` if it does not answer. An error if the store refuses the call.
+    #[cfg(feature = "lambda")]
+    pub(crate) async fn recall(&self, records: &[Record]) -> Result<Option<u32>, StoreError> {
+        match &self.0.claims {
+            Some(claims) => claims.recall(&self.0.application, records).await,
+            None => Ok(Some(0)),
+        }
+    }
+
+    #[cfg(any(feature = "kinesis", feature = "lambda", feature = "multilang"))]
+    pub(crate) fn observers(&self) -> &crate::observer::Observers {
+        &self.0.protection.observers
+    }
+}
+
+impl<P: RecordProcessor> Engine<P> {
+    /// Whether a first attempt is not all that there is to do.
+    #[inline]
+    fn has_more_to_do(&self) -> bool {
+        self.claims.is_some() || self.interrupted.has_any() || spans::is_wanted()
+    }
+
+    /// What bounds a record that is settled by hand.
+    fn term(&self, deadline: Option<Instant>) -> Term<'_> {
+        Term {
+            deadline,
+            finish_by: deadline,
+            ..Term::of(&self.run)
+        }
+    }
+
+    async fn settle_slowly(&self, record: &Record, term: Term<'_>) -> Result<Settled, Unsettled> {
+        let settling = self.settle_when_admitted(record, term);
+        match self.traces.of_record(record) {
+            None => settling.await,
+            Some(span) => spans::settled(settling, span).await,
+        }
+    }
+
+    async fn step_slowly(
+        &self,
+        ordinal: u64,
+        record: Record,
+        again: Option<Box<Group>>,
+        term: Term<'_>,
+    ) -> Vec<Fate> {
+        let mut group = match again {
+            Some(group) => group,
+            None => {
+                let mut group = Group::of(vec![Member::new(ordinal, None, record)]);
+                if let Some(state) = group.first().and_then(|one| self.interrupted.take(&one.record)) {
+                    // In its own time.
+                    group.state = Some(state);
+                    return vec![Fate::Later(group)];
+                }
+                group
+            }
+        };
+        match self.traces.of_step(&mut group) {
+            None => self.go_a_step(*group, term).await,
+            Some(span) => spans::stepped(self.go_a_step(*group, term), span).await,
+        }
+    }
+
+    async fn go_a_step(&self, mut group: Group, term: Term<'_>) -> Vec<Fate> {
+        if group.has_several() {
+            return BatchStep::run(self, group, term).await;
+        }
+        let Some(member) = group.members.pop() else {
+            return Vec::new();
+        };
+        let step = self.resume(&member.record, group.state, group.pass, term).await;
+        vec![Fate::of(member, step)]
+    }
+
+    fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
+        let remembers = self.claims.is_some();
+        let settings = (lets_expire, remembers, self.after_dead_letter);
+        Run::begin(self.protection.clone(), settings, retention)
+    }
+
+    #[inline(always)]
+    fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {
+        run.tally.add();
+        self.tell_settled(record, Settled::Processed, attempts);
+        Settled::Processed
+    }
+
+    /// It was processed before. No success of the handler's, so that no breaker hears of it.
+    fn duplicate(&self, record: &Record, attempts: u32) -> Settled {
+        self.tell_settled(record, Settled::Duplicate, attempts);
+        Settled::Duplicate
+    }
+
+    fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32) {
+        self.protection
+            .observers
+            .report(Interest::SETTLEMENTS, || Event::Settled {
+                record,
+                settled,
+                attempts,
+            });
+    }
+}
+
+impl<P: RecordProcessor> Clone for Resilient<P> {
+    fn clone(&self) -> Self {
+        Resilient(self.0.clone())
+    }
+}
+
+impl<P: RecordProcessor> fmt::Debug for Resilient<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resilient")
+            .field("application", &self.0.application)
+            .field("processor", &type_name::<P>())
+            .field("policy", self.0.decisions.policy())
+            .field("dead_letters", &self.dead_letters())
+            .field("idempotency", &self.0.claims)
+            .finish_non_exhaustive()
+    }
+}

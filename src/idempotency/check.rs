@@ -1,0 +1,25 @@
+//! Checks an idempotency store before the first record is read.
+
+use super::{IdempotencyStore, Key, StoreError};
+use crate::external::{CHECK_TIMEOUT, Unusable, answer, is_passing};
+use crate::wall_clock;
+
+/// Checks that an idempotency store answers.
+pub(crate) async fn check_store(store: &dyn IdempotencyStore) -> Result<(), Unusable<StoreError>> {
+    // No record has this key.
+    let keys = [Key::of_check()];
+    let answers = answer(
+        "the idempotency store",
+        CHECK_TIMEOUT,
+        store.status(&keys, wall_clock::now()),
+    )
+    .await;
+    match answers.map_err(Unusable::NotNow)?.pop() {
+        Some(Err(error @ StoreError::Unavailable(_))) => Err(match is_passing(&error) {
+            true => Unusable::NotNow(error.into()),
+            false => Unusable::Never(error),
+        }),
+        // What is stored under a key is that key's affair.
+        _ => Ok(()),
+    }
+}

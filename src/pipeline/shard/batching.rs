@@ -1,0 +1,132 @@
+//! Records that go to their handler together: which do.
+
+use std::task::Context;
+
+use futures_core::Stream;
+
+use crate::dead_letter::Attempts;
+use crate::engine::{Group, Member, Pass, Stepped};
+use crate::pipeline::Ordering;
+use crate::pipeline::shard::{Batch, Shard};
+use crate::pipeline::window::Ordinal;
+use crate::record::Record;
+
+impl<S, F, M> Shard<'_, S, F, M>
+where
+    S: Stream<Item = Batch> + Unpin,
+    F: Future<Output = Stepped>,
+    M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
+{
+    /// A record has been read whose place in its lane is behind this one. It goes with it, if that waits for others.
+    #[inline]
+    pub(super) fn join_behind(&mut self, ahead: Ordinal, ordinal: Ordinal) {
+        if let Some(gather) = self.queue.gather.as_mut().filter(|gather| gather.contains(ahead)) {
+            gather.join_behind(ordinal, self.settling.window.payload_len(ordinal));
+        }
+    }
+
+    /// Gathers what is ready, and begins what is full.
+    pub(super) fn gather_ready(&mut self, cx: &mut Context<'_>) {
+        let may_begin = self.may_begin_all();
+        let Some(gather) = &mut self.queue.gather else {
+            return;
+        };
+        if !may_begin {
+            // One by one, if at all.
+            for ordinal in gather.dissolve().into_iter().rev() {
+                self.queue.ready.push_front(ordinal);
+            }
+            return;
+        }
+        loop {
+            let Some(gather) = &mut self.queue.gather else {
+                return;
+            };
+            if gather.is_full() {
+                if !self.begin_gathered(cx) {
+                    return;
+                }
+                continue;
+            }
+            let Some(head) = self.queue.ready.pop_first() else {
+                return;
+            };
+            if !gather.join(head, self.settling.window.payload_len(head)) {
+                self.queue.ready.push_front(head);
+                continue;
+            }
+            let mut last = head;
+            while let Some(next) = self.settling.window.behind(last) {
+                if !gather.join_behind(next, self.settling.window.payload_len(next)) {
+                    break;
+                }
+                last = next;
+            }
+        }
+    }
+
+    /// Whether there is a record that has not been tried, and room for it.
+    pub(super) fn has_to_gather(&self) -> bool {
+        let has_room = self.queue.gather.as_ref().is_some_and(|gather| !gather.is_full());
+        has_room && self.queue.ready.untried() > 0 && self.may_begin_all()
+    }
+
+    /// Nothing is to be read now: begins what is there, unless others are waited for. Whether it has.
+    pub(super) fn begin_what_is_there(&mut self, more_may_come: bool, cx: &mut Context<'_>) -> bool {
+        let may_begin = self.may_begin_all();
+        let Some(gather) = &mut self.queue.gather else {
+            return false;
+        };
+        if gather.is_empty() || !may_begin || more_may_come && gather.lingers(cx) {
+            return false;
+        }
+        self.begin_gathered(cx)
+    }
+
+    fn begin_gathered(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(gather) = &mut self.queue.gather else {
+            return false;
+        };
+        if self.running.permits.poll_take(cx).is_pending() {
+            gather.waits_for_permit = true;
+            return false;
+        }
+        let ordinals = gather.take();
+        let ordered = self.pipeline.ordering != Ordering::Unordered;
+        let mut members = Vec::with_capacity(ordinals.len());
+        for ordinal in ordinals {
+            // Only unsettled records are ever gathered.
+            if let Some(record) = self.settling.window.take(ordinal) {
+                let lane = ordered.then(|| self.settling.lanes.of(&record));
+                let attempts = gather.tried.remove(&ordinal).unwrap_or_default();
+                members.push(Member::new(ordinal, lane, record).tried(attempts));
+            }
+        }
+        match members.len() {
+            0 => self.running.permits.give(),
+            1 => members
+                .into_iter()
+                .for_each(|one| self.start_first(one, Pass::FREE)),
+            _ => self.start_again(Group::of(members), Pass::FREE),
+        }
+        true
+    }
+
+    /// It has not its turn, as if it had never been taken.
+    pub(super) fn put_back(&mut self, member: Member) {
+        if let Some(gather) = self.queue.gather.as_mut().filter(|_| member.attempts.calls() > 0) {
+            gather.tried.insert(member.ordinal, member.attempts);
+        }
+        self.settling.window.put_back(member.ordinal, member.record);
+    }
+
+    /// What a record went through before it was put back.
+    pub(super) fn tried(&mut self, ordinal: Ordinal) -> Attempts {
+        let tried = self
+            .queue
+            .gather
+            .as_mut()
+            .and_then(|gather| gather.tried.remove(&ordinal));
+        tried.unwrap_or_default()
+    }
+}

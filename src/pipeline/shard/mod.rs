@@ -1,0 +1,388 @@
+//! The task of one shard: polls the attempts that were woken, starts what may start, reads on while the
+//! bounds allow.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tokio::task::coop::has_budget_remaining;
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFuture;
+
+mod batching;
+mod intake;
+mod queue;
+mod scheduling;
+mod settling;
+mod setup;
+mod wakers;
+
+pub(super) use setup::run;
+#[cfg(feature = "kinesis")]
+pub(super) use setup::run_careful;
+
+use self::intake::Intake;
+use self::queue::Queue;
+use self::settling::Settling;
+use self::wakers::Wakers;
+use super::capacity::Permits;
+use super::expiry::Expiring;
+use super::progress::Progress;
+use super::slots::Slots;
+use super::stall::Fullness;
+use super::turn_budget::Work;
+use super::unread::NextRecord;
+use super::window::{Earlier, Ordinal};
+use crate::dead_letter::AfterDeadLetter;
+use crate::engine::{Fate, Group, Pass, Run, Stepped};
+use crate::observer::{Bound, Event, Interest};
+use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
+use crate::record::Record;
+use crate::sabotage::Sabotage;
+use crate::settlement::{Halt, Settled, Unsettled};
+
+/// While a breaker is not closed, reading goes on until so many records are there that were not tried
+/// yet: probes made of nothing but records that failed before might never succeed.
+const UNTRIED: usize = 8;
+
+/// A shard while it runs. [`turn`](Shard::turn) is the table of contents.
+struct Shard<'a, S, F, M> {
+    pipeline: &'a Pipeline,
+    run: &'a Run,
+    progress: &'a Progress,
+    shutdown: Pin<Box<WaitForCancellationFuture<'a>>>,
+    intake: Intake<S>,
+    queue: Queue,
+    running: Running<F, M>,
+    settling: Settling,
+    wakers: Wakers<'a>,
+    fullness: Fullness,
+    expiring: Expiring,
+    stop: Option<Stop>,
+}
+
+/// The steps that run.
+struct Running<F, M> {
+    slots: Slots<F, Tag>,
+    permits: Permits,
+    /// Makes the future of one step.
+    step: M,
+    /// Kept between turns for its allocation only.
+    ended: Vec<(Tag, Stepped)>,
+}
+
+#[derive(Clone, Copy)]
+struct Tag {
+    ordinal: Ordinal,
+    permit: bool,
+}
+
+/// Nothing new begins; what runs may end until the timer fires.
+struct Stop {
+    timer: Pin<Box<Sleep>>,
+    halted: Option<(Record, Halt)>,
+}
+
+impl<S, F, M> Shard<'_, S, F, M>
+where
+    S: Stream<Item = Batch> + Unpin,
+    F: Future<Output = Stepped>,
+    M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
+{
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.progress.register(cx);
+        if self.stop.is_none() && self.shutdown.as_mut().poll(cx).is_ready() {
+            self.stop();
+        }
+        self.running.slots.stop_listening();
+        let mut work = Work::new();
+        let bound = loop {
+            self.go_on(&mut work);
+            let bound = self.begin(cx, &mut work);
+            // What was woken meanwhile need not wait for another turn of the task.
+            if work.is_used_up() || !self.running.slots.has_woken() || !has_budget_remaining() {
+                break bound;
+            }
+        };
+        self.running.slots.listen(cx);
+        self.wakers.listen(self.run, cx);
+        self.end_turn(cx, bound);
+
+        if let Some(stop) = &mut self.stop {
+            if self.running.slots.is_empty() || stop.timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            return Poll::Pending;
+        }
+        let idle = self.running.slots.is_empty() && self.queue.is_empty();
+        // Idle behind a bound: every lane in the window has stopped.
+        if idle && (self.intake.is_over() || bound.is_some()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Polls the attempts that were woken.
+    fn go_on(&mut self, work: &mut Work) {
+        let mut ended = std::mem::take(&mut self.running.ended);
+        work.did(self.running.slots.poll_woken(&mut ended));
+        for (tag, step) in ended.drain(..) {
+            self.stepped(tag, step);
+        }
+        self.running.ended = ended;
+    }
+
+    /// Begins what may begin, and reads on. Returns the bound that stops the reading, if one does.
+    fn begin(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Option<Bound> {
+        loop {
+            self.queue.wake_due(cx);
+            self.start_ready(cx);
+            let read = self.read(cx, work);
+            match read {
+                Read::Some if !work.is_used_up() => {}
+                Read::Some => {
+                    cx.waker().wake_by_ref();
+                    return None;
+                }
+                _ if self.queue.gather.is_some()
+                    && self.begin_what_is_there(self.more_may_come(&read), cx) => {}
+                // What was started just now may wait for a time that no timer is set to yet.
+                _ if !self.queue.delays.is_armed() => {}
+                Read::Nothing => return None,
+                Read::Bounded(bound) => return Some(bound),
+            }
+        }
+    }
+
+    fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
+        // A stopped shard takes no permit, so that one which came to it in the line would be lost to all others.
+        let is_stopped = self.run.is_stopped();
+        self.running
+            .permits
+            .end_turn(!is_stopped && self.queue.waits_for_permit());
+        self.progress.set_stopped(is_stopped);
+        self.settling.end_turn(self.progress, is_stopped);
+        let bound = bound.or_else(|| self.pipeline.capacity.is_short().then_some(Bound::Bytes));
+        let stuck = self
+            .fullness
+            .observe(bound, &self.settling.window, self.run.observers(), cx);
+        self.progress.set_stuck(stuck);
+        let may_begin = self.may_begin_all();
+        self.expiring.observe(
+            &self.settling.window,
+            (self.run, may_begin),
+            self.run.observers(),
+            cx,
+        );
+    }
+
+    /// Admits the next record, or reads the next batch.
+    fn read(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Read {
+        if self.stop.is_some() || self.run.is_stopped() && !self.run.gives_up() {
+            return Read::Nothing;
+        }
+        if !self.may_begin_all() && self.queue.ready.untried() >= UNTRIED {
+            return Read::Nothing;
+        }
+        if self.settling.window.held() >= self.pipeline.held {
+            if Sabotage::DropWhenFull.is_committed() {
+                self.intake.next();
+            }
+            return Read::Bounded(Bound::Held);
+        }
+        if self.settling.window.span() >= self.pipeline.span {
+            return Read::Bounded(Bound::Span);
+        }
+        if let Some(next) = self.intake.next() {
+            work.did(1);
+            self.admit(next, cx);
+            if self.intake.is_batch_empty() {
+                self.settling.batch_admitted();
+            }
+            return Read::Some;
+        }
+        match self.intake.poll_batch(cx) {
+            Some(arrival) => {
+                self.settling.arrived(arrival);
+                Read::Some
+            }
+            None => Read::Nothing,
+        }
+    }
+
+    /// Whether waiting may bring another record.
+    fn more_may_come(&self, read: &Read) -> bool {
+        matches!(read, Read::Nothing) && !self.intake.is_over()
+    }
+
+    fn admit(&mut self, next: NextRecord, cx: &mut Context<'_>) {
+        let bytes = match self.intake.is_reserved() {
+            true => self.settling.weigh(&next, self.intake.behind()),
+            false => 0,
+        };
+        let record = next.record;
+        match self.settling.window.earlier(&record) {
+            Earlier::Passed => return self.settling.passed(bytes),
+            Earlier::Settled => return self.settling.settled_before(record, bytes),
+            Earlier::Unsettled => {}
+        }
+        let lane = self.settling.lanes.of(&record);
+        let ahead = self.settling.lanes.enter(lane, self.settling.window.next());
+        match ahead.filter(|_| !Sabotage::LoseOrder.is_committed()) {
+            Some(ahead) => {
+                let ordinal = self.settling.window.admit(record, lane, bytes);
+                self.settling.window.follow(ahead, ordinal);
+                self.join_behind(ahead, ordinal);
+            }
+            // It may run: only its place is kept.
+            None if self.may_run_at_once(cx) => {
+                let ordinal = self.settling.window.admit(record.place(), lane, bytes);
+                self.start(ordinal, record, None);
+            }
+            None => {
+                let ordinal = self.settling.window.admit(record, lane, bytes);
+                self.queue.ready.push_first(ordinal);
+            }
+        }
+    }
+
+    /// A step has ended.
+    fn stepped(&mut self, tag: Tag, step: Stepped) {
+        if tag.permit {
+            self.running.permits.give();
+        }
+        match step {
+            Stepped::Processed => self.settle(tag.ordinal, Settled::Processed),
+            Stepped::Otherwise(fates) => self.parted(*fates),
+        }
+    }
+
+    /// A step has ended otherwise than by the first success of a record.
+    #[cold]
+    fn parted(&mut self, mut fates: Vec<Fate>) {
+        // First, so that they are found by whoever is settled before them.
+        for fate in fates.extract_if(.., |fate| matches!(fate, Fate::Behind(_))) {
+            if let Fate::Behind(member) = fate {
+                self.put_back(member);
+            }
+        }
+        for fate in fates {
+            match fate {
+                Fate::Done(member, Ok(settled)) => self.settle(member.ordinal, settled),
+                Fate::Done(member, Err(reason)) => self.unsettled(member.record, reason),
+                Fate::Later(group) => self.wait(group),
+                Fate::Behind(_) => {}
+            }
+        }
+    }
+
+    fn wait(&mut self, group: Box<Group>) {
+        match group.due() {
+            // The verdict is reached: the letter is written even while we stop. It takes no permit,
+            // and it is the record's last step.
+            None => self.start_again(group, Pass::FREE),
+            Some(_) if self.stop.is_some() => self.give_back(*group, |_| Unsettled::Shutdown),
+            Some(due) if self.run.is_over_by(due) => self.give_back(*group, Group::why_unsettled),
+            Some(due) => self.queue.delays.push(due, group),
+        }
+    }
+
+    fn settle(&mut self, ordinal: Ordinal, settled: Settled) {
+        if let (Settled::DeadLettered(id), AfterDeadLetter::Stop) = (settled, self.run.after_dead_letter())
+            && let Some(place) = self.settling.window.record(ordinal).map(Record::place)
+        {
+            let stop = self.stop();
+            stop.halted.get_or_insert((place, Halt::AfterDeadLetter(id)));
+        }
+        let Some(released) = self.settling.settle(ordinal, settled) else {
+            return;
+        };
+        match released.next {
+            // What stands behind it has not begun, and nothing new begins.
+            Some(_) if self.stop.is_some() => {}
+            // It went to its handler together with this one.
+            Some(next) if self.queue.gather.is_some() && self.settling.window.is_taken(next) => {}
+            Some(next) => self.queue.ready.push_first(next),
+            None => self.settling.lanes.leave(released.lane),
+        }
+    }
+
+    /// Records are given back that were tried.
+    fn give_back(&mut self, group: Group, reason: impl Fn(&Group) -> Unsettled) {
+        let reasons: Vec<Unsettled> = (0..group.len()).map(|_| reason(&group)).collect();
+        for (record, reason) in self.run.give_back(group).into_iter().zip(reasons) {
+            self.unsettled(record, reason);
+        }
+    }
+
+    /// A record is given back. Its lane stops here: nothing behind it may overtake it.
+    fn unsettled(&mut self, record: Record, reason: Unsettled) {
+        if self.run.observers().want(Interest::FAILURES) {
+            self.run.observers().tell(&Event::Unsettled {
+                record: &record,
+                reason: &reason,
+            });
+        }
+        match reason {
+            Unsettled::Halted(halt) => {
+                let stop = self.stop();
+                stop.halted.get_or_insert((record.place(), halt));
+            }
+            // What comes behind it is delivered again with it: as little as possible is done twice.
+            reason if self.run.is_part() && !self.is_done_once(&reason) => drop(self.stop()),
+            _ => {}
+        }
+    }
+
+    /// Whether others may be processed though a record is given back for this reason: they are remembered, and
+    /// nothing that they need is sick.
+    fn is_done_once(&self, reason: &Unsettled) -> bool {
+        self.run.remembers() && matches!(reason, Unsettled::ClaimedElsewhere | Unsettled::Deadline)
+    }
+
+    /// Nothing new begins from here on.
+    fn stop(&mut self) -> &mut Stop {
+        for group in self.queue.drain() {
+            self.give_back(group, |_| Unsettled::Shutdown);
+        }
+        self.run.stop();
+        let drain = self.pipeline.drain;
+        self.stop.get_or_insert_with(|| Stop {
+            timer: Box::pin(sleep(drain)),
+            halted: None,
+        })
+    }
+
+    fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
+        let checkpoint = self.settling.checkpoint();
+        let unsettled = self.settling.window.held() + self.intake.batch().count();
+        let held = self
+            .settling
+            .window
+            .oldest()
+            .map(|(_, oldest)| oldest.sequence_number());
+        let first_unsettled = held.or(self.intake.batch().sequence_number()).cloned();
+        match self.stop.and_then(|stop| stop.halted) {
+            Some((record, halt)) => Err(Box::new(ShardHalted {
+                unsettled,
+                first_unsettled: first_unsettled.unwrap_or_else(|| record.sequence_number().clone()),
+                record,
+                halt,
+                checkpoint,
+            })),
+            None => Ok(Finished {
+                checkpoint,
+                unsettled,
+                complete: self.intake.has_ended() && unsettled == 0,
+                first_unsettled,
+            }),
+        }
+    }
+}
+
+enum Read {
+    Some,
+    Nothing,
+    Bounded(Bound),
+}
