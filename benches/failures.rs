@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bench::{median, records};
 use futures_util::stream;
-use redrive::pipeline::{Batch, Capacity, Ordering, Pipeline};
+use redrive::pipeline::{Batch, Capacity, Pipeline, RecordOrder};
 use redrive::{Attempt, Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
 
 const WORK: Duration = Duration::from_millis(1);
@@ -71,9 +71,9 @@ fn main() -> ExitCode {
     );
     let mut kept_by_key = 0.0;
     for (ordering, count) in [
-        (Ordering::PartitionKey, 100_000),
-        (Ordering::Unordered, 100_000),
-        (Ordering::Shard, 2_000),
+        (RecordOrder::PartitionKey, 100_000),
+        (RecordOrder::Unordered, 100_000),
+        (RecordOrder::Shard, 2_000),
     ] {
         let count = count / scale;
         let batches = records::batches(count, KEYS, BATCH);
@@ -98,7 +98,7 @@ fn main() -> ExitCode {
             kept[0] * 100.0,
             kept[kept.len() - 1] * 100.0,
         );
-        if ordering == Ordering::PartitionKey {
+        if ordering == RecordOrder::PartitionKey {
             kept_by_key = share;
         }
     }
@@ -110,7 +110,12 @@ fn main() -> ExitCode {
 }
 
 /// Records a second.
-fn rate(runtime: &tokio::runtime::Runtime, ordering: Ordering, batches: &[Vec<Record>], fails: bool) -> f64 {
+fn rate(
+    runtime: &tokio::runtime::Runtime,
+    ordering: RecordOrder,
+    batches: &[Vec<Record>],
+    fails: bool,
+) -> f64 {
     let resilient = Resilient::builder("bench", Work { fails })
         .retry(RetryPolicy::constant(BACKOFF).jitter(Jitter::None))
         .dead_letters(dead_letter::Memory::new())
@@ -118,7 +123,7 @@ fn rate(runtime: &tokio::runtime::Runtime, ordering: Ordering, batches: &[Vec<Re
         .expect("valid settings");
     let pipeline = Pipeline::new()
         .ordering(ordering)
-        .held(HELD)
+        .in_flight(HELD)
         .capacity(Capacity::new(RUNNING, BYTES).expect("valid settings"));
     let count: usize = batches.iter().map(Vec::len).sum();
     let batches = stream::iter(batches.iter().cloned().map(Batch::from));

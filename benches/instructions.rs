@@ -59,7 +59,7 @@ mod counted {
     use futures_util::stream;
     use gungraun::prelude::*;
     use gungraun::{Callgrind, EntryPoint};
-    use redrive::pipeline::{Batch, Ordering, Pipeline};
+    use redrive::pipeline::{Batch, Pipeline, RecordOrder};
     use redrive::{RecordProcessor, processor_fn};
     use tokio::runtime::Runtime;
 
@@ -165,38 +165,38 @@ mod counted {
     }
 
     #[library_benchmark]
-    #[bench::shard(Ordering::Shard)]
-    #[bench::partition_key(Ordering::PartitionKey)]
-    #[bench::unordered(Ordering::Unordered)]
-    fn pipeline(ordering: Ordering) {
+    #[bench::shard(RecordOrder::Shard)]
+    #[bench::partition_key(RecordOrder::PartitionKey)]
+    #[bench::unordered(RecordOrder::Unordered)]
+    fn pipeline(ordering: RecordOrder) {
         count_pipeline(ordering, Noop);
     }
 
     #[library_benchmark]
-    #[bench::shard(Ordering::Shard)]
-    #[bench::partition_key(Ordering::PartitionKey)]
-    #[bench::unordered(Ordering::Unordered)]
-    fn futures_unordered(ordering: Ordering) {
+    #[bench::shard(RecordOrder::Shard)]
+    #[bench::partition_key(RecordOrder::PartitionKey)]
+    #[bench::unordered(RecordOrder::Unordered)]
+    fn futures_unordered(ordering: RecordOrder) {
         count_bare_loop(ordering, Noop);
     }
 
     #[library_benchmark]
-    #[bench::shard(Ordering::Shard)]
-    #[bench::partition_key(Ordering::PartitionKey)]
-    #[bench::unordered(Ordering::Unordered)]
-    fn pipeline_yields(ordering: Ordering) {
+    #[bench::shard(RecordOrder::Shard)]
+    #[bench::partition_key(RecordOrder::PartitionKey)]
+    #[bench::unordered(RecordOrder::Unordered)]
+    fn pipeline_yields(ordering: RecordOrder) {
         count_pipeline(ordering, YieldOnce);
     }
 
     #[library_benchmark]
-    #[bench::shard(Ordering::Shard)]
-    #[bench::partition_key(Ordering::PartitionKey)]
-    #[bench::unordered(Ordering::Unordered)]
-    fn futures_unordered_yields(ordering: Ordering) {
+    #[bench::shard(RecordOrder::Shard)]
+    #[bench::partition_key(RecordOrder::PartitionKey)]
+    #[bench::unordered(RecordOrder::Unordered)]
+    fn futures_unordered_yields(ordering: RecordOrder) {
         count_bare_loop(ordering, YieldOnce);
     }
 
-    fn count_pipeline(ordering: Ordering, processor: impl RecordProcessor) {
+    fn count_pipeline(ordering: RecordOrder, processor: impl RecordProcessor) {
         let resilient = resilient(processor);
         let pipeline = Pipeline::new().ordering(ordering);
         let batches = records::batches(RECORDS, KEYS, BATCH);
@@ -208,7 +208,7 @@ mod counted {
         count(&runtime(), pin!(work));
     }
 
-    fn count_bare_loop(ordering: Ordering, processor: impl RecordProcessor) {
+    fn count_bare_loop(ordering: RecordOrder, processor: impl RecordProcessor) {
         let resilient = resilient(processor);
         let batches = records::batches(RECORDS, KEYS, BATCH);
         let copy = stream::iter(batches.clone());

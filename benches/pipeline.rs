@@ -16,7 +16,7 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use futures_util::stream;
-use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::{Record, RecordProcessor, Resilient};
 use tokio::runtime::Runtime;
 
@@ -49,7 +49,11 @@ fn contest<P: RecordProcessor>(
         .sampling_mode(SamplingMode::Flat)
         .sample_size(20)
         .warm_up_time(Duration::from_secs(1));
-    for ordering in [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered] {
+    for ordering in [
+        RecordOrder::Shard,
+        RecordOrder::PartitionKey,
+        RecordOrder::Unordered,
+    ] {
         let name = format!("{ordering:?}");
         let pipeline = Pipeline::new().ordering(ordering);
         measure(

@@ -42,7 +42,7 @@
 //! | run a shard that you read yourself | [`pipeline::Pipeline`] |
 //! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
 //! | set attempts, backoff, jitter, timeouts | [`RetryPolicy`] |
-//! | change what protects all records together, or share it | [`Breaker`], [`Guard`], [`RetryBudget`] |
+//! | change what protects all records together, or share it | [`CircuitBreaker`], [`DeadLetterGuard`], [`RetryBudget`] |
 //! | choose where failed records go | [`dead_letter`] |
 //! | drive failed records again | [`replay`], or the command `redrive` |
 //! | choose where positions are kept | [`checkpoint`] |
@@ -66,8 +66,8 @@
 //!   is confirmed before its record counts as settled. If the sink is down the shard waits.
 //! - **A failing record blocks its own partition key and nobody else**, and only while it is retried.
 //!   (When records behind failing keys fill the window the shard waits, and says so.)
-//! - **An outage or a bad deploy does not turn good records into dead letters.** A [`Breaker`] pauses while
-//!   a dependency is sick, and a [`Guard`] stops a flood of dead letters; Kinesis keeps the data.
+//! - **An outage or a bad deploy does not turn good records into dead letters.** A [`CircuitBreaker`] pauses while
+//!   a dependency is sick, and a [`DeadLetterGuard`] stops a flood of dead letters; Kinesis keeps the data.
 //! - **Order within a partition key is kept**, unless it was given up by name.
 //! - **Retries do not make an outage worse**: jitter always, and a [`RetryBudget`] for all together.
 //! - **Payloads do not leak**: not into a log line, an event's `Debug` or an error of ours. The text of a
@@ -150,28 +150,29 @@ mod wall_clock;
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
 pub use consumer::{
-    AfterDataLoss, Consumer, ConsumerBuilder, ConsumerError, DataLoss, FanOutConsumer, Health, HealthReport,
+    Consumer, ConsumerBuilder, ConsumerError, DataLoss, DataLossPolicy, FanOutConsumer, Health, HealthReport,
     Retrieval, ShardHealth, ShardState, StartingPosition, StreamId, WaitsFor,
 };
-pub use dead_letter::AfterDeadLetter;
+pub use dead_letter::DeadLetterPolicy;
 pub use engine::{AttemptTimedOut, Resilient, ResilientBuilder};
 pub use external::Panicked;
 pub use failure::classify::{self, Classify, StandardClassifier};
 pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
 pub use idempotency::Idempotency;
 pub use observer::TraceContext;
-pub use pipeline::Ordering;
+pub use pipeline::RecordOrder;
 pub use processor::{
     Attempt, BatchFailure, BatchProcessor, Batched, BoxProcessor, JsonError, ProcessorBlocking, ProcessorFn,
     ProcessorFnJson, ProcessorWith, RecordProcessor, processor_blocking, processor_fn, processor_fn_json,
     processor_with,
 };
 pub use protection::{
-    Backoff, Breaker, BreakerBuilder, BreakerState, Guard, Jitter, RetryBudget, RetryPolicy, StoppedShard,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerState, DeadLetterGuard, Jitter,
+    RetryBudget, RetryPolicy, StoppedShard,
 };
 pub use record::{
-    InvalidLetterId, InvalidSequenceNumber, KeyHash, LetterId, Position, Record, RecordBuilder, Redriven,
-    SequenceNumber, ShardId,
+    DeadLetterId, InvalidDeadLetterId, InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder,
+    Redriven, SequenceNumber, ShardId,
 };
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]

@@ -1,7 +1,7 @@
 //! How one record ended.
 
 use crate::failure::{BoxError, Failure};
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 
 /// A record has ended: its shard's position may pass it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,7 +13,7 @@ pub enum Settled {
     /// The idempotency store knew the record as processed; the handler was not called.
     Duplicate,
     /// The record is in the dead-letter queue, which confirmed it.
-    DeadLettered(LetterId),
+    DeadLettered(DeadLetterId),
 }
 
 /// A record has not ended: its shard's position must not pass it, and it will be delivered again.
@@ -62,9 +62,9 @@ pub enum Halt {
     )]
     WithoutDeadLetters(#[source] Failure),
     /// The record is in the dead-letter queue, and the processor was built to stop its shard then
-    /// ([`AfterDeadLetter::Stop`](crate::AfterDeadLetter::Stop)). It goes on behind the record when it is started again.
+    /// ([`DeadLetterPolicy::Stop`](crate::DeadLetterPolicy::Stop)). It goes on behind the record when it is started again.
     #[error("the record became dead letter {0}, after which its shard stops; inspect it, then restart")]
-    AfterDeadLetter(LetterId),
+    DeadLetterPolicy(DeadLetterId),
     /// The sink can never take this letter.
     #[error(
         "the dead-letter sink can never take this letter ({size} bytes, its limit is {limit}); raise the sink's limit or add a fallback sink"

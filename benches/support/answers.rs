@@ -20,7 +20,7 @@ const MESSAGE: &str = "5fea7756-0ea4-451a-a703-a558b933e274";
 /// No client looks whether it is the message's.
 const MD5: &str = "fafb00f5732ab283681e124bf8747ed1";
 
-/// Starts it; its endpoint.
+/// CrashCount it; its endpoint.
 pub async fn start() -> Result<String, Box<dyn Error + Send + Sync>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let endpoint = format!("http://{}", listener.local_addr()?);

@@ -11,14 +11,14 @@
 use std::collections::{HashMap, VecDeque};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use redrive::pipeline::Ordering;
+use redrive::pipeline::RecordOrder;
 use redrive::{Position, Record, RecordProcessor, Resilient, Settled};
 
 const RUNNING: usize = 64;
 const HELD: usize = 4_096;
 
 /// Settles all records; returns the watermark.
-pub async fn run<P, S>(resilient: &Resilient<P>, ordering: Ordering, mut batches: S) -> Option<Position>
+pub async fn run<P, S>(resilient: &Resilient<P>, ordering: RecordOrder, mut batches: S) -> Option<Position>
 where
     P: RecordProcessor,
     S: futures_util::Stream<Item = Vec<Record>> + Unpin,
@@ -96,10 +96,10 @@ struct Lane {
 }
 
 impl Lanes {
-    fn new(ordering: Ordering) -> Self {
+    fn new(ordering: RecordOrder) -> Self {
         match ordering {
-            Ordering::Shard => Lanes::Shard(Lane::default()),
-            Ordering::PartitionKey => Lanes::Keys {
+            RecordOrder::Shard => Lanes::Shard(Lane::default()),
+            RecordOrder::PartitionKey => Lanes::Keys {
                 numbers: HashMap::new(),
                 lanes: Vec::new(),
             },

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use redrive::BoxError;
 use redrive::dead_letter::DecodeError;
-use redrive::replay::Rest;
+use redrive::replay::Remaining;
 
 /// An error with all that caused it, each once.
 pub(crate) fn error(error: &dyn Error) {
@@ -144,7 +144,7 @@ pub(crate) fn progress(of: Option<u64>) -> ProgressBar {
 }
 
 /// What a queue has not given.
-pub(crate) fn rest(rest: Rest) {
+pub(crate) fn rest(rest: Remaining) {
     if rest.behind > 0 {
         eprintln!(
             "about {} more were not given, in a FIFO queue because they are behind others of their groups",

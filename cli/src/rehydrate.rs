@@ -75,7 +75,7 @@ impl Rehydrate {
         }
         let mut replay = replay::Replay::new(source)
             .rehydrated(rehydration)
-            .only(self.only.filter());
+            .filter(self.only.filter());
         if let Some(store) = self.idempotency {
             let mut known = match store {
                 StoreAddress::Redb(path) => Idempotency::new(idempotency::Redb::open(path)?),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::address::{self, Address, StoreAddress};
 use clap::Args;
 use redrive::dead_letter::{self, DeadLetterSink};
-use redrive::replay::{DeadLetterSource, Outcome, Report, Said, Stream};
+use redrive::replay::{DeadLetterSource, Outcome, Progress, Report, Stream};
 use redrive::{BoxError, replay};
 use serde_json::json;
 
@@ -106,7 +106,7 @@ impl Replay {
             );
         }
         let from = Source::new(&self.address, &*source);
-        let mut replay = replay::Replay::new(source).only(self.only.filter());
+        let mut replay = replay::Replay::new(source).filter(self.only.filter());
         for address in self.payloads_from.iter().chain([&self.address]) {
             match address {
                 Address::S3 { bucket, prefix } => {
@@ -214,7 +214,7 @@ impl How {
             .rate(self.rate)
             .max_redrives(self.max_redrives)
             .dry_run(self.dry_run)
-            .again(self.again)
+            .ignore_ledger(self.again)
             .ledger(clients.ledger(self.ledger.as_ref()).await?);
         if let Some(limit) = self.limit {
             replay = replay.limit(limit);
@@ -222,7 +222,7 @@ impl How {
         self.tell_ledger(&from, json)?;
         let bar = output::progress(replay.estimate().await);
         let (shown, began) = (bar.clone(), Instant::now());
-        let replay = replay.on_each(move |said, report| {
+        let replay = replay.on_progress(move |said, report| {
             shown.set_position(report.read);
             shown.set_message(format!("{} done", report.replayed + report.already));
             if json {
@@ -249,14 +249,14 @@ impl How {
     }
 }
 
-fn as_text(said: &Said<'_>) -> String {
+fn as_text(said: &Progress<'_>) -> String {
     let id = said.letter.map(|letter| letter.id.to_string());
     let id = id.as_deref().map_or("", |id| &id[..12]);
     output::escaped(&format!("{} {id}: {}", said.place, outcome(said))).into_owned()
 }
 
 /// What became of it, without what is in a letter that cannot be read.
-fn outcome(said: &Said<'_>) -> String {
+fn outcome(said: &Progress<'_>) -> String {
     match said.outcome {
         Outcome::Unreadable(error) => {
             format!("cannot be read, left where it is: {}", output::unreadable(error))
@@ -265,7 +265,7 @@ fn outcome(said: &Said<'_>) -> String {
     }
 }
 
-fn as_json(said: &Said<'_>) -> String {
+fn as_json(said: &Progress<'_>) -> String {
     let json = json!({
         "place": said.place,
         "id": said.letter.map(|letter| letter.id.to_string()),
@@ -296,7 +296,7 @@ fn tell(report: &Report, seconds: f64) {
         ("driven again", report.replayed),
         (
             "of these maybe for the second time, as an earlier run was interrupted",
-            report.maybe_again,
+            report.possibly_repeated,
         ),
         ("known as processed", report.duplicates),
         ("done already", report.already),

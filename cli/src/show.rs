@@ -8,7 +8,7 @@ use crate::address::Address;
 use clap::Args;
 use redrive::dead_letter::{AttemptReport, DeadLetter};
 use redrive::replay::{Filter, look};
-use redrive::{BoxError, KeyHash, LetterId};
+use redrive::{BoxError, DeadLetterId, KeyHash};
 
 use crate::Ended;
 use crate::clients::Clients;
@@ -43,7 +43,7 @@ impl Show {
         let mut source = Clients::default().source(&self.address).await?;
         let filter = Filter::new().id(&self.id);
         let mut found: Option<(String, DeadLetter)> = None;
-        let mut others: BTreeMap<LetterId, String> = BTreeMap::new();
+        let mut others: BTreeMap<DeadLetterId, String> = BTreeMap::new();
         let mut more = false;
         let rest = look(&mut *source, |place, letter| {
             let Some(letter) = Tally::default().readable(place, letter) else {

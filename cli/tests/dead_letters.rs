@@ -13,7 +13,7 @@ use redrive::dead_letter::{self, DeadLetter, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, look, source};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::testing::sinks::{confirmed, letter};
-use redrive::{Consumer, LetterId, Record, Resilient, checkpoint, processor_with};
+use redrive::{Consumer, DeadLetterId, Record, Resilient, checkpoint, processor_with};
 use serde_json::{Value, json};
 use support::emulator::{repository, unique};
 use support::localstack::LocalStack;
@@ -83,7 +83,7 @@ impl Scene {
         let mut source = source;
         self.keeps_order = source.keeps_order();
         self.address = address;
-        let mut read: HashMap<LetterId, DeadLetter> = HashMap::new();
+        let mut read: HashMap<DeadLetterId, DeadLetter> = HashMap::new();
         let looked = look(&mut *source, |place, letter| {
             let letter = letter.unwrap_or_else(|error| panic!("{place}: {error}"));
             read.insert(letter.id, letter);
@@ -132,7 +132,7 @@ impl Scene {
         let last = String::from_utf8(output.stdout).expect("text");
         let last: Value = serde_json::from_str(last.lines().last().expect("a report")).expect("JSON");
         let report: BTreeMap<String, u64> = serde_json::from_value(last["report"].clone()).expect("counts");
-        let code = if report["hidden"] + report["behind"] == 0 {
+        let code = if report["hidden"] + report["blocked"] == 0 {
             0
         } else {
             3
@@ -236,7 +236,7 @@ impl Scene {
         let mut all: BTreeMap<String, u64> = BTreeMap::new();
         loop {
             let report = self.replay_to_the_end();
-            let hidden = report["hidden"] + report["behind"];
+            let hidden = report["hidden"] + report["blocked"];
             for (what, count) in report {
                 *all.entry(what).or_default() += count;
             }
@@ -278,7 +278,7 @@ impl Scene {
             0,
             "{report:?}"
         );
-        self.check(&self.consumed().await, report["maybe_again"]);
+        self.check(&self.consumed().await, report["possibly_repeated"]);
         let report = self.replay_to_the_end();
         assert_eq!(report["replayed"], 0, "{report:?}");
     }
@@ -474,7 +474,11 @@ async fn a_kill_between_the_put_and_the_note_repeats_a_batch_and_says_so() {
     proxy.script(|_| Fault::None);
     let report = scene.replay_to_the_end();
     assert_eq!(
-        (report["already"], report["replayed"], report["maybe_again"]),
+        (
+            report["already_replayed"],
+            report["replayed"],
+            report["possibly_repeated"]
+        ),
         (1_000, 1_000, 500),
         "{report:?}"
     );

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use redrive::checkpoint::{
-    Checkpoint, CheckpointStore, DynamoDb, Leases as _, NewShard, Redb, ShardKey, Taken,
+    Checkpoint, CheckpointStore, DynamoDb, LeaseOutcome, Leases as _, NewShard, Redb, ShardKey,
 };
 use redrive::dead_letter::{self, Reason};
 use redrive::testing::kinesis::{self, KinesisServer};
@@ -231,7 +231,7 @@ async fn an_owner_that_lives_keeps_its_shard_unless_it_is_forced() {
     let begun = NewShard::new(key(), Checkpoint::at(Position::TrimHorizon));
     owner.create(&[begun]).await.remove(0).expect("it is made");
     let taken = owner.take(&[key()]).await.remove(0);
-    assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+    assert!(matches!(taken, Ok(LeaseOutcome::Leased(_))), "{taken:?}");
     save(&owner, scene.position(2)).await;
     let lives = tokio::spawn({
         let owner = owner.clone();
@@ -246,7 +246,7 @@ async fn an_owner_that_lives_keeps_its_shard_unless_it_is_forced() {
     assert_eq!(refused.code, Some(4), "{refused:?}");
     assert!(refused.err.contains("is leased by first-"), "{refused:?}");
     let listed = scene.run(&address, &["list", "--json"]).await;
-    let holder = lines(&listed.out)[0]["held_by"].clone();
+    let holder = lines(&listed.out)[0]["leased_by"].clone();
     assert!(
         holder.as_str().is_some_and(|it| it.starts_with("first-")),
         "{listed:?}"

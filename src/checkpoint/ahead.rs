@@ -15,17 +15,17 @@ type Place = (SequenceNumber, u64);
 /// used only if the row still holds exactly that. Otherwise it is dropped: repeating is safe, skipping
 /// is not.
 ///
-/// It has [`MAX_BYTES`](Ahead::MAX_BYTES) at most, so that it fits beside any checkpoint: where there are too
+/// It has [`MAX_BYTES`](SettledAhead::MAX_BYTES) at most, so that it fits beside any checkpoint: where there are too
 /// many holes it ends at one of them, and what is settled behind that is repeated after a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ahead {
+pub struct SettledAhead {
     base: Position,
     through: Place,
     holes: Vec<(Place, Place)>,
 }
 
-impl Ahead {
-    /// The most bytes that [`to_bytes`](Ahead::to_bytes) gives of one that the pipeline has made.
+impl SettledAhead {
+    /// The most bytes that [`to_bytes`](SettledAhead::to_bytes) gives of one that the pipeline has made.
     pub const MAX_BYTES: usize = 4 * 1024;
 
     /// Collects the unsettled records behind `base`, in their order; see [`AheadBuilder`].
@@ -64,11 +64,11 @@ impl Ahead {
     }
 
     /// So many of its holes, and an end at the next one.
-    fn cut(&self, holes: usize) -> Ahead {
+    fn cut(&self, holes: usize) -> SettledAhead {
         let end = self.holes[holes].0.clone();
         let mut holes = self.holes[..holes].to_vec();
         holes.push((end.clone(), end.clone()));
-        Ahead {
+        SettledAhead {
             base: self.base.clone(),
             through: end,
             holes,
@@ -113,7 +113,7 @@ impl Ahead {
         out
     }
 
-    /// Reads what [`to_bytes`](Ahead::to_bytes) wrote.
+    /// Reads what [`to_bytes`](SettledAhead::to_bytes) wrote.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidAhead> {
         let mut input = Input {
             bytes,
@@ -151,18 +151,18 @@ impl Ahead {
         if !input.bytes.is_empty() {
             return Err(InvalidAhead);
         }
-        Ok(Ahead { base, through, holes })
+        Ok(SettledAhead { base, through, holes })
     }
 }
 
 const VERSION: u8 = 1;
 
-/// Bytes that are no [`Ahead`], or one of a newer version.
+/// Bytes that are no [`SettledAhead`], or one of a newer version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a list of what is settled ahead of a checkpoint")]
 pub struct InvalidAhead;
 
-/// Collects an [`Ahead`] while walking a window from its oldest record to its newest.
+/// Collects an [`SettledAhead`] while walking a window from its oldest record to its newest.
 #[derive(Debug)]
 pub(crate) struct AheadBuilder {
     base: Position,
@@ -177,7 +177,7 @@ impl AheadBuilder {
 
     /// Everything else up to and including `read` is settled, and behind it what an earlier run knew: that
     /// has not been read again yet.
-    pub(crate) fn settled_as_before(mut self, read: Option<&Record>, before: &Ahead) -> Ahead {
+    pub(crate) fn settled_as_before(mut self, read: Option<&Record>, before: &SettledAhead) -> SettledAhead {
         let read = read.map(place);
         for (first, last) in &before.holes {
             let first = match &read {
@@ -193,25 +193,25 @@ impl AheadBuilder {
     }
 
     /// Everything else up to and including this record is settled.
-    pub(crate) fn settled_through(self, record: &Record) -> Ahead {
+    pub(crate) fn settled_through(self, record: &Record) -> SettledAhead {
         self.bounded(place(record))
     }
 
-    fn bounded(self, through: Place) -> Ahead {
-        let whole = Ahead {
+    fn bounded(self, through: Place) -> SettledAhead {
+        let whole = SettledAhead {
             base: self.base,
             through,
             holes: self.holes,
         };
         // Most need not be written to know.
-        let few = whole.holes.len() * MAX_HOLE_BYTES + MAX_HEAD_BYTES <= Ahead::MAX_BYTES;
-        if few || whole.to_bytes().len() <= Ahead::MAX_BYTES {
+        let few = whole.holes.len() * MAX_HOLE_BYTES + MAX_HEAD_BYTES <= SettledAhead::MAX_BYTES;
+        if few || whole.to_bytes().len() <= SettledAhead::MAX_BYTES {
             return whole;
         }
         let (mut fits, mut too_many) = (0, whole.holes.len());
         while too_many - fits > 1 {
             let holes = fits + (too_many - fits) / 2;
-            match whole.cut(holes).to_bytes().len() <= Ahead::MAX_BYTES {
+            match whole.cut(holes).to_bytes().len() <= SettledAhead::MAX_BYTES {
                 true => fits = holes,
                 false => too_many = holes,
             }
@@ -308,12 +308,12 @@ mod tests {
     }
 
     /// Settled or not, in order, beginning behind the base.
-    fn ahead(settled: &[bool]) -> Option<Ahead> {
+    fn ahead(settled: &[bool]) -> Option<SettledAhead> {
         let records: Vec<Record> = (0..settled.len() as u64)
             .map(|i| record(95 + i / 3, i % 3))
             .collect();
         let last = settled.iter().rposition(|&settled| settled)?;
-        let mut builder = Ahead::builder(Position::TrimHorizon);
+        let mut builder = SettledAhead::builder(Position::TrimHorizon);
         let mut i = 0;
         while i < last {
             let run = settled[i..last].iter().take_while(|&&settled| !settled).count();
@@ -329,7 +329,7 @@ mod tests {
         #[test]
         fn covers_exactly_what_was_settled(settled in prop::collection::vec(any::<bool>(), 1..60)) {
             let Some(ahead) = ahead(&settled) else { return Ok(()) };
-            let read = Ahead::from_bytes(&ahead.to_bytes()).expect("reads back");
+            let read = SettledAhead::from_bytes(&ahead.to_bytes()).expect("reads back");
             prop_assert_eq!(&read, &ahead);
             for (i, &settled) in settled.iter().enumerate() {
                 let i = i as u64;
@@ -340,7 +340,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = Ahead::from_bytes(&bytes);
+            let _ = SettledAhead::from_bytes(&bytes);
         }
 
         #[test]
@@ -350,21 +350,21 @@ mod tests {
             let at = at % bytes.len();
             prop_assume!(bytes[at] != to);
             bytes[at] = to;
-            prop_assert_ne!(Ahead::from_bytes(&bytes), Ok(ahead));
+            prop_assert_ne!(SettledAhead::from_bytes(&bytes), Ok(ahead));
         }
     }
 
     #[test]
     fn what_has_too_many_holes_ends_at_one_of_them() {
         for (count, whole) in [(250, true), (4_000, false)] {
-            let mut builder = Ahead::builder(record(0, 0).position());
+            let mut builder = SettledAhead::builder(record(0, 0).position());
             for i in 1..=count {
                 builder.hole(&record(i * 10, 0), &record(i * 10 + 4, 7));
             }
             let ahead = builder.settled_through(&record(count * 10 + 9, 0));
             let bytes = ahead.to_bytes();
-            assert!(bytes.len() <= Ahead::MAX_BYTES, "{}", bytes.len());
-            assert_eq!(Ahead::from_bytes(&bytes), Ok(ahead.clone()));
+            assert!(bytes.len() <= SettledAhead::MAX_BYTES, "{}", bytes.len());
+            assert_eq!(SettledAhead::from_bytes(&bytes), Ok(ahead.clone()));
             assert_eq!(ahead.holes() as u64 == count, whole, "{}", ahead.holes());
             assert!(ahead.holes() > 240, "as many as there is room for");
             let end = (ahead.holes() as u64) * 10 + u64::from(whole) * 9;
@@ -382,7 +382,7 @@ mod tests {
             let number = format!("495903382714902566085596925383615710959215759{tail:011}");
             Record::builder("s", "shardId-0".into(), number.parse().expect("digits")).build()
         };
-        let mut builder = Ahead::builder(long(0).position());
+        let mut builder = SettledAhead::builder(long(0).position());
         for i in 1..=300 {
             builder.hole(&long(i * 10), &long(i * 10));
         }

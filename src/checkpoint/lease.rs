@@ -32,18 +32,18 @@ pub trait Leases: Send + Sync + fmt::Debug {
 
     /// Takes those that nobody holds, and those whose holder has been seen to do nothing for the failover time:
     /// to see that takes two calls.
-    async fn take(&self, shards: &[ShardKey]) -> Vec<Result<Taken, CheckpointError>>;
+    async fn take(&self, shards: &[ShardKey]) -> Vec<Result<LeaseOutcome, CheckpointError>>;
 
     /// Who holds each of them, without taking any. `None`: nobody, or it has no row. It counts as a look, as
     /// [`take`](Leases::take) needs two.
     async fn holders(&self, shards: &[ShardKey]) -> Vec<Result<Option<Holder>, CheckpointError>>;
 
     /// Takes a shard whoever holds it, also one that is settled to its end: for an operator who says so. The holder
-    /// learns of it at its next write, as of any lost lease. Never [`Taken::Elsewhere`] nor [`Taken::Ended`].
-    async fn seize(&self, shard: &ShardKey) -> Result<Taken, CheckpointError>;
+    /// learns of it at its next write, as of any lost lease. Never [`LeaseOutcome::Elsewhere`] nor [`LeaseOutcome::Ended`].
+    async fn seize(&self, shard: &ShardKey) -> Result<LeaseOutcome, CheckpointError>;
 
     /// Shows that the holder of this shard lives.
-    async fn renew(&self, shard: &ShardKey) -> Result<Renewed, CheckpointError>;
+    async fn renew(&self, shard: &ShardKey) -> Result<Renewal, CheckpointError>;
 
     /// Notes beside a shard that is held which shards came of it.
     async fn name_children(&self, shard: &ShardKey, children: &[ShardId]) -> Result<(), CheckpointError>;
@@ -104,9 +104,9 @@ impl Holder {
 /// What came of the wish to hold a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Taken {
+pub enum LeaseOutcome {
     /// This store holds it from now on, from here.
-    Held(Checkpoint),
+    Leased(Checkpoint),
     /// Another holds it.
     Elsewhere {
         /// Who, in the store's terms.
@@ -121,9 +121,9 @@ pub enum Taken {
 /// What came of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Renewed {
+pub enum Renewal {
     /// The store still holds the shard.
-    Held,
+    Leased,
     /// It does, and another waits for it: end, store how far it is settled, and
     /// [give it up](Leases::give_up).
     Wanted,

@@ -32,21 +32,21 @@ mod memory;
 mod redb;
 mod starts;
 
-pub use ahead::{Ahead, InvalidAhead};
+pub use ahead::{InvalidAhead, SettledAhead};
 #[cfg(feature = "dynamodb")]
 pub use dynamodb::DynamoDb;
-pub use lease::{Holder, Leases, NewShard, Renewed, Taken};
+pub use lease::{Holder, LeaseOutcome, Leases, NewShard, Renewal};
 pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;
-pub use starts::{InHand, InvalidStarts, Starts};
+pub use starts::{CrashCount, InFlightRecord, InvalidStarts};
 
 /// Keeps the checkpoints of an application's shards.
 ///
 /// What an implementation promises (one conformance suite checks all of them):
 /// - One result for each shard asked about, in their order.
 /// - `Ok` from [`save`](CheckpointStore::save) only when the checkpoint is durable.
-/// - A checkpoint is written as a whole: position, [`Ahead`] and [`Starts`] together or nothing.
+/// - A checkpoint is written as a whole: position, [`SettledAhead`] and [`CrashCount`] together or nothing.
 /// - [`load`](CheckpointStore::load) returns what was saved last; `None` if nothing ever was.
 #[async_trait]
 pub trait CheckpointStore: Send + Sync + fmt::Debug {
@@ -145,13 +145,13 @@ impl ShardKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     position: Position,
-    ahead: Option<Ahead>,
+    ahead: Option<SettledAhead>,
     /// Milliseconds since 1970.
     read_until: Option<u64>,
     /// Milliseconds since 1970.
     stream_created: Option<u64>,
     /// On the heap, as there hardly ever are any.
-    starts: Option<Box<Starts>>,
+    starts: Option<Box<CrashCount>>,
 }
 
 impl Checkpoint {
@@ -185,14 +185,14 @@ impl Checkpoint {
     /// And this, ahead of the position. It is kept only if it belongs to that very position: whoever
     /// moved the position without it (another program on the same table) made it worthless.
     #[must_use]
-    pub fn with_ahead(mut self, ahead: Ahead) -> Self {
+    pub fn with_ahead(mut self, ahead: SettledAhead) -> Self {
         self.ahead = (*ahead.base() == self.position).then_some(ahead);
         self
     }
 
-    /// And so many starts did not come past it: see [`Starts`].
+    /// And so many starts did not come past it: see [`CrashCount`].
     #[must_use]
-    pub fn with_starts(mut self, starts: Starts) -> Self {
+    pub fn with_starts(mut self, starts: CrashCount) -> Self {
         self.starts = (!starts.is_none()).then(|| Box::new(starts));
         self
     }
@@ -248,13 +248,13 @@ impl Checkpoint {
         self
     }
 
-    /// Starts that did not come past it, if there were any.
-    pub fn starts(&self) -> Option<&Starts> {
+    /// CrashCount that did not come past it, if there were any.
+    pub fn starts(&self) -> Option<&CrashCount> {
         self.starts.as_deref()
     }
 
     /// What is settled ahead of the position.
-    pub fn ahead(&self) -> Option<&Ahead> {
+    pub fn ahead(&self) -> Option<&SettledAhead> {
         self.ahead.as_ref()
     }
 }

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use redb::{Database, ReadableDatabase, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
-use super::{Ahead, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use super::{Checkpoint, CheckpointError, CheckpointStore, SettledAhead, ShardKey};
 use crate::embedded_db::{self, OpenError, blocking};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
@@ -189,7 +189,7 @@ fn decode(key: &ShardKey, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
     let ahead = BASE64
         .decode(ahead)
         .ok()
-        .and_then(|bytes| Ahead::from_bytes(&bytes).ok());
+        .and_then(|bytes| SettledAhead::from_bytes(&bytes).ok());
     Ok(match ahead {
         Some(ahead) => checkpoint.with_ahead(ahead),
         None => {

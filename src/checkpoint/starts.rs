@@ -11,27 +11,27 @@ use crate::record::Position;
 /// As text (`Display`, `FromStr`) it is what stores keep: `2`, or with a record in hand `3 4965…127/0 1`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Starts {
-    /// Starts that began a record, without a checkpoint since that is past the position.
+pub struct CrashCount {
+    /// CrashCount that began a record, without a checkpoint since that is past the position.
     pub count: u32,
     /// The only record that was tried when this was written, where one at a time is.
-    pub in_hand: Option<InHand>,
+    pub in_hand: Option<InFlightRecord>,
 }
 
 /// A record that is tried alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct InHand {
+pub struct InFlightRecord {
     /// The record's.
     pub position: Position,
     /// How often it was taken in hand.
     pub times: u32,
 }
 
-impl Starts {
+impl CrashCount {
     /// So many, with this record in hand.
-    pub fn new(count: u32, in_hand: Option<InHand>) -> Self {
-        Starts { count, in_hand }
+    pub fn new(count: u32, in_hand: Option<InFlightRecord>) -> Self {
+        CrashCount { count, in_hand }
     }
 
     /// Whether there is nothing to keep.
@@ -40,18 +40,18 @@ impl Starts {
     }
 }
 
-impl InHand {
+impl InFlightRecord {
     /// This record, so often.
     pub fn new(position: Position, times: u32) -> Self {
-        InHand { position, times }
+        InFlightRecord { position, times }
     }
 }
 
-impl fmt::Display for Starts {
+impl fmt::Display for CrashCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.count)?;
         match &self.in_hand {
-            Some(InHand {
+            Some(InFlightRecord {
                 position:
                     Position::Record {
                         sequence_number,
@@ -64,12 +64,12 @@ impl fmt::Display for Starts {
     }
 }
 
-/// The text is none of a [`Starts`].
+/// The text is none of a [`CrashCount`].
 #[derive(Debug, thiserror::Error)]
 #[error("not a count of starts")]
 pub struct InvalidStarts;
 
-impl FromStr for Starts {
+impl FromStr for CrashCount {
     type Err = InvalidStarts;
 
     fn from_str(text: &str) -> Result<Self, InvalidStarts> {
@@ -77,7 +77,7 @@ impl FromStr for Starts {
             let mut words = text.split(' ');
             let count = words.next()?.parse().ok()?;
             let Some(place) = words.next() else {
-                return Some(Starts::new(count, None));
+                return Some(CrashCount::new(count, None));
             };
             let (sequence_number, sub_sequence_number) = place.split_once('/')?;
             let position = Position::Record {
@@ -85,8 +85,8 @@ impl FromStr for Starts {
                 sub_sequence_number: sub_sequence_number.parse().ok()?,
             };
             let times = words.next()?.parse().ok()?;
-            let in_hand = Some(InHand { position, times });
-            words.next().is_none().then_some(Starts { count, in_hand })
+            let in_hand = Some(InFlightRecord { position, times });
+            words.next().is_none().then_some(CrashCount { count, in_hand })
         };
         parse().ok_or(InvalidStarts)
     }
@@ -103,14 +103,17 @@ mod tests {
             sub_sequence_number: 7,
         };
         for (starts, text) in [
-            (Starts::new(2, None), "2"),
-            (Starts::new(3, Some(InHand::new(position, 1))), "3 4965/7 1"),
+            (CrashCount::new(2, None), "2"),
+            (
+                CrashCount::new(3, Some(InFlightRecord::new(position, 1))),
+                "3 4965/7 1",
+            ),
         ] {
             assert_eq!(starts.to_string(), text);
-            assert_eq!(text.parse::<Starts>().expect("as written"), starts);
+            assert_eq!(text.parse::<CrashCount>().expect("as written"), starts);
         }
         for text in ["", "x", "1 ", "1 5", "1 5/0", "1 5/x 1", "1 5/0 1 2", "-1"] {
-            assert!(text.parse::<Starts>().is_err(), "{text:?}");
+            assert!(text.parse::<CrashCount>().is_err(), "{text:?}");
         }
     }
 }

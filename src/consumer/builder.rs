@@ -7,13 +7,13 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 
 use super::read::data_loss::OnDataLoss;
-use super::{AfterDataLoss, Consumer, DataLoss, Health, Polling, Retrieval, StartingPosition, StreamId};
+use super::{Consumer, DataLoss, DataLossPolicy, Health, Polling, Retrieval, StartingPosition, StreamId};
 use crate::aws;
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
-use crate::kpl::{Deaggregator, OutOfRange};
-use crate::pipeline::{Capacity, OnExpiring, Ordering, Pipeline};
-use crate::protection::retry::source_of_chance;
+use crate::kpl::{Deaggregator, OutOfRangePolicy};
+use crate::pipeline::{Capacity, ExpiryPolicy, Pipeline, RecordOrder};
+use crate::protection::retry::seeded_rng;
 use crate::wall_clock;
 
 /// Iterators expire after it (GetShardIterator, Kinesis API reference).
@@ -24,20 +24,20 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | setting | default |
 /// |---|---|
 /// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: must be given |
-/// | [`ordering`](ConsumerBuilder::ordering) | [`Ordering::PartitionKey`] |
+/// | [`ordering`](ConsumerBuilder::ordering) | [`RecordOrder::PartitionKey`] |
 /// | [`starting_position`](ConsumerBuilder::starting_position) | [`StartingPosition::TrimHorizon`] |
 /// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
 /// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard, which is what Kinesis allows all readers of it together |
 /// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
 /// | [`idle_interval`](ConsumerBuilder::idle_interval) | 1 s |
 /// | [`calls_in_flight`](ConsumerBuilder::calls_in_flight) | 64 |
-/// | [`held`](ConsumerBuilder::held) | 4,096 records a shard |
+/// | [`in_flight`](ConsumerBuilder::in_flight) | 4,096 records a shard |
 /// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
 /// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
-/// | [`out_of_range`](ConsumerBuilder::out_of_range) | [`OutOfRange::Deliver`] |
+/// | [`out_of_range_policy`](ConsumerBuilder::out_of_range_policy) | [`OutOfRangePolicy::Deliver`] |
 /// | [`redrive_stamps`](ConsumerBuilder::redrive_stamps) | ignored |
-/// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`AfterDataLoss::Resume`] |
-/// | [`on_expiring`](ConsumerBuilder::on_expiring) | [`OnExpiring::Hold`] |
+/// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`DataLossPolicy::Resume`] |
+/// | [`expiry_policy`](ConsumerBuilder::expiry_policy) | [`ExpiryPolicy::Hold`] |
 /// | [`refresh_interval`](ConsumerBuilder::refresh_interval) | 5 minutes |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
@@ -88,7 +88,7 @@ impl ConsumerBuilder {
     }
 
     /// In which order the records of a shard are processed.
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
+    pub fn ordering(mut self, ordering: RecordOrder) -> Self {
         self.pipeline = self.pipeline.ordering(ordering);
         self
     }
@@ -131,8 +131,8 @@ impl ConsumerBuilder {
     }
 
     /// The most records of a shard that are read and not settled.
-    pub fn held(mut self, records: usize) -> Self {
-        self.pipeline = self.pipeline.held(records);
+    pub fn in_flight(mut self, records: usize) -> Self {
+        self.pipeline = self.pipeline.in_flight(records);
         self
     }
 
@@ -150,9 +150,9 @@ impl ConsumerBuilder {
     }
 
     /// What happens to records that the KPL has aggregated, and that belong to another shard: see
-    /// [`OutOfRange`].
-    pub fn out_of_range(mut self, policy: OutOfRange) -> Self {
-        self.deaggregator = self.deaggregator.out_of_range(policy);
+    /// [`OutOfRangePolicy`].
+    pub fn out_of_range_policy(mut self, policy: OutOfRangePolicy) -> Self {
+        self.deaggregator = self.deaggregator.out_of_range_policy(policy);
         self
     }
 
@@ -170,15 +170,15 @@ impl ConsumerBuilder {
     /// Called on the task that reads the shard: it must not block.
     pub fn on_data_loss(
         mut self,
-        decide: impl Fn(&DataLoss) -> AfterDataLoss + Send + Sync + 'static,
+        decide: impl Fn(&DataLoss) -> DataLossPolicy + Send + Sync + 'static,
     ) -> Self {
         self.on_data_loss = OnDataLoss::new(decide);
         self
     }
 
-    /// What becomes of a held record that the stream is about to drop: see [`OnExpiring`].
-    pub fn on_expiring(mut self, on_expiring: OnExpiring) -> Self {
-        self.pipeline = self.pipeline.on_expiring(on_expiring);
+    /// What becomes of a held record that the stream is about to drop: see [`ExpiryPolicy`].
+    pub fn expiry_policy(mut self, on_expiring: ExpiryPolicy) -> Self {
+        self.pipeline = self.pipeline.expiry_policy(on_expiring);
         self
     }
 
@@ -267,7 +267,7 @@ impl ConsumerBuilder {
             deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,
             last_call: last_calls / 2,
-            rng: source_of_chance(self.seed),
+            rng: seeded_rng(self.seed),
         })
     }
 }

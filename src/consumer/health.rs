@@ -67,7 +67,7 @@ pub enum WaitsFor {
     Dependency(Option<String>),
     /// The dead-letter sink has not taken letters.
     DeadLetterSink,
-    /// Somebody who looks at a flood of dead letters, and calls [`Guard::resume`](crate::Guard::resume).
+    /// Somebody who looks at a flood of dead letters, and calls [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     GuardResumed,
     /// Retries wait until the budget has some left; first attempts go on.
     RetryBudget,
@@ -88,7 +88,7 @@ pub struct ShardHealth {
     /// How long ago it came further, or was started.
     pub since_progress: Duration,
     /// How many records are read and not settled.
-    pub held: usize,
+    pub in_flight: usize,
     /// How long ago the oldest of them arrived in the stream, by this machine's clock.
     pub oldest: Option<Duration>,
 }
@@ -101,7 +101,7 @@ pub enum ShardState {
     Running,
     /// No more is read until something settles, and it has waited for the same record for five seconds or more.
     Full(Bound),
-    /// The dead-letter guard has stopped the shard, which waits for [`Guard::resume`](crate::Guard::resume).
+    /// The dead-letter guard has stopped the shard, which waits for [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     Stopped,
     /// Reading fails, and is tried again.
     ReadingFails,
@@ -179,10 +179,10 @@ impl Health {
             if observers.want(Interest::STANDING) {
                 let standing = self.board().standing();
                 for shard in standing {
-                    observers.tell(&Event::ShardStands {
+                    observers.tell(&Event::ShardStatus {
                         stream: &stream,
                         shard: &shard.shard,
-                        held: shard.held,
+                        in_flight: shard.in_flight,
                         oldest: shard.oldest,
                         since_progress: shard.since_progress,
                     });
@@ -308,7 +308,7 @@ impl Entry {
             position: self.position.clone(),
             lag: self.lag,
             since_progress: now.saturating_duration_since(self.progressed),
-            held: progress.map_or(0, |progress| progress.held()),
+            in_flight: progress.map_or(0, |progress| progress.in_flight()),
             oldest: oldest.and_then(|oldest| wall_clock::now().duration_since(oldest).ok()),
         }
     }
@@ -358,7 +358,7 @@ impl Observer for Health {
                 }
             }
             Event::CheckpointFailed { shard, .. } => board.entry(shard).storing_fails = true,
-            Event::ShardHeldElsewhere { shard, .. }
+            Event::ShardLeasedElsewhere { shard, .. }
             | Event::LeaseLost { shard, .. }
             | Event::ShardHandedOver { shard, .. } => board.entry(shard).state = ShardState::StandingBy,
             Event::CheckpointUnreadable { shard, .. } => board.entry(shard).state = ShardState::Unreadable,

@@ -15,7 +15,7 @@ mod shard;
 mod shards;
 mod stream;
 
-pub use self::read::data_loss::{AfterDataLoss, DataLoss};
+pub use self::read::data_loss::{DataLoss, DataLossPolicy};
 pub use self::read::retrieval::{FanOutConsumer, Retrieval};
 pub use self::shards::starting_position::StartingPosition;
 pub use builder::ConsumerBuilder;
@@ -172,7 +172,7 @@ pub enum ConsumerError {
     /// within.
     #[error(
         "the stream {stream:?} distributes its records by itself (AUTO), so there is no order within a partition \
-         key: choose Ordering::Unordered or Ordering::Shard"
+         key: choose RecordOrder::Unordered or RecordOrder::Shard"
     )]
     NoPartitionKeys {
         /// Its name.
@@ -181,11 +181,11 @@ pub enum ConsumerError {
     /// The dead-letter target must not be used.
     #[error(transparent)]
     DeadLetterTarget(#[from] TargetError),
-    /// [`OnExpiring::DeadLetter`](crate::pipeline::OnExpiring::DeadLetter) needs the stream's retention, and Kinesis refuses
+    /// [`ExpiryPolicy::DeadLetter`](crate::pipeline::ExpiryPolicy::DeadLetter) needs the stream's retention, and Kinesis refuses
     /// to describe the stream.
     #[error(
         "cannot tell when records of the stream {stream:?} expire: grant kinesis:DescribeStreamSummary, or use \
-         OnExpiring::Hold"
+         ExpiryPolicy::Hold"
     )]
     RetentionUnknown {
         /// Its name.

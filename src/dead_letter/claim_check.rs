@@ -12,7 +12,7 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::failure::BoxError;
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 
 /// Writes letters to a sink; of one whose payload is large the payload goes to a bucket first, and the letter says where it
 /// is ([`payload_at`](DeadLetter::payload_at)).
@@ -138,7 +138,7 @@ pub enum ClaimError {
     #[error("the payload of letter {id} is no longer at {place}: the letter cannot be driven again")]
     Gone {
         /// The letter's id.
-        id: LetterId,
+        id: DeadLetterId,
         /// Where it should be.
         place: String,
     },
@@ -146,7 +146,7 @@ pub enum ClaimError {
     #[error("the payload of letter {id} is at {place}, which is no payload of this bucket and prefix")]
     Elsewhere {
         /// The letter's id.
-        id: LetterId,
+        id: DeadLetterId,
         /// Where it is.
         place: String,
     },
@@ -166,7 +166,7 @@ pub enum ClaimError {
     #[error("the payload at {place} is not the one of letter {id}: its SHA-256 digest is another")]
     Digest {
         /// The letter's id.
-        id: LetterId,
+        id: DeadLetterId,
         /// Where it is.
         place: String,
     },

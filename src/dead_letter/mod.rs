@@ -90,11 +90,11 @@ pub use storage::Storage;
 /// What becomes of a shard once a record of it is a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum AfterDeadLetter {
+pub enum DeadLetterPolicy {
     /// It goes on, also with the records behind this one in its partition key.
     #[default]
     Continue,
-    /// It stops where it is, with [`Halt::AfterDeadLetter`](crate::Halt::AfterDeadLetter); the others go on. For streams on
+    /// It stops where it is, with [`Halt::DeadLetterPolicy`](crate::Halt::DeadLetterPolicy); the others go on. For streams on
     /// which nothing may happen before somebody has looked. In AWS Lambda, which has no way to stop, it goes on; under KCL's
     /// MultiLangDaemon the shard waits until its process is started again.
     Stop,

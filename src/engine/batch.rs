@@ -5,7 +5,7 @@ use std::mem;
 use std::time::Duration;
 
 use super::attempt::{AttemptError, FailedAttempt, Term};
-use super::claims::{Claims, NoTurn, WaitsFor};
+use super::claims::{ClaimRefused, Claims, WaitsFor};
 use super::decision::Decision;
 use super::group::{Fate, Group, Member, Next, Parting};
 use super::protection::Pass;
@@ -192,7 +192,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
             member.claim = Some(claim);
         }
         // If it is one alone, the store may be well.
-        let delays: Option<Vec<Duration>> = turns.iter().map(NoTurn::of_store).collect();
+        let delays: Option<Vec<Duration>> = turns.iter().map(ClaimRefused::of_store).collect();
         if let Some(delays) = delays.filter(|delays| delays.len() > 1) {
             let delay = delays.into_iter().max().unwrap_or_default();
             let mut waiting = state.take().unwrap_or_else(|| Box::new(RetryState::new()));

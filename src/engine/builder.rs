@@ -12,21 +12,21 @@ use super::classifiers::{Classifiers, Typed};
 use super::decision::Decisions;
 use super::give_up::DeadLetterWriter;
 use super::protection::{Named, Protection, Run};
-use super::released::Interrupted;
+use super::released::ReleasedRecords;
 use super::spans::Traces;
 use super::{Engine, Resilient};
 use crate::config::ConfigError;
 use crate::dead_letter::outbox::Outbox;
-use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
+use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 use crate::failure::Verdict;
 use crate::failure::classify::Classify;
 use crate::idempotency::Idempotency;
 use crate::observer::TraceContext;
 use crate::observer::{Log, Observer, Observers, Watcher};
 use crate::processor::RecordProcessor;
-use crate::protection::Breaker;
-use crate::protection::Guard;
-use crate::protection::retry::{RetryBudget, RetryPolicy, source_of_chance};
+use crate::protection::CircuitBreaker;
+use crate::protection::DeadLetterGuard;
+use crate::protection::retry::{RetryBudget, RetryPolicy, seeded_rng};
 use crate::retention::Retention;
 
 /// Builds a [`Resilient`].
@@ -36,9 +36,9 @@ use crate::retention::Retention;
 /// | [`dead_letters`](ResilientBuilder::dead_letters) | none: must be given, or refused by name |
 /// | [`retry`](ResilientBuilder::retry) | [`RetryPolicy::exponential`] |
 /// | [`classify`](ResilientBuilder::classify), [`classifier`](ResilientBuilder::classifier) | [`StandardClassifier`](crate::StandardClassifier) alone |
-/// | [`breaker`](ResilientBuilder::breaker) | [`Breaker::default`], its own |
+/// | [`breaker`](ResilientBuilder::breaker) | [`CircuitBreaker::default`], its own |
 /// | [`dependency_breaker`](ResilientBuilder::dependency_breaker) | none |
-/// | [`guard`](ResilientBuilder::guard) | [`Guard::default`], its own |
+/// | [`guard`](ResilientBuilder::guard) | [`DeadLetterGuard::default`], its own |
 /// | [`retry_budget`](ResilientBuilder::retry_budget) | [`RetryBudget::default`], its own |
 /// | [`idempotency`](ResilientBuilder::idempotency) | none |
 /// | [`observer`](ResilientBuilder::observer) | [`Log`] alone |
@@ -57,10 +57,10 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     typed: Vec<Typed<P::Error>>,
     erased: Vec<Box<dyn Classify>>,
     sink: Setting<Arc<dyn DeadLetterSink>>,
-    after_dead_letter: AfterDeadLetter,
-    breaker: Setting<Breaker>,
+    after_dead_letter: DeadLetterPolicy,
+    breaker: Setting<CircuitBreaker>,
     dependencies: Vec<Named>,
-    guard: Setting<Guard>,
+    guard: Setting<DeadLetterGuard>,
     budget: Setting<RetryBudget>,
     idempotency: Option<Idempotency>,
     observers: Vec<Watcher>,
@@ -100,7 +100,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             typed: Vec::new(),
             erased: Vec::new(),
             sink: Setting::Unsaid,
-            after_dead_letter: AfterDeadLetter::default(),
+            after_dead_letter: DeadLetterPolicy::default(),
             breaker: Setting::Unsaid,
             dependencies: Vec::new(),
             guard: Setting::Unsaid,
@@ -157,14 +157,14 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         self
     }
 
-    /// What becomes of a shard once a record of it is a dead letter. Default: [`AfterDeadLetter::Continue`].
-    pub fn after_dead_letter(mut self, after: AfterDeadLetter) -> Self {
+    /// What becomes of a shard once a record of it is a dead letter. Default: [`DeadLetterPolicy::Continue`].
+    pub fn dead_letter_policy(mut self, after: DeadLetterPolicy) -> Self {
         self.after_dead_letter = after;
         self
     }
 
     /// The breaker: its settings, or one that others share.
-    pub fn breaker(mut self, breaker: Breaker) -> Self {
+    pub fn breaker(mut self, breaker: CircuitBreaker) -> Self {
         self.breaker = Setting::With(breaker);
         self
     }
@@ -178,7 +178,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
 
     /// A breaker for one dependency, to be shared by the processors that need it. It counts the failures
     /// that [name](Verdict::with_dependency) the dependency; all others count for the processor's own.
-    pub fn dependency_breaker(mut self, dependency: impl Into<String>, breaker: Breaker) -> Self {
+    pub fn dependency_breaker(mut self, dependency: impl Into<String>, breaker: CircuitBreaker) -> Self {
         self.dependencies.push(Named {
             dependency: Some(dependency.into()),
             breaker,
@@ -187,7 +187,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
     }
 
     /// The dead-letter guard: its settings, or one that others share.
-    pub fn guard(mut self, guard: Guard) -> Self {
+    pub fn guard(mut self, guard: DeadLetterGuard) -> Self {
         self.guard = Setting::With(guard);
         self
     }
@@ -272,7 +272,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         if let Some(idempotency) = &self.idempotency {
             idempotency.validate()?;
         }
-        let mut rng = source_of_chance(self.seed);
+        let mut rng = seeded_rng(self.seed);
         let mut observers = self.observers;
         observers.push(Watcher::new(Log::new(self.log_error_text)));
         let observers = Observers::new(observers);
@@ -290,7 +290,9 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         let claims = self
             .idempotency
             .map(|settings| Claims::new(settings, observers.clone(), rng.random()));
-        let own = self.breaker.or(|| Breaker::builder().seed(rng.random()).make());
+        let own = self
+            .breaker
+            .or(|| CircuitBreaker::builder().seed(rng.random()).make());
         let own = own.map(|breaker| Named {
             dependency: None,
             breaker,
@@ -298,7 +300,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         let protection = Protection {
             breakers: own.into_iter().chain(self.dependencies).collect(),
             budget: self.budget.or(RetryBudget::default),
-            guard: self.guard.or(Guard::default),
+            guard: self.guard.or(DeadLetterGuard::default),
             observers: observers.clone(),
         };
         let protection = Arc::new(protection);
@@ -325,7 +327,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             after_dead_letter: self.after_dead_letter,
             claims,
             traces,
-            interrupted: Arc::new(Interrupted::new()),
+            interrupted: Arc::new(ReleasedRecords::new()),
             protection,
             application,
         })))

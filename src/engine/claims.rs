@@ -44,7 +44,7 @@ struct State {
 }
 
 /// Why a record may not be tried.
-pub(super) enum NoTurn {
+pub(super) enum ClaimRefused {
     /// It was processed before.
     Completed,
     /// Its key was, with another payload.
@@ -55,11 +55,11 @@ pub(super) enum NoTurn {
     Wait(WaitsFor, Duration),
 }
 
-impl NoTurn {
+impl ClaimRefused {
     /// How long one waits whom the store did not answer.
-    pub(super) fn of_store(turn: &Result<(), NoTurn>) -> Option<Duration> {
+    pub(super) fn of_store(turn: &Result<(), ClaimRefused>) -> Option<Duration> {
         match turn {
-            Err(NoTurn::Wait(WaitsFor::Store, delay)) => Some(*delay),
+            Err(ClaimRefused::Wait(WaitsFor::Store, delay)) => Some(*delay),
             _ => None,
         }
     }
@@ -88,9 +88,9 @@ const BACKOFF: Backoff = Backoff::exponential();
 /// Between calls that only complete what is done: whoever shuts down waits for no more than one of them.
 const COMPLETING: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
 /// Between looks at a claim of somebody else.
-const LOOKING: Backoff = Backoff::exponential().cap(Duration::from_secs(5));
+const CLAIM_POLL_BACKOFF: Backoff = Backoff::exponential().cap(Duration::from_secs(5));
 /// What the store said is remembered for so long, as it does not say how long it remembers.
-const HEARSAY: Duration = Duration::from_secs(60 * 60);
+const COMPLETED_TTL: Duration = Duration::from_secs(60 * 60);
 
 impl Claims {
     pub(super) fn new(settings: Idempotency, observers: Observers, seed: u64) -> Self {
@@ -151,7 +151,7 @@ impl Claims {
         for (key, answer) in keys.iter().zip(answers) {
             match answer {
                 Ok(Some(Claimed::Completed { payload })) => {
-                    self.remember(key, now.checked_add(HEARSAY), payload);
+                    self.remember(key, now.checked_add(COMPLETED_TTL), payload);
                 }
                 // The record was delivered again: the process that claimed it last has died as well.
                 Ok(Some(Claimed::InProgress { abandoned, .. })) => {
@@ -172,7 +172,7 @@ impl Claims {
         attempt: Duration,
         looks: u32,
         term: Term<'_>,
-    ) -> Vec<Result<(), NoTurn>> {
+    ) -> Vec<Result<(), ClaimRefused>> {
         let known: Vec<_> = claims.iter().map(|claim| self.known(&claim.key)).collect();
         let rest = self.state().rest();
         let mut asked = Vec::new();
@@ -193,7 +193,7 @@ impl Claims {
                 return Err(processed(claim, payload));
             }
             if let Some(delay) = rest {
-                return Err(NoTurn::Wait(WaitsFor::Store, delay));
+                return Err(ClaimRefused::Wait(WaitsFor::Store, delay));
             }
             match answers.next() {
                 Some(Ok(Claimed::Granted { .. })) if slow => {
@@ -202,7 +202,7 @@ impl Claims {
                 Some(Ok(Claimed::Granted { abandoned }))
                     if abandoned >= CRASHES && term.run.within.is_some() =>
                 {
-                    Err(NoTurn::Crashes)
+                    Err(ClaimRefused::Crashes)
                 }
                 Some(answer) => self.turn(claim, looks, answer),
                 None => self.turn(claim, looks, Err(StoreError::unavailable(SILENT))),
@@ -212,7 +212,12 @@ impl Claims {
     }
 
     /// What the store's answer means.
-    fn turn(&self, claim: &Claim, looks: u32, answer: Result<Claimed, StoreError>) -> Result<(), NoTurn> {
+    fn turn(
+        &self,
+        claim: &Claim,
+        looks: u32,
+        answer: Result<Claimed, StoreError>,
+    ) -> Result<(), ClaimRefused> {
         match answer {
             Ok(Claimed::Granted { .. }) => {
                 self.state().answered();
@@ -220,18 +225,18 @@ impl Claims {
             }
             Ok(Claimed::Completed { payload }) => {
                 self.state().answered();
-                self.remember(&claim.key, claim.now.checked_add(HEARSAY), payload);
+                self.remember(&claim.key, claim.now.checked_add(COMPLETED_TTL), payload);
                 Err(processed(claim, payload))
             }
             Ok(Claimed::InProgress { expires, .. }) => {
                 let mut state = self.state();
                 state.answered();
-                let look = Jitter::Equal.delay(&LOOKING, looks, Duration::ZERO, &mut state.rng);
+                let look = Jitter::Equal.delay(&CLAIM_POLL_BACKOFF, looks, Duration::ZERO, &mut state.rng);
                 let expired = expires.checked_add(CLOCK_SKEW).unwrap_or(expires);
                 let left = expired.duration_since(claim.now).unwrap_or_default();
                 // Not at the same moment as whoever else waits for it.
                 let jitter = Duration::from_millis(state.rng.random_range(1..=50));
-                Err(NoTurn::Wait(WaitsFor::Claim, look.min(left + jitter)))
+                Err(ClaimRefused::Wait(WaitsFor::Claim, look.min(left + jitter)))
             }
             // The store is well: nobody else waits for somebody to mend it.
             Err(error @ StoreError::Corrupt { .. }) => {
@@ -240,9 +245,9 @@ impl Claims {
                     Jitter::Equal.delay(&BACKOFF, looks, Duration::ZERO, rng)
                 };
                 self.tell_unanswered(looks.saturating_add(1), &error, delay);
-                Err(NoTurn::Wait(WaitsFor::Store, delay))
+                Err(ClaimRefused::Wait(WaitsFor::Store, delay))
             }
-            Err(error) => Err(NoTurn::Wait(WaitsFor::Store, self.unanswered(&error))),
+            Err(error) => Err(ClaimRefused::Wait(WaitsFor::Store, self.unanswered(&error))),
         }
     }
 
@@ -430,9 +435,9 @@ fn new_owner() -> Owner {
     Owner::new(rand::random())
 }
 
-fn processed(claim: &Claim, payload: Option<PayloadHash>) -> NoTurn {
+fn processed(claim: &Claim, payload: Option<PayloadHash>) -> ClaimRefused {
     match (claim.payload, payload) {
-        (Some(now), Some(before)) if now != before => NoTurn::Mismatch,
-        _ => NoTurn::Completed,
+        (Some(now), Some(before)) if now != before => ClaimRefused::Mismatch,
+        _ => ClaimRefused::Completed,
     }
 }

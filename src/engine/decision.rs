@@ -16,7 +16,7 @@ use super::retry_state::{Hold, RECHECK, RetryState};
 use crate::dead_letter::Reason;
 use crate::failure::{BoxError, Class, Failure, Scope};
 use crate::observer::{Event, Interest, Redacted};
-use crate::protection::Breaker;
+use crate::protection::CircuitBreaker;
 use crate::protection::{Jitter, RetryBudget, RetryPolicy};
 use crate::record::Record;
 use crate::sabotage::Sabotage;
@@ -139,7 +139,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
                 });
             return (state.retry_after(delay), Decision::Retry(scope));
         };
-        let is_suspected = |breaker: &&Breaker| {
+        let is_suspected = |breaker: &&CircuitBreaker| {
             state.was_suspected(scope) || is_outage_suspected(record, scope, breaker, &state)
         };
         match breaker.filter(is_suspected) {
@@ -157,7 +157,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         &self,
         record: &Record,
         mut state: Box<RetryState>,
-        breaker: &Breaker,
+        breaker: &CircuitBreaker,
         is_closed: bool,
         failure: Failure,
         run: &Run,
@@ -197,7 +197,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         &self,
         record: &Record,
         mut state: Box<RetryState>,
-        breaker: &Breaker,
+        breaker: &CircuitBreaker,
         failure: &Failure,
     ) -> (Box<RetryState>, Decision) {
         let (mut probes, mut is_first) = (0, false);
@@ -259,7 +259,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
 }
 
 /// Whether a record that has used up its attempts may fail because of an outage.
-fn is_outage_suspected(record: &Record, scope: Scope, breaker: &Breaker, state: &RetryState) -> bool {
+fn is_outage_suspected(record: &Record, scope: Scope, breaker: &CircuitBreaker, state: &RetryState) -> bool {
     if Sabotage::HoldLoneRecord.is_committed() {
         return true;
     }

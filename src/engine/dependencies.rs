@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::protection::Guard;
+use crate::protection::DeadLetterGuard;
 use crate::protection::RetryBudget;
-use crate::protection::breaker::{Breaker, BreakerState};
+use crate::protection::breaker::{CircuitBreaker, CircuitBreakerState};
 
 /// A look at it; a clone looks at the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Dependencies {
     /// Each with the dependency that it is for.
-    pub(super) breakers: Vec<(Option<String>, Breaker)>,
-    pub(super) guard: Option<Guard>,
+    pub(super) breakers: Vec<(Option<String>, CircuitBreaker)>,
+    pub(super) guard: Option<DeadLetterGuard>,
     pub(super) budget: Option<RetryBudget>,
     /// How often in a row the dead-letter sink has taken nothing.
     pub(super) sink_failures: Option<Arc<AtomicU32>>,
@@ -21,7 +21,7 @@ pub(crate) struct Dependencies {
 impl Dependencies {
     /// Those whose breaker is not closed.
     pub(crate) fn down(&self) -> impl Iterator<Item = Option<String>> + '_ {
-        let down = |breaker: &Breaker| breaker.state() != BreakerState::Closed;
+        let down = |breaker: &CircuitBreaker| breaker.state() != CircuitBreakerState::Closed;
         let breakers = self.breakers.iter().filter(move |(_, breaker)| down(breaker));
         breakers.map(|(dependency, _)| dependency.clone())
     }

@@ -34,15 +34,15 @@ pub(crate) use give_up::HELD_AT_LEAST;
 pub(crate) use group::{Fate, Group, Member};
 pub(crate) use protection::{Pass, Run, Within};
 
-use crate::dead_letter::{AfterDeadLetter, DeadLetterSink};
+use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 #[cfg(feature = "kinesis")]
 use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
 use crate::observer::{Event, Interest};
 use crate::processor::{Bounds, RecordProcessor};
-use crate::protection::Breaker;
-use crate::protection::Guard;
+use crate::protection::CircuitBreaker;
+use crate::protection::DeadLetterGuard;
 use crate::protection::RetryBudget;
 use crate::record::Record;
 use crate::retention::Retention;
@@ -53,7 +53,7 @@ use claims::Claims;
 use decision::Decisions;
 use give_up::DeadLetterWriter;
 use protection::Protection;
-use released::Interrupted;
+use released::ReleasedRecords;
 use retry_state::RetryState;
 use spans::Traces;
 
@@ -87,10 +87,10 @@ struct Engine<P: RecordProcessor> {
     attempts: AttemptRunner<P>,
     decisions: Decisions<P::Error>,
     dead_letters: Option<DeadLetterWriter>,
-    after_dead_letter: AfterDeadLetter,
+    after_dead_letter: DeadLetterPolicy,
     claims: Option<Claims>,
     traces: Arc<Traces>,
-    interrupted: Arc<Interrupted>,
+    interrupted: Arc<ReleasedRecords>,
     protection: Arc<Protection>,
     /// Of the records that are settled by hand, and of invocations.
     run: Run,
@@ -195,12 +195,12 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 
     /// Its own breaker, if it has one.
-    pub fn breaker(&self) -> Option<&Breaker> {
+    pub fn breaker(&self) -> Option<&CircuitBreaker> {
         self.0.protection.own_breaker()
     }
 
     /// Its dead-letter guard, if it has one.
-    pub fn guard(&self) -> Option<&Guard> {
+    pub fn guard(&self) -> Option<&DeadLetterGuard> {
         self.0.protection.guard.as_ref()
     }
 

@@ -10,14 +10,14 @@ use futures_core::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::group::Group;
-use super::released::Interrupted;
-use crate::dead_letter::AfterDeadLetter;
+use super::released::ReleasedRecords;
+use crate::dead_letter::DeadLetterPolicy;
 use crate::failure::{Class, Scope, Verdict};
 use crate::observer::{Event, Interest, Observers};
 use crate::protection::RetryBudget;
-use crate::protection::breaker::{Breaker, BreakerState, Change, Probe, Proof, Round};
-use crate::protection::guard::{Guard, Watch};
-use crate::protection::sliding_window::Tally;
+use crate::protection::breaker::{Change, CircuitBreaker, CircuitBreakerState, Probe, Proof, Round};
+use crate::protection::guard::{DeadLetterGuard, Watch};
+use crate::protection::sliding_window::SuccessCounter;
 use crate::record::Record;
 use crate::retention::Retention;
 
@@ -26,7 +26,7 @@ use crate::retention::Retention;
 pub(super) struct Protection {
     pub(super) breakers: Vec<Named>,
     pub(super) budget: Option<RetryBudget>,
-    pub(super) guard: Option<Guard>,
+    pub(super) guard: Option<DeadLetterGuard>,
     pub(super) observers: Observers,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Protection {
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) dependency: Option<String>,
-    pub(super) breaker: Breaker,
+    pub(super) breaker: CircuitBreaker,
 }
 
 /// What the records of one run of a shard share, and what stands against their attempts.
@@ -42,10 +42,10 @@ pub(crate) struct Run {
     protection: Arc<Protection>,
     /// An idempotency store knows what is processed.
     remembers: bool,
-    after_dead_letter: AfterDeadLetter,
+    after_dead_letter: DeadLetterPolicy,
     /// What was begun with records that a part of it has given back.
-    interrupted: Option<Arc<Interrupted>>,
-    pub(super) tally: Arc<Tally>,
+    interrupted: Option<Arc<ReleasedRecords>>,
+    pub(super) tally: Arc<SuccessCounter>,
     pub(super) guard: Option<Arc<Watch>>,
     /// Whether a held record that the stream is about to drop may be given up.
     lets_expire: bool,
@@ -84,10 +84,10 @@ impl Run {
     /// idempotency store knows what is processed, and what a dead letter does to the shard.
     pub(super) fn begin(
         protection: Arc<Protection>,
-        (lets_expire, remembers, after_dead_letter): (bool, bool, AfterDeadLetter),
+        (lets_expire, remembers, after_dead_letter): (bool, bool, DeadLetterPolicy),
         retention: Retention,
     ) -> Run {
-        let tally = Arc::new(Tally::default());
+        let tally = Arc::new(SuccessCounter::default());
         for named in &protection.breakers {
             named.breaker.enlist(tally.clone());
         }
@@ -112,12 +112,17 @@ impl Run {
     }
 
     /// A part of it that must be over by then. What happened in the parts before is known in it.
-    pub(super) fn part(&self, within: Within, retention: Retention, interrupted: Arc<Interrupted>) -> Run {
+    pub(super) fn part(
+        &self,
+        within: Within,
+        retention: Retention,
+        interrupted: Arc<ReleasedRecords>,
+    ) -> Run {
         Run {
             protection: self.protection.clone(),
             remembers: self.remembers,
             // There is no way to stop.
-            after_dead_letter: AfterDeadLetter::Continue,
+            after_dead_letter: DeadLetterPolicy::Continue,
             interrupted: Some(interrupted),
             tally: self.tally.clone(),
             guard: self.guard.clone(),
@@ -140,7 +145,7 @@ impl Run {
     }
 
     /// What a dead letter does to the shard.
-    pub(crate) fn after_dead_letter(&self) -> AfterDeadLetter {
+    pub(crate) fn after_dead_letter(&self) -> DeadLetterPolicy {
         self.after_dead_letter
     }
 
@@ -280,7 +285,7 @@ impl Protection {
 
     /// Whether a breaker is open: nothing begins, and nothing is given up.
     pub(super) fn is_open(&self) -> bool {
-        let open = |named: &Named| matches!(named.breaker.state(), BreakerState::Open);
+        let open = |named: &Named| matches!(named.breaker.state(), CircuitBreakerState::Open);
         self.breakers.iter().any(open)
     }
 
@@ -319,7 +324,7 @@ impl Protection {
     }
 
     /// The breaker that a failure counts for.
-    pub(super) fn blamed(&self, verdict: &Verdict) -> Option<&Breaker> {
+    pub(super) fn blamed(&self, verdict: &Verdict) -> Option<&CircuitBreaker> {
         match (verdict.scope(), verdict.class()) {
             (Scope::Dependency, _) | (Scope::Unknown, Class::Transient) => {}
             _ => return None,
@@ -332,7 +337,7 @@ impl Protection {
     }
 
     /// The one that is for no dependency in particular.
-    pub(super) fn own_breaker(&self) -> Option<&Breaker> {
+    pub(super) fn own_breaker(&self) -> Option<&CircuitBreaker> {
         let own = self.breakers.iter().find(|named| named.dependency.is_none());
         own.map(|named| &named.breaker)
     }
@@ -343,7 +348,13 @@ impl Protection {
     }
 
     /// An attempt failed. `others_succeed`: since the record failed first.
-    pub(super) fn failed(&self, record: &Record, pass: Pass, blamed: Option<&Breaker>, others_succeed: bool) {
+    pub(super) fn failed(
+        &self,
+        record: &Record,
+        pass: Pass,
+        blamed: Option<&CircuitBreaker>,
+        others_succeed: bool,
+    ) {
         if !pass.is_free() {
             // What failed for another reason has shown nothing.
             self.showed(record, pass, |breaker| match blamed {
@@ -367,7 +378,7 @@ impl Protection {
         }
     }
 
-    fn showed(&self, record: &Record, pass: Pass, proof: impl Fn(&Breaker) -> Proof) {
+    fn showed(&self, record: &Record, pass: Pass, proof: impl Fn(&CircuitBreaker) -> Proof) {
         for probe in pass.probes {
             let breaker = probe.breaker().clone();
             let proof = proof(&breaker);
@@ -375,7 +386,7 @@ impl Protection {
         }
     }
 
-    fn tell_of(&self, breaker: &Breaker, change: Option<Change>) {
+    fn tell_of(&self, breaker: &CircuitBreaker, change: Option<Change>) {
         if let Some(named) = self.breakers.iter().find(|named| named.breaker.is(breaker)) {
             self.tell(named, change);
         }
@@ -413,14 +424,14 @@ mod tests {
         let protection = Arc::new(Protection {
             breakers: vec![Named {
                 dependency: None,
-                breaker: Breaker::default(),
+                breaker: CircuitBreaker::default(),
             }],
             budget: Some(RetryBudget::default()),
-            guard: Some(Guard::default()),
+            guard: Some(DeadLetterGuard::default()),
             observers: Observers::new(Vec::new()),
         });
         let begin = || {
-            let settings = (false, false, AfterDeadLetter::Continue);
+            let settings = (false, false, DeadLetterPolicy::Continue);
             Run::begin(protection.clone(), settings, Retention::default())
         };
         let run = begin();
@@ -432,8 +443,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_fails_where_others_succeed_shows_nothing() {
-        for (others_succeed, state) in [(true, BreakerState::HalfOpen), (false, BreakerState::Open)] {
-            let breaker = Breaker::builder().probes(1).keys_in_a_row(1).make();
+        for (others_succeed, state) in [
+            (true, CircuitBreakerState::HalfOpen),
+            (false, CircuitBreakerState::Open),
+        ] {
+            let breaker = CircuitBreaker::builder().probes(1).keys_in_a_row(1).make();
             let protection = Protection {
                 breakers: vec![Named {
                     dependency: None,

@@ -12,7 +12,7 @@ use super::retry_state::RetryState;
 use crate::record::Record;
 
 /// Records that were given back, the latest of them.
-pub(super) struct Interrupted {
+pub(super) struct ReleasedRecords {
     any: AtomicBool,
     records: Mutex<Option<LruCache<String, Box<RetryState>>>>,
 }
@@ -20,9 +20,9 @@ pub(super) struct Interrupted {
 /// An invocation has as many in hand as run beside each other, and a few more that wait.
 const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
-impl Interrupted {
+impl ReleasedRecords {
     pub(super) fn new() -> Self {
-        Interrupted {
+        ReleasedRecords {
             any: AtomicBool::new(false),
             records: Mutex::new(None),
         }
@@ -57,9 +57,9 @@ impl Interrupted {
     }
 }
 
-impl fmt::Debug for Interrupted {
+impl fmt::Debug for ReleasedRecords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Interrupted")
+        f.debug_struct("ReleasedRecords")
             .field("any", &self.has_any())
             .finish_non_exhaustive()
     }

@@ -5,7 +5,7 @@ use std::slice;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::attempt::{FailedAttempt, Term};
-use super::claims::{Claims, NoTurn, WaitsFor};
+use super::claims::{ClaimRefused, Claims, WaitsFor};
 use super::decision::Decision;
 use super::give_up::{Crashed, HeldTooLong};
 use super::protection::Pass;
@@ -292,20 +292,20 @@ impl<P: RecordProcessor> Engine<P> {
         &self,
         record: &Record,
         mut state: Box<RetryState>,
-        no_turn: NoTurn,
+        no_turn: ClaimRefused,
         looks: u32,
     ) -> Step {
         match no_turn {
-            NoTurn::Completed => Step::Done(Ok(self.duplicate(record, state.attempts.calls()))),
-            NoTurn::Mismatch => {
+            ClaimRefused::Completed => Step::Done(Ok(self.duplicate(record, state.attempts.calls()))),
+            ClaimRefused::Mismatch => {
                 state.claim = None;
                 let failure = Failure::permanent(PayloadMismatch).with_scope(Scope::Record);
                 let failure = failure.with_code("payload_mismatch");
                 self.give_up(record, state, Reason::Permanent, failure)
             }
             // The key stays claimed until the letter is confirmed.
-            NoTurn::Crashes => Step::Later(RetryState::given_up(Some(state), Reason::CrashLoop)),
-            NoTurn::Wait(what, delay) => {
+            ClaimRefused::Crashes => Step::Later(RetryState::given_up(Some(state), Reason::CrashLoop)),
+            ClaimRefused::Wait(what, delay) => {
                 if what == WaitsFor::Claim {
                     self.protection
                         .observers

@@ -10,7 +10,7 @@ use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
 use crate::idempotency::Claim;
 use crate::protection::Backoff;
-use crate::protection::breaker::{Breaker, Round};
+use crate::protection::breaker::{CircuitBreaker, Round};
 use crate::record::Record;
 use crate::settlement::Unsettled;
 
@@ -52,7 +52,7 @@ pub(super) struct RetryState {
 /// The breaker that a record's failures count for.
 #[derive(Clone)]
 struct Failing {
-    breaker: Breaker,
+    breaker: CircuitBreaker,
     /// The successes there when the record failed first in this count of attempts.
     successes: u64,
 }
@@ -90,7 +90,7 @@ impl Hold {
         }
     }
 
-    pub(super) fn suspected(breaker: &Breaker) -> Self {
+    pub(super) fn suspected(breaker: &CircuitBreaker) -> Self {
         let successes = breaker.successes();
         Hold {
             cause: Cause::Suspicion { successes },
@@ -103,7 +103,7 @@ impl Hold {
     }
 
     /// Whether another record has succeeded since.
-    pub(super) fn is_over(&self, breaker: &Breaker) -> bool {
+    pub(super) fn is_over(&self, breaker: &CircuitBreaker) -> bool {
         match self.cause {
             Cause::Breaker => false,
             Cause::Suspicion { successes } => breaker.successes() > successes,
@@ -223,7 +223,7 @@ impl RetryState {
     }
 
     /// It has failed, and that counts for this breaker.
-    pub(super) fn meets(&mut self, breaker: Option<&Breaker>) {
+    pub(super) fn meets(&mut self, breaker: Option<&CircuitBreaker>) {
         let is_same = |failing: &Failing| breaker.is_some_and(|breaker| failing.breaker.is(breaker));
         if self.failing.as_ref().is_some_and(is_same) {
             return;
@@ -238,7 +238,7 @@ impl RetryState {
     }
 
     /// It is held, as an outage is suspected.
-    pub(super) fn suspect(&mut self, breaker: &Breaker) {
+    pub(super) fn suspect(&mut self, breaker: &CircuitBreaker) {
         self.hold = Some(Hold::suspected(breaker));
         self.held_since.get_or_insert_with(Instant::now);
     }
@@ -268,7 +268,7 @@ impl RetryState {
     }
 
     /// Whether others have succeeded at its breaker since it failed first in this count of attempts.
-    pub(super) fn have_others_succeeded(&self, breaker: &Breaker) -> bool {
+    pub(super) fn have_others_succeeded(&self, breaker: &CircuitBreaker) -> bool {
         let failing = self.failing.as_ref();
         failing.is_some_and(|failing| breaker.successes() > failing.successes)
     }

@@ -20,7 +20,7 @@ use crate::record::Record;
 #[derive(Debug, Clone)]
 pub struct Deaggregator {
     hash_keys: RangeInclusive<u128>,
-    out_of_range: OutOfRange,
+    out_of_range: OutOfRangePolicy,
     verify: bool,
     stamps: bool,
 }
@@ -31,7 +31,7 @@ pub struct Deaggregator {
 /// the right shard; other producers do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum OutOfRange {
+pub enum OutOfRangePolicy {
     /// They are delivered, and reported. With the KPL as the producer they may come twice.
     #[default]
     Deliver,
@@ -55,7 +55,7 @@ pub enum Expanded {
         /// How many of them belong to another shard.
         out_of_range: usize,
     },
-    /// An aggregated one that was not delivered: [`OutOfRange::Drop`].
+    /// An aggregated one that was not delivered: [`OutOfRangePolicy::Drop`].
     #[non_exhaustive]
     Dropped {
         /// The record as it came.
@@ -108,7 +108,7 @@ impl Deaggregator {
     pub const fn new() -> Self {
         Deaggregator {
             hash_keys: 0..=u128::MAX,
-            out_of_range: OutOfRange::Deliver,
+            out_of_range: OutOfRangePolicy::Deliver,
             verify: true,
             stamps: false,
         }
@@ -121,9 +121,9 @@ impl Deaggregator {
         self
     }
 
-    /// What happens to what is outside of them. Default: [`OutOfRange::Deliver`].
+    /// What happens to what is outside of them. Default: [`OutOfRangePolicy::Deliver`].
     #[must_use]
-    pub const fn out_of_range(mut self, policy: OutOfRange) -> Self {
+    pub const fn out_of_range_policy(mut self, policy: OutOfRangePolicy) -> Self {
         self.out_of_range = policy;
         self
     }
@@ -155,7 +155,9 @@ impl Deaggregator {
             return self.expand(record, into);
         }
         match self.pack(&record) {
-            Ok((records, out_of_range)) if out_of_range > 0 && self.out_of_range == OutOfRange::Drop => {
+            Ok((records, out_of_range))
+                if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop =>
+            {
                 Expanded::Dropped { record, records }
             }
             Ok((records, out_of_range)) => {
@@ -224,7 +226,7 @@ impl Deaggregator {
             // Without keys the stream has put it anywhere.
             _ => 0,
         };
-        if out_of_range > 0 && self.out_of_range == OutOfRange::Drop {
+        if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop {
             return Expanded::Dropped { record, records };
         }
         let aggregate = record.aggregate();

@@ -33,7 +33,7 @@ mod stamp;
 mod wire;
 
 pub use aggregator::{AggregateFull, Aggregated, Aggregator};
-pub use deaggregator::{DamagedAggregate, Deaggregator, Expanded, OutOfRange};
+pub use deaggregator::{DamagedAggregate, Deaggregator, Expanded, OutOfRangePolicy};
 pub(crate) use packed::Unpacking;
 
 #[cfg(any(feature = "kinesis", feature = "lambda"))]

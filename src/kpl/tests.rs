@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::wire::{Inner, MAGIC, Message, checksum, hash_key};
-use super::{Aggregator, DamagedAggregate, Deaggregator, Expanded, OutOfRange};
+use super::{Aggregator, DamagedAggregate, Deaggregator, Expanded, OutOfRangePolicy};
 use crate::record::Record;
 
 fn record(payload: impl Into<Bytes>) -> Record {
@@ -179,7 +179,10 @@ fn records_of_other_shards_are_counted_and_delivered_or_dropped_as_a_whole() {
             "{keys:?}: {expanded:?}"
         );
         assert_eq!(delivered.len(), 4);
-        let (expanded, delivered) = expand(&deaggregator.out_of_range(OutOfRange::Drop), payload.clone());
+        let (expanded, delivered) = expand(
+            &deaggregator.out_of_range_policy(OutOfRangePolicy::Drop),
+            payload.clone(),
+        );
         match outside {
             0 => assert_eq!(delivered.len(), 4),
             _ => {
@@ -356,7 +359,7 @@ mod packed {
             Deaggregator::new().hash_keys(0..=u128::MAX / 2),
             Deaggregator::new()
                 .hash_keys(0..=0)
-                .out_of_range(OutOfRange::Drop),
+                .out_of_range_policy(OutOfRangePolicy::Drop),
         ] {
             assert_same(&deaggregator, &payload);
         }

@@ -18,7 +18,7 @@ use crate::config::ConfigError;
 use crate::engine::{Resilient, ResilientBuilder};
 use crate::failure::BoxError;
 use crate::lambda_event::RawRecords;
-use crate::pipeline::{Ordering, Pipeline};
+use crate::pipeline::{Pipeline, RecordOrder};
 use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
 use crate::rfc3339;
@@ -167,7 +167,7 @@ impl<F: Fold> Windowed<F> {
                 "a window's state must have each of its records: leave the store out, Lambda hands the state on",
             ));
         }
-        let pipeline = Pipeline::new().ordering(Ordering::Shard);
+        let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
         Ok(Windowed {
             function: Function::new(resilient).pipeline(pipeline),
             turn: tokio::sync::Mutex::default(),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use crate::failure::Failure;
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 use crate::record::{Position, Record, SequenceNumber, ShardId};
 use crate::settlement::{Settled, Unsettled};
 
@@ -117,7 +117,7 @@ pub enum Event<'a> {
         after: Duration,
     },
     /// Most of what a shard settles becomes dead letters. It has stopped before the next one, and waits
-    /// for [`Guard::resume`](crate::Guard::resume).
+    /// for [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     #[non_exhaustive]
     DeadLetterGuardStopped {
         /// The record whose letter was next.
@@ -181,7 +181,7 @@ pub enum Event<'a> {
         /// The record.
         record: &'a Record,
         /// The letter's id.
-        id: LetterId,
+        id: DeadLetterId,
         /// Why the record was given up.
         reason: &'static str,
         /// The last error and its verdict.
@@ -300,7 +300,7 @@ pub enum Event<'a> {
     },
     /// Another process holds a shard. This one stands by, to take it when it is free.
     #[non_exhaustive]
-    ShardHeldElsewhere {
+    ShardLeasedElsewhere {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
@@ -504,17 +504,17 @@ pub enum Event<'a> {
         /// The record that everything waits for.
         oldest: &'a Record,
         /// How many records are read and not settled.
-        held: usize,
+        in_flight: usize,
     },
     /// How a shard stands: told every ten seconds, also while nothing is read.
     #[non_exhaustive]
-    ShardStands {
+    ShardStatus {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
         /// How many records are read and not settled.
-        held: usize,
+        in_flight: usize,
         /// How long ago the oldest of them arrived: nothing without one, or if that is not known.
         oldest: Option<Duration>,
         /// How long ago the shard came further, or was started.
@@ -600,7 +600,7 @@ impl std::fmt::Debug for Redacted<'_> {
 #[non_exhaustive]
 pub enum Bound {
     /// Records read and not settled.
-    Held,
+    InFlight,
     /// The distance from the watermark to the newest record read.
     Span,
     /// Payload bytes held by the process.
@@ -611,7 +611,7 @@ impl Bound {
     /// The name used in logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Bound::Held => "held",
+            Bound::InFlight => "in_flight",
             Bound::Span => "span",
             Bound::Bytes => "bytes",
         }

@@ -25,7 +25,7 @@ impl Event<'_> {
             | Event::Unsettled { .. } => Interest::FAILURES,
             Event::Settled { .. } => Interest::SETTLEMENTS,
             Event::AttemptEnded { .. } => Interest::ATTEMPTS,
-            Event::ShardStands { .. } => Interest::STANDING,
+            Event::ShardStatus { .. } => Interest::STANDING,
             Event::DeadLetterTargetWarning { .. }
             | Event::ConsumerStarted { .. }
             | Event::ConsumerStopped { .. }
@@ -36,7 +36,7 @@ impl Event<'_> {
             | Event::ShardFailed { .. }
             | Event::ShardHalted { .. }
             | Event::CheckpointUnreadable { .. }
-            | Event::ShardHeldElsewhere { .. }
+            | Event::ShardLeasedElsewhere { .. }
             | Event::LeaseNotRenewed { .. }
             | Event::LeaseLost { .. }
             | Event::ShardHandedOver { .. }

@@ -159,7 +159,7 @@ impl Observer for Log {
                     record,
                     letters,
                     settled,
-                    "shard stopped by the dead-letter guard: too many dead letters; call Guard::resume to continue"
+                    "shard stopped by the dead-letter guard: too many dead letters; call DeadLetterGuard::resume to continue"
                 );
             }
             Event::DeadLetterGuardResumed { record } => {
@@ -330,7 +330,7 @@ impl Observer for Log {
                 stream, %shard, error = full(*error),
                 "checkpoint unreadable; the shard waits until it is fixed or deleted"
             ),
-            Event::ShardHeldElsewhere { stream, shard, owner } => {
+            Event::ShardLeasedElsewhere { stream, shard, owner } => {
                 info!(stream, %shard, owner, "shard leased by another worker; standing by");
             }
             Event::LeaseNotRenewed {
@@ -452,7 +452,7 @@ impl Observer for Log {
                 );
             }
             // Not asked for: they are numbers.
-            Event::AttemptEnded { .. } | Event::ShardStands { .. } => {}
+            Event::AttemptEnded { .. } | Event::ShardStatus { .. } => {}
             Event::RecordExpiring { record, age, left } => of_record!(
                 error,
                 record,
@@ -473,12 +473,16 @@ impl Observer for Log {
             Event::CrashLoopOver { stream, shard } => {
                 info!(stream, %shard, "crash loop over: processing records concurrently again");
             }
-            Event::WindowFull { bound, oldest, held } => {
+            Event::WindowFull {
+                bound,
+                oldest,
+                in_flight,
+            } => {
                 of_record!(
                     warn,
                     oldest,
                     bound = bound.as_str(),
-                    held,
+                    in_flight,
                     "window full: the shard waits for its oldest unsettled record"
                 );
             }

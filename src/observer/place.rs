@@ -46,7 +46,7 @@ impl<'a> Event<'a> {
             | Event::ShardHalted { stream, shard, .. }
             | Event::ShardFailed { stream, shard, .. }
             | Event::CheckpointUnreadable { stream, shard, .. }
-            | Event::ShardHeldElsewhere { stream, shard, .. }
+            | Event::ShardLeasedElsewhere { stream, shard, .. }
             | Event::LeaseNotRenewed { stream, shard, .. }
             | Event::LeaseLost { stream, shard }
             | Event::ShardHandedOver { stream, shard }
@@ -58,7 +58,7 @@ impl<'a> Event<'a> {
             | Event::PositionRefused { stream, shard, .. }
             | Event::StreamRecreated { stream, shard, .. }
             | Event::FanOutUnavailable { stream, shard, .. }
-            | Event::ShardStands { stream, shard, .. }
+            | Event::ShardStatus { stream, shard, .. }
             | Event::CrashLoopSuspected { stream, shard, .. }
             | Event::CrashLoopOver { stream, shard }
             | Event::Checkpointed { stream, shard, .. }

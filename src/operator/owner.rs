@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{OperatorError, Shards, only};
-use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, Leases, ShardKey, Taken};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, ShardKey,
+};
 use crate::protection::Backoff;
 
 /// Between looks at a holder, at most.
@@ -82,14 +84,14 @@ impl Shards {
                 false => only(leases.take(std::slice::from_ref(key)).await)?,
             };
             match taken {
-                Taken::Held(checkpoint) => return Ok(checkpoint),
-                Taken::Missing => return Err(self.not_begun(key)),
+                LeaseOutcome::Leased(checkpoint) => return Ok(checkpoint),
+                LeaseOutcome::Missing => return Err(self.not_begun(key)),
                 // Nobody works on it: there is nobody to ask.
-                Taken::Ended => match leases.seize(key).await? {
-                    Taken::Held(checkpoint) => return Ok(checkpoint),
+                LeaseOutcome::Ended => match leases.seize(key).await? {
+                    LeaseOutcome::Leased(checkpoint) => return Ok(checkpoint),
                     _ => return Err(self.not_begun(key)),
                 },
-                Taken::Elsewhere { owner: other } => owner = other,
+                LeaseOutcome::Elsewhere { owner: other } => owner = other,
             }
             self.refuse_if_alive(key).await?;
         }

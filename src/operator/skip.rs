@@ -6,13 +6,13 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::{OperatorError, Shards};
-use crate::checkpoint::{Ahead, Checkpoint, ShardKey, Starts};
+use crate::checkpoint::{Checkpoint, CrashCount, SettledAhead, ShardKey};
 use crate::dead_letter::{
     DeadLetter, DeadLetterSink, Reason, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
 use crate::external::answer;
 use crate::failure::{Failure, Scope};
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 use crate::record::{Position, Record, ShardId};
 
 /// Why there is a letter of a record that was skipped.
@@ -43,7 +43,7 @@ pub struct Skip<'a> {
 #[non_exhaustive]
 pub struct Skipped {
     /// Their letters, in their order, and where those are.
-    pub letters: Vec<(LetterId, Receipt)>,
+    pub letters: Vec<(DeadLetterId, Receipt)>,
     /// Where the shard stands now.
     pub to: Checkpoint,
     /// What may lose letters later.
@@ -140,7 +140,7 @@ impl Skip<'_> {
         }
     }
 
-    async fn write(&self, sink: &dyn DeadLetterSink) -> Result<Vec<(LetterId, Receipt)>, OperatorError> {
+    async fn write(&self, sink: &dyn DeadLetterSink) -> Result<Vec<(DeadLetterId, Receipt)>, OperatorError> {
         let mut confirmed = Vec::with_capacity(self.records.len());
         for records in self.records.chunks(BATCH) {
             let letters: Vec<DeadLetter> = records.iter().map(|record| self.letter(record)).collect();
@@ -184,7 +184,7 @@ fn past(stands: &Checkpoint, skipped: &[Record]) -> Checkpoint {
     let position = last.position();
     let mut past = Checkpoint::at(position.clone());
     if let Some(ahead) = stands.ahead().filter(|ahead| !ahead.ends_at(last)) {
-        past = past.with_ahead(Ahead::builder(position.clone()).settled_as_before(Some(last), ahead));
+        past = past.with_ahead(SettledAhead::builder(position.clone()).settled_as_before(Some(last), ahead));
     }
     let arrival = last.arrival().and_then(|arrival| arrival.checked_sub(TICK));
     if let Some(time) = stands.read_until().max(arrival) {
@@ -192,7 +192,7 @@ fn past(stands: &Checkpoint, skipped: &[Record]) -> Checkpoint {
     }
     // Of another record: a crash with it in hand is still worth knowing.
     let in_hand = stands.starts().and_then(|starts| starts.in_hand.clone());
-    past.with_starts(Starts::new(0, in_hand.filter(|it| it.position > position)))
+    past.with_starts(CrashCount::new(0, in_hand.filter(|it| it.position > position)))
 }
 
 impl fmt::Debug for Skip<'_> {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Things that wait for their time.
-pub(crate) struct Delays<T> {
+pub(crate) struct BackoffQueue<T> {
     heap: BinaryHeap<Reverse<Delayed<T>>>,
     timer: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
@@ -23,9 +23,9 @@ struct Delayed<T> {
     item: T,
 }
 
-impl<T> Delays<T> {
+impl<T> BackoffQueue<T> {
     pub(crate) fn new() -> Self {
-        Delays {
+        BackoffQueue {
             heap: BinaryHeap::new(),
             timer: None,
             armed: None,
@@ -48,7 +48,7 @@ impl<T> Delays<T> {
         self.heap.drain().map(|Reverse(delayed)| delayed.item)
     }
 
-    /// Whether the timer is set to the earliest time: a [poll](Delays::poll_due) sets it.
+    /// Whether the timer is set to the earliest time: a [poll](BackoffQueue::poll_due) sets it.
     pub(crate) fn is_armed(&self) -> bool {
         self.heap
             .peek()
@@ -115,7 +115,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn things_come_back_in_the_order_of_their_times() {
         let start = Instant::now();
-        let mut delays = Delays::new();
+        let mut delays = BackoffQueue::new();
         for millis in [30, 10, 20, 10] {
             delays.push(start + Duration::from_millis(millis), millis);
         }
@@ -131,7 +131,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn of_those_for_one_time_the_first_to_come_goes_first() {
         let at = Instant::now() + Duration::from_millis(10);
-        let mut delays = Delays::new();
+        let mut delays = BackoffQueue::new();
         assert!(delays.is_empty());
         (0..9).for_each(|number| delays.push(at, number));
         assert!(!delays.is_empty());
@@ -147,7 +147,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_earlier_one_that_comes_later_is_not_late() {
         let start = Instant::now();
-        let mut delays = Delays::new();
+        let mut delays = BackoffQueue::new();
         delays.push(start + Duration::from_secs(60), "late");
         assert!(poll_fn(|cx| Poll::Ready(delays.poll_due(cx).is_pending())).await);
         delays.push(start + Duration::from_secs(1), "early");

@@ -4,11 +4,11 @@ use crate::dead_letter::Reason;
 use crate::record::Record;
 
 /// Asked before each handler call.
-pub(crate) trait Careful: Send + Sync {
+pub(crate) trait CallGate: Send + Sync {
     /// Ends with the attempt.
     type Turn: Send;
 
-    fn take(&self, record: &Record) -> impl Future<Output = Taken<Self::Turn>> + Send;
+    fn take(&self, record: &Record) -> impl Future<Output = Admission<Self::Turn>> + Send;
 
     /// Makes the call. `runs_elsewhere`: what the handler does is done on another thread.
     fn watch<F: Future + Send>(
@@ -22,8 +22,8 @@ pub(crate) trait Careful: Send + Sync {
 }
 
 /// What becomes of a record.
-pub(crate) enum Taken<T> {
-    Tries(T),
+pub(crate) enum Admission<T> {
+    Attempt(T),
     /// It becomes a dead letter.
     GivenUp(Reason),
     /// The shard has stopped while this record waited: it is released without an attempt.

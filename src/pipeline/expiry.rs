@@ -23,7 +23,7 @@ const TELL: f64 = 0.8;
 /// What becomes of a held record that the stream is about to drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum OnExpiring {
+pub enum ExpiryPolicy {
     /// It is held on. If nobody comes in time it is lost, which is reported.
     #[default]
     Hold,
@@ -36,7 +36,7 @@ pub enum OnExpiring {
 
 pub(super) struct Expiring {
     retention: Retention,
-    on_expiring: OnExpiring,
+    on_expiring: ExpiryPolicy,
     timer: Option<Pin<Box<Sleep>>>,
     told: Option<Instant>,
     /// The record that the shard waits for, and since when it is seen to.
@@ -50,7 +50,7 @@ impl Expiring {
             retention: pipeline.retention.clone(),
             on_expiring: match has_sink {
                 true => pipeline.on_expiring,
-                false => OnExpiring::Hold,
+                false => ExpiryPolicy::Hold,
             },
             timer: None,
             told: None,
@@ -60,7 +60,7 @@ impl Expiring {
 
     /// Whether a held record may become a dead letter before the stream drops it.
     pub(super) fn lets_expire(&self) -> bool {
-        self.on_expiring == OnExpiring::DeadLetter
+        self.on_expiring == ExpiryPolicy::DeadLetter
     }
 
     /// To be called in every turn. `may_begin`: neither a breaker nor the guard is against it.

@@ -11,7 +11,7 @@ use crate::record::Record;
 /// In which order the records of a shard are processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum Ordering {
+pub enum RecordOrder {
     /// One record after the other, as the shard has them. One failing record holds up all.
     Shard,
     /// One after the other within a partition key; keys beside each other.
@@ -36,14 +36,14 @@ pub(crate) enum Lanes {
 }
 
 impl Lanes {
-    pub(crate) fn new(ordering: Ordering) -> Self {
+    pub(crate) fn new(ordering: RecordOrder) -> Self {
         match ordering {
-            Ordering::Shard => Lanes::Shard(None),
-            Ordering::PartitionKey => Lanes::Keys {
+            RecordOrder::Shard => Lanes::Shard(None),
+            RecordOrder::PartitionKey => Lanes::Keys {
                 seed: RandomState::default(),
                 tails: HashMap::default(),
             },
-            Ordering::Unordered => Lanes::Unordered,
+            RecordOrder::Unordered => Lanes::Unordered,
         }
     }
 
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn records_of_one_key_wait_for_each_other_and_for_nobody_else() {
-        let mut lanes = Lanes::new(Ordering::PartitionKey);
+        let mut lanes = Lanes::new(RecordOrder::PartitionKey);
         let (a, b) = (lanes.of(&record(Some("a"))), lanes.of(&record(Some("b"))));
         assert_ne!(a, b);
         assert_eq!(lanes.enter(a, 0), None);
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn in_shard_order_every_record_waits_for_the_last() {
-        let mut lanes = Lanes::new(Ordering::Shard);
+        let mut lanes = Lanes::new(RecordOrder::Shard);
         assert_eq!(lanes.enter(lanes.of(&record(Some("a"))), 0), None);
         assert_eq!(lanes.enter(lanes.of(&record(Some("b"))), 1), Some(0));
         lanes.leave(0);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn without_order_nobody_waits() {
-        let mut lanes = Lanes::new(Ordering::Unordered);
+        let mut lanes = Lanes::new(RecordOrder::Unordered);
         assert_eq!(lanes.enter(0, 0), None);
         assert_eq!(lanes.enter(0, 1), None);
     }

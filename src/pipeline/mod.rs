@@ -1,6 +1,6 @@
 //! One shard: from batches of records to a watermark.
 //!
-//! Records enter in the shard's order, run beside each other as far as their [`Ordering`] allows, and
+//! Records enter in the shard's order, run beside each other as far as their [`RecordOrder`] allows, and
 //! settle in any order. What may be checkpointed is the watermark: the last position before which
 //! everything is settled.
 //!
@@ -42,10 +42,10 @@ mod unread;
 mod window;
 
 #[cfg(feature = "kinesis")]
-pub(crate) use call_gate::{Careful, Taken};
+pub(crate) use call_gate::{Admission, CallGate};
 pub use capacity::{Capacity, Reservation};
-pub use expiry::OnExpiring;
-pub use lanes::Ordering;
+pub use expiry::ExpiryPolicy;
+pub use lanes::RecordOrder;
 #[cfg(feature = "kinesis")]
 pub(crate) use payload_memory::OVERHEAD;
 pub use progress::{Progress, Published};
@@ -62,30 +62,30 @@ use crate::settlement::Halt;
 /// from elsewhere.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
-    ordering: Ordering,
-    held: usize,
+    ordering: RecordOrder,
+    in_flight: usize,
     span: usize,
     capacity: Capacity,
     drain: Duration,
     retention: Retention,
-    on_expiring: OnExpiring,
+    on_expiring: ExpiryPolicy,
     within: Option<Within>,
     /// Each handler call has one record, also that of a batch processor.
     one_by_one: bool,
 }
 
 impl Default for Pipeline {
-    /// [`Ordering::PartitionKey`], 4,096 records held, a span of 262,144, [`Capacity::default`], 20 s to
+    /// [`RecordOrder::PartitionKey`], 4,096 records held, a span of 262,144, [`Capacity::default`], 20 s to
     /// drain.
     fn default() -> Self {
         Pipeline {
-            ordering: Ordering::default(),
-            held: 4_096,
+            ordering: RecordOrder::default(),
+            in_flight: 4_096,
             span: 262_144,
             capacity: Capacity::default(),
             drain: Duration::from_secs(20),
             retention: Retention::default(),
-            on_expiring: OnExpiring::default(),
+            on_expiring: ExpiryPolicy::default(),
             within: None,
             one_by_one: false,
         }
@@ -98,17 +98,17 @@ impl Pipeline {
         Pipeline::default()
     }
 
-    /// In which order records are processed. Default: [`Ordering::PartitionKey`].
+    /// In which order records are processed. Default: [`RecordOrder::PartitionKey`].
     #[must_use]
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
+    pub fn ordering(mut self, ordering: RecordOrder) -> Self {
         self.ordering = ordering;
         self
     }
 
     /// The most records of a shard that are read and not settled, at least 1. Default: 4,096.
     #[must_use]
-    pub fn held(mut self, records: usize) -> Self {
-        self.held = records.max(1);
+    pub fn in_flight(mut self, records: usize) -> Self {
+        self.in_flight = records.max(1);
         self
     }
 
@@ -153,12 +153,12 @@ impl Pipeline {
     /// Whether a held record becomes a dead letter before the stream drops it.
     #[cfg(feature = "kinesis")]
     pub(crate) fn lets_expire(&self) -> bool {
-        self.on_expiring == OnExpiring::DeadLetter
+        self.on_expiring == ExpiryPolicy::DeadLetter
     }
 
-    /// What becomes of a held record that the stream is about to drop. Default: [`OnExpiring::Hold`].
+    /// What becomes of a held record that the stream is about to drop. Default: [`ExpiryPolicy::Hold`].
     #[must_use]
-    pub fn on_expiring(mut self, on_expiring: OnExpiring) -> Self {
+    pub fn expiry_policy(mut self, on_expiring: ExpiryPolicy) -> Self {
         self.on_expiring = on_expiring;
         self
     }
@@ -180,14 +180,14 @@ impl Pipeline {
 
     /// In which order records are processed.
     #[cfg(feature = "kinesis")]
-    pub(crate) fn order(&self) -> Ordering {
+    pub(crate) fn order(&self) -> RecordOrder {
         self.ordering
     }
 
     /// The most records of a shard that are read and not settled.
     #[cfg(feature = "kinesis")]
-    pub(crate) fn most_held(&self) -> usize {
-        self.held
+    pub(crate) fn most_in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// The bounds shared with others.
@@ -236,12 +236,12 @@ impl Pipeline {
 
     /// As [`run_from`](Pipeline::run_from), with one handler call at a time, which asks first.
     #[cfg(feature = "kinesis")]
-    pub(crate) async fn run_careful<P, S>(
+    pub(crate) async fn run_gated<P, S>(
         &self,
         resilient: &Resilient<P>,
         batches: S,
         from: Checkpoint,
-        (progress, careful): (&Progress, &impl Careful),
+        (progress, careful): (&Progress, &impl CallGate),
         shutdown: &CancellationToken,
     ) -> Result<Finished, Box<ShardHalted>>
     where
@@ -250,7 +250,7 @@ impl Pipeline {
     {
         let pipeline = self.clone().one_by_one();
         let beside = (progress, careful);
-        shard::run_careful(&pipeline, resilient, batches, from, beside, shutdown).await
+        shard::run_gated(&pipeline, resilient, batches, from, beside, shutdown).await
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn weight(record: &Record) -> usize {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub(super) struct PayloadMemory {
     shared: VecDeque<Buffer>,
     /// So many of the next records are in the newest of them.
     sharing: usize,
@@ -32,7 +32,7 @@ struct Buffer {
     bytes: usize,
 }
 
-impl Buffers {
+impl PayloadMemory {
     /// What the next record counts for, with those behind it in its batch and the ordinal that it would get.
     #[inline]
     pub(super) fn weigh(&mut self, record: &Record, behind: &[Record], ordinal: Ordinal) -> u32 {
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_freed_with_the_last_of_its_records() {
-        let mut buffers = Buffers::default();
+        let mut buffers = PayloadMemory::default();
         buffers.share(10, 3, 700);
         buffers.share(13, 2, 50);
         assert_eq!(buffers.settled(11, SHARED), OVERHEAD);
@@ -130,7 +130,7 @@ mod tests {
                 .build()
         };
         let records = [record(1, 0, 0), record(2, 0, 0), record(2, 1, 0), record(2, 2, 7)];
-        let mut buffers = Buffers::default();
+        let mut buffers = PayloadMemory::default();
         let mut weights = Vec::new();
         for (at, record) in records.iter().enumerate() {
             weights.push(buffers.weigh(record, &records[at + 1..], at as Ordinal));
@@ -147,7 +147,7 @@ mod tests {
     /// A restart reads again what is settled already: such records have no ordinal.
     #[test]
     fn records_that_are_passed_free_it_as_well() {
-        let mut buffers = Buffers::default();
+        let mut buffers = PayloadMemory::default();
         buffers.share(0, 3, 700);
         assert_eq!(buffers.passed(SHARED), OVERHEAD);
         assert_eq!(buffers.passed(SHARED), OVERHEAD);

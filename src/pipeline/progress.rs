@@ -26,7 +26,7 @@ pub struct Progress {
     ended: AtomicBool,
     stopped: AtomicBool,
     stuck: AtomicU8,
-    held: AtomicUsize,
+    in_flight: AtomicUsize,
     /// When the oldest that is not settled arrived, in milliseconds since 1970; 0 without one.
     oldest: AtomicU64,
     latest: watch::Sender<Option<Published>>,
@@ -66,7 +66,7 @@ impl Progress {
             ended: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             stuck: AtomicU8::new(0),
-            held: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
             oldest: AtomicU64::new(0),
             latest: watch::Sender::new(None),
             settled: Arc::default(),
@@ -129,7 +129,7 @@ impl Progress {
     }
 
     /// Whether the dead-letter guard has stopped the shard, which waits for
-    /// [`Guard::resume`](crate::Guard::resume).
+    /// [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
@@ -137,7 +137,7 @@ impl Progress {
     /// The bound behind which the shard has waited for the same record for some time, if it does.
     pub fn stuck(&self) -> Option<Bound> {
         match self.stuck.load(Ordering::Relaxed) {
-            1 => Some(Bound::Held),
+            1 => Some(Bound::InFlight),
             2 => Some(Bound::Span),
             3 => Some(Bound::Bytes),
             _ => None,
@@ -145,8 +145,8 @@ impl Progress {
     }
 
     /// How many records are read and not settled.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// When the oldest of them arrived in the stream.
@@ -159,8 +159,8 @@ impl Progress {
         &self.settled
     }
 
-    pub(super) fn set_held(&self, held: usize, oldest: Option<&Record>) {
-        self.held.store(held, Ordering::Relaxed);
+    pub(super) fn set_in_flight(&self, in_flight: usize, oldest: Option<&Record>) {
+        self.in_flight.store(in_flight, Ordering::Relaxed);
         let since = oldest.and_then(|oldest| oldest.arrival()?.duration_since(UNIX_EPOCH).ok());
         let millis = since.map_or(0, |since| since.as_millis() as u64);
         self.oldest.store(millis, Ordering::Relaxed);
@@ -173,7 +173,7 @@ impl Progress {
     pub(super) fn set_stuck(&self, bound: Option<Bound>) {
         let stuck = match bound {
             None => 0,
-            Some(Bound::Held) => 1,
+            Some(Bound::InFlight) => 1,
             Some(Bound::Span) => 2,
             Some(Bound::Bytes) => 3,
         };

@@ -15,13 +15,13 @@ pub(super) enum Next {
 /// turns, so that neither keeps the other out: not when there is much to do, and not when a breaker lets
 /// only a few of them through.
 #[derive(Default)]
-pub(super) struct Ready {
+pub(super) struct RunQueue {
     first: VecDeque<Ordinal>,
     again: VecDeque<Box<Group>>,
     again_is_next: bool,
 }
 
-impl Ready {
+impl RunQueue {
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.first.is_empty() && self.again.is_empty()

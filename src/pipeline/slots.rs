@@ -110,7 +110,7 @@ impl<F: Future, T> Slots<F, T> {
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            // Taken before the polls: a place that is woken during them has its turn in the next round,
+            // LeaseOutcome before the polls: a place that is woken during them has its turn in the next round,
             // so one that always wakes itself starves nobody.
             let mut bits = word.swap(0, Ordering::Acquire);
             while bits != 0 {

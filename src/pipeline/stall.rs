@@ -15,13 +15,13 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
-pub(super) struct Fullness {
+pub(super) struct StallDetector {
     oldest: Option<Ordinal>,
     stuck: Option<Bound>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Fullness {
+impl StallDetector {
     /// To be called in every turn, with the bound that stops the reading, if one does. The one behind which the shard
     /// is stuck.
     pub(super) fn observe(
@@ -46,7 +46,7 @@ impl Fullness {
                 observers.tell(&Event::WindowFull {
                     bound,
                     oldest,
-                    held: window.held(),
+                    in_flight: window.in_flight(),
                 });
             }
             timer.as_mut().reset(Instant::now() + REPEAT_AFTER);

@@ -14,15 +14,15 @@ const STRIDES: usize = 64;
 
 /// What a turn has left to do. Short turns look at no clock.
 #[derive(Debug)]
-pub(super) struct Work {
+pub(super) struct TurnBudget {
     left: usize,
     strides: usize,
     since: Option<Instant>,
 }
 
-impl Work {
+impl TurnBudget {
     pub(super) fn new() -> Self {
-        Work {
+        TurnBudget {
             left: STRIDE,
             strides: STRIDES,
             since: None,
@@ -58,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    fn turn(work: &mut Work) -> usize {
+    fn turn(work: &mut TurnBudget) -> usize {
         let mut count = 0;
         while !work.is_used_up() {
             work.did(1);
@@ -69,9 +69,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_ends_soon_where_records_take_their_time_and_late_where_they_do_not() {
-        assert_eq!(turn(&mut Work::new()), STRIDE * STRIDES);
+        assert_eq!(turn(&mut TurnBudget::new()), STRIDE * STRIDES);
 
-        let mut slow = Work::new();
+        let mut slow = TurnBudget::new();
         slow.did(STRIDE);
         assert!(!slow.is_used_up());
         advance(TURN).await;

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::checkpoint::{Ahead, Checkpoint};
+use crate::checkpoint::{Checkpoint, SettledAhead};
 use crate::record::{Position, Record};
 use crate::sabotage::Sabotage;
 use crate::settlement::Settled;
@@ -21,7 +21,7 @@ pub(crate) struct Window {
     /// The ordinal of the ring's front, which is unsettled whenever there is one.
     base: Ordinal,
     ring: VecDeque<Entry>,
-    held: usize,
+    in_flight: usize,
     watermark: Position,
     /// The last record of the settled run at the front; the watermark is made of it when asked for.
     passed: Option<Record>,
@@ -69,7 +69,7 @@ impl Window {
         Window {
             base: 0,
             ring: VecDeque::new(),
-            held: 0,
+            in_flight: 0,
             watermark: from.position().clone(),
             passed: None,
             earlier: Some(from),
@@ -118,7 +118,7 @@ impl Window {
             settled: false,
             taken: false,
         });
-        self.held += 1;
+        self.in_flight += 1;
         ordinal
     }
 
@@ -174,7 +174,7 @@ impl Window {
             next: (entry.next != NONE).then_some(entry.next),
             bytes: entry.bytes,
         };
-        self.held -= 1;
+        self.in_flight -= 1;
         if index == 0 {
             self.advance();
         } else {
@@ -219,8 +219,8 @@ impl Window {
 
     /// Records read and not settled.
     #[inline]
-    pub(crate) fn held(&self) -> usize {
-        self.held
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// The distance from the watermark to the newest record.
@@ -261,7 +261,7 @@ impl Window {
         }
     }
 
-    fn ahead(&self) -> Option<Ahead> {
+    fn ahead(&self) -> Option<SettledAhead> {
         // What an earlier run settled and this one has not read yet must not be forgotten: a checkpoint
         // of this run takes the place of the one that knew it.
         let before = self.earlier.as_ref().and_then(Checkpoint::ahead);
@@ -270,7 +270,7 @@ impl Window {
             Some(_) => self.ring.len(),
             None => self.ring.iter().rposition(|entry| entry.settled)?,
         };
-        let mut builder = Ahead::builder(self.watermark.clone());
+        let mut builder = SettledAhead::builder(self.watermark.clone());
         let mut hole: Option<(&Record, &Record)> = None;
         for entry in self.ring.range(..end) {
             match (&entry.record, entry.settled) {

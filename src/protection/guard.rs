@@ -13,25 +13,25 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::ConfigError;
-use crate::protection::sliding_window::{Growth, Recent, Tally};
+use crate::protection::sliding_window::{SlidingWindow, SuccessCounter, WindowedGrowth};
 use crate::record::{Record, ShardId};
 
 /// The dead-letter guard. On by default in every [`Resilient`](crate::Resilient).
 ///
 /// A shard stops before the next letter when more than half of at least 100 records that it settled
-/// within a minute became dead letters. [`resume`](Guard::resume) lets it go on. A clone is the same
+/// within a minute became dead letters. [`resume`](DeadLetterGuard::resume) lets it go on. A clone is the same
 /// guard.
 #[derive(Clone)]
-pub struct Guard(Arc<Shared>);
+pub struct DeadLetterGuard(Arc<Shared>);
 
 struct Shared {
     share: f64,
     records: u64,
     window: Duration,
-    /// The shards that wait now. [`Guard::resume`] counts under this lock, so that no shard enters the list by an
+    /// The shards that wait now. [`DeadLetterGuard::resume`] counts under this lock, so that no shard enters the list by an
     /// older count.
     stopped: Mutex<Vec<StoppedShard>>,
-    /// The number of calls of [`Guard::resume`].
+    /// The number of calls of [`DeadLetterGuard::resume`].
     resumptions: AtomicU64,
     resumed: Notify,
 }
@@ -50,13 +50,13 @@ pub struct StoppedShard {
     pub settled: u64,
 }
 
-impl Default for Guard {
+impl Default for DeadLetterGuard {
     fn default() -> Self {
-        Guard::of(0.5, 100, Duration::from_secs(60))
+        DeadLetterGuard::of(0.5, 100, Duration::from_secs(60))
     }
 }
 
-impl Guard {
+impl DeadLetterGuard {
     /// Stops a shard when more than this share (0.5 is half) of at least so many records that it settled
     /// within the window became dead letters.
     pub fn new(share: f64, records: u64, window: Duration) -> Result<Self, ConfigError> {
@@ -69,11 +69,11 @@ impl Guard {
         if records == 0 || window.is_zero() {
             return wrong("it needs records and a window to judge by");
         }
-        Ok(Guard::of(share, records, window))
+        Ok(DeadLetterGuard::of(share, records, window))
     }
 
     fn of(share: f64, records: u64, window: Duration) -> Self {
-        Guard(Arc::new(Shared {
+        DeadLetterGuard(Arc::new(Shared {
             share,
             records,
             window,
@@ -83,7 +83,7 @@ impl Guard {
         }))
     }
 
-    /// The shards that wait for [`resume`](Guard::resume).
+    /// The shards that wait for [`resume`](DeadLetterGuard::resume).
     pub fn state(&self) -> Vec<StoppedShard> {
         self.0
             .stopped
@@ -103,12 +103,12 @@ impl Guard {
     }
 
     /// Begins to watch a shard, whose successes are counted there.
-    pub(crate) fn watch(&self, tally: Arc<Tally>) -> Watch {
+    pub(crate) fn watch(&self, tally: Arc<SuccessCounter>) -> Watch {
         Watch {
             stopped_at: AtomicU64::new(RUNS),
             counts: Mutex::new(Counts {
-                letters: Recent::new(self.0.window),
-                successes: Growth::new(self.0.window),
+                letters: SlidingWindow::new(self.0.window),
+                successes: WindowedGrowth::new(self.0.window),
                 resumed: self.0.resumptions.load(Ordering::Acquire),
                 stopped: None,
                 unreported: None,
@@ -132,9 +132,9 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Guard {
+impl fmt::Debug for DeadLetterGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard")
+        f.debug_struct("DeadLetterGuard")
             .field("share", &self.0.share)
             .field("records", &self.0.records)
             .field("window", &self.0.window)
@@ -152,13 +152,13 @@ pub(crate) struct Watch {
     /// letter still waits there to ask.
     stopped_at: AtomicU64,
     counts: Mutex<Counts>,
-    tally: Arc<Tally>,
-    guard: Guard,
+    tally: Arc<SuccessCounter>,
+    guard: DeadLetterGuard,
 }
 
 struct Counts {
-    letters: Recent,
-    successes: Growth,
+    letters: SlidingWindow,
+    successes: WindowedGrowth,
     resumed: u64,
     stopped: Option<StoppedShard>,
     /// The record before which the shard stopped, as long as the resumption is not reported.
@@ -236,7 +236,7 @@ impl Watch {
         counts.unreported.take()
     }
 
-    /// Returns when [`Guard::resume`] was called after this call.
+    /// Returns when [`DeadLetterGuard::resume`] was called after this call.
     pub(crate) fn resumed(&self) -> impl Future<Output = ()> + Send + '_ {
         self.guard.0.resumed.notified()
     }
@@ -267,8 +267,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_shard_of_failures_stops_after_100_letters_and_again_after_100_more() {
-        let guard = Guard::default();
-        let watch = guard.watch(Arc::new(Tally::default()));
+        let guard = DeadLetterGuard::default();
+        let watch = guard.watch(Arc::new(SuccessCounter::default()));
         assert_eq!(granted(&watch, 1_000), 100);
         assert!(watch.is_stopped());
         assert_eq!(watch.ask(&record()), Permission::Waits);
@@ -286,8 +286,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn half_dead_letters_are_let_through_and_more_are_not() {
-        let tally = Arc::new(Tally::default());
-        let guard = Guard::default();
+        let tally = Arc::new(SuccessCounter::default());
+        let guard = DeadLetterGuard::default();
         let watch = guard.watch(tally.clone());
         for _ in 0..1_000 {
             tally.add();
@@ -298,8 +298,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_trickle_of_dead_letters_is_no_flood() {
-        let guard = Guard::default();
-        let watch = guard.watch(Arc::new(Tally::default()));
+        let guard = DeadLetterGuard::default();
+        let watch = guard.watch(Arc::new(SuccessCounter::default()));
         for _ in 0..1_000 {
             assert_eq!(watch.ask(&record()), Permission::Granted);
             tokio::time::advance(Duration::from_secs(1)).await;

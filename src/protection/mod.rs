@@ -5,6 +5,6 @@ pub(crate) mod guard;
 pub(crate) mod retry;
 pub(crate) mod sliding_window;
 
-pub use breaker::{Breaker, BreakerBuilder, BreakerState};
-pub use guard::{Guard, StoppedShard};
+pub use breaker::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerState};
+pub use guard::{DeadLetterGuard, StoppedShard};
 pub use retry::{Backoff, Jitter, RetryBudget, RetryPolicy};

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 /// The successes of one run of a shard. Each has its own, so that shards share no cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(crate) struct Tally {
+pub(crate) struct SuccessCounter {
     count: AtomicU64,
     /// Of those, the ones that were not the first of their batch.
     in_batches: AtomicU64,
     ended: AtomicBool,
 }
 
-impl Tally {
+impl SuccessCounter {
     #[inline]
     pub(crate) fn add(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -49,13 +49,13 @@ impl Tally {
 
 /// The successful calls of all runs that share something.
 #[derive(Debug, Default)]
-pub(crate) struct Tallies {
-    running: Vec<Arc<Tally>>,
+pub(crate) struct SuccessCounters {
+    running: Vec<Arc<SuccessCounter>>,
     ended: u64,
 }
 
-impl Tallies {
-    pub(crate) fn enlist(&mut self, tally: Arc<Tally>) {
+impl SuccessCounters {
+    pub(crate) fn enlist(&mut self, tally: Arc<SuccessCounter>) {
         self.total();
         self.running.push(tally);
     }
@@ -78,16 +78,16 @@ const BUCKETS: u64 = 10;
 
 /// What happened lately, in tenths of a window.
 #[derive(Debug)]
-pub(crate) struct Recent {
+pub(crate) struct SlidingWindow {
     bucket: Duration,
     origin: Option<Instant>,
     newest: u64,
     counts: [u64; BUCKETS as usize],
 }
 
-impl Recent {
+impl SlidingWindow {
     pub(crate) fn new(window: Duration) -> Self {
-        Recent {
+        SlidingWindow {
             bucket: (window / BUCKETS as u32).max(Duration::from_nanos(1)),
             origin: None,
             newest: 0,
@@ -140,16 +140,16 @@ impl Recent {
 
 /// A growing total, seen as what it grew by lately.
 #[derive(Debug)]
-pub(crate) struct Growth {
-    recent: Recent,
+pub(crate) struct WindowedGrowth {
+    recent: SlidingWindow,
     total: u64,
     at: Option<Instant>,
 }
 
-impl Growth {
+impl WindowedGrowth {
     pub(crate) fn new(window: Duration) -> Self {
-        Growth {
-            recent: Recent::new(window),
+        WindowedGrowth {
+            recent: SlidingWindow::new(window),
             total: 0,
             at: None,
         }
@@ -182,8 +182,11 @@ mod tests {
 
     #[test]
     fn a_run_that_has_ended_still_counts() {
-        let (first, second) = (Arc::new(Tally::default()), Arc::new(Tally::default()));
-        let mut tallies = Tallies::default();
+        let (first, second) = (
+            Arc::new(SuccessCounter::default()),
+            Arc::new(SuccessCounter::default()),
+        );
+        let mut tallies = SuccessCounters::default();
         tallies.enlist(first.clone());
         tallies.enlist(second.clone());
         first.add();
@@ -201,7 +204,7 @@ mod tests {
     fn only_the_window_counts() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let mut recent = Recent::new(Duration::from_secs(10));
+        let mut recent = SlidingWindow::new(Duration::from_secs(10));
         recent.add(at(0), 5);
         recent.add(at(4), 3);
         assert_eq!(recent.sum(at(9)), 8);
@@ -215,7 +218,7 @@ mod tests {
     fn what_happened_since_the_last_look_is_spread_over_the_time_since() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let mut recent = Recent::new(Duration::from_secs(10));
+        let mut recent = SlidingWindow::new(Duration::from_secs(10));
         recent.add(at(0), 0);
         recent.add_since(Some(at(0)), at(2), 300);
         assert_eq!(
@@ -223,7 +226,7 @@ mod tests {
             [300, 300, 300, 200, 100, 0]
         );
         // Without a last look, over the whole window.
-        let mut recent = Recent::new(Duration::from_secs(10));
+        let mut recent = SlidingWindow::new(Duration::from_secs(10));
         recent.add_since(None, at(0), 1_000);
         assert_eq!([0, 5, 9].map(|secs| recent.sum(at(secs))), [1_000, 500, 100]);
     }
@@ -231,7 +234,7 @@ mod tests {
     #[test]
     fn a_restart_forgets_what_was() {
         let now = Instant::now();
-        let mut growth = Growth::new(Duration::from_secs(10));
+        let mut growth = WindowedGrowth::new(Duration::from_secs(10));
         growth.observe(now, 50);
         growth.restart(now, 60);
         assert_eq!(growth.sum(now), 0);
@@ -242,7 +245,7 @@ mod tests {
     #[test]
     fn what_happened_over_an_hour_counts_for_its_last_seconds_only() {
         let start = Instant::now();
-        let mut growth = Growth::new(Duration::from_secs(10));
+        let mut growth = WindowedGrowth::new(Duration::from_secs(10));
         assert_eq!(growth.observe(start, 0), 0);
         let later = start + Duration::from_secs(3_600);
         assert_eq!(growth.observe(later, 36_010), 36_010);

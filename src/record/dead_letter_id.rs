@@ -12,12 +12,12 @@ use crate::digest::Digest;
 /// a reader can drop what it has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct LetterId(Digest);
+pub struct DeadLetterId(Digest);
 
-impl LetterId {
+impl DeadLetterId {
     /// The id with this digest.
     pub const fn new(digest: [u8; 32]) -> Self {
-        LetterId(Digest(digest))
+        DeadLetterId(Digest(digest))
     }
 
     /// The digest.
@@ -29,37 +29,39 @@ impl LetterId {
 /// A text that is no letter id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a letter id (64 hex digits)")]
-pub struct InvalidLetterId;
+pub struct InvalidDeadLetterId;
 
-impl FromStr for LetterId {
-    type Err = InvalidLetterId;
+impl FromStr for DeadLetterId {
+    type Err = InvalidDeadLetterId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Digest::from_hex(text).map(LetterId).ok_or(InvalidLetterId)
+        Digest::from_hex(text)
+            .map(DeadLetterId)
+            .ok_or(InvalidDeadLetterId)
     }
 }
 
-impl TryFrom<String> for LetterId {
-    type Error = InvalidLetterId;
+impl TryFrom<String> for DeadLetterId {
+    type Error = InvalidDeadLetterId;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
     }
 }
 
-impl From<LetterId> for String {
-    fn from(id: LetterId) -> Self {
+impl From<DeadLetterId> for String {
+    fn from(id: DeadLetterId) -> Self {
         id.to_string()
     }
 }
 
-impl fmt::Display for LetterId {
+impl fmt::Display for DeadLetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
 }
 
-impl fmt::Debug for LetterId {
+impl fmt::Debug for DeadLetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -71,9 +73,9 @@ mod tests {
 
     #[test]
     fn a_letter_id_reads_back_from_its_text() {
-        let id = LetterId::new(std::array::from_fn(|i| (i * 7) as u8));
+        let id = DeadLetterId::new(std::array::from_fn(|i| (i * 7) as u8));
         assert_eq!(id.to_string().parse(), Ok(id));
-        assert_eq!("xyz".parse::<LetterId>(), Err(InvalidLetterId));
-        assert_eq!("é".repeat(32).parse::<LetterId>(), Err(InvalidLetterId));
+        assert_eq!("xyz".parse::<DeadLetterId>(), Err(InvalidDeadLetterId));
+        assert_eq!("é".repeat(32).parse::<DeadLetterId>(), Err(InvalidDeadLetterId));
     }
 }

@@ -14,7 +14,7 @@ mod redriven;
 mod sequence_number;
 mod text;
 
-pub use dead_letter_id::{InvalidLetterId, LetterId};
+pub use dead_letter_id::{DeadLetterId, InvalidDeadLetterId};
 pub use position::Position;
 pub use redriven::Redriven;
 pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};
@@ -63,7 +63,7 @@ pub(crate) struct Source {
 }
 
 impl Record {
-    /// Starts a record of `stream` (its name, not its ARN) at this place of `shard`.
+    /// CrashCount a record of `stream` (its name, not its ARN) at this place of `shard`.
     pub fn builder(
         stream: impl Into<Arc<str>>,
         shard: ShardId,

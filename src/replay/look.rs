@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::source::{DeadLetterSource, Rest, SourceError};
+use super::source::{DeadLetterSource, Remaining, SourceError};
 use crate::dead_letter::{DeadLetter, DecodeError};
 
 /// Reads a source's messages until its end, or until `each` has seen enough; what it holds and has not given. Nothing is
@@ -10,7 +10,7 @@ use crate::dead_letter::{DeadLetter, DecodeError};
 pub async fn look(
     source: &mut dyn DeadLetterSource,
     mut each: impl FnMut(&str, Result<DeadLetter, DecodeError>) -> ControlFlow<()> + Send,
-) -> Result<Rest, SourceError> {
+) -> Result<Remaining, SourceError> {
     let looked = async {
         loop {
             let page = source.read().await?;
@@ -19,7 +19,7 @@ pub async fn look(
             }
             for message in page {
                 if each(&message.place, DeadLetter::decode(&message.body)).is_break() {
-                    return Ok(Rest::default());
+                    return Ok(Remaining::default());
                 }
             }
         }

@@ -12,7 +12,7 @@
 //! let letters = source::Sqs::new(sqs, "https://sqs.eu-west-1.amazonaws.com/111122223333/orders-dlq");
 //! let report = Replay::new(letters)
 //!     .ledger(ledger::Redb::open("replay.redb")?)
-//!     .only(Filter::new().reason(Reason::AttemptsExhausted))
+//!     .filter(Filter::new().reason(Reason::AttemptsExhausted))
 //!     .rate(50.0)
 //!     .into_stream(Stream::new(kinesis, "orders"), std::future::pending())
 //!     .await?;
@@ -30,7 +30,7 @@
 //! - A letter is removed from its source, or noted as done, only once what became of it is confirmed: put into the stream,
 //!   processed, or a letter again. Interrupted at any point and started again, a replay loses nothing.
 //! - What it repeats then is what was begun and not noted as done, at most a batch (500 letters): each is counted
-//!   ([`Report::maybe_again`]).
+//!   ([`Report::possibly_repeated`]).
 //! - Records of one partition key are driven again one after the other, in the order of their letters, where the source
 //!   [keeps it](DeadLetterSource::keeps_order).
 //! - What is no letter stays where it is, and so does a letter that cannot be read; the rest goes on.
@@ -81,8 +81,8 @@ pub use look::look;
 pub use rehydrate::Rehydrate;
 #[cfg(feature = "kinesis")]
 pub use rehydrate::on_failure::{InvalidOnFailure, OnFailure};
-pub use report::{Outcome, Report, Said};
-pub use source::{DeadLetterSource, Rest, SourceError};
+pub use report::{Outcome, Progress, Report};
+pub use source::{DeadLetterSource, Remaining, SourceError};
 #[cfg(feature = "kinesis")]
 pub use target::stream::Stream;
 
@@ -98,11 +98,11 @@ use target::{Sink, Target};
 /// | setting | default |
 /// |---|---|
 /// | [`ledger`](Replay::ledger) | none: must be given, [`ledger::Memory`] by name |
-/// | [`only`](Replay::only) | all letters |
+/// | [`filter`](Replay::filter) | all letters |
 /// | [`rate`](Replay::rate) | 100 letters a second |
 /// | [`max_redrives`](Replay::max_redrives) | 3 |
 /// | [`dry_run`](Replay::dry_run) | off |
-/// | [`again`](Replay::again) | off |
+/// | [`ignore_ledger`](Replay::ignore_ledger) | off |
 /// | [`limit`](Replay::limit) | all letters |
 #[must_use]
 pub struct Replay {
@@ -113,7 +113,7 @@ pub struct Replay {
     rate: f64,
     max_redrives: u32,
     dry_run: bool,
-    again: bool,
+    ignore_ledger: bool,
     limit: Option<u64>,
     completed: Option<Idempotency>,
     #[cfg(feature = "s3")]
@@ -122,7 +122,7 @@ pub struct Replay {
 }
 
 /// Hears of each letter, and how the whole stands.
-type Heard = dyn FnMut(&Said<'_>, &Report) + Send + Sync;
+type Heard = dyn FnMut(&Progress<'_>, &Report) + Send + Sync;
 
 impl Replay {
     /// Of the letters of this source.
@@ -135,7 +135,7 @@ impl Replay {
             rate: 100.0,
             max_redrives: 3,
             dry_run: false,
-            again: false,
+            ignore_ledger: false,
             limit: None,
             completed: None,
             #[cfg(feature = "s3")]
@@ -158,7 +158,7 @@ impl Replay {
     }
 
     /// Only the letters that this matches; the others stay as they are.
-    pub fn only(mut self, filter: Filter) -> Self {
+    pub fn filter(mut self, filter: Filter) -> Self {
         self.filter = filter;
         self
     }
@@ -182,8 +182,8 @@ impl Replay {
     }
 
     /// Also letters that the ledger knows as done.
-    pub fn again(mut self, on: bool) -> Self {
-        self.again = on;
+    pub fn ignore_ledger(mut self, on: bool) -> Self {
+        self.ignore_ledger = on;
         self
     }
 
@@ -211,7 +211,7 @@ impl Replay {
     }
 
     /// Hears of each letter what became of it, and how all stands. (While it does, nothing else happens.)
-    pub fn on_each(mut self, heard: impl FnMut(&Said<'_>, &Report) + Send + Sync + 'static) -> Self {
+    pub fn on_progress(mut self, heard: impl FnMut(&Progress<'_>, &Report) + Send + Sync + 'static) -> Self {
         self.heard = Some(Box::new(heard));
         self
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::report::Outcome;
 use super::source::Message;
 use crate::dead_letter::DeadLetter;
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 
 /// A message and what was found in it.
 pub(super) struct Opened {
@@ -22,22 +22,22 @@ pub(super) struct Opening {
 /// A copy is done if the one that was chosen is.
 pub(super) fn settle_copies(opened: &mut [Opened]) {
     let openings = || opened.iter().flat_map(|opened| &opened.letters);
-    let is_copy = |opening: &&Opening| matches!(opening.outcome, Some(Outcome::Copy));
+    let is_copy = |opening: &&Opening| matches!(opening.outcome, Some(Outcome::DuplicateCopy));
     if openings().filter(is_copy).count() == 0 {
         return;
     }
-    let done: HashSet<LetterId> = openings()
+    let done: HashSet<DeadLetterId> = openings()
         .filter(|opening| {
             let outcome = opening.outcome.as_ref();
-            outcome.is_some_and(|outcome| outcome.is_done() || matches!(outcome, Outcome::Would))
+            outcome.is_some_and(|outcome| outcome.is_done() || matches!(outcome, Outcome::DryRun))
         })
         .filter_map(|opening| Some(opening.letter.as_ref()?.id))
         .collect();
     for opening in opened.iter_mut().flat_map(|opened| &mut opened.letters) {
-        if let (Some(letter), Some(Outcome::Copy)) = (&opening.letter, &opening.outcome) {
+        if let (Some(letter), Some(Outcome::DuplicateCopy)) = (&opening.letter, &opening.outcome) {
             opening.outcome = Some(match done.contains(&letter.id) {
-                true => Outcome::Already,
-                false => Outcome::Copy,
+                true => Outcome::AlreadyReplayed,
+                false => Outcome::DuplicateCopy,
             });
         }
     }

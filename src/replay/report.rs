@@ -4,10 +4,10 @@ use std::fmt;
 
 use crate::dead_letter::{DeadLetter, DecodeError, SinkError};
 use crate::failure::BoxError;
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 use crate::settlement::Unsettled;
 
-use super::source::Rest;
+use super::source::Remaining;
 
 /// What became of one letter.
 #[derive(Debug)]
@@ -16,16 +16,16 @@ pub enum Outcome {
     /// It is confirmed: put into the stream, processed, written to the sink.
     Replayed {
         /// It may have been before, by a run that was interrupted in the middle of it.
-        maybe_again: bool,
+        possibly_repeated: bool,
     },
     /// The idempotency store knew its record as processed.
     Duplicate,
     /// Its record failed again, and is in the dead-letter queue under this id.
-    DeadLettered(LetterId),
+    DeadLettered(DeadLetterId),
     /// It is done: by an earlier run, or this one has met another copy of it.
-    Already,
+    AlreadyReplayed,
     /// It would be driven again, were this not a [dry run](super::Replay::dry_run).
-    Would,
+    DryRun,
     /// The filter does not match it.
     NotMatched,
     /// It is no dead letter of redrive's.
@@ -37,7 +37,7 @@ pub enum Outcome {
     /// Something was taken out before it was written: it is not what was put into the stream.
     Redacted,
     /// It was driven again as often as is allowed.
-    TooOften {
+    RedriveLimit {
         /// So many times.
         count: u32,
     },
@@ -54,9 +54,9 @@ pub enum Outcome {
     /// The run ended before it.
     Unsettled(Unsettled),
     /// Another copy of it was not done.
-    Copy,
+    DuplicateCopy,
     /// Not tried, as one of its partition key ahead of it was not done.
-    Behind,
+    Blocked,
 }
 
 impl Outcome {
@@ -67,7 +67,7 @@ impl Outcome {
             Outcome::Replayed { .. }
                 | Outcome::Duplicate
                 | Outcome::DeadLettered(_)
-                | Outcome::Already
+                | Outcome::AlreadyReplayed
                 | Outcome::Completed
         )
     }
@@ -80,7 +80,7 @@ impl Outcome {
                 | Outcome::Unreadable(_)
                 | Outcome::Damaged(_)
                 | Outcome::Redacted
-                | Outcome::TooOften { .. }
+                | Outcome::RedriveLimit { .. }
                 | Outcome::NoPayload(_)
                 | Outcome::Refused(_)
                 | Outcome::Gone(_)
@@ -93,21 +93,21 @@ impl Outcome {
             Outcome::Replayed { .. } => "replayed",
             Outcome::Duplicate => "duplicate",
             Outcome::DeadLettered(_) => "dead_lettered",
-            Outcome::Already => "already",
-            Outcome::Would => "would",
+            Outcome::AlreadyReplayed => "already_replayed",
+            Outcome::DryRun => "dry_run",
             Outcome::NotMatched => "not_matched",
             Outcome::Foreign => "foreign",
             Outcome::Unreadable(_) | Outcome::Damaged(_) => "unreadable",
             Outcome::Redacted => "redacted",
-            Outcome::TooOften { .. } => "too_often",
+            Outcome::RedriveLimit { .. } => "redrive_limit",
             Outcome::Returned => "returned",
             Outcome::NoPayload(_) => "no_payload",
             Outcome::Refused(_) => "refused",
             Outcome::Completed => "completed",
             Outcome::Gone(_) => "gone",
             Outcome::Unsettled(_) => "unsettled",
-            Outcome::Copy => "copy",
-            Outcome::Behind => "behind",
+            Outcome::DuplicateCopy => "duplicate_copy",
+            Outcome::Blocked => "blocked",
         }
     }
 }
@@ -115,14 +115,16 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::Replayed { maybe_again: false } => f.write_str("driven again"),
-            Outcome::Replayed { maybe_again: true } => {
-                f.write_str("driven again; maybe for the second time, as an earlier run was interrupted")
-            }
+            Outcome::Replayed {
+                possibly_repeated: false,
+            } => f.write_str("driven again"),
+            Outcome::Replayed {
+                possibly_repeated: true,
+            } => f.write_str("driven again; maybe for the second time, as an earlier run was interrupted"),
             Outcome::Duplicate => f.write_str("its record is known as processed"),
             Outcome::DeadLettered(id) => write!(f, "its record failed again: letter {id}"),
-            Outcome::Already => f.write_str("done already"),
-            Outcome::Would => f.write_str("would be driven again"),
+            Outcome::AlreadyReplayed => f.write_str("done already"),
+            Outcome::DryRun => f.write_str("would be driven again"),
             Outcome::NotMatched => f.write_str("does not match"),
             Outcome::Foreign => f.write_str("not a dead letter of redrive; left where it is"),
             Outcome::Unreadable(error) => write!(f, "cannot be read, left where it is: {error}"),
@@ -130,7 +132,7 @@ impl fmt::Display for Outcome {
             Outcome::Redacted => {
                 f.write_str("redacted: it is not what was put into the stream, and is not driven again")
             }
-            Outcome::TooOften { count } => {
+            Outcome::RedriveLimit { count } => {
                 write!(
                     f,
                     "driven again {count} times before and failed again; mend the cause, or allow more"
@@ -144,8 +146,8 @@ impl fmt::Display for Outcome {
             }
             Outcome::Gone(error) => write!(f, "{error}"),
             Outcome::Unsettled(error) => write!(f, "left for the next run: {error}"),
-            Outcome::Copy => f.write_str("another copy of it, which was not done either"),
-            Outcome::Behind => {
+            Outcome::DuplicateCopy => f.write_str("another copy of it, which was not done either"),
+            Outcome::Blocked => {
                 f.write_str("left for the next run, as one of its key ahead of it was not done")
             }
         }
@@ -155,7 +157,7 @@ impl fmt::Display for Outcome {
 /// One letter, where it was, and what became of it.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Said<'a> {
+pub struct Progress<'a> {
     /// Where the letter's message is.
     pub place: &'a str,
     /// The letter, if it could be read.
@@ -173,7 +175,7 @@ pub struct Report {
     /// Letters that were driven again and are confirmed.
     pub replayed: u64,
     /// Of these: so many may have been before, by a run that was interrupted.
-    pub maybe_again: u64,
+    pub possibly_repeated: u64,
     /// Letters whose record the idempotency store knew as processed.
     pub duplicates: u64,
     /// Letters whose record failed again, and is a letter again.
@@ -203,7 +205,7 @@ pub struct Report {
     /// Letters that the run has not come to: it was stopped, or one of their key ahead of them was not done.
     pub unsettled: u64,
     /// Messages that the source holds and has not given.
-    pub rest: Rest,
+    pub rest: Remaining,
     /// Messages that are done and could not be removed: the next run removes them.
     pub not_removed: u64,
     /// Messages that were removed.
@@ -220,24 +222,24 @@ pub struct Report {
 impl Report {
     pub(super) fn count(&mut self, outcome: &Outcome) {
         let of = match outcome {
-            Outcome::Replayed { maybe_again } => {
-                self.maybe_again += u64::from(*maybe_again);
+            Outcome::Replayed { possibly_repeated } => {
+                self.possibly_repeated += u64::from(*possibly_repeated);
                 &mut self.replayed
             }
             Outcome::Duplicate | Outcome::Completed => &mut self.duplicates,
             Outcome::DeadLettered(_) => &mut self.dead_lettered,
-            Outcome::Already => &mut self.already,
-            Outcome::Would => &mut self.would,
+            Outcome::AlreadyReplayed => &mut self.already,
+            Outcome::DryRun => &mut self.would,
             Outcome::NotMatched => &mut self.not_matched,
             Outcome::Foreign => &mut self.foreign,
             Outcome::Unreadable(_) | Outcome::Damaged(_) => &mut self.unreadable,
             Outcome::Redacted => &mut self.redacted,
-            Outcome::TooOften { .. } => &mut self.too_often,
+            Outcome::RedriveLimit { .. } => &mut self.too_often,
             Outcome::Returned => &mut self.returned,
             Outcome::NoPayload(_) => &mut self.no_payload,
             Outcome::Refused(_) => &mut self.refused,
             Outcome::Gone(_) => &mut self.gone,
-            Outcome::Unsettled(_) | Outcome::Copy | Outcome::Behind => &mut self.unsettled,
+            Outcome::Unsettled(_) | Outcome::DuplicateCopy | Outcome::Blocked => &mut self.unsettled,
         };
         *of += 1;
     }
@@ -247,22 +249,22 @@ impl Report {
         [
             ("read", self.read),
             ("replayed", self.replayed),
-            ("maybe_again", self.maybe_again),
+            ("possibly_repeated", self.possibly_repeated),
             ("duplicates", self.duplicates),
             ("dead_lettered", self.dead_lettered),
-            ("already", self.already),
-            ("would", self.would),
+            ("already_replayed", self.already),
+            ("dry_run", self.would),
             ("not_matched", self.not_matched),
             ("foreign", self.foreign),
             ("unreadable", self.unreadable),
             ("redacted", self.redacted),
-            ("too_often", self.too_often),
+            ("redrive_limit", self.too_often),
             ("returned", self.returned),
             ("no_payload", self.no_payload),
             ("refused", self.refused),
             ("gone", self.gone),
             ("unsettled", self.unsettled),
-            ("behind", self.rest.behind),
+            ("blocked", self.rest.behind),
             ("hidden", self.rest.hidden),
             ("not_removed", self.not_removed),
         ]

@@ -12,7 +12,7 @@ use super::ledger::{Ledger, State};
 use super::opened::{Opened, Opening, settle_copies};
 use super::rate_limit::Pace;
 use super::reader::Found;
-use super::report::{Outcome, Report, Said};
+use super::report::{Outcome, Progress, Report};
 use super::source::{Message, SourceError};
 use super::source_lock::{Lock, kept};
 use super::target::{Job, Sent, Target};
@@ -219,7 +219,7 @@ impl<T: Target> Run<T> {
                 .map(|(message, place, job)| ((message, place), job))
                 .unzip();
             let outcomes = match failed.is_some() || stop.is_cancelled() {
-                true => batch.iter().map(|_| Outcome::Behind).collect(),
+                true => batch.iter().map(|_| Outcome::Blocked).collect(),
                 false => {
                     let sent = self.send_batch(&batch, stop).await?;
                     failed = sent.failed;
@@ -242,7 +242,7 @@ impl<T: Target> Run<T> {
         tokio::select! {
             biased;
             () = stop.cancelled() => {
-                let outcomes = batch.iter().map(|_| Outcome::Behind).collect();
+                let outcomes = batch.iter().map(|_| Outcome::Blocked).collect();
                 return Ok(Sent { outcomes, failed: None });
             }
             kept = self.lock.kept_while(turn) => kept?,
@@ -280,7 +280,7 @@ impl<T: Target> Run<T> {
                 let Some(outcome) = &opening.outcome else { continue };
                 self.report.count(outcome);
                 if let Some(heard) = &mut self.replay.heard {
-                    let said = Said {
+                    let said = Progress {
                         place: &opened.message.place,
                         letter: opening.letter.as_deref(),
                         outcome,

@@ -51,7 +51,7 @@ impl<T: Target> Run<T> {
                 // Beyond the limit: it is as if it had not been read.
                 Ok(_) if self.left.is_some_and(|left| jobs.len() as u64 >= left) => {}
                 // A letter may be written, and a queue may give it, more than once.
-                Ok(job) if !chosen.insert(job.letter.id) => opening.outcome = Some(Outcome::Copy),
+                Ok(job) if !chosen.insert(job.letter.id) => opening.outcome = Some(Outcome::DuplicateCopy),
                 Ok(job) => jobs.push((message, place, job)),
                 Err(outcome) => opening.outcome = Some(outcome),
             }
@@ -61,7 +61,7 @@ impl<T: Target> Run<T> {
         }
         if self.replay.dry_run {
             for (message, place, _) in jobs.drain(..) {
-                opened[message].letters[place].outcome = Some(Outcome::Would);
+                opened[message].letters[place].outcome = Some(Outcome::DryRun);
             }
         }
         Ok(jobs)
@@ -74,7 +74,7 @@ impl<T: Target> Run<T> {
             .flat_map(|opened| &mut opened.letters)
             .filter(|opening| matches!(opening.outcome, Some(Outcome::NoPayload(_))))
             .collect();
-        if without_payload.is_empty() || self.replay.again {
+        if without_payload.is_empty() || self.replay.ignore_ledger {
             return Ok(());
         }
         let letters = without_payload
@@ -90,7 +90,7 @@ impl<T: Target> Run<T> {
                 .zip(entry)
                 .is_some_and(|(letter, entry)| self.is_done(letter, &entry))
             {
-                opening.outcome = Some(Outcome::Already);
+                opening.outcome = Some(Outcome::AlreadyReplayed);
             }
         }
         Ok(())
@@ -105,12 +105,12 @@ impl<T: Target> Run<T> {
         if self.written.may_hold(letter.id) {
             return Err(Outcome::Returned);
         }
-        if !self.replay.again
+        if !self.replay.ignore_ledger
             && of_letter
                 .as_ref()
                 .is_some_and(|entry| self.is_done(letter, entry))
         {
-            return Err(Outcome::Already);
+            return Err(Outcome::AlreadyReplayed);
         }
         let (mut origin, mut count) = (letter.origin, letter.redrive_count);
         if self.target.drives()
@@ -130,13 +130,13 @@ impl<T: Target> Run<T> {
             }
         }
         if self.target.drives() && count >= self.replay.max_redrives {
-            return Err(Outcome::TooOften { count });
+            return Err(Outcome::RedriveLimit { count });
         }
         let arrived_at = letter.first_arrived_at.or(letter.arrived_at);
         Ok(Job {
             letter: letter.clone(),
             redriven: Redriven::new(origin, count.saturating_add(1), arrived_at),
-            maybe_again: of_letter.is_some_and(|entry| entry.state == State::Begun),
+            possibly_repeated: of_letter.is_some_and(|entry| entry.state == State::Begun),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 
 /// Remembers the letters that a run has written to a sink.
 ///
@@ -18,22 +18,22 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// Starts a page: everything that was written so far was written before its messages were read, or while they were.
+    /// CrashCount a page: everything that was written so far was written before its messages were read, or while they were.
     pub(super) fn next_page(&mut self) {
         self.before.extend(self.of_this_page.drain(..));
     }
 
-    pub(super) fn add(&mut self, id: LetterId) {
+    pub(super) fn add(&mut self, id: DeadLetterId) {
         self.of_this_page.push(beginning(id));
     }
 
     /// Returns whether a message of this page may be what this run has written of this letter.
-    pub(super) fn may_hold(&self, id: LetterId) -> bool {
+    pub(super) fn may_hold(&self, id: DeadLetterId) -> bool {
         self.before.contains(&beginning(id))
     }
 }
 
-fn beginning(id: LetterId) -> [u8; 8] {
+fn beginning(id: DeadLetterId) -> [u8; 8] {
     let bytes = id.as_bytes();
     std::array::from_fn(|place| bytes[place])
 }

@@ -60,10 +60,10 @@ metrics! {
     RecordsDeadLettered: Sum, Count, "Records that became dead letters.";
     RecordsUnsettled: Sum, Count, "Records that were given back, and will be delivered again.";
     AttemptsFailed: Sum, Count, "Attempts that failed, timed out or panicked: a call with many records is one of each.";
-    AttemptsFailedForGood: Sum, Count, "Failed attempts that another try would not help.";
+    AttemptsFailedPermanently: Sum, Count, "Failed attempts that another try would not help.";
     Retries: Sum, Count, "Retries that a backoff was drawn for.";
     RetriesDelayed: Sum, Count, "Retries that the budget did not pay for.";
-    RecordsHeld: Sum, Count, "Records that are held, as they may not be to blame.";
+    RecordsHeld: Sum, Count, "Records that are in_flight, as they may not be to blame.";
     BreakersOpened: Sum, Count, "Breakers that have opened.";
     GuardStops: Sum, Count, "Shards that the dead-letter guard has stopped.";
     LetterFailures: Sum, Count, "Writes of dead letters that the sink did not take.";
@@ -166,7 +166,7 @@ pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
         Event::Unsettled { .. } => Metric::RecordsUnsettled,
         Event::AttemptFailed { records, failure, .. } => {
             if failure.reveal().verdict().class() == Class::Permanent {
-                each(Metric::AttemptsFailedForGood, *records as f64);
+                each(Metric::AttemptsFailedPermanently, *records as f64);
             }
             return each(Metric::AttemptsFailed, *records as f64);
         }
@@ -194,8 +194,10 @@ pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
             }
             return each(Metric::RecordsFetched, *records as f64);
         }
-        Event::ShardStands { held, oldest, .. } => {
-            each(Metric::RecordsInFlight, *held as f64);
+        Event::ShardStatus {
+            in_flight, oldest, ..
+        } => {
+            each(Metric::RecordsInFlight, *in_flight as f64);
             return each(Metric::OldestUnsettledAge, millis(oldest.unwrap_or_default()));
         }
         Event::FetchFailed { .. } => Metric::FetchFailures,

@@ -204,13 +204,13 @@ impl Metrics {
                 self.breaker(*dependency, true);
             }
             Event::BreakerClosed { dependency, .. } => self.breaker(*dependency, false),
-            Event::ShardStands {
+            Event::ShardStatus {
                 stream,
                 shard,
-                held,
+                in_flight,
                 oldest,
                 ..
-            } => self.stands(stream, shard, Some((*held, oldest.unwrap_or_default()))),
+            } => self.stands(stream, shard, Some((*in_flight, oldest.unwrap_or_default()))),
             Event::ShardEnded { stream, shard }
             | Event::LeaseLost { stream, shard }
             | Event::ShardHandedOver { stream, shard } => self.stands(stream, shard, None),
@@ -252,10 +252,10 @@ impl Metrics {
                 .filter(|((of, _), _)| of == stream)
                 .map(|(_, stands)| stands)
         };
-        let held: usize = of_stream().map(|(held, _)| held).sum();
+        let in_flight: usize = of_stream().map(|(in_flight, _)| in_flight).sum();
         let oldest = of_stream().map(|(_, oldest)| *oldest).max().unwrap_or_default();
         let set = |metric, value| metrics::gauge!(name(metric), self.labels(Some(stream), None)).set(value);
-        set(Metric::RecordsInFlight, held as f64);
+        set(Metric::RecordsInFlight, in_flight as f64);
         set(Metric::OldestUnsettledAge, oldest.as_secs_f64());
     }
 }

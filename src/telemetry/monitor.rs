@@ -14,7 +14,7 @@ use crate::config::ConfigError;
 use crate::external::answer;
 use crate::failure::{texts, written};
 use crate::observer::{Event, Interest, Observer};
-use crate::protection::sliding_window::Recent;
+use crate::protection::sliding_window::SlidingWindow;
 use crate::settlement::Settled;
 
 /// Watches rates in sliding windows, and tells [`AlertSink`]s when one is too high, now and then while it stays so, and once
@@ -31,7 +31,7 @@ use crate::settlement::Settled;
 ///     .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.2))
 ///     .watch(Threshold::on(Rate::DeadLetters).above(0.01))
 ///     .watch(Threshold::on(Rate::SlowerThan(Duration::from_secs(60))).above(0.5))
-///     .tell(alert::Log)
+///     .alert_sink(alert::Log)
 ///     .build()?;
 /// let orders = Resilient::builder("billing", processor_fn(store_order))
 ///     .dead_letters(dead_letter::Memory::new())
@@ -59,8 +59,8 @@ struct Inner {
 /// One threshold, and what happened lately.
 struct Watch {
     threshold: Threshold,
-    bad: Recent,
-    all: Recent,
+    bad: SlidingWindow,
+    all: SlidingWindow,
     raised: Option<Raised>,
 }
 
@@ -80,7 +80,7 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// | setting | default |
 /// |---|---|
 /// | [`watch`](MonitorBuilder::watch) | failed attempts above 20 %, dead letters above 1 % |
-/// | [`tell`](MonitorBuilder::tell) | none: must be given |
+/// | [`alert_sink`](MonitorBuilder::alert_sink) | none: must be given |
 /// | [`repeat_after`](MonitorBuilder::repeat_after) | 15 minutes |
 #[must_use]
 pub struct MonitorBuilder {
@@ -110,7 +110,7 @@ impl MonitorBuilder {
     }
 
     /// Tells this one as well.
-    pub fn tell(mut self, sink: impl AlertSink + 'static) -> Self {
+    pub fn alert_sink(mut self, sink: impl AlertSink + 'static) -> Self {
         self.sinks.push(Arc::new(sink));
         self
     }
@@ -126,7 +126,7 @@ impl MonitorBuilder {
         if self.sinks.is_empty() {
             return Err(ConfigError::new(
                 "tell",
-                "a monitor has somebody to tell: .tell(alert::Log), say",
+                "a monitor has somebody to tell: .alert_sink(alert::Log), say",
             ));
         }
         if self.repeat_after < Duration::from_secs(1) {
@@ -140,8 +140,8 @@ impl MonitorBuilder {
         }
         self.thresholds.iter().try_for_each(Threshold::validate)?;
         let watches = self.thresholds.into_iter().map(|threshold| Watch {
-            bad: Recent::new(threshold.within),
-            all: Recent::new(threshold.within),
+            bad: SlidingWindow::new(threshold.within),
+            all: SlidingWindow::new(threshold.within),
             threshold,
             raised: None,
         });

@@ -74,7 +74,7 @@ pub struct KinesisServerBuilder {
 }
 
 impl KinesisServer {
-    /// Starts a server with default settings.
+    /// CrashCount a server with default settings.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl KinesisServerBuilder {
         self
     }
 
-    /// Starts the server.
+    /// CrashCount the server.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use bytes::Bytes;
 use redrive::checkpoint::{Checkpoint, CheckpointStore, Memory, ShardKey};
 use redrive::dead_letter;
-use redrive::kpl::{Aggregated, Aggregator, OutOfRange};
+use redrive::kpl::{Aggregated, Aggregator, OutOfRangePolicy};
 use redrive::observer::{Event, Observer};
 use redrive::{Attempt, BoxError, Failure, Position, Record, RecordProcessor, Resilient};
 use tokio_util::sync::CancellationToken;
@@ -94,14 +94,17 @@ impl Scene {
         &self,
         inside: &Inside,
         store: &Memory,
-        policy: OutOfRange,
+        policy: OutOfRangePolicy,
         letters: &dead_letter::Memory,
         holds: impl FnMut() -> bool,
     ) {
         let resilient = Resilient::builder("billing", inside.clone())
             .dead_letters(letters.clone())
             .observer(inside.clone());
-        let consumer = self.consumer().checkpoints(store.clone()).out_of_range(policy);
+        let consumer = self
+            .consumer()
+            .checkpoints(store.clone())
+            .out_of_range_policy(policy);
         let running = self.run(consumer, resilient);
         eventually("it holds", holds).await;
         running.stop().await.expect("nothing halted");
@@ -123,7 +126,7 @@ async fn records_inside_are_settled_each_for_itself() {
     scene.put_plain("plain", "4").await;
     let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
     scene
-        .run_inside(&inside, &store, OutOfRange::Deliver, &letters, || {
+        .run_inside(&inside, &store, OutOfRangePolicy::Deliver, &letters, || {
             inside.done().len() == 5 && letters.letters().len() == 1
         })
         .await;
@@ -172,7 +175,7 @@ async fn a_restart_goes_on_inside_an_aggregate() {
 
     inside.gate.cancel();
     scene
-        .run_inside(&inside, &store, OutOfRange::Deliver, &letters, || {
+        .run_inside(&inside, &store, OutOfRangePolicy::Deliver, &letters, || {
             inside.done().len() >= 5
         })
         .await;
@@ -217,7 +220,7 @@ async fn an_aggregate_that_cannot_be_opened_is_delivered_as_it_is() {
     scene.put_one(damaged).await;
     let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
     scene
-        .run_inside(&inside, &store, OutOfRange::Drop, &letters, || {
+        .run_inside(&inside, &store, OutOfRangePolicy::Drop, &letters, || {
             inside.done().len() == 1
         })
         .await;
@@ -241,8 +244,8 @@ async fn records_of_another_shard_are_delivered_or_dropped_and_told_of() {
     };
     scene.put_one(put()).await;
     for (policy, delivered, told) in [
-        (OutOfRange::Deliver, 3, "out of range: 1, dropped: false"),
-        (OutOfRange::Drop, 0, "out of range: 3, dropped: true"),
+        (OutOfRangePolicy::Deliver, 3, "out of range: 1, dropped: false"),
+        (OutOfRangePolicy::Drop, 0, "out of range: 3, dropped: true"),
     ] {
         let (inside, store, letters) = (Inside::default(), Memory::new(), dead_letter::Memory::new());
         let seen = || inside.done().len() == delivered && !inside.told().is_empty();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use redrive::pipeline::{Capacity, Ordering};
+use redrive::pipeline::{Capacity, RecordOrder};
 use redrive::{Attempt, BoxError, Record, RecordProcessor};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -150,7 +150,7 @@ async fn no_more_records_are_open_than_may_be_held_nor_lie_apart_more_than_the_s
         _ => "ok",
     };
     scene.put(records(600, 30, steps)).await;
-    let running = scene.run(scene.consumer().held(HELD).span(SPAN), scene.resilient());
+    let running = scene.run(scene.consumer().in_flight(HELD).span(SPAN), scene.resilient());
     let sent = scene.settle_all(running).await;
     let (most_open, most_apart) = extent(&scene, &sent);
     assert!(most_open <= HELD, "{most_open} open");
@@ -166,7 +166,7 @@ async fn what_may_be_held_bounds_the_records_begun() {
     scene.put(records(200, 200, |_| "gate")).await;
     let script = Script::default();
     let running = scene.run(
-        scene.consumer().held(HELD).records_per_call(10),
+        scene.consumer().in_flight(HELD).records_per_call(10),
         scene.resilient_with(script.clone()),
     );
     eventually("handlers run", || script.calls().len() >= 2 * HELD).await;
@@ -246,7 +246,7 @@ async fn in_shard_order_one_record_follows_the_other() {
         _ => "ok",
     };
     scene.put(records(200, 50, steps)).await;
-    let consumer = scene.consumer().ordering(Ordering::Shard);
+    let consumer = scene.consumer().ordering(RecordOrder::Shard);
     let running = scene.run(consumer, scene.resilient());
     let mut sent = scene.settle_all(running).await;
     // As if all records of a shard had one key.
@@ -263,7 +263,7 @@ async fn without_order_a_failing_record_holds_up_not_even_its_key() {
     scene
         .put(records(200, 1, |number| if number == 0 { "hang" } else { "ok" }))
         .await;
-    let consumer = scene.consumer().ordering(Ordering::Unordered);
+    let consumer = scene.consumer().ordering(RecordOrder::Unordered);
     let consumer = consumer.shutdown_timeout(Duration::from_secs(1));
     let running = scene.run(consumer, scene.resilient());
     scene.ledger.settled(199).await;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use redrive::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use redrive::observer::{Event, Observer};
 use redrive::{
-    AfterDataLoss, ConsumerError, DataLoss, Position, Retrieval, SequenceNumber, StartingPosition,
+    ConsumerError, DataLoss, DataLossPolicy, Position, Retrieval, SequenceNumber, StartingPosition,
 };
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -150,7 +150,7 @@ async fn whoever_wants_it_halts_at_a_loss() {
     let asks = asked.clone();
     let consumer = scene.consumer().on_data_loss(move |loss| {
         asks.lock().expect("no panic").push(loss.clone());
-        AfterDataLoss::Halt
+        DataLossPolicy::Halt
     });
     let running = scene.run(consumer, scene.resilient());
     eventually("it halts", || scene.ledger.events("ShardHalted") == 1).await;
@@ -253,9 +253,9 @@ async fn a_position_of_another_stream_is_reported_and_all_is_read() {
         saved.expect("saved");
         scene.refuse(&other);
         let decision = if halts {
-            AfterDataLoss::Halt
+            DataLossPolicy::Halt
         } else {
-            AfterDataLoss::Resume
+            DataLossPolicy::Resume
         };
         let consumer = scene
             .consumer()

@@ -128,7 +128,7 @@ async fn a_shard_that_waits_is_not_subscribed_to_in_vain() {
     .await;
     let script = support::script::Script::default();
     scene.put(records(100, 50, |_| "gate")).await;
-    let consumer = scene.consumer().held(10).retrieval(Retrieval::fan_out());
+    let consumer = scene.consumer().in_flight(10).retrieval(Retrieval::fan_out());
     let running = scene.run(consumer, scene.resilient_with(script.clone()));
     eventually("the window is full", || scene.ledger.events("WindowFull") == 1).await;
     let before = scene.subscriptions();

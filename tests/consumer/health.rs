@@ -102,12 +102,15 @@ async fn what_is_waited_for_shows() {
 async fn a_breaker_that_is_open_and_a_full_window_show() {
     let scene = Scene::new(1).await;
     scene.put(records(10, 10, |_| "hang")).await;
-    let consumer = scene.consumer().held(5).build().expect("valid");
+    let consumer = scene.consumer().in_flight(5).build().expect("valid");
     let health = consumer.health();
     let resilient = scene.resilient().build().expect("valid");
     let running = tokio::spawn(consumer.run(resilient));
     let state = || health.report().shards.first().map(|shard| shard.state);
-    eventually("it is full", || state() == Some(ShardState::Full(Bound::Held))).await;
+    eventually("it is full", || {
+        state() == Some(ShardState::Full(Bound::InFlight))
+    })
+    .await;
     assert!(health.report().live && !health.report().ready);
     age_grows_without_a_read(&scene, &health).await;
     running.abort();

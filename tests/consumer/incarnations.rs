@@ -4,9 +4,9 @@
 use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::{Checkpoint, CheckpointStore, DynamoDb, Leases, NewShard, ShardKey};
-use redrive::pipeline::OnExpiring;
+use redrive::pipeline::ExpiryPolicy;
 use redrive::testing::kinesis;
-use redrive::{AfterDataLoss, ConsumerError, Position, StartingPosition};
+use redrive::{ConsumerError, DataLossPolicy, Position, StartingPosition};
 use serde_json::json;
 
 use crate::scene::{STREAM, Scene, records};
@@ -121,7 +121,7 @@ async fn a_consumer_that_is_to_halt_at_a_loss_leaves_the_row_as_it_is() {
     let before = SystemTime::now() - Duration::from_secs(3_600);
     let row = Checkpoint::at(Position::ShardEnd).with_read_until(before);
     scene.save(row.clone()).await;
-    let consumer = scene.consumer().on_data_loss(|_| AfterDataLoss::Halt);
+    let consumer = scene.consumer().on_data_loss(|_| DataLossPolicy::Halt);
     let ended = scene.run(consumer, scene.resilient()).end().await;
     assert!(matches!(ended, Err(ConsumerError::DataLoss(_))), "{ended:?}");
     assert_eq!(scene.reported(), (1, 1));
@@ -172,14 +172,14 @@ async fn the_stream_is_described_again_while_it_is_read() {
 
 #[tokio::test]
 async fn without_a_known_retention_no_record_can_expire_in_time() {
-    for (on_expiring, is_refused) in [(OnExpiring::Hold, false), (OnExpiring::DeadLetter, true)] {
+    for (on_expiring, is_refused) in [(ExpiryPolicy::Hold, false), (ExpiryPolicy::DeadLetter, true)] {
         let scene = Scene::new(1).await;
         scene.put(records(20, 3, |_| "ok")).await;
         scene.proxy.script(|call| match &*call.target {
             "DescribeStreamSummary" => Fault::Reply(400, json!({"__type": "AccessDeniedException"})),
             _ => Fault::None,
         });
-        let running = scene.run(scene.consumer().on_expiring(on_expiring), scene.resilient());
+        let running = scene.run(scene.consumer().expiry_policy(on_expiring), scene.resilient());
         if is_refused {
             let ended = running.end().await;
             assert!(

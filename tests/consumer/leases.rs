@@ -134,14 +134,17 @@ async fn a_second_consumer_stands_by_and_goes_on_at_once_when_the_first_stops() 
     let first = shared.start("first");
     shared.held_by("first", 4).await;
     let second = shared.start("second");
-    eventually("it stands by", || scene.ledger.events("ShardHeldElsewhere") == 4).await;
+    eventually("it stands by", || {
+        scene.ledger.events("ShardLeasedElsewhere") == 4
+    })
+    .await;
     scene.ledger.settled(400).await;
     first.stop().await.expect("nothing halted");
     shared.held_by("second", 4).await;
     scene.put(records(400, 40, steps)).await;
     scene.settle_all(second).await;
     // It was said once of each shard, and all are let go.
-    assert_eq!(scene.ledger.events("ShardHeldElsewhere"), 4);
+    assert_eq!(scene.ledger.events("ShardLeasedElsewhere"), 4);
     assert!(
         shared
             .rows()
@@ -163,7 +166,10 @@ async fn when_one_is_killed_the_other_goes_on_where_it_had_stored() {
     let first = shared.start("first");
     shared.held_by("first", 4).await;
     let second = shared.start("second");
-    eventually("it stands by", || scene.ledger.events("ShardHeldElsewhere") == 4).await;
+    eventually("it stands by", || {
+        scene.ledger.events("ShardLeasedElsewhere") == 4
+    })
+    .await;
     scene.ledger.settled(700).await;
     first.abort().await;
     scene.ledger.note(Note::Run);

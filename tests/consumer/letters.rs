@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use redrive::{AfterDeadLetter, ConsumerError, Halt};
+use redrive::{ConsumerError, DeadLetterPolicy, Halt};
 
 use crate::scene::{Scene, records};
 use support::ledger::{Note, SinkState, covers};
@@ -72,14 +72,14 @@ async fn after_a_dead_letter_a_shard_stops_if_it_is_told_to_and_a_restart_goes_o
     scene
         .put(records(100, 1, |number| if number == 40 { "bad" } else { "ok" }))
         .await;
-    let stopping = || scene.resilient().after_dead_letter(AfterDeadLetter::Stop);
+    let stopping = || scene.resilient().dead_letter_policy(DeadLetterPolicy::Stop);
     let running = scene.run(scene.consumer(), stopping());
     eventually("the shard halts", || scene.ledger.events("ShardHalted") > 0).await;
     let error = running.stop().await.expect_err("a shard halted");
     let ConsumerError::ShardHalted(halted) = &error else {
         panic!("{error:?}");
     };
-    assert!(matches!(halted.halt, Halt::AfterDeadLetter(_)), "{halted:?}");
+    assert!(matches!(halted.halt, Halt::DeadLetterPolicy(_)), "{halted:?}");
     assert_eq!(scene.ledger.book().settled.len(), 41);
 
     let running = scene.run(scene.consumer(), stopping());

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::TargetError;
 use redrive::{
-    Consumer, ConsumerBuilder, ConsumerError, Ordering, Position, Retrieval, StartingPosition, checkpoint,
+    Consumer, ConsumerBuilder, ConsumerError, Position, RecordOrder, Retrieval, StartingPosition, checkpoint,
     dead_letter,
 };
 
@@ -161,7 +161,7 @@ async fn a_store_that_answers_for_too_few_shards_is_asked_again() {
     };
     let running = scene.run(scene.consumer().checkpoints(store), scene.resilient());
     scene.put(records(20, 5, |_| "ok")).await;
-    // Taken for an answer, it would have everything repeated.
+    // LeaseOutcome for an answer, it would have everything repeated.
     scene.settle_all(running).await;
     assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
 }
@@ -254,7 +254,7 @@ async fn the_order_of_keys_is_not_promised_where_there_are_none() {
     running.stop().await.expect("nothing halted");
     assert!(scene.ledger.book().settled.is_empty());
 
-    for ordering in [Ordering::Shard, Ordering::Unordered] {
+    for ordering in [RecordOrder::Shard, RecordOrder::Unordered] {
         auto(true);
         let before = scene.ledger.book().notes.len();
         let consumer = scene

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 use allocation_counter::measure;
 use futures_util::Stream;
-use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::telemetry::{Emf, Metrics};
 use redrive::{
     Attempt, Record, RecordProcessor, Resilient, Settled, dead_letter, processor_fn, processor_with,
@@ -21,7 +21,11 @@ use redrive::{
 use support::script::record;
 use tokio::runtime::Runtime;
 
-const ORDERINGS: [Ordering; 3] = [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered];
+const ORDERINGS: [RecordOrder; 3] = [
+    RecordOrder::Shard,
+    RecordOrder::PartitionKey,
+    RecordOrder::Unordered,
+];
 
 /// Gives way so often before it succeeds, as a handler that waits for something does.
 struct Yields(u32);
@@ -146,7 +150,7 @@ impl Stream for Batches {
 }
 
 /// Allocations for each of so many records that go through a pipeline which has seen as many before.
-fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: Ordering) -> u64 {
+fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: RecordOrder) -> u64 {
     let (runtime, resilient) = (runtime(), resilient(processor));
     let records: Vec<Record> = (0..WARM_UP + COUNTED).map(record_of_200_bytes).collect();
     let batches: Vec<Batch> = records

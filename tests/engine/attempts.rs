@@ -8,8 +8,9 @@ use std::time::Duration;
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::{
-    Attempt, Backoff, BoxError, Breaker, BreakerState, Failure, Guard, Jitter, Record, RecordProcessor,
-    Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled, Unsettled, dead_letter,
+    Attempt, Backoff, BoxError, CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Failure, Jitter,
+    Record, RecordProcessor, Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled,
+    Unsettled, dead_letter,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -52,7 +53,11 @@ fn policy(attempts: u32) -> RetryPolicy {
         .max_elapsed(secs(100_000))
 }
 
-fn resilient<P: RecordProcessor>(processor: P, attempts: u32, breaker: &Breaker) -> ResilientBuilder<P> {
+fn resilient<P: RecordProcessor>(
+    processor: P,
+    attempts: u32,
+    breaker: &CircuitBreaker,
+) -> ResilientBuilder<P> {
     Resilient::builder("billing", processor)
         .dead_letters(dead_letter::Memory::new())
         .retry(policy(attempts))
@@ -61,9 +66,13 @@ fn resilient<P: RecordProcessor>(processor: P, attempts: u32, breaker: &Breaker)
 }
 
 /// Pauses for so long that what ends a second after it has opened ends while it is open.
-fn slow_breaker() -> Breaker {
+fn slow_breaker() -> CircuitBreaker {
     let pause = Backoff::constant(secs(8));
-    Breaker::builder().pause(pause).seed(5).build().expect("valid")
+    CircuitBreaker::builder()
+        .pause(pause)
+        .seed(5)
+        .build()
+        .expect("valid")
 }
 
 /// Settles `x` by hand, and from a second later on six others, whose failures open the breaker.
@@ -106,10 +115,10 @@ async fn an_attempt_that_ends_while_a_breaker_is_open_uses_up_nothing() {
             async move {
                 if call == 1 {
                     sleep(secs(2)).await;
-                    assert_eq!(seen.state(), BreakerState::Open);
+                    assert_eq!(seen.state(), CircuitBreakerState::Open);
                     return unknown();
                 }
-                match seen.state() == BreakerState::Closed && failed.fetch_add(1, Relaxed) > 0 {
+                match seen.state() == CircuitBreakerState::Closed && failed.fetch_add(1, Relaxed) > 0 {
                     true => Ok(()),
                     false => unknown(),
                 }
@@ -134,10 +143,10 @@ async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
             async move {
                 if call == 1 {
                     sleep(secs(2)).await;
-                    assert_eq!(seen.state(), BreakerState::Open);
+                    assert_eq!(seen.state(), CircuitBreakerState::Open);
                     sleep(secs(200)).await;
                 }
-                assert_eq!(seen.state(), BreakerState::Closed);
+                assert_eq!(seen.state(), CircuitBreakerState::Closed);
                 if call <= 2 { unknown() } else { Ok(()) }
             }
         },
@@ -168,7 +177,7 @@ async fn failures_of_the_records_own_count_while_a_breaker_is_not_closed() {
             async move {
                 sleep(secs(2)).await;
                 match seen.state() {
-                    BreakerState::Closed => Ok(()),
+                    CircuitBreakerState::Closed => Ok(()),
                     _ => Err(Failure::transient("its own").with_scope(Scope::Record).into()),
                 }
             }
@@ -182,7 +191,7 @@ async fn failures_of_the_records_own_count_while_a_breaker_is_not_closed() {
 /// However many attempts there are: it is alone, and nobody else can close the breaker.
 #[tokio::test(start_paused = true)]
 async fn a_hold_behind_a_breaker_ends_whatever_is_left_of_attempts_and_time() {
-    let breaker = Breaker::builder().keys_in_a_row(1).hold_at_most(secs(60));
+    let breaker = CircuitBreaker::builder().keys_in_a_row(1).hold_at_most(secs(60));
     let breaker = breaker.build().expect("valid");
     let start = Instant::now();
     let processor = Scripted {
@@ -229,7 +238,7 @@ async fn a_retry_by_hand_waits_for_the_breaker_and_probes_once_a_round() {
             }
         },
     };
-    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let breaker = CircuitBreaker::builder().keys_in_a_row(1).build().expect("valid");
     let resilient = resilient(processor, 5, &breaker).observer(rounds.clone());
     let resilient = resilient.build().expect("valid");
     assert!(matches!(
@@ -287,8 +296,8 @@ async fn a_retry_that_the_budget_refuses_waits() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
     let bad = || redrive::processor_fn(|_: Record| async { Err::<(), _>(Failure::permanent("bad data")) });
-    let guard = Guard::new(0.5, 1, secs(60)).expect("valid");
-    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let guard = DeadLetterGuard::new(0.5, 1, secs(60)).expect("valid");
+    let breaker = CircuitBreaker::builder().keys_in_a_row(1).build().expect("valid");
     let resilient = resilient(bad(), 5, &breaker).guard(guard).build().expect("valid");
     let by = || Instant::now() + secs(20);
     let mut last = None;
@@ -306,7 +315,7 @@ async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
             Err(Failure::permanent("bad data").into())
         },
     };
-    let breaker = Breaker::builder()
+    let breaker = CircuitBreaker::builder()
         .keys_in_a_row(1)
         .pause(Backoff::constant(secs(8)));
     let breaker = breaker.build().expect("valid");
@@ -401,7 +410,8 @@ async fn the_changes_of_a_breaker_are_told() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_one() {
     for (fails, open) in [("db", [true, false]), ("cache", [false, true])] {
-        let [db, common] = [(); 2].map(|()| Breaker::builder().keys_in_a_row(2).build().expect("valid"));
+        let [db, common] =
+            [(); 2].map(|()| CircuitBreaker::builder().keys_in_a_row(2).build().expect("valid"));
         let processor = redrive::processor_with(fails, async |fails: &'static str, _: Record| {
             Err::<(), _>(Failure::transient("down").with_dependency(fails))
         });
@@ -414,7 +424,7 @@ async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_on
                 .await;
             assert!(result.is_err(), "{result:?}");
         }
-        let states = [db, common].map(|breaker| breaker.state() != BreakerState::Closed);
+        let states = [db, common].map(|breaker| breaker.state() != CircuitBreakerState::Closed);
         assert_eq!(states, open, "{fails}");
     }
 }
@@ -435,7 +445,7 @@ async fn a_probe_that_fails_counts_for_the_breaker_of_its_dependency_alone() {
     let openings = Arc::new(Openings::default());
     let [db, common] = [1, 2].map(|seed| {
         let pause = Backoff::constant(secs(2));
-        let breaker = Breaker::builder().keys_in_a_row(2).pause(pause).seed(seed);
+        let breaker = CircuitBreaker::builder().keys_in_a_row(2).pause(pause).seed(seed);
         breaker.build().expect("valid")
     });
     // All begin before one has failed, so that both open; from then on only the database is down.
@@ -508,7 +518,7 @@ async fn what_a_deadline_cut_short_goes_on_the_next_time() {
             }
         },
     };
-    let breaker = Breaker::default();
+    let breaker = CircuitBreaker::default();
     let resilient = resilient(processor, 5, &breaker).build().expect("valid");
     let x = record(0, "x", "");
     for (after, so_far) in [(2_500, 3), (500, 3), (900, 4)] {

@@ -13,10 +13,10 @@ use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter;
 use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::observer::{Event, Observer};
-use redrive::pipeline::{Batch, Finished, Ordering, Pipeline, Progress};
+use redrive::pipeline::{Batch, Finished, Pipeline, Progress, RecordOrder};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, Failure, Guard, Idempotency, Jitter, Position, Record,
-    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
+    Attempt, BatchFailure, BatchProcessor, BoxError, DeadLetterGuard, Failure, Idempotency, Jitter, Position,
+    Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
 };
 use support::script::record;
 use tokio::time::{Instant, advance, sleep};
@@ -42,7 +42,7 @@ struct State {
     is_odd: AtomicBool,
     takes: Mutex<Duration>,
     /// Whose order is looked at: when a record is given to the handler all before it in its lane are settled, or go with it.
-    ordering: Mutex<Option<(Ordering, Vec<Record>)>>,
+    ordering: Mutex<Option<(RecordOrder, Vec<Record>)>>,
     broken: Mutex<Vec<String>>,
     running: AtomicUsize,
 }
@@ -83,7 +83,7 @@ impl Table {
         numbers
     }
 
-    fn looks_at_order(&self, ordering: Ordering, records: &[Record]) {
+    fn looks_at_order(&self, ordering: RecordOrder, records: &[Record]) {
         *Table::lock(&self.0.ordering) = Some((ordering, records.to_vec()));
     }
 
@@ -96,8 +96,8 @@ impl Table {
             let with: BTreeSet<u64> = given[..index].iter().map(number).collect();
             for before in all.iter().take_while(|before| number(before) < number(record)) {
                 let same_lane = match ordering {
-                    Ordering::Shard => true,
-                    Ordering::PartitionKey => before.partition_key() == record.partition_key(),
+                    RecordOrder::Shard => true,
+                    RecordOrder::PartitionKey => before.partition_key() == record.partition_key(),
                     _ => false,
                 };
                 let before = number(before);
@@ -229,7 +229,11 @@ async fn what_there_is_goes_together() {
 
 #[tokio::test(start_paused = true)]
 async fn records_of_one_key_go_together_in_their_order() {
-    for ordering in [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered] {
+    for ordering in [
+        RecordOrder::Shard,
+        RecordOrder::PartitionKey,
+        RecordOrder::Unordered,
+    ] {
         let table = Table::default();
         let records: Vec<Record> = (0..100).map(|number| record(number, "one", "")).collect();
         let pipeline = Pipeline::new().ordering(ordering);
@@ -547,7 +551,7 @@ async fn the_guard_counts_records() {
     let table = Table::default();
     let resilient = Resilient::builder("billing", table.clone().batched().size(100))
         .dead_letters(table.0.letters.clone())
-        .guard(Guard::default())
+        .guard(DeadLetterGuard::default())
         .build()
         .expect("valid");
     let running = Pipeline::new();
@@ -822,7 +826,7 @@ proptest! {
         idempotent in any::<bool>(),
         takes in 0u64..3,
     ) {
-        let ordering = [Ordering::Shard, Ordering::PartitionKey, Ordering::Unordered][lanes];
+        let ordering = [RecordOrder::Shard, RecordOrder::PartitionKey, RecordOrder::Unordered][lanes];
         let word = |word: usize| match word {
             0 => "bad",
             1 => "named",
@@ -870,7 +874,7 @@ proptest! {
             let number = number_of(&letter.sequence_number);
             let calls = table.calls().iter().filter(|call| call.contains(&number)).count() as u32;
             // One behind a named one was given, and no attempt was made at it.
-            let exact = ordering == Ordering::Unordered;
+            let exact = ordering == RecordOrder::Unordered;
             let attempts = letter.attempts.count;
             prop_assert!(attempts <= calls && (!exact || attempts == calls), "{} {} {}", number, attempts, calls);
         }

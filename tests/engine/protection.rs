@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::observer::{Event, Observer};
-use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::{
-    Attempt, BoxError, Breaker, BreakerState, Failure, Guard, Record, RecordProcessor, Resilient,
-    ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
+    Attempt, BoxError, CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Failure, Record,
+    RecordProcessor, Resilient, ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -167,7 +167,7 @@ async fn a_flood_of_dead_letters_is_stopped_until_somebody_has_looked() {
         let (sink, alarms, guard) = (
             dead_letter::Memory::new(),
             Arc::new(Alarms::default()),
-            Guard::default(),
+            DeadLetterGuard::default(),
         );
         let resilient = Resilient::builder("billing", deploy.clone())
             .dead_letters(sink.clone())
@@ -233,8 +233,8 @@ async fn one_tenant_whose_calls_are_refused_is_dead_lettered_and_the_others_flow
     );
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     assert_eq!(
-        resilient.breaker().map(Breaker::state),
-        Some(BreakerState::Closed)
+        resilient.breaker().map(CircuitBreaker::state),
+        Some(CircuitBreakerState::Closed)
     );
 }
 
@@ -312,7 +312,7 @@ async fn records_settled_by_hand_wait_for_the_end_of_an_outage() {
     let database = Database::down(Duration::ZERO, 60);
     let sink = dead_letter::Memory::new();
     // Fewer records than there are probes: each waits for the next round once it has probed.
-    let breaker = Breaker::builder().keys_in_a_row(2).build().expect("valid");
+    let breaker = CircuitBreaker::builder().keys_in_a_row(2).build().expect("valid");
     let builder = Resilient::builder("billing", database.clone()).dead_letters(sink.clone());
     let resilient = builder.breaker(breaker).build().expect("valid");
     let mut tasks = tokio::task::JoinSet::new();
@@ -336,7 +336,7 @@ async fn failures_of_two_dependencies_are_not_held_against_each_other() {
             _ => Err(Failure::transient("no connection").with_dependency("db").into()),
         }
     }
-    let (sink, db) = (dead_letter::Memory::new(), Breaker::default());
+    let (sink, db) = (dead_letter::Memory::new(), CircuitBreaker::default());
     let other = obedient(&sink).dependency_breaker("db", db.clone());
     let other = other.build().expect("valid");
     for number in 0..10 {
@@ -363,7 +363,7 @@ async fn a_record_that_fails_where_others_succeed_is_given_up_wherever_it_failed
             _ => Err(Failure::transient("no connection").with_dependency("db").into()),
         }
     }
-    let (sink, db) = (dead_letter::Memory::new(), Breaker::default());
+    let (sink, db) = (dead_letter::Memory::new(), CircuitBreaker::default());
     let other = obedient(&sink).dependency_breaker("db", db.clone());
     let other = other.build().expect("valid");
     let resilient = Resilient::builder("billing", redrive::processor_fn(changes_its_mind))
@@ -390,7 +390,7 @@ async fn a_record_that_fails_where_others_succeed_is_given_up_wherever_it_failed
 #[tokio::test(start_paused = true)]
 async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
     let sink = dead_letter::Memory::new();
-    let db = Breaker::default();
+    let db = CircuitBreaker::default();
     let first = obedient(&sink)
         .dependency_breaker("db", db.clone())
         .build()
@@ -406,8 +406,11 @@ async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
         tasks.spawn(async move { first.settle(&record(number, &number.to_string(), "db")).await });
     }
     sleep(Duration::from_millis(1)).await;
-    assert_eq!(db.state(), BreakerState::Open);
-    assert_eq!(first.breaker().map(Breaker::state), Some(BreakerState::Closed));
+    assert_eq!(db.state(), CircuitBreakerState::Open);
+    assert_eq!(
+        first.breaker().map(CircuitBreaker::state),
+        Some(CircuitBreakerState::Closed)
+    );
 
     let start = Instant::now();
     assert!(matches!(
@@ -447,7 +450,7 @@ async fn poisoned_lanes_do_not_keep_a_breaker_from_closing() {
             .collect::<Vec<_>>(),
     );
     let finished = Pipeline::new()
-        .ordering(Ordering::PartitionKey)
+        .ordering(RecordOrder::PartitionKey)
         .run(&resilient, batches)
         .await;
     assert!(finished.expect("nothing halts").complete);
@@ -473,13 +476,17 @@ async fn records_to_blame_at_the_quiet_end_of_a_stream_open_no_breaker() {
     assert_eq!(sink.letters().len(), 20);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert_eq!(
-        resilient.breaker().map(Breaker::state),
-        Some(BreakerState::Closed)
+        resilient.breaker().map(CircuitBreaker::state),
+        Some(CircuitBreakerState::Closed)
     );
 }
 
 /// Settles them one behind the other, or as many at a time as may be held.
-async fn settle_all(records: &[(&str, &str)], pipeline: Pipeline, breaker: Breaker) -> (usize, Duration) {
+async fn settle_all(
+    records: &[(&str, &str)],
+    pipeline: Pipeline,
+    breaker: CircuitBreaker,
+) -> (usize, Duration) {
     let sink = dead_letter::Memory::new();
     let resilient = obedient(&sink).breaker(breaker).build().expect("valid");
     let records = (0..).zip(records);
@@ -547,7 +554,7 @@ async fn probes_come_from_different_lanes_in_turn() {
 #[test]
 fn what_a_processor_is_given_can_be_looked_at() {
     let sink = dead_letter::Memory::new();
-    let guard = Guard::new(0.25, 7, Duration::from_secs(3)).expect("valid");
+    let guard = DeadLetterGuard::new(0.25, 7, Duration::from_secs(3)).expect("valid");
     let budget = redrive::RetryBudget::new(0.5, 3.0).expect("valid");
     let resilient = obedient(&sink)
         .guard(guard.clone())
@@ -577,8 +584,8 @@ async fn a_shard_is_not_blocked_for_ever_by_a_record_that_fails_alone() {
     for (how, least, most) in [("unknown", 0.0, 0.5), ("refused", 15.0, 17.5)] {
         // Nothing else can succeed meanwhile. Where the error says that a dependency is at fault it is believed for a time.
         let records = [("a", "ok"), ("b", how), ("c", "ok"), ("b", "ok")];
-        let pipeline = Pipeline::new().ordering(Ordering::Shard);
-        let (letters, took) = settle_all(&records, pipeline, Breaker::default()).await;
+        let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
+        let (letters, took) = settle_all(&records, pipeline, CircuitBreaker::default()).await;
         assert_eq!(letters, 1, "{how}");
         let minutes = took.as_secs_f64() / 60.0;
         assert!((least..most).contains(&minutes), "{how}: {minutes}");
@@ -595,8 +602,8 @@ async fn a_round_of_probes_ends_though_there_are_fewer_records_than_probes() {
         ("d", "ok"),
         ("e", "ok"),
     ];
-    let breaker = Breaker::builder().keys_in_a_row(2).build().expect("valid");
-    let (letters, took) = settle_all(&records, Pipeline::new().held(2), breaker).await;
+    let breaker = CircuitBreaker::builder().keys_in_a_row(2).build().expect("valid");
+    let (letters, took) = settle_all(&records, Pipeline::new().in_flight(2), breaker).await;
     assert_eq!(letters, 2);
     assert!(took < Duration::from_secs(20 * 60), "{took:?}");
 }
@@ -642,13 +649,13 @@ async fn an_attempt_that_hangs_across_the_end_of_an_outage_makes_no_letter() {
 
 #[test]
 fn what_cannot_work_is_refused() {
-    assert!(Breaker::builder().probes(4).build().is_err());
-    assert!(Breaker::builder().failure_share(0.0).build().is_err());
-    assert!(Breaker::builder().window(Duration::ZERO).build().is_err());
-    assert!(Breaker::builder().keys_in_a_row(0).build().is_err());
-    assert!(Breaker::builder().build().is_ok());
-    assert!(Guard::new(1.0, 100, Duration::from_secs(60)).is_err());
-    assert!(Guard::new(0.5, 0, Duration::from_secs(60)).is_err());
-    assert!(Guard::new(0.5, 100, Duration::from_secs(60)).is_ok());
+    assert!(CircuitBreaker::builder().probes(4).build().is_err());
+    assert!(CircuitBreaker::builder().failure_share(0.0).build().is_err());
+    assert!(CircuitBreaker::builder().window(Duration::ZERO).build().is_err());
+    assert!(CircuitBreaker::builder().keys_in_a_row(0).build().is_err());
+    assert!(CircuitBreaker::builder().build().is_ok());
+    assert!(DeadLetterGuard::new(1.0, 100, Duration::from_secs(60)).is_err());
+    assert!(DeadLetterGuard::new(0.5, 0, Duration::from_secs(60)).is_err());
+    assert!(DeadLetterGuard::new(0.5, 100, Duration::from_secs(60)).is_ok());
     let _: Verdict = Verdict::transient().with_dependency("db");
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::dead_letter::{Memory, Reason};
 use redrive::observer::{Event, Observer};
-use redrive::pipeline::{Batch, Ordering, Pipeline};
+use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::{
     Attempt, BatchFailure, BatchProcessor, BoxError, Failure, Record, RecordProcessor, Resilient,
     RetryPolicy, Settled, processor_fn,
@@ -136,7 +136,11 @@ async fn a_lone_record_is_called_as_often_as_the_policy_says() {
 #[tokio::test(start_paused = true)]
 async fn a_lone_record_in_the_pipeline_is_called_as_often_as_the_policy_says() {
     for attempts in [1, 3, 5] {
-        for ordering in [Ordering::PartitionKey, Ordering::Shard, Ordering::Unordered] {
+        for ordering in [
+            RecordOrder::PartitionKey,
+            RecordOrder::Shard,
+            RecordOrder::Unordered,
+        ] {
             let orders = Orders::new(0..0, false);
             let sink = Memory::new();
             let builder = Resilient::builder("billing", orders.clone()).dead_letters(sink.clone());

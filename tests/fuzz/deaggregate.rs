@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use redrive::Record;
-use redrive::kpl::{Deaggregator, Expanded, OutOfRange};
+use redrive::kpl::{Deaggregator, Expanded, OutOfRangePolicy};
 
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 
@@ -25,7 +25,7 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
         deaggregator = deaggregator.hash_keys(0..=u128::MAX / 2);
     }
     if settings & 16 == 0 {
-        deaggregator = deaggregator.out_of_range(OutOfRange::Drop);
+        deaggregator = deaggregator.out_of_range_policy(OutOfRangePolicy::Drop);
     }
     let record = Record::builder("orders", "shardId-0".into(), 1.into())
         .partition_key("outer")

@@ -3,14 +3,20 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use redrive::checkpoint::{Ahead, Starts};
+use redrive::checkpoint::{CrashCount, SettledAhead};
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(ahead) = Ahead::from_bytes(bytes) {
-        let again = Ahead::from_bytes(&ahead.to_bytes()).expect("what was read can be written");
+    if let Ok(ahead) = SettledAhead::from_bytes(bytes) {
+        let again = SettledAhead::from_bytes(&ahead.to_bytes()).expect("what was read can be written");
         assert_eq!(again, ahead);
     }
-    if let Ok(starts) = std::str::from_utf8(bytes).unwrap_or_default().parse::<Starts>() {
-        assert_eq!(starts.to_string().parse::<Starts>().expect("as written"), starts);
+    if let Ok(starts) = std::str::from_utf8(bytes)
+        .unwrap_or_default()
+        .parse::<CrashCount>()
+    {
+        assert_eq!(
+            starts.to_string().parse::<CrashCount>().expect("as written"),
+            starts
+        );
     }
 });

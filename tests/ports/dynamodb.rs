@@ -10,7 +10,8 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use redrive::Position;
 use redrive::checkpoint::{
-    Ahead, Checkpoint, CheckpointError, CheckpointStore, DynamoDb, Leases, NewShard, Renewed, ShardKey, Taken,
+    Checkpoint, CheckpointError, CheckpointStore, DynamoDb, LeaseOutcome, Leases, NewShard, Renewal,
+    SettledAhead, ShardKey,
 };
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
@@ -82,7 +83,7 @@ impl CheckpointStore for Taking {
             self.0.create(&[new]).await.remove(0)?;
             let taken = self.0.take(std::slice::from_ref(key)).await.remove(0)?;
             match taken {
-                Taken::Held(_) => self.0.save(&[(key.clone(), checkpoint.clone())]).await.remove(0),
+                LeaseOutcome::Leased(_) => self.0.save(&[(key.clone(), checkpoint.clone())]).await.remove(0),
                 other => panic!("{other:?}"),
             }
         });
@@ -131,14 +132,14 @@ async fn create(store: &DynamoDb, shards: &[NewShard]) {
     }
 }
 
-async fn take(store: &DynamoDb, shard: u64) -> Taken {
+async fn take(store: &DynamoDb, shard: u64) -> LeaseOutcome {
     let mut taken = store.take(&[key(shard)]).await;
     taken.remove(0).expect("the store answers")
 }
 
 async fn hold(store: &DynamoDb, shard: u64) {
     create(store, &[begun(shard)]).await;
-    assert!(matches!(take(store, shard).await, Taken::Held(_)));
+    assert!(matches!(take(store, shard).await, LeaseOutcome::Leased(_)));
 }
 
 async fn save(store: &DynamoDb, shard: u64, position: Position) -> Result<(), CheckpointError> {
@@ -173,7 +174,7 @@ async fn a_table_is_made_with_the_rows_of_kcl() {
         // A row that is there stays as it is.
         create(&second, &[NewShard::new(key(1), Checkpoint::at(at(9, 0)))]).await;
         assert!(
-            matches!(take(&first, 1).await, Taken::Held(from) if *from.position() == Position::TrimHorizon)
+            matches!(take(&first, 1).await, LeaseOutcome::Leased(from) if *from.position() == Position::TrimHorizon)
         );
         save(&first, 1, at(77, 5)).await.expect("held");
         first.name_children(&key(1), &[key(3).shard]).await.expect("held");
@@ -209,11 +210,16 @@ async fn a_shard_is_held_by_one_and_let_go_at_a_shutdown() {
     with_table(async |table| {
         let (first, second) = (table.store().worker("first"), table.store());
         hold(&first, 1).await;
-        assert!(matches!(take(&second, 1).await, Taken::Elsewhere { owner } if owner.starts_with("first-")));
+        assert!(
+            matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { owner } if owner.starts_with("first-"))
+        );
         save(&first, 1, at(5, 0)).await.expect("held");
         first.give_up(&key(1)).await.expect("it answers");
         assert!(!table.row(1).await.contains_key("leaseOwner"));
-        assert_eq!(take(&second, 1).await, Taken::Held(Checkpoint::at(at(5, 0))));
+        assert_eq!(
+            take(&second, 1).await,
+            LeaseOutcome::Leased(Checkpoint::at(at(5, 0)))
+        );
         // Nothing of the first one's gets through any more, and it may give up what it does not hold.
         let children = [key(2).shard];
         for lost in [
@@ -222,9 +228,9 @@ async fn a_shard_is_held_by_one_and_let_go_at_a_shutdown() {
         ] {
             assert!(matches!(lost, Err(CheckpointError::LeaseLost { .. })), "{lost:?}");
         }
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
         first.give_up(&key(1)).await.expect("it answers");
-        assert_eq!(second.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        assert_eq!(second.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
         assert_eq!(table.row(1).await["checkpoint"], text("5"));
     })
     .await;
@@ -236,16 +242,16 @@ async fn a_shard_is_taken_from_a_holder_that_does_nothing_and_from_no_other() {
         let (first, second) = (table.store(), table.store().worker("second"));
         hold(&first, 1).await;
         for _ in 0..4 {
-            assert!(matches!(take(&second, 1).await, Taken::Elsewhere { .. }));
+            assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
             sleep(FAILOVER / 2).await;
             // It lives: what was seen before says nothing.
-            assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+            assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
         }
-        assert!(matches!(take(&second, 1).await, Taken::Elsewhere { .. }));
+        assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
         sleep(FAILOVER + Duration::from_millis(10)).await;
-        assert!(matches!(take(&second, 1).await, Taken::Held(_)));
+        assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
         assert_eq!(table.row(1).await["ownerSwitchesSinceCheckpoint"], number(1));
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
         let late = save(&first, 1, at(5, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
     })
@@ -270,7 +276,7 @@ async fn who_holds_a_shard_is_seen_without_taking_it() {
         assert_eq!(seen[1..], [None, None]);
         assert_eq!(table.row(1).await, before);
         // A sign of life shows.
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
         let again = holders()
             .await
             .remove(0)
@@ -280,7 +286,7 @@ async fn who_holds_a_shard_is_seen_without_taking_it() {
         assert_ne!(again.sign, holder.sign);
         // It counts as a look.
         sleep(FAILOVER + Duration::from_millis(10)).await;
-        assert!(matches!(take(&second, 1).await, Taken::Held(_)));
+        assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
     })
     .await;
 }
@@ -292,16 +298,19 @@ async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
         hold(&first, 1).await;
         save(&first, 1, at(5, 0)).await.expect("held");
         let taken = second.seize(&key(1)).await.expect("it answers");
-        assert_eq!(taken, Taken::Held(Checkpoint::at(at(5, 0))));
+        assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(at(5, 0))));
         let late = save(&first, 1, at(6, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
         save(&second, 1, at(2, 0)).await.expect("held");
         second.give_up(&key(1)).await.expect("it answers");
         // Nor once nobody holds it.
         let late = save(&first, 1, at(6, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-        assert_eq!(take(&first, 1).await, Taken::Held(Checkpoint::at(at(2, 0))));
+        assert_eq!(
+            take(&first, 1).await,
+            LeaseOutcome::Leased(Checkpoint::at(at(2, 0)))
+        );
 
         // Under a holder that writes at the same time; one that is asked to hand over; an end, which nobody takes.
         let writes = async {
@@ -311,20 +320,23 @@ async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
         };
         let shard = key(1);
         let (taken, ()) = tokio::join!(second.seize(&shard), writes);
-        assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+        assert!(matches!(taken, Ok(LeaseOutcome::Leased(_))), "{taken:?}");
         let owner = table.row(1).await["leaseOwner"].clone();
         table
             .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", owner)])
             .await;
         let taken = first.seize(&key(1)).await;
-        assert!(matches!(taken, Ok(Taken::Held(_))), "{taken:?}");
+        assert!(matches!(taken, Ok(LeaseOutcome::Leased(_))), "{taken:?}");
         assert!(!table.row(1).await.contains_key("checkpointOwner"));
         let end = NewShard::new(key(2), Checkpoint::at(Position::ShardEnd));
         create(&first, &[end]).await;
-        assert_eq!(take(&second, 2).await, Taken::Ended);
+        assert_eq!(take(&second, 2).await, LeaseOutcome::Ended);
         let taken = second.seize(&key(2)).await.expect("it answers");
-        assert_eq!(taken, Taken::Held(Checkpoint::at(Position::ShardEnd)));
-        assert_eq!(second.seize(&key(3)).await.expect("it answers"), Taken::Missing);
+        assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(Position::ShardEnd)));
+        assert_eq!(
+            second.seize(&key(3)).await.expect("it answers"),
+            LeaseOutcome::Missing
+        );
     })
     .await;
 }
@@ -338,7 +350,7 @@ async fn a_write_whose_answer_was_lost_is_no_lost_lease() {
         table
             .put(1, &[("leaseCounter", number(2)), ("checkpoint", text("8"))])
             .await;
-        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewed::Held);
+        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
         assert_eq!(table.row(1).await["leaseCounter"], number(3));
         table.put(1, &[("leaseCounter", number(4))]).await;
         save(&store, 1, at(9, 0)).await.expect("held");
@@ -348,7 +360,7 @@ async fn a_write_whose_answer_was_lost_is_no_lost_lease() {
         assert_eq!((&row["checkpoint"], row.get("leaseOwner")), (&text("9"), None));
         // The same of a take: a row of ours that we do not know to hold.
         table.put(1, &[("leaseOwner", text("somebody"))]).await;
-        assert!(matches!(take(&store, 1).await, Taken::Elsewhere { .. }));
+        assert!(matches!(take(&store, 1).await, LeaseOutcome::Elsewhere { .. }));
     })
     .await;
 }
@@ -371,7 +383,7 @@ async fn a_lease_that_was_assigned_again_is_lost_to_its_earlier_holding() {
             assert!(lost(save(&store, counter, at(5, 0)).await), "{counter}");
             assert_eq!(
                 store.renew(&key(counter)).await.expect("it answers"),
-                Renewed::Lost
+                Renewal::Lost
             );
             store.give_up(&key(counter)).await.expect("it answers");
             let row = table.row(counter).await;
@@ -394,7 +406,7 @@ async fn a_shard_that_is_asked_for_is_handed_over() {
         table
             .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", ours)])
             .await;
-        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewed::Wanted);
+        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewal::Wanted);
         save(&store, 1, at(12, 0)).await.expect("it still has it");
         store.give_up(&key(1)).await.expect("it answers");
         let row = table.row(1).await;
@@ -434,7 +446,7 @@ async fn what_others_keep_in_a_row_stays_there_and_their_other_rows_too() {
             leader.map(|(name, value)| (name.to_owned(), value)).into();
         table.put_item(leader.clone()).await;
 
-        assert!(matches!(take(&store, 1).await, Taken::Held(_)));
+        assert!(matches!(take(&store, 1).await, LeaseOutcome::Leased(_)));
         save(&store, 1, at(5, 0)).await.expect("held");
         store.give_up(&key(1)).await.expect("it answers");
         let after = table.row(1).await;
@@ -466,7 +478,7 @@ async fn what_is_settled_ahead_belongs_to_its_checkpoint() {
     with_table(async |table| {
         let store = table.store();
         hold(&store, 1).await;
-        let ahead: Ahead = stores::ahead(&at(100, 0), &[(103, 105)], 110);
+        let ahead: SettledAhead = stores::ahead(&at(100, 0), &[(103, 105)], 110);
         let checkpoint = Checkpoint::at(at(100, 0)).with_ahead(ahead);
         let saved = store.save(&[(key(1), checkpoint.clone())]).await.remove(0);
         saved.expect("held");
@@ -512,8 +524,8 @@ async fn what_is_not_ours_is_refused() {
             &[NewShard::new(key(2), Checkpoint::at(Position::ShardEnd))],
         )
         .await;
-        assert_eq!(take(&store, 2).await, Taken::Ended);
-        assert_eq!(take(&store, 3).await, Taken::Missing);
+        assert_eq!(take(&store, 2).await, LeaseOutcome::Ended);
+        assert_eq!(take(&store, 3).await, LeaseOutcome::Missing);
         // Nor is a row that is deleted while it is held.
         let call = table
             .client
@@ -521,7 +533,7 @@ async fn what_is_not_ours_is_refused() {
             .table_name(&table.name)
             .key("leaseKey", text("shardId-000000000001"));
         call.send().await.expect("deleted");
-        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewed::Lost);
+        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
 
         // A table of another program.
         let other = DynamoDb::new(table.client.clone(), "seen");

@@ -91,7 +91,7 @@ impl Scene {
             .rate(1e6)
             .ledger(ledger::Memory::new())
             .rehydrated(Rehydrate::new(self.client()).stream(STREAM).stream("nowhere"))
-            .on_each(move |each, _| said.lock().expect("not poisoned").push(each.outcome.to_string()))
+            .on_progress(move |each, _| said.lock().expect("not poisoned").push(each.outcome.to_string()))
     }
 
     async fn letters_of(&self, messages: &[Value]) -> (Report, Vec<DeadLetter>) {

@@ -201,7 +201,7 @@ async fn records_go_back_into_a_stream_in_the_order_of_their_keys() {
         .await;
     let report = report.expect("it ends");
     assert_eq!(
-        (report.read, report.replayed, report.maybe_again),
+        (report.read, report.replayed, report.possibly_repeated),
         (1_300, 1_300, 0),
         "{report:?}"
     );
@@ -217,7 +217,11 @@ async fn records_go_back_into_a_stream_in_the_order_of_their_keys() {
     assert_eq!(stream::read(&client, "orders").await.len(), 1_300);
     // By name it does it again.
     let only = Filter::new().partition_key("k7");
-    let replay = file.replay().ledger(file.ledger()).only(only).again(true);
+    let replay = file
+        .replay()
+        .ledger(file.ledger())
+        .filter(only)
+        .ignore_ledger(true);
     let report = replay.into_stream(into(), pending()).await.expect("it ends");
     assert_eq!((report.replayed, report.not_matched), (5, 1_295), "{report:?}");
     assert_eq!(stream::read(&client, "orders").await.len(), 1_305);
@@ -321,8 +325,8 @@ async fn without_a_stamp_a_record_that_comes_back_is_known_by_what_it_is() {
         let replay = Replay::new(source::File::new(&path))
             .ledger(ledger.clone())
             .max_redrives(3);
-        let replay =
-            replay.on_each(move |said, _| heard.lock().expect("not poisoned").push(said.outcome.to_string()));
+        let replay = replay
+            .on_progress(move |said, _| heard.lock().expect("not poisoned").push(said.outcome.to_string()));
         let report = replay
             .into_stream(Stream::new(client.clone(), "orders"), pending())
             .await;
@@ -460,7 +464,7 @@ async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
     let report = report.expect("it ends");
     // The 300 of the second batch that were not confirmed were begun.
     assert_eq!(
-        (report.already, report.replayed, report.maybe_again),
+        (report.already, report.replayed, report.possibly_repeated),
         (700, 500, 300),
         "{report:?}"
     );
@@ -492,7 +496,7 @@ async fn what_cannot_be_driven_again_is_told_and_the_rest_goes_on() {
     let orders = billing(&seen);
     let said = Arc::new(Mutex::new(Vec::new()));
     let heard = said.clone();
-    let replay = file.replay().ledger(file.ledger()).on_each(move |said, _| {
+    let replay = file.replay().ledger(file.ledger()).on_progress(move |said, _| {
         let mut heard = heard.lock().expect("not poisoned");
         heard.push(format!("{}: {}", said.outcome.as_str(), said.outcome));
     });
@@ -514,7 +518,7 @@ async fn a_dry_run_does_nothing() {
     let (_server, client) = orders().await;
     let file = Letters::of(&numbered(0..9, 3)).await;
     let only = Filter::new().partition_key("k1").reason(Reason::Permanent);
-    let replay = file.replay().ledger(file.ledger()).only(only).dry_run(true);
+    let replay = file.replay().ledger(file.ledger()).filter(only).dry_run(true);
     let report = replay
         .into_stream(Stream::new(client.clone(), "orders"), pending())
         .await;

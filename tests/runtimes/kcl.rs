@@ -212,7 +212,7 @@ async fn a_service_moves_from_kcl_and_back() {
     // A live KCL keeps what it has.
     let redrive = world.redrive(Duration::from_secs(30));
     eventually("redrive stands by", None, || {
-        redrive.events("ShardHeldElsewhere") >= 2
+        redrive.events("ShardLeasedElsewhere") >= 2
     })
     .await;
     let second = world.put(100).await;

@@ -16,8 +16,8 @@ use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, St
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
 use redrive::{
-    AfterDeadLetter, Attempt, BatchFailure, BatchProcessor, BoxError, Guard, Idempotency, Jitter, Record,
-    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+    Attempt, BatchFailure, BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter,
+    Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
 };
 use serde_json::{Value, json};
 use support::script::Script;
@@ -307,7 +307,7 @@ async fn a_processor_that_stops_after_a_dead_letter_goes_on_here() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let resilient = builder(&script)
         .dead_letters(letters.clone())
-        .after_dead_letter(AfterDeadLetter::Stop)
+        .dead_letter_policy(DeadLetterPolicy::Stop)
         .build()
         .expect("valid");
     let function = Function::new(resilient);
@@ -400,7 +400,7 @@ async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again(
 #[tokio::test(start_paused = true)]
 async fn the_guard_stops_a_flood_of_letters_and_the_batch_comes_again() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let guard = Guard::new(0.5, 100, secs(60)).expect("valid");
+    let guard = DeadLetterGuard::new(0.5, 100, secs(60)).expect("valid");
     let builder = builder(&script)
         .guard(guard.clone())
         .dead_letters(letters.clone());

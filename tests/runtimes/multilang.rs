@@ -213,7 +213,7 @@ async fn nothing_behind_an_unsettled_record_is_stored() {
 #[tokio::test(start_paused = true)]
 async fn the_answer_is_withheld_only_while_the_window_is_full() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let pipeline = Pipeline::new().held(4);
+    let pipeline = Pipeline::new().in_flight(4);
     let mut daemon = Daemon::begun(&script, &letters, pipeline).await;
     let batch = |first: u64| records(&[record_json(first, 0, "gate"), record_json(first + 1, 0, "gate")]);
     // Two batches fill the window, one is read ahead, one waits in the pipe.

@@ -44,7 +44,7 @@ pub struct Given {
 }
 
 impl Kcl {
-    /// Starts one that reads this stream. None means that the test is to be skipped, the reason having been told.
+    /// CrashCount one that reads this stream. None means that the test is to be skipped, the reason having been told.
     pub fn start(
         (kinesis, dynamodb): (&str, &str),
         application: &str,
@@ -101,7 +101,7 @@ impl Kcl {
     }
 }
 
-/// Starts a MultiLangDaemon, which runs a child of this command for each shard that it holds.
+/// CrashCount a MultiLangDaemon, which runs a child of this command for each shard that it holds.
 pub fn daemon(
     (kinesis, dynamodb): (&str, &str),
     application: &str,

@@ -84,7 +84,7 @@ async fn what_arrives_has_the_right_sums() {
     assert_eq!(statistics("RecordsProcessed").await.0, 4.0);
     assert_eq!(statistics("RecordsDeadLettered").await.0, 2.0);
     assert_eq!(statistics("AttemptsFailed").await.0, 4.0);
-    assert_eq!(statistics("AttemptsFailedForGood").await.0, 1.0);
+    assert_eq!(statistics("AttemptsFailedPermanently").await.0, 1.0);
     assert_eq!(statistics("Retries").await.0, 2.0);
     let (sum, _, highest) = statistics("EndToEndLatency").await;
     assert!((90_000.0..110_000.0).contains(&highest), "{sum}, {highest}");

@@ -155,7 +155,7 @@ async fn an_invocation_has_written_its_metrics_before_it_answers() {
         "RecordsProcessed": 3,
         "RecordsDeadLettered": 2,
         "AttemptsFailed": 5,
-        "AttemptsFailedForGood": 1,
+        "AttemptsFailedPermanently": 1,
         "Retries": 3,
         "Application": "billing",
         "Stream": "orders",

@@ -114,8 +114,8 @@ async fn nothing_of_a_record_is_in_a_log_a_metric_an_alert_or_the_health() {
     let (events, emf, alerts) = (Text::default(), Text::default(), alert::Memory::new());
     let monitor = Monitor::builder("billing")
         .watch(Threshold::on(Rate::DeadLetters).above(0.1).at_least(1))
-        .tell(alerts.clone())
-        .tell(alert::Log)
+        .alert_sink(alerts.clone())
+        .alert_sink(alert::Log)
         .build()
         .expect("valid");
     let letters = dead_letter::Memory::new();

@@ -9,8 +9,8 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::telemetry::{Metric, Metrics, Monitor, Rate, Threshold, alert};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, Failure, Guard, Record, Resilient, ResilientBuilder, RetryPolicy,
-    Settled, dead_letter, processor_fn,
+    Attempt, BatchFailure, BatchProcessor, DeadLetterGuard, Failure, Record, Resilient, ResilientBuilder,
+    RetryPolicy, Settled, dead_letter, processor_fn,
 };
 use support::script::{Script, record};
 use tokio::time::{Instant, advance};
@@ -117,7 +117,7 @@ async fn a_call_with_many_records_is_an_attempt_of_each() {
     let alerts = alert::Memory::new();
     let monitor = Monitor::builder("billing")
         .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.9).at_least(10))
-        .tell(alerts.clone())
+        .alert_sink(alerts.clone())
         .build()
         .expect("valid");
     let resilient = Resilient::builder("billing", Inserts::default().batched())
@@ -161,7 +161,7 @@ async fn what_stands_still_is_a_gauge_until_it_goes_on() {
     let _installed = metrics::set_default_local_recorder(&recorder);
     let resilient = Resilient::builder("billing", Script::default())
         .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(2))
-        .guard(Guard::new(0.5, 3, Duration::from_secs(60)).expect("valid"))
+        .guard(DeadLetterGuard::new(0.5, 3, Duration::from_secs(60)).expect("valid"))
         .dead_letters(dead_letter::Memory::new())
         .observer(Metrics::new("billing"))
         .build()

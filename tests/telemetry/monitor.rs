@@ -29,7 +29,9 @@ fn resilient(monitor: Monitor) -> Resilient<Script> {
 fn monitor(threshold: Threshold) -> (MonitorBuilder, alert::Memory) {
     let alerts = alert::Memory::new();
     (
-        Monitor::builder("billing").watch(threshold).tell(alerts.clone()),
+        Monitor::builder("billing")
+            .watch(threshold)
+            .alert_sink(alerts.clone()),
         alerts,
     )
 }
@@ -201,8 +203,8 @@ async fn a_sink_that_fails_or_hangs_holds_nothing_up_and_is_told_in_the_end() {
     });
     let (builder, _) = monitor(Threshold::on(Rate::DeadLetters).above(0.5).at_least(10));
     let monitor = builder
-        .tell(stubborn.clone())
-        .tell(webhook)
+        .alert_sink(stubborn.clone())
+        .alert_sink(webhook)
         .build()
         .expect("valid");
     let resilient = resilient(monitor);
@@ -275,7 +277,7 @@ async fn a_topic_gets_an_alert_once_and_its_end_once() {
         .within(Duration::from_secs(1));
     let monitor = Monitor::builder("billing")
         .watch(threshold)
-        .tell(alert::Sns::new(sns, topic));
+        .alert_sink(alert::Sns::new(sns, topic));
     let resilient = resilient(monitor.build().expect("valid"));
     settle(&resilient, "bad", 500).await;
     let mut messages = Vec::new();
@@ -335,7 +337,13 @@ async fn a_sink_that_panics_keeps_no_alert_from_the_others() {
     let alerts = alert::Memory::new();
     let threshold = Threshold::on(Rate::FailedAttempts(None)).above(0.2).at_least(50);
     let builder = Monitor::builder("billing").watch(threshold);
-    let resilient = resilient(builder.tell(Panics).tell(alerts.clone()).build().expect("valid"));
+    let resilient = resilient(
+        builder
+            .alert_sink(Panics)
+            .alert_sink(alerts.clone())
+            .build()
+            .expect("valid"),
+    );
     settle(&resilient, "bad", 100).await;
     sleep(5 * MINUTE).await;
     assert_eq!(states(&alerts), [AlertState::Raised, AlertState::Recovered]);

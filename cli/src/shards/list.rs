@@ -65,7 +65,7 @@ fn as_text(status: &ShardStatus) -> String {
         Err(_) => text.push_str("not understood"),
     }
     if let Some(holder) = &status.holder {
-        text.push_str(&format!("  held by {}", holder.name));
+        text.push_str(&format!("  leased by {}", holder.name));
     }
     output::escaped(&text).into_owned()
 }
@@ -96,7 +96,7 @@ fn json_of(status: &ShardStatus) -> String {
         "read_until": stored.and_then(|stored| stored.read_until()).map(output::time),
         "gaps_ahead": stored.and_then(|stored| stored.ahead()).map(|ahead| ahead.holes()),
         "starts_in_vain": stored.and_then(|stored| stored.starts()).map_or(0, |starts| starts.count),
-        "held_by": status.holder.as_ref().map(|holder| &holder.name),
+        "leased_by": status.holder.as_ref().map(|holder| &holder.name),
         "error": checkpoint.err().map(|error| output::chain(error)),
     })
     .to_string()

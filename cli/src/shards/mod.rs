@@ -114,14 +114,14 @@ impl Whose {
         };
         if how.force {
             eprintln!(
-                "{shard} is held by {}, which loses it",
+                "{shard} is leased by {}, which loses it",
                 output::escaped(&holder.name)
             );
             return Ok(shards.force());
         }
         let time = humantime::format_duration(self.failover_time);
         eprintln!(
-            "{shard} is held by {}: {time} at most to see whether it lives",
+            "{shard} is leased by {}: {time} at most to see whether it lives",
             output::escaped(&holder.name)
         );
         Ok(shards)

@@ -8,7 +8,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table};
-use redrive::{Breaker, BreakerState, Guard, Health, RetryBudget, ShardState};
+use redrive::{CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Health, RetryBudget, ShardState};
 
 use crate::bank::Bank;
 use crate::feed::{Feed, Second};
@@ -16,8 +16,8 @@ use crate::feed::{Feed, Second};
 /// All that is looked at.
 pub(crate) struct View {
     pub(crate) health: Health,
-    pub(crate) breaker: Option<Breaker>,
-    pub(crate) guard: Option<Guard>,
+    pub(crate) breaker: Option<CircuitBreaker>,
+    pub(crate) guard: Option<DeadLetterGuard>,
     pub(crate) budget: Option<RetryBudget>,
     pub(crate) bank: Arc<Bank>,
     pub(crate) feed: Arc<Feed>,
@@ -25,9 +25,9 @@ pub(crate) struct View {
 
 impl View {
     fn breaker(&self) -> (&'static str, Color) {
-        match self.breaker.as_ref().map(Breaker::state) {
-            Some(BreakerState::Open) => ("OPEN", Color::Red),
-            Some(BreakerState::HalfOpen) => ("HALF-OPEN", Color::Yellow),
+        match self.breaker.as_ref().map(CircuitBreaker::state) {
+            Some(CircuitBreakerState::Open) => ("OPEN", Color::Red),
+            Some(CircuitBreakerState::HalfOpen) => ("HALF-OPEN", Color::Yellow),
             Some(_) => ("closed", Color::Green),
             None => ("none", Color::DarkGray),
         }
@@ -110,7 +110,7 @@ impl View {
                 Span::from(shard.shard.to_string()),
                 Span::from(format!("{:?}", shard.state)).fg(color),
                 Span::from(shard.lag.map_or_else(|| "?".to_owned(), millis)),
-                Span::from(shard.held.to_string()),
+                Span::from(shard.in_flight.to_string()),
                 Span::from(shard.oldest.map_or_else(|| "-".to_owned(), millis)),
                 Span::from(millis(shard.since_progress)),
             ])
@@ -123,7 +123,7 @@ impl View {
             Constraint::Length(9),
             Constraint::Length(9),
         ];
-        let head = Row::new(["shard", "state", "behind", "held", "oldest", "progress"]).bold();
+        let head = Row::new(["shard", "state", "behind", "in flight", "oldest", "progress"]).bold();
         let table = Table::new(rows, widths).header(head);
         frame.render_widget(table.block(Block::bordered().title(" shards ")), area);
     }

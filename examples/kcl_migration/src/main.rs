@@ -38,7 +38,7 @@ impl Observer for Progress {
     fn on(&self, event: &Event<'_>) {
         match event {
             Event::ShardStarted { shard, position, .. } => println!("{shard} goes on behind {position}"),
-            Event::ShardHeldElsewhere { shard, owner, .. } => {
+            Event::ShardLeasedElsewhere { shard, owner, .. } => {
                 println!("{shard} is held by {owner}: standing by")
             }
             Event::LeaseLost { shard, .. } => println!("{shard} was taken over"),

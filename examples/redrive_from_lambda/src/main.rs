@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<()> {
         .rehydrated(Rehydrate::new(kinesis).stream(STREAM).application("billing"))
         // The queue's messages are removed: there is nothing to remember.
         .ledger(ledger::Memory::new())
-        .on_each(|said, _| println!("{}: {}", said.place, said.outcome))
+        .on_progress(|said, _| println!("{}: {}", said.place, said.outcome))
         .through(&orders, pending())
         .await?;
     println!(

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::calls::{Change, Table, Written};
 use super::row::{self, Row};
-use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Renewed, ShardKey, Taken};
+use crate::checkpoint::{Checkpoint, CheckpointError, Holder, LeaseOutcome, Renewal, ShardKey};
 use crate::record::{Position, ShardId};
 
 /// What the clones of a store share.
@@ -52,12 +52,12 @@ impl Holding {
         table: &Table,
         shards: &[ShardKey],
         failover_time: Duration,
-    ) -> Vec<Result<Taken, CheckpointError>> {
+    ) -> Vec<Result<LeaseOutcome, CheckpointError>> {
         let rows = table.read(shards).await;
         join_all(shards.iter().zip(rows).map(|(key, row)| async move {
             match row? {
                 Some(row) => self.take_row(table, key, row, failover_time).await,
-                None => Ok(Taken::Missing),
+                None => Ok(LeaseOutcome::Missing),
             }
         }))
         .await
@@ -69,13 +69,13 @@ impl Holding {
         key: &ShardKey,
         row: Row,
         failover_time: Duration,
-    ) -> Result<Taken, CheckpointError> {
+    ) -> Result<LeaseOutcome, CheckpointError> {
         if *row.checkpoint.position() == Position::ShardEnd {
-            return Ok(Taken::Ended);
+            return Ok(LeaseOutcome::Ended);
         }
         let elsewhere = |owner: &str| {
             let owner = owner.to_owned();
-            Ok(Taken::Elsewhere { owner })
+            Ok(LeaseOutcome::Elsewhere { owner })
         };
         if let Some(holder) = row.holder().filter(|holder| *holder != &*table.worker)
             && !self.shard(key).has_left(holder, row.counter, failover_time)
@@ -84,7 +84,7 @@ impl Holding {
         }
         // Free, left, or ours: a take whose answer was lost.
         match self.claim(table, key, &row).await? {
-            Some(checkpoint) => Ok(Taken::Held(checkpoint)),
+            Some(checkpoint) => Ok(LeaseOutcome::Leased(checkpoint)),
             // Somebody was faster; the next look says who.
             None => elsewhere(row.holder().unwrap_or("another")),
         }
@@ -115,14 +115,14 @@ impl Holding {
         Ok(Some(row.checkpoint))
     }
 
-    pub(super) async fn seize(&self, table: &Table, key: &ShardKey) -> Result<Taken, CheckpointError> {
+    pub(super) async fn seize(&self, table: &Table, key: &ShardKey) -> Result<LeaseOutcome, CheckpointError> {
         // A holder that lives may write in between.
         for _ in 0..SEIZES {
             let Some(row) = table.read_one(key).await? else {
-                return Ok(Taken::Missing);
+                return Ok(LeaseOutcome::Missing);
             };
             if let Some(checkpoint) = self.claim(table, key, &row).await? {
-                return Ok(Taken::Held(checkpoint));
+                return Ok(LeaseOutcome::Leased(checkpoint));
             }
         }
         Err(CheckpointError::unavailable("the row changes all the time"))
@@ -148,11 +148,11 @@ impl Holding {
         held.collect()
     }
 
-    pub(super) async fn renew(&self, table: &Table, key: &ShardKey) -> Result<Renewed, CheckpointError> {
+    pub(super) async fn renew(&self, table: &Table, key: &ShardKey) -> Result<Renewal, CheckpointError> {
         match self.write(table, key, Change::of).await {
-            Ok(row) if row.checkpoint_owner.is_some() => Ok(Renewed::Wanted),
-            Ok(_) => Ok(Renewed::Held),
-            Err(CheckpointError::LeaseLost { .. }) => Ok(Renewed::Lost),
+            Ok(row) if row.checkpoint_owner.is_some() => Ok(Renewal::Wanted),
+            Ok(_) => Ok(Renewal::Leased),
+            Err(CheckpointError::LeaseLost { .. }) => Ok(Renewal::Lost),
             Err(error) => Err(error),
         }
     }

@@ -10,7 +10,7 @@ use aws_sdk_dynamodb::Client;
 use rand::RngExt;
 
 use super::{
-    Checkpoint, CheckpointError, CheckpointStore, Holder, Leases, NewShard, Renewed, ShardKey, Taken,
+    Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, NewShard, Renewal, ShardKey,
 };
 use crate::external::failed_alike;
 use crate::record::ShardId;
@@ -185,7 +185,7 @@ impl Leases for DynamoDb {
         }
     }
 
-    async fn take(&self, shards: &[ShardKey]) -> Vec<Result<Taken, CheckpointError>> {
+    async fn take(&self, shards: &[ShardKey]) -> Vec<Result<LeaseOutcome, CheckpointError>> {
         match self.table().await {
             Ok(table) => self.holding.take(table, shards, self.failover_time).await,
             Err(error) => for_each(shards, error),
@@ -199,11 +199,11 @@ impl Leases for DynamoDb {
         }
     }
 
-    async fn seize(&self, shard: &ShardKey) -> Result<Taken, CheckpointError> {
+    async fn seize(&self, shard: &ShardKey) -> Result<LeaseOutcome, CheckpointError> {
         self.holding.seize(self.table().await?, shard).await
     }
 
-    async fn renew(&self, shard: &ShardKey) -> Result<Renewed, CheckpointError> {
+    async fn renew(&self, shard: &ShardKey) -> Result<Renewal, CheckpointError> {
         self.holding.renew(self.table().await?, shard).await
     }
 

@@ -3,7 +3,7 @@
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use crate::checkpoint::{Ahead, Checkpoint, CheckpointError, NewShard, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointError, NewShard, SettledAhead, ShardKey};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
@@ -33,7 +33,7 @@ const LEASE: &str = "LEASE";
 // Ours: KCL leaves alone what it does not know.
 /// What is settled ahead of the checkpoint.
 pub(super) const AHEAD: &str = "redriveAhead";
-/// Starts that did not come past the checkpoint.
+/// CrashCount that did not come past the checkpoint.
 pub(super) const STARTS: &str = "redriveStarts";
 /// Until when all was read and settled, in milliseconds since 1970.
 pub(super) const READ_UNTIL: &str = "redriveReadUntil";
@@ -170,9 +170,9 @@ fn position(checkpoint: &str, sub: u64) -> Result<Position, BoxError> {
     })
 }
 
-fn ahead(item: &Item) -> Option<Ahead> {
+fn ahead(item: &Item) -> Option<SettledAhead> {
     let stored = item.get(AHEAD)?.as_b().ok()?;
-    let ahead = Ahead::from_bytes(stored.as_ref());
+    let ahead = SettledAhead::from_bytes(stored.as_ref());
     if ahead.is_err() {
         let shard = text(item, KEY);
         tracing::warn!(

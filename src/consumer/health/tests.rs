@@ -43,8 +43,8 @@ impl Observer for Stands {
         assert!(
             matches!(
                 event,
-                Event::ShardStands {
-                    held: 0,
+                Event::ShardStatus {
+                    in_flight: 0,
                     oldest: None,
                     ..
                 }

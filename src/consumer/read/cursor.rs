@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
-use super::data_loss::{AfterDataLoss, DataLoss, Expected, OnDataLoss, Refused, is_older_than_shortest};
+use super::data_loss::{DataLoss, DataLossPolicy, Expected, OnDataLoss, Refused, is_older_than_shortest};
 use crate::aws::{FailedCall, Located};
 use crate::consumer::StreamId;
 use crate::consumer::shards::discovery::REFUSALS;
@@ -76,7 +76,7 @@ const SAY_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a record has no partition key, as on a stream with AUTO distribution, and so no order within one: choose \
-     Ordering::Unordered or Ordering::Shard"
+     RecordOrder::Unordered or RecordOrder::Shard"
 )]
 struct NoPartitionKey;
 
@@ -170,7 +170,7 @@ pub(in crate::consumer) enum Refusal {
     Ends(ReadingEnded),
 }
 
-/// Starts earlier than at this time, which Kinesis refuses. This machine's clock is ahead, if the time is not long past.
+/// CrashCount earlier than at this time, which Kinesis refuses. This machine's clock is ahead, if the time is not long past.
 fn earlier(time: DateTime) -> Refusal {
     let is_recent = |time: &SystemTime| {
         let age = wall_clock::now().duration_since(*time).unwrap_or_default();
@@ -404,8 +404,8 @@ impl Reading {
     /// Reports a loss; an error if the user wants the shard to halt.
     fn report(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
         match self.on_data_loss.report(&loss, &self.observers) {
-            AfterDataLoss::Resume => Ok(()),
-            AfterDataLoss::Halt => Err(ReadingEnded::Lost(loss)),
+            DataLossPolicy::Resume => Ok(()),
+            DataLossPolicy::Halt => Err(ReadingEnded::Lost(loss)),
         }
     }
 

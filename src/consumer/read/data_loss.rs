@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::checkpoint::{Ahead, Checkpoint};
+use crate::checkpoint::{Checkpoint, SettledAhead};
 use crate::external::caught;
 use crate::observer::{Event, Interest, Observers};
 use crate::record::{Position, SequenceNumber, ShardId};
@@ -52,7 +52,7 @@ impl std::error::Error for DataLoss {}
 /// What happens after a loss was reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum AfterDataLoss {
+pub enum DataLossPolicy {
     /// The shard goes on with the oldest record that is left.
     #[default]
     Resume,
@@ -60,7 +60,7 @@ pub enum AfterDataLoss {
     Halt,
 }
 
-type Decide = dyn Fn(&DataLoss) -> AfterDataLoss + Send + Sync;
+type Decide = dyn Fn(&DataLoss) -> DataLossPolicy + Send + Sync;
 
 /// Who decides.
 #[derive(Clone, Default)]
@@ -68,13 +68,13 @@ pub(in crate::consumer) struct OnDataLoss(Option<Arc<Decide>>);
 
 impl OnDataLoss {
     pub(in crate::consumer) fn new(
-        decide: impl Fn(&DataLoss) -> AfterDataLoss + Send + Sync + 'static,
+        decide: impl Fn(&DataLoss) -> DataLossPolicy + Send + Sync + 'static,
     ) -> Self {
         OnDataLoss(Some(Arc::new(decide)))
     }
 
     /// Reports a loss, and asks the user what happens next.
-    pub(in crate::consumer) fn report(&self, loss: &DataLoss, observers: &Observers) -> AfterDataLoss {
+    pub(in crate::consumer) fn report(&self, loss: &DataLoss, observers: &Observers) -> DataLossPolicy {
         if observers.want(Interest::SHARDS) && !Sabotage::HideDataLoss.is_committed() {
             observers.tell(&Event::DataLoss {
                 stream: &loss.stream,
@@ -114,7 +114,7 @@ impl Expected {
     /// What a reading from this checkpoint should begin with.
     pub(in crate::consumer) fn of(checkpoint: &Checkpoint) -> Option<Self> {
         let read_until = checkpoint.read_until();
-        let first_unsettled = checkpoint.ahead().and_then(Ahead::first_hole).cloned();
+        let first_unsettled = checkpoint.ahead().and_then(SettledAhead::first_hole).cloned();
         let (number, read_until) = match (checkpoint.position(), &first_unsettled) {
             (Position::Record { sequence_number, .. }, _) => (Some(sequence_number.clone()), read_until),
             // It was the first record that was read.
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn without_a_position_the_first_record_that_was_not_settled_comes_first() {
         let record = |number: u64| Record::builder("orders", "shardId-1".into(), number.into()).build();
-        let mut ahead = Ahead::builder(Position::TrimHorizon);
+        let mut ahead = SettledAhead::builder(Position::TrimHorizon);
         ahead.hole(&record(10), &record(10));
         let ahead = ahead.settled_through(&record(20));
         let checkpoint = Checkpoint::at(Position::TrimHorizon).with_ahead(ahead);

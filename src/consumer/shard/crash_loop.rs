@@ -21,9 +21,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::idle::Call;
-use crate::checkpoint::{Checkpoint, InHand, Starts};
+use crate::checkpoint::{Checkpoint, CrashCount, InFlightRecord};
 use crate::dead_letter::Reason;
-use crate::pipeline::{Batch, Capacity, Careful, Pipeline, Taken};
+use crate::pipeline::{Admission, Batch, CallGate, Capacity, Pipeline};
 use crate::record::{Position, Record};
 use crate::wall_clock;
 
@@ -44,7 +44,7 @@ const TURN: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(in crate::consumer) struct Mark {
     from: Position,
-    starts: sync::Mutex<Starts>,
+    starts: sync::Mutex<CrashCount>,
 }
 
 impl Mark {
@@ -55,7 +55,7 @@ impl Mark {
         }
     }
 
-    fn set(&self, starts: Starts) {
+    fn set(&self, starts: CrashCount) {
         *self.starts.lock().unwrap_or_else(PoisonError::into_inner) = starts;
     }
 
@@ -69,7 +69,7 @@ impl Mark {
         let position = checkpoint.position();
         let count = if *position == self.from { starts.count } else { 0 };
         let in_hand = starts.in_hand.filter(|in_hand| in_hand.position > *position);
-        checkpoint.with_starts(Starts::new(count, in_hand))
+        checkpoint.with_starts(CrashCount::new(count, in_hand))
     }
 }
 
@@ -89,8 +89,8 @@ pub(in crate::consumer) struct Marker {
 }
 
 impl Marker {
-    async fn store(&self, in_hand: Option<InHand>) {
-        self.mark.set(Starts::new(self.count, in_hand));
+    async fn store(&self, in_hand: Option<InFlightRecord>) {
+        self.mark.set(CrashCount::new(self.count, in_hand));
         let (request, stored) = oneshot::channel();
         // Without a checkpointer the shard has ended, or its lease is lost and it will.
         if self.requests.send(request).await.is_ok() {
@@ -104,7 +104,7 @@ impl Marker {
 pub(in crate::consumer) struct CrashLoop {
     marker: Marker,
     /// What the last process left behind.
-    before: Starts,
+    before: CrashCount,
     turns: Turns,
 }
 
@@ -182,7 +182,7 @@ impl OneByOne {
             capacity: pipeline.shared_capacity().clone(),
             since: wall_clock::now(),
             // More are not read ahead of one that is not settled.
-            left: AtomicUsize::new(pipeline.most_held()),
+            left: AtomicUsize::new(pipeline.most_in_flight()),
             over,
         }
     }
@@ -198,22 +198,22 @@ impl OneByOne {
     }
 }
 
-impl Careful for OneByOne {
+impl CallGate for OneByOne {
     type Turn = Turn;
 
-    async fn take(&self, record: &Record) -> Taken<Turn> {
+    async fn take(&self, record: &Record) -> Admission<Turn> {
         let CrashLoop { marker, before, .. } = &self.crash_loop;
         let position = record.position();
         let known = before.in_hand.as_ref().filter(|known| known.position == position);
         let crashes = known.map_or(0, |known| known.times);
         if crashes >= CRASHES {
-            return Taken::GivenUp(Reason::CrashLoop);
+            return Admission::GivenUp(Reason::CrashLoop);
         }
         let turn = async {
             let turn = timeout(TURN, self.crash_loop.turn()).await;
             let turn = Turn {
                 mark: marker.mark.clone(),
-                in_hand: InHand::new(position, crashes + 1),
+                in_hand: InFlightRecord::new(position, crashes + 1),
                 _turn: turn.ok(),
                 _permit: self.capacity.one_more().await,
             };
@@ -223,16 +223,16 @@ impl Careful for OneByOne {
         // The wait can be long. If the lease is lost meanwhile, another worker has the record.
         let turn = tokio::select! {
             biased;
-            () = self.over.cancelled() => return Taken::Stopped,
+            () = self.over.cancelled() => return Admission::Stopped,
             turn = turn => turn,
         };
         if self.over.is_cancelled() {
-            return Taken::Stopped;
+            return Admission::Stopped;
         }
         if self.is_last(record) {
             self.over.cancel();
         }
-        Taken::Tries(turn)
+        Admission::Attempt(turn)
     }
 
     async fn watch<F: Future + Send>(&self, turn: Turn, call: F, runs_elsewhere: bool) -> F::Output
@@ -265,7 +265,7 @@ impl Careful for OneByOne {
 /// As long as it lives the process may die of one record.
 pub(in crate::consumer) struct Turn {
     mark: Arc<Mark>,
-    in_hand: InHand,
+    in_hand: InFlightRecord,
     _turn: Option<OwnedMutexGuard<Option<Marker>>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -339,13 +339,13 @@ mod tests {
         let mark = Mark::new(&at(10));
         let beside = |number| mark.beside(Checkpoint::at(at(number))).starts().cloned();
         assert_eq!(beside(10), None);
-        let in_hand = Some(InHand::new(at(12), 1));
-        mark.set(Starts::new(3, in_hand.clone()));
-        assert_eq!(beside(10), Some(Starts::new(3, in_hand.clone())));
-        assert_eq!(beside(11), Some(Starts::new(0, in_hand)));
+        let in_hand = Some(InFlightRecord::new(at(12), 1));
+        mark.set(CrashCount::new(3, in_hand.clone()));
+        assert_eq!(beside(10), Some(CrashCount::new(3, in_hand.clone())));
+        assert_eq!(beside(11), Some(CrashCount::new(0, in_hand)));
         assert_eq!(beside(12), None);
         mark.put_down();
-        assert_eq!(beside(10), Some(Starts::new(3, None)));
+        assert_eq!(beside(10), Some(CrashCount::new(3, None)));
         assert_eq!(beside(11), None);
     }
 
@@ -355,12 +355,18 @@ mod tests {
             let from = Checkpoint::at(at(10)).with_starts(starts);
             CrashLoop::new(&from, Turns::default()).0.is_suspected()
         };
-        assert_eq!(suspected(Starts::default()), None);
-        assert_eq!(suspected(Starts::new(1, None)), None);
-        assert_eq!(suspected(Starts::new(2, None)), Some(2));
-        assert_eq!(suspected(Starts::new(0, Some(InHand::new(at(11), 1)))), Some(0));
+        assert_eq!(suspected(CrashCount::default()), None);
+        assert_eq!(suspected(CrashCount::new(1, None)), None);
+        assert_eq!(suspected(CrashCount::new(2, None)), Some(2));
+        assert_eq!(
+            suspected(CrashCount::new(0, Some(InFlightRecord::new(at(11), 1)))),
+            Some(0)
+        );
         // Another program has moved the position past it.
-        assert_eq!(suspected(Starts::new(0, Some(InHand::new(at(10), 1)))), None);
+        assert_eq!(
+            suspected(CrashCount::new(0, Some(InFlightRecord::new(at(10), 1)))),
+            None
+        );
     }
 
     /// A record that waits for its turn when the lease is lost belongs to another worker.
@@ -377,14 +383,14 @@ mod tests {
         assert!(waits.is_err(), "another record has the turn");
         over.cancel();
         drop(others_turn);
-        assert!(matches!(waiting.await, Taken::Stopped));
+        assert!(matches!(waiting.await, Admission::Stopped));
         assert!(marks.try_recv().is_err(), "no mark is stored");
     }
 
     #[test]
     fn what_came_after_the_start_was_in_hand_at_no_crash() {
         let (crash_loop, ..) = CrashLoop::new(&Checkpoint::at(at(10)), Turns::default());
-        let pipeline = Pipeline::new().held(3);
+        let pipeline = Pipeline::new().in_flight(3);
         let record = |arrival| {
             Record::builder("s", "shardId-0".into(), 11.into())
                 .arrival(arrival)

@@ -105,7 +105,7 @@ impl<P: RecordProcessor> ShardTask<P> {
                 let over = ends.child_token();
                 let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
                 let beside = (&*progress, &careful);
-                let result = pipeline.run_careful(&resilient, pages, from, beside, &over).await;
+                let result = pipeline.run_gated(&resilient, pages, from, beside, &over).await;
                 all_through = over.is_cancelled() && !ends.is_cancelled();
                 result
             })

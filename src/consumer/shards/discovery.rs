@@ -23,7 +23,7 @@ use crate::external::{Unusable, is_passing};
 use crate::failure::BoxError;
 use crate::idempotency::{IdempotencyStore, check_store};
 use crate::observer::{Event, Interest, Observers};
-use crate::pipeline::{Ordering, Pipeline};
+use crate::pipeline::{Pipeline, RecordOrder};
 use crate::protection::{Backoff, Jitter};
 use crate::record::ShardId;
 use crate::sabotage::Sabotage;
@@ -78,7 +78,7 @@ impl Discovery<'_> {
         sink: Option<&dyn DeadLetterSink>,
         seen: Option<&dyn IdempotencyStore>,
     ) -> Result<(), ConsumerError> {
-        let mut patience = Patience::at_start(self);
+        let mut patience = StartRetries::at_start(self);
         while let Err(problem) = self.look_at(pipeline, sink).await {
             patience.wait(self, problem).await?;
         }
@@ -99,7 +99,7 @@ impl Discovery<'_> {
         match self.facts.describe().await {
             Ok(summary) => {
                 let spread = summary.record_distribution_strategy;
-                let needs_keys = pipeline.order() == Ordering::PartitionKey;
+                let needs_keys = pipeline.order() == RecordOrder::PartitionKey;
                 if spread == Some(RecordDistributionStrategy::Auto) && needs_keys {
                     return Err(Problem::Final(ConsumerError::NoPartitionKeys {
                         stream: self.stream.name().to_string(),
@@ -138,10 +138,10 @@ impl Discovery<'_> {
 
     /// The stream's shards, and what is stored of them.
     pub(in crate::consumer) async fn shards(&self) -> Result<Lineage, ConsumerError> {
-        self.shards_with(Patience::running(self)).await
+        self.shards_with(StartRetries::running(self)).await
     }
 
-    async fn shards_with(&self, mut patience: Patience) -> Result<Lineage, ConsumerError> {
+    async fn shards_with(&self, mut patience: StartRetries) -> Result<Lineage, ConsumerError> {
         loop {
             match self.find().await {
                 Ok(found) => return Ok(found),
@@ -155,9 +155,9 @@ impl Discovery<'_> {
         &self,
         start: &StartingPosition,
     ) -> Result<Lineage, ConsumerError> {
-        let mut patience = Patience::at_start(self);
+        let mut patience = StartRetries::at_start(self);
         loop {
-            let mut found = self.shards_with(Patience::at_start(self)).await?;
+            let mut found = self.shards_with(StartRetries::at_start(self)).await?;
             if let Some(error) = found
                 .of_other_stream
                 .take()
@@ -383,7 +383,7 @@ pub(in crate::consumer) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Ve
 pub(in crate::consumer) const REFUSALS: u32 = 6;
 
 /// How long to wait before asking again, and whether to.
-pub(in crate::consumer) struct Patience {
+pub(in crate::consumer) struct StartRetries {
     failures: u32,
     /// In a row.
     refusals: u32,
@@ -391,18 +391,18 @@ pub(in crate::consumer) struct Patience {
     rng: SmallRng,
 }
 
-impl Patience {
+impl StartRetries {
     /// Ends a start that is refused.
     fn at_start(discovery: &Discovery<'_>) -> Self {
-        Patience {
+        StartRetries {
             most_refusals: REFUSALS,
-            ..Patience::running(discovery)
+            ..StartRetries::running(discovery)
         }
     }
 
     /// A consumer that runs waits, however long: what it has read is not settled yet.
     pub(in crate::consumer) fn running(discovery: &Discovery<'_>) -> Self {
-        Patience {
+        StartRetries {
             failures: 0,
             refusals: 0,
             most_refusals: u32::MAX,

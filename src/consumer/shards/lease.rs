@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::discovery::Discovery;
 use super::stream_facts::StreamFacts;
 use crate::aws::Located;
-use crate::checkpoint::{CheckpointStore, Leases, Renewed, ShardKey};
+use crate::checkpoint::{CheckpointStore, Leases, Renewal, ShardKey};
 use crate::consumer::StreamId;
 use crate::consumer::answer;
 use crate::consumer::shard::shard_end::ShardEnd;
@@ -120,16 +120,16 @@ impl Lease {
             let asked = Instant::now();
             let answer = timeout_at(renewed + limit, self.renew(leases)).await;
             let error = match answer {
-                Ok(Ok(Renewed::Held)) => {
+                Ok(Ok(Renewal::Leased)) => {
                     (renewed, next, failures) = (asked, asked + every, 0);
                     continue;
                 }
-                Ok(Ok(Renewed::Wanted)) => {
+                Ok(Ok(Renewal::Wanted)) => {
                     (renewed, next, failures) = (asked, asked + every, 0);
                     self.hold.hand_over();
                     continue;
                 }
-                Ok(Ok(Renewed::Lost)) => return self.hold.lose(),
+                Ok(Ok(Renewal::Lost)) => return self.hold.lose(),
                 Ok(Err(error)) => error,
                 Err(_) => "the store did not answer in time".into(),
             };
@@ -144,7 +144,7 @@ impl Lease {
         }
     }
 
-    async fn renew(&self, leases: &dyn Leases) -> Result<Renewed, BoxError> {
+    async fn renew(&self, leases: &dyn Leases) -> Result<Renewal, BoxError> {
         Ok(answer("the store", leases.renew(&self.key)).await??)
     }
 

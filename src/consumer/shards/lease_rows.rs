@@ -3,9 +3,9 @@
 
 use tokio::time::Instant;
 
-use super::discovery::{Discovery, Patience, STORE, all_of};
+use super::discovery::{Discovery, STORE, StartRetries, all_of};
 use super::lineage::Lineage;
-use crate::checkpoint::{Checkpoint, CheckpointError, Leases, NewShard, ShardKey, Taken};
+use crate::checkpoint::{Checkpoint, CheckpointError, LeaseOutcome, Leases, NewShard, ShardKey};
 use crate::consumer::answer;
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
@@ -21,7 +21,7 @@ impl Discovery<'_> {
         leases: &dyn Leases,
         found: &Lineage,
         shards: Vec<ShardId>,
-    ) -> Result<Vec<(ShardId, Instant, Result<Taken, CheckpointError>)>, BoxError> {
+    ) -> Result<Vec<(ShardId, Instant, Result<LeaseOutcome, CheckpointError>)>, BoxError> {
         let lacking = shards.iter().filter(|shard| !found.has_row(shard));
         let lacking = lacking.map(|shard| (shard.clone(), Checkpoint::at(Position::TrimHorizon)));
         self.create(leases, found, lacking.collect()).await?;
@@ -48,13 +48,13 @@ impl Discovery<'_> {
     }
 
     /// Takes the lease of a shard that is not read. A store without leases always gives it.
-    pub(in crate::consumer) async fn take_unread(&self, shard: &ShardId) -> Result<Taken, BoxError> {
+    pub(in crate::consumer) async fn take_unread(&self, shard: &ShardId) -> Result<LeaseOutcome, BoxError> {
         let Some(leases) = self.checkpoints.leases() else {
-            return Ok(Taken::Held(Checkpoint::at(Position::TrimHorizon)));
+            return Ok(LeaseOutcome::Leased(Checkpoint::at(Position::TrimHorizon)));
         };
         let taken = answer(STORE, leases.take(&[self.key(shard.clone())])).await?;
         let taken = all_of(taken, 1)?.pop();
-        Ok(taken.unwrap_or(Ok(Taken::Missing))?)
+        Ok(taken.unwrap_or(Ok(LeaseOutcome::Missing))?)
     }
 
     /// Stores the end of a shard that was taken, and gives it up.
@@ -96,7 +96,7 @@ impl Discovery<'_> {
         leases: &dyn Leases,
         shard: &ShardId,
     ) -> Result<(), CheckpointError> {
-        let mut patience = Patience::running(self);
+        let mut patience = StartRetries::running(self);
         let mut looks = 0;
         loop {
             let error = match self.look_for_children(leases, shard).await {

@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::answer;
 use super::read::cursor::{ReadFrom, ReadUntil, Reading};
-use super::read::data_loss::{AfterDataLoss, DataLoss, Expected};
+use super::read::data_loss::{DataLoss, DataLossPolicy, Expected};
 use super::read::fan_out::FanOut;
 use super::read::polling::Poller;
 use super::read::registration::Registration;
@@ -35,13 +35,13 @@ use super::shards::discovery::{Discovery, NOT_LISTED, STORE};
 use super::shards::lease::{Hold, Lease};
 use super::shards::lineage::{Hole, Lineage};
 use super::shards::stream_facts::StreamFacts;
-use crate::checkpoint::{Checkpoint, CheckpointError, Leases, ShardKey, Taken};
+use crate::checkpoint::{Checkpoint, CheckpointError, LeaseOutcome, Leases, ShardKey};
 use crate::consumer::{Consumer, ConsumerError, Retrieval};
 use crate::engine::Resilient;
 use crate::external::caught;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
-use crate::pipeline::{Ordering, Progress, SettledCounts};
+use crate::pipeline::{Progress, RecordOrder, SettledCounts};
 use crate::processor::RecordProcessor;
 use crate::protection::{Backoff, Jitter};
 use crate::record::{Position, ShardId};
@@ -217,7 +217,7 @@ fn lost_end(row: Option<&Checkpoint>) -> Checkpoint {
 }
 
 impl<P: RecordProcessor + 'static> Shards<P> {
-    /// Starts every shard that is not started yet, whose parents are done and that no other process holds.
+    /// CrashCount every shard that is not started yet, whose parents are done and that no other process holds.
     async fn start_found(&mut self, mut found: Lineage) {
         self.look = None;
         self.listed = found.shards.iter().map(|shard| shard.shard_id().into()).collect();
@@ -297,13 +297,13 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         &mut self,
         leases: &dyn Leases,
         shard: ShardId,
-        (since, taken): (Instant, Result<Taken, CheckpointError>),
+        (since, taken): (Instant, Result<LeaseOutcome, CheckpointError>),
         found: &mut Lineage,
     ) {
         let outdated = found.outdated.contains_key(&shard);
         let taken = match taken {
             // A lease that is still worked on is of the stream that there is now.
-            Ok(Taken::Ended) if outdated => {
+            Ok(LeaseOutcome::Ended) if outdated => {
                 let key = self.discovery().key(shard.clone());
                 let seized = answer(STORE, leases.seize(&key)).await;
                 seized.unwrap_or_else(|error| Err(CheckpointError::unavailable(error)))
@@ -311,7 +311,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             taken => taken,
         };
         match taken {
-            Ok(Taken::Held(checkpoint)) => {
+            Ok(LeaseOutcome::Leased(checkpoint)) => {
                 self.elsewhere.remove(&shard);
                 let is_end = *checkpoint.position() == Position::ShardEnd;
                 if self.facts.is_outdated(&checkpoint) || (outdated && is_end) {
@@ -321,9 +321,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                     self.start(shard, found, Some(since));
                 }
             }
-            Ok(Taken::Elsewhere { owner }) => self.stand_by(shard, owner),
+            Ok(LeaseOutcome::Elsewhere { owner }) => self.stand_by(shard, owner),
             // Seen at the next look.
-            Ok(Taken::Ended | Taken::Missing) => {}
+            Ok(LeaseOutcome::Ended | LeaseOutcome::Missing) => {}
             Err(error) => self.tell_failure(&error, leases.failover_time() / 2),
         }
     }
@@ -351,7 +351,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// Starts a shard at its oldest record whose row belongs to an earlier stream of this name, or halts it.
+    /// CrashCount a shard at its oldest record whose row belongs to an earlier stream of this name, or halts it.
     async fn start_again(
         &mut self,
         shard: ShardId,
@@ -375,14 +375,14 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         });
         let decision = self.report_loss(loss);
         let stored = match decision {
-            AfterDataLoss::Halt => {
+            DataLossPolicy::Halt => {
                 self.halted.insert(shard.clone());
                 Ok(())
             }
-            AfterDataLoss::Resume => self.discovery().store(&shard, beginning.clone()).await,
+            DataLossPolicy::Resume => self.discovery().store(&shard, beginning.clone()).await,
         };
         match stored {
-            Ok(()) if decision == AfterDataLoss::Resume => {
+            Ok(()) if decision == DataLossPolicy::Resume => {
                 found.checkpoints.insert(shard.clone(), beginning);
                 return self.start(shard, found, taken);
             }
@@ -404,9 +404,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     }
 
     /// Reports a loss, and keeps the error if the user wants the shard to halt.
-    fn report_loss(&mut self, loss: DataLoss) -> AfterDataLoss {
+    fn report_loss(&mut self, loss: DataLoss) -> DataLossPolicy {
         let decision = self.consumer.on_data_loss.report(&loss, &self.observers);
-        if decision == AfterDataLoss::Halt {
+        if decision == DataLossPolicy::Halt {
             let error = ConsumerError::DataLoss(Box::new(loss));
             self.failed.get_or_insert(error);
         }
@@ -486,9 +486,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         };
         let taken = match row {
             Some(_) => self.discovery().take_unread(shard).await?,
-            None => Taken::Missing,
+            None => LeaseOutcome::Missing,
         };
-        if let Taken::Elsewhere { .. } = taken {
+        if let LeaseOutcome::Elsewhere { .. } = taken {
             // Another process holds it, and reports it; or one did, and its lease is not seen to be over.
             let leases = self.consumer.checkpoints.leases();
             let time = leases.map_or(MENDING, |leases| leases.failover_time() / 2);
@@ -497,12 +497,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
         // The loss is reported before the end of the shard is stored: afterwards no process looks at the shard again. A process
         // that has stored the end has reported the loss.
-        if taken != Taken::Ended && self.trimmed.insert(shard.clone()) {
+        if taken != LeaseOutcome::Ended && self.trimmed.insert(shard.clone()) {
             self.report_loss(loss);
         }
         // Its children may have lost records as well.
         let end = lost_end(row.as_ref());
-        if let Taken::Held(_) = taken {
+        if let LeaseOutcome::Leased(_) = taken {
             self.discovery().store_end(shard, end.clone()).await?;
         }
         self.ended.insert(shard.clone());
@@ -518,7 +518,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     /// Another process holds the shard.
     fn stand_by(&mut self, shard: ShardId, owner: String) {
         if self.elsewhere.get(&shard) != Some(&owner) {
-            self.tell(|stream| Event::ShardHeldElsewhere {
+            self.tell(|stream| Event::ShardLeasedElsewhere {
                 stream,
                 shard: &shard,
                 owner: &owner,
@@ -635,7 +635,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 rng: self.rng(),
                 from: ReadFrom::checkpoint(from.position()),
                 newest: None,
-                needs_keys: self.consumer.pipeline.order() == Ordering::PartitionKey,
+                needs_keys: self.consumer.pipeline.order() == RecordOrder::PartitionKey,
                 read_until: ReadUntil::of(Expected::of(&from).as_ref()),
                 last_page: None,
                 is_lag_reported: false,

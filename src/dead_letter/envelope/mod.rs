@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::{Class, Failure, Scope};
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 use crate::record::{Record, SequenceNumber, ShardId};
 use crate::rfc3339::{self, to_millis};
 use crate::wall_clock;
@@ -36,9 +36,9 @@ const MAX_TRACE_CONTEXT_BYTES: usize = 1_024;
 #[non_exhaustive]
 pub struct DeadLetter {
     /// Unique to this record and redrive; the same for every copy of this letter.
-    pub id: LetterId,
+    pub id: DeadLetterId,
     /// The id of the record's first letter: the same through all its redrives.
-    pub origin: LetterId,
+    pub origin: DeadLetterId,
     /// The application whose handler failed.
     pub application: String,
     /// The stream's name.
@@ -344,7 +344,7 @@ fn without_noncharacters(json: Vec<u8>) -> Vec<u8> {
 }
 
 /// The id of a record's letter (with its redrive count) or of its origin (without).
-fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> LetterId {
+fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> DeadLetterId {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         // With its length in front no two lists of parts read the same.
@@ -359,7 +359,7 @@ fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> 
     if let Some(count) = redrive_count {
         part(&count.to_be_bytes());
     }
-    LetterId::new(hash.finalize().into())
+    DeadLetterId::new(hash.finalize().into())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub enum Reason {
     /// The handler panicked, twice.
     Panicked,
     /// It was held, and the stream would have dropped it soon
-    /// ([`OnExpiring::DeadLetter`](crate::pipeline::OnExpiring::DeadLetter)).
+    /// ([`ExpiryPolicy::DeadLetter`](crate::pipeline::ExpiryPolicy::DeadLetter)).
     Expiring,
     /// The process died three times while it was the only record in hand.
     CrashLoop,

@@ -70,7 +70,7 @@ impl<D: Disk> Journal<D> {
     /// Writes the lines, each with its line feed, and waits until they are on the disk. Returns the
     /// file that they are in.
     pub(super) fn append(&mut self, lines: impl Iterator<Item = Vec<u8>>) -> io::Result<PathBuf> {
-        // Taken out, and put back only after a success. When an fsync fails, Linux marks the pages
+        // LeaseOutcome out, and put back only after a success. When an fsync fails, Linux marks the pages
         // clean all the same: the next one reports success for bytes that never reached the disk. So
         // nothing more may be written to that file, whatever its own fsync would say.
         let mut current = match self.current.take() {

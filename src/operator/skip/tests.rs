@@ -3,7 +3,7 @@ use std::time::SystemTime;
 use proptest::prelude::*;
 
 use super::*;
-use crate::checkpoint::InHand;
+use crate::checkpoint::InFlightRecord;
 
 /// Three inside each aggregated one.
 fn record(i: u64) -> Record {
@@ -24,7 +24,7 @@ fn standing(settled: &[bool]) -> Checkpoint {
     let Some(last) = settled.iter().rposition(|&settled| settled) else {
         return at;
     };
-    let mut ahead = Ahead::builder(position);
+    let mut ahead = SettledAhead::builder(position);
     let mut i = 0;
     while i < last {
         let run = settled[i..last].iter().take_while(|&&settled| !settled).count();
@@ -57,7 +57,7 @@ proptest! {
         }
         // As a store keeps it.
         if let Some(ahead) = past.ahead() {
-            prop_assert_eq!(Ahead::from_bytes(&ahead.to_bytes()), Ok(ahead.clone()));
+            prop_assert_eq!(SettledAhead::from_bytes(&ahead.to_bytes()), Ok(ahead.clone()));
         }
     }
 }
@@ -75,11 +75,12 @@ fn the_time_of_reading_does_not_go_back_nor_past_what_is_settled() {
 #[test]
 fn crashes_with_another_record_in_hand_are_remembered() {
     let starts = |in_hand: u64| {
-        let in_hand = InHand::new(record(in_hand).position(), 2);
-        let stands = Checkpoint::at(record(0).position()).with_starts(Starts::new(3, Some(in_hand.clone())));
+        let in_hand = InFlightRecord::new(record(in_hand).position(), 2);
+        let stands =
+            Checkpoint::at(record(0).position()).with_starts(CrashCount::new(3, Some(in_hand.clone())));
         (past(&stands, &[record(1)]).starts().cloned(), in_hand)
     };
     assert_eq!(starts(1).0, None);
     let (kept, in_hand) = starts(2);
-    assert_eq!(kept, Some(Starts::new(0, Some(in_hand))));
+    assert_eq!(kept, Some(CrashCount::new(0, Some(in_hand))));
 }

@@ -6,7 +6,7 @@ use futures_core::Stream;
 
 use crate::dead_letter::Attempts;
 use crate::engine::{Group, Member, Pass, Stepped};
-use crate::pipeline::Ordering;
+use crate::pipeline::RecordOrder;
 use crate::pipeline::shard::{Batch, Shard};
 use crate::pipeline::window::Ordinal;
 use crate::record::Record;
@@ -92,7 +92,7 @@ where
             return false;
         }
         let ordinals = gather.take();
-        let ordered = self.pipeline.ordering != Ordering::Unordered;
+        let ordered = self.pipeline.ordering != RecordOrder::Unordered;
         let mut members = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals {
             // Only unsettled records are ever gathered.

@@ -19,7 +19,7 @@ mod wakers;
 
 pub(super) use setup::run;
 #[cfg(feature = "kinesis")]
-pub(super) use setup::run_careful;
+pub(super) use setup::run_gated;
 
 use self::intake::Intake;
 use self::queue::Queue;
@@ -29,11 +29,11 @@ use super::capacity::Permits;
 use super::expiry::Expiring;
 use super::progress::Progress;
 use super::slots::Slots;
-use super::stall::Fullness;
-use super::turn_budget::Work;
+use super::stall::StallDetector;
+use super::turn_budget::TurnBudget;
 use super::unread::NextRecord;
 use super::window::{Earlier, Ordinal};
-use crate::dead_letter::AfterDeadLetter;
+use crate::dead_letter::DeadLetterPolicy;
 use crate::engine::{Fate, Group, Pass, Run, Stepped};
 use crate::observer::{Bound, Event, Interest};
 use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
@@ -56,7 +56,7 @@ struct Shard<'a, S, F, M> {
     running: Running<F, M>,
     settling: Settling,
     wakers: Wakers<'a>,
-    fullness: Fullness,
+    fullness: StallDetector,
     expiring: Expiring,
     stop: Option<Stop>,
 }
@@ -95,7 +95,7 @@ where
             self.stop();
         }
         self.running.slots.stop_listening();
-        let mut work = Work::new();
+        let mut work = TurnBudget::new();
         let bound = loop {
             self.go_on(&mut work);
             let bound = self.begin(cx, &mut work);
@@ -124,7 +124,7 @@ where
     }
 
     /// Polls the attempts that were woken.
-    fn go_on(&mut self, work: &mut Work) {
+    fn go_on(&mut self, work: &mut TurnBudget) {
         let mut ended = std::mem::take(&mut self.running.ended);
         work.did(self.running.slots.poll_woken(&mut ended));
         for (tag, step) in ended.drain(..) {
@@ -134,7 +134,7 @@ where
     }
 
     /// Begins what may begin, and reads on. Returns the bound that stops the reading, if one does.
-    fn begin(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Option<Bound> {
+    fn begin(&mut self, cx: &mut Context<'_>, work: &mut TurnBudget) -> Option<Bound> {
         loop {
             self.queue.wake_due(cx);
             self.start_ready(cx);
@@ -178,18 +178,18 @@ where
     }
 
     /// Admits the next record, or reads the next batch.
-    fn read(&mut self, cx: &mut Context<'_>, work: &mut Work) -> Read {
+    fn read(&mut self, cx: &mut Context<'_>, work: &mut TurnBudget) -> Read {
         if self.stop.is_some() || self.run.is_stopped() && !self.run.gives_up() {
             return Read::Nothing;
         }
         if !self.may_begin_all() && self.queue.ready.untried() >= UNTRIED {
             return Read::Nothing;
         }
-        if self.settling.window.held() >= self.pipeline.held {
+        if self.settling.window.in_flight() >= self.pipeline.in_flight {
             if Sabotage::DropWhenFull.is_committed() {
                 self.intake.next();
             }
-            return Read::Bounded(Bound::Held);
+            return Read::Bounded(Bound::InFlight);
         }
         if self.settling.window.span() >= self.pipeline.span {
             return Read::Bounded(Bound::Span);
@@ -289,11 +289,11 @@ where
     }
 
     fn settle(&mut self, ordinal: Ordinal, settled: Settled) {
-        if let (Settled::DeadLettered(id), AfterDeadLetter::Stop) = (settled, self.run.after_dead_letter())
+        if let (Settled::DeadLettered(id), DeadLetterPolicy::Stop) = (settled, self.run.after_dead_letter())
             && let Some(place) = self.settling.window.record(ordinal).map(Record::place)
         {
             let stop = self.stop();
-            stop.halted.get_or_insert((place, Halt::AfterDeadLetter(id)));
+            stop.halted.get_or_insert((place, Halt::DeadLetterPolicy(id)));
         }
         let Some(released) = self.settling.settle(ordinal, settled) else {
             return;
@@ -356,13 +356,13 @@ where
 
     fn finish(mut self) -> Result<Finished, Box<ShardHalted>> {
         let checkpoint = self.settling.checkpoint();
-        let unsettled = self.settling.window.held() + self.intake.batch().count();
-        let held = self
+        let unsettled = self.settling.window.in_flight() + self.intake.batch().count();
+        let in_flight = self
             .settling
             .window
             .oldest()
             .map(|(_, oldest)| oldest.sequence_number());
-        let first_unsettled = held.or(self.intake.batch().sequence_number()).cloned();
+        let first_unsettled = in_flight.or(self.intake.batch().sequence_number()).cloned();
         match self.stop.and_then(|stop| stop.halted) {
             Some((record, halt)) => Err(Box::new(ShardHalted {
                 unsettled,

@@ -3,16 +3,16 @@
 use std::task::{Context, Poll};
 
 use crate::engine::Group;
-use crate::pipeline::backoff_queue::Delays;
+use crate::pipeline::backoff_queue::BackoffQueue;
 use crate::pipeline::batch_builder::Gather;
-use crate::pipeline::run_queue::Ready;
+use crate::pipeline::run_queue::RunQueue;
 use crate::processor::Bounds;
 
 pub(super) struct Queue {
     /// Those that may begin.
-    pub(super) ready: Ready,
+    pub(super) ready: RunQueue,
     /// Those that are in backoff.
-    pub(super) delays: Delays<Box<Group>>,
+    pub(super) delays: BackoffQueue<Box<Group>>,
     /// Of a handler that works on many records at once.
     pub(super) gather: Option<Gather>,
 }
@@ -20,8 +20,8 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(batches: Option<Bounds>) -> Self {
         Queue {
-            ready: Ready::default(),
-            delays: Delays::new(),
+            ready: RunQueue::default(),
+            delays: BackoffQueue::new(),
             gather: batches.map(Gather::new),
         }
     }

@@ -1,7 +1,7 @@
 //! What is read and not settled, and how far the shard is settled.
 
 use super::super::capacity::{Capacity, Reservation};
-use super::super::lanes::{Lanes, Ordering};
+use super::super::lanes::{Lanes, RecordOrder};
 use super::super::progress::Progress;
 use super::super::settled_counts::Counted;
 use super::super::unread::NextRecord;
@@ -9,7 +9,7 @@ use super::super::window::{Ordinal, Released, Window};
 use super::intake::Arrival;
 use crate::checkpoint::Checkpoint;
 use crate::pipeline::arrival_watermark::ReadUntil;
-use crate::pipeline::payload_memory::{Buffers, OVERHEAD};
+use crate::pipeline::payload_memory::{OVERHEAD, PayloadMemory};
 use crate::record::Record;
 use crate::settlement::Settled;
 
@@ -17,7 +17,7 @@ pub(super) struct Settling {
     pub(super) window: Window,
     pub(super) lanes: Lanes,
     read_until: ReadUntil,
-    buffers: Buffers,
+    buffers: PayloadMemory,
     memory: Reservation,
     /// Bytes to release at the end of the turn.
     freed: usize,
@@ -29,12 +29,12 @@ pub(super) struct Settling {
 }
 
 impl Settling {
-    pub(super) fn new(from: Checkpoint, ordering: Ordering, capacity: &Capacity) -> Self {
+    pub(super) fn new(from: Checkpoint, ordering: RecordOrder, capacity: &Capacity) -> Self {
         Settling {
             read_until: ReadUntil::new(from.read_until()),
             window: Window::new(from),
             lanes: Lanes::new(ordering),
-            buffers: Buffers::default(),
+            buffers: PayloadMemory::default(),
             memory: capacity.reservation(),
             freed: 0,
             counted: Counted::default(),
@@ -54,7 +54,7 @@ impl Settling {
         if is_empty {
             self.batch_admitted();
             // Of an idle shard a checkpoint is made for this alone.
-            self.changed |= read_until.is_some() && self.window.held() == 0;
+            self.changed |= read_until.is_some() && self.window.in_flight() == 0;
         }
         if let Some(reservation) = reservation {
             self.memory.absorb(reservation);
@@ -116,7 +116,7 @@ impl Settling {
             self.urgent = false;
         }
         let oldest = self.window.oldest().map(|(_, record)| record);
-        progress.set_held(self.window.held(), oldest);
+        progress.set_in_flight(self.window.in_flight(), oldest);
     }
 
     /// How far the shard is settled.

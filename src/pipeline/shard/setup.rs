@@ -17,11 +17,11 @@ use crate::pipeline::expiry::Expiring;
 use crate::pipeline::progress::Progress;
 use crate::pipeline::shard::{Running, Shard};
 use crate::pipeline::slots::Slots;
-use crate::pipeline::stall::Fullness;
+use crate::pipeline::stall::StallDetector;
 use crate::pipeline::window::Ordinal;
-use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
 #[cfg(feature = "kinesis")]
-use crate::pipeline::{Careful, Taken};
+use crate::pipeline::{Admission, CallGate};
+use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
 use crate::processor::RecordProcessor;
 use crate::record::Record;
 
@@ -53,12 +53,12 @@ where
 
 /// As [`run`]. Whatever calls the handler asks first.
 #[cfg(feature = "kinesis")]
-pub(in crate::pipeline) async fn run_careful<P, S>(
+pub(in crate::pipeline) async fn run_gated<P, S>(
     pipeline: &Pipeline,
     resilient: &Resilient<P>,
     batches: S,
     from: Checkpoint,
-    (progress, careful): (&Progress, &impl Careful),
+    (progress, careful): (&Progress, &impl CallGate),
     shutdown: &CancellationToken,
 ) -> Result<Finished, Box<ShardHalted>>
 where
@@ -76,16 +76,16 @@ where
                 again.unwrap_or_else(|| Group::alone(Member::new(ordinal, None, record)))
             };
             match careful.take(&record).await {
-                Taken::Tries(turn) => {
+                Admission::Attempt(turn) => {
                     let call = resilient.step(ordinal, record, again, run);
                     careful.watch(turn, call, resilient.runs_elsewhere()).await
                 }
-                Taken::GivenUp(reason) => {
+                Admission::GivenUp(reason) => {
                     let place = record.place();
                     let group = group(again, record).given_up(reason);
                     resilient.step(ordinal, place, Some(group), run).await
                 }
-                Taken::Stopped => Stepped::Otherwise(Box::new(vec![Fate::Later(group(again, record))])),
+                Admission::Stopped => Stepped::Otherwise(Box::new(vec![Fate::Later(group(again, record))])),
             }
         }
     };
@@ -133,14 +133,14 @@ where
         intake: Intake::new(batches),
         queue: Queue::new(batch_bounds),
         running: Running {
-            slots: Slots::new(pipeline.held),
+            slots: Slots::new(pipeline.in_flight),
             permits: pipeline.capacity.permits(),
             step,
             ended: Vec::new(),
         },
         settling: Settling::new(from, pipeline.ordering, &pipeline.capacity),
         wakers: Wakers::default(),
-        fullness: Fullness::default(),
+        fullness: StallDetector::default(),
         expiring,
         stop: None,
     };

@@ -45,7 +45,7 @@ proptest! {
                 model.settled[which] = true;
             }
             let unsettled = model.settled.iter().filter(|&&settled| !settled).count();
-            prop_assert_eq!(window.held(), unsettled);
+            prop_assert_eq!(window.in_flight(), unsettled);
             prop_assert_eq!(window.watermark(), &model.watermark());
             let oldest = model.settled.iter().position(|&settled| !settled);
             prop_assert_eq!(window.oldest().map(|(ordinal, _)| ordinal as usize), oldest);
@@ -103,8 +103,8 @@ proptest! {
                 }
             }
             let checkpoint = window.checkpoint();
-            let bytes = checkpoint.ahead().map(Ahead::to_bytes);
-            let read = bytes.map(|bytes| Ahead::from_bytes(&bytes).expect("reads back"));
+            let bytes = checkpoint.ahead().map(SettledAhead::to_bytes);
+            let read = bytes.map(|bytes| SettledAhead::from_bytes(&bytes).expect("reads back"));
             prop_assert_eq!(read.as_ref(), checkpoint.ahead());
             for (number, &settled) in settled.iter().enumerate() {
                 let record = self::record(number as u64);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Settings;
 use crate::protection::Jitter;
-use crate::protection::sliding_window::{Growth, Recent};
+use crate::protection::sliding_window::{SlidingWindow, WindowedGrowth};
 
 /// A time in which probes are made: its number is given once in a process.
 pub(crate) type Round = u64;
@@ -22,8 +22,8 @@ static ROUNDS: AtomicU64 = AtomicU64::new(1);
 pub(super) struct Machine {
     settings: Settings,
     phase: Phase,
-    failures: Recent,
-    successes: Growth,
+    failures: SlidingWindow,
+    successes: WindowedGrowth,
     /// The keys whose records failed since the last success, and when they did last; the latest, as many as are
     /// worth knowing.
     streak: Vec<(u64, Instant)>,
@@ -124,8 +124,8 @@ impl Machine {
     pub(super) fn new(settings: Settings, rng: SmallRng) -> Self {
         Machine {
             phase: Phase::Closed,
-            failures: Recent::new(settings.window),
-            successes: Growth::new(settings.window),
+            failures: SlidingWindow::new(settings.window),
+            successes: WindowedGrowth::new(settings.window),
             streak: Vec::new(),
             failing: Pair::default(),
             failed_lately: Pair::default(),

@@ -21,8 +21,8 @@ mod machine;
 pub(crate) use machine::{Change, Proof, Round};
 
 use crate::config::ConfigError;
-use crate::protection::retry::{Backoff, source_of_chance};
-use crate::protection::sliding_window::{Tallies, Tally};
+use crate::protection::retry::{Backoff, seeded_rng};
+use crate::protection::sliding_window::{SuccessCounter, SuccessCounters};
 use crate::record::Record;
 use machine::{Machine, Phase};
 
@@ -31,7 +31,7 @@ use machine::{Machine, Phase};
 /// It counts failures whose [scope](crate::Scope) is a dependency or unknown, among all attempts. A
 /// clone is the same breaker: give one to several processors that need the same dependency.
 #[derive(Clone)]
-pub struct Breaker(Arc<Shared>);
+pub struct CircuitBreaker(Arc<Shared>);
 
 struct Shared {
     /// What every attempt looks at.
@@ -46,17 +46,17 @@ struct Shared {
 
 struct Inner {
     machine: Machine,
-    successes: Tallies,
+    successes: SuccessCounters,
 }
 
 const CLOSED: u8 = 0;
 const OPEN: u8 = 1;
 const HALF_OPEN: u8 = 2;
 
-/// Whether a [`Breaker`] lets attempts through.
+/// Whether a [`CircuitBreaker`] lets attempts through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum BreakerState {
+pub enum CircuitBreakerState {
     /// All go through.
     Closed,
     /// None does.
@@ -76,26 +76,26 @@ struct Settings {
     hold_at_most: Duration,
 }
 
-/// Builds a [`Breaker`].
+/// Builds a [`CircuitBreaker`].
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`failure_share`](BreakerBuilder::failure_share) | 0.5 |
-/// | [`min_attempts`](BreakerBuilder::min_attempts) | 20 |
-/// | [`window`](BreakerBuilder::window) | 10 s |
-/// | [`keys_in_a_row`](BreakerBuilder::keys_in_a_row) | 5 |
-/// | [`pause`](BreakerBuilder::pause) | 1 s doubling up to 1 min, the second half of it by chance |
-/// | [`probes`](BreakerBuilder::probes) | 5 |
-/// | [`hold_at_most`](BreakerBuilder::hold_at_most) | 15 min |
-/// | [`seed`](BreakerBuilder::seed) | random |
+/// | [`failure_share`](CircuitBreakerBuilder::failure_share) | 0.5 |
+/// | [`min_attempts`](CircuitBreakerBuilder::min_attempts) | 20 |
+/// | [`window`](CircuitBreakerBuilder::window) | 10 s |
+/// | [`keys_in_a_row`](CircuitBreakerBuilder::keys_in_a_row) | 5 |
+/// | [`pause`](CircuitBreakerBuilder::pause) | 1 s doubling up to 1 min, the second half of it by chance |
+/// | [`probes`](CircuitBreakerBuilder::probes) | 5 |
+/// | [`hold_at_most`](CircuitBreakerBuilder::hold_at_most) | 15 min |
+/// | [`seed`](CircuitBreakerBuilder::seed) | random |
 #[derive(Debug, Clone)]
 #[must_use]
-pub struct BreakerBuilder {
+pub struct CircuitBreakerBuilder {
     settings: Settings,
     seed: Option<u64>,
 }
 
-impl BreakerBuilder {
+impl CircuitBreakerBuilder {
     /// Opens when at least this share of the attempts within the window failed, more than 0 and at most 1.
     pub fn failure_share(mut self, share: f64) -> Self {
         self.settings.share = share;
@@ -136,7 +136,7 @@ impl BreakerBuilder {
 
     /// How long a record may be held because nothing else succeeds either: afterwards it is a dead
     /// letter. While the breaker is not closed that is so only as long as fewer different partition keys
-    /// have failed than [`min_attempts`](BreakerBuilder::min_attempts): more are an outage, which no
+    /// have failed than [`min_attempts`](CircuitBreakerBuilder::min_attempts): more are an outage, which no
     /// record is given up for however long it lasts.
     pub fn hold_at_most(mut self, time: Duration) -> Self {
         self.settings.hold_at_most = time;
@@ -150,7 +150,7 @@ impl BreakerBuilder {
     }
 
     /// The breaker, or what is wrong with its settings.
-    pub fn build(self) -> Result<Breaker, ConfigError> {
+    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
         let settings = &self.settings;
         let wrong = |problem: &str| Err(ConfigError::new("breaker", problem));
         if !(settings.share > 0.0 && settings.share <= 1.0) {
@@ -171,15 +171,15 @@ impl BreakerBuilder {
         Ok(self.make())
     }
 
-    pub(crate) fn make(self) -> Breaker {
-        let rng = source_of_chance(self.seed);
-        Breaker(Arc::new(Shared {
+    pub(crate) fn make(self) -> CircuitBreaker {
+        let rng = seeded_rng(self.seed);
+        CircuitBreaker(Arc::new(Shared {
             state: AtomicU8::new(CLOSED),
             hold_at_most: self.settings.hold_at_most,
             pause: self.settings.pause,
             inner: Mutex::new(Inner {
                 machine: Machine::new(self.settings, rng),
-                successes: Tallies::default(),
+                successes: SuccessCounters::default(),
             }),
             changes: Arc::default(),
             keys: RandomState::new(),
@@ -187,16 +187,16 @@ impl BreakerBuilder {
     }
 }
 
-impl Default for Breaker {
+impl Default for CircuitBreaker {
     fn default() -> Self {
-        Breaker::builder().make()
+        CircuitBreaker::builder().make()
     }
 }
 
-impl Breaker {
-    /// Starts with the defaults.
-    pub fn builder() -> BreakerBuilder {
-        BreakerBuilder {
+impl CircuitBreaker {
+    /// CrashCount with the defaults.
+    pub fn builder() -> CircuitBreakerBuilder {
+        CircuitBreakerBuilder {
             settings: Settings {
                 share: 0.5,
                 attempts: 20,
@@ -213,11 +213,11 @@ impl Breaker {
     }
 
     /// Whether it lets attempts through.
-    pub fn state(&self) -> BreakerState {
+    pub fn state(&self) -> CircuitBreakerState {
         match self.0.state.load(Ordering::Relaxed) {
-            CLOSED => BreakerState::Closed,
-            OPEN => BreakerState::Open,
-            _ => BreakerState::HalfOpen,
+            CLOSED => CircuitBreakerState::Closed,
+            OPEN => CircuitBreakerState::Open,
+            _ => CircuitBreakerState::HalfOpen,
         }
     }
 
@@ -225,7 +225,7 @@ impl Breaker {
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is(&self, other: &Breaker) -> bool {
+    pub(crate) fn is(&self, other: &CircuitBreaker) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
@@ -239,7 +239,7 @@ impl Breaker {
     }
 
     /// From now on these successes count.
-    pub(crate) fn enlist(&self, tally: Arc<Tally>) {
+    pub(crate) fn enlist(&self, tally: Arc<SuccessCounter>) {
         let mut inner = self.inner();
         inner.successes.enlist(tally);
     }
@@ -298,7 +298,7 @@ impl Breaker {
         self.inner().machine.is_narrow(Instant::now())
     }
 
-    /// Lets time pass. To be called when [`change`](Breaker::change) has returned.
+    /// Lets time pass. To be called when [`change`](CircuitBreaker::change) has returned.
     pub(crate) fn tick(&self) -> Option<Change> {
         self.with(|machine, successes| machine.tick(Instant::now(), successes))
     }
@@ -329,7 +329,7 @@ impl Breaker {
     }
 
     /// Returns when the breaker has changed since the call, or its time has come to: then
-    /// [`tick`](Breaker::tick).
+    /// [`tick`](CircuitBreaker::tick).
     pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + use<> {
         let (breaker, changed) = (self.clone(), self.0.changes.clone().notified_owned());
         async move {
@@ -362,9 +362,9 @@ impl Breaker {
     }
 }
 
-impl fmt::Debug for Breaker {
+impl fmt::Debug for CircuitBreaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Breaker")
+        f.debug_struct("CircuitBreaker")
             .field("state", &self.state())
             .finish_non_exhaustive()
     }
@@ -373,7 +373,7 @@ impl fmt::Debug for Breaker {
 /// An attempt that shows whether the dependency works again. If it is dropped it has shown nothing.
 #[derive(Debug)]
 pub(crate) struct Probe {
-    breaker: Breaker,
+    breaker: CircuitBreaker,
     round: Round,
     ended: bool,
 }
@@ -383,7 +383,7 @@ impl Probe {
         self.round
     }
 
-    pub(crate) fn breaker(&self) -> &Breaker {
+    pub(crate) fn breaker(&self) -> &CircuitBreaker {
         &self.breaker
     }
 

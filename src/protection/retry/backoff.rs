@@ -121,7 +121,7 @@ impl Jitter {
 }
 
 /// What jitter is drawn from: the same each time with a seed.
-pub(crate) fn source_of_chance(seed: Option<u64>) -> SmallRng {
+pub(crate) fn seeded_rng(seed: Option<u64>) -> SmallRng {
     match seed {
         Some(seed) => SmallRng::seed_from_u64(seed),
         None => SmallRng::from_rng(&mut rand::rng()),

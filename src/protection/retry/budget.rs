@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::ConfigError;
-use crate::protection::sliding_window::{Growth, Tallies, Tally};
+use crate::protection::sliding_window::{SuccessCounter, SuccessCounters, WindowedGrowth};
 
 /// Retries may be a share of the successes, and so many a second besides.
 ///
@@ -32,8 +32,8 @@ struct Shared {
 struct Bucket {
     balance: f64,
     at: Option<Instant>,
-    successes: Tallies,
-    lately: Growth,
+    successes: SuccessCounters,
+    lately: WindowedGrowth,
 }
 
 /// How long what was not used is kept.
@@ -65,8 +65,8 @@ impl RetryBudget {
             bucket: Mutex::new(Bucket {
                 balance: 0.0,
                 at: None,
-                successes: Tallies::default(),
-                lately: Growth::new(KEPT),
+                successes: SuccessCounters::default(),
+                lately: WindowedGrowth::new(KEPT),
             }),
         }))
     }
@@ -79,7 +79,7 @@ impl RetryBudget {
     }
 
     /// From now on these successes count.
-    pub(crate) fn enlist(&self, tally: Arc<Tally>) {
+    pub(crate) fn enlist(&self, tally: Arc<SuccessCounter>) {
         let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         bucket.successes.enlist(tally);
     }
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn every_fifth_success_pays_for_a_retry() {
         let budget = RetryBudget::default();
-        let tally = Arc::new(Tally::default());
+        let tally = Arc::new(SuccessCounter::default());
         budget.enlist(tally.clone());
         take_all(&budget);
         for _ in 0..1_000 {

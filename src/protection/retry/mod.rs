@@ -11,7 +11,7 @@ use rand::{Rng, RngExt};
 mod backoff;
 mod budget;
 
-pub(crate) use backoff::source_of_chance;
+pub(crate) use backoff::seeded_rng;
 pub use backoff::{Backoff, Jitter};
 pub use budget::RetryBudget;
 
@@ -83,13 +83,13 @@ impl RetryPolicy {
     /// How often the processor is called for a record, the first time included, before the record becomes a dead letter.
     /// Default: 5.
     ///
-    /// Every call counts, except calls that begin or end while the [`Breaker`](crate::Breaker) that the failure counts for is
+    /// Every call counts, except calls that begin or end while the [`CircuitBreaker`](crate::CircuitBreaker) that the failure counts for is
     /// not closed. For a record that fails alone the number is exact.
     ///
     /// A record that has used up its attempts while an outage is suspected is held instead: the breaker is not closed, or
     /// another record has failed too since the last success. It is tried again at the breaker's pace, which does not count,
     /// and starts again with a full count when another record succeeds or the breaker closes.
-    /// [`hold_at_most`](crate::BreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the whole rule.
+    /// [`hold_at_most`](crate::CircuitBreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the whole rule.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;

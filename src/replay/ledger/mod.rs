@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
 use crate::failure::BoxError;
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 use crate::rfc3339;
 
 #[cfg(feature = "dynamodb")]
@@ -91,12 +91,12 @@ pub struct Key(String);
 
 impl Key {
     /// A letter.
-    pub fn letter(target: &str, id: LetterId) -> Self {
+    pub fn letter(target: &str, id: DeadLetterId) -> Self {
         Key(format!("letter/{target}/{id}"))
     }
 
     /// A record through all its redrives, where its letters tell of them.
-    pub fn origin(target: &str, origin: LetterId) -> Self {
+    pub fn origin(target: &str, origin: DeadLetterId) -> Self {
         Key(format!("origin/{target}/{origin}"))
     }
 
@@ -127,7 +127,7 @@ pub struct Entry {
     /// How far it is.
     pub state: State,
     /// The origin of its letters.
-    pub origin: LetterId,
+    pub origin: DeadLetterId,
     /// How often it was driven again.
     pub count: u32,
     /// When the letter was made: one of the same record that was made later is of another failure.
@@ -144,7 +144,7 @@ impl Entry {
     /// What is to be remembered.
     pub fn new(
         state: State,
-        (origin, count): (LetterId, u32),
+        (origin, count): (DeadLetterId, u32),
         letter_at: SystemTime,
         run: impl Into<String>,
         at: SystemTime,

@@ -79,8 +79,8 @@ pub trait DeadLetterSource: Send + Sync + fmt::Debug {
     }
 
     /// What it holds and has not given, at its end.
-    async fn rest(&mut self) -> Rest {
-        Rest::default()
+    async fn rest(&mut self) -> Remaining {
+        Remaining::default()
     }
 
     /// Lets others read what was not removed.
@@ -132,7 +132,7 @@ impl<S: DeadLetterSource + ?Sized> DeadLetterSource for Box<S> {
         (**self).keep().await
     }
 
-    async fn rest(&mut self) -> Rest {
+    async fn rest(&mut self) -> Remaining {
         (**self).rest().await
     }
 
@@ -192,7 +192,7 @@ impl fmt::Debug for Message {
 /// Messages that a source holds and has not given. About: a queue does not know it better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Rest {
+pub struct Remaining {
     /// They can be received and were not given: in a FIFO queue they are behind others of their group, which stay; a
     /// standard queue has answered several times that it is empty.
     pub behind: u64,

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 
-use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, Rest, SourceError};
+use super::{DeadLetterSource, Handle, Message, PAGE_BYTES, Remaining, SourceError};
 use crate::aws::{self, Located};
 use crate::dead_letter::{DeadLetter, Storage};
 use crate::failure::BoxError;
@@ -274,12 +274,12 @@ impl DeadLetterSource for Sqs {
         self.change_visibility(ids, HIDDEN.as_secs() as i32).await
     }
 
-    async fn rest(&mut self) -> Rest {
+    async fn rest(&mut self) -> Remaining {
         let hidden = self.count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
         let hidden = hidden.await.unwrap_or(0).saturating_sub(self.held.len() as u64);
         // In a standard queue as well: empty answers do not prove that it is empty.
         let behind = self.count(QueueAttributeName::ApproximateNumberOfMessages).await;
-        Rest {
+        Remaining {
             behind: behind.unwrap_or(0),
             hidden,
         }

@@ -19,7 +19,7 @@ pub(super) struct Job {
     /// As the record will be known, if it is driven again.
     pub(super) redriven: Redriven,
     /// It was begun by a run of which no more is known.
-    pub(super) maybe_again: bool,
+    pub(super) possibly_repeated: bool,
 }
 
 /// What became of them, in their order; and why not more, if the target could not be reached.
@@ -66,7 +66,7 @@ impl<S: DeadLetterSink> Target for Sink<S> {
 
 /// Writes a letter for each job. What is refused does not hold up those of its key behind it.
 pub(super) async fn write(sink: &impl DeadLetterSink, jobs: &[Job], letters: Vec<DeadLetter>) -> Sent {
-    let mut outcomes: Vec<Outcome> = jobs.iter().map(|_| Outcome::Behind).collect();
+    let mut outcomes: Vec<Outcome> = jobs.iter().map(|_| Outcome::Blocked).collect();
     let mut left: Vec<(usize, DeadLetter)> = letters.into_iter().enumerate().collect();
     let mut failed = None;
     while !left.is_empty() && failed.is_none() {
@@ -75,8 +75,8 @@ pub(super) async fn write(sink: &impl DeadLetterSink, jobs: &[Job], letters: Vec
         let before = left.len();
         left.retain(|(job, _)| match results.next() {
             Some(Ok(_)) => {
-                let maybe_again = jobs[*job].maybe_again;
-                outcomes[*job] = Outcome::Replayed { maybe_again };
+                let possibly_repeated = jobs[*job].possibly_repeated;
+                outcomes[*job] = Outcome::Replayed { possibly_repeated };
                 false
             }
             Some(Err(error @ SinkError::Refused { .. })) => {

@@ -35,7 +35,7 @@ impl<P: RecordProcessor> Through<P> {
             };
             let outcome = match settled {
                 Ok(Settled::Processed) => Outcome::Replayed {
-                    maybe_again: job.maybe_again,
+                    possibly_repeated: job.possibly_repeated,
                 },
                 Ok(Settled::Duplicate) => Outcome::Duplicate,
                 Ok(Settled::DeadLettered(id)) => Outcome::DeadLettered(id),
@@ -86,7 +86,7 @@ impl<P: RecordProcessor> Target for Through<P> {
                 None => lanes.push(vec![(place, job)]),
             }
         }
-        let mut outcomes: Vec<Outcome> = jobs.iter().map(|_| Outcome::Behind).collect();
+        let mut outcomes: Vec<Outcome> = jobs.iter().map(|_| Outcome::Blocked).collect();
         let mut lanes = lanes.into_iter().map(|jobs| self.lane(jobs, stop));
         let mut running: FuturesUnordered<_> = lanes.by_ref().take(LANES).collect();
         while let Some(done) = running.next().await {

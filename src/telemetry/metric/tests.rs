@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use super::*;
 use crate::failure::Failure;
 use crate::observer::{Bound, Redacted};
-use crate::record::LetterId;
+use crate::record::DeadLetterId;
 use crate::record::Record;
 use crate::settlement::Unsettled;
 use crate::telemetry::gauges::Standing;
@@ -21,7 +21,7 @@ fn every_metric_is_of_some_event() {
     let error = &io::Error::other("refused");
     let failure = Redacted(&Failure::permanent("bad data"));
     let (delay, failures, attempt) = (Duration::from_secs(1), 1, 1);
-    let letter = LetterId::new([7; 32]);
+    let letter = DeadLetterId::new([7; 32]);
     let settled = |settled| Event::Settled {
         record,
         settled,
@@ -115,9 +115,9 @@ fn every_metric_is_of_some_event() {
         },
         Event::CheckpointUnreadable { stream, shard, error },
         Event::WindowFull {
-            bound: Bound::Held,
+            bound: Bound::InFlight,
             oldest: record,
-            held: 1,
+            in_flight: 1,
         },
         Event::DataLoss {
             stream,
@@ -139,10 +139,10 @@ fn every_metric_is_of_some_event() {
             error,
             delay,
         },
-        Event::ShardStands {
+        Event::ShardStatus {
             stream,
             shard,
-            held: 1,
+            in_flight: 1,
             oldest: Some(delay),
             since_progress: delay,
         },

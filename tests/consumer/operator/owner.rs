@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redrive::Position;
 use redrive::checkpoint::{
-    Checkpoint, CheckpointError, CheckpointStore as _, DynamoDb, Holder, Leases as _, NewShard, Taken,
+    Checkpoint, CheckpointError, CheckpointStore as _, DynamoDb, Holder, LeaseOutcome, Leases as _, NewShard,
 };
 use redrive::dead_letter;
 use redrive::operator::OperatorError;
@@ -36,10 +36,10 @@ async fn table(failover_time: Duration) -> Option<impl Fn(&str) -> DynamoDb> {
 async fn hold(store: &DynamoDb, checkpoint: Checkpoint) {
     let created = store.create(&[NewShard::new(key(), checkpoint)]).await.remove(0);
     created.expect("it is made");
-    assert!(matches!(take(store).await, Taken::Held(_)));
+    assert!(matches!(take(store).await, LeaseOutcome::Leased(_)));
 }
 
-async fn take(store: &DynamoDb) -> Taken {
+async fn take(store: &DynamoDb) -> LeaseOutcome {
     store.take(&[key()]).await.remove(0).expect("it answers")
 }
 
@@ -102,7 +102,7 @@ async fn the_shard_of_a_dead_owner_is_moved_after_the_failover_time_and_let_go()
     // Nobody waits for the operator, and the dead come too late.
     let next = store("next");
     assert!(
-        matches!(take(&next).await, Taken::Held(from) if *from.position() == sent[1].record().position())
+        matches!(take(&next).await, LeaseOutcome::Leased(from) if *from.position() == sent[1].record().position())
     );
     let late = dead
         .save(&[(key(), Checkpoint::at(sent[2].record().position()))])
@@ -167,7 +167,7 @@ where
 /// Another worker takes the shard by force.
 async fn seize(store: DynamoDb) {
     let taken = store.seize(&key()).await.expect("it answers");
-    assert!(matches!(taken, Taken::Held(_)), "{taken:?}");
+    assert!(matches!(taken, LeaseOutcome::Leased(_)), "{taken:?}");
 }
 
 /// Another worker waits for the shard, for longer than the failover time.
@@ -175,7 +175,7 @@ async fn stand_by(store: DynamoDb) {
     let began = Instant::now();
     while began.elapsed() < PATIENT * 5 / 4 {
         let taken = take(&store).await;
-        assert!(matches!(taken, Taken::Elsewhere { .. }), "{taken:?}");
+        assert!(matches!(taken, LeaseOutcome::Elsewhere { .. }), "{taken:?}");
         sleep(PATIENT / 20).await;
     }
 }
@@ -218,5 +218,5 @@ async fn a_shard_at_its_end_that_nobody_can_take_goes_back() {
     let rewind = shards.rewind(&shard(), Position::TrimHorizon).await;
     rewind.expect("it can").carry_out().await.expect("it is back");
     assert_eq!(load(&operator).await, Checkpoint::at(Position::TrimHorizon));
-    assert!(matches!(take(&store("next")).await, Taken::Held(_)));
+    assert!(matches!(take(&store("next")).await, LeaseOutcome::Leased(_)));
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream;
 use redrive::dead_letter::{Memory, Reason};
-use redrive::pipeline::{Batch, OnExpiring, Pipeline, Progress};
+use redrive::pipeline::{Batch, ExpiryPolicy, Pipeline, Progress};
 use redrive::{Attempt, Failure, Record, RecordProcessor, Resilient};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -100,7 +100,7 @@ async fn behind_an_open_breaker_what_expires_becomes_letters_in_order_and_the_re
     let held = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
     assert_eq!(held, [], "by default they are held on");
 
-    let pipeline = pipeline.on_expiring(OnExpiring::DeadLetter);
+    let pipeline = pipeline.expiry_policy(ExpiryPolicy::DeadLetter);
     let database = Database::default();
     let letters = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
     assert_eq!(letters.len(), 200);
@@ -123,7 +123,9 @@ async fn what_may_run_runs_however_old_it_is() {
     let database = Database::default();
     database.up.store(true, SeqCst);
     let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
-    let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+    let pipeline = Pipeline::new()
+        .retention(DAY)
+        .expiry_policy(ExpiryPolicy::DeadLetter);
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters, []);
     assert_eq!(database.stored.lock().expect("no panic").len(), 500);
@@ -140,7 +142,9 @@ async fn when_the_database_is_back_the_younger_ones_are_stored() {
         sleep(Duration::from_secs(15 * 60)).await;
         back.store(true, SeqCst);
     });
-    let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+    let pipeline = Pipeline::new()
+        .retention(DAY)
+        .expiry_policy(ExpiryPolicy::DeadLetter);
     let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
     let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
     let finished = pipeline
@@ -164,7 +168,9 @@ async fn a_short_outage_makes_no_letters_of_old_records() {
         back.store(true, SeqCst);
     });
     let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
-    let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+    let pipeline = Pipeline::new()
+        .retention(DAY)
+        .expiry_policy(ExpiryPolicy::DeadLetter);
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters, []);
     assert_eq!(database.stored.lock().expect("no panic").len(), 500);
@@ -188,7 +194,7 @@ async fn the_guard_does_not_keep_what_expires() {
         held.len()
     );
 
-    let pipeline = pipeline.on_expiring(OnExpiring::DeadLetter);
+    let pipeline = pipeline.expiry_policy(ExpiryPolicy::DeadLetter);
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters.len(), 300);
     assert!(letters.iter().all(|(number, ..)| *number < 300));
@@ -199,7 +205,9 @@ async fn the_guard_does_not_keep_what_expires() {
 /// Two records that fail while nothing else succeeds: an outage is suspected.
 #[tokio::test(start_paused = true)]
 async fn records_held_as_an_outage_is_suspected_are_given_up_as_well() {
-    let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+    let pipeline = Pipeline::new()
+        .retention(DAY)
+        .expiry_policy(ExpiryPolicy::DeadLetter);
     let time = Duration::from_secs(10 * 60);
     let of_age = |age| (1..=2).map(|number| record_of_age(number, age)).collect();
     let database = Database::default();
@@ -220,7 +228,9 @@ async fn without_dead_letters_it_is_held() {
         .build()
         .expect("valid");
     let records: Vec<Record> = (0..20).map(|number| record_of_age(number, 23 * HOUR)).collect();
-    let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+    let pipeline = Pipeline::new()
+        .retention(DAY)
+        .expiry_policy(ExpiryPolicy::DeadLetter);
     let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
     assert!(
         timeout(Duration::from_secs(5 * 60), run).await.is_err(),
@@ -234,7 +244,7 @@ fn a_consumer_is_told_as_well() {
         .behavior_version_latest()
         .build();
     let client = aws_sdk_kinesis::Client::from_conf(config);
-    let builder = redrive::Consumer::builder(client, "orders").on_expiring(OnExpiring::DeadLetter);
+    let builder = redrive::Consumer::builder(client, "orders").expiry_policy(ExpiryPolicy::DeadLetter);
     assert!(
         format!("{builder:?}").contains("on_expiring: DeadLetter"),
         "{builder:?}"
@@ -262,7 +272,9 @@ async fn a_stopped_shard_resumes_though_no_dead_letter_waits() {
     let running = tokio::spawn({
         let progress = progress.clone();
         async move {
-            let pipeline = Pipeline::new().retention(DAY).on_expiring(OnExpiring::DeadLetter);
+            let pipeline = Pipeline::new()
+                .retention(DAY)
+                .expiry_policy(ExpiryPolicy::DeadLetter);
             let batches = stream::iter([Batch::from(records)]);
             let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
             let never = CancellationToken::new();

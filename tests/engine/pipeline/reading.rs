@@ -9,7 +9,8 @@ use futures_util::stream::{self, Stream, StreamExt};
 use redrive::checkpoint::Checkpoint;
 use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress};
 use redrive::{
-    BoxError, Breaker, Guard, Position, Record, Resilient, dead_letter, processor_fn, processor_with,
+    BoxError, CircuitBreaker, DeadLetterGuard, Position, Record, Resilient, dead_letter, processor_fn,
+    processor_with,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, timeout};
@@ -58,7 +59,7 @@ async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_reads_no_more_and_says_what_is_left() {
     // The bound is reached in the middle of a batch.
-    let (finished, taken) = shut_down(Pipeline::new().held(3), 10).await;
+    let (finished, taken) = shut_down(Pipeline::new().in_flight(3), 10).await;
     assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
 }
@@ -84,7 +85,7 @@ async fn little_is_read_while_a_breaker_is_open() {
     };
     let resilient = Resilient::builder("billing", processor_with(start, down))
         .dead_letters(dead_letter::Memory::new())
-        .breaker(Breaker::default())
+        .breaker(CircuitBreaker::default())
         .seed(3)
         .build()
         .expect("valid");
@@ -111,7 +112,7 @@ async fn nothing_is_read_while_the_guard_has_stopped_a_shard() {
     async fn bad(_: Record) -> Result<(), BoxError> {
         Err(redrive::Failure::permanent("bad data").into())
     }
-    let guard = Guard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
+    let guard = DeadLetterGuard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
     let resilient = Resilient::builder("billing", processor_fn(bad))
         .dead_letters(dead_letter::Memory::new())
         .guard(guard.clone())
@@ -191,7 +192,7 @@ async fn a_stopped_shard_takes_nothing_that_others_need() {
     }
     const BYTES: usize = 1 << 20;
     let capacity = Capacity::new(1, BYTES).expect("valid");
-    let guard = Guard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
+    let guard = DeadLetterGuard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
     let resilient = Resilient::builder("billing", processor_fn(obey))
         .dead_letters(dead_letter::Memory::new())
         .guard(guard.clone())
@@ -199,7 +200,7 @@ async fn a_stopped_shard_takes_nothing_that_others_need() {
         .expect("valid");
     let shard = |shard: &'static str, key: &'static str, pages: u64, payload: usize| {
         let (capacity, resilient) = (capacity.clone(), resilient.clone());
-        let pipeline = Pipeline::new().ordering(redrive::pipeline::Ordering::Unordered);
+        let pipeline = Pipeline::new().ordering(redrive::pipeline::RecordOrder::Unordered);
         let pipeline = pipeline.capacity(capacity.clone());
         async move {
             let pages = stream::iter(0..pages).then(|page| {

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use proptest::prelude::*;
-use redrive::checkpoint::{Ahead, Checkpoint};
+use redrive::checkpoint::{Checkpoint, SettledAhead};
 use redrive::dead_letter;
 use redrive::observer::{Bound, Event, Observer};
-use redrive::pipeline::{Batch, Capacity, Finished, Ordering, Pipeline, Progress, ShardHalted};
+use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress, RecordOrder, ShardHalted};
 use redrive::{
-    AfterDeadLetter, Attempt, Backoff, BoxError, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
+    Attempt, Backoff, BoxError, DeadLetterPolicy, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
     RetryPolicy,
 };
 use support::script::{Script, record};
@@ -49,7 +49,7 @@ fn position(number: u64) -> Position {
 }
 
 async fn run(
-    ordering: Ordering,
+    ordering: RecordOrder,
     records: Vec<Record>,
 ) -> (Script, Result<Finished, Box<ShardHalted>>, Duration) {
     let script = Script::default();
@@ -63,7 +63,7 @@ async fn run(
 async fn a_failing_record_holds_up_its_own_key_and_nobody_else() {
     let mut records = vec![record(0, "bad", "fail,fail,ok"), record(1, "bad", "ok")];
     records.extend((2..100).map(|number| record(number, &format!("key-{number}"), "sleep:1")));
-    let (script, result, _) = run(Ordering::PartitionKey, records).await;
+    let (script, result, _) = run(RecordOrder::PartitionKey, records).await;
     assert!(result.expect("no halt").complete);
     let calls = script.calls();
     let at = |number: u64, attempt| {
@@ -94,7 +94,7 @@ async fn in_shard_order_a_failing_record_holds_up_all() {
             if number == 1 { "fail,ok" } else { "ok" },
         )
     });
-    let (script, _, took) = run(Ordering::Shard, records.collect()).await;
+    let (script, _, took) = run(RecordOrder::Shard, records.collect()).await;
     assert_eq!(script.first_calls(), [0, 1, 2, 3, 4]);
     assert_eq!(took, Duration::from_millis(100));
     let calls: Vec<u32> = script.calls().iter().map(|call| call.attempt).collect();
@@ -104,7 +104,7 @@ async fn in_shard_order_a_failing_record_holds_up_all() {
 #[tokio::test(start_paused = true)]
 async fn without_order_records_of_a_key_run_beside_each_other() {
     let records = (0..60).map(|number| record(number, "one", "sleep:10")).collect();
-    let (_, _, took) = run(Ordering::Unordered, records).await;
+    let (_, _, took) = run(RecordOrder::Unordered, records).await;
     assert!(took < Duration::from_millis(20), "{took:?}");
 }
 
@@ -117,7 +117,7 @@ async fn records_without_a_key_keep_their_order() {
                 .build()
         })
         .collect();
-    let (script, _, _) = run(Ordering::PartitionKey, records).await;
+    let (script, _, _) = run(RecordOrder::PartitionKey, records).await;
     assert_eq!(script.first_calls(), (0..10).collect::<Vec<_>>());
 }
 
@@ -201,17 +201,23 @@ async fn held_and_span_stop_the_reading_and_say_for_whom() {
     impl Observer for Full {
         fn on(&self, event: &Event<'_>) {
             if let Event::WindowFull {
-                bound, oldest, held, ..
+                bound,
+                oldest,
+                in_flight,
+                ..
             } = event
             {
                 let oldest = oldest.sequence_number().to_string();
-                self.0.lock().expect("no panic").push((*bound, oldest, *held));
+                self.0
+                    .lock()
+                    .expect("no panic")
+                    .push((*bound, oldest, *in_flight));
             }
         }
     }
     for (pipeline, bound, held) in [
-        (Pipeline::new().held(4), Bound::Held, 4),
-        (Pipeline::new().held(4).span(10), Bound::Span, 1),
+        (Pipeline::new().in_flight(4), Bound::InFlight, 4),
+        (Pipeline::new().in_flight(4).span(10), Bound::Span, 1),
     ] {
         let full = Arc::new(Full::default());
         let script = Script::default();
@@ -221,7 +227,7 @@ async fn held_and_span_stop_the_reading_and_say_for_whom() {
             .build()
             .expect("valid");
         let records = (0..30).map(|number| {
-            let stuck = number == 0 || (bound == Bound::Held && number < 4);
+            let stuck = number == 0 || (bound == Bound::InFlight && number < 4);
             record(
                 number,
                 &number.to_string(),
@@ -238,7 +244,7 @@ async fn held_and_span_stop_the_reading_and_say_for_whom() {
             .iter()
             .filter(|call| call.at < first + Duration::from_secs(20))
             .count();
-        assert_eq!(early, if bound == Bound::Held { 4 } else { 10 });
+        assert_eq!(early, if bound == Bound::InFlight { 4 } else { 10 });
     }
 }
 
@@ -259,7 +265,7 @@ async fn a_full_window_that_moves_is_not_spoken_of() {
         .expect("valid");
     let records = (0..10).map(|number| record(number, "k", "sleep:3000"));
     let batches = batches(records.collect(), 10);
-    let result = Pipeline::new().held(2).run(&resilient, batches).await;
+    let result = Pipeline::new().in_flight(2).run(&resilient, batches).await;
     assert!(result.is_ok_and(|end| end.complete));
     let calls = script.calls();
     assert_eq!(calls[9].at - calls[0].at, Duration::from_secs(27));
@@ -366,17 +372,17 @@ async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
     let build = |after| {
         let builder = Resilient::builder("billing", script.clone()).retry(policy());
         let builder = builder.without_guard().dead_letters(letters.clone());
-        builder.after_dead_letter(after).build().expect("valid")
+        builder.dead_letter_policy(after).build().expect("valid")
     };
     let records = || (0..100).map(|number| record(number, "one", if number == 10 { "bad" } else { "ok" }));
     let halted = Pipeline::new()
-        .run(&build(AfterDeadLetter::Stop), batches(records().collect(), 100))
+        .run(&build(DeadLetterPolicy::Stop), batches(records().collect(), 100))
         .await
         .expect_err("halted");
     assert_eq!(halted.record.sequence_number(), &10.into());
     let id = letters.letters()[0].id;
     assert!(
-        matches!(halted.halt, Halt::AfterDeadLetter(lettered) if lettered == id),
+        matches!(halted.halt, Halt::DeadLetterPolicy(lettered) if lettered == id),
         "{halted:?}"
     );
     assert_eq!(halted.checkpoint.position(), &position(10));
@@ -385,7 +391,7 @@ async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
 
     // It goes on from there.
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
-    let stopping = build(AfterDeadLetter::Stop);
+    let stopping = build(DeadLetterPolicy::Stop);
     let finished = Pipeline::new()
         .run_from(
             &stopping,
@@ -400,7 +406,7 @@ async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
 
     let finished = Pipeline::new()
         .run(
-            &build(AfterDeadLetter::Continue),
+            &build(DeadLetterPolicy::Continue),
             batches(records().collect(), 100),
         )
         .await;
@@ -556,7 +562,7 @@ async fn memory_is_given_back_as_records_settle_and_when_the_run_is_dropped() {
 
 #[derive(Debug, Clone)]
 struct Plan {
-    ordering: Ordering,
+    ordering: RecordOrder,
     /// The key and script of each record.
     records: Vec<(u8, &'static str)>,
     batch: usize,
@@ -580,9 +586,9 @@ fn plan() -> impl Strategy<Value = Plan> {
         1 => Just("slowfail:5,bad"),
     ];
     let ordering = prop_oneof![
-        Just(Ordering::Shard),
-        Just(Ordering::PartitionKey),
-        Just(Ordering::Unordered)
+        Just(RecordOrder::Shard),
+        Just(RecordOrder::PartitionKey),
+        Just(RecordOrder::Unordered)
     ];
     (
         ordering,
@@ -646,7 +652,7 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
     let capacity = Capacity::new(plan.running, usize::MAX >> 1).expect("valid");
     let pipeline = Pipeline::new()
         .ordering(plan.ordering)
-        .held(plan.held)
+        .in_flight(plan.held)
         .span(plan.span)
         .capacity(capacity.clone());
     let mut from = Checkpoint::at(Position::TrimHorizon);
@@ -736,12 +742,12 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
 }
 
 /// Within a lane a record is first called when all before it have had their last call.
-fn check_order(ordering: Ordering, script: &Script) -> Result<(), TestCaseError> {
+fn check_order(ordering: RecordOrder, script: &Script) -> Result<(), TestCaseError> {
     let mut last: HashMap<String, u64> = HashMap::new();
     for call in script.calls() {
         let lane = match ordering {
-            Ordering::Shard => String::new(),
-            Ordering::PartitionKey => call.key.clone().unwrap_or_default(),
+            RecordOrder::Shard => String::new(),
+            RecordOrder::PartitionKey => call.key.clone().unwrap_or_default(),
             _ => return Ok(()),
         };
         let number: u64 = call.sequence_number.as_str().parse().expect("small");
@@ -760,7 +766,7 @@ fn covers(checkpoint: &Checkpoint, record: &Record) -> bool {
     checkpoint.position().covers(record)
         || checkpoint
             .ahead()
-            .is_some_and(|ahead: &Ahead| ahead.covers(record))
+            .is_some_and(|ahead: &SettledAhead| ahead.covers(record))
 }
 
 proptest! {

@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
-use redrive::checkpoint::{Ahead, Checkpoint, CheckpointError, CheckpointStore, InHand, ShardKey, Starts};
+use redrive::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointStore, CrashCount, InFlightRecord, SettledAhead, ShardKey,
+};
 use redrive::{Position, Record, SequenceNumber};
 
 /// Runs the suite: a test for each check, each with a store of its own.
@@ -61,8 +63,8 @@ pub fn at(number: u64, sub: u64) -> Position {
 }
 
 /// What is settled after `base`: everything up to `through` but for the holes. Written by hand, as
-/// `Ahead::to_bytes` documents its form.
-pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> Ahead {
+/// `SettledAhead::to_bytes` documents its form.
+pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> SettledAhead {
     fn number(out: &mut Vec<u8>, mut number: u64) {
         while number >= 0x80 {
             out.push(number as u8 | 0x80);
@@ -94,7 +96,7 @@ pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> Ahead {
         place(&mut out, &from.into(), 0);
         place(&mut out, &to.into(), 0);
     }
-    Ahead::from_bytes(&out).expect("it is well formed")
+    SettledAhead::from_bytes(&out).expect("it is well formed")
 }
 
 pub async fn save(store: &impl CheckpointStore, rows: &[(ShardKey, Checkpoint)]) {
@@ -262,11 +264,11 @@ pub async fn the_creation_time_of_the_stream_reads_back(store: &impl CheckpointS
 }
 
 pub async fn starts_that_came_to_nothing_read_back(store: &impl CheckpointStore) {
-    let begun = Checkpoint::at(at(100, 0)).with_starts(Starts::new(2, None));
+    let begun = Checkpoint::at(at(100, 0)).with_starts(CrashCount::new(2, None));
     save(store, &[(key(1), begun.clone())]).await;
     assert_eq!(load(store, &key(1)).await, Some(begun));
-    let in_hand = Some(InHand::new(at(101, 7), 3));
-    let in_hand = Checkpoint::at(Position::TrimHorizon).with_starts(Starts::new(0, in_hand));
+    let in_hand = Some(InFlightRecord::new(at(101, 7), 3));
+    let in_hand = Checkpoint::at(Position::TrimHorizon).with_starts(CrashCount::new(0, in_hand));
     save(store, &[(key(1), in_hand.clone())]).await;
     assert_eq!(load(store, &key(1)).await, Some(in_hand));
     save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rand::RngExt;
 use redrive::Position;
-use redrive::checkpoint::{Ahead, Checkpoint};
+use redrive::checkpoint::{Checkpoint, SettledAhead};
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
@@ -268,10 +268,12 @@ pub fn checkpoint(row: &Item) -> Option<Checkpoint> {
     };
     let ahead = row.get("redriveAhead").and_then(|ahead| ahead["B"].as_str());
     let ahead = ahead.and_then(|ahead| BASE64.decode(ahead).ok());
-    Some(match ahead.and_then(|bytes| Ahead::from_bytes(&bytes).ok()) {
-        Some(ahead) => checkpoint.with_ahead(ahead),
-        None => checkpoint,
-    })
+    Some(
+        match ahead.and_then(|bytes| SettledAhead::from_bytes(&bytes).ok()) {
+            Some(ahead) => checkpoint.with_ahead(ahead),
+            None => checkpoint,
+        },
+    )
 }
 
 /// As long as another worker takes to renew a shard.

@@ -5,7 +5,7 @@ use std::panic::resume_unwind;
 use std::time::Duration;
 
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, BoxProcessor, Failure, Ordering, Record,
+    Attempt, BatchFailure, BatchProcessor, BoxError, BoxProcessor, Failure, Record, RecordOrder,
     RecordProcessor, Scope,
 };
 use tokio::time::sleep;
@@ -58,8 +58,8 @@ impl BatchProcessor for Handler {
         let (mut failed, mut left) = (Vec::new(), Vec::new());
         for (index, record) in records.iter().enumerate() {
             let in_lane = |(other, ..): &(usize, Cause, BoxError)| match world.plan().ordering {
-                Ordering::Unordered => false,
-                Ordering::Shard => true,
+                RecordOrder::Unordered => false,
+                RecordOrder::Shard => true,
                 _ => records[*other].partition_key() == record.partition_key(),
             };
             // One that would be processed out of order is left, and nobody tried it.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::Capacity;
-use redrive::{BoxProcessor, Breaker, Consumer, ConsumerError, Guard, Resilient, Retrieval, dead_letter};
+use redrive::{
+    BoxProcessor, CircuitBreaker, Consumer, ConsumerError, DeadLetterGuard, Resilient, Retrieval, dead_letter,
+};
 use tokio::runtime;
 use tokio::time::{advance, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -164,9 +166,9 @@ impl Life {
         let client = kinesis::client(&self.world);
         let builder = Resilient::builder(APPLICATION, Handler::planned(&self.world))
             .retry(plan.policy.clone())
-            .guard(Guard::new(0.5, plan.guard_records, Duration::from_secs(60)).unwrap_or_default())
+            .guard(DeadLetterGuard::new(0.5, plan.guard_records, Duration::from_secs(60)).unwrap_or_default())
             .breaker(
-                Breaker::builder()
+                CircuitBreaker::builder()
                     .seed(self.seeds.random())
                     .build()
                     .unwrap_or_default(),
@@ -201,7 +203,7 @@ impl Life {
             .calls_per_second(plan.calls_per_second)
             .records_per_call(plan.page)
             .idle_interval(plan.idle)
-            .held(plan.held)
+            .in_flight(plan.held)
             .capacity(capacity.clone())
             .seed(self.seeds.random())
             .build()
@@ -305,7 +307,7 @@ impl Life {
 }
 
 /// Somebody looks at what the dead-letter guard has stopped, once a bad deploy is mended.
-async fn operate(world: World, guard: Guard) {
+async fn operate(world: World, guard: DeadLetterGuard) {
     loop {
         sleep(Duration::from_secs(60)).await;
         if !guard.state().is_empty() && !world.plan().is_bad_deploy(world.now()) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter::{Attempts, DeadLetter};
-use redrive::{Ordering, Position, Record};
+use redrive::{Position, Record, RecordOrder};
 
 use super::lineage::PlannedShard;
 use super::plan::{Behaviour, Outage, Plan, Planned};
@@ -408,8 +408,8 @@ impl Oracle {
         )?;
         let ahead = before.iter().enumerate().find(|(at, before)| {
             let same_lane = match plan.ordering {
-                Ordering::Unordered => false,
-                Ordering::Shard => true,
+                RecordOrder::Unordered => false,
+                RecordOrder::Shard => true,
                 _ => before.planned.key == fate.planned.key,
             };
             let goes_with = with.contains(&(shard, *at));
@@ -587,9 +587,9 @@ impl Oracle {
             format!("of {}: {letter:?}", fate.name())
         })?;
         fate.letters += 1;
-        if plan.ordering != Ordering::Unordered {
+        if plan.ordering != RecordOrder::Unordered {
             let lane =
-                |other: &Fate| plan.ordering == Ordering::Shard || other.planned.key == fate.planned.key;
+                |other: &Fate| plan.ordering == RecordOrder::Shard || other.planned.key == fate.planned.key;
             let late = before.iter().find(|other| lane(other) && !other.is_over());
             ensure(Promise::LetterOrder, late.is_none(), || {
                 format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use redrive::{Backoff, Jitter, Ordering, RetryPolicy};
+use redrive::{Backoff, Jitter, RecordOrder, RetryPolicy};
 
 use super::fault::Fault;
 use super::lineage::{self, PlannedShard};
@@ -152,7 +152,7 @@ pub struct Plan {
     pub listing_lag: Duration,
     /// In the order in which they are put.
     pub records: Vec<Planned>,
-    pub ordering: Ordering,
+    pub ordering: RecordOrder,
     pub policy: RetryPolicy,
     pub max_attempts: u32,
     pub guard_records: u64,
@@ -228,9 +228,9 @@ impl Plan {
                 Jitter::Decorrelated
             });
         let ordering = match rng.random_range(0..10) {
-            0 => Ordering::Shard,
-            1 => Ordering::Unordered,
-            _ => Ordering::PartitionKey,
+            0 => RecordOrder::Shard,
+            1 => RecordOrder::Unordered,
+            _ => RecordOrder::PartitionKey,
         };
         let small = rng.random_bool(0.3);
         let mut plan = Plan {
@@ -480,7 +480,7 @@ impl Plan {
     pub fn patience(&self) -> Duration {
         let patience = Duration::from_secs(3 * 60 * 60);
         let is_closed = |shard: &PlannedShard| shard.closes.is_some();
-        if self.ordering != Ordering::Shard && self.held > 20 && !self.shards.iter().any(is_closed) {
+        if self.ordering != RecordOrder::Shard && self.held > 20 && !self.shards.iter().any(is_closed) {
             return patience;
         }
         // Where nothing else can succeed meanwhile, as what could waits for a parent's end, each that never does is held for 15 minutes.

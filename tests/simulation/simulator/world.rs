@@ -567,7 +567,7 @@ impl State {
         // Those of every record and page say no more than the steps.
         let is_frequent = matches!(
             event,
-            Event::Fetched { .. } | Event::AttemptEnded { .. } | Event::ShardStands { .. }
+            Event::Fetched { .. } | Event::AttemptEnded { .. } | Event::ShardStatus { .. }
         );
         if self.print && !is_frequent {
             println!("{:>12.3}     {event:?}", self.now().as_secs_f64());
@@ -768,9 +768,9 @@ impl World {
                 drop(state);
                 self.changed();
             }
-            Event::WindowFull { held, .. } if *held > self.plan().held => {
+            Event::WindowFull { in_flight, .. } if *in_flight > self.plan().held => {
                 drop(state);
-                self.violated(Promise::Bounds, format!("{held} records held"));
+                self.violated(Promise::Bounds, format!("{in_flight} records in flight"));
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use rand::SeedableRng;
 
-use crate::protection::Breaker;
+use crate::protection::CircuitBreaker;
 use crate::protection::breaker::machine::*;
 
 /// Another record fails each time.
@@ -12,7 +12,7 @@ fn fails(machine: &mut Machine, now: Instant, key: Option<u64>, successes: u64) 
 }
 
 fn machine() -> Machine {
-    Machine::new(Breaker::builder().settings, SmallRng::seed_from_u64(1))
+    Machine::new(CircuitBreaker::builder().settings, SmallRng::seed_from_u64(1))
 }
 
 fn opened(change: Option<Change>) -> bool {
@@ -131,7 +131,10 @@ fn a_round_in_which_nothing_was_shown_is_followed_by_another() {
 fn few_keys_are_no_outage_however_often_they_fail() {
     let now = Instant::now();
     let mut machine = Machine::new(
-        Breaker::builder().keys_in_a_row(100).min_attempts(20).settings,
+        CircuitBreaker::builder()
+            .keys_in_a_row(100)
+            .min_attempts(20)
+            .settings,
         SmallRng::seed_from_u64(1),
     );
     assert!(machine.is_narrow(now) && machine.streak.is_empty());
@@ -154,7 +157,10 @@ fn few_keys_are_no_outage_however_often_they_fail() {
 fn what_failed_long_ago_makes_no_outage_of_one_key() {
     let mut now = Instant::now();
     let mut machine = Machine::new(
-        Breaker::builder().keys_in_a_row(100).min_attempts(20).settings,
+        CircuitBreaker::builder()
+            .keys_in_a_row(100)
+            .min_attempts(20)
+            .settings,
         SmallRng::seed_from_u64(1),
     );
     // As many have succeeded before that it stays closed.
@@ -294,7 +300,7 @@ fn a_probe_of_a_round_that_is_over_decides_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_dropped_is_given_back() {
-    let breaker = Breaker::builder().keys_in_a_row(1).build().expect("valid");
+    let breaker = CircuitBreaker::builder().keys_in_a_row(1).build().expect("valid");
     let record = crate::Record::builder("s", "shardId-0".into(), 1.into()).build();
     assert!(opened(breaker.failed(&record, false)));
     assert!(breaker.probe().is_none(), "not while it is open");
