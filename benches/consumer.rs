@@ -1,14 +1,15 @@
-//! What a `Consumer` costs beside a bare GetRecords loop: `cargo bench -p redrive-benches --bench consumer`.
+//! The cost of a `Consumer` compared with a bare GetRecords loop:
+//! `cargo bench -p redrive-benches --bench consumer`.
 //!
 //! Both read the same 500,000 records of 200 bytes from the same 4 shards of the embedded Kinesis
-//! server, as fast as they can, with the same client: the same HTTP stack, no retries, an attempt
-//! timeout of 30 s, and the same limit a call. Both hand each record to a handler that only counts. The
-//! consumer has key order, checkpoints and dead letters in memory, a page read ahead, and its window;
-//! the loop has nothing.
+//! server, as fast as they can. Both use the same client: the same HTTP stack, no retries, an attempt
+//! timeout of 30 s, and the same limit per call. Both hand each record to a function that only counts. The
+//! consumer has key order, checkpoints and dead letters in memory, a page read ahead, and its window.
+//! The loop has none of these.
 //!
-//! What is measured is **this process's CPU time** a record: the server runs in a process of its own,
-//! where it takes most of the machine and sets the pace. Runs alternate, and as single ones are noisy
-//! the figure that counts is the median of the paired differences.
+//! The bench measures **this process's CPU time** per record. The server runs in its own process, where it
+//! uses most of the machine and sets the pace. Runs alternate. Single runs are noisy, so the result is the
+//! median of the paired differences.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -35,7 +36,7 @@ use tokio::task::JoinSet;
 
 const STREAM: &str = "orders";
 const SHARDS: i32 = 4;
-/// Microseconds of CPU a record that the consumer may cost more than the bare loop.
+/// The maximum extra CPU time of the consumer per record, in microseconds.
 const TARGET: f64 = 0.4;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -55,7 +56,7 @@ async fn main() -> Result<ExitCode> {
     kinesis::create_stream(&kinesis::client(&server.endpoint), STREAM, SHARDS).await?;
     stream::fill(&kinesis::client(&server.endpoint), STREAM, records).await?;
     println!(
-        "{records} records of {} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU a record",
+        "{records} records of {} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU per record",
         stream::PAYLOAD_BYTES
     );
     println!(
@@ -66,7 +67,7 @@ async fn main() -> Result<ExitCode> {
     for limit in [10_000, 1_000] {
         let (mut raw, mut whole) = (Vec::new(), Vec::new());
         for round in 0..rounds {
-            // Whoever goes first finds the server as the other left it: take turns.
+            // Alternate the order, because the first run of a pair changes the state of the server.
             if round % 2 == 0 {
                 raw.push(bare_loop(&server, records, limit).await?);
                 whole.push(consumer(&server, records, limit).await?);
@@ -96,7 +97,7 @@ async fn main() -> Result<ExitCode> {
         missed |= difference > TARGET;
     }
     if bench::is_bench() && missed {
-        println!("the consumer costs more than {TARGET} µs a record");
+        println!("the consumer costs more than {TARGET} µs per record");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -112,13 +113,13 @@ fn client(server: &Server) -> Client {
     Client::from_conf(config.build())
 }
 
-/// What one run took.
+/// The measurements of one run.
 struct Run {
-    /// Microseconds of this process's CPU a record.
+    /// Microseconds of this process's CPU time per record.
     cpu: f64,
-    /// Records a second.
+    /// Records per second.
     rate: f64,
-    /// GetRecords calls.
+    /// The number of GetRecords calls.
     calls: u64,
 }
 
@@ -139,7 +140,7 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Counts records, and says when all have come.
+/// Counts records, and notifies when all have arrived.
 struct Counter {
     left: AtomicU64,
     done: Notify,
@@ -153,7 +154,7 @@ impl Counter {
         })
     }
 
-    /// The handler of both.
+    /// Handles a record, for the consumer and for the bare loop.
     fn handle(&self, payload: &[u8]) {
         black_box(payload.len());
         if self.left.fetch_sub(1, Relaxed) == 1 {
@@ -186,7 +187,7 @@ async fn bare_loop(server: &Server, records: u64, limit: u32) -> Result<Run> {
     .await
 }
 
-/// One shard to its tip.
+/// Reads one shard to its tip and returns the number of calls.
 async fn read(client: Client, shard: String, limit: i32, counter: Arc<Counter>) -> Result<u64> {
     let first = client.get_shard_iterator().stream_name(STREAM).shard_id(shard);
     let first = first

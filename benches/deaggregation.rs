@@ -1,9 +1,10 @@
-//! What opening aggregated records takes: `cargo bench -p redrive-benches --bench deaggregation`.
+//! The cost of de-aggregating KPL records: `cargo bench -p redrive-benches --bench deaggregation`.
 //!
-//! Aggregates of 51,200 bytes, the KPL's own default, full of records of 50 and of 200 bytes, whose
-//! partition keys are all different (each then costs an allocation) or few. Beside it, in the same run, the
-//! public Python implementation, and a plain copy of the same bytes. Each figure is the best of a few
-//! rounds. The Python implementation takes and gives base64, as Lambda has it, which is a part of its time.
+//! The aggregates have 51,200 bytes, the KPL's default, and contain records of 50 and of 200 bytes. The
+//! partition keys of the records are all different (each then costs an allocation) or few. The baselines in
+//! the same run are the public Python implementation and a plain copy of the same bytes. Each figure is the
+//! best of a few rounds. The Python implementation reads and writes base64, as in Lambda, which is a part of
+//! its time.
 
 use std::hint::black_box;
 use std::path::PathBuf;
@@ -27,14 +28,16 @@ fn aggregates(bytes: usize, keys: usize) -> Vec<Bytes> {
         let key = format!("customer-{}", number % keys);
         if aggregator.add(&key, None, data.clone()).is_err() {
             aggregates.extend(aggregator.finish().map(|full| full.data));
-            aggregator.add(&key, None, data).expect("room in an empty one");
+            aggregator
+                .add(&key, None, data)
+                .expect("an empty aggregate has room for one record");
         }
     }
     aggregates.extend(aggregator.finish().map(|rest| rest.data));
     aggregates
 }
 
-/// The most records a second.
+/// Returns the highest number of records per second among the rounds.
 fn best(mut round: impl FnMut() -> usize) -> f64 {
     let rates = (0..ROUNDS).map(|_| {
         let start = Instant::now();
@@ -63,12 +66,12 @@ fn python() -> Option<PathBuf> {
 }
 
 fn main() {
-    // `cargo test --benches` only wants to know that it runs.
+    // `cargo test --benches` only checks that the bench starts.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
     let python = python();
-    println!("million records a second             checked            unchecked        copy   Python");
+    println!("million records/s                    checked            unchecked        copy   Python");
     for bytes in [50, 200] {
         for (keys, what) in [(usize::MAX, "all keys different"), (100, "100 keys")] {
             let aggregates = aggregates(bytes, keys);

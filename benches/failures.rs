@@ -1,10 +1,12 @@
-//! What failing records cost the others, in real time: `cargo bench -p redrive-benches --bench failures`.
+//! The cost of failing records for the other records, in wall-clock time:
+//! `cargo bench -p redrive-benches --bench failures`.
 //!
 //! 1 % of the records fail twice before they succeed, with 50 ms of backoff (no jitter) each time. A
-//! handler call sleeps 1 ms; 64 run at once, 4,096 records are held; 10,000 keys, evenly chosen. Runs
-//! with and without failures alternate; the figure is the median of the pairs' ratios.
+//! processor call sleeps 1 ms. 64 calls run concurrently, 4,096 records are in flight, and the records have
+//! 10,000 keys, evenly chosen. Runs with and without failures alternate. The result is the median of the
+//! pairs' ratios.
 //!
-//! `Shard` order is here for contrast: there a failing record holds up all, as it must.
+//! `Shard` order is included for contrast: in this order a failing record must block all records after it.
 
 use std::future::Future;
 use std::io;
@@ -25,10 +27,10 @@ const BATCH: usize = 5_000;
 const RUNNING: usize = 64;
 const HELD: usize = 4_096;
 const BYTES: usize = 256 * 1024 * 1024;
-/// What key order keeps of its throughput, at least.
+/// The minimum share of the throughput that key order keeps when records fail.
 const TARGET: f64 = 0.90;
 
-/// Sleeps; fails the first attempts of one record in [`FAILING`] if it is told to.
+/// A processor that sleeps. If `fails` is set, the first attempts of one record in [`FAILING`] fail.
 struct Work {
     fails: bool,
 }
@@ -41,7 +43,7 @@ impl RecordProcessor for Work {
         record: &Record,
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send {
-        // By chance, not by turns: failures come in clusters as well.
+        // The payload starts with random bytes, so failures also come in clusters.
         let unlucky = u32::from_be_bytes(record.payload()[..4].try_into().expect("4 bytes")) % FAILING == 0;
         let fails = self.fails && unlucky && attempt.number() <= FAILURES;
         async move {
@@ -63,7 +65,7 @@ fn main() -> ExitCode {
         .expect("a runtime");
     println!(
         "1 of {FAILING} records fails {FAILURES} times, {BACKOFF:?} apart; a call takes {WORK:?}; \
-         {RUNNING} running, {HELD} held, {KEYS} keys"
+         {RUNNING} running, {HELD} in flight, {KEYS} keys"
     );
     println!(
         "{:14} {:>10} {:>12} {:>12} {:>8} {:>16}",
@@ -103,13 +105,16 @@ fn main() -> ExitCode {
         }
     }
     if bench::is_bench() && kept_by_key < TARGET {
-        println!("PartitionKey keeps less than {:.0} %", TARGET * 100.0);
+        println!(
+            "PartitionKey order keeps less than {:.0} % of its throughput",
+            TARGET * 100.0
+        );
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-/// Records a second.
+/// Runs the pipeline and returns the records per second.
 fn rate(
     runtime: &tokio::runtime::Runtime,
     ordering: RecordOrder,

@@ -1,22 +1,24 @@
-//! Instructions a record, counted by valgrind: the same in every run, however busy the machine.
-//! `cargo bench -p redrive-benches --bench instructions`; it says what to install if that is missing.
+//! Instructions per record, counted by valgrind: `cargo bench -p redrive-benches --bench instructions`.
 //!
-//! `settle` counts 1,000 records, `pipeline` 20,000 records of 1,000 keys in batches of 5,000, from
-//! start to end. The records are kept alive, so that what freeing them costs is not part of it. What
-//! the contestants are is told in settle.rs and support/bare_loop.rs.
+//! The counts are the same in every run, however busy the machine. If a tool is missing, the bench prints
+//! what to install.
+//!
+//! `settle` counts 1,000 records. `pipeline` counts 20,000 records of 1,000 keys in batches of 5,000, from
+//! start to end. The records are kept alive, so that the cost of freeing them is not counted. settle.rs and
+//! support/bare_loop.rs describe the contestants.
 
 use std::env;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// Must be the version of the library.
+/// The program that runs the benches in valgrind. Its version must be that of the library `gungraun`.
 const RUNNER: &str = "gungraun-runner";
 const RUNNER_VERSION: &str = "0.20.0";
-/// A place for the runner that is not on the `PATH`.
+/// The folder of a runner that is not on the `PATH`.
 const TOOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/bin");
 
 fn main() -> ExitCode {
-    // The runner calls this program again, inside valgrind, for each of the benches.
+    // The runner starts this program again, inside valgrind, for each of the benches.
     let inside = env::args()
         .nth(1)
         .is_some_and(|argument| argument == "--gungraun-run");
@@ -82,7 +84,8 @@ mod counted {
             .expect("a runtime")
     }
 
-    /// What happens in here is counted, and nothing else. (Not generic, so that its name is just that.)
+    /// The entry point of the count: callgrind counts only what runs in this function. The function is not
+    /// generic, so that its symbol name is fixed.
     #[inline(never)]
     fn count(runtime: &Runtime, work: Pin<&mut dyn Future<Output = ()>>) {
         runtime.block_on(work);
@@ -154,7 +157,7 @@ mod counted {
 
     fn repeat<T>(mut call: impl AsyncFnMut() -> T) {
         let runtime = runtime();
-        // What is made once is no record's cost.
+        // The first call makes what is made once, so that it is not counted as a cost of the records.
         runtime.block_on(async { black_box(call().await) });
         let work = async {
             for _ in 0..SETTLED {

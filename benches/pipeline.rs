@@ -1,10 +1,12 @@
-//! Records a second through `pipeline::Pipeline`, beside a loop over `FuturesUnordered` that keeps the
-//! same order and the same watermark (support/bare_loop.rs says what it does and does not):
-//! `cargo bench -p redrive-benches --bench pipeline`. Compare within one run only.
+//! Records per second of `pipeline::Pipeline` compared with a loop over `FuturesUnordered`:
+//! `cargo bench -p redrive-benches --bench pipeline`. Compare figures only within one run.
 //!
-//! 1,000,000 records of 1,000 keys chosen by chance, 200 bytes each, in batches of 5,000, all made
-//! beforehand; one thread; 64 running, 4,096 held. A handler that is ready at once, and one that gives
-//! way once. `one_by_one` is a plain loop that awaits each record: the least that shard order can cost.
+//! The loop keeps the same order and the same watermark; support/bare_loop.rs describes what it omits.
+//!
+//! The input is 1,000,000 records of 200 bytes with 1,000 random keys, in batches of 5,000, all made before
+//! the measurement. One thread runs up to 64 calls, with up to 4,096 records in flight. One processor is
+//! ready at once, another yields once. `one_by_one` is a plain loop that awaits each record: the minimum cost
+//! of shard order.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -88,7 +90,8 @@ fn contest<P: RecordProcessor>(
     group.finish();
 }
 
-/// The batches are copied before each run (which shares payloads and metadata): that is not measured.
+/// Measures `run` with a copy of the batches. The copying, which shares payloads and metadata, is not
+/// measured.
 fn measure(
     group: &mut BenchmarkGroup<'_, WallTime>,
     id: BenchmarkId,

@@ -1,7 +1,7 @@
-//! What `Resilient::settle` costs for a record that succeeds, beside the retry loops one would write
-//! otherwise: `cargo bench -p redrive-benches --bench settle`. Compare within one run only.
+//! The cost of `Resilient::settle` for a record that succeeds, compared with other retry loops:
+//! `cargo bench -p redrive-benches --bench settle`. Compare figures only within one run.
 //!
-//! | contestant | retries | attempt timeout | panics caught | the handler gets |
+//! | contestant | retries | attempt timeout | panics caught | argument of the processor |
 //! |---|---|---|---|---|
 //! | `bare` | | | | `&Record` |
 //! | `bare_owned` | | | | a clone |
@@ -11,7 +11,7 @@
 //! | `backon_jitter` | yes, jitter | | | `&Record` |
 //! | `backon_owned` | yes | | | a clone |
 //! | `backon_guarded` | yes | yes | yes | `&Record` |
-//! | `tower` | yes, jitter | | | a clone, and one is kept to try again |
+//! | `tower` | yes, jitter | | | a clone, and another clone is kept for a retry |
 
 use std::hint::black_box;
 

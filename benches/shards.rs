@@ -1,11 +1,13 @@
-//! What a shard costs that nothing happens in, and how soon the first record comes: `cargo bench -p redrive-benches --bench shards`.
+//! The memory of an idle shard, and the time to the first record:
+//! `cargo bench -p redrive-benches --bench shards`.
 //!
-//! Memory is the process's resident set once every shard has been polled three times, beside that of a consumer of
-//! one shard, divided by the shards that it has more. (Linux only: elsewhere it is not told.) Each consumer runs in a
-//! process of its own, and so does the embedded Kinesis server.
+//! The bench compares the peak resident memory of a consumer of many shards with that of a consumer of one
+//! shard, and divides the difference by the additional shards. Memory is measured once every shard has been
+//! polled three times, and only on Linux. Each consumer and the embedded Kinesis server run in their own
+//! processes.
 //!
-//! The first record comes from a stream of four shards, by a fresh lease table on DynamoDB Local. (Where that is not
-//! to be had, `REDRIVE_SKIP_EMULATORS=1`, it is left out and said so.)
+//! The first record comes from a stream of four shards, with a new lease table on DynamoDB Local. Without
+//! DynamoDB Local (`REDRIVE_SKIP_EMULATORS=1`), this part is skipped with a message.
 
 use std::collections::HashMap;
 use std::env;
@@ -25,13 +27,13 @@ use tokio::sync::{Notify, mpsc};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Says to this program that it is a consumer of the stream of this name at this endpoint.
+/// The environment variable that makes this program a consumer. Its value is an endpoint and a stream name.
 const CONSUME: &str = "REDRIVE_BENCH_CONSUME";
-/// How often each shard is polled before memory is looked at.
+/// The number of polls of each shard before memory is measured.
 const POLLS: u32 = 3;
-/// Bytes of memory that an idle shard may take.
+/// The maximum bytes of memory per idle shard.
 const MOST_BYTES: f64 = 24.0 * 1024.0;
-/// By when the first record is there.
+/// The maximum time from the start of a consumer to its first record.
 const SOON: Duration = Duration::from_secs(1);
 
 #[tokio::main]
@@ -42,7 +44,9 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Ok(what) = env::var(CONSUME) {
-        let (endpoint, stream) = what.split_once(' ').ok_or("an endpoint and a stream")?;
+        let (endpoint, stream) = what
+            .split_once(' ')
+            .ok_or("REDRIVE_BENCH_CONSUME must be an endpoint and a stream")?;
         println!("{}", idle(endpoint, stream).await?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -59,7 +63,7 @@ async fn main() -> Result<ExitCode> {
     let (one, many) = (bench::median(&mut one), bench::median(&mut many));
     let each = (many - one) / f64::from(shards - 1);
     println!(
-        "{shards} idle shards: {:.1} MiB resident, {:.1} MiB with one, {:.1} KiB a shard (medians of {rounds})",
+        "{shards} idle shards: {:.1} MiB resident, {:.1} MiB with one shard, {:.1} KiB per shard (medians of {rounds})",
         many / 1_048_576.0,
         one / 1_048_576.0,
         each / 1_024.0,
@@ -73,14 +77,14 @@ async fn main() -> Result<ExitCode> {
         }
         let longest = times.iter().copied().fold(0.0, f64::max);
         println!(
-            "4 shards, a fresh lease table: the first record after {:.0} ms, {longest:.2} s at the longest of {rounds}",
+            "4 shards, a new lease table: first record after {:.0} ms (median of {rounds}, longest {longest:.2} s)",
             bench::median(&mut times) * 1_000.0
         );
         missed |= longest > SOON.as_secs_f64();
     }
     if bench::is_bench() && missed {
         println!(
-            "more than {} KiB a shard, or later than {SOON:?}",
+            "more than {} KiB per shard, or a first record later than {SOON:?}",
             MOST_BYTES / 1_024.0
         );
         return Ok(ExitCode::FAILURE);
@@ -88,7 +92,7 @@ async fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The resident bytes of a consumer in a process of its own.
+/// Runs a consumer in its own process, and returns the consumer's peak resident bytes.
 fn consume(server: &Server, stream: &str) -> Result<f64> {
     let output = Command::new(env::current_exe()?)
         .env(CONSUME, format!("{} {stream}", server.endpoint))
@@ -97,7 +101,7 @@ fn consume(server: &Server, stream: &str) -> Result<f64> {
     Ok(String::from_utf8(output.stdout)?.trim().parse()?)
 }
 
-/// How often each shard was polled.
+/// Counts the polls of each shard.
 #[derive(Default)]
 struct Polls {
     shards: Mutex<HashMap<ShardId, u32>>,
@@ -122,7 +126,7 @@ impl Observer for Polls {
     }
 }
 
-/// Reads a stream until each shard was polled often enough. The resident bytes then.
+/// Reads a stream until each shard has been polled `POLLS` times, and returns the peak resident bytes.
 async fn idle(endpoint: &str, stream: &str) -> Result<u64> {
     let polls = Arc::new(Polls::default());
     let (sender, _records) = mpsc::unbounded_channel();
@@ -140,7 +144,7 @@ async fn idle(endpoint: &str, stream: &str) -> Result<u64> {
     Ok(kib.unwrap_or(0) * 1_024)
 }
 
-/// From the start of a consumer to its first record.
+/// Measures the time from the start of a consumer to its first record.
 async fn first_record(server: &Server, dynamo: &DynamoDbLocal, round: usize) -> Result<Duration> {
     let stream = format!("first-{round}");
     let client = kinesis::client(&server.endpoint);
@@ -154,7 +158,10 @@ async fn first_record(server: &Server, dynamo: &DynamoDbLocal, round: usize) -> 
         .checkpoints(checkpoint::DynamoDb::new(dynamo.client(), stream.as_str()))
         .build()?;
     let running = tokio::spawn(consumer.run(resilient));
-    records.recv().await.ok_or("no record came")?;
+    records
+        .recv()
+        .await
+        .ok_or("the consumer ended without a record")?;
     let took = start.elapsed();
     running.abort();
     Ok(took)

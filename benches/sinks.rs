@@ -1,14 +1,16 @@
-//! What a dead letter costs in each sink beside the SDK's own batch call: `cargo bench -p redrive-benches --bench sinks`.
+//! The cost of a dead letter in each sink compared with a plain batch call of the SDK:
+//! `cargo bench -p redrive-benches --bench sinks`.
 //!
-//! Both write the same letters, of records of 1,000 bytes that failed twice, to the same client: no retries, an attempt
-//! timeout of 30 s. The plain call is what one would write by hand: the letters' bytes, as many in a call as the service
-//! takes, a look at what failed. The sink has what is around that: order by partition key, a request's limits, another try
-//! for what failed alone, a place for each letter. Both make the bytes anew each time; what that alone takes is in the
-//! table. A put has 500 letters, as many as redrive gives to a sink at once.
+//! Both write the same dead letters, of records of 1,000 bytes that failed twice, with the same client: no
+//! retries, an attempt timeout of 30 s. The plain call is what a user would write by hand: it sends the dead
+//! letters' bytes, as many per call as the service accepts, and checks for failed entries. The sink adds
+//! order by partition key, the limits of a request, a retry of only the failed entries, and a receipt for
+//! each dead letter. Both encode the bytes again each time; the table shows the cost of the encoding
+//! separately. A put has 500 dead letters, the maximum that redrive gives to a sink at once.
 //!
-//! What is measured is **this process's CPU time** a letter: what answers the calls is a process of its own, and confirms
-//! whatever it is sent. There is no TLS, which would cost both the same. Sink and plain call take turns; the figure that
-//! counts is the median of the pairs' ratios.
+//! The bench measures **this process's CPU time** per dead letter. The server that answers the calls runs in
+//! its own process and confirms every request. There is no TLS, which would cost both the same. Sink and
+//! plain call alternate, and the result is the median of the pairs' ratios.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -34,13 +36,13 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const LETTERS: u64 = 500;
 const PAYLOAD_BYTES: usize = 1_000;
-/// How many times the plain call's CPU a sink may take.
+/// The maximum factor of a sink's CPU time to the plain call's.
 const TARGET: f64 = 1.5;
 
 const QUEUE: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/letters";
 const TOPIC: &str = "arn:aws:sns:us-east-1:123456789012:letters";
 
-/// A client as the sinks make theirs of it, so that both do the same.
+/// Creates a client with the settings of the sinks' own clients, so that both sides are alike.
 macro_rules! client {
     ($sdk:ident, $endpoint:expr) => {
         $sdk::Client::from_conf(
@@ -84,7 +86,7 @@ async fn main() -> Result<ExitCode> {
     let s3 = client!(aws_sdk_s3, &server.endpoint);
 
     println!(
-        "{LETTERS} letters a put, payloads of {PAYLOAD_BYTES} bytes, {rounds} pairs of runs; µs are client CPU a letter"
+        "{LETTERS} dead letters per put, payloads of {PAYLOAD_BYTES} bytes, {rounds} pairs of runs; µs are client CPU per dead letter"
     );
     println!(
         "{:<28} {:>10} {:>10} {:>10} {:>7} {:>15}",
@@ -124,7 +126,7 @@ async fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// As redrive makes them: each of a key of its own, with two attempts and an error's causes.
+/// Makes dead letters with redrive: each has its own partition key, two attempts and an error with causes.
 async fn letters() -> Result<Vec<DeadLetter>> {
     struct Fails;
 
@@ -148,7 +150,7 @@ async fn letters() -> Result<Vec<DeadLetter>> {
         .dead_letters(memory.clone())
         .build()?;
     for number in 0..LETTERS {
-        // 56 digits, as Kinesis has them.
+        // A sequence number of 56 digits, as in Kinesis.
         let sequence_number = format!("4959033827149025660855969253836157109592157{number:013}").parse()?;
         let record = Record::builder("orders", "shardId-000000000000".into(), sequence_number)
             .partition_key(format!("customer-{number:06}"))
@@ -161,17 +163,17 @@ async fn letters() -> Result<Vec<DeadLetter>> {
     Ok(memory.letters())
 }
 
-/// A sink beside what one would write by hand.
+/// The comparison of a sink with a plain call.
 struct Beside<'a> {
     letters: &'a [DeadLetter],
     puts: usize,
     rounds: usize,
-    /// Of each service, the median of the pairs'.
+    /// The median ratio of each service.
     ratios: Vec<f64>,
 }
 
 impl Beside<'_> {
-    /// Once for each service.
+    /// Measures the sink and the plain call of one service.
     async fn measure(
         &mut self,
         name: &str,
@@ -191,9 +193,10 @@ impl Beside<'_> {
             Ok(())
         };
         let (mut sinks, mut plains, mut encodings) = (Vec::new(), Vec::new(), Vec::new());
-        // As redrive does before it reads the first record: a sink that knows its target's limit need not ask again.
+        // redrive also checks the sink before it reads the first record. The sink then knows the target's
+        // limit.
         sink.check(&SourceStream::new("orders")).await?;
-        // The first calls open connections.
+        // The first calls open connections, so they are not measured.
         put().await?;
         plain().await?;
         for round in 0..self.rounds {
@@ -221,7 +224,7 @@ impl Beside<'_> {
         Ok(())
     }
 
-    /// Microseconds of this process's CPU a letter.
+    /// Returns the microseconds of this process's CPU time per dead letter.
     async fn cpu(&self, work: impl AsyncFn() -> Result<()>) -> Result<f64> {
         let start = cpu_time();
         for _ in 0..self.puts {

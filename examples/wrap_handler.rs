@@ -1,9 +1,9 @@
-//! `cargo run --example wrap_handler`: the handler that you have, made resilient in ten lines.
+//! `cargo run --example wrap_handler`: makes an existing function resilient in ten lines.
 
 use redrive::{Record, Resilient, Scope, SequenceNumber, Verdict, dead_letter, processor_fn};
 use serde::Deserialize;
 
-// What you have.
+// The existing code.
 
 #[derive(Debug, Deserialize)]
 struct Order {
@@ -32,7 +32,7 @@ async fn handle(order: Order) -> Result<(), MyError> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    // The ten lines.
+    // The ten lines that make it resilient.
     let letters = dead_letter::Memory::new();
     let orders = Resilient::builder(
         "billing",
@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     )
     .classify(|error: &anyhow::Error| match error.downcast_ref()? {
         MyError::NoPrice(_) => Some(Verdict::permanent().with_code("no_price")),
-        // This order's ledger, not all of them: said so, nobody takes it for an outage and waits for its end.
+        // Only this order's ledger is locked: with `Scope::Record` the failure does not count as an outage.
         MyError::Locked => Some(
             Verdict::transient()
                 .with_scope(Scope::Record)
@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     .dead_letters(letters.clone())
     .build()?;
 
-    // A consumer would call it for every record; here it is called by hand.
+    // A consumer settles every record of a stream; this example settles records by hand.
     let payloads = [
         r#"{"id": 1, "cents": 250}"#,
         r#"{"id": 2, "cents": 0}"#,

@@ -1,6 +1,6 @@
-//! What is wrong with a configuration.
+//! The error of a configuration that cannot be used.
 
-/// A setting that cannot be used, found when something is built.
+/// A setting that cannot be used. Builders return this error when they build.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {problem}")]
 pub struct ConfigError {
@@ -16,7 +16,7 @@ impl ConfigError {
         }
     }
 
-    /// The builder's method that must be called, or called otherwise.
+    /// Returns the builder's method that must be called, or called with another value.
     pub fn setting(&self) -> &'static str {
         self.setting
     }

@@ -1,10 +1,10 @@
-//! A SHA-256 digest, and its 64 hex digits.
+//! A SHA-256 digest, shown as 64 hex digits.
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-/// 32 bytes.
+/// The 32 bytes of a SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Digest(pub(crate) [u8; 32]);
 
@@ -13,7 +13,7 @@ impl Digest {
         Digest(Sha256::digest(bytes).into())
     }
 
-    /// From its hex digits.
+    /// Parses 64 hex digits.
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
         let digits = text.as_bytes();
         if digits.len() != 64 {

@@ -1,4 +1,4 @@
-//! redb, the embedded database: opened, and called where it may block.
+//! Access to redb, the embedded database: opens files, and calls redb on threads that may block.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::external::failed_alike;
 use crate::failure::BoxError;
 use crate::private_file;
 
-/// Why a database file is not open.
+/// The reason why a database file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     #[error(
@@ -67,7 +67,8 @@ pub(crate) fn open(path: &Path) -> Result<Database, OpenError> {
     })
 }
 
-/// Runs file access on a thread that may block. If it fails as a whole, each of the `count` items has failed.
+/// Runs file access on a thread that may block. If the access fails as a whole, each of the `count` items
+/// fails.
 pub(crate) async fn blocking<T, E>(
     count: usize,
     work: impl FnOnce() -> Result<Vec<Result<T, E>>, BoxError> + Send + 'static,

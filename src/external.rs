@@ -1,5 +1,5 @@
-//! Calls into code that is not ours: a user's handler, sink, store or observer. Such code may panic or hang, which ends neither
-//! a task nor a record's life.
+//! Calls into code that is not ours: a user's processor, sink, store or observer. A panic or a hang in such
+//! code ends neither a task nor the processing of a record.
 
 use std::any::Any;
 use std::error::Error;
@@ -16,11 +16,11 @@ use tokio::time::timeout;
 
 use crate::failure::BoxError;
 
-/// Calls code that is not ours. Returns `None` if it panicked. The panic's message may quote a payload; the panic hook has
-/// printed it, and it is not passed on.
+/// Calls code that is not ours. Returns `None` if the code panicked. The panic's message may quote a payload:
+/// the panic hook has printed the message, and redrive does not pass it on.
 #[inline]
 pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
-    // What the code shares is its own to keep sound, as on any thread that may panic.
+    // The code must keep its shared state sound, as on any thread that may panic.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => Some(result),
         Err(panic) => {
@@ -38,7 +38,7 @@ fn discard(panic: Box<dyn Any + Send>) {
     }
 }
 
-/// The handler panicked.
+/// The processor panicked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Panicked {
     message: Option<String>,
@@ -47,8 +47,8 @@ pub struct Panicked {
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.message {
-            Some(message) => write!(f, "the handler panicked: {message}"),
-            None => f.write_str("the handler panicked"),
+            Some(message) => write!(f, "the processor panicked: {message}"),
+            None => f.write_str("the processor panicked"),
         }
     }
 }
@@ -72,8 +72,8 @@ pub(crate) fn poll_caught<T>(
     future: Pin<&mut impl Future<Output = T>>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<T, Panicked>> {
-    // After a panic the future is never polled again, and what it shares is the user's to keep sound,
-    // as on any thread that may panic.
+    // After a panic the future is never polled again. The user's code must keep its shared state sound, as on
+    // any thread that may panic.
     match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
         Ok(poll) => poll.map(Ok),
         Err(payload) => Poll::Ready(Err(payload.into())),
@@ -94,22 +94,22 @@ pub(crate) async fn answer<T>(
     let caught = poll_fn(|cx| poll_caught(asked.as_mut(), cx));
     match timeout(within, caught).await {
         Ok(Ok(answer)) => Ok(answer),
-        // The message may hold anything; the panic hook has printed it.
+        // The panic's message may quote anything; the panic hook has printed it.
         Ok(Err(_)) => Err(format!("{who} panicked").into()),
         Err(_) => Err(format!("{who} did not answer within {within:?}").into()),
     }
 }
 
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
-/// How long the check of a sink or a store may take. It is repeated after that.
+/// The time limit for the check of a sink or a store. A check that exceeds the limit is repeated.
 pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
-/// Why a sink or a store is not used.
+/// The reason why a sink or a store cannot be used.
 pub(crate) enum Unusable<E> {
-    /// It could not be checked, and may be the next time.
+    /// The check failed, and may succeed the next time.
     NotNow(BoxError),
-    /// The same answer comes until an operator changes something.
+    /// The check gives the same answer until an operator changes something.
     Never(E),
 }
 

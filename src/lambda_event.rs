@@ -1,4 +1,4 @@
-//! The records of an event of a Kinesis event source mapping, as Lambda writes them in JSON.
+//! The records in the event of a Kinesis event source mapping, as Lambda writes them in JSON.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,52 +11,52 @@ use serde::Deserialize;
 use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
 
-/// An event that is none of a Kinesis event source mapping.
+/// An event that does not come from a Kinesis event source mapping.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidEvent {
-    /// It is not the JSON of one.
-    #[error("the event is not one of a Kinesis event source mapping")]
+    /// The JSON is not that of such an event.
+    #[error("the event does not come from a Kinesis event source mapping")]
     Json(#[source] BoxError),
-    /// A record has no place in a shard.
+    /// A record names no shard.
     #[error("record {index} of the event has no eventID like \"shardId-000000000000:4959…\"")]
     NoShard {
-        /// Counts from 0.
+        /// The record's index in the event, from 0.
         index: usize,
     },
-    /// A record is of no stream.
+    /// A record names no stream.
     #[error("record {index} of the event has no eventSourceARN of a Kinesis stream")]
     NoStream {
-        /// Counts from 0.
+        /// The record's index in the event, from 0.
         index: usize,
     },
-    /// They are of several shards, which no mapping sends.
-    #[error("record {index} of the event is of another shard than those before it")]
+    /// The records belong to several shards, which no mapping sends.
+    #[error("record {index} of the event belongs to another shard than the records before it")]
     AnotherShard {
-        /// Counts from 0.
+        /// The record's index in the event, from 0.
         index: usize,
     },
-    /// A record has no number.
+    /// A record has no valid sequence number.
     #[error("record {index} of the event has no sequence number")]
     NoSequenceNumber {
-        /// Counts from 0.
+        /// The record's index in the event, from 0.
         index: usize,
-        /// What is wrong with it.
+        /// The reason why the sequence number is not valid.
         #[source]
         source: InvalidSequenceNumber,
     },
     /// A record's data are not base64.
     #[error("the data of record {index} of the event are not base64")]
     NoBase64 {
-        /// Counts from 0.
+        /// The record's index in the event, from 0.
         index: usize,
-        /// What is wrong with them.
+        /// The reason why the data cannot be decoded.
         #[source]
         source: base64::DecodeError,
     },
 }
 
-/// As they are written, nothing copied: of what comes with each record most is not needed.
+/// The records as Lambda writes them, not copied, because most of each record's fields are not needed.
 #[derive(Deserialize, Default)]
 #[serde(transparent)]
 pub(crate) struct RawRecords<'a>(#[serde(borrow)] Vec<RawRecord<'a>>);
@@ -80,13 +80,13 @@ struct RawKinesis<'a> {
     partition_key: Option<Cow<'a, str>>,
     #[serde(borrow)]
     data: Cow<'a, str>,
-    /// Seconds since 1970, with a fraction.
+    /// The arrival time in seconds since 1970, with a fraction.
     #[serde(default)]
     approximate_arrival_timestamp: Option<f64>,
 }
 
 impl RawRecords<'_> {
-    /// The records, and the ARN of the stream, or of a consumer of it, that they are all of.
+    /// Returns the records, and the ARN of their stream or of a consumer of it. All records share one ARN.
     pub(crate) fn open(self) -> Result<(Vec<Record>, Option<String>), InvalidEvent> {
         let mut shard = Shard::default();
         let records = self.0.into_iter().enumerate().map(|(index, record)| {
@@ -111,7 +111,7 @@ impl RawRecords<'_> {
     }
 }
 
-/// Where the records come from: one place for all.
+/// The shard that all records of an event come from.
 #[derive(Default)]
 pub(crate) struct Shard {
     known: Option<(String, Arc<Source>)>,
@@ -144,14 +144,14 @@ impl Shard {
     }
 }
 
-/// The stream's name in its ARN, or in that of a consumer of it.
+/// Returns the stream's name from the ARN of the stream, or of a consumer of it.
 pub(crate) fn stream(arn: &str) -> Option<&str> {
     let resource = arn.splitn(6, ':').nth(5)?;
     let name = resource.strip_prefix("stream/")?.split('/').next()?;
     (!name.is_empty()).then_some(name)
 }
 
-/// To the millisecond, as Kinesis has it.
+/// Rounds to the millisecond, which is the precision of Kinesis.
 fn since_1970(seconds: f64) -> Option<SystemTime> {
     let millis = (seconds * 1_000.0).round();
     let fits = (0.0..1e15).contains(&millis);

@@ -1,7 +1,7 @@
-//! Resilient processing of Kinesis records, around the handler that a service already has.
+//! Resilient processing of Kinesis records, around the processor that a service already has.
 //!
-//! Every record of the stream is *settled*: processed, or safely in a dead-letter queue with everything
-//! needed to drive it again, or not passed over at all.
+//! Every record of the stream is *settled*: processed, or stored in a dead-letter queue with everything
+//! needed to replay it. A checkpoint never passes a record that is not settled.
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "kinesis", feature = "redb"))]
@@ -9,11 +9,11 @@
 //! use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal};
 //!
 //! async fn store_order(record: Record) -> Result<(), std::io::Error> {
-//!     /* the handler you have */
+//!     /* your existing code */
 //!     Ok(())
 //! }
 //!
-//! let orders = Resilient::builder("billing", processor_fn(store_order))    // application, handler
+//! let orders = Resilient::builder("billing", processor_fn(store_order))    // application, processor
 //!     .dead_letters(dead_letter::Kinesis::new(client.clone(), "orders-dlq"))
 //!     .build()?;
 //!
@@ -30,54 +30,56 @@
 //!
 //! | you want to | use |
 //! |---|---|
-//! | wrap a handler | [`Resilient`], with [`processor_fn`], [`processor_with`], [`processor_fn_json`] or [`RecordProcessor`] |
+//! | wrap a processor | [`Resilient`], with [`processor_fn`], [`processor_with`], [`processor_fn_json`] or [`RecordProcessor`] |
 #![cfg_attr(feature = "kinesis", doc = "| read a stream in a service | [`Consumer`] |")]
 #![cfg_attr(feature = "lambda", doc = "| run in AWS Lambda | [`lambda`] |")]
 #![cfg_attr(
     feature = "multilang",
-    doc = "| run under KCL, on many machines | [`multilang`] |"
+    doc = "| run under KCL, on several machines | [`multilang`] |"
 )]
-//! | work on many records at once | [`BatchProcessor`] |
+//! | process several records in one call | [`BatchProcessor`] |
 //! | settle one record by hand | [`Resilient::settle`] |
-//! | run a shard that you read yourself | [`pipeline::Pipeline`] |
-//! | say that an error is transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
+//! | process a shard that you read yourself | [`pipeline::Pipeline`] |
+//! | mark an error as transient or permanent | [`MarkFailure`], [`ResilientBuilder::classify`], [`Classify`] |
 //! | set attempts, backoff, jitter, timeouts | [`RetryPolicy`] |
-//! | change what protects all records together, or share it | [`CircuitBreaker`], [`DeadLetterGuard`], [`RetryBudget`] |
-//! | choose where failed records go | [`dead_letter`] |
-//! | drive failed records again | [`replay`], or the command `redrive` |
-//! | choose where positions are kept | [`checkpoint`] |
-//! | make doing a record twice harmless | [`idempotency`] |
+//! | tune the protections that all records share | [`CircuitBreaker`], [`DeadLetterGuard`], [`RetryBudget`] |
+//! | choose where dead letters are stored | [`dead_letter`] |
+//! | replay dead letters | [`replay`], or the command `redrive` |
+//! | choose where checkpoints are stored | [`checkpoint`] |
+//! | process a redelivered record only once | [`idempotency`] |
 #![cfg_attr(
     feature = "kinesis",
-    doc = "| look how a service does | [`Consumer::health`] |"
+    doc = "| check the health of a service | [`Consumer::health`] |"
 )]
 #![cfg_attr(
     feature = "kinesis",
-    doc = "| see where shards stand, skip a record, go back | [`operator`] |"
+    doc = "| list checkpoints, skip a record, rewind a shard | [`operator`] |"
 )]
-//! | hear what happens | [`observer`] |
-//! | measure, and be told of error rates | [`telemetry`] |
-//! | go on with the trace of a record's producer | [`TraceContext`] |
-#![cfg_attr(feature = "kpl", doc = "| open or make aggregated records | [`kpl`] |")]
+//! | observe events | [`observer`] |
+//! | export metrics, and alert on error rates | [`telemetry`] |
+//! | continue the trace of a record's producer | [`TraceContext`] |
+#![cfg_attr(feature = "kpl", doc = "| read or write aggregated records | [`kpl`] |")]
 //!
-//! # What is promised
+//! # Promises
 //!
-//! - **Nothing is lost.** A shard's position never passes a record that is not settled, and a dead letter
-//!   is confirmed before its record counts as settled. If the sink is down the shard waits.
-//! - **A failing record blocks its own partition key and nobody else**, and only while it is retried.
-//!   (When records behind failing keys fill the window the shard waits, and says so.)
-//! - **An outage or a bad deploy does not turn good records into dead letters.** A [`CircuitBreaker`] pauses while
-//!   a dependency is sick, and a [`DeadLetterGuard`] stops a flood of dead letters; Kinesis keeps the data.
-//! - **Order within a partition key is kept**, unless it was given up by name.
-//! - **Retries do not make an outage worse**: jitter always, and a [`RetryBudget`] for all together.
-//! - **Payloads do not leak**: not into a log line, an event's `Debug` or an error of ours. The text of a
-//!   handler's error counts as payload; partition keys appear as a hash. Rust's own panic hook prints a
-//!   panic's message before anyone can catch it.
-//! - **A record that succeeds costs next to nothing**: the engine allocates nothing for it and takes no
-//!   lock of its own.
+//! - **No record is lost.** A checkpoint never passes a record that is not settled. A dead letter is
+//!   confirmed before its record counts as settled. While the sink is down, the shard waits.
+//! - **A failing record blocks only its own partition key**, and only while it is retried, or held because an
+//!   outage is suspected. (When records behind failing keys fill the window, the shard waits and reports it.)
+//! - **An outage or a bad deployment does not turn good records into dead letters.** A [`CircuitBreaker`]
+//!   pauses processing while a dependency is down. A [`DeadLetterGuard`] stops a flood of dead letters.
+//!   Kinesis keeps the data.
+//! - **Order within a partition key is kept**, unless you choose [`RecordOrder::Unordered`].
+//! - **Retries do not make an outage worse**: backoff has jitter by default, and all records share one
+//!   [`RetryBudget`].
+//! - **Payloads do not leak** into log lines, the `Debug` output of events, or redrive's own errors. The text
+//!   of a processor's error counts as payload. Partition keys appear as a hash. Rust's panic hook prints a
+//!   panic's message before redrive can catch the panic.
+//! - **A record that succeeds costs next to nothing**: the engine allocates nothing for it and takes no lock
+//!   of its own.
 //!
-//! Delivery is at least once: after a crash what was unsettled, or settled since the last checkpoint, is
-//! processed again, unless an [`idempotency`] store remembers it.
+//! Delivery is at least once. After a crash, records that were not settled, or were settled since the last
+//! checkpoint, are processed again, unless an [`idempotency`] store has recorded them as processed.
 //!
 //! # Features
 //!
@@ -85,20 +87,20 @@
 //! |---|---|---|
 //! | `kinesis` | yes | the consumer, the Kinesis sink, classification of AWS SDK errors |
 //! | `anyhow` | yes | classification of errors inside an `anyhow::Error` |
-//! | `default-https-client` | | the SDK's HTTPS stack, for clients made by `aws-config`'s defaults |
-//! | `tower` | | tower services as handlers, and the other way round |
+//! | `default-https-client` | | the SDK's HTTPS stack, for clients with the defaults of `aws-config` |
+//! | `tower` | | tower services as processors, and processors as tower services |
 //! | `lambda` | | the same processor in AWS Lambda |
 //! | `multilang` | | the same processor under KCL's MultiLangDaemon |
-//! | `kpl` | with `kinesis` or `lambda` | records that the Kinesis Producer Library has aggregated |
-//! | `cloudwatch` | | metrics in CloudWatch, by its API |
+//! | `kpl` | with `kinesis` or `lambda` | records aggregated by the Kinesis Producer Library (KPL) |
+//! | `cloudwatch` | | metrics in CloudWatch, through its API |
 //! | `metrics` | | metrics through the `metrics` facade: Prometheus and others |
-//! | `emf` | | metrics in the log, as CloudWatch reads them |
+//! | `emf` | | metrics in the log, in CloudWatch's embedded metric format |
 //! | `sqs`, `sns`, `s3` | | dead letters in an SQS queue, on an SNS topic, in an S3 bucket |
-//! | `testing` | | for your own tests: a Kinesis server in the test's process, and the suites that adapters must pass |
+//! | `testing` | | for your own tests: an in-process Kinesis server, and conformance suites for adapters |
 //! | `redb` | | checkpoints and idempotency keys in an embedded database file |
-//! | `dynamodb` | | both in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
+//! | `dynamodb` | | checkpoints and idempotency keys in DynamoDB, shared by several processes; checkpoints in KCL's lease table |
 //!
-//! Without default features the engine and the pipeline remain, and no AWS crate.
+//! Without default features the crate consists of the engine and the pipeline, and depends on no AWS crate.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
@@ -184,7 +186,9 @@ pub use shutdown_signal::shutdown_signal;
 #[doc(hidden)]
 pub use wall_clock::WallClock;
 
-/// The README's snippets, compiled.
+/// Compiles the code blocks of the README and of `docs/`.
 #[cfg(all(doctest, feature = "kinesis", feature = "redb"))]
 #[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/guide.md")]
+#[doc = include_str!("../docs/migration.md")]
+struct Documents;

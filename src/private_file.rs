@@ -1,8 +1,9 @@
-//! Files with payloads, or with what tells of them: only their owner may read them.
+//! Files with payloads, or with data about payloads: only their owner may read them.
 
 use std::fs::OpenOptions;
 
-/// Options that create a file with the mode 0600 on Unix, whatever the umask allows. A file that exists keeps its mode.
+/// Returns options that create a file with mode 0600 on Unix, whatever the umask allows. An existing file
+/// keeps its mode.
 pub(crate) fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]

@@ -1,17 +1,18 @@
-//! How long a stream keeps its records.
+//! The retention of a stream: how long the stream keeps its records.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The share of the retention after which a held record may become a dead letter: after it was reported, and long before
-/// the stream drops it.
+/// The share of the retention after which a held record may become a dead letter. At this age the record has
+/// been reported, and the stream is far from dropping it.
 const GIVE_UP: f64 = 0.9;
 
-/// The retention of a stream, as far as it is known. Clones share it: it may change while the stream is read.
+/// The retention of a stream, if it is known. Clones share the value, which may change while the stream is
+/// read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Retention {
-    /// In milliseconds; 0 while it is not known.
+    /// The retention in milliseconds; 0 while it is not known.
     millis: Arc<AtomicU64>,
 }
 
@@ -32,7 +33,7 @@ impl Retention {
         (millis > 0).then(|| Duration::from_millis(millis))
     }
 
-    /// The age from which on a held record may become a dead letter.
+    /// Returns the age from which on a held record may become a dead letter.
     pub(crate) fn give_up_age(&self) -> Option<Duration> {
         Some(self.get()?.mul_f64(GIVE_UP))
     }

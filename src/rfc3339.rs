@@ -8,12 +8,12 @@ pub(crate) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Resu
     serializer.collect_str(&format(*time))
 }
 
-/// The format ends with the year 9999, and a clock that is off must not cost a letter.
+/// Formats a time, limited to the years 1970 to 9999: a clock that is off must not lose a dead letter.
 pub(crate) fn format(time: SystemTime) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, last()))
 }
 
-/// The same to the second, for texts that a person reads.
+/// Formats a time to the second, for texts that a person reads.
 pub(crate) fn format_seconds(time: SystemTime) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_seconds(time.clamp(UNIX_EPOCH, last()))
 }
@@ -49,7 +49,7 @@ pub(crate) mod optional {
     }
 }
 
-/// The time without what is not written, so that a letter reads back as it was.
+/// Truncates a time to milliseconds, so that a dead letter reads back as it was written.
 pub(crate) fn to_millis(time: SystemTime) -> SystemTime {
     let below = time
         .duration_since(UNIX_EPOCH)

@@ -1,32 +1,32 @@
-//! Deliberate faults: each breaks a promise, to show that the tests would notice.
+//! Deliberate faults. Each breaks a promise, to show that the tests detect the broken promise.
 //!
-//! They exist with feature `sabotage` only, which is for this crate's own tests, and are switched on for
-//! one thread. Without the feature the question is a constant and no code is left of it.
+//! The faults exist only with the feature `sabotage`, which is for this crate's own tests, and are switched
+//! on for one thread. Without the feature the check is a constant, and no code of it is left.
 
-/// A fault that the code commits when it is told to.
+/// A fault that the code commits on demand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "sabotage"), allow(unreachable_pub))]
 pub enum Sabotage {
     /// A checkpoint passes the oldest record that is not settled.
     CheckpointEarly,
-    /// A record counts as settled while its letter is still on the way.
+    /// A record counts as settled before its dead letter is confirmed.
     SettleUnconfirmed,
     /// A record that finds the window full is dropped.
     DropWhenFull,
     /// A record does not wait for the one ahead of it in its lane.
     LoseOrder,
-    /// The handler is called once more for a record whose verdict is reached.
+    /// The processor is called once more for a record whose verdict is reached.
     RunAfterVerdict,
     /// A probe counts as an attempt.
     CountProbes,
-    /// A record that has used up its attempts is held, although no other fails.
+    /// A record that has exhausted its attempts is held, although no other record fails.
     HoldLoneRecord,
-    /// A letter does not wait while a breaker is open.
+    /// A dead letter does not wait while a breaker is open.
     LetterWhileOpen,
-    /// A shard is read before those that it came of are settled.
+    /// A shard is read before its parents are settled.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     StartChildrenEarly,
-    /// A shard is worked on though its lease is lost.
+    /// A worker continues with a shard whose lease it has lost.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     KeepLostLease,
     /// The end of a subscription counts as the end of its shard.
@@ -44,7 +44,7 @@ pub enum Sabotage {
     /// A parent that a listing lacks counts as trimmed.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     TrustPartialListing,
-    /// A sequence number that Kinesis refuses is believed to be of another stream.
+    /// A sequence number that Kinesis refuses counts as one of another stream.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     TrustRefusal,
     /// Records that the stream has dropped are not reported.
@@ -63,7 +63,7 @@ mod switch {
     }
 
     impl Sabotage {
-        /// All of them.
+        /// All faults.
         pub const ALL: [Sabotage; 17] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,

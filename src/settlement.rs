@@ -1,24 +1,24 @@
-//! How one record ended.
+//! The end of one record: settled or unsettled.
 
 use crate::failure::{BoxError, Failure};
 use crate::record::DeadLetterId;
 
-/// A record has ended: its shard's position may pass it.
+/// The end of a record: its shard's position may pass it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 #[non_exhaustive]
 pub enum Settled {
-    /// The handler succeeded.
+    /// The processor succeeded.
     Processed,
-    /// The idempotency store knew the record as processed; the handler was not called.
+    /// The idempotency store knew the record as processed, so the processor was not called.
     Duplicate,
-    /// The record is in the dead-letter queue, which confirmed it.
+    /// The record is stored in the dead-letter queue, which has confirmed it.
     DeadLettered(DeadLetterId),
 }
 
-/// A record has not ended: its shard's position must not pass it, and it will be delivered again.
+/// A record that is not settled: its shard's position must not pass it, and the record is delivered again.
 ///
-/// An error, so that nothing which accepts a [`Settled`] accepts it.
+/// It is an error, so that nothing which accepts a [`Settled`] accepts it.
 #[derive(Debug, thiserror::Error)]
 #[must_use]
 #[non_exhaustive]
@@ -29,14 +29,14 @@ pub enum Unsettled {
     /// The service is shutting down.
     #[error("not settled before the shutdown")]
     Shutdown,
-    /// The deadline came while a breaker let nothing through, or the record was held.
+    /// The deadline came while a breaker was not closed, or while the record was held.
     #[error("not settled before the deadline, as a breaker is open")]
     BreakerOpen,
-    /// The deadline came while the dead-letter guard kept the record's letter back.
+    /// The deadline came while the dead-letter guard delayed the record's dead letter.
     #[error("not settled before the deadline, as the dead-letter guard has stopped the shard")]
     GuardStopped,
-    /// The deadline came while the dead-letter sink did not confirm the record's letter.
-    #[error("not settled before the deadline, as the dead-letter sink did not confirm its letter")]
+    /// The deadline came before the dead-letter sink confirmed the record's dead letter.
+    #[error("not settled before the deadline, as the dead-letter sink did not confirm its dead letter")]
     SinkDown,
     /// The deadline came while another delivery of the record was being processed.
     #[error("not settled before the deadline, as another delivery of the record is in progress")]
@@ -44,37 +44,38 @@ pub enum Unsettled {
     /// The deadline came while the idempotency store did not answer.
     #[error("not settled before the deadline, as the idempotency store is unavailable")]
     StoreDown,
-    /// The shard belongs to another worker now.
+    /// Another worker owns the shard now.
     #[error("the shard's lease was lost")]
     LeaseLost,
-    /// The record failed for good and nothing takes it: the shard must halt.
+    /// The record can be neither processed nor stored as a dead letter: the shard must halt.
     #[error("the record can be neither processed nor dead-lettered")]
     Halted(#[source] Halt),
 }
 
-/// Why a shard cannot go on past a record without losing it.
+/// The reason why a shard cannot continue past a record without losing it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Halt {
-    /// The record failed for good, and the processor was built `.without_dead_letters()`.
+    /// The record failed permanently, and the processor was built `.without_dead_letters()`.
     #[error(
-        "the record failed permanently, and there is no dead-letter sink; fix the handler and restart, or add a sink"
+        "the record failed permanently, and there is no dead-letter sink; fix the processor and restart, or add a sink"
     )]
     WithoutDeadLetters(#[source] Failure),
-    /// The record is in the dead-letter queue, and the processor was built to stop its shard then
-    /// ([`DeadLetterPolicy::Stop`](crate::DeadLetterPolicy::Stop)). It goes on behind the record when it is started again.
+    /// The record became a dead letter, and the processor was built to stop its shard then
+    /// ([`DeadLetterPolicy::Stop`](crate::DeadLetterPolicy::Stop)). After a restart the shard continues
+    /// behind the record.
     #[error("the record became dead letter {0}, after which its shard stops; inspect it, then restart")]
     DeadLetterPolicy(DeadLetterId),
-    /// The sink can never take this letter.
+    /// The sink can never take this dead letter.
     #[error(
-        "the dead-letter sink can never take this letter ({size} bytes, its limit is {limit}); raise the sink's limit or add a fallback sink"
+        "the dead-letter sink can never take this dead letter ({size} bytes, its limit is {limit}); raise the sink's limit or add a fallback sink"
     )]
     DeadLetterRefused {
-        /// The letter's size as the sink would write it, in bytes.
+        /// The size of the dead letter as the sink would write it, in bytes.
         size: u64,
-        /// The most the sink takes, in bytes.
+        /// The sink's limit, in bytes.
         limit: u64,
-        /// What the sink said.
+        /// The sink's own error.
         #[source]
         source: BoxError,
     },

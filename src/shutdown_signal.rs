@@ -1,15 +1,16 @@
-//! When a service is asked to stop.
+//! The signal that asks a service to stop.
 
 use tokio::signal;
 
 /// Completes at Ctrl-C, and on Unix at SIGTERM, which ECS, Kubernetes and systemd send to stop a service.
 ///
-/// Give it to [`Consumer::run_until`](crate::Consumer::run_until), which then stops reading, settles what is in flight and
-/// stores the checkpoints. The orchestrator must wait for longer than
-/// [`shutdown_timeout`](crate::ConsumerBuilder::shutdown_timeout), 20 s by default, before it kills the process.
+/// Pass it to [`Consumer::run_until`](crate::Consumer::run_until), which then stops reading, settles what is
+/// in flight and stores the checkpoints. The orchestrator must wait for longer than
+/// [`shutdown_timeout`](crate::ConsumerBuilder::shutdown_timeout), 20 s by default, before it kills the
+/// process.
 ///
-/// From the first poll on these signals no longer end the process by themselves. If they cannot be listened for, this
-/// never completes.
+/// After the first poll these signals no longer end the process by themselves. If the process cannot listen
+/// for the signals, this future never completes.
 pub async fn shutdown_signal() {
     let interrupt = async {
         if signal::ctrl_c().await.is_err() {

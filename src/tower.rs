@@ -1,4 +1,4 @@
-//! [tower](https://docs.rs/tower) services as handlers, and a resilient handler as a service.
+//! [tower](https://docs.rs/tower) services as processors, and a resilient processor as a service.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -10,12 +10,12 @@
 //! let store = ServiceBuilder::new()
 //!     .concurrency_limit(8)
 //!     .service(service_fn(async |record: Record| -> Result<(), std::io::Error> { Ok(()) }));
-//! // …as a handler.
+//! // …as a processor.
 //! let mut orders = Resilient::builder("billing", redrive::tower::processor_service(store))
 //!     .dead_letters(dead_letter::Memory::new())
 //!     .build()?;
 //!
-//! // And the whole as a service again.
+//! // The resilient processor is a service again.
 //! let record = Record::builder("orders", "shardId-000000000000".into(), 1.into()).build();
 //! assert_eq!(orders.ready().await?.call(record).await?, Settled::Processed);
 //! # Ok(())
@@ -37,8 +37,8 @@ use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
 use crate::settlement::{Settled, Unsettled};
 
-/// Makes a processor of a service over records. It is cloned for every record, and asked whether it is ready before
-/// each attempt; how long that takes counts as the attempt's time.
+/// Makes a processor from a service over records. Each attempt clones the service and waits until it is
+/// ready; that wait counts towards the attempt's time.
 pub fn processor_service<S>(service: S) -> ProcessorService<S>
 where
     S: Service<Record> + Clone + Send + Sync,
@@ -64,7 +64,7 @@ where
         let mut service = self.0.clone();
         poll_fn(|cx| service.poll_ready(cx)).await?;
         let response = service.call(record.clone());
-        // What it answers is nobody's.
+        // The service's response is not needed.
         response.await.map(drop)
     }
 }
@@ -77,7 +77,7 @@ impl<S> fmt::Debug for ProcessorService<S> {
     }
 }
 
-/// As [`Resilient::settle`]: always ready, as bounds are for whoever calls.
+/// Settles a record, like [`Resilient::settle`]. The service is always ready; the caller limits concurrency.
 impl<P: RecordProcessor + 'static> Service<Record> for Resilient<P> {
     type Response = Settled;
     type Error = Unsettled;
@@ -93,7 +93,7 @@ impl<P: RecordProcessor + 'static> Service<Record> for Resilient<P> {
     }
 }
 
-/// Makes the service that it is laid around resilient.
+/// A layer that makes the inner service resilient.
 ///
 /// ```
 /// use redrive::{Record, dead_letter, tower::ResilientLayer};
@@ -112,7 +112,8 @@ pub struct ResilientLayer<F> {
 }
 
 impl<F> ResilientLayer<F> {
-    /// Of this application, with these settings.
+    /// Creates a layer for this application. `build` sets the sink and other settings, and builds the
+    /// processor.
     pub fn new<S>(application: impl Into<String>, build: F) -> Self
     where
         F: Fn(ResilientBuilder<ProcessorService<S>>) -> Resilient<ProcessorService<S>>,

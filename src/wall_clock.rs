@@ -1,8 +1,8 @@
-//! The time of day, which the simulation sets.
+//! The wall clock, which the simulation can set.
 
 use std::time::SystemTime;
 
-/// The time of day.
+/// Returns the time of day.
 #[inline]
 pub(crate) fn now() -> SystemTime {
     #[cfg(feature = "sabotage")]
@@ -20,17 +20,17 @@ mod simulated {
     use tokio::time::Instant;
 
     thread_local! {
-        /// A time of day, and when it was that.
+        /// The simulated time of day, and the moment on tokio's clock when it was set.
         static SET: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
     }
 
-    /// The time of day on this thread, for the simulation.
+    /// The wall clock of this thread, for the simulation.
     #[derive(Debug)]
     #[non_exhaustive]
     pub struct WallClock;
 
     impl WallClock {
-        /// It is this time now; from then on it goes with tokio's clock.
+        /// Sets the time of day. From then on it advances with tokio's clock.
         pub fn set(time: SystemTime) {
             SET.set(Some((time, Instant::now())));
         }

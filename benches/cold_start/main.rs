@@ -1,9 +1,11 @@
-//! How long the Lambda example takes from its start until it asks for its first event: `cargo bench -p redrive-benches --bench cold_start`.
+//! The time from the start of the Lambda example to its request for the first event:
+//! `cargo bench -p redrive-benches --bench cold_start`.
 //!
-//! Beside it a Python process that imports what the same function needs there (Powertools' batch processor and idempotency,
-//! boto3) and makes its two clients. Both are started again and again, in turn, with a runtime API that notes when the
-//! question comes; a process's first start counts as well, as the files may have to be read. What Lambda itself does before
-//! (fetching the code, starting a virtual machine) is in neither. (Python and, at first use, the network are needed.)
+//! The baseline is a Python process that imports what the same function needs there (the batch processor and
+//! the idempotency of Powertools, and boto3) and creates its two clients. Both are started repeatedly and in
+//! turn, with a runtime API that records the time of the request. The first start also counts, because it may
+//! have to read the files from disk. The work of Lambda itself (fetching the code, starting a virtual
+//! machine) is in neither. The bench needs Python, and the network at first use.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -22,12 +24,12 @@ use tokio::time::{Instant, timeout};
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const RUNS: usize = 15;
-/// Many times what a start takes.
+/// The maximum wait for a start, many times the usual time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    // `cargo test` runs benches, too: that this one compiles is enough there.
+    // `cargo test` also runs the benches. There it is enough that this bench compiles.
     if !bench::is_bench() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -54,19 +56,19 @@ async fn main() -> Result<ExitCode> {
     let (first, theirs_first) = (ours[0], theirs[0]);
     let (ours, theirs) = (median(&mut ours), median(&mut theirs));
     let bytes = std::fs::metadata(&function)?.len();
-    println!("from the start of the process to its first question for an event, medians of {RUNS}");
+    println!("from the start of the process to its request for the first event, medians of {RUNS}");
     println!(
-        "redrive {ours:.1} ms (the first {first:.1}), {:.1} MB",
+        "redrive {ours:.1} ms (first start {first:.1}), {:.1} MB",
         bytes as f64 / 1e6
     );
     println!(
-        "Python with Powertools {theirs:.0} ms (the first {theirs_first:.0}): {:.0} times",
+        "Python with Powertools {theirs:.0} ms (first start {theirs_first:.0}): {:.0} times as long",
         theirs / ours
     );
     Ok(ExitCode::SUCCESS)
 }
 
-/// The example as it is deployed.
+/// Builds the example in release mode, and returns the program.
 fn build(target: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
@@ -81,7 +83,7 @@ fn build(target: &Path) -> Result<PathBuf> {
     Ok(target.join("release/lambda"))
 }
 
-/// Milliseconds until it asks.
+/// Starts a process, and returns the milliseconds until its request for the first event.
 async fn start(command: &mut Command, api: &str, asks: &mut mpsc::UnboundedReceiver<Instant>) -> Result<f64> {
     let command = command
         .env("AWS_LAMBDA_RUNTIME_API", api)

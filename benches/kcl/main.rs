@@ -1,15 +1,17 @@
-//! redrive beside the Kinesis Client Library 3 on the same stream: `cargo bench -p redrive-benches --bench kcl`.
+//! redrive compared with the Kinesis Client Library (KCL) 3 on the same stream:
+//! `cargo bench -p redrive-benches --bench kcl`.
 //!
-//! Both read the same 2,000,000 records of 200 bytes from the same 4 shards of the embedded Kinesis server, polling, and
-//! keep their checkpoints in a new lease table on DynamoDB Local, every 5 s. Both hand each record to a handler that only
-//! counts, KCL to one in Java within its own process, the least that it can do. Client, server and table are processes of
-//! their own. Each client asks its operating system for its CPU time when its first and its last record come, and is asked
-//! for the most memory that it had.
+//! Both poll the same 2,000,000 records of 200 bytes from the same 4 shards of the embedded Kinesis server.
+//! Both write their checkpoints every 5 s to a new lease table on DynamoDB Local. Both hand each record to a
+//! processor that only counts. KCL's processor is written in Java and runs in KCL's process, which is the
+//! cheapest form. Client, server and table each run in their own process. Each client measures its CPU time
+//! when its first and its last record arrive. The bench also reads the peak memory of each client.
 //!
-//! KCL polls every 200 ms, the shortest that it takes; redrive once at its default, which is the same, and once as fast as
-//! it can. As KCL's heap grows while there is memory, it also runs with one of 512 MiB.
+//! KCL polls every 200 ms, the shortest interval that it accepts. redrive runs once with its default
+//! interval, which is the same, and once as fast as it can. KCL's heap grows while memory is available, so
+//! KCL also runs with a heap of 512 MiB.
 //!
-//! It needs a JDK, Python and npm, at first use the network, and Linux.
+//! The bench needs Linux, a JDK, Python and npm, and the network at first use.
 
 use std::env;
 use std::error::Error;
@@ -36,13 +38,13 @@ use support::kcl;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Says to this program that it is a consumer.
+/// The environment variable that makes this program a consumer.
 const CONSUME: &str = "REDRIVE_BENCH_CONSUME";
 const STREAM: &str = "orders";
 const SHARDS: i32 = 4;
 const RECORDS: u64 = 2_000_000;
 const ROUNDS: usize = 3;
-/// By how many times redrive is to take less CPU and memory than KCL, and to be faster.
+/// The minimum factors of KCL's CPU time and memory to redrive's, and of redrive's rate to KCL's.
 const TARGETS: [f64; 3] = [7.0, 10.0, 3.0];
 
 #[tokio::main]
@@ -109,20 +111,20 @@ async fn main() -> Result<ExitCode> {
             us.rate / them.rate,
         ];
         println!(
-            "{} beside {}: {:.1} times less CPU, {:.1} times less memory, {:.1} times the rate",
+            "{} compared with {}: CPU {:.1} times lower, memory {:.1} times lower, rate {:.1} times higher",
             clients[ours].name, clients[theirs].name, times[0], times[1], times[2]
         );
         let is_judged = (ours, theirs) == (3, 0);
         missed |= is_judged && times.iter().zip(TARGETS).any(|(times, target)| *times < target);
     }
     if missed {
-        println!("less than {TARGETS:?} times (as fast as it can, beside KCL as it is)");
+        println!("below the target factors {TARGETS:?} (unbounded redrive compared with KCL's default heap)");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The classes of the application of KCL, and the path to it and all that it needs.
+/// Compiles the KCL application, and returns the class path with everything that the application needs.
 fn compile(jars: &Path) -> Result<String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kcl");
     let classes = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kcl");
@@ -132,7 +134,7 @@ fn compile(jars: &Path) -> Result<String> {
     javac.arg("-cp").arg(&jars).arg("-d").arg(&classes);
     let compiled = javac.arg(source.join("Beside.java")).status();
     if !compiled
-        .map_err(|error| format!("cannot run javac, of a JDK: {error}"))?
+        .map_err(|error| format!("cannot run javac: {error}; install a JDK"))?
         .success()
     {
         return Err("Beside.java does not compile".into());
@@ -169,7 +171,7 @@ impl Client {
         }
     }
 
-    /// From its start to the last record.
+    /// Runs the program from its start to the last record.
     fn run(&self, places: [&str; 2], application: &str) -> Result<Run> {
         let what = [places[0], places[1], application, STREAM, &RECORDS.to_string()].map(str::to_owned);
         let mut command = Command::new(&self.program);
@@ -185,12 +187,12 @@ impl Client {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut said = BufReader::new(child.stdout.take().ok_or("it has no output")?).lines();
+        let mut said = BufReader::new(child.stdout.take().ok_or("the client has no output")?).lines();
         let mut until = |what: &str| -> Result<(Instant, f64)> {
-            let line = said.next().ok_or("it has ended")??;
+            let line = said.next().ok_or("the client ended before the last record")??;
             let cpu = line
                 .strip_prefix(what)
-                .ok_or_else(|| format!("it says {line:?}"))?;
+                .ok_or_else(|| format!("unexpected output of the client: {line:?}"))?;
             Ok((Instant::now(), cpu.trim().parse()?))
         };
         let first = until("first")?;
@@ -209,15 +211,15 @@ impl Client {
     }
 }
 
-/// What one run took.
+/// The measurements of one run.
 struct Run {
-    /// Seconds of CPU for a million records, from the first to the last.
+    /// Seconds of CPU time per million records, from the first record to the last.
     cpu: f64,
     cpu_with_start: f64,
     mebibytes: f64,
-    /// Records a second, from the first to the last.
+    /// Records per second, from the first record to the last.
     rate: f64,
-    /// Seconds from the start.
+    /// Seconds from the start of the client to its first record.
     first_after: f64,
 }
 
@@ -234,7 +236,7 @@ impl Run {
     }
 }
 
-/// The most memory that a process had so far.
+/// Returns the peak resident memory of a process, in MiB.
 fn peak_mebibytes(process: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -243,11 +245,11 @@ fn peak_mebibytes(process: u32) -> Result<f64> {
     Ok(kibibytes / 1_024.0)
 }
 
-/// redrive's side.
+/// Runs redrive's consumer, until standard input is closed.
 async fn consume(what: &str) -> Result<()> {
     let what: Vec<&str> = what.split(' ').collect();
     let [kinesis, dynamodb, application, stream, records, calls] = what[..] else {
-        return Err("what to consume".into());
+        return Err("invalid REDRIVE_BENCH_CONSUME".into());
     };
     let counter = Counter {
         records: records.parse()?,

@@ -1,4 +1,4 @@
-//! What services that take many letters in a call answer when all is well: a server that says just that.
+//! A server that confirms every batch call, with the answers of Kinesis, SQS, SNS and S3.
 
 use std::error::Error;
 
@@ -10,17 +10,18 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::net::TcpListener;
 
-/// What a sink asks for before the first letter: a stream, a queue that takes large messages, somebody who listens.
+/// The answers to a sink's checks of its target: a stream, a queue that accepts large messages, and a topic
+/// with a subscription.
 const STREAM: &str = r#"{"StreamDescriptionSummary":{"StreamName":"letters","StreamARN":"arn:aws:kinesis:us-east-1:123456789012:stream/letters","StreamStatus":"ACTIVE","RetentionPeriodHours":168,"StreamCreationTimestamp":1790000000,"EnhancedMonitoring":[],"OpenShardCount":1}}"#;
 const QUEUE: &str = r#"{"Attributes":{"MaximumMessageSize":"1048576","MessageRetentionPeriod":"1209600"}}"#;
 const SUBSCRIPTIONS: &str = "<ListSubscriptionsByTopicResponse><ListSubscriptionsByTopicResult><Subscriptions><member><SubscriptionArn>arn:aws:sns:us-east-1:123456789012:letters:1</SubscriptionArn></member></Subscriptions></ListSubscriptionsByTopicResult></ListSubscriptionsByTopicResponse>";
 
 const SEQUENCE_NUMBER: &str = "49590338271490256608559692538361571095921575989136588898";
 const MESSAGE: &str = "5fea7756-0ea4-451a-a703-a558b933e274";
-/// No client looks whether it is the message's.
+/// An arbitrary digest. No client checks it against the message.
 const MD5: &str = "fafb00f5732ab283681e124bf8747ed1";
 
-/// CrashCount it; its endpoint.
+/// Starts the server and returns its endpoint.
 pub async fn start() -> Result<String, Box<dyn Error + Send + Sync>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let endpoint = format!("http://{}", listener.local_addr()?);
@@ -35,10 +36,10 @@ async fn answer(method: Method, headers: HeaderMap, body: Bytes) -> String {
         Some(b"Kinesis_20131202.PutRecords") => put_records(&body),
         Some(b"AmazonSQS.GetQueueAttributes") => QUEUE.to_owned(),
         Some(b"AmazonSQS.SendMessageBatch") => send_message_batch(&body),
-        // SNS says the operation in the form, as the older protocol has it.
+        // SNS uses the older query protocol, which names the operation in the form.
         None if body.starts_with(b"Action=ListSubscriptionsByTopic&") => SUBSCRIPTIONS.to_owned(),
         None if body.starts_with(b"Action=PublishBatch&") => publish_batch(&String::from_utf8_lossy(&body)),
-        // S3 says nothing when all is well.
+        // S3 answers a successful call with an empty body.
         None if method == Method::HEAD || method == Method::PUT => String::new(),
         _ => panic!("no answer to {method} {headers:?}"),
     }

@@ -1,12 +1,16 @@
-//! The loop that one writes over `FuturesUnordered` without this crate, with the same promises as far
-//! as the happy path goes: the same handler calls through the same [`Resilient::settle`], the same
-//! order, no more than 64 at once and 4,096 held, and a watermark that could be checkpointed.
+//! A loop over `FuturesUnordered` as a user would write it without redrive's pipeline.
 //!
-//! In its favour: a lane is found by one look at a hash map and kept for ever (redrive forgets lanes
-//! that are empty); a settled record's payload is kept until the watermark passes; there are no bounds
-//! on span, bytes or the whole process, no shutdown, no shared backoff timer, no observers, and while
-//! it waits for a batch it would poll nothing. What is the same: batches come from a stream, records are
-//! moved and never cloned, keys are hashed by the standard library's hasher with a random seed.
+//! On the success path the loop keeps the same promises. It makes the same processor calls through the same
+//! [`Resilient::settle`] and keeps the same order. It runs up to 64 calls, has up to 4,096 records in flight,
+//! and has a watermark that could be checkpointed.
+//!
+//! The loop has some advantages. It finds a lane with one lookup in a hash map and keeps the lane forever,
+//! while redrive removes empty lanes. It keeps a settled record's payload until the watermark passes the
+//! record. It has no bounds on span, bytes or the whole process, no shutdown, no shared backoff timer and no
+//! observers. While it waits for a batch, it polls no running call.
+//!
+//! The rest is the same: batches come from a stream, records are moved and never cloned, and keys are hashed
+//! by the standard library's hasher with a random seed.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -17,7 +21,7 @@ use redrive::{Position, Record, RecordProcessor, Resilient, Settled};
 const RUNNING: usize = 64;
 const HELD: usize = 4_096;
 
-/// Settles all records; returns the watermark.
+/// Settles all records and returns the watermark.
 pub async fn run<P, S>(resilient: &Resilient<P>, ordering: RecordOrder, mut batches: S) -> Option<Position>
 where
     P: RecordProcessor,
@@ -57,7 +61,7 @@ where
     window.passed.map(|record| record.position())
 }
 
-/// One record after the other, without anything that could run two: the least that shard order costs.
+/// Settles one record after the other, without support for concurrency: the minimum cost of shard order.
 pub async fn one_by_one<P, S>(resilient: &Resilient<P>, mut batches: S) -> Option<Position>
 where
     P: RecordProcessor,
@@ -79,7 +83,7 @@ struct Place {
     lane: usize,
 }
 
-/// Which records wait for which.
+/// The lanes of records that must wait for each other.
 enum Lanes {
     Shard(Lane),
     Keys {
@@ -107,7 +111,7 @@ impl Lanes {
         }
     }
 
-    /// The record itself if it may start now.
+    /// Returns the record if it may start now, and queues it otherwise.
     fn enter(&mut self, ordinal: u64, record: Record) -> Option<(Place, Record)> {
         let (number, lane) = match self {
             Lanes::Shard(lane) => (0, lane),
@@ -139,7 +143,7 @@ impl Lanes {
         ))
     }
 
-    /// The next of the lane, which may start now.
+    /// Returns the next record of the lane, which may start now.
     fn leave(&mut self, number: usize) -> Option<(Place, Record)> {
         let lane = match self {
             Lanes::Shard(lane) => lane,
@@ -162,7 +166,7 @@ impl Lanes {
     }
 }
 
-/// From the watermark to the newest record read. A place is filled when its record is settled.
+/// The records from the watermark to the newest record read. A slot is filled when its record is settled.
 #[derive(Default)]
 struct Window {
     base: u64,

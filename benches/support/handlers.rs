@@ -1,4 +1,4 @@
-//! Handlers that do nothing, so that what is left is the price of what stands around them.
+//! Handlers that do nothing, so that only the cost of the code around them is measured.
 
 use std::future::poll_fn;
 use std::hint::black_box;
@@ -12,18 +12,18 @@ use redrive::{
     Attempt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, dead_letter,
 };
 
-/// Ready at once. The same for every contestant.
+/// Completes at once. All contestants use the same handler.
 pub async fn handle(record: &Record) -> Result<(), io::Error> {
     black_box(record.payload().len());
     Ok(())
 }
 
-/// The same with a record of its own.
+/// Calls [`handle`] with an owned record.
 pub async fn handle_owned(record: Record) -> Result<(), io::Error> {
     handle(&record).await
 }
 
-/// [`handle`] as a processor.
+/// A processor that calls [`handle`].
 pub struct Noop;
 
 impl RecordProcessor for Noop {
@@ -34,7 +34,8 @@ impl RecordProcessor for Noop {
     }
 }
 
-/// Gives way once: `Pending` and woken at once, as by a socket that has the answer already.
+/// A processor that yields once: it is `Pending` and woken at once, like a socket whose data has just
+/// arrived.
 pub struct YieldOnce;
 
 impl RecordProcessor for YieldOnce {
@@ -55,14 +56,15 @@ impl RecordProcessor for YieldOnce {
     }
 }
 
-/// With what every contestant has: exponential backoff from 100 ms to 10 s, 5 attempts.
+/// Builds a `Resilient` with the settings of every contestant: exponential backoff from 100 ms to 10 s and 5
+/// attempts.
 pub fn resilient<P: RecordProcessor>(processor: P) -> Resilient<P> {
     builder(processor).build().expect("valid settings")
 }
 
-/// The same with metrics, of which a recorder keeps what an exporter needs: sums.
+/// Builds the same `Resilient` with metrics. The recorder keeps sums, which is what an exporter needs.
 pub fn measured<P: RecordProcessor>(processor: P) -> Resilient<P> {
-    // One for all benches of a process.
+    // The recorder is global: later calls in the same process keep the first one.
     let _ = metrics::set_global_recorder(Sums);
     let builder = builder(processor).observer(redrive::telemetry::Metrics::new("bench"));
     builder.build().expect("valid settings")
@@ -78,7 +80,7 @@ struct Sum {
 
 impl HistogramFn for Sum {
     fn record(&self, value: f64) {
-        // One thread: nothing comes between.
+        // Only one thread records, so load and store need not be one atomic operation.
         let sum = f64::from_bits(self.bits.load(Ordering::Relaxed)) + value;
         self.bits.store(sum.to_bits(), Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -105,7 +107,8 @@ impl Recorder for Sums {
     }
 }
 
-/// The same without what looks at all records together: breaker, dead-letter guard, retry budget.
+/// Builds the same `Resilient` without the protections that all records share: circuit breaker, dead-letter
+/// guard and retry budget.
 pub fn unprotected<P: RecordProcessor>(processor: P) -> Resilient<P> {
     builder(processor)
         .without_breaker()

@@ -1,4 +1,4 @@
-//! What the benches share.
+//! The code that the benches share.
 
 pub mod answers;
 pub mod bare_loop;
@@ -8,13 +8,13 @@ pub mod retries;
 pub mod server;
 pub mod stream;
 
-/// Whether `cargo bench` runs this. `cargo test` runs benches too, to see that they work: then a
-/// little is enough.
+/// Returns true if `cargo bench` runs the program. `cargo test` also runs the benches, to check that they
+/// work; a short run is enough then.
 pub fn is_bench() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
 
-/// The middle one.
+/// Sorts the values and returns the median.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -1,4 +1,4 @@
-//! Records as a shard has them, made before anything is measured.
+//! Records as in a shard, made before the measurement.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -6,13 +6,13 @@ use redrive::Record;
 
 const PAYLOAD_BYTES: usize = 200;
 
-/// One record of one key.
+/// Returns a single record.
 pub fn one() -> Record {
     batches(1, 1, 1).remove(0).remove(0)
 }
 
-/// So many records of so many keys, chosen by chance (the same every time), in batches. The first bytes
-/// of a payload are left to chance too.
+/// Returns `records` records in batches. The partition key of each record is one of `keys` keys, chosen at
+/// random with a fixed seed. The first 8 bytes of a payload are random too.
 pub fn batches(records: usize, keys: u64, batch: usize) -> Vec<Vec<Record>> {
     let mut rng = SmallRng::seed_from_u64(1);
     let numbers: Vec<usize> = (0..records).collect();
@@ -31,7 +31,7 @@ fn record(number: usize, keys: u64, rng: &mut SmallRng) -> Record {
     let key = rng.random_range(0..keys);
     let mut payload = vec![b'x'; PAYLOAD_BYTES];
     rng.fill(&mut payload[..8]);
-    // 56 digits, as Kinesis has them.
+    // A sequence number of 56 digits, as in Kinesis.
     let sequence_number = format!("4959033827149025660855969253836157109592157{number:013}");
     Record::builder(
         "orders",

@@ -1,5 +1,6 @@
-//! The retry loops that redrive is measured against, all with exponential backoff from 100 ms to 10 s
-//! and 5 attempts, all around the same handler.
+//! The retry loops that redrive is compared with.
+//!
+//! All of them use exponential backoff from 100 ms to 10 s, 5 attempts and the same handler.
 
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -20,7 +21,7 @@ const CAP: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 5;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The settings of `backon`.
+/// Returns the settings of `backon`.
 pub fn exponential() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(BASE)
@@ -28,17 +29,17 @@ pub fn exponential() -> ExponentialBuilder {
         .with_max_times(ATTEMPTS as usize - 1)
 }
 
-/// `backon` as its documentation shows it.
+/// Handles a record with `backon`, as its documentation shows.
 pub async fn backon(record: &Record, policy: ExponentialBuilder) -> Result<(), io::Error> {
     (|| handle(record)).retry(policy).await
 }
 
-/// `backon` around a handler that wants a record of its own.
+/// Handles a record with `backon` and a handler that takes an owned record.
 pub async fn backon_owned(record: &Record, policy: ExponentialBuilder) -> Result<(), io::Error> {
     (|| handle_owned(record.clone())).retry(policy).await
 }
 
-/// `backon` with what `Resilient` does beside the retries: a timeout for each attempt, panics caught.
+/// Handles a record with `backon` and two more features of `Resilient`: an attempt timeout and caught panics.
 pub async fn backon_guarded(record: &Record, policy: ExponentialBuilder) -> Result<(), io::Error> {
     let attempt = || async {
         match tokio::time::timeout(ATTEMPT_TIMEOUT, AssertUnwindSafe(handle(record)).catch_unwind()).await {
@@ -50,7 +51,7 @@ pub async fn backon_guarded(record: &Record, policy: ExponentialBuilder) -> Resu
     attempt.retry(policy).await
 }
 
-/// `tower::retry` around a service of the handler.
+/// Returns a service of the handler with `tower::retry`.
 pub fn tower_retry() -> impl Service<Record, Response = (), Error = io::Error> {
     let backoff = ExponentialBackoffMaker::new(BASE, CAP, 0.5, HasherRng::default())
         .expect("valid settings")
@@ -62,7 +63,7 @@ pub fn tower_retry() -> impl Service<Record, Response = (), Error = io::Error> {
     Retry::new(policy, tower::service_fn(handle_owned))
 }
 
-/// One call of it.
+/// Calls the service once.
 pub async fn call<S>(service: &mut S, record: &Record) -> Result<(), io::Error>
 where
     S: Service<Record, Response = (), Error = io::Error>,

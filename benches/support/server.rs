@@ -1,5 +1,5 @@
-//! A server in a process of its own, which is this program once more: in the process that is measured it would set the
-//! pace, and count.
+//! Runs a server in a second process of the same program. In the measured process, the server would set the
+//! pace and its CPU time would count.
 
 use std::env;
 use std::error::Error;
@@ -8,22 +8,22 @@ use std::process::{Child, Command, Stdio};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Says to this program that it is the server.
+/// The environment variable that makes this program the server.
 const SERVE: &str = "REDRIVE_BENCH_SERVE";
 
-/// Whether this process is to be the server.
+/// Returns true if this process must be the server.
 pub fn is_wanted() -> bool {
     env::var_os(SERVE).is_some()
 }
 
-/// The server's side, once it listens at this endpoint: runs until nobody holds the other end of its standard input.
+/// Reports the server's endpoint on standard output, and waits until the parent closes standard input.
 pub async fn serve(endpoint: &str) -> Result<()> {
     println!("{endpoint}");
     tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new())).await??;
     Ok(())
 }
 
-/// The running server; it stops when dropped.
+/// A running server, which stops when dropped.
 pub struct Server {
     child: Child,
     pub endpoint: String,

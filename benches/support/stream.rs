@@ -1,4 +1,4 @@
-//! A stream full of small records.
+//! Fills a stream with small records.
 
 use std::error::Error;
 
@@ -12,7 +12,7 @@ pub const PAYLOAD_BYTES: usize = 200;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Puts so many records, of a thousand keys.
+/// Puts `records` records with `KEYS` partition keys into the stream.
 pub async fn fill(client: &Client, stream: &str, records: u64) -> Result<()> {
     let mut calls = JoinSet::new();
     for first in (0..records).step_by(500) {

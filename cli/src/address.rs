@@ -1,18 +1,18 @@
-//! Where letters and ledgers are, in one word: for command lines and configuration.
+//! Addresses of dead letters and stores, as written on a command line.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where letters are, or go.
+/// The address of dead letters, to read or to write.
 ///
-/// | address | is |
+/// | address | names |
 /// |---|---|
 /// | `file:letters.jsonl` | a file |
 /// | `kinesis:orders-dlq` | a stream, by its name or ARN |
 /// | `sqs:orders-dlq` | a queue, by its name or URL |
-/// | `sns:arn:aws:sns:…` | a topic, by its ARN; letters can only go there |
-/// | `s3:bucket/prefix/` | objects of a bucket; `s3://bucket/prefix/` as well |
+/// | `sns:arn:aws:sns:…` | a topic, by its ARN; dead letters can be written to a topic and not read |
+/// | `s3:bucket/prefix/` | objects of a bucket; also written `s3://bucket/prefix/` |
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Address {
     /// A file.
@@ -27,17 +27,17 @@ pub(crate) enum Address {
     S3 {
         /// The bucket.
         bucket: String,
-        /// What their keys begin with.
+        /// The prefix of the objects' keys.
         prefix: String,
     },
 }
 
-/// A stream, by its name or ARN.
+/// A stream's name or ARN.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Stream(String);
 
 impl Stream {
-    /// Returns the name or ARN, as it was written.
+    /// Returns the name or ARN, unchanged.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -66,7 +66,7 @@ pub(crate) fn region_of_queue(url: &str) -> Option<&str> {
     labels.nth(1)
 }
 
-/// Where a ledger, checkpoints or idempotency keys are: `redb:file` or `dynamodb:table`.
+/// The address of a ledger, of checkpoints or of idempotency keys: `redb:file` or `dynamodb:table`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum StoreAddress {
     /// A file.
@@ -75,25 +75,25 @@ pub(crate) enum StoreAddress {
     DynamoDb(String),
 }
 
-/// A text that is no address.
+/// The error of a text that is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidAddress {
-    /// It does not begin with what it is the address of.
-    #[error("{text:?} has no kind of address: write {expected}")]
+    /// The text starts with no known scheme.
+    #[error("invalid address {text:?}: write {expected}")]
     Scheme {
         /// The text.
         text: String,
-        /// What is known.
+        /// The valid forms.
         expected: &'static str,
     },
-    /// There is nothing behind that.
-    #[error("{text:?} names {lacks}: write {expected}")]
+    /// The text names nothing after its scheme, or is not a stream's name or ARN.
+    #[error("invalid address {text:?}: {lacks}; write {expected}")]
     Incomplete {
         /// The text.
         text: String,
-        /// What is missing.
+        /// The missing part.
         lacks: &'static str,
-        /// For example.
+        /// An example of a valid address.
         expected: &'static str,
     },
 }
@@ -121,7 +121,7 @@ impl FromStr for Address {
                 true => Ok(Address::Sns(rest.to_owned())),
                 false => Err(incomplete(
                     text,
-                    "no topic's ARN",
+                    "no topic ARN",
                     "sns:arn:aws:sns:eu-west-1:111122223333:orders-dlq",
                 )),
             },
@@ -153,7 +153,11 @@ impl FromStr for Stream {
             _ => text,
         };
         match name.is_empty() || name.contains(['/', ':']) {
-            true => Err(incomplete(text, "no stream", "orders, or the stream's ARN")),
+            true => Err(incomplete(
+                text,
+                "no stream",
+                "a name such as orders, or the stream's ARN",
+            )),
             false => Ok(Stream(text.to_owned())),
         }
     }

@@ -1,4 +1,4 @@
-//! What an address stands for.
+//! Turns addresses into AWS clients, sources, sinks and stores.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use redrive::dead_letter::{self, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, Ledger, ledger, source};
 use tokio::sync::OnceCell;
 
-/// The environment and the profile, read once, and only if an address is of AWS.
+/// The AWS configuration from the environment and the profile, loaded once and only if AWS is used.
 #[derive(Debug, Default)]
 pub(crate) struct Clients(OnceCell<SdkConfig>);
 
@@ -22,7 +22,7 @@ impl Clients {
         self.0.get_or_init(load).await
     }
 
-    /// The same in the region that an address names, if it names one.
+    /// Returns the configuration, with this region instead of the default one if `region` is set.
     async fn config_in(&self, region: Option<&str>) -> SdkConfig {
         let config = self.config().await.to_builder();
         match region {
@@ -31,7 +31,7 @@ impl Clients {
         }
     }
 
-    /// In the region of the stream.
+    /// Creates a client in the region of the stream's ARN, or in the default region.
     pub(crate) async fn kinesis(&self, stream: &Stream) -> aws_sdk_kinesis::Client {
         self.kinesis_in(stream.region()).await
     }
@@ -40,20 +40,20 @@ impl Clients {
         aws_sdk_kinesis::Client::new(&self.config_in(region).await)
     }
 
-    /// In the region of the table.
+    /// Creates a client in the region of the table's ARN, or in the default region.
     pub(crate) async fn dynamodb(&self, table: &str) -> aws_sdk_dynamodb::Client {
         aws_sdk_dynamodb::Client::new(&self.config_in(region_of_arn(table)).await)
     }
 
     pub(crate) async fn s3(&self) -> aws_sdk_s3::Client {
         let config = aws_sdk_s3::config::Builder::from(self.config().await);
-        // Elsewhere than at AWS names of buckets are seldom names of hosts.
+        // Services other than AWS seldom resolve a bucket's name as part of the host name.
         let elsewhere = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].map(std::env::var_os);
         let elsewhere = elsewhere.iter().any(Option::is_some);
         aws_sdk_s3::Client::from_conf(config.force_path_style(elsewhere).build())
     }
 
-    /// The queue's URL, asked for where it has only a name.
+    /// Creates a client for the queue and returns the queue's URL, looked up if `queue` is a name.
     async fn sqs(&self, queue: &str) -> Result<(aws_sdk_sqs::Client, String), BoxError> {
         let client = aws_sdk_sqs::Client::new(&self.config_in(region_of_queue(queue)).await);
         if queue.contains("://") {
@@ -84,9 +84,10 @@ impl Clients {
                 Box::new(source::S3::new(self.s3().await, bucket).prefix(prefix))
             }
             address => {
-                return Err(
-                    format!("{address} keeps no letters; read a queue that is subscribed to it").into(),
-                );
+                return Err(format!(
+                    "{address} stores no dead letters; read a queue that is subscribed to the topic"
+                )
+                .into());
             }
         })
     }
@@ -112,7 +113,7 @@ impl Clients {
         })
     }
 
-    /// The ledger at this address, or the user's own.
+    /// Opens the ledger at this address, or the user's default ledger.
     pub(crate) async fn ledger(&self, address: Option<&StoreAddress>) -> Result<Arc<dyn Ledger>, BoxError> {
         Ok(match address {
             Some(StoreAddress::DynamoDb(table)) => {
@@ -129,7 +130,8 @@ impl Clients {
         })
     }
 
-    /// The checkpoints at this address. A mistyped one makes no new store.
+    /// Opens the checkpoint store at this address. A store that does not exist is an error: opening must not
+    /// create one for a mistyped address.
     pub(crate) async fn checkpoints(
         &self,
         address: &StoreAddress,
@@ -142,7 +144,7 @@ impl Clients {
         Ok(match address {
             StoreAddress::Redb(path) => {
                 if !path.try_exists()? {
-                    return Err(format!("there is no {address}").into());
+                    return Err(format!("{address} does not exist; check the path").into());
                 }
                 Arc::new(checkpoint::Redb::open(path).map_err(|error| {
                     match error {
@@ -164,14 +166,15 @@ impl Clients {
     }
 }
 
-/// `$XDG_STATE_HOME/redrive/replay.redb` (XDG Base Directory Specification).
+/// Returns the default ledger's path: `$XDG_STATE_HOME/redrive/replay.redb` (XDG Base Directory
+/// Specification).
 pub(crate) fn own_ledger() -> Result<PathBuf, BoxError> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let state = match (set("XDG_STATE_HOME"), set("HOME")) {
         (Some(state), _) => PathBuf::from(state),
         (None, Some(home)) => Path::new(&home).join(".local/state"),
         (None, None) => {
-            return Err("there is no HOME to keep a ledger in: name one with --ledger redb:FILE".into());
+            return Err("cannot locate the default ledger: HOME and XDG_STATE_HOME are not set; use --ledger redb:FILE".into());
         }
     };
     Ok(state.join("redrive/replay.redb"))

@@ -1,4 +1,4 @@
-//! Which letters.
+//! Filters that select dead letters.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,35 +7,36 @@ use redrive::BoxError;
 use redrive::dead_letter::Reason;
 use redrive::replay::Filter;
 
-/// Of several values of one option one must fit, of several options all must.
+/// The filter options. A repeated option matches any of its values; different options must all match.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Which letters")]
+#[command(next_help_heading = "Filters")]
 pub(crate) struct Only {
-    /// Made at this time or later: 2026-11-28T09:00:00Z, or 2h for two hours ago
+    /// Select dead letters written at this time or later: 2026-11-28T09:00:00Z, or 2h for two hours ago
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<SystemTime>,
-    /// Made before this time
+    /// Select dead letters written before this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<SystemTime>,
-    /// Given up for this reason: permanent, attempts_exhausted, time_exhausted, panicked, expiring, crash_loop, operator
+    /// Select dead letters with this reason: permanent, attempts_exhausted, time_exhausted, panicked,
+    /// expiring, crash_loop, operator
     #[arg(long)]
     reason: Vec<Reason>,
-    /// Classified so
+    /// Select dead letters of this failure class
     #[arg(long)]
     class: Vec<Class>,
-    /// With this error code
+    /// Select dead letters with this error code
     #[arg(long)]
     code: Vec<String>,
-    /// Of records of this stream
+    /// Select dead letters of records from this stream
     #[arg(long)]
     stream: Vec<String>,
-    /// Of records of this shard
+    /// Select dead letters of records from this shard
     #[arg(long)]
     shard: Vec<String>,
-    /// Of records with this partition key
+    /// Select dead letters of records with this partition key
     #[arg(long, value_name = "PARTITION_KEY")]
     key: Vec<String>,
-    /// With this id, or one that begins so
+    /// Select dead letters whose id is, or starts with, this text
     #[arg(long)]
     id: Vec<String>,
 }
@@ -73,13 +74,13 @@ impl Only {
     }
 }
 
-/// A time, or how long ago it was.
+/// Parses a time, or a duration before now.
 pub(crate) fn time(text: &str) -> Result<SystemTime, BoxError> {
     if let Ok(time) = humantime::parse_rfc3339_weak(text) {
         return Ok(time);
     }
     let ago: Duration = humantime::parse_duration(text)
-        .map_err(|_| "write a time such as 2026-11-28T09:00:00Z, or how long ago: 2h, 30m, 7d")?;
+        .map_err(|_| "write a time such as 2026-11-28T09:00:00Z, or a duration before now: 2h, 30m, 7d")?;
     let time = SystemTime::now().checked_sub(ago);
-    time.ok_or_else(|| "that is too long ago".into())
+    time.ok_or_else(|| "the time is too far in the past".into())
 }

@@ -1,4 +1,4 @@
-//! `redrive list`: a line for each letter.
+//! `redrive list`: prints one line for each dead letter.
 
 use std::ops::ControlFlow;
 
@@ -14,18 +14,19 @@ use crate::clients::Clients;
 use crate::filter::Only;
 use crate::output;
 
-/// List letters, a line each
+/// List dead letters, one per line
 ///
-/// An error code with other characters than letters, digits and _-.:#/ is hidden: it may hold what a record holds.
+/// An error code is hidden if it is longer than 64 characters or contains other characters than letters,
+/// digits and _-.:#/, because it may contain data of the record.
 ///
-/// They are left where they are. (A queue counts that its messages were received.)
+/// Listing removes nothing. (An SQS queue counts each read as a receive of the message.)
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Where the letters are
+    /// Address of the dead letters
     address: Address,
     #[command(flatten)]
     only: Only,
-    /// So many at most
+    /// Maximum number of dead letters to list
     #[arg(long, default_value_t = 1_000)]
     limit: u64,
 }
@@ -56,13 +57,13 @@ impl List {
         let rest = look(&mut *source, each).await?;
         output::rest(rest);
         if tally.more {
-            eprintln!("there are more than {limit}: see --limit and the filters");
+            eprintln!("more than {limit} dead letters match; raise --limit or narrow the filters");
         }
         Ok(tally.ended(&self.address))
     }
 }
 
-/// What was met on the way through a source.
+/// The counts of messages that were read from a source.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) letters: u64,
@@ -72,7 +73,8 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// The letter, or a word about it on standard error.
+    /// Returns the dead letter. Counts a foreign or unreadable message instead, and reports an unreadable one
+    /// on standard error.
     pub(crate) fn readable(
         &mut self,
         place: &str,
@@ -91,10 +93,10 @@ impl Tally {
 
     pub(crate) fn ended(&self, address: &Address) -> Ended {
         if self.foreign > 0 {
-            eprintln!("{} messages are no dead letters of redrive", self.foreign);
+            eprintln!("{} messages are not dead letters of redrive", self.foreign);
         }
         if self.letters == 0 && self.foreign == 0 && self.unreadable == 0 {
-            eprintln!("no letters in {address}");
+            eprintln!("no dead letters in {address}");
         }
         match self.unreadable {
             0 => Ended::Done,
@@ -103,7 +105,7 @@ impl Tally {
     }
 }
 
-/// One line, for a list.
+/// Formats a dead letter as one line of a list.
 pub(crate) fn as_text(letter: &DeadLetter) -> String {
     let id = letter.id.to_string();
     let text = format!(
@@ -127,7 +129,7 @@ pub(crate) fn as_text(letter: &DeadLetter) -> String {
     output::escaped(&text).into_owned()
 }
 
-/// What is unusual about it.
+/// Returns the unusual properties of a dead letter, each after a comma.
 pub(crate) fn marks(letter: &DeadLetter) -> String {
     let mut marks = String::new();
     if letter.redrive_count > 0 {
@@ -136,7 +138,7 @@ pub(crate) fn marks(letter: &DeadLetter) -> String {
     for (is, mark) in [
         (letter.redacted, ", redacted"),
         (letter.suspect, ", suspect"),
-        (letter.payload_at.is_some(), ", payload elsewhere"),
+        (letter.payload_at.is_some(), ", payload stored separately"),
     ] {
         if is {
             marks.push_str(mark);
@@ -145,7 +147,7 @@ pub(crate) fn marks(letter: &DeadLetter) -> String {
     marks
 }
 
-/// Nothing of the record's content.
+/// Formats a dead letter as JSON, without the record's content.
 pub(crate) fn as_json(letter: &DeadLetter) -> String {
     let json = json!({
         "id": letter.id.to_string(),

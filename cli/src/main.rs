@@ -1,4 +1,4 @@
-//! The command line over dead letters and checkpoints.
+//! The command `redrive`: inspects and replays dead letters, and moves checkpoints.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,6 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use redrive::BoxError;
 
 mod address;
-mod alarms;
 mod clients;
 mod filter;
 mod list;
@@ -18,22 +17,22 @@ mod show;
 mod stats;
 mod stop;
 
-/// Look at dead letters of Kinesis records, and drive them again.
+/// Inspect and replay dead letters of Kinesis records.
 ///
-/// Letters are at an ADDRESS: file:PATH, kinesis:STREAM, sqs:QUEUE or s3:BUCKET/PREFIX.
-/// Region and credentials come from the environment and the profile (AWS_REGION, AWS_PROFILE, AWS_ENDPOINT_URL, …), as
-/// for the aws command.
+/// Dead letters are read from an ADDRESS: file:PATH, kinesis:STREAM, sqs:QUEUE or s3:BUCKET/PREFIX.
+/// Region and credentials come from the environment and the profile (AWS_REGION, AWS_PROFILE,
+/// AWS_ENDPOINT_URL, …), as for the aws command.
 ///
-/// Payloads, partition keys and error texts are shown only with --payload.
+/// Payloads, partition keys and error texts are shown only by "redrive show", with --payload or --raw.
 ///
-/// Exit codes: 0, all was done; 1, it could not go on, and says why; 2, it was called wrongly; 3, some letters need a look;
-/// 130, it was interrupted, and goes on where it was when it is started again.
+/// Exit codes: 0, success; 1, failure (the reason is on standard error); 2, invalid usage; 3, some dead
+/// letters need attention; 130, interrupted or not confirmed (run the command again to resume).
 #[derive(Debug, Parser)]
 #[command(name = "redrive", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Lines of JSON instead of text
+    /// Print JSON lines instead of text
     #[arg(long, global = true)]
     json: bool,
 }
@@ -46,23 +45,22 @@ enum Command {
     Replay(replay::Replay),
     Rehydrate(rehydrate::Rehydrate),
     Shards(shards::Shards),
-    Alarms(alarms::Alarms),
-    /// Print a shell's completions
+    /// Print shell completions
     ///
     /// For bash: redrive completions bash > /etc/bash_completion.d/redrive
     Completions {
-        /// The shell
+        /// Shell to print completions for
         shell: clap_complete::Shell,
     },
 }
 
-/// How a command ended, if it did not fail.
+/// The outcome of a command that did not fail.
 enum Ended {
     Done,
-    /// Some letters need a look.
+    /// Some dead letters or shards need attention.
     Left,
     Interrupted,
-    /// Somebody else is at work there.
+    /// The shard's owner is alive, so nothing was moved.
     Refused,
 }
 
@@ -89,7 +87,6 @@ async fn run(command: Command, json: bool) -> Result<Ended, BoxError> {
         Command::Replay(replay) => replay.run(json).await,
         Command::Rehydrate(rehydrate) => rehydrate.run(json).await,
         Command::Shards(shards) => shards.run(json).await,
-        Command::Alarms(alarms) => alarms.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "redrive", &mut std::io::stdout());
             Ok(Ended::Done)

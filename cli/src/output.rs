@@ -1,4 +1,4 @@
-//! What is written, and how: colours on a terminal alone, questions only to one.
+//! Output: colours, prompts and progress appear only on a terminal.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -10,16 +10,17 @@ use redrive::BoxError;
 use redrive::dead_letter::DecodeError;
 use redrive::replay::Remaining;
 
-/// An error with all that caused it, each once.
+/// Prints an error and its chain of causes, without repeating a cause.
 pub(crate) fn error(error: &dyn Error) {
     let red = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let (on, off) = if red { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
     eprintln!("{on}redrive: {}{off}", escaped(&chain(error)));
 }
 
-/// Escapes what a terminal acts on: control characters, and characters that change the direction of text.
+/// Escapes characters that a terminal interprets: control characters, and characters that change the
+/// direction of text.
 ///
-/// Fields of dead letters, names of objects and texts of services are untrusted. Every such text goes through here.
+/// Fields of dead letters, names of objects and texts of services are untrusted and must pass through here.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     match text.contains(is_unsafe) {
         true => text.chars().fold(String::new(), escape_into).into(),
@@ -27,7 +28,7 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The same of a text that may have lines and tabs, such as a payload.
+/// Escapes like [`escaped`], but keeps line feeds and tabs, for a text such as a payload.
 pub(crate) fn escaped_lines(text: &str) -> String {
     text.chars().fold(String::new(), |out, c| match c {
         '\n' | '\t' => out + &*c.encode_utf8(&mut [0; 4]),
@@ -51,7 +52,7 @@ fn is_unsafe(c: char) -> bool {
         )
 }
 
-/// Escapes JSON for a terminal: inside a string JSON takes such characters as they are.
+/// Escapes JSON for a terminal. JSON allows some of these characters unescaped inside a string.
 pub(crate) fn json(json: &str) -> String {
     json.chars().fold(String::new(), |mut out, c| {
         match is_unsafe(c) && c != '\n' {
@@ -62,7 +63,8 @@ pub(crate) fn json(json: &str) -> String {
     })
 }
 
-/// Returns an error code if it looks like one, and otherwise a placeholder: a handler can make a code of what a record holds.
+/// Returns an error code if it looks like one, and otherwise a placeholder. A processor may build a code from
+/// the record's data.
 pub(crate) fn code(code: Option<&str>) -> &str {
     let is_one = |code: &str| {
         (1..=64).contains(&code.len())
@@ -77,10 +79,11 @@ pub(crate) fn code(code: Option<&str>) -> &str {
     }
 }
 
-/// Shown in the place of an error code that may hold a payload's text.
+/// The placeholder for an error code that may contain text of a payload.
 pub(crate) const HIDDEN_CODE: &str = "(hidden)";
 
-/// Tells what is wrong with a letter that cannot be read, without what is in it: the error of a JSON parser quotes the text.
+/// Describes why a dead letter cannot be read, without its content: the error of a JSON parser quotes the
+/// text.
 pub(crate) fn unreadable(error: &DecodeError) -> String {
     match error
         .source()
@@ -110,13 +113,16 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// Whether to go on. An error without a terminal to ask at.
+/// Asks for confirmation and returns the answer. Fails if standard input is not a terminal.
 pub(crate) fn confirm(question: &str, yes: bool) -> Result<bool, BoxError> {
     if yes {
         return Ok(true);
     }
     if !std::io::stdin().is_terminal() {
-        return Err(format!("{question} Say --yes to go on without a terminal to ask at").into());
+        return Err(format!(
+            "cannot prompt: standard input is not a terminal; use --yes to skip the prompt ({question})"
+        )
+        .into());
     }
     eprint!("{question} [y/N] ");
     std::io::stderr().flush()?;
@@ -125,7 +131,7 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<bool, BoxError> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Of something long, on standard error; nothing where that is no terminal.
+/// Creates a progress bar on standard error, hidden if standard error is not a terminal.
 pub(crate) fn progress(of: Option<u64>) -> ProgressBar {
     let (bar, template) = match of {
         Some(of) => (
@@ -143,32 +149,35 @@ pub(crate) fn progress(of: Option<u64>) -> ProgressBar {
     bar
 }
 
-/// What a queue has not given.
+/// Reports the messages that a queue holds and did not deliver.
 pub(crate) fn rest(rest: Remaining) {
     if rest.behind > 0 {
         eprintln!(
-            "about {} more were not given, in a FIFO queue because they are behind others of their groups",
+            "about {} more messages were not delivered; a FIFO queue withholds messages behind others of their group",
             rest.behind
         );
     }
     if rest.hidden > 0 {
-        eprintln!("about {} more are with another reader, and not seen", rest.hidden);
+        eprintln!(
+            "about {} more messages are in flight with another reader",
+            rest.hidden
+        );
     }
 }
 
-/// To the second, in UTC.
+/// Formats a time in UTC, to the second.
 pub(crate) fn time(time: SystemTime) -> String {
-    // The format ends with the year 9999.
+    // RFC 3339 ends with the year 9999.
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_seconds(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
 }
 
-/// Writes a line; whether anybody still reads.
+/// Writes a line to standard output. Returns false if the write failed, as after the reader closed the pipe.
 pub(crate) fn line(text: impl std::fmt::Display) -> bool {
     writeln!(std::io::stdout().lock(), "{text}").is_ok()
 }
 
-/// Writes a JSON value as a line; returns whether the reader is still there.
+/// Writes a JSON value as a line. Returns false if the write failed.
 pub(crate) fn json_line(value: &serde_json::Value) -> bool {
     line(json(&value.to_string()))
 }

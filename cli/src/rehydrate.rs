@@ -1,4 +1,4 @@
-//! `redrive rehydrate`: letters of what Lambda gave up.
+//! `redrive rehydrate`: makes dead letters of the batches that Lambda gave up.
 
 use crate::address::{Address, StoreAddress, Stream};
 use clap::Args;
@@ -10,39 +10,41 @@ use crate::clients::Clients;
 use crate::filter::Only;
 use crate::replay::{How, Source, Target};
 
-/// Make letters of the batches that Lambda gave up
+/// Make dead letters of the batches that Lambda gave up
 ///
 /// Reads the messages that Lambda writes to the on-failure destination of a Kinesis event source mapping.
-/// Such a message in a queue (or from a topic) names only where a batch was: its records are read from the stream again, as
-/// long as the stream holds them. Those in a bucket have the records. A record that is gone is reported, one by one, and its
-/// message stays.
+/// A message in an SQS queue, also one from an SNS topic, states only the range of the batch. The records of
+/// the range are read again from the stream, if the stream still has them. A message in an S3 bucket contains
+/// the records. Each record that is gone is reported, and its message stays.
 ///
-/// Where the stream holds more records between a batch's first and last than the batch had, they cannot be told apart:
-/// their letters are marked as suspect. With --idempotency those that are known as processed are left out.
+/// If the range has more records than the batch had, the records of the batch cannot be identified. All dead
+/// letters of the range are then marked as suspect. With --idempotency, those whose records are already
+/// processed are left out.
 #[derive(Debug, Args)]
 pub(crate) struct Rehydrate {
-    /// Where the messages are
+    /// Address of the on-failure messages
     address: Address,
-    /// Write the letters there
+    /// Write the dead letters to this address
     #[arg(long, value_name = "ADDRESS", required_unless_present = "into")]
     to: Option<Address>,
-    /// Put the records into this stream at once, by its name or ARN
+    /// Put the records directly into this stream, given by name or ARN
     #[arg(long, value_name = "STREAM", conflicts_with = "to")]
     into: Option<Stream>,
-    /// With --into: wrap each record in a KPL aggregate whose tags tell consumers of redrive where it comes from
+    /// With --into: wrap each record in a KPL aggregate whose tags tell redrive consumers where the record
+    /// comes from
     #[arg(long, requires = "into")]
     stamp: bool,
-    /// Read records from this stream, by its name or ARN. A message without records that names another stream is left.
-    /// Default: the stream of --into
+    /// Read records from this stream, given by name or ARN. A message that contains no records and names
+    /// another stream is left in place. Default: the stream of --into
     #[arg(long, value_name = "STREAM")]
     from_stream: Vec<Stream>,
-    /// The application that the letters are of. Default: the function's name
+    /// Application name to write into the dead letters. Default: the name of the Lambda function
     #[arg(long)]
     application: Option<String>,
-    /// Where the function's idempotency keys are: redb:FILE or dynamodb:TABLE
+    /// Idempotency store of the function: redb:FILE or dynamodb:TABLE
     #[arg(long, value_name = "STORE")]
     idempotency: Option<StoreAddress>,
-    /// The field of the payload that makes them, if one does: /order/id
+    /// Payload field that the function uses as the idempotency key, for example /order/id
     #[arg(long, value_name = "JSON_POINTER", requires = "idempotency")]
     idempotency_field: Option<String>,
     #[command(flatten)]
@@ -63,7 +65,8 @@ impl Rehydrate {
         let region = streams.first().and_then(Stream::region);
         if streams.iter().any(|stream| stream.region() != region) {
             return Err(
-                "the streams of --from-stream are in several regions; rehydrate each region by itself".into(),
+                "the streams of --from-stream are in several regions; run the command once for each region"
+                    .into(),
             );
         }
         let mut rehydration = Rehydration::new(clients.kinesis_in(region).await);
@@ -94,7 +97,7 @@ impl Rehydrate {
                 stamp: self.stamp,
             },
             (None, Some(to)) => Target::Sink(to),
-            (None, None) => return Err("say where to: --to ADDRESS or --into STREAM".into()),
+            (None, None) => return Err("no target; use --to ADDRESS or --into STREAM".into()),
         };
         self.how.run(replay, from, target, &clients, json).await
     }

@@ -1,4 +1,4 @@
-//! `redrive replay`: records driven again.
+//! `redrive replay`: replays the records of dead letters.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,29 +15,30 @@ use crate::clients::{Clients, own_ledger};
 use crate::filter::Only;
 use crate::{output, stop};
 
-/// Drive letters' records again
+/// Replay the records of dead letters
 ///
-/// Each is put into a stream, under its own partition key.
-/// What was put is removed from a queue or a bucket once the stream has confirmed it. A file and a stream keep their
-/// letters: what was done is remembered in the ledger. Interrupted, even killed, and started again, it goes on where it was.
+/// Each record is put into a stream under its own partition key. Once the stream confirms the record, its
+/// dead letter is removed from the queue or bucket. A file or stream keeps its dead letters, and the ledger
+/// records which are done. After an interruption or a kill, run the command again to resume.
 ///
-/// A record comes behind newer records of its key, and every application that reads the stream sees it.
+/// A replayed record comes after newer records of its partition key, and every application that reads the
+/// stream receives it.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
-    /// Where the letters are
+    /// Address of the dead letters
     address: Address,
-    /// The stream to put the records into, by its name or ARN
+    /// Stream to put the records into, given by name or ARN
     #[arg(long, value_name = "STREAM", required_unless_present = "to")]
     into: Option<address::Stream>,
-    /// Move the letters to this address instead, as they are
+    /// Move the dead letters unchanged to this address instead
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["into", "stamp"])]
     to: Option<Address>,
-    /// Wrap each record in a KPL aggregate with tags that name its dead letter. A consumer of redrive reads them if it was
-    /// built with `redrive_stamps`
+    /// Wrap each record in a KPL aggregate whose tags identify its dead letter. A redrive consumer reads the
+    /// tags if it was built with `redrive_stamps`
     #[arg(long)]
     stamp: bool,
-    /// Read payloads also from this bucket, where a claim check has put them: s3:BUCKET/PREFIX. Those of the bucket that
-    /// ADDRESS names are read in any case
+    /// Read also payloads that a claim check stored in this bucket: s3:BUCKET/PREFIX. Payloads in the bucket
+    /// of ADDRESS are always read
     #[arg(long, value_name = "ADDRESS")]
     payloads_from: Vec<Address>,
     #[command(flatten)]
@@ -48,37 +49,38 @@ pub(crate) struct Replay {
 
 #[derive(Debug, Args)]
 pub(crate) struct How {
-    /// So many letters a second at most
+    /// Maximum dead letters per second
     #[arg(long, default_value_t = 100.0, value_name = "LETTERS")]
     rate: f64,
-    /// Maximum number of letters to replay in this run
+    /// Maximum number of dead letters to replay in this run
     #[arg(long, value_name = "LETTERS")]
     limit: Option<u64>,
-    /// Leave alone what was driven again so often and failed
+    /// Skip dead letters that were replayed this many times and failed again
     #[arg(long, default_value_t = 3, value_name = "TIMES")]
     max_redrives: u32,
-    /// Only say what would be done
+    /// Print what would be done, without doing it
     #[arg(long)]
     dry_run: bool,
-    /// Also what the ledger knows as done
+    /// Include dead letters that the ledger records as done
     #[arg(long)]
     again: bool,
-    /// Where is remembered what was done: redb:FILE or dynamodb:TABLE. Default: a file below the user's state folder
+    /// Ledger that records which dead letters are done: redb:FILE or dynamodb:TABLE. Default: a file in the
+    /// user's state directory
     #[arg(long, value_name = "STORE")]
     ledger: Option<StoreAddress>,
-    /// Do not ask
+    /// Skip the confirmation prompt
     #[arg(long, short)]
     yes: bool,
 }
 
-/// Where they go.
+/// The target of the records or dead letters.
 pub(crate) enum Target {
     Stream { name: address::Stream, stamp: bool },
     Sink(Address),
 }
 
 impl Target {
-    /// Returns the stream that records or letters are put into.
+    /// Returns the stream that records or dead letters are put into.
     fn stream(&self) -> Option<&address::Stream> {
         match self {
             Target::Stream { name, .. } | Target::Sink(Address::Kinesis(name)) => Some(name),
@@ -97,11 +99,11 @@ impl Replay {
                 stamp: self.stamp,
             },
             (None, Some(to)) => Target::Sink(to),
-            (None, None) => return Err("say where to: --into STREAM or --to ADDRESS".into()),
+            (None, None) => return Err("no target; use --into STREAM or --to ADDRESS".into()),
         };
         if !source.keeps_order() {
             eprintln!(
-                "{}: a standard queue keeps no order; letters of a key are in order among those that are collected together",
+                "warning: {} is a standard queue and keeps no order; dead letters of a partition key are in order only within a batch that is collected together",
                 self.address
             );
         }
@@ -110,7 +112,7 @@ impl Replay {
         for address in self.payloads_from.iter().chain([&self.address]) {
             match address {
                 Address::S3 { bucket, prefix } => {
-                    // The letters' prefix is not that of the payloads.
+                    // The prefix of the dead letters does not apply to the payloads.
                     let prefix = if *address == self.address {
                         ""
                     } else {
@@ -126,7 +128,7 @@ impl Replay {
     }
 }
 
-/// Where the letters are read.
+/// The source of the dead letters.
 pub(crate) struct Source<'a> {
     address: &'a Address,
     removes: bool,
@@ -141,21 +143,21 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The same, ready to be written to.
+/// A [`Target`] that is opened for writing.
 enum To {
     Stream(Stream),
     Sink(Arc<dyn DeadLetterSink>),
 }
 
 impl How {
-    /// Asks before letters are removed from their source, or anything is put into a stream.
+    /// Asks for confirmation before messages are removed from the source or anything is put into a stream.
     fn confirmed(&self, from: &Source<'_>, target: &Target) -> Result<bool, BoxError> {
         let into = target.stream().map(|stream| {
-            format!("Records are put into the stream {stream}; every application that reads it sees them. ")
+            format!("Records are put into stream {stream}, and every application that reads the stream receives them. ")
         });
         let removed = from
             .removes
-            .then(|| format!("What is done is removed from {}. ", from.address));
+            .then(|| format!("Messages are removed from {} once they are done. ", from.address));
         if into.is_none() && removed.is_none() {
             return Ok(true);
         }
@@ -167,7 +169,8 @@ impl How {
         output::confirm(&question, self.yes || self.dry_run)
     }
 
-    /// Tells where the ledger is. Of a source that keeps its letters the ledger alone knows what was replayed.
+    /// Prints the ledger's location. If the source keeps its dead letters, only the ledger records which are
+    /// done.
     fn tell_ledger(&self, from: &Source<'_>, json: bool) -> Result<(), BoxError> {
         let own = match &self.ledger {
             Some(StoreAddress::DynamoDb(_)) => return Ok(()),
@@ -177,7 +180,7 @@ impl How {
         let own = StoreAddress::Redb(own);
         if !from.removes {
             eprintln!(
-                "warning: {} keeps its letters, and what was replayed is known only to {own}, a file of this machine; to replay from several machines use --ledger dynamodb:TABLE",
+                "warning: {} keeps its dead letters, and only {own} on this machine records which were replayed; to replay from several machines, use --ledger dynamodb:TABLE",
                 from.address
             );
         } else if self.ledger.is_none() && !json {
@@ -255,11 +258,11 @@ fn as_text(said: &Progress<'_>) -> String {
     output::escaped(&format!("{} {id}: {}", said.place, outcome(said))).into_owned()
 }
 
-/// What became of it, without what is in a letter that cannot be read.
+/// Describes the outcome of a dead letter, without the content of one that cannot be read.
 fn outcome(said: &Progress<'_>) -> String {
     match said.outcome {
         Outcome::Unreadable(error) => {
-            format!("cannot be read, left where it is: {}", output::unreadable(error))
+            format!("unreadable, left in place: {}", output::unreadable(error))
         }
         outcome => outcome.to_string(),
     }
@@ -293,48 +296,45 @@ fn report_as_json(report: &Report) -> String {
 
 fn tell(report: &Report, seconds: f64) {
     let said = [
-        ("driven again", report.replayed),
+        ("replayed", report.replayed),
         (
-            "of these maybe for the second time, as an earlier run was interrupted",
+            "of these possibly replayed twice, because an earlier run was interrupted",
             report.possibly_repeated,
         ),
-        ("known as processed", report.duplicates),
-        ("done already", report.already),
-        ("would be driven again", report.would),
-        ("do not match", report.not_matched),
-        ("are no letters of redrive, and were left", report.foreign),
-        ("cannot be read, and were left", report.unreadable),
-        ("are redacted, and were left", report.redacted),
-        ("were driven again too often, and were left", report.too_often),
-        ("came back meanwhile, and were left", report.returned),
-        ("have no payload any more, and were left", report.no_payload),
-        ("were refused, and were left", report.refused),
-        ("are gone from their stream", report.gone),
-        ("were not come to", report.unsettled),
+        ("already processed, by the idempotency store", report.duplicates),
+        ("already done", report.already),
+        ("would be replayed", report.would),
+        ("not matched by the filters", report.not_matched),
+        ("not dead letters of redrive, left in place", report.foreign),
+        ("unreadable, left in place", report.unreadable),
+        ("redacted, left in place", report.redacted),
+        ("at the limit of --max-redrives, left in place", report.too_often),
+        ("returned during this run, left for the next run", report.returned),
+        ("without a stored payload, left in place", report.no_payload),
+        ("refused by the target, left in place", report.refused),
+        ("no longer in their stream", report.gone),
+        ("not reached", report.unsettled),
         (
-            "or so were not given, in a FIFO queue because they are behind others of their group",
+            "(about) not delivered; a FIFO queue withholds messages behind others of their group",
             report.rest.behind,
         ),
         (
-            "or so are with another reader, or with one that was killed: shown again within a minute",
+            "(about) in flight with another reader or a killed run; visible again within a minute",
             report.rest.hidden,
         ),
-        (
-            "are done and could not be removed; run it again",
-            report.not_removed,
-        ),
+        ("done but not removed; run the command again", report.not_removed),
     ];
-    output::line(format_args!("{} read in {seconds:.1} s", report.read));
+    output::line(format_args!("{} messages read in {seconds:.1} s", report.read));
     for (what, count) in said.iter().filter(|(_, count)| *count > 0) {
         output::line(format_args!("{count:>9} {what}"));
     }
     if report.read == 0 {
-        output::line("there is nothing to drive again");
+        output::line("nothing to replay");
     }
     if report.limit_reached {
-        output::line("the limit is reached: other letters were left");
+        output::line("limit reached; other dead letters are left in place");
     }
     if report.stopped {
-        output::line("it was stopped: start it again, and it goes on where it was");
+        output::line("interrupted; run the command again to resume");
     }
 }

@@ -1,4 +1,4 @@
-//! `redrive show`: a letter whole.
+//! `redrive show`: shows one dead letter in full.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -15,27 +15,28 @@ use crate::clients::Clients;
 use crate::list::{Tally, as_json, as_text, marks};
 use crate::output;
 
-/// Show a letter whole
+/// Show one dead letter in full
 ///
-/// Its payload, its partition key, its error's texts, and error codes that may hold what a record holds, only with
-/// --payload. What a terminal would act on is escaped; --raw writes the payload's bytes as they are.
+/// The payload, the partition key, the error texts, and error codes that may contain data of the record are
+/// shown only with --payload. Characters that a terminal interprets are escaped. With --raw, the payload's
+/// bytes are written unchanged.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Where the letter is
+    /// Address of the dead letters
     address: Address,
-    /// Its id, or the beginning of it
+    /// Id of the dead letter, or the start of the id
     id: String,
-    /// Also what is confidential: payload, partition key, error texts
+    /// Show also the confidential parts: payload, partition key, error texts
     #[arg(long)]
     payload: bool,
-    /// Nothing but the payload's bytes, for a file or a pipe
+    /// Write only the payload's bytes, for a file or a pipe
     #[arg(long, conflicts_with = "json")]
     raw: bool,
 }
 
-/// The most matches of a beginning that are listed, beside the first.
+/// The maximum number of further matches of an ambiguous id that are listed after the first match.
 const MATCHES: usize = 19;
-/// The characters of an id.
+/// The number of characters of a complete id.
 const WHOLE_ID: usize = 64;
 
 impl Show {
@@ -54,12 +55,12 @@ impl Show {
             }
             match &found {
                 None => found = Some((place.to_owned(), letter)),
-                // A copy of the same.
+                // A copy of the same dead letter.
                 Some((_, first)) if first.id == letter.id => {}
                 Some(_) if others.len() < MATCHES => drop(others.insert(letter.id, as_text(&letter))),
                 Some(_) => more |= !others.contains_key(&letter.id),
             }
-            // A whole id is of one letter.
+            // A complete id matches only one dead letter.
             match more || self.id.len() == WHOLE_ID {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
@@ -69,7 +70,7 @@ impl Show {
         let Some((place, letter)) = found else {
             output::rest(rest);
             return Err(format!(
-                "no letter in {} has an id that begins with {:?}",
+                "no dead letter in {} has an id that starts with {:?}",
                 self.address, self.id
             )
             .into());
@@ -77,9 +78,9 @@ impl Show {
         if !others.is_empty() {
             eprintln!("{}", as_text(&letter));
             others.values().for_each(|other| eprintln!("{other}"));
-            let more = if more { ", and others" } else { "" };
+            let more = if more { " and more" } else { "" };
             return Err(format!(
-                "the id {:?} is ambiguous: it begins the ids of these letters{more}; write more of it",
+                "the id {:?} is ambiguous: it matches the dead letters above{more}; give more characters of the id",
                 self.id
             )
             .into());
@@ -100,8 +101,8 @@ impl Show {
         let say = |what: &str, value: &dyn std::fmt::Display| {
             output::line(format_args!("{what:<16} {}", output::escaped(&value.to_string())));
         };
-        say("letter", &format_args!("{}{}", letter.id, marks(letter)));
-        say("is at", &place);
+        say("dead letter", &format_args!("{}{}", letter.id, marks(letter)));
+        say("location", &place);
         say("application", &letter.application);
         say("stream", &letter.stream);
         say("shard", &letter.shard);
@@ -158,7 +159,7 @@ impl Show {
             say("origin", &letter.origin);
         }
         if let Some(place) = &letter.payload_at {
-            say("payload is at", place);
+            say("payload location", place);
         }
         say("payload bytes", &letter.payload_bytes);
         if self.payload && letter.payload_at.is_none() {

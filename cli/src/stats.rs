@@ -1,4 +1,4 @@
-//! `redrive stats`: why there are letters, and since when.
+//! `redrive stats`: counts dead letters by cause and time.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -16,10 +16,10 @@ use crate::filter::Only;
 use crate::list::Tally;
 use crate::output;
 
-/// Count letters by reason, error code, stream and hour
+/// Count dead letters by reason, error code, stream and hour
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Where the letters are
+    /// Address of the dead letters
     address: Address,
     #[command(flatten)]
     only: Only,
@@ -38,7 +38,7 @@ struct Tables {
     newest: Option<SystemTime>,
 }
 
-/// Of the hours, the latest; of the others, the most frequent.
+/// The maximum number of rows of a table: the latest hours, or the most frequent values.
 const ROWS: usize = 24;
 const BAR: u64 = 40;
 
@@ -98,7 +98,7 @@ impl Tables {
         let bytes = indicatif::HumanBytes(self.bytes);
         let (oldest, newest) = (output::time(oldest), output::time(newest));
         output::line(format_args!(
-            "{letters} letters, {bytes}, from {oldest} to {newest}"
+            "{letters} dead letters, {bytes}, from {oldest} to {newest}"
         ));
         table("reason", &most(&self.reasons));
         table("code", &most(&self.codes));
@@ -106,7 +106,7 @@ impl Tables {
         table("hour", &self.latest_hours());
     }
 
-    /// Also those without letters, between the first and the last.
+    /// Returns the latest hours with their counts, including hours without dead letters.
     fn latest_hours(&self) -> Vec<(String, u64)> {
         let (Some(oldest), Some(newest)) = (self.oldest, self.newest) else {
             return Vec::new();
@@ -126,7 +126,7 @@ impl Tables {
     }
 }
 
-/// `2026-11-28T09`, in UTC.
+/// Formats the hour of a time in UTC: `2026-11-28T09`.
 fn hour(time: SystemTime) -> String {
     output::time(time).chars().take(13).collect()
 }

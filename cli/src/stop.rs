@@ -1,6 +1,6 @@
-//! Ctrl-C and SIGTERM.
+//! Handling of Ctrl-C and SIGTERM.
 
-/// Ends when the process is asked to.
+/// Completes when the process receives Ctrl-C or SIGTERM.
 pub(crate) async fn asked() {
     #[cfg(unix)]
     {

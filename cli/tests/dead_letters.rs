@@ -511,7 +511,7 @@ async fn what_is_no_letter_stays_in_the_queue_and_is_spoken_of() {
     let empty = scene.run(&[&replay[..], &["--yes"]].concat());
     assert_eq!(empty.status.code(), Some(0), "{}", text(&empty.stderr));
     assert!(
-        text(&empty.stdout).contains("nothing to drive again"),
+        text(&empty.stdout).contains("nothing to replay"),
         "{}",
         text(&empty.stdout)
     );
@@ -569,7 +569,7 @@ async fn what_is_no_letter_stays_in_the_queue_and_is_spoken_of() {
     );
     let dry = scene.run(&[&replay[..], &["--dry-run"]].concat());
     assert!(
-        text(&dry.stdout).contains("3 would be driven again"),
+        text(&dry.stdout).contains("3 would be replayed"),
         "{}",
         text(&dry.stdout)
     );
@@ -578,10 +578,10 @@ async fn what_is_no_letter_stays_in_the_queue_and_is_spoken_of() {
     let (said, complained) = (text(&done.stdout), text(&done.stderr));
     assert_eq!(done.status.code(), Some(3), "{said}{complained}");
     for part in [
-        "2 driven again",
-        "2 are no letters of redrive",
-        "2 cannot be read",
-        "1 have no payload",
+        "2 replayed",
+        "2 not dead letters of redrive",
+        "2 unreadable",
+        "1 without a stored payload",
     ] {
         assert!(said.contains(part), "{said}");
     }
@@ -718,11 +718,13 @@ fn example(scene: &Scene, name: &str) -> String {
 async fn the_examples_do_what_they_say() {
     let Some(scene) = Scene::new().await else { return };
     let said = example(&scene, "dead_letters");
-    let read = said.lines().filter(|line| line.contains("3 letters read from"));
+    let read = said
+        .lines()
+        .filter(|line| line.contains("3 dead letters read from"));
     assert_eq!(read.count(), 6, "{said}");
     let said = example(&scene, "redrive_from_lambda");
-    assert!(said.contains("billed order 5, driven again 1 time(s)"), "{said}");
-    assert!(said.contains("5 of 1 messages' records driven again"), "{said}");
+    assert!(said.contains("billed order 5, replayed 1 time(s)"), "{said}");
+    assert!(said.contains("5 records of 1 messages replayed"), "{said}");
 }
 
 /// In a queue, from a topic, and as objects of a bucket, which have the records.

@@ -35,14 +35,14 @@ async fn records_go_into_a_stream_only_after_a_confirmation() {
         );
     }
     let dry = redrive.run(&["replay", &file, "--into", "orders", "--dry-run"]);
-    assert!(dry.out.contains("5 would be driven again"), "{dry:?}");
+    assert!(dry.out.contains("5 would be replayed"), "{dry:?}");
     assert!(stream::read(&client, "orders").await.is_empty());
 
     // Only this machine knows what was replayed.
     let ended = redrive.run(&["replay", &file, "--into", "orders", "--yes", "--limit", "2"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(
-        ended.out.contains("2 driven again") && ended.out.contains("limit"),
+        ended.out.contains("2 replayed") && ended.out.contains("limit"),
         "{ended:?}"
     );
     for part in ["warning", "replay.redb", "--ledger dynamodb:TABLE"] {
@@ -50,7 +50,7 @@ async fn records_go_into_a_stream_only_after_a_confirmation() {
     }
     assert_eq!(stream::read(&client, "orders").await.len(), 2);
     let ended = redrive.run(&["replay", &file, "--into", "orders", "--yes"]);
-    assert!(ended.out.contains("3 driven again"), "{ended:?}");
+    assert!(ended.out.contains("3 replayed"), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
-//! `cargo run --example quickstart`: a stream of orders, some of which fail, settled to the last one.
+//! `cargo run --example quickstart`: settles every order of a stream, although some orders fail.
 //!
 //! Everything runs in this process: a Kinesis API server on a local port, a producer, and a consumer
-//! with retries, a dead-letter file and checkpoints. At the end the stream is read once more by other
-//! means, and every record of it is looked for.
+//! with retries, a dead-letter file and checkpoints. At the end, the example reads the stream again without
+//! redrive and verifies that no record was lost.
 
 mod orders;
 mod screen;
@@ -24,7 +24,7 @@ const ORDERS: u64 = 10_000;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    // redrive catches panics, but Rust's hook prints their message first, payload and all.
+    // redrive catches panics, but Rust's panic hook prints the message first, which may contain a payload.
     std::panic::set_hook(Box::new(|_| {}));
     let folder = tempfile::tempdir()?;
     let letters = folder.path().join("dead-letters.jsonl");

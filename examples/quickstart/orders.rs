@@ -1,4 +1,4 @@
-//! The orders, and the handler that bills them.
+//! The orders, and the processor that bills them.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -16,7 +16,7 @@ struct Order {
     cents: i64,
 }
 
-/// Puts so many orders into the stream: 0.2 % are cut off in the middle, 0.1 % have a negative amount.
+/// Puts `count` orders into the stream: 0.2 % are cut off in the middle, 0.1 % have a negative amount.
 pub async fn put(client: &Client, stream: &str, count: u64) -> anyhow::Result<()> {
     let ids: Vec<u64> = (0..count).collect();
     for ids in ids.chunks(500) {
@@ -54,7 +54,7 @@ pub async fn put(client: &Client, stream: &str, count: u64) -> anyhow::Result<()
     Ok(())
 }
 
-/// The handler: bills an order, and notes that it did.
+/// The processor, which bills an order and remembers its record.
 #[derive(Debug, Default)]
 pub struct Billing {
     billed: Mutex<Vec<Billed>>,
@@ -79,7 +79,7 @@ impl RecordProcessor for Billing {
     type Error = BillingError;
 
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BillingError> {
-        // A parse error is permanent, as no try mends it: redrive knows serde_json's errors.
+        // redrive classifies serde_json's parse errors as permanent, because a retry cannot fix them.
         let order: Order = serde_json::from_slice(record.payload())?;
         assert!(order.cents > 0, "a bug that only a few orders meet");
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -99,7 +99,7 @@ impl RecordProcessor for Billing {
 }
 
 impl Billing {
-    /// What was billed, in order.
+    /// Returns the billed records, in the order of billing.
     pub fn billed(&self) -> Vec<Billed> {
         self.billed
             .lock()

@@ -1,4 +1,4 @@
-//! What one sees while it runs: a progress bar, fed by an observer.
+//! The progress bar of a run, updated by an observer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use redrive::observer::{Event, Observer};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-/// If so long nothing settles, something is wrong, and the count below will say what.
+/// The time without a settled record after which the run stops. The final table then shows what is missing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Screen {
@@ -41,7 +41,7 @@ impl Screen {
         }
     }
 
-    /// Completes when every order is settled, or nothing moves any more.
+    /// Completes when every order is settled, or when no order settles for `PATIENCE`.
     pub fn all_settled(self: &std::sync::Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
         let screen = self.clone();
         async move {
@@ -69,7 +69,7 @@ impl Screen {
         let settled = self.settled.load(Ordering::Relaxed);
         println!();
         println!(
-            "  settled          {settled:>8}   in {seconds:.1} s, {:.0} a second",
+            "  settled          {settled:>8}   in {seconds:.1} s, {:.0}/s",
             settled as f64 / seconds
         );
         println!("  failed attempts  {:>8}", self.failures.load(Ordering::Relaxed));

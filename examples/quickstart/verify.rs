@@ -1,4 +1,4 @@
-//! Looks for every record of the stream, without asking the consumer.
+//! Verifies the outcome of every record of the stream, independently of the consumer.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::orders::Billing;
 /// A record's shard and sequence number.
 type Place = (String, String);
 
-/// What became of the stream's records.
+/// The outcome of the stream's records.
 pub struct Found {
     processed: usize,
     duplicates: usize,
@@ -22,7 +22,7 @@ pub struct Found {
     sample: Option<DeadLetter>,
 }
 
-/// Reads the whole stream, and holds it against what was billed and what is in the dead-letter file.
+/// Reads the whole stream and compares it with the billed records and the dead-letter file.
 pub async fn settled(
     client: &Client,
     stream: &str,
@@ -50,7 +50,7 @@ pub async fn settled(
         out_of_order: 0,
         sample: letters.into_iter().next(),
     };
-    // Where each record stands among those of its key.
+    // The partition key of each record, and the record's rank among the records of this key.
     let mut places: HashMap<Place, (String, usize)> = HashMap::new();
     let mut keys: HashMap<String, usize> = HashMap::new();
     for (place, key) in read(client, stream).await? {
@@ -77,7 +77,7 @@ pub async fn settled(
     Ok(found)
 }
 
-/// Every record of the stream, shard by shard: where it stands, and its key.
+/// Reads every record of the stream, shard by shard, and returns its place and its partition key.
 async fn read(client: &Client, stream: &str) -> anyhow::Result<Vec<(Place, String)>> {
     let mut records = Vec::new();
     let shards = client.list_shards().stream_name(stream).send().await?;
@@ -112,15 +112,12 @@ impl Found {
         if let Some(letter) = &self.sample {
             println!("one of the dead letters:");
             println!("{}", serde_json::to_string_pretty(letter).unwrap_or_default());
-            println!(
-                "  … and its payload: {}",
-                String::from_utf8_lossy(&letter.payload)
-            );
+            println!("  payload: {}", String::from_utf8_lossy(&letter.payload));
             println!();
         }
         match self.out_of_order {
-            0 => println!("order within each key: kept"),
-            count => println!("order within each key: BROKEN, {count} times"),
+            0 => println!("order within each partition key: kept"),
+            count => println!("order within each partition key: BROKEN, {count} times"),
         }
         println!(
             "settled {}: processed {}, duplicate {}, dead-lettered {}; lost {}",

@@ -1,4 +1,4 @@
-//! AWS clients as redrive calls them.
+//! AWS clients with the settings that redrive needs.
 
 use std::error::Error;
 use std::fmt;
@@ -24,7 +24,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 
 use super::FailedCall;
 
-/// The SDK has none by default, and a call can hang for ever.
+/// The timeout of one attempt of a call. The SDK has none by default, and a call can hang forever.
 #[cfg(any(
     feature = "kinesis",
     feature = "sqs",
@@ -34,7 +34,7 @@ use super::FailedCall;
 ))]
 pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client whose errors say where its calls went. A clone shares the client.
+/// A client whose errors state where its calls went. Clones share the client.
 #[derive(Debug, Clone)]
 pub(crate) struct Located<C> {
     client: C,
@@ -69,11 +69,11 @@ impl<C> Deref for Located<C> {
     }
 }
 
-/// Where a client sends its calls: `in us-east-1`, or `at http://localhost:4566` where that is not AWS.
+/// The destination of a client's calls: `in us-east-1`, or `at http://localhost:4566` outside AWS.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Place {
     region: Option<String>,
-    /// Known after the first call, unless it is one of AWS.
+    /// The endpoint, known after the first call; unset for an endpoint of AWS.
     endpoint: Arc<OnceLock<String>>,
 }
 
@@ -93,7 +93,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Notes the endpoint that the client's configuration does not tell.
+/// Notes the endpoint, which the client's configuration does not reveal.
 #[derive(Debug)]
 struct NoteEndpoint(Arc<OnceLock<String>>);
 
@@ -118,7 +118,7 @@ impl Intercept for NoteEndpoint {
     }
 }
 
-/// Returns scheme and authority of an address that is not one of AWS.
+/// Returns the scheme and authority of an address; `None` for an address of AWS.
 fn own_endpoint(uri: &str) -> Option<&str> {
     let (scheme, rest) = uri.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
@@ -126,7 +126,7 @@ fn own_endpoint(uri: &str) -> Option<&str> {
     (!is_of_aws).then(|| &uri[..scheme.len() + "://".len() + authority.len()])
 }
 
-/// A service's clients: every SDK crate has types of its own.
+/// Defines the clients of a service, because every SDK crate has its own types.
 macro_rules! clients_of {
     ($service:ident, $sdk:ident) => {
         pub(crate) mod $service {
@@ -138,13 +138,14 @@ macro_rules! clients_of {
 
             use super::{Located, NoteEndpoint, Place};
 
-            /// The same client with an operation-attempt timeout, unless the user has set one.
+            /// Returns the client with an operation-attempt timeout, unless the user has set one.
             #[allow(dead_code, reason = "not each service has a client with retries")]
             pub(crate) fn with_timeout(client: &Client, attempt: Duration) -> Located<Client> {
                 located(client, bounded(client, attempt))
             }
 
-            /// The same, and without the SDK's retries: who calls it owns them, and two owners multiply.
+            /// Returns the client with the same timeout and without the SDK's retries. The caller owns the
+            /// retries, and two owners would multiply them.
             #[allow(dead_code, reason = "not each service is written to")]
             pub(crate) fn without_retries(client: &Client, attempt: Duration) -> Located<Client> {
                 let config = bounded(client, attempt).retry_config(RetryConfig::disabled());
@@ -186,7 +187,7 @@ clients_of!(s3, aws_sdk_s3);
 #[cfg(feature = "cloudwatch")]
 clients_of!(cloudwatch, aws_sdk_cloudwatch);
 
-/// What is set already, and this where nothing is.
+/// Keeps the user's timeouts and adds the attempt timeout if it is unset.
 fn bounded(timeouts: Option<&TimeoutConfig>, attempt: std::time::Duration) -> TimeoutConfig {
     let attempt = TimeoutConfig::builder().operation_attempt_timeout(attempt);
     let set = timeouts.map(TimeoutConfig::to_builder).unwrap_or_default();

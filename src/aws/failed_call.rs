@@ -1,4 +1,4 @@
-//! A call that failed: what was asked, of which service, and what an operator can do about it.
+//! Failed AWS calls: the task, the service, and what an operator can do about the failure.
 
 use std::error::Error;
 use std::fmt;
@@ -10,9 +10,10 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use super::Place;
 use crate::failure::{BoxError, chain, text};
 
-/// A call of an AWS service that failed.
+/// A failed call of an AWS service.
 ///
-/// Its text has the task, the place and the operation, and for a failure that only an operator can fix, what to do:
+/// The text states the task, the place and the operation. For a failure that only an operator can fix, it
+/// also states what to do:
 /// `cannot list the shards of "orders" in us-east-1 (ListShards): access denied; the role needs kinesis:ListShards`.
 #[derive(Debug)]
 pub(crate) struct FailedCall {
@@ -25,7 +26,7 @@ pub(crate) struct FailedCall {
     source: BoxError,
 }
 
-/// What is known about the reason.
+/// The known cause of a failed call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
     NoRegion,
@@ -39,7 +40,8 @@ enum Cause {
 }
 
 impl FailedCall {
-    /// Describes a failed call. `task` completes the sentence "cannot …"; `action` is the IAM action that the call needs.
+    /// Describes a failed call. `task` completes the sentence "cannot …"; `action` is the IAM action that the
+    /// call needs.
     pub(crate) fn new<E, R>(
         place: &Place,
         task: impl Into<String>,
@@ -71,7 +73,7 @@ impl FailedCall {
         Self::find(error).is_some_and(|call| call.cause != Cause::Other)
     }
 
-    /// Returns the error code of the service.
+    /// Returns the service's error code.
     pub(crate) fn code<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a str> {
         Self::find(error)?.code.as_deref()
     }
@@ -82,7 +84,7 @@ impl FailedCall {
 
     fn operation(&self) -> &'static str {
         match self.action {
-            // The only call whose permission has another name.
+            // This is the only call whose permission has another name.
             "s3:ListBucket" => "HeadBucket",
             action => action.split_once(':').map_or(action, |(_, operation)| operation),
         }
@@ -153,7 +155,8 @@ impl fmt::Display for FailedCall {
 impl Error for FailedCall {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         let error: &(dyn Error + 'static) = &*self.source;
-        // An operation's error has the text of the exception that it holds, which would be printed twice.
+        // An operation's error repeats the text of the exception that it contains, which would be printed
+        // twice.
         match error.source() {
             Some(exception) if text(exception) == text(error) => Some(exception),
             _ => Some(error),

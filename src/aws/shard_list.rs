@@ -10,17 +10,17 @@ use crate::aws::Located;
 use crate::failure::BoxError;
 use crate::sabotage::Sabotage;
 
-/// Counts the answers of GetRecords that are those of a shard's end, with no record in between. Kinesis names the child
-/// shards at the end of a shard. Emulators of Kinesis may not: there several such answers, and a listing that has the shard
-/// as closed, are the proof.
+/// Counts the answers of GetRecords that claim the end of a shard, with no record in between. Kinesis names
+/// the child shards at the end of a shard. Emulators of Kinesis may not name them: there the proof is several
+/// such answers, and a listing that shows the shard as closed.
 #[derive(Debug, Default)]
 pub(crate) struct EndAnswers(u32);
 
 impl EndAnswers {
-    /// How many are a proof.
+    /// The number of answers that are a proof.
     const ENOUGH: u32 = 3;
 
-    /// Notes an answer. `is_complete`: it has no records, and states how far behind the tip it is.
+    /// Counts an answer. `is_complete`: the answer has no records, and states how far behind the tip it is.
     pub(crate) fn note(&mut self, is_empty: bool, is_complete: bool, has_next_iterator: bool) {
         if !is_empty {
             self.0 = 0;
@@ -34,22 +34,22 @@ impl EndAnswers {
     }
 }
 
-/// Why an answer is no list. The next may be one.
+/// The reason why an answer is not a valid listing. The next answer may be one.
 #[derive(Debug, thiserror::Error)]
 enum ListError {
-    /// No page lists a shard. A stream that is being created has none yet, and no other stream is without.
+    /// No page lists a shard. A stream that is being created has no shards yet; every other stream has.
     #[error("ListShards returned no shards")]
     Empty,
-    /// A page names a next page that was read already, so that there is no last one.
+    /// A page names a next page that was already read, so the listing has no last page.
     #[error("ListShards returned the same page token twice")]
     Repeated,
 }
 
-/// Lists the shards of a stream, each once, in the order of their names: a child's name is higher than its parents'.
+/// Lists the shards of a stream, each once, sorted by name: a child's name sorts after its parents' names.
 ///
 /// # Errors
 ///
-/// A call fails, the stream has no shards, or there is no last page.
+/// Returns an error if a call fails, the stream has no shards, or the listing has no last page.
 pub(crate) async fn list_shards(client: &Located<Client>, stream: &StreamId) -> Result<Vec<Shard>, BoxError> {
     let (name, arn) = stream.name_or_arn();
     let mut shards: Vec<Shard> = Vec::new();
@@ -59,7 +59,7 @@ pub(crate) async fn list_shards(client: &Located<Client>, stream: &StreamId) -> 
     loop {
         let call = client.list_shards();
         let call = match &next {
-            // The token names the stream.
+            // The token identifies the stream.
             Some(token) => call.next_token(token),
             None => call.set_stream_name(name.clone()).set_stream_arn(arn.clone()),
         };
@@ -87,19 +87,19 @@ pub(crate) async fn list_shards(client: &Located<Client>, stream: &StreamId) -> 
     }
 }
 
-/// Returns whether a shard takes records, as far as the listing says.
+/// Returns true if the listing shows that a shard takes records.
 pub(crate) fn is_open(shard: &Shard) -> bool {
     let numbers = shard.sequence_number_range();
     numbers.is_some_and(|numbers| numbers.ending_sequence_number().is_none())
 }
 
-/// Returns the shards that a shard came of.
+/// Returns the names of a shard's parents.
 pub(crate) fn parents(shard: &Shard) -> impl Iterator<Item = &str> {
     let parents = [shard.parent_shard_id(), shard.adjacent_parent_shard_id()];
     parents.into_iter().flatten()
 }
 
-/// Returns whether a shard takes no more records.
+/// Returns true if the listing shows that a shard takes no more records.
 pub(crate) fn is_closed(shard: &Shard) -> bool {
     let numbers = shard.sequence_number_range();
     numbers.is_some_and(|numbers| numbers.ending_sequence_number().is_some())

@@ -1,4 +1,4 @@
-//! Reads a shard up to its tip, as a tool does that checks the shard while consumers read it.
+//! Reads a shard up to its tip, for tools that check the shard while consumers read it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,37 +15,38 @@ use crate::failure::BoxError;
 use crate::record::{InvalidSequenceNumber, Record, Source};
 use crate::wall_clock;
 
-/// Of five calls of a kind that a shard takes in a second (Kinesis API reference) the others may want some.
+/// The pause between calls. A shard takes five calls of a kind per second (Kinesis API reference), and other
+/// readers need some of them.
 pub(crate) const PAUSE: Duration = Duration::from_millis(250);
 
-/// The most answers in a row that say neither that there is more nor that there is no more.
+/// The maximum number of answers in a row that prove neither more records nor the end.
 const DOUBTS: u32 = 5;
 
-/// The pages of a shard, from an iterator on.
+/// The pages of a shard, starting at an iterator.
 pub(crate) struct ShardPages {
     client: Located<Client>,
     stream: StreamId,
     shard: String,
-    /// None at the shard's end or tip.
+    /// The next iterator; `None` at the shard's end or tip.
     iterator: Option<String>,
     /// The sequence number of the last record of a page.
     last: Option<String>,
-    /// The most records of a page, if there are to be fewer than fit.
+    /// The maximum number of records per page; `None` for as many as fit.
     limit: Option<i32>,
     next_call: Instant,
     doubts: u32,
-    /// How many answers were those of a shard's end, with no record in between.
+    /// The answers that claim the shard's end, with no record in between.
     ends: EndAnswers,
 }
 
-/// Some of its records, or none.
+/// A page of the shard's records, possibly empty.
 pub(crate) struct Page {
     pub(crate) records: Vec<types::Record>,
-    /// What arrived later may not be in it.
+    /// The time of the request. The page may lack records that arrived later.
     pub(crate) asked_at: SystemTime,
 }
 
-/// A page cannot be read. It can be asked for again.
+/// A page could not be read. The caller can request it again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PageError {
     #[error("shard {shard} cannot be read")]
@@ -60,7 +61,7 @@ pub(crate) enum PageError {
 }
 
 impl PageError {
-    /// The error code of the service.
+    /// Returns the service's error code.
     pub(crate) fn code(&self) -> Option<&str> {
         match self {
             PageError::Call { code, .. } => code.as_deref(),
@@ -89,8 +90,8 @@ impl ShardPages {
         }
     }
 
-    /// In small pages, for a reader that hardly needs more than the first: a large one takes what a shard gives in
-    /// seconds.
+    /// Limits the records per page, for a reader that rarely needs more than the first page. A large page
+    /// takes the shard's read throughput of several seconds.
     pub(crate) fn limit(self, records: i32) -> Self {
         ShardPages {
             limit: Some(records),
@@ -102,7 +103,7 @@ impl ShardPages {
         &self.shard
     }
 
-    /// The next one; `None` at the shard's end or tip. After an error it can be asked for again.
+    /// Returns the next page; `None` at the shard's end or tip. After an error the caller can call again.
     pub(crate) async fn next(&mut self) -> Result<Option<Page>, PageError> {
         let Some(iterator) = self.iterator.clone() else {
             return Ok(None);
@@ -127,13 +128,14 @@ impl ShardPages {
             self.last = Some(last.sequence_number.clone());
         }
         let is_empty = page.records.is_empty();
-        // `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a closed shard.
+        // The answer `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a
+        // closed shard.
         let is_complete = is_empty && page.millis_behind_latest.is_some();
         self.ends
             .note(is_empty, is_complete, page.next_shard_iterator.is_some());
         let has_children = !page.child_shards().is_empty();
         self.iterator = match page.next_shard_iterator {
-            // Only the child shards, or the number of the last record, prove that a shard has ended.
+            // Only child shards, or an ending sequence number in the listing, prove that a shard has ended.
             None if has_children => None,
             None => match is_complete && self.ends.are_enough() && self.is_listed_as_closed().await? {
                 true => None,
@@ -141,13 +143,13 @@ impl ShardPages {
                     self.doubt()?;
                     Some(match self.last {
                         Some(_) => self.after_last().await?,
-                        // No record came of it, so that it begins at the same place.
+                        // The iterator returned no record, so it still points to the same place.
                         None => iterator,
                     })
                 }
             },
-            // An empty page of a shard that is behind says nothing: the next may be full. Nor does one with records at
-            // the tip say that they are the last.
+            // An empty page behind the tip proves nothing: the next page may be full. A page with records at
+            // the tip does not prove that they are the last ones.
             Some(next) => match page.millis_behind_latest {
                 Some(0) if is_empty => None,
                 None if is_empty => {
@@ -220,7 +222,7 @@ impl ShardPages {
     }
 }
 
-/// A record of a page.
+/// Converts a record of a page into a [`Record`].
 pub(crate) fn record(source: &Arc<Source>, read: types::Record) -> Result<Record, InvalidSequenceNumber> {
     let number = read.sequence_number.try_into()?;
     let mut builder = Record::read_from(source.clone(), number).payload(read.data.into_inner());

@@ -1,4 +1,4 @@
-//! A DynamoDB table: whether it is there and not another program's, and its items by their keys.
+//! DynamoDB tables: checks and creates a table, and reads its items by key.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -15,23 +15,24 @@ use super::Located;
 use crate::failure::BoxError;
 use crate::protection::Backoff;
 
-/// Between looks at a table that is being made.
+/// The delay between checks of a table that is being created, and between reads of unprocessed keys.
 const LOOKS: Backoff = Backoff::exponential()
     .base(Duration::from_millis(20))
     .cap(Duration::from_secs(1));
 
-/// The most keys that BatchGetItem takes (DynamoDB API reference).
+/// The maximum number of keys that BatchGetItem takes (DynamoDB API reference).
 pub(crate) const MOST_KEYS: usize = 100;
-/// How often in a row DynamoDB may process none of the keys.
+/// The number of calls in a row without a processed key after which a read fails.
 const THROTTLED: u32 = 5;
 
 pub(crate) type Item = HashMap<String, AttributeValue>;
 
-/// Returns the items of these keys, by key; at most [`MOST_KEYS`]. Keys that DynamoDB does not process are asked for again.
+/// Returns the items of these keys, by key; at most [`MOST_KEYS`] keys. Keys that DynamoDB does not process
+/// are requested again.
 ///
 /// # Errors
 ///
-/// A call fails, or DynamoDB processes none of the keys several times in a row.
+/// Returns an error if a call fails, or if DynamoDB processes none of the keys several times in a row.
 pub(crate) async fn get_items(
     client: &Located<Client>,
     table: &str,
@@ -39,7 +40,7 @@ pub(crate) async fn get_items(
     keys: impl IntoIterator<Item = &str>,
 ) -> Result<HashMap<String, Item>, BoxError> {
     let name = |item: &Item| Some(item.get(key)?.as_s().ok()?.clone());
-    // A key that is asked for twice is an error to DynamoDB.
+    // DynamoDB rejects a request that names a key twice.
     let keys: BTreeSet<&str> = keys.into_iter().collect();
     let keys = keys.into_iter();
     let mut left: Vec<Item> = keys
@@ -74,7 +75,9 @@ pub(crate) async fn get_items(
         } else {
             refusals += 1;
             if refusals >= THROTTLED {
-                return Err(format!("the reads of the table {table:?} are throttled").into());
+                return Err(
+                    format!("reads of the table {table:?} are throttled; raise its read capacity").into(),
+                );
             }
         }
         if !left.is_empty() {
@@ -84,13 +87,13 @@ pub(crate) async fn get_items(
     Ok(found)
 }
 
-/// Why a table cannot be used.
+/// The reason why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TableError {
     /// A call failed, or the table is not ready.
     #[error(transparent)]
     Unavailable(#[from] BoxError),
-    /// The table is another program's.
+    /// The table belongs to another program.
     #[error("the table {name:?} is not a {what}: its key is {keys:?}, not {key:?}; choose another name")]
     OfAnotherKind {
         name: String,
@@ -100,8 +103,8 @@ pub(crate) enum TableError {
     },
 }
 
-/// Waits until the table can be used, and creates it if there is none, with rows of this key. Returns whether it did.
-/// `what`: the kind of table, for an error.
+/// Waits until the table is usable, and creates a missing table with this key. Returns true if this call
+/// created the table. `what` names the kind of table in errors.
 pub(crate) async fn wait_for(
     client: &Located<Client>,
     name: &str,
@@ -141,7 +144,7 @@ pub(crate) async fn wait_for(
     Ok(made)
 }
 
-/// A table of another program must not get rows of ours.
+/// Refuses the table of another program, which must not get rows of redrive.
 fn check(
     name: &str,
     (what, key): (&'static str, &'static str),
@@ -159,7 +162,7 @@ fn check(
     }
 }
 
-/// Whether it was not there.
+/// Creates the table. Returns false if another process is creating it.
 async fn create(client: &Located<Client>, name: &str, key: &str) -> Result<bool, BoxError> {
     let schema = KeySchemaElement::builder()
         .attribute_name(key)
@@ -177,7 +180,6 @@ async fn create(client: &Located<Client>, name: &str, key: &str) -> Result<bool,
         .await;
     match created {
         Ok(_) => Ok(true),
-        // Another process is making it.
         Err(error) if error.code() == Some("ResourceInUseException") => Ok(false),
         Err(error) => {
             let failed = client.failed(

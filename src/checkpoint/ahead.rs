@@ -1,22 +1,23 @@
-//! What is settled ahead of a checkpoint, so that a restart repeats almost nothing.
+//! The records that are settled ahead of a checkpoint, so that a restart repeats almost nothing.
 //!
-//! Kept as its opposite: the last record settled, and the holes before it that are not. Both are named
-//! by sequence number, never counted: whatever was trimmed from the stream meanwhile, a record is only
-//! skipped if it is one that was settled.
+//! The list stores the opposite: the last settled record, and the holes of unsettled records before it.
+//! Sequence numbers name them; nothing is counted. A restart therefore skips only records that were settled,
+//! whatever was trimmed from the stream meanwhile.
 
 use crate::record::{Position, Record, SequenceNumber};
 
 /// A record's place: sequence and sub-sequence number.
 type Place = (SequenceNumber, u64);
 
-/// The records that are settled although one before them is not.
+/// The records that are settled although an earlier record is not.
 ///
-/// Written in the same conditional write as its checkpoint, carries that checkpoint's position, and is
-/// used only if the row still holds exactly that. Otherwise it is dropped: repeating is safe, skipping
-/// is not.
+/// The store writes the list in the same conditional write as its checkpoint. The list carries that
+/// checkpoint's position, and a restart uses the list only if the row still has exactly that position.
+/// Otherwise the list is dropped: repeating a record is safe, skipping one is not.
 ///
-/// It has [`MAX_BYTES`](SettledAhead::MAX_BYTES) at most, so that it fits beside any checkpoint: where there are too
-/// many holes it ends at one of them, and what is settled behind that is repeated after a restart.
+/// The list takes at most [`MAX_BYTES`](SettledAhead::MAX_BYTES), so that it fits into a row with any
+/// checkpoint. A list with too many holes ends at one of them. After a restart, the settled records behind
+/// that hole are repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettledAhead {
     base: Position,
@@ -25,10 +26,11 @@ pub struct SettledAhead {
 }
 
 impl SettledAhead {
-    /// The most bytes that [`to_bytes`](SettledAhead::to_bytes) gives of one that the pipeline has made.
+    /// The maximum number of bytes that [`to_bytes`](SettledAhead::to_bytes) returns for a list that the
+    /// pipeline has built.
     pub const MAX_BYTES: usize = 4 * 1024;
 
-    /// Collects the unsettled records behind `base`, in their order; see [`AheadBuilder`].
+    /// Returns a builder that collects the unsettled records behind `base`, in their order.
     pub(crate) fn builder(base: Position) -> AheadBuilder {
         AheadBuilder {
             base,
@@ -36,12 +38,12 @@ impl SettledAhead {
         }
     }
 
-    /// The checkpoint that it belongs to.
+    /// Returns the position of the checkpoint that the list belongs to.
     pub fn base(&self) -> &Position {
         &self.base
     }
 
-    /// Whether this record is settled.
+    /// Returns true if this record is settled.
     pub fn covers(&self, record: &Record) -> bool {
         let place = (record.sequence_number(), record.sub_sequence_number());
         if place > as_ref(&self.through) {
@@ -53,17 +55,17 @@ impl SettledAhead {
             .is_none_or(|(first, _)| place < as_ref(first))
     }
 
-    /// Whether the record lies past everything that it knows.
+    /// Returns true if the record is behind the end of the list.
     pub(crate) fn ends_before(&self, record: &Record) -> bool {
         (record.sequence_number(), record.sub_sequence_number()) > as_ref(&self.through)
     }
 
-    /// Whether it knows nothing past this record.
+    /// Returns true if the list ends at this record or before it.
     pub(crate) fn ends_at(&self, record: &Record) -> bool {
         as_ref(&self.through) <= (record.sequence_number(), record.sub_sequence_number())
     }
 
-    /// So many of its holes, and an end at the next one.
+    /// Returns a list with the first `holes` holes that ends at the next hole.
     fn cut(&self, holes: usize) -> SettledAhead {
         let end = self.holes[holes].0.clone();
         let mut holes = self.holes[..holes].to_vec();
@@ -75,18 +77,18 @@ impl SettledAhead {
         }
     }
 
-    /// The first record that is not settled, if there is one.
+    /// Returns the sequence number of the first unsettled record, if the list has a hole.
     pub fn first_hole(&self) -> Option<&SequenceNumber> {
         self.holes.first().map(|(first, _)| &first.0)
     }
 
-    /// How many runs of unsettled records it steps over.
+    /// Returns the number of holes, which are runs of unsettled records inside the list.
     pub fn holes(&self) -> usize {
         self.holes.len()
     }
 
-    /// A compact form. Neighbours share most of their leading digits, so each number is written as
-    /// what differs from the one before.
+    /// Encodes the list in a compact form. Neighbours share most leading digits, so each sequence number is
+    /// written as the digits that differ from the previous one.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         let mut last: &str = "";
@@ -113,7 +115,7 @@ impl SettledAhead {
         out
     }
 
-    /// Reads what [`to_bytes`](SettledAhead::to_bytes) wrote.
+    /// Decodes bytes that [`to_bytes`](SettledAhead::to_bytes) has written.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidAhead> {
         let mut input = Input {
             bytes,
@@ -157,12 +159,12 @@ impl SettledAhead {
 
 const VERSION: u8 = 1;
 
-/// Bytes that are no [`SettledAhead`], or one of a newer version.
+/// The bytes are not a [`SettledAhead`], or come from a newer version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a list of what is settled ahead of a checkpoint")]
+#[error("not a list of records settled ahead of a checkpoint")]
 pub struct InvalidAhead;
 
-/// Collects an [`SettledAhead`] while walking a window from its oldest record to its newest.
+/// Builds a [`SettledAhead`] while the pipeline walks a window from its oldest record to its newest.
 #[derive(Debug)]
 pub(crate) struct AheadBuilder {
     base: Position,
@@ -170,19 +172,19 @@ pub(crate) struct AheadBuilder {
 }
 
 impl AheadBuilder {
-    /// The records from `first` to `last` are unsettled, one after the other.
+    /// Adds a hole: the records from `first` to `last`, which follow each other, are unsettled.
     pub(crate) fn hole(&mut self, first: &Record, last: &Record) {
         self.holes.push((place(first), place(last)));
     }
 
-    /// Everything else up to and including `read` is settled, and behind it what an earlier run knew: that
-    /// has not been read again yet.
+    /// Finishes the list: every other record up to and including `read` is settled. Behind `read` the list of
+    /// an earlier run still applies, because this run has not read those records yet.
     pub(crate) fn settled_as_before(mut self, read: Option<&Record>, before: &SettledAhead) -> SettledAhead {
         let read = read.map(place);
         for (first, last) in &before.holes {
             let first = match &read {
                 Some(read) if last <= read => continue,
-                // The hole begins with whatever comes next.
+                // This run has read the first part of the hole: the rest begins with the next record.
                 Some((sequence, sub)) if first <= &(sequence.clone(), *sub) => (sequence.clone(), sub + 1),
                 _ => first.clone(),
             };
@@ -192,7 +194,7 @@ impl AheadBuilder {
         self.bounded(through)
     }
 
-    /// Everything else up to and including this record is settled.
+    /// Finishes the list: every other record up to and including `record` is settled.
     pub(crate) fn settled_through(self, record: &Record) -> SettledAhead {
         self.bounded(place(record))
     }
@@ -203,7 +205,7 @@ impl AheadBuilder {
             through,
             holes: self.holes,
         };
-        // Most need not be written to know.
+        // For most lists the maximum size per hole shows that they fit, without encoding them.
         let few = whole.holes.len() * MAX_HOLE_BYTES + MAX_HEAD_BYTES <= SettledAhead::MAX_BYTES;
         if few || whole.to_bytes().len() <= SettledAhead::MAX_BYTES {
             return whole;
@@ -220,7 +222,7 @@ impl AheadBuilder {
     }
 }
 
-/// Two places of 129 digits, and their lengths.
+/// The maximum encoded size of a hole: two places of 129 digits, and their lengths.
 const MAX_HOLE_BYTES: usize = 2 * (SequenceNumber::MAX_DIGITS + 14);
 const MAX_HEAD_BYTES: usize = 2 + MAX_HOLE_BYTES + 10;
 
@@ -246,7 +248,7 @@ fn put_place<'a>(out: &mut Vec<u8>, last: &mut &'a str, sequence: &'a SequenceNu
     *last = digits;
 }
 
-/// LEB128, as protobuf writes its integers.
+/// Writes a number in LEB128, as protobuf writes its integers.
 fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
@@ -307,7 +309,7 @@ mod tests {
             .build()
     }
 
-    /// Settled or not, in order, beginning behind the base.
+    /// Builds the list for records that are settled or not, in order, starting behind the base.
     fn ahead(settled: &[bool]) -> Option<SettledAhead> {
         let records: Vec<Record> = (0..settled.len() as u64)
             .map(|i| record(95 + i / 3, i % 3))
@@ -366,7 +368,7 @@ mod tests {
             assert!(bytes.len() <= SettledAhead::MAX_BYTES, "{}", bytes.len());
             assert_eq!(SettledAhead::from_bytes(&bytes), Ok(ahead.clone()));
             assert_eq!(ahead.holes() as u64 == count, whole, "{}", ahead.holes());
-            assert!(ahead.holes() > 240, "as many as there is room for");
+            assert!(ahead.holes() > 240, "the list has as many holes as fit");
             let end = (ahead.holes() as u64) * 10 + u64::from(whole) * 9;
             for number in 1..count * 10 + 20 {
                 let is_hole = (number >= 10 && number % 10 <= 4) || number > count * 10 + 9;

@@ -1,4 +1,4 @@
-//! Shards that several processes share: one of them holds each, and shows that it lives.
+//! Leases: one of several processes owns a shard, and renews its lease while it lives.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,47 +9,50 @@ use async_trait::async_trait;
 use super::{Checkpoint, CheckpointError, ShardKey};
 use crate::record::ShardId;
 
-/// What a store can do whose shards several processes share.
+/// The leases of a store whose shards several processes share.
 ///
-/// A shard is *held* by at most one of them, which [renews](Leases::renew) it while it lives. Whoever has not
-/// renewed it for the [failover time](Leases::failover_time) has left it to the others. Nobody takes a shard
-/// from a holder that lives, unless an operator [has it so](Leases::seize).
+/// At most one store *owns* a shard, and [renews](Leases::renew) its lease while its process lives. An owner
+/// that has not renewed for the [failover time](Leases::failover_time) loses the shard to the others. No
+/// store takes a shard from a living owner, unless an operator [forces it](Leases::seize).
 ///
-/// What an implementation promises:
-/// - One that this store does not hold is not written to: [`CheckpointError::LeaseLost`], from
-///   [`save`](super::CheckpointStore::save) as well. Not even by a call that was cancelled and arrives late.
-/// - Time is measured on this machine's monotonic clock. No process trusts the wall clock of another.
-/// - Two stores, of one process or of two, are never taken for the same holder.
+/// An implementation makes these promises:
+/// - A write to a shard that this store does not own fails with [`CheckpointError::LeaseLost`], also in
+///   [`save`](super::CheckpointStore::save). The same holds for a call that was cancelled and arrives late.
+/// - The store measures time on this machine's monotonic clock. No process trusts the wall clock of another.
+/// - Two stores, in one process or in two, never count as the same owner.
 #[async_trait]
 pub trait Leases: Send + Sync + fmt::Debug {
-    /// Who has not renewed a shard for so long holds it no more.
+    /// Returns the time without a renewal after which an owner loses its shard.
     fn failover_time(&self) -> Duration;
 
-    /// Makes rows for shards that have none. A row that is there stays as it is.
+    /// Creates rows for shards that have none. An existing row stays as it is.
     ///
-    /// In this order: no row is made before those of its parents that are listed before it.
+    /// The store keeps the order of `shards`: a row comes after the rows of the parents that precede it in
+    /// `shards`.
     async fn create(&self, shards: &[NewShard]) -> Vec<Result<(), CheckpointError>>;
 
-    /// Takes those that nobody holds, and those whose holder has been seen to do nothing for the failover time:
-    /// to see that takes two calls.
+    /// Takes each shard that has no owner, or whose owner has done nothing for the failover time. The store
+    /// needs two calls to see that an owner does nothing.
     async fn take(&self, shards: &[ShardKey]) -> Vec<Result<LeaseOutcome, CheckpointError>>;
 
-    /// Who holds each of them, without taking any. `None`: nobody, or it has no row. It counts as a look, as
-    /// [`take`](Leases::take) needs two.
+    /// Returns the owner of each shard without taking it; `None` if the shard has no owner or no row. This
+    /// call counts as one of the two that [`take`](Leases::take) needs to see that an owner does nothing.
     async fn holders(&self, shards: &[ShardKey]) -> Vec<Result<Option<Holder>, CheckpointError>>;
 
-    /// Takes a shard whoever holds it, also one that is settled to its end: for an operator who says so. The holder
-    /// learns of it at its next write, as of any lost lease. Never [`LeaseOutcome::Elsewhere`] nor [`LeaseOutcome::Ended`].
+    /// Takes a shard from any owner, even a shard that is settled to its end. Callers use it when an operator
+    /// asks for it, and for the ended row of an earlier stream of the same name. The previous owner notices
+    /// at its next write, as with any lost lease. Never returns [`LeaseOutcome::Elsewhere`] or
+    /// [`LeaseOutcome::Ended`].
     async fn seize(&self, shard: &ShardKey) -> Result<LeaseOutcome, CheckpointError>;
 
-    /// Shows that the holder of this shard lives.
+    /// Renews the lease of this shard, which shows the other processes that the owner lives.
     async fn renew(&self, shard: &ShardKey) -> Result<Renewal, CheckpointError>;
 
-    /// Notes beside a shard that is held which shards came of it.
+    /// Stores the names of the shard's children in its row. This store must own the shard.
     async fn name_children(&self, shard: &ShardKey, children: &[ShardId]) -> Result<(), CheckpointError>;
 
-    /// Lets another take the shard at once; hands it over to the one that has asked for it. Nothing, if it is not
-    /// held.
+    /// Releases the shard, so that another worker can take it at once. If a worker has requested the shard,
+    /// this call hands the shard over to that worker. Does nothing if this store does not own the shard.
     async fn give_up(&self, shard: &ShardKey) -> Result<(), CheckpointError>;
 }
 
@@ -59,18 +62,18 @@ const _: Option<&dyn Leases> = None;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NewShard {
-    /// Whose.
+    /// The key of the shard's row.
     pub key: ShardKey,
-    /// Where it begins.
+    /// The checkpoint at which the shard starts.
     pub checkpoint: Checkpoint,
-    /// The shards that it came of.
+    /// The parent shards, which were split or merged into this shard.
     pub parents: Vec<ShardId>,
-    /// The hash keys that it holds, where they are known.
+    /// The range of hash keys that the shard takes, if known.
     pub hash_keys: Option<RangeInclusive<u128>>,
 }
 
 impl NewShard {
-    /// One without parents, of which no more is known.
+    /// Creates a shard without parents, whose range of hash keys is unknown.
     pub fn new(key: ShardKey, checkpoint: Checkpoint) -> Self {
         NewShard {
             key,
@@ -81,18 +84,18 @@ impl NewShard {
     }
 }
 
-/// Who holds a shard.
+/// The owner of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// Who, in the store's terms.
+    /// The owner's name, in the store's terms.
     pub name: String,
-    /// Another one after each time that it has shown that it lives.
+    /// A number that changes each time the owner shows that it lives.
     pub sign: u64,
 }
 
 impl Holder {
-    /// This one, which has given this sign.
+    /// Creates an owner with this name and this sign of life.
     pub fn new(name: impl Into<String>, sign: u64) -> Self {
         Holder {
             name: name.into(),
@@ -101,32 +104,32 @@ impl Holder {
     }
 }
 
-/// What came of the wish to hold a shard.
+/// The outcome of an attempt to take a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseOutcome {
-    /// This store holds it from now on, from here.
+    /// This store owns the shard from now on. The shard continues at this checkpoint.
     Leased(Checkpoint),
-    /// Another holds it.
+    /// Another worker owns the shard.
     Elsewhere {
-        /// Who, in the store's terms.
+        /// The owner's name, in the store's terms.
         owner: String,
     },
-    /// It is settled to its end, and needs no holder.
+    /// The shard is settled to its end and needs no owner.
     Ended,
-    /// It has no row: [create](Leases::create) it.
+    /// The shard has no row: [create](Leases::create) the row first.
     Missing,
 }
 
-/// What came of a renewal.
+/// The outcome of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Renewal {
-    /// The store still holds the shard.
+    /// This store still owns the shard.
     Leased,
-    /// It does, and another waits for it: end, store how far it is settled, and
-    /// [give it up](Leases::give_up).
+    /// This store still owns the shard, and another worker waits for it. Stop reading, store the checkpoint,
+    /// and [give the shard up](Leases::give_up).
     Wanted,
-    /// Another holds it, or its row is gone.
+    /// Another worker owns the shard, or the shard's row is gone.
     Lost,
 }

@@ -1,4 +1,4 @@
-//! A store for tests.
+//! A checkpoint store in memory, for tests.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,15 +8,15 @@ use async_trait::async_trait;
 use super::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::record::ShardId;
 
-/// Keeps checkpoints in memory, where they are lost with the process: a restart begins at the trim
-/// horizon. A clone shares them.
+/// Keeps checkpoints in memory. They are lost with the process: a restart begins at the trim horizon. Clones
+/// share the checkpoints.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     rows: Arc<Mutex<HashMap<ShardKey, Checkpoint>>>,
 }
 
 impl Memory {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Memory::default()
     }

@@ -1,15 +1,15 @@
-//! Where a shard's position is kept: the port that a store implements, and the stores.
+//! Checkpoint stores: the port that a store implements, and this crate's stores.
 //!
 //! | store | for |
 //! |---|---|
-//! | [`Memory`] | tests; a restart begins anew |
+//! | [`Memory`] | tests; a restart loses all checkpoints |
 #![cfg_attr(
     feature = "redb",
-    doc = "| [`Redb`] | one process with a disk that outlives it |"
+    doc = "| [`Redb`] | one process, on a disk that survives restarts |"
 )]
 #![cfg_attr(
     feature = "dynamodb",
-    doc = "| [`DynamoDb`] | several processes, of which one takes over from another; KCL's own lease table |"
+    doc = "| [`DynamoDb`] | several processes that take over each other's shards; KCL's own lease table |"
 )]
 
 use std::borrow::Cow;
@@ -43,24 +43,26 @@ pub use starts::{CrashCount, InFlightRecord, InvalidStarts};
 
 /// Keeps the checkpoints of an application's shards.
 ///
-/// What an implementation promises (one conformance suite checks all of them):
-/// - One result for each shard asked about, in their order.
-/// - `Ok` from [`save`](CheckpointStore::save) only when the checkpoint is durable.
-/// - A checkpoint is written as a whole: position, [`SettledAhead`] and [`CrashCount`] together or nothing.
-/// - [`load`](CheckpointStore::load) returns what was saved last; `None` if nothing ever was.
+/// An implementation makes these promises, which the conformance suite checks:
+/// - [`load`](CheckpointStore::load) and [`save`](CheckpointStore::save) return one result per shard, in the
+///   order of the shards.
+/// - [`save`](CheckpointStore::save) returns `Ok` only when the checkpoint is durable.
+/// - A checkpoint is written as a whole: position, [`SettledAhead`] and [`CrashCount`] together, or nothing.
+/// - [`load`](CheckpointStore::load) returns the last saved checkpoint; `None` if none was ever saved.
 #[async_trait]
 pub trait CheckpointStore: Send + Sync + fmt::Debug {
-    /// What is stored for each of these shards.
+    /// Returns the checkpoint of each of these shards; `None` for a shard without one.
     async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>>;
 
     /// Stores a checkpoint for each of these shards.
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>>;
 
-    /// Returns all shards of this application and stream that have a checkpoint, also those that the stream no longer
-    /// lists. Called once when a consumer starts: it tells an application that starts for the first time from one that was
-    /// down while its shards were split, merged and trimmed.
+    /// Returns all shards of this application and stream that have a checkpoint, including shards that the
+    /// stream no longer lists. A consumer calls this once when it starts. The result distinguishes an
+    /// application that starts for the first time from one that was down while its shards were split, merged
+    /// and trimmed.
     ///
-    /// Checkpoints that cannot be understood are left out. Default: `None`, the store cannot tell.
+    /// The store omits unreadable checkpoints. Default: `None`, the store cannot list its shards.
     async fn list(
         &self,
         _application: &str,
@@ -69,17 +71,18 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// How often a shard that makes progress is written at most. Default: once a second.
+    /// Returns the minimum time between two writes of a shard that makes progress. Default: 1 s.
     fn write_interval(&self) -> Duration {
         Duration::from_secs(1)
     }
 
-    /// What the store is called in logs, without anything secret. Default: the type's name.
+    /// Returns the store's name for logs, without secrets. Default: the type's name.
     fn name(&self) -> Cow<'_, str> {
         Cow::Borrowed(std::any::type_name::<Self>())
     }
 
-    /// How its shards are shared, if several processes may use it at once. Default: `None`, they may not.
+    /// Returns the store's leases, if several processes can share its shards. Default: `None`, only one
+    /// process may use the store.
     fn leases(&self) -> Option<&dyn Leases> {
         None
     }
@@ -118,7 +121,8 @@ impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {
     }
 }
 
-/// Whose checkpoint: two applications on one stream never share one.
+/// The key of a checkpoint: application, stream and shard. Two applications on one stream never share a
+/// checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct ShardKey {
@@ -131,7 +135,7 @@ pub struct ShardKey {
 }
 
 impl ShardKey {
-    /// This application's place in this shard.
+    /// Creates the key of this application's checkpoint for this shard.
     pub fn new(application: impl Into<Arc<str>>, stream: impl Into<Arc<str>>, shard: ShardId) -> Self {
         ShardKey {
             application: application.into(),
@@ -141,7 +145,7 @@ impl ShardKey {
     }
 }
 
-/// How far a shard is settled.
+/// The position up to which a shard is settled, with the facts that a restart needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     position: Position,
@@ -150,12 +154,12 @@ pub struct Checkpoint {
     read_until: Option<u64>,
     /// Milliseconds since 1970.
     stream_created: Option<u64>,
-    /// On the heap, as there hardly ever are any.
+    /// Boxed, because hardly any checkpoint has these.
     starts: Option<Box<CrashCount>>,
 }
 
 impl Checkpoint {
-    /// Everything up to and including this position is settled.
+    /// Creates a checkpoint: every record up to and including `position` is settled.
     pub fn at(position: Position) -> Self {
         Checkpoint {
             position,
@@ -166,38 +170,42 @@ impl Checkpoint {
         }
     }
 
-    /// Sets the creation time of the stream that the position belongs to. A stream that is deleted and created again under
-    /// the same name has another one, and the position means nothing there. Kept in whole milliseconds.
+    /// Sets the creation time of the stream that the position belongs to, in whole milliseconds. A stream
+    /// that is deleted and created again under the same name has another creation time, and the position
+    /// means nothing there.
     #[must_use]
     pub fn with_stream_created(mut self, time: SystemTime) -> Self {
         self.stream_created = Some(millis(time));
         self
     }
 
-    /// Whatever arrived until then was read and is settled. If the position's record is trimmed from the stream
-    /// later, this tells whether others were lost with it. Kept in whole milliseconds.
+    /// Sets the time up to which every arrived record was read and is settled, in whole milliseconds. If the
+    /// position's record is trimmed from the stream later, this time shows whether other records were lost
+    /// with it.
     #[must_use]
     pub fn with_read_until(mut self, time: SystemTime) -> Self {
         self.read_until = Some(millis(time));
         self
     }
 
-    /// And this, ahead of the position. It is kept only if it belongs to that very position: whoever
-    /// moved the position without it (another program on the same table) made it worthless.
+    /// Adds the records that are settled ahead of the position. The list is kept only if its base is exactly
+    /// this position. Another program on the same table may have moved the position without the list, which
+    /// makes the list worthless.
     #[must_use]
     pub fn with_ahead(mut self, ahead: SettledAhead) -> Self {
         self.ahead = (*ahead.base() == self.position).then_some(ahead);
         self
     }
 
-    /// And so many starts did not come past it: see [`CrashCount`].
+    /// Adds the starts that did not get past the position: see [`CrashCount`].
     #[must_use]
     pub fn with_starts(mut self, starts: CrashCount) -> Self {
         self.starts = (!starts.is_none()).then(|| Box::new(starts));
         self
     }
 
-    /// Everything up to the shard's end is settled. Until when it was read stays known: its children begin then.
+    /// Returns the checkpoint of a shard that is settled to its end. `read_until` is kept, because the
+    /// shard's children start at that time.
     #[cfg(feature = "kinesis")]
     pub(crate) fn ended(self) -> Self {
         Checkpoint {
@@ -207,24 +215,24 @@ impl Checkpoint {
         }
     }
 
-    /// Everything up to and including this position is settled.
+    /// Returns the position: every record up to and including the position is settled.
     pub fn position(&self) -> &Position {
         &self.position
     }
 
-    /// The time until which all that had arrived was read and is settled, if that is known.
+    /// Returns the time up to which every arrived record was read and is settled, if known.
     pub fn read_until(&self) -> Option<SystemTime> {
         let millis = Duration::from_millis(self.read_until?);
         UNIX_EPOCH.checked_add(millis)
     }
 
-    /// The creation time of the stream that the position belongs to, if that is known.
+    /// Returns the creation time of the stream that the position belongs to, if known.
     pub fn stream_created(&self) -> Option<SystemTime> {
         let millis = Duration::from_millis(self.stream_created?);
         UNIX_EPOCH.checked_add(millis)
     }
 
-    /// As stores keep it.
+    /// Returns the creation time of the stream in milliseconds since 1970, as stores keep it.
     #[cfg(any(feature = "redb", feature = "dynamodb"))]
     pub(crate) fn stream_created_millis(&self) -> Option<u64> {
         self.stream_created
@@ -236,7 +244,7 @@ impl Checkpoint {
         self
     }
 
-    /// As stores keep it.
+    /// Returns `read_until` in milliseconds since 1970, as stores keep it.
     #[cfg(any(feature = "redb", feature = "dynamodb"))]
     pub(crate) fn read_until_millis(&self) -> Option<u64> {
         self.read_until
@@ -248,12 +256,12 @@ impl Checkpoint {
         self
     }
 
-    /// CrashCount that did not come past it, if there were any.
+    /// Returns the starts that did not get past the position, if there were any.
     pub fn starts(&self) -> Option<&CrashCount> {
         self.starts.as_deref()
     }
 
-    /// What is settled ahead of the position.
+    /// Returns the records that are settled ahead of the position, if there are any.
     pub fn ahead(&self) -> Option<&SettledAhead> {
         self.ahead.as_ref()
     }
@@ -264,14 +272,14 @@ fn millis(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why a checkpoint could not be read or written.
+/// A failure to read or write a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The store does not answer; tried again.
+    /// The store does not answer. redrive retries.
     #[error("the checkpoint store is unavailable")]
     Unavailable(#[source] BoxError),
-    /// No retry helps: the store is another program's, or cannot be opened.
+    /// The store belongs to another program, or cannot be opened. No retry helps.
     #[error("the checkpoint store cannot be used")]
     Unusable(#[source] BoxError),
     /// The store's file is open in another process, or a second time in this one.
@@ -283,35 +291,35 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
     },
-    /// What is stored cannot be understood. Nothing is guessed: the shard does not start.
+    /// The stored checkpoint is unreadable. redrive does not guess: the shard does not start.
     #[error("the checkpoint of shard {shard} is unreadable: {text:?}; fix or delete it")]
     Corrupt {
         /// The shard.
         shard: ShardId,
-        /// What is stored, its first 200 characters.
+        /// The first 200 characters of the stored text.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: BoxError,
     },
-    /// Another process has taken the shard over: nothing more is written for it here.
+    /// Another process has taken over the shard. This store writes nothing more for the shard.
     #[error("the lease of shard {shard} is lost: another worker owns it")]
     LeaseLost {
         /// The shard.
         shard: ShardId,
     },
-    /// The row is of another stream, whose shard has the same name. Nothing is touched.
+    /// The row belongs to a shard of the same name in another stream. redrive leaves the row unchanged.
     #[error("the row of shard {shard} belongs to the stream {stream:?}: give each stream a table of its own")]
     OtherStream {
         /// The shard.
         shard: ShardId,
-        /// The stream that the row is of.
+        /// The stream that the row belongs to.
         stream: String,
     },
 }
 
 impl CheckpointError {
-    /// The store does not answer.
+    /// Creates [`CheckpointError::Unavailable`] from the store's error.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         CheckpointError::Unavailable(error.into())
     }

@@ -16,15 +16,15 @@ use crate::embedded_db::{self, OpenError, blocking};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
-/// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. One process at a
-/// time can open it. A clone shares it.
+/// Keeps checkpoints in a [redb](https://www.redb.org) file, fsynced at every write. Only one process at a
+/// time can open the file. Clones share the open file.
 #[derive(Clone)]
 pub struct Redb {
     database: Arc<Database>,
     path: Arc<PathBuf>,
 }
 
-/// Application, stream, shard → a [`Row`] as JSON, which an operator can read.
+/// Maps application, stream and shard to a [`Row`] as JSON, which an operator can read.
 const TABLE: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("checkpoints");
 
 #[derive(Serialize, Deserialize)]
@@ -43,12 +43,12 @@ struct Row {
 }
 
 impl Redb {
-    /// Opens the file, or makes it (not its folder).
+    /// Opens the file, or creates it. Its folder must exist.
     ///
     /// # Errors
     ///
-    /// [`CheckpointError::InUse`] if another process has the file open, [`CheckpointError::Unusable`] if the file cannot be
-    /// opened or is not a redb database.
+    /// Returns [`CheckpointError::InUse`] if another process has the file open. Returns
+    /// [`CheckpointError::Unusable`] if the file cannot be opened or is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref().to_path_buf();
         let database = embedded_db::open(&path).map_err(|error| match error {
@@ -85,11 +85,11 @@ impl CheckpointStore for Redb {
     ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
         let database = self.database.clone();
         let (application, stream) = (application.to_owned(), stream.to_owned());
-        // One result, of everything.
+        // `blocking` returns a list of results; this list has one result, which contains all rows.
         let work = move || Ok(vec![Ok(list(&database, &application, &stream)?)]);
         let mut listed = blocking(1, work, CheckpointError::unavailable).await;
         let listed = listed.pop();
-        let none = || Err(CheckpointError::unavailable("the file gave no result"));
+        let none = || Err(CheckpointError::unavailable("the database returned no result"));
         listed.unwrap_or_else(none).map(Some)
     }
 
@@ -193,7 +193,7 @@ fn decode(key: &ShardKey, bytes: &[u8]) -> Result<Checkpoint, CheckpointError> {
     Ok(match ahead {
         Some(ahead) => checkpoint.with_ahead(ahead),
         None => {
-            tracing::warn!(shard = %key.shard, "what was settled ahead of the checkpoint cannot be read: those records are repeated");
+            tracing::warn!(shard = %key.shard, "settled-ahead list ignored: unreadable; its records are processed again");
             checkpoint
         }
     })

@@ -1,47 +1,48 @@
-//! What is known, beside a checkpoint, of processes that did not come past it.
+//! The count, stored with a checkpoint, of starts that did not get past that checkpoint.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::record::Position;
 
-/// How often a shard was begun at a checkpoint without coming past it. A process that aborts, overflows its stack or
-/// is killed for its memory leaves no other trace.
+/// The number of times that a shard started at a checkpoint without getting past it. A process that aborts,
+/// overflows its stack or is killed for its memory leaves no other trace.
 ///
-/// As text (`Display`, `FromStr`) it is what stores keep: `2`, or with a record in hand `3 4965…127/0 1`.
+/// Stores keep the count as text (`Display`, `FromStr`): `2`, or with a record in flight `3 4965…127/0 1`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CrashCount {
-    /// CrashCount that began a record, without a checkpoint since that is past the position.
+    /// The number of starts that began a record and stored no later checkpoint past the position.
     pub count: u32,
-    /// The only record that was tried when this was written, where one at a time is.
+    /// The only record in flight when the count was stored, while the consumer processes one record at a
+    /// time.
     pub in_hand: Option<InFlightRecord>,
 }
 
-/// A record that is tried alone.
+/// A record that the consumer processes alone, because it may have crashed the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InFlightRecord {
-    /// The record's.
+    /// The record's position.
     pub position: Position,
-    /// How often it was taken in hand.
+    /// The number of times that processing of the record began.
     pub times: u32,
 }
 
 impl CrashCount {
-    /// So many, with this record in hand.
+    /// Creates a count of starts, with the record in flight if there is one.
     pub fn new(count: u32, in_hand: Option<InFlightRecord>) -> Self {
         CrashCount { count, in_hand }
     }
 
-    /// Whether there is nothing to keep.
+    /// Returns true if there is nothing to store.
     pub fn is_none(&self) -> bool {
         self.count == 0 && self.in_hand.is_none()
     }
 }
 
 impl InFlightRecord {
-    /// This record, so often.
+    /// Creates a record in flight whose processing began `times` times.
     pub fn new(position: Position, times: u32) -> Self {
         InFlightRecord { position, times }
     }
@@ -64,9 +65,9 @@ impl fmt::Display for CrashCount {
     }
 }
 
-/// The text is none of a [`CrashCount`].
+/// The text is not a [`CrashCount`].
 #[derive(Debug, thiserror::Error)]
-#[error("not a count of starts")]
+#[error("not a crash count: expected `COUNT`, or `COUNT SEQUENCE/SUB TIMES`")]
 pub struct InvalidStarts;
 
 impl FromStr for CrashCount {

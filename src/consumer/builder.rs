@@ -1,4 +1,4 @@
-//! How a consumer is put together.
+//! The builder of a consumer, with its defaults.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,24 +16,24 @@ use crate::pipeline::{Capacity, ExpiryPolicy, Pipeline, RecordOrder};
 use crate::protection::retry::seeded_rng;
 use crate::wall_clock;
 
-/// Iterators expire after it (GetShardIterator, Kinesis API reference).
+/// The lifetime of a shard iterator (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 
 /// Builds a [`Consumer`].
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: must be given |
+/// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: mandatory |
 /// | [`ordering`](ConsumerBuilder::ordering) | [`RecordOrder::PartitionKey`] |
 /// | [`starting_position`](ConsumerBuilder::starting_position) | [`StartingPosition::TrimHorizon`] |
 /// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
-/// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard, which is what Kinesis allows all readers of it together |
+/// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard (limit of all its readers) |
 /// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
 /// | [`idle_interval`](ConsumerBuilder::idle_interval) | 1 s |
 /// | [`calls_in_flight`](ConsumerBuilder::calls_in_flight) | 64 |
-/// | [`in_flight`](ConsumerBuilder::in_flight) | 4,096 records a shard |
-/// | [`span`](ConsumerBuilder::span) | 262,144 records a shard |
-/// | [`capacity`](ConsumerBuilder::capacity) | 64 handler calls, 256 MiB |
+/// | [`in_flight`](ConsumerBuilder::in_flight) | 4,096 records for each shard |
+/// | [`span`](ConsumerBuilder::span) | 262,144 records for each shard |
+/// | [`capacity`](ConsumerBuilder::capacity) | 64 processor calls, 256 MiB |
 /// | [`out_of_range_policy`](ConsumerBuilder::out_of_range_policy) | [`OutOfRangePolicy::Deliver`] |
 /// | [`redrive_stamps`](ConsumerBuilder::redrive_stamps) | ignored |
 /// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`DataLossPolicy::Resume`] |
@@ -81,93 +81,95 @@ impl ConsumerBuilder {
         }
     }
 
-    /// Where positions are kept.
+    /// Sets the checkpoint store. Mandatory.
     pub fn checkpoints(mut self, store: impl CheckpointStore + 'static) -> Self {
         self.checkpoints = Some(Arc::new(store));
         self
     }
 
-    /// In which order the records of a shard are processed.
+    /// Sets the order in which the records of a shard are processed.
     pub fn ordering(mut self, ordering: RecordOrder) -> Self {
         self.pipeline = self.pipeline.ordering(ordering);
         self
     }
 
-    /// Where the application begins when it starts for the first time.
+    /// Sets the position at which the application starts for the first time.
     pub fn starting_position(mut self, start: StartingPosition) -> Self {
         self.start = start;
         self
     }
 
-    /// How shards are read. The settings of polling also serve a shard that cannot be subscribed to.
+    /// Sets how shards are read. The polling settings also apply to a shard that cannot be subscribed to.
     pub fn retrieval(mut self, retrieval: Retrieval) -> Self {
         self.retrieval = retrieval;
         self
     }
 
-    /// How often a shard is read at most. Kinesis allows 5 calls a second for each shard, to all its
-    /// readers together: give less where others read as well. At least one in 5 minutes.
+    /// Sets the maximum number of calls per second for a shard. Kinesis allows 5 calls a second for each
+    /// shard, to all its readers together: use less if other applications read the stream. The minimum is one
+    /// call in 5 minutes.
     pub fn calls_per_second(mut self, calls: f64) -> Self {
         self.calls_per_second = calls;
         self
     }
 
-    /// How many records a call asks for at most, 1 to 10,000.
+    /// Sets the maximum number of records that a call asks for, 1 to 10,000.
     pub fn records_per_call(mut self, records: u32) -> Self {
         self.records_per_call = records;
         self
     }
 
-    /// How long a shard that has been read to its tip is left alone.
+    /// Sets the delay before a shard that has been read to its tip is read again.
     pub fn idle_interval(mut self, interval: Duration) -> Self {
         self.idle_interval = interval;
         self
     }
 
-    /// How many reads of different shards are under way at once.
+    /// Sets the maximum number of concurrent read calls for all shards.
     pub fn calls_in_flight(mut self, calls: usize) -> Self {
         self.calls_in_flight = calls;
         self
     }
 
-    /// The most records of a shard that are read and not settled.
+    /// Sets the maximum number of a shard's records that are in flight (read and not settled).
     pub fn in_flight(mut self, records: usize) -> Self {
         self.pipeline = self.pipeline.in_flight(records);
         self
     }
 
-    /// The most records between a shard's watermark and its newest record read.
+    /// Sets the maximum number of records between a shard's watermark and its newest record read.
     pub fn span(mut self, records: usize) -> Self {
         self.pipeline = self.pipeline.span(records);
         self
     }
 
-    /// Handler calls and payload bytes of the process. Give several consumers clones of one to bound
-    /// them together.
+    /// Sets the limits on processor calls and payload bytes of the process. Consumers that get clones of one
+    /// [`Capacity`] share its limits.
     pub fn capacity(mut self, capacity: Capacity) -> Self {
         self.pipeline = self.pipeline.capacity(capacity);
         self
     }
 
-    /// What happens to records that the KPL has aggregated, and that belong to another shard: see
+    /// Sets what happens to records inside a KPL aggregate that belong to another shard: see
     /// [`OutOfRangePolicy`].
     pub fn out_of_range_policy(mut self, policy: OutOfRangePolicy) -> Self {
         self.deaggregator = self.deaggregator.out_of_range_policy(policy);
         self
     }
 
-    /// Reads the stamps with which `redrive replay --stamp` puts dead letters back into the stream, so that a record knows
-    /// where it comes from ([`Record::redriven`](crate::Record::redriven)). Any producer of the stream can write such a
-    /// stamp: enable this only where the producers are trusted.
+    /// Reads the stamps of dead letters that `redrive replay --stamp` put back into the stream. A stamped
+    /// record knows its origin ([`Record::redriven`](crate::Record::redriven)). Any producer of the stream
+    /// can write such a stamp: enable this only if all producers are trusted.
     pub fn redrive_stamps(mut self) -> Self {
         self.deaggregator = self.deaggregator.redrive_stamps();
         self
     }
 
-    /// What happens when a shard has dropped records that were not settled, as they were older than the stream's
-    /// retention. It is reported in any case ([`Event::DataLoss`](crate::observer::Event::DataLoss)).
+    /// Sets what happens when a shard has dropped unsettled records that were older than the stream's
+    /// retention. The consumer reports the loss in any case
+    /// ([`Event::DataLoss`](crate::observer::Event::DataLoss)).
     ///
-    /// Called on the task that reads the shard: it must not block.
+    /// The consumer calls `decide` on its own tasks: the function must not block.
     pub fn on_data_loss(
         mut self,
         decide: impl Fn(&DataLoss) -> DataLossPolicy + Send + Sync + 'static,
@@ -176,40 +178,40 @@ impl ConsumerBuilder {
         self
     }
 
-    /// What becomes of a held record that the stream is about to drop: see [`ExpiryPolicy`].
+    /// Sets what happens to a held record that the stream is about to drop: see [`ExpiryPolicy`].
     pub fn expiry_policy(mut self, on_expiring: ExpiryPolicy) -> Self {
         self.pipeline = self.pipeline.expiry_policy(on_expiring);
         self
     }
 
-    /// How often the consumer asks Kinesis for the stream's retention and creation time while it runs. The time
-    /// between two calls varies between half of the interval and all of it, so that processes do not ask together. Kinesis allows 20 calls of `DescribeStreamSummary` a second
-    /// per account. At least 1 ms.
+    /// Sets how often a running consumer asks Kinesis for the stream's retention and creation time. Each
+    /// delay is between half of the interval and all of it, so that processes do not ask at the same time.
+    /// Kinesis allows 20 calls of `DescribeStreamSummary` a second per account. The minimum is 1 ms.
     pub fn refresh_interval(mut self, interval: Duration) -> Self {
         self.refresh_interval = interval;
         self
     }
 
-    /// How long a shutdown may take. A fifth of it, 4 s at most, is kept for the last checkpoints and
-    /// for giving up the leases.
+    /// Sets the time limit of a shutdown. A fifth of it, at most 4 s, is reserved for the last checkpoints
+    /// and the release of leases.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
         self
     }
 
-    /// Makes the jitter repeatable.
+    /// Sets the seed of the jitter, which makes delays repeatable.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// The consumer, or what is wrong with its settings.
+    /// Validates the settings and creates the consumer.
     pub fn build(self) -> Result<Consumer, ConfigError> {
         let checkpoints = self.checkpoints.ok_or_else(|| {
             ConfigError::new(
                 "checkpoints",
-                "say where positions are kept: .checkpoints(checkpoint::Redb::open(path)?), \
-                 or .checkpoints(checkpoint::Memory::new()) to begin anew after every restart",
+                "a checkpoint store is required: .checkpoints(checkpoint::Redb::open(path)?), \
+                 or .checkpoints(checkpoint::Memory::new()) to start over after every restart",
             )
         })?;
         let failover = checkpoints.leases().map(|leases| leases.failover_time());
@@ -225,7 +227,7 @@ impl ConsumerBuilder {
         if matches!(self.start, StartingPosition::AtTimestamp(time) if time > wall_clock::now()) {
             return Err(ConfigError::new(
                 "starting_position",
-                "the time lies in the future",
+                "the time must not be in the future",
             ));
         }
         if self.calls_per_second.is_nan() || self.calls_per_second <= 0.0 {
@@ -243,10 +245,10 @@ impl ConsumerBuilder {
             .ok_or_else(|| {
                 ConfigError::new(
                     "calls_per_second",
-                    "must be at least a call in 5 minutes, as an iterator lives no longer",
+                    "must be at least one call in 5 minutes, because a shard iterator expires after that",
                 )
             })?;
-        // For the last checkpoint and for the lease, one after the other.
+        // Half for the last checkpoint, then half for the release of the lease.
         let last_calls = (self.shutdown_timeout / 5).min(Duration::from_secs(4));
         Ok(Consumer {
             client: aws::kinesis::without_retries(&self.client, aws::ATTEMPT_TIMEOUT),

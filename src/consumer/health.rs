@@ -1,4 +1,4 @@
-//! How a consumer does: for an operator's probes, and for whoever looks.
+//! The health of a consumer, for probes and monitoring.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,12 @@ use crate::pipeline::Progress;
 use crate::record::{Position, ShardId};
 use crate::wall_clock;
 
-/// Between looks at the tasks of all shards.
+/// Interval between checks of all shards' tasks.
 const LOOK: Duration = Duration::from_secs(10);
-/// A task that makes no turn for so long hangs.
+/// The time without a new poll after which a task counts as hanging.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
-/// A look at a consumer while it runs. A clone looks at the same one.
+/// A handle to the health of a consumer. All clones report on the same consumer.
 ///
 /// ```no_run
 /// # fn example(consumer: redrive::Consumer) {
@@ -32,94 +32,101 @@ const HANGS_AFTER: Duration = Duration::from_secs(60);
 /// # }
 /// ```
 ///
-/// A probe that restarts the process asks for [`live`](HealthReport::live), from a thread of its own: a runtime whose
-/// every thread is blocked answers nobody.
+/// A probe that restarts the process checks [`live`](HealthReport::live). Run such a probe on a dedicated
+/// thread: a runtime whose threads are all blocked cannot answer it.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<Board>>);
 
-/// What a consumer does just now.
+/// The state of a consumer at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HealthReport {
-    /// False only if a task of the consumer has made no turn for a minute: something blocks the task, such as a handler
-    /// that does not `await`. Only a new process helps. A consumer that waits for a store or a service is alive, and
-    /// not [`ready`](HealthReport::ready).
+    /// False only if a task of the consumer has had no new poll for a minute: something blocks the task, such
+    /// as a processor that does not `await`. Only a restart of the process helps. A consumer that waits for a
+    /// store or a service is live, but not [`ready`](HealthReport::ready).
     pub live: bool,
-    /// Whether it runs, and nothing has to be waited for: each shard is read, or held by another process.
+    /// True if the consumer runs and waits for nothing but the retry budget. Each shard is read here or
+    /// leased by another process.
     pub ready: bool,
-    /// What all shards wait for.
+    /// The stores, services and actions that all shards wait for.
     pub waits_for: Vec<WaitsFor>,
-    /// Each shard that is known and not read to its end.
+    /// The shards that are known and not settled to their end.
     pub shards: Vec<ShardHealth>,
 }
 
-/// What all shards of a consumer may have to wait for.
+/// A dependency or an action that all shards of a consumer may wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitsFor {
-    /// The consumer was not started yet, or has ended.
+    /// The consumer has not started yet, or has ended.
     Start,
-    /// The stream's shards, or what is stored of them, cannot be found out.
+    /// Discovery fails: the stream's shards or their checkpoints cannot be read.
     Discovery,
     /// The checkpoint store: the checkpoint of a shard could not be stored.
     CheckpointStore,
-    /// A dependency whose breaker is not closed; `None` for the one of all that have none of their own.
+    /// A dependency whose breaker is not closed. `None` is the shared breaker for failures without a named
+    /// dependency.
     Dependency(Option<String>),
-    /// The dead-letter sink has not taken letters.
+    /// The dead-letter sink, which has failed to take dead letters.
     DeadLetterSink,
-    /// Somebody who looks at a flood of dead letters, and calls [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
+    /// An operator, who checks a flood of dead letters and calls
+    /// [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     GuardResumed,
-    /// Retries wait until the budget has some left; first attempts go on.
+    /// The retry budget, which is exhausted. Retries wait; first attempts continue.
     RetryBudget,
 }
 
-/// How a shard does.
+/// The health of one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShardHealth {
     /// The shard.
     pub shard: ShardId,
-    /// What is done about it.
+    /// The state of the shard.
     pub state: ShardState,
-    /// How far it is settled, as it was stored last.
+    /// The position of the last stored checkpoint. Until the first write it is the position where the shard
+    /// started.
     pub position: Option<Position>,
-    /// How far the reader is behind the stream's tip (`MillisBehindLatest`).
+    /// The reader's distance from the stream's tip (`MillisBehindLatest`).
     pub lag: Option<Duration>,
-    /// How long ago it came further, or was started.
+    /// The time since the checkpoint advanced, or since the shard started.
     pub since_progress: Duration,
-    /// How many records are read and not settled.
+    /// The number of records in flight (read and not settled).
     pub in_flight: usize,
-    /// How long ago the oldest of them arrived in the stream, by this machine's clock.
+    /// The time since the oldest record in flight arrived in the stream, by this machine's clock.
     pub oldest: Option<Duration>,
 }
 
-/// What is done about a shard.
+/// The state of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ShardState {
-    /// It is read and settled.
+    /// The shard is read and its records are settled.
     Running,
-    /// No more is read until something settles, and it has waited for the same record for five seconds or more.
+    /// Reading waits until a record settles, and the shard has waited for the same record for five seconds or
+    /// more.
     Full(Bound),
-    /// The dead-letter guard has stopped the shard, which waits for [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
+    /// The dead-letter guard has stopped the shard, which waits for
+    /// [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     Stopped,
-    /// Reading fails, and is tried again.
+    /// Reading fails and is retried.
     ReadingFails,
-    /// Checkpoints are not stored, which is tried again.
+    /// Storing checkpoints fails and is retried.
     StoringFails,
-    /// Another process holds it.
+    /// Another process owns the shard's lease.
     StandingBy,
-    /// What is stored of it is not understood.
+    /// The stored checkpoint is corrupt or belongs to another stream.
     Unreadable,
-    /// Its task has broken down, and begins again.
+    /// The shard's task failed and restarts after a delay.
     Restarting,
-    /// It cannot go on without losing a record.
+    /// The shard has halted: continuing would lose a record, or records are lost and `on_data_loss` halted
+    /// the shard.
     Halted,
 }
 
 #[derive(Debug, Default)]
 struct Board {
-    /// While it runs.
+    /// `None` while the consumer does not run.
     dependencies: Option<Dependencies>,
     looked: Option<Instant>,
     discovery_fails: bool,
@@ -137,7 +144,7 @@ struct Entry {
     task: Option<Task>,
 }
 
-/// The task of a shard, and how often it had had a turn, and when that was seen first.
+/// The task of a shard, its number of polls at the last change, and the time of that change.
 #[derive(Debug)]
 struct Task {
     progress: Arc<Progress>,
@@ -146,7 +153,7 @@ struct Task {
 }
 
 impl Health {
-    /// What the consumer does just now.
+    /// Returns the state of the consumer at this moment.
     pub fn report(&self) -> HealthReport {
         let board = self.board();
         let now = Instant::now();
@@ -170,7 +177,7 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at all tasks once in a while, as long as the consumer runs.
+    /// Checks all tasks at intervals, as long as the consumer runs.
     pub(super) async fn look_on(self, dependencies: Dependencies, stream: Arc<str>, observers: Observers) {
         let _ended = Ended(self.clone());
         self.board().dependencies = Some(dependencies);
@@ -192,12 +199,12 @@ impl Health {
         }
     }
 
-    /// The stream's shards are known, and what is stored of them.
+    /// Notes that the stream's shards and their checkpoints were found.
     pub(super) fn discovered(&self) {
         self.board().discovery_fails = false;
     }
 
-    /// The shard has a task.
+    /// Notes that the shard has a task.
     pub(super) fn started(&self, shard: &ShardId, progress: &Arc<Progress>) {
         let mut board = self.board();
         let entry = board.entry(shard);
@@ -208,7 +215,7 @@ impl Health {
         });
     }
 
-    /// The shard has none any more.
+    /// Notes that the shard's task has ended.
     pub(super) fn ended(&self, shard: &ShardId) {
         if let Some(entry) = self.board().shards.get_mut(shard) {
             entry.task = None;
@@ -216,7 +223,7 @@ impl Health {
     }
 }
 
-/// The run is over, however it ended.
+/// Resets the board when the run is over, however it ended.
 struct Ended(Health);
 
 impl Drop for Ended {
@@ -239,7 +246,7 @@ impl Board {
         })
     }
 
-    /// The shards that are read here.
+    /// Returns the health of the shards that are read by this consumer.
     fn standing(&self) -> Vec<ShardHealth> {
         let now = Instant::now();
         let shards = self.shards.iter();
@@ -249,13 +256,13 @@ impl Board {
             .collect()
     }
 
-    /// Each task is woken, so that one without anything to do has a turn all the same.
+    /// Checks each task and wakes it, so that an idle task is polled too.
     fn look(&mut self) {
         let now = Instant::now();
         self.looked = Some(now);
         for task in self.shards.values_mut().filter_map(|entry| entry.task.as_mut()) {
             let turns = task.progress.turns();
-            // A shard that is read to its end waits for stores and services, and has no turns while it does.
+            // A shard whose run has ended waits for stores and services. Its task has no polls meanwhile.
             if turns != task.turns || task.progress.is_ended() {
                 (task.turns, task.since) = (turns, now);
             }
@@ -270,7 +277,7 @@ impl Board {
         self.looked.is_none_or(looked_on) && tasks.all(turns)
     }
 
-    /// Whether the checkpoint of a shard that is read here could not be stored.
+    /// Returns true if the last checkpoint of a shard that is read here could not be stored.
     fn is_store_missed(&self) -> bool {
         let mut here = self.shards.values().filter(|entry| entry.task.is_some());
         here.any(|entry| entry.storing_fails)
@@ -327,7 +334,7 @@ impl Entry {
     }
 }
 
-/// Hears what the consumer says of its shards.
+/// Updates the board from the consumer's shard events.
 impl Observer for Health {
     fn interest(&self) -> Interest {
         Interest::SHARDS

@@ -1,4 +1,4 @@
-//! A long-running service: reads every shard of a stream and settles its records.
+//! Long-running consumer: reads every shard of a stream and settles its records.
 
 use std::fmt;
 use std::future::Future;
@@ -34,7 +34,7 @@ use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
 use crate::processor::RecordProcessor;
 
-/// How long a checkpoint store or a call without a timeout of its own may take.
+/// Time limit for the answers of stores, and for calls without a timeout of their own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Awaits the answer of a store.
@@ -42,7 +42,7 @@ async fn answer<T>(who: &str, asked: impl Future<Output = T>) -> Result<T, BoxEr
     external::answer(who, ANSWER_TIMEOUT, asked).await
 }
 
-/// Reads a Kinesis stream and settles its records with a [`Resilient`] handler.
+/// Reads a Kinesis stream and settles its records with a [`Resilient`] engine.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -74,33 +74,33 @@ pub struct Consumer {
     health: Health,
     deaggregator: Deaggregator,
     shutdown_timeout: Duration,
-    /// The part of it that a shard's last checkpoint may take, and giving up its lease as well.
+    /// The part of `shutdown_timeout` for a shard's last checkpoint, and again for the release of its lease.
     last_call: Duration,
-    /// What the jitter of all its tasks comes from.
+    /// The source of randomness for the jitter of all tasks.
     rng: SmallRng,
 }
 
-/// How shards are read.
+/// The settings of polling.
 #[derive(Debug, Clone)]
 struct Polling {
-    /// Between two calls for one shard at least.
+    /// The minimum time between two calls for one shard.
     interval: Duration,
-    /// After an empty page of a shard that is read to its tip.
+    /// The delay after an empty page of a shard that has been read to its tip.
     idle: Duration,
     page: i32,
     calls_in_flight: usize,
 }
 
 impl Consumer {
-    /// Begins with a client and the stream's name or ARN.
+    /// Creates a builder from a client and the stream's name or ARN.
     ///
-    /// Of the client region, endpoint, credentials and HTTP stack are used. Retries are the consumer's
-    /// own, and a call without an operation-attempt timeout gets one of 30 s.
+    /// The consumer uses the client's region, endpoint, credentials and HTTP stack. It replaces the client's
+    /// retries with its own. A call without an operation-attempt timeout gets one of 30 s.
     pub fn builder(client: Client, stream: impl Into<StreamId>) -> ConsumerBuilder {
         ConsumerBuilder::new(client, stream.into())
     }
 
-    /// How it does, once it runs: for probes, and for whoever looks.
+    /// Returns a handle to the consumer's health, for probes and monitoring. Get it before the consumer runs.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
@@ -113,12 +113,14 @@ impl Consumer {
         self.run_until(resilient, std::future::pending()).await
     }
 
-    /// Runs until `shutdown` completes, such as [`shutdown_signal`](crate::shutdown_signal). Then it stops reading, cancels backoffs, lets running handlers
-    /// end, writes letters and checkpoints, and returns, after 20 s at the latest by default.
+    /// Runs until `shutdown` completes, for example [`shutdown_signal`](crate::shutdown_signal). Then the
+    /// consumer stops reading, cancels backoffs, waits for running processor calls, and writes dead letters
+    /// and checkpoints. It returns within 20 s by default
+    /// ([`shutdown_timeout`](ConsumerBuilder::shutdown_timeout)).
     ///
-    /// A shard that halts, as no restart would mend it, lets the others go on; it is the error returned at the
-    /// end. A shard whose task breaks down for any other reason begins again at its checkpoint. If the future is
-    /// dropped, what was settled since the last checkpoint is repeated by the next run.
+    /// A shard halts if no restart would help. The other shards continue, and the consumer returns the error
+    /// at the end. A shard whose task fails for any other reason restarts at its checkpoint. If the future is
+    /// dropped, the next run repeats what was settled since the last checkpoint.
     pub async fn run_until<P, S>(self, resilient: Resilient<P>, shutdown: S) -> Result<(), ConsumerError>
     where
         P: RecordProcessor + 'static,
@@ -145,61 +147,62 @@ impl fmt::Debug for Consumer {
     }
 }
 
-/// Why a consumer came back.
+/// The reason why a consumer stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsumerError {
-    /// There is no such stream for these credentials in this region.
+    /// The stream does not exist for these credentials in this region.
     #[error("cannot read the stream {stream:?}")]
     StreamNotFound {
-        /// Its name or ARN.
+        /// The stream's name or ARN.
         stream: String,
         /// The call that failed.
         #[source]
         source: BoxError,
     },
-    /// AWS refused the same call several times while the consumer started: the client has no region, no credentials are
-    /// found or accepted, or a permission is missing. The text names the call and what to do.
+    /// AWS refused the same call several times while the consumer started. The client has no region, its
+    /// credentials are missing or not accepted, or a permission is missing. The text names the call and what
+    /// to do.
     #[error(transparent)]
     Refused(BoxError),
-    /// The checkpoint store cannot be used: it is another program's or of another stream, or it refuses the calls.
+    /// The checkpoint store cannot be used: it belongs to another program or stream, or it refuses the calls.
     #[error(transparent)]
     CheckpointStore(CheckpointError),
     /// The idempotency store cannot be used: its table does not exist, or it refuses the calls.
     #[error(transparent)]
     IdempotencyStore(StoreError),
-    /// The stream distributes its records by itself (AUTO): it has no partition keys that order could be kept
-    /// within.
+    /// The stream distributes its records itself (AUTO): it has no partition keys within which order could be
+    /// kept.
     #[error(
-        "the stream {stream:?} distributes its records by itself (AUTO), so there is no order within a partition \
-         key: choose RecordOrder::Unordered or RecordOrder::Shard"
+        "the stream {stream:?} uses AUTO record distribution, so its records have no partition keys to order \
+         by; use RecordOrder::Unordered or RecordOrder::Shard"
     )]
     NoPartitionKeys {
-        /// Its name.
+        /// The stream's name.
         stream: String,
     },
     /// The dead-letter target must not be used.
     #[error(transparent)]
     DeadLetterTarget(#[from] TargetError),
-    /// [`ExpiryPolicy::DeadLetter`](crate::pipeline::ExpiryPolicy::DeadLetter) needs the stream's retention, and Kinesis refuses
-    /// to describe the stream.
+    /// Kinesis refuses to describe the stream, but
+    /// [`ExpiryPolicy::DeadLetter`](crate::pipeline::ExpiryPolicy::DeadLetter) needs the stream's retention.
     #[error(
-        "cannot tell when records of the stream {stream:?} expire: grant kinesis:DescribeStreamSummary, or use \
-         ExpiryPolicy::Hold"
+        "cannot determine when records of the stream {stream:?} expire; grant \
+         kinesis:DescribeStreamSummary, or use ExpiryPolicy::Hold"
     )]
     RetentionUnknown {
-        /// Its name.
+        /// The stream's name.
         stream: String,
-        /// What Kinesis said.
+        /// The error that Kinesis returned.
         #[source]
         source: BoxError,
     },
-    /// A record can be neither processed nor dead-lettered. Its shard stands where it is; the others
-    /// went on until the consumer was stopped.
+    /// A record can be neither processed nor dead-lettered. Its shard stops before the record. The other
+    /// shards continue until the consumer is stopped.
     #[error("a shard halted")]
     ShardHalted(#[source] Box<ShardHalted>),
-    /// Records were lost, and [`ConsumerBuilder::on_data_loss`] said to halt. The shard stands where it is; the others
-    /// went on until the consumer was stopped.
+    /// Records were lost, and [`ConsumerBuilder::on_data_loss`] decided to halt. The shard stops at its
+    /// checkpoint. The other shards continue until the consumer is stopped.
     #[error("records are lost")]
     DataLoss(#[source] Box<DataLoss>),
 }

@@ -1,9 +1,9 @@
-//! Which stream.
+//! The name or ARN of a stream.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A stream, by name or by ARN.
+/// A stream, identified by its name or its ARN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamId {
     name: Arc<str>,
@@ -11,17 +11,17 @@ pub struct StreamId {
 }
 
 impl StreamId {
-    /// The stream's name.
+    /// Returns the stream's name.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// The stream's ARN, if it was named by it.
+    /// Returns the stream's ARN, if the stream is identified by it.
     pub fn arn(&self) -> Option<&str> {
         self.arn.as_deref()
     }
 
-    /// What calls take that want either: name without ARN, or ARN alone.
+    /// Returns the arguments of calls that take either: the name without an ARN, or the ARN alone.
     pub(crate) fn name_or_arn(&self) -> (Option<String>, Option<String>) {
         match &self.arn {
             Some(arn) => (None, Some(arn.clone())),
@@ -57,7 +57,7 @@ impl From<&String> for StreamId {
     }
 }
 
-/// The ARN if there is one, else the name.
+/// Writes the ARN if there is one, otherwise the name.
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.arn.as_deref().unwrap_or(&self.name))

@@ -4,7 +4,7 @@ use super::{DeadLetterSink, SourceStream, TargetError};
 use crate::external::{CHECK_TIMEOUT, Unusable, answer, caught, is_passing};
 use crate::observer::{Event, Interest, Observers};
 
-/// Checks a sink's target, and reports what may lose dead letters later.
+/// Checks a sink's target, and reports warnings about what may lose dead letters later.
 pub(crate) async fn check_target(
     sink: &dyn DeadLetterSink,
     source: &SourceStream,

@@ -1,4 +1,4 @@
-//! Payloads too large for a sink wait elsewhere, and the letter says where.
+//! A sink that stores large payloads in a bucket; the dead letter refers to the object.
 
 use std::collections::HashSet;
 
@@ -14,8 +14,8 @@ use crate::digest::Digest;
 use crate::failure::BoxError;
 use crate::record::DeadLetterId;
 
-/// Writes letters to a sink; of one whose payload is large the payload goes to a bucket first, and the letter says where it
-/// is ([`payload_at`](DeadLetter::payload_at)).
+/// Writes dead letters to a sink, and large payloads to a bucket. The payload is written first; the dead
+/// letter then states its place ([`payload_at`](DeadLetter::payload_at)).
 ///
 /// ```
 /// # fn example(sqs: aws_sdk_sqs::Client, s3: aws_sdk_s3::Client) {
@@ -26,8 +26,9 @@ use crate::record::DeadLetterId;
 /// # }
 /// ```
 ///
-/// [`redeem`](ClaimCheck::redeem) brings a letter's payload back. Let the bucket keep objects for longer than the sink keeps
-/// letters: a letter whose payload is gone cannot be driven again.
+/// [`redeem`](ClaimCheck::redeem) reads a dead letter's payload from the bucket. Configure the bucket to keep
+/// objects for longer than the sink keeps dead letters: a dead letter whose payload is gone cannot be
+/// replayed.
 #[derive(Debug)]
 pub struct ClaimCheck<S> {
     sink: S,
@@ -35,11 +36,11 @@ pub struct ClaimCheck<S> {
     over: usize,
 }
 
-/// So many payloads are written beside each other.
+/// The maximum number of payloads that are written concurrently.
 const CALLS: usize = 16;
 
 impl<S: DeadLetterSink> ClaimCheck<S> {
-    /// Letters go to this sink, large payloads to that bucket.
+    /// Creates a sink that writes dead letters to `sink` and large payloads to `store`.
     pub fn new(sink: S, store: S3) -> Self {
         ClaimCheck {
             sink,
@@ -48,19 +49,20 @@ impl<S: DeadLetterSink> ClaimCheck<S> {
         }
     }
 
-    /// Payloads of more bytes go to the bucket. Default: 128 KiB, with which each letter fits into a message of SNS or SQS.
+    /// Sets the payload size, in bytes, above which a payload goes to the bucket. Default: 128 KiB, with
+    /// which every dead letter fits into a message of SNS or SQS.
     #[must_use]
     pub fn over(mut self, bytes: usize) -> Self {
         self.over = bytes;
         self
     }
 
-    /// The letter with its payload, wherever that is.
+    /// Returns the dead letter with its payload, which is read from the bucket if it is there.
     pub async fn redeem(&self, letter: DeadLetter) -> Result<DeadLetter, ClaimError> {
         self.store.redeem(letter).await
     }
 
-    /// The letter as it is written, once its payload is where it says.
+    /// Writes a large payload to the bucket, and returns the dead letter as the sink gets it.
     async fn check_in(&self, letter: &DeadLetter) -> Result<DeadLetter, SinkError> {
         if letter.payload.len() <= self.over {
             return Ok(letter.clone());
@@ -88,7 +90,7 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
         for (letter, checked) in letters.iter().zip(checked) {
             let key = letter.partition_key.as_deref();
             results.push(match checked {
-                // Without a key there is no order.
+                // Dead letters without a key have no order.
                 _ if key.is_some() && failed.contains(&key) => Some(Err(SinkError::Behind)),
                 Ok(letter) => {
                     written.push(letter);
@@ -114,7 +116,7 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
         let mut warnings = self.store.check(source).await?;
         let mut of_letters = source.clone();
-        // What the sink gets is no larger.
+        // The sink gets only payloads up to this size.
         let most = source.max_record_bytes.unwrap_or(u64::MAX).min(self.over as u64);
         of_letters.max_record_bytes = Some(most);
         warnings.extend(self.sink.check(&of_letters).await?);
@@ -130,62 +132,64 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
     }
 }
 
-/// A letter's payload that cannot be brought back.
+/// The reason why a dead letter's payload cannot be read from the bucket.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClaimError {
-    /// There is nothing where the letter says it is.
-    #[error("the payload of letter {id} is no longer at {place}: the letter cannot be driven again")]
+    /// The object that the dead letter refers to does not exist.
+    #[error("the payload of dead letter {id} is no longer at {place}; the dead letter cannot be replayed")]
     Gone {
-        /// The letter's id.
+        /// The dead letter's id.
         id: DeadLetterId,
-        /// Where it should be.
+        /// The place that the dead letter states.
         place: String,
     },
-    /// It is in another bucket than the one that was asked, below another prefix, or no payload by its name.
-    #[error("the payload of letter {id} is at {place}, which is no payload of this bucket and prefix")]
-    Elsewhere {
-        /// The letter's id.
-        id: DeadLetterId,
-        /// Where it is.
-        place: String,
-    },
-    /// It is not as long as the letter says.
+    /// The payload is in another bucket or below another prefix, or its key is not that of a payload.
     #[error(
-        "the payload at {place} has {found} bytes, the letter says {expected}: it was changed or mixed up"
+        "the payload of dead letter {id} is at {place}, which is no payload of this bucket and prefix; check both"
+    )]
+    Elsewhere {
+        /// The dead letter's id.
+        id: DeadLetterId,
+        /// The place that the dead letter states.
+        place: String,
+    },
+    /// The payload's length differs from the length that the dead letter states.
+    #[error(
+        "the payload at {place} has {found} bytes, but its dead letter states {expected}: it was changed or mixed up"
     )]
     Length {
-        /// Where it is.
+        /// The place of the payload.
         place: String,
-        /// As the letter says.
+        /// The length that the dead letter states, in bytes.
         expected: u64,
-        /// As it is.
+        /// The length that was found, in bytes.
         found: u64,
     },
-    /// It has the length that the letter says, and other bytes.
-    #[error("the payload at {place} is not the one of letter {id}: its SHA-256 digest is another")]
+    /// The payload has the stated length but other bytes.
+    #[error("the payload at {place} is not that of dead letter {id}: the SHA-256 digests differ")]
     Digest {
-        /// The letter's id.
+        /// The dead letter's id.
         id: DeadLetterId,
-        /// Where it is.
+        /// The place of the payload.
         place: String,
     },
-    /// The letter states more bytes than a record can have.
-    #[error("the payload at {place} has {bytes} bytes by its letter; a record has {limit} at most")]
+    /// The dead letter states a longer payload than a record can have.
+    #[error("the dead letter states {bytes} bytes for the payload at {place}; a record has at most {limit}")]
     TooLarge {
-        /// Where it is.
+        /// The place of the payload.
         place: String,
-        /// As the letter says.
+        /// The length that the dead letter states, in bytes.
         bytes: u64,
-        /// The most bytes of a record.
+        /// The maximum size of a record, in bytes.
         limit: u64,
     },
     /// The bucket cannot be read.
     #[error("the payload at {place} cannot be read")]
     Unreadable {
-        /// Where it is.
+        /// The place of the payload.
         place: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: BoxError,
     },

@@ -1,4 +1,4 @@
-//! Another sink for what the first does not take.
+//! A second sink for dead letters that the first does not take.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
-/// Writes letters to a sink, and to another one what the first can never take, or takes nothing of while it is down for
-/// long.
+/// Writes dead letters to a first sink, and to another one those that the first can never take. The other
+/// sink also takes over while the first is down for long.
 ///
 /// ```
 /// # fn example(letters: redrive::dead_letter::Memory, disk: redrive::dead_letter::Memory) {
@@ -21,12 +21,12 @@ use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storag
 /// # }
 /// ```
 ///
-/// - A letter that the first [refuses](SinkError::Refused) goes to the other at once.
-/// - While the first is down letters wait for it, as for any sink. When it has confirmed nothing for
-///   [`after`](Fallback::after), they go to the other, and the first is tried again twice a minute.
-/// - A first that does not answer within 20 s has failed.
+/// - A dead letter that the first sink [refuses](SinkError::Refused) goes to the other at once.
+/// - While the first sink is down, dead letters wait for it, as for any sink. When it has confirmed nothing
+///   for [`after`](Fallback::after), they go to the other. The first is then retried twice a minute.
+/// - A put into the first sink has failed if it takes longer than 20 s.
 ///
-/// Letters of one partition key are in their order in each of the two; whoever drives them again reads both.
+/// Dead letters of one partition key are in order in each of the two sinks. A replay must read both sinks.
 #[derive(Debug)]
 pub struct Fallback<A, B> {
     first: A,
@@ -37,18 +37,18 @@ pub struct Fallback<A, B> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Since when the first has confirmed nothing.
+    /// The time of the first failed put since the first sink last answered.
     down_since: Option<Instant>,
-    /// When it is tried again.
+    /// The time of the next put into the first sink, while the other has taken over.
     next_try: Option<Instant>,
 }
 
-/// Less than the engine waits for a put, so that there is time for the other.
+/// The timeout of a put into the first sink: shorter than the engine's, so that the other sink has time.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(20);
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 impl<A: DeadLetterSink, B: DeadLetterSink> Fallback<A, B> {
-    /// Letters go to the first, else to the other.
+    /// Creates a sink that writes to `first`, and falls back to `other`.
     pub fn new(first: A, other: B) -> Self {
         Fallback {
             first,
@@ -58,7 +58,7 @@ impl<A: DeadLetterSink, B: DeadLetterSink> Fallback<A, B> {
         }
     }
 
-    /// For how long the first must be down. Default: a minute.
+    /// Sets how long the first sink must be down before the other takes over. Default: a minute.
     #[must_use]
     pub fn after(mut self, time: Duration) -> Self {
         self.after = time;
@@ -69,12 +69,13 @@ impl<A: DeadLetterSink, B: DeadLetterSink> Fallback<A, B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the first is not even tried now.
+    /// Returns true if the other sink has taken over and the next try of the first is not due.
     fn is_given_up(&self) -> bool {
         self.state().next_try.is_some_and(|next| Instant::now() < next)
     }
 
-    /// What the first said of these. Whether it is down for so long that the other takes them.
+    /// Puts the dead letters into the first sink. Returns its results, and whether it has been down for so
+    /// long that the other takes over.
     async fn ask_first(&self, letters: &[DeadLetter]) -> (Vec<Result<Receipt, SinkError>>, bool) {
         let said = timeout(FIRST_TIMEOUT, self.first.put(letters)).await;
         let mut results = said.unwrap_or_default();
@@ -86,7 +87,7 @@ impl<A: DeadLetterSink, B: DeadLetterSink> Fallback<A, B> {
         };
         results.resize_with(letters.len(), silent);
         let answered = |result: &Result<Receipt, SinkError>| {
-            // Who refuses a letter is there.
+            // A sink that refuses a dead letter is up.
             matches!(result, Ok(_) | Err(SinkError::Refused { .. }))
         };
         let now = Instant::now();
@@ -107,7 +108,7 @@ impl<A: DeadLetterSink, B: DeadLetterSink> DeadLetterSink for Fallback<A, B> {
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>> {
         let mut results: Vec<Option<Result<Receipt, SinkError>>> = letters.iter().map(|_| None).collect();
         let mut left: Vec<usize> = (0..letters.len()).collect();
-        // Each turn settles a letter at least of each key that goes on, or ends.
+        // Each turn settles at least one dead letter of each key that continues, or the loop ends.
         while !left.is_empty() {
             let some: Vec<DeadLetter> = left.iter().map(|&index| letters[index].clone()).collect();
             let (said, is_down) = match self.is_given_up() {
@@ -121,7 +122,7 @@ impl<A: DeadLetterSink, B: DeadLetterSink> DeadLetterSink for Fallback<A, B> {
                 let key = letters[index].partition_key.as_deref();
                 match said {
                     Ok(receipt) => results[index] = Some(Ok(receipt)),
-                    // One that is ahead of it may be through in a moment.
+                    // The other sink may take the dead letter ahead of it in this turn.
                     Err(SinkError::Behind) if !is_down && !ended.contains(&key) => next.push(index),
                     Err(SinkError::Refused { .. }) => to_other.push(index),
                     Err(_) if is_down => to_other.push(index),

@@ -1,4 +1,4 @@
-//! Several sinks, each with every letter.
+//! A sink that writes every dead letter to several sinks.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
-/// Writes each letter to every one of its sinks; it counts as written when all have confirmed it.
+/// Writes each dead letter to all of its sinks. The dead letter counts as written when all have confirmed it.
 ///
 /// ```
 /// # fn example(stream: redrive::dead_letter::Memory, archive: redrive::dead_letter::Memory) {
@@ -17,20 +17,22 @@ use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storag
 /// # }
 /// ```
 ///
-/// When one fails the letter is written again, also to those that have it: with the same id, so that readers drop the
-/// copy. If one can never take it the shard halts: give that one a [`Fallback`](super::Fallback).
+/// When one sink fails, the dead letter is written again to all of them, also to those that have it. The copy
+/// has the same id, so that readers drop it. If one sink can never take the dead letter, the shard halts.
+/// Wrap such a sink in a [`Fallback`](super::Fallback).
 #[derive(Debug, Clone, Default)]
 pub struct FanOut {
     sinks: Vec<Arc<dyn DeadLetterSink>>,
 }
 
 impl FanOut {
-    /// Of no sink yet. Without any nothing is ever confirmed.
+    /// Creates a fan-out without sinks. Add at least one with [`and`](FanOut::and): without a sink every put
+    /// fails.
     pub fn new() -> Self {
         FanOut::default()
     }
 
-    /// And this one.
+    /// Adds a sink.
     #[must_use]
     pub fn and(mut self, sink: impl DeadLetterSink + 'static) -> Self {
         self.sinks.push(Arc::new(sink));
@@ -74,7 +76,7 @@ impl DeadLetterSink for FanOut {
     }
 }
 
-/// What all say together: the worst.
+/// Combines the results of all sinks for one dead letter: the worst error, or all places.
 fn all(said: Vec<Result<Receipt, SinkError>>) -> Result<Receipt, SinkError> {
     let rank = |error: &SinkError| match error {
         SinkError::Refused { .. } => 2,
@@ -83,7 +85,9 @@ fn all(said: Vec<Result<Receipt, SinkError>>) -> Result<Receipt, SinkError> {
     };
     let (mut places, mut worst) = (Vec::new(), None);
     if said.is_empty() {
-        return Err(SinkError::unavailable("there is no sink: FanOut::new().and(…)"));
+        return Err(SinkError::unavailable(
+            "the fan-out has no sink; add one with .and(…)",
+        ));
     }
     for said in said {
         match said {

@@ -6,19 +6,19 @@ use async_trait::async_trait;
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError};
 
-/// Keeps letters in memory, where they are lost with the process. A clone shares them.
+/// Keeps dead letters in memory, where they are lost with the process. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     letters: Arc<Mutex<Vec<DeadLetter>>>,
 }
 
 impl Memory {
-    /// An empty sink.
+    /// Creates an empty sink.
     pub fn new() -> Self {
         Memory::default()
     }
 
-    /// What was written so far, in order.
+    /// Returns the dead letters that were written so far, in order.
     pub fn letters(&self) -> Vec<DeadLetter> {
         self.letters
             .lock()

@@ -1,4 +1,4 @@
-//! Letters as messages: what SQS and SNS take is text, and has a group where order is kept.
+//! Dead letters as messages: SQS and SNS take only text, and keep order only within a message group.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +10,14 @@ use crate::digest::Digest;
 
 /// Makes the deduplication ids of a sink.
 ///
-/// SQS confirms a message whose deduplication id it has accepted within 5 minutes, and drops the message, also when the
-/// first one was received and deleted since. A dead letter that returns to a queue is such a message. So each write of a
-/// dead letter has an id of its own. The tries of one write share it: they are of one message.
+/// SQS confirms and drops a message whose deduplication id it accepted within the last 5 minutes. It does so
+/// even if the first message was received and deleted since. A dead letter that returns to a queue would be
+/// dropped this way. So each write of a dead letter has an id of its own. The retries of one write share it:
+/// they send one message.
 #[derive(Debug)]
 pub(super) struct Deduplication {
-    /// Differs between sinks. Not from a seed: a process that restarts with the same seed would repeat its ids.
+    /// A random number that differs between sinks. It does not come from the seed: a process that restarts
+    /// with the same seed would repeat its ids.
     sink: u64,
     next: AtomicU64,
 }
@@ -36,28 +38,29 @@ impl Deduplication {
             key: group(letter),
             bytes: data.len() as u64,
             data: data.into(),
-            // 98 characters at most; SQS and SNS take 128.
+            // At most 98 characters; SQS and SNS take up to 128.
             deduplication_id: format!("{id}-{sink:016x}-{write:x}"),
             place: String::new(),
         }
     }
 }
 
-/// The record's own key where the service takes it for a group: 1 to 128 letters, digits and punctuation (SendMessage,
-/// SQS API reference; Publish, SNS API reference).
+/// Returns the message group: the record's own partition key if the service takes it as a group, else the
+/// key's digest. A record without a key uses the dead letter's id. A group has 1 to 128 letters, digits and
+/// punctuation characters (SendMessage, SQS API reference; Publish, SNS API reference).
 fn group(letter: &DeadLetter) -> String {
     match letter.partition_key.as_deref() {
         None => letter.id.to_string(),
         Some(key) if (1..=128).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) => {
             key.to_owned()
         }
-        // The same for every letter of the key, so that their order stays.
+        // All dead letters of the key share the digest, so that they stay in order.
         Some(key) => Digest::of(key).to_string(),
     }
 }
 
 impl Entry {
-    /// Nothing but text is ever in it.
+    /// Returns the data of a message, which is always text.
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.data).into_owned()
     }

@@ -1,6 +1,6 @@
-//! Where records go that failed for good: the port that a sink implements, and the sinks.
+//! Dead letters of records that failed permanently: the port that a sink implements, and the sinks.
 //!
-//! A record counts as settled only after its sink has *confirmed* the letter. A sink that is down
+//! A record counts as settled only after its sink has *confirmed* the dead letter. A sink that is down
 //! therefore stops the shard; it never loses a record.
 //!
 //! | sink | for |
@@ -13,16 +13,17 @@
 )]
 #![cfg_attr(
     feature = "sqs",
-    doc = "| [`Sqs`] | a queue, standard or FIFO; letters up to 1 MiB |"
+    doc = "| [`Sqs`] | a queue, standard or FIFO; dead letters up to 1 MiB |"
 )]
 #![cfg_attr(
     feature = "sns",
-    doc = "| [`Sns`] | a topic that has subscriptions; letters up to 256 KiB |"
+    doc = "| [`Sns`] | a topic that has subscriptions; dead letters up to 256 KiB |"
 )]
-#![cfg_attr(feature = "s3", doc = "| [`S3`] | a bucket; letters of any size |")]
+#![cfg_attr(feature = "s3", doc = "| [`S3`] | a bucket; dead letters of any size |")]
 //!
-//! Sinks of sinks: [`Fallback`] has another one for what the first does not take, [`FanOut`] writes to several, [`Route`]
-//! to one of several, [`Redact`] takes out what must not leave the process.
+//! Sinks that wrap other sinks: [`Fallback`] writes to a second sink what the first does not take, [`FanOut`]
+//! writes to several sinks, [`Route`] writes to one of several, and [`Redact`] removes confidential data
+//! first.
 #![cfg_attr(feature = "s3", doc = "[`ClaimCheck`] keeps large payloads in a bucket.")]
 
 use std::fmt;
@@ -87,16 +88,18 @@ pub use sns::Sns;
 pub use sqs::Sqs;
 pub use storage::Storage;
 
-/// What becomes of a shard once a record of it is a dead letter.
+/// The action on a shard after one of its records became a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum DeadLetterPolicy {
-    /// It goes on, also with the records behind this one in its partition key.
+    /// The shard continues, also with later records of the same partition key.
     #[default]
     Continue,
-    /// It stops where it is, with [`Halt::DeadLetterPolicy`](crate::Halt::DeadLetterPolicy); the others go on. For streams on
-    /// which nothing may happen before somebody has looked. In AWS Lambda, which has no way to stop, it goes on; under KCL's
-    /// MultiLangDaemon the shard waits until its process is started again.
+    /// The shard stops with [`Halt::DeadLetterPolicy`](crate::Halt::DeadLetterPolicy); other shards continue.
+    ///
+    /// Use this policy if an operator must inspect each dead letter before the shard continues. AWS Lambda
+    /// cannot stop a shard, so there the shard continues. Under KCL's MultiLangDaemon the shard waits until
+    /// its process is restarted.
     Stop,
 }
 
@@ -105,39 +108,42 @@ pub const PUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Takes dead letters and confirms them.
 ///
-/// What an implementation promises:
-/// - One result for each letter, in their order.
-/// - `Ok` only when the letter is durable: it must survive the crash of this process.
-/// - Letters of one partition key become readable in the order given. When one of them fails, those
-///   of its key behind it are not written and fail as well ([`SinkError::Behind`]).
-/// - Writing a letter twice is harmless: it carries the same id, and readers skip an id they have
-///   seen.
-/// - No limit on retries is needed: the engine writes a letter again, with backoff, until it is
-///   confirmed or refused.
+/// An implementation promises:
+/// - It returns one result for each dead letter, in the order of the dead letters.
+/// - It returns `Ok` only when the dead letter is durable: the dead letter must survive a crash of this
+///   process.
+/// - Dead letters of one partition key become readable in the order given. When one of them fails, the later
+///   ones of its key are not written and fail as well ([`SinkError::Behind`]).
+/// - Writing a dead letter twice is harmless: both copies carry the same id, and readers skip an id that they
+///   have seen.
+/// - It does not have to retry without limit: the engine writes a dead letter again, with backoff, until the
+///   sink confirms or refuses it.
 ///
-/// A put has [60 seconds](PUT_TIMEOUT), however many dead letters it has, after which the engine drops its future. Then
-/// nothing is known of its dead letters, and the engine puts them again in smaller parts, down to one by one. What a
-/// part confirms is settled, and a dead letter that hangs hangs alone. Several puts may run at a time, up to 8; two of
-/// them never have dead letters of the same partition key.
+/// A put has [60 seconds](PUT_TIMEOUT), however many dead letters it carries. Then the engine drops its
+/// future. The outcome of these dead letters is unknown, so the engine puts them again in smaller parts, down
+/// to one by one. A dead letter that makes the sink hang thus ends up in a put of its own, and all others are
+/// confirmed. Up to 8 puts may run at a time; two of them never carry dead letters of the same partition key.
 #[async_trait]
 pub trait DeadLetterSink: Send + Sync + fmt::Debug {
-    /// Writes the letters and waits for their confirmation.
+    /// Writes the dead letters and waits for their confirmation.
     async fn put(&self, letters: &[DeadLetter]) -> Vec<Result<Receipt, SinkError>>;
 
-    /// Looks at the target before the first record is read: an error for what would lose records or
-    /// run in a circle, a [`Warning`] for what may. Default: nothing to say.
+    /// Checks the target before the first record is read. Default: no warnings.
+    ///
+    /// Returns an error if the target would lose records or feed dead letters back into the source stream.
+    /// Returns a [`Warning`] for anything that may lose dead letters.
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
         let _ = source;
         Ok(Vec::new())
     }
 
-    /// What the sink is called in logs, without anything secret. Default: the type's name.
+    /// Returns the sink's name for logs, without anything secret. Default: the type's name.
     fn name(&self) -> String {
         std::any::type_name::<Self>().to_owned()
     }
 
-    /// Returns the storage that dead letters are written to, one for each that a dead letter may reach. Default:
-    /// [`Storage::Named`] with the sink's name.
+    /// Returns every storage that a dead letter may be written to. Default: [`Storage::Named`] with the
+    /// sink's name.
     ///
     /// A [`Replay`](crate::replay::Replay) refuses a sink that writes into the storage that it reads.
     fn storage(&self) -> Vec<Storage> {
@@ -166,16 +172,16 @@ impl<S: DeadLetterSink + ?Sized> DeadLetterSink for Arc<S> {
     }
 }
 
-/// A sink's word that a letter is durable.
+/// A sink's confirmation that a dead letter is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Receipt {
-    /// Where the letter is, in the sink's own terms: a shard and sequence number, a file.
+    /// The place of the dead letter in the sink's own terms, such as a shard and sequence number, or a file.
     pub location: String,
 }
 
 impl Receipt {
-    /// The letter is durable at this place.
+    /// Confirms that the dead letter is durable at `location`.
     pub fn new(location: impl Into<String>) -> Self {
         Receipt {
             location: location.into(),
@@ -183,50 +189,50 @@ impl Receipt {
     }
 }
 
-/// Why a letter is not written.
+/// The reason why a dead letter is not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SinkError {
-    /// The sink could not take it now. The engine tries again, without limit.
+    /// The sink could not take the dead letter now. The engine retries without limit.
     #[error("the dead-letter sink is unavailable")]
     Unavailable(#[source] BoxError),
-    /// The sink can never take it. The shard halts, unless a fallback sink takes it.
-    #[error("the dead-letter sink can never take this letter: {size} bytes, its limit is {limit}")]
+    /// The sink can never take the dead letter. The shard halts, unless a fallback sink takes it.
+    #[error("the dead-letter sink can never take this dead letter: {size} bytes, its limit is {limit}")]
     Refused {
-        /// The letter's size as the sink would write it, in bytes.
+        /// The dead letter's size as the sink would write it, in bytes.
         size: u64,
-        /// The most the sink takes, in bytes.
+        /// The largest size that the sink takes, in bytes.
         limit: u64,
-        /// What more there is to know.
+        /// The cause of the refusal.
         #[source]
         source: BoxError,
     },
-    /// Not tried, because a letter of the same partition key ahead of it failed.
-    #[error("not written, because a letter of the same partition key ahead of it was not")]
+    /// The sink did not try the dead letter, because an earlier one of the same partition key failed.
+    #[error("not written, because an earlier dead letter of the same partition key was not written")]
     Behind,
 }
 
 impl SinkError {
-    /// The sink could not take the letter now.
+    /// Creates an error for a dead letter that the sink could not take now.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         SinkError::Unavailable(error.into())
     }
 }
 
-/// What a sink may want to know of the stream whose records it will take.
+/// The stream whose dead letters a sink will take, as far as it is known.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SourceStream {
-    /// Its name.
+    /// The stream's name.
     pub name: String,
-    /// Its ARN, where the runtime knows it.
+    /// The stream's ARN, if the runtime knows it.
     pub arn: Option<String>,
-    /// The most bytes a record of it can have (payload and partition key), where the runtime knows it.
+    /// The maximum size of a record (payload and partition key) in bytes, if the runtime knows it.
     pub max_record_bytes: Option<u64>,
 }
 
 impl SourceStream {
-    /// A stream of this name, all else unknown.
+    /// Creates a source stream with this name; everything else is unknown.
     pub fn new(name: impl Into<String>) -> Self {
         SourceStream {
             name: name.into(),
@@ -236,13 +242,13 @@ impl SourceStream {
     }
 }
 
-/// Something about a sink's target that may lose letters later, and how to mend it.
+/// A property of a sink's target that may lose dead letters later, and its fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Warning {
-    /// What is wrong.
+    /// The description of the problem.
     pub message: String,
-    /// The command that mends it.
+    /// The command or the change that fixes the problem.
     pub remedy: String,
 }
 
@@ -250,28 +256,28 @@ pub struct Warning {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TargetError {
-    /// Dead letters would be read as records again, and fail again.
+    /// The target is the source stream: its dead letters would be read as records, and fail again.
     #[error(
-        "the dead-letter stream {name:?} is the stream that is being read; give the letters a stream of their own"
+        "the dead-letter stream {name:?} is the stream that is being read; use another stream for dead letters"
     )]
     SourceItself {
-        /// The stream.
+        /// The stream's name.
         name: String,
     },
-    /// A topic keeps nothing, and this one has no subscription: letters would be gone.
+    /// The topic has no confirmed subscription. A topic stores nothing, so dead letters would be lost.
     #[error(
-        "the dead-letter topic {name:?} has no confirmed subscription: letters would be lost; subscribe a queue to it"
+        "the dead-letter topic {name:?} has no confirmed subscription: dead letters would be lost; subscribe a queue to it"
     )]
     NobodyListens {
-        /// The topic.
+        /// The topic's name.
         name: String,
     },
     /// The target could not be checked.
     #[error("the dead-letter target {name:?} cannot be checked")]
     Unreachable {
-        /// The target.
+        /// The target's name.
         name: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: BoxError,
     },

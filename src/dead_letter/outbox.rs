@@ -1,4 +1,4 @@
-//! The dead letters on their way to the sink: written together, kept until confirmed.
+//! The outbox: keeps dead letters until the sink confirms them, and writes many of them in one put.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -22,35 +22,35 @@ use crate::observer::{Event, Observers};
 use crate::protection::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
 
-/// One sink and the task that writes to it. The task begins with the first letter, and ends when the
+/// One sink and the task that writes to it. The task starts with the first dead letter, and ends when the
 /// processor is dropped.
 ///
-/// A task of its own, so that letters of many shards go out in one request, a sink that is down is
-/// asked by one caller and not by each record, and a caller that goes away tears nothing.
+/// The separate task has three purposes. Dead letters of many shards share a request. A sink that is down is
+/// retried by one caller instead of by every record. A caller that is dropped interrupts no write.
 pub(crate) struct Outbox {
     sink: Arc<dyn DeadLetterSink>,
     observers: Observers,
     seed: u64,
-    /// Puts in a row of which nothing was confirmed.
+    /// The number of consecutive puts of which the sink confirmed nothing.
     failures: Arc<AtomicU32>,
     /// The number of dead letters so far.
     count: AtomicU64,
-    // Its letters are bounded by the callers, each of which waits for its own.
+    // Unbounded, but bounded by the callers: each waits for its own dead letter.
     inbox: Mutex<Option<mpsc::UnboundedSender<Entry>>>,
 }
 
 struct Entry {
-    /// Its place in the order of arrival.
+    /// The place of the dead letter in the order of arrival.
     number: u64,
     letter: DeadLetter,
     done: oneshot::Sender<Result<Receipt, Refused>>,
     not_before: Instant,
     failures: u32,
-    /// The most dead letters in a put with this one.
+    /// The maximum number of dead letters in a put that contains this one.
     together: usize,
 }
 
-/// The sink can never take the letter.
+/// A dead letter that the sink can never take.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) size: u64,
@@ -58,17 +58,18 @@ pub(crate) struct Refused {
     pub(crate) source: BoxError,
 }
 
-/// The most letters given to a sink at once: a PutRecords request takes as many.
+/// The maximum number of dead letters in a put: a PutRecords request takes as many.
 const BATCH: usize = 500;
-/// The number of parts that a put is divided into which the sink did not answer.
+/// The number of parts into which a put is divided after the sink did not answer it.
 const PARTS: usize = 16;
-/// The most puts at a time.
+/// The maximum number of concurrent puts.
 const PUTS: usize = 8;
-/// The most puts of such parts at a time: half, so that dead letters which hang leave room to others.
+/// The maximum number of concurrent puts of such parts. Dead letters that make the sink hang thus leave half
+/// of the puts to others.
 const PARTS_AT_A_TIME: usize = 4;
-/// A put that takes longer lets another begin.
+/// The duration after which a running put lets another one start.
 const SLOW: Duration = Duration::from_secs(1);
-/// Between tries of a letter that the sink did not take.
+/// The backoff between tries of a dead letter that the sink did not take.
 const BACKOFF: Backoff = Backoff::exponential();
 
 impl Outbox {
@@ -87,13 +88,13 @@ impl Outbox {
         &self.sink
     }
 
-    /// How often in a row nothing of a put was confirmed.
+    /// Returns the number of consecutive puts of which the sink confirmed nothing.
     #[cfg(feature = "kinesis")]
     pub(crate) fn failures(&self) -> &Arc<AtomicU32> {
         &self.failures
     }
 
-    /// Waits until the letter is confirmed, or refused for good.
+    /// Waits until the sink confirms the dead letter or refuses it permanently.
     pub(crate) async fn write(&self, letter: &DeadLetter) -> Result<Receipt, Refused> {
         loop {
             let (done, result) = oneshot::channel();
@@ -109,7 +110,8 @@ impl Outbox {
                 std::mem::forget(result);
                 return Ok(Receipt::new("on its way"));
             }
-            // The task went away only if its runtime did; on this one a new task begins.
+            // The put's task ended early, or the writer's runtime shut down. The dead letter is sent again,
+            // if necessary to a new writer on this runtime.
             if let Ok(result) = result.await {
                 return result;
             }
@@ -138,7 +140,7 @@ impl Outbox {
                 shown: self.failures.clone(),
             };
             tokio::spawn(writer.run(receiver));
-            // The receiver was made a line above.
+            // Succeeds: the receiver was created above.
             let _ = sender.send(entry);
             *inbox = Some(sender);
         }
@@ -153,42 +155,46 @@ impl fmt::Debug for Outbox {
 
 /// The task that writes to the sink.
 ///
-/// One put follows the other, so that dead letters which come meanwhile go out together. A put that takes longer than
-/// [`SLOW`] lets others begin before it ends: the sink may hang for one of its dead letters. If it has not answered in
-/// time, nothing is known of any of them. They are put again in smaller parts, each with its own answer, down to one by
-/// one: what the sink takes is confirmed, and one that hangs is alone.
+/// Puts run one after the other, so that dead letters that arrive during a put share the next one. A put that
+/// takes longer than [`SLOW`] lets others start before it ends, because the sink may hang for one of its dead
+/// letters.
+///
+/// If the sink does not answer a put in time, the outcome of its dead letters is unknown. The writer puts
+/// them again in smaller parts, down to one by one. A dead letter that makes the sink hang thus ends up
+/// alone, and the sink confirms the others.
 struct Writer {
     sink: Arc<dyn DeadLetterSink>,
     name: String,
     observers: Observers,
     rng: SmallRng,
-    /// In the order in which they came.
+    /// The dead letters that wait for a put, in the order of arrival.
     waiting: Vec<Entry>,
     puts: JoinSet<Answered>,
     running: HashMap<Id, PutUnderWay>,
-    /// The most dead letters of one put: fewer once a put was too slow, more again once puts are fast.
+    /// The maximum number of dead letters in a put. It shrinks when the sink does not answer and grows when
+    /// puts are fast.
     most: usize,
-    /// Puts in a row of which nothing was confirmed.
+    /// The number of consecutive puts of which the sink confirmed nothing.
     failures: u32,
     shown: Arc<AtomicU32>,
 }
 
-/// A put that is under way.
+/// A running put.
 struct PutUnderWay {
     began: Instant,
     is_part: bool,
-    /// The partition keys of its dead letters. No other put has one of them.
+    /// The partition keys of the put's dead letters. No other running put has one of these keys.
     keys: HashSet<String>,
 }
 
-/// What the sink said of these dead letters. An error if it said nothing.
+/// The sink's results for these dead letters, or an error if the sink did not answer.
 struct Answered {
     entries: Vec<Entry>,
     results: Result<Vec<Result<Receipt, SinkError>>, BoxError>,
 }
 
 impl Entry {
-    /// Whether it was in a put that the sink did not answer.
+    /// Returns true if the dead letter was in a put that the sink did not answer.
     fn is_part(&self) -> bool {
         self.together < BATCH
     }
@@ -207,7 +213,7 @@ impl Writer {
             }
             let now = Instant::now();
             if self.may_begin(false, now) || self.may_begin(true, now) {
-                // No caller waits for these any more: their records were returned to the stream.
+                // Drops dead letters whose callers no longer wait: their records were returned to the stream.
                 self.waiting.retain(|entry| !entry.done.is_closed());
                 while let Some(entries) = self.due(now) {
                     self.begin(entries, now);
@@ -224,7 +230,7 @@ impl Writer {
                 biased;
                 Some(answered) = self.puts.join_next_with_id(), if !self.puts.is_empty() => match answered {
                     Ok((id, answered)) => self.answered(id, answered),
-                    // Whoever waits for one of its dead letters sends it again.
+                    // The callers of the put's dead letters send them again.
                     Err(broken) => drop(self.running.remove(&broken.id())),
                 },
                 entry = inbox.recv(), if open => match entry {
@@ -236,7 +242,8 @@ impl Writer {
         }
     }
 
-    /// Whether another put may begin now: of parts, or of dead letters that are new or were answered.
+    /// Returns true if another put may start now: if `parts`, one of parts, else one of dead letters that are
+    /// new or were answered.
     fn may_begin(&self, parts: bool, now: Instant) -> bool {
         let running = self.running.values();
         match parts {
@@ -245,7 +252,8 @@ impl Writer {
         }
     }
 
-    /// When there may be something to begin, other than by an answer or by another dead letter.
+    /// Returns the next time at which a put may start, even if neither an answer nor a new dead letter
+    /// arrives.
     fn next_time(&self, now: Instant) -> Option<Instant> {
         let due = self.waiting.iter().map(|entry| entry.not_before);
         let slow = self.running.values().map(|put| put.began + SLOW);
@@ -253,7 +261,7 @@ impl Writer {
         due.chain(slow).filter(|time| *time > now).min()
     }
 
-    /// Takes what is to be put now. A dead letter waits for those of its key that came before it.
+    /// Takes the dead letters of the next put. A dead letter waits for earlier ones of its key.
     fn due(&mut self, now: Instant) -> Option<Vec<Entry>> {
         let may_begin = [false, true].map(|parts| self.may_begin(parts, now));
         let in_flight = |key| self.running.values().any(|put| put.keys.contains(key));
@@ -264,7 +272,7 @@ impl Writer {
             if is_behind || entry.not_before > now || !may_begin[usize::from(entry.is_part())] {
                 continue;
             }
-            // Those that are least suspected to hang come first.
+            // Dead letters that are least suspected to make the sink hang come first.
             let rank = |entry: &Entry| (Reverse(entry.together), entry.failures);
             if first.is_none_or(|(_, first)| rank(entry) < rank(first)) {
                 first = Some((at, entry));
@@ -325,7 +333,7 @@ impl Writer {
         }
     }
 
-    /// Tells whoever waits what the sink said. What it did not take is put again later.
+    /// Sends the sink's results to the callers. Dead letters that the sink did not take are put again later.
     fn settle(&mut self, entries: Vec<Entry>, mut results: Vec<Result<Receipt, SinkError>>, took: Duration) {
         if entries.len() == self.most && took < PUT_TIMEOUT / 8 {
             self.most = (self.most * 2).min(BATCH);
@@ -340,7 +348,7 @@ impl Writer {
         let mut progress = false;
         let mut again = Vec::new();
         for (mut entry, result) in entries.into_iter().zip(results) {
-            // The sink does not hang for it.
+            // The sink answered, so this dead letter does not make it hang.
             entry.together = BATCH;
             let answer = match result {
                 Ok(receipt) => Ok(receipt),
@@ -356,7 +364,7 @@ impl Writer {
                 }
             };
             progress = true;
-            // A receiver that is gone has returned its record to the stream.
+            // A caller that no longer waits has returned its record to the stream.
             let _ = entry.done.send(answer);
         }
         self.count(progress || again.is_empty());
@@ -366,18 +374,19 @@ impl Writer {
         let mut longest = Duration::ZERO;
         for entry in &mut again {
             entry.failures = entry.failures.saturating_add(1);
-            // A sink that is down as a whole is asked once for all; one bad dead letter waits alone.
+            // If the sink is down as a whole, all dead letters wait together. A single bad one waits alone.
             let tries = if progress { entry.failures } else { self.failures };
             longest = longest.max(self.delay(entry, tries));
         }
         if !progress {
             self.delay_all(longest);
         }
-        let error = failed.unwrap_or_else(|| "the sink wrote nothing".into());
+        let error = failed.unwrap_or_else(|| "the sink wrote no dead letter".into());
         self.put_back(again, &*error, longest);
     }
 
-    /// The sink said nothing of them: they are put again in parts, and one by itself after a while.
+    /// Puts back dead letters that the sink did not answer: several in smaller parts, a single one with a
+    /// delay.
     fn part(&mut self, mut entries: Vec<Entry>, error: &(dyn Error + Send + Sync + 'static), took: Duration) {
         self.count(false);
         let count = entries.len();
@@ -394,7 +403,7 @@ impl Writer {
                 longest = longest.max(self.delay(entry, tries));
             }
         }
-        // One that fails at once, whatever it is given, is down as a whole.
+        // A sink that fails at once several times in a row is down as a whole.
         if took < SLOW && self.failures > 1 {
             for entry in &mut entries {
                 longest = longest.max(self.delay(entry, self.failures));
@@ -413,7 +422,7 @@ impl Writer {
         self.shown.store(self.failures, Ordering::Relaxed);
     }
 
-    /// Puts it off, as after this number of tries. Returns for how long.
+    /// Delays the entry as after this number of tries. Returns the delay.
     fn delay(&mut self, entry: &mut Entry, tries: u32) -> Duration {
         let delay = Jitter::Equal.delay(&BACKOFF, tries.saturating_sub(1), Duration::ZERO, &mut self.rng);
         entry.not_before = Instant::now() + delay;

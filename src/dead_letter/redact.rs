@@ -1,4 +1,4 @@
-//! What must not leave the process is taken out of letters.
+//! A sink that removes confidential data from dead letters.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
-/// Writes letters as a function leaves them, which takes out what must not leave the process: of the payload, the error's
-/// texts, the partition key.
+/// Writes dead letters after a function has removed what must not leave the process: from the payload, the
+/// error's texts or the partition key.
 ///
 /// ```
 /// # fn example(letters: redrive::dead_letter::Memory) {
@@ -20,8 +20,8 @@ use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storag
 /// # }
 /// ```
 ///
-/// What is written is marked as [redacted](DeadLetter::redacted): it is no longer what was put into the stream, and must
-/// not be driven again as if it were.
+/// The written dead letter is marked as [redacted](DeadLetter::redacted). Its payload may differ from the one
+/// that was put into the stream, so it must not be replayed as if it were the original.
 pub struct Redact<S, F> {
     sink: S,
     redact: F,
@@ -32,8 +32,8 @@ where
     S: DeadLetterSink,
     F: Fn(&mut DeadLetter) + Send + Sync,
 {
-    /// Letters go to this sink, after that function. Where a record stood, and its letter's ids, stay as they are whatever
-    /// the function does.
+    /// Creates a sink that writes to `sink` what `redact` leaves of each dead letter. The ids of the dead
+    /// letter and the record's position stay unchanged, whatever the function does.
     pub fn new(sink: S, redact: F) -> Self {
         Redact { sink, redact }
     }

@@ -1,4 +1,4 @@
-//! One of several sinks for each letter.
+//! A sink that routes each dead letter to one of several sinks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use futures_util::future::join_all;
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
 
-/// Writes each letter to the first sink whose condition it meets, and to the default one if it meets none.
+/// Writes each dead letter to the first sink whose condition it meets, or to the default sink if it meets
+/// none.
 ///
 /// ```
 /// # fn example(bad_data: redrive::dead_letter::Memory, rest: redrive::dead_letter::Memory) {
@@ -20,7 +21,7 @@ use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storag
 /// # }
 /// ```
 ///
-/// Letters of one partition key are in their order in each sink.
+/// Dead letters of one partition key are in order in each sink.
 pub struct Route {
     routes: Vec<(Condition, Arc<dyn DeadLetterSink>)>,
     default: Arc<dyn DeadLetterSink>,
@@ -29,7 +30,7 @@ pub struct Route {
 type Condition = Box<dyn Fn(&DeadLetter) -> bool + Send + Sync>;
 
 impl Route {
-    /// All to this one.
+    /// Routes dead letters that meet no condition to `sink`.
     pub fn by_default(sink: impl DeadLetterSink + 'static) -> Self {
         Route {
             routes: Vec::new(),
@@ -37,8 +38,8 @@ impl Route {
         }
     }
 
-    /// Those of which this holds to that one, unless a condition before holds: by class, reason, error code, or anything
-    /// that a letter says.
+    /// Routes dead letters that meet `condition` to `sink`; the first condition that a dead letter meets
+    /// wins. A condition may use the class, reason, error code or any other field.
     #[must_use]
     pub fn when(
         mut self,

@@ -1,8 +1,8 @@
-//! Which letters may leave next: a pure state machine, without calls or clocks.
+//! The schedule of the dead letters of one put: a state machine without calls or clocks.
 //!
-//! A service that takes many letters in a request promises no order inside it, and one entry may fail where the next
-//! succeeds. So a request carries at most one entry of a partition key, and the next of that key leaves when the
-//! first is confirmed.
+//! A service that takes many dead letters in a request promises no order inside the request, and one entry
+//! may fail while the next succeeds. So a request contains at most one entry of a partition key. The next
+//! entry of that key is sent when the first is confirmed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use bytes::Bytes;
 use crate::dead_letter::{Receipt, SinkError};
 use crate::failure::BoxError;
 
-/// What a request of the service may have.
+/// The service's limits for one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) entries: usize,
     pub(super) bytes: u64,
 }
 
-/// A letter as the service gets it.
+/// A dead letter in the form that the service gets.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// Letters of one key leave one after the other.
+    /// The ordering key: entries of one key are sent one after the other.
     pub(super) key: String,
-    /// Empty while a try has it, see [`Schedule::take_data`].
+    /// The data to send; empty once a try has taken it, see [`Schedule::take_data`].
     pub(super) data: Bytes,
-    /// As the service counts it.
+    /// The size in bytes, as the service counts it.
     pub(super) bytes: u64,
-    /// Empty where the service has none.
+    /// The deduplication id; empty if the service has none.
     pub(super) deduplication_id: String,
-    /// Where it goes, where the service does not say that itself.
+    /// The place that the entry is written to; empty if the service chooses the place.
     pub(super) place: String,
 }
 
@@ -44,35 +44,37 @@ impl Entry {
     }
 }
 
-/// The error of a call or an entry, which several letters may share.
+/// The error of a call or an entry, which several dead letters may share.
 pub(super) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
-/// What one put has still to write.
+/// The entries that one put has yet to write.
 #[derive(Debug)]
 pub(super) struct Schedule {
     entries: Vec<Entry>,
     limits: Limits,
     results: Vec<Option<Result<Receipt, SinkError>>>,
-    // The most bytes of a letter that may leave.
+    // The maximum size of an entry that is sent, in bytes.
     limit: u64,
     lanes: Vec<Lane>,
-    // The lanes whose first letter may leave, in order.
+    // The lanes whose first entry may be sent, in order.
     ready: VecDeque<usize>,
-    // Those whose first letter failed and waits for another try.
+    // The lanes whose first entry failed and waits for another try.
     resting: Vec<usize>,
 }
 
-/// The letters of one partition key, in order.
+/// The dead letters of one partition key, in order.
 #[derive(Debug, Default)]
 struct Lane {
     letters: VecDeque<usize>,
-    // Of its first letter.
+    // The number of failed tries of the lane's first entry.
     tries: u32,
-    // How many entries a request may have that its first letter is in, if a larger one was refused.
+    // The maximum number of entries in a request with the lane's first entry, after a larger request was
+    // refused.
     most: Option<usize>,
 }
 
-/// Letters that leave together. To be given back to the schedule with what became of them.
+/// The lanes whose first entries are sent together. The caller must return the request to the schedule with
+/// its outcome.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Request {
@@ -107,13 +109,13 @@ impl Schedule {
         }
     }
 
-    /// The size of the largest letter, in bytes.
+    /// Returns the size of the largest entry, in bytes.
     pub(super) fn largest(&self) -> u64 {
         self.entries.iter().map(|entry| entry.bytes).max().unwrap_or(0)
     }
 
-    /// Refuses each letter that is larger than `limit` when it is its turn: those of its key ahead of it
-    /// leave, those behind it do not. Before the first request.
+    /// Refuses every entry that is larger than `limit`, when its turn comes: earlier entries of its key are
+    /// sent, later ones are not. Must be called before the first request.
     pub(super) fn refuse_larger_than(&mut self, limit: u64) {
         self.limit = limit;
         for lane in std::mem::take(&mut self.ready) {
@@ -121,7 +123,7 @@ impl Schedule {
         }
     }
 
-    /// The next letters that may leave, at most one of a key.
+    /// Returns the next entries that may be sent, at most one of each key.
     pub(super) fn next_request(&mut self) -> Option<Request> {
         let mut most = self.limits.entries;
         let mut bytes = 0;
@@ -129,7 +131,7 @@ impl Schedule {
         while let Some((&lane, entry)) = self.ready.front().zip(self.first_ready()) {
             most = most.min(self.lanes[lane].most.unwrap_or(most));
             bytes += entry.bytes;
-            // The first always leaves: the service judges it.
+            // The first entry is always sent, even if it is too large: the service decides.
             if !lanes.is_empty() && (lanes.len() >= most || bytes > self.limits.bytes) {
                 break;
             }
@@ -147,13 +149,14 @@ impl Schedule {
         Some(&self.entries[*self.lanes[lane].letters.front()?])
     }
 
-    /// The entries of a request, in order.
+    /// Returns the entries of a request, in order.
     pub(super) fn entries(&self, request: &Request) -> impl Iterator<Item = &Entry> {
         request.lanes.iter().filter_map(|&lane| self.first_of(lane))
     }
 
-    /// What a request's entries hold, each with the place of its letter in the put. It is given away and not copied: a
-    /// client wants it for itself, and few letters need another try. Those who do get it made again.
+    /// Takes the data of a request's entries, each with the index of its dead letter in the put. The data is
+    /// moved and not copied, because the client needs to own it and few entries need another try. The caller
+    /// makes the data of those entries again.
     pub(super) fn take_data(&mut self, request: &Request) -> Vec<(usize, Bytes)> {
         let letters = request
             .lanes
@@ -165,8 +168,8 @@ impl Schedule {
             .collect()
     }
 
-    /// The request was answered: for each entry where it is, or why it is not written. A letter that
-    /// failed `tries` times is given up.
+    /// Handles the answer to a request: for each entry its place, or the reason why it is not written. An
+    /// entry that failed `tries` times is given up.
     pub(super) fn answered(
         &mut self,
         request: Request,
@@ -188,14 +191,15 @@ impl Schedule {
         }
     }
 
-    /// The request failed as a whole: its letters may leave again, before all others.
+    /// Handles a request that failed as a whole: its entries may be sent again, before all others.
     pub(super) fn put_back(&mut self, request: Request) {
         for lane in request.lanes.into_iter().rev() {
             self.ready.push_front(lane);
         }
     }
 
-    /// The request was refused for what one of its entries holds: its halves may leave.
+    /// Handles a request that was refused for the content of one of its entries: its entries are sent again
+    /// in halves.
     pub(super) fn split(&mut self, request: Request) {
         let most = request.len().div_ceil(2);
         for &lane in &request.lanes {
@@ -204,14 +208,14 @@ impl Schedule {
         self.put_back(request);
     }
 
-    /// Ends the letters of a request that can be written neither now nor by another try of this put.
+    /// Ends the entries of a request that no try of this put can write.
     pub(super) fn refuse(&mut self, request: Request, why: impl Fn(&Entry) -> SinkError) {
         for lane in request.lanes {
             self.end(lane, &why);
         }
     }
 
-    /// Ends every letter that is not confirmed yet.
+    /// Ends every entry that is not confirmed yet.
     pub(super) fn give_up(&mut self, error: &SharedError) {
         for lane in 0..self.lanes.len() {
             self.end(lane, |_| SinkError::unavailable(error.clone()));
@@ -220,19 +224,19 @@ impl Schedule {
         self.resting.clear();
     }
 
-    /// Lets the letters that failed leave again. Says how often the most tried of them failed; `None`
-    /// if none rests.
+    /// Makes the failed entries ready to be sent again. Returns the largest number of failed tries among
+    /// them, or `None` if no entry waits.
     pub(super) fn wake(&mut self) -> Option<u32> {
         let tries = self.resting.iter().map(|&lane| self.lanes[lane].tries).max();
         self.ready.extend(self.resting.drain(..));
         tries
     }
 
-    /// What became of the letters, in their order.
+    /// Returns the results of all dead letters, in their order.
     pub(super) fn into_results(self) -> Vec<Result<Receipt, SinkError>> {
         self.results
             .into_iter()
-            // Every letter has ended by now; one that had not would not be written.
+            // Every entry has ended by now. If one had not, it would count as not written.
             .map(|result| result.unwrap_or(Err(SinkError::Behind)))
             .collect()
     }
@@ -246,7 +250,7 @@ impl Schedule {
         self.line_up(lane);
     }
 
-    /// Lets the first letter of a lane leave, unless it is too large.
+    /// Makes the first entry of a lane ready to be sent, or refuses it if it is too large.
     fn line_up(&mut self, lane: usize) {
         match self.first_of(lane) {
             Some(entry) if entry.bytes > self.limit => {
@@ -258,7 +262,7 @@ impl Schedule {
         }
     }
 
-    /// The first letter of the lane ends with this error, the others stay behind it.
+    /// Ends the first entry of the lane with this error, and the others with [`SinkError::Behind`].
     fn end(&mut self, lane: usize, why: impl Fn(&Entry) -> SinkError) {
         for (at, letter) in std::mem::take(&mut self.lanes[lane].letters)
             .into_iter()
@@ -273,9 +277,9 @@ impl Schedule {
     }
 }
 
-/// The service was not asked.
+/// The cause of a refusal without a call to the service.
 #[derive(Debug, thiserror::Error)]
-#[error("the letter is larger than the largest that the target takes")]
+#[error("the dead letter is larger than the target's limit")]
 struct TooLarge;
 
 #[cfg(test)]

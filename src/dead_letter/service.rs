@@ -1,5 +1,5 @@
-//! Writing letters to a service that takes many in a request: what fails is tried again alone, what is refused does not
-//! keep the others back.
+//! Writes dead letters to a service that takes many in a request. A failed entry is retried without the
+//! others, and a refused entry does not hold the others back.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,16 +14,17 @@ use super::schedule::{Entry, Request, Schedule, SharedError};
 use super::{DeadLetter, Receipt, SinkError};
 use crate::failure::BoxError;
 
-/// How often a letter, or a call, is tried in one put.
+/// The maximum number of tries of a dead letter, or of a call, in one put.
 const TRIES: u32 = 5;
-/// The longest rest after the first failure; doubled with each further one.
+/// The longest rest after the first failure. Each further failure doubles it.
 const BASE: Duration = Duration::from_millis(100);
-/// A target that did not tell its limit, as to somebody without the permission, is not asked again for so long.
+/// The time before a target is asked for its limit again after it did not answer, for example for want of
+/// permission.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// A service that takes many letters in a request.
+/// A service that takes many dead letters in a request.
 pub(super) trait Service: Sync {
-    /// One call: an answer for each entry. `letters`: those of the put.
+    /// Makes one call. Returns an answer for each entry. `letters` are all dead letters of the put.
     fn call(
         &self,
         letters: &[DeadLetter],
@@ -31,18 +32,18 @@ pub(super) trait Service: Sync {
         request: &Request,
     ) -> impl Future<Output = Result<Vec<Result<Receipt, SharedError>>, CallError>> + Send;
 
-    /// The most bytes of a letter that any target of the service takes.
+    /// The largest dead letter that any target of the service takes, in bytes.
     const LARGEST_LIMIT: u64;
 
-    /// Up to so many bytes no letter is too large, as far as one knows without asking.
+    /// Returns the largest size, in bytes, that the target is known to take without another call.
     fn known_limit(&self) -> u64;
 
-    /// The most bytes of a letter that the target takes at this moment. `None` if it does not say. (To be called by
-    /// [`ask_for_limit`].)
+    /// Asks for the largest dead letter, in bytes, that the target takes at this moment. Returns `None` if
+    /// the target does not answer. Only [`ask_for_limit`] calls this.
     fn ask_target_for_limit(&self) -> impl Future<Output = Option<u64>> + Send;
 
-    /// The limit that a letter is over which was refused by itself for what it holds, if it is over one. `message`: what the
-    /// service says of it.
+    /// Returns the limit that an entry exceeds, if it exceeds one. The service has refused a request with
+    /// only this entry for its content; `message` is the service's error message.
     fn limit_over(&self, entry: &Entry, message: &str) -> impl Future<Output = Option<u64>> + Send {
         let (bytes, _) = (entry.bytes, message);
         async move { ask_for_limit(self).await.filter(|&limit| bytes > limit) }
@@ -51,7 +52,7 @@ pub(super) trait Service: Sync {
     fn rests(&self) -> &Rests;
 }
 
-/// The most bytes of a letter that the target takes at this moment, if it says so.
+/// Returns the largest dead letter, in bytes, that the target takes at this moment, if the target answers.
 pub(super) async fn ask_for_limit<S: Service + ?Sized>(service: &S) -> Option<u64> {
     let unanswered = || {
         let unanswered = &service.rests().unanswered;
@@ -65,15 +66,15 @@ pub(super) async fn ask_for_limit<S: Service + ?Sized>(service: &S) -> Option<u6
     limit
 }
 
-/// Writes what can be written, and says of each letter what became of it.
+/// Writes the dead letters of the schedule. Returns a result for each.
 pub(super) async fn write<S: Service>(
     service: &S,
     letters: &[DeadLetter],
     mut schedule: Schedule,
 ) -> Vec<Result<Receipt, SinkError>> {
     if schedule.largest() > service.known_limit() {
-        // Asked for again, because it may have been raised since. Where it stays unknown the service
-        // judges what no target refuses as yet: nothing is refused on a guess.
+        // The limit is asked for again, because it may have been raised since. If it stays unknown, the
+        // service decides about every size that some target may take: nothing is refused on a guess.
         schedule.refuse_larger_than(ask_for_limit(service).await.unwrap_or(S::LARGEST_LIMIT));
     }
     let mut failed_calls = 0;
@@ -94,8 +95,8 @@ pub(super) async fn write<S: Service>(
             Err(error) => error,
         };
         match error.refusal() {
-            // The service judges a request as a whole: one entry that it cannot take must not keep
-            // the others back.
+            // The service refuses a request as a whole. One entry that it cannot take must not hold back the
+            // others.
             Some(_) if request.len() > 1 => schedule.split(request),
             Some(message) => {
                 let limit = match schedule.entries(&request).next() {
@@ -122,7 +123,7 @@ pub(super) async fn write<S: Service>(
     }
 }
 
-/// A call that says nothing of its entries.
+/// A call without an answer for each of its entries.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     #[error("the call to {operation} failed")]
@@ -131,15 +132,15 @@ pub(super) enum CallError {
         #[source]
         source: BoxError,
     },
-    #[error("the call to {operation} was refused for what it holds")]
+    #[error("the call to {operation} was refused for its content")]
     Refused {
         operation: &'static str,
-        /// What the service says of it.
+        /// The service's error message.
         message: String,
         #[source]
         source: BoxError,
     },
-    #[error("{operation} answered for {answered} entries, {sent} were sent; none counts as written")]
+    #[error("{operation} returned {answered} answers for {sent} entries; none counts as written")]
     Miscounted {
         operation: &'static str,
         sent: usize,
@@ -148,7 +149,8 @@ pub(super) enum CallError {
 }
 
 impl CallError {
-    /// `refusal`: what the service says of it, if it was refused for what it holds.
+    /// Creates the error of a call. `refusal` is the service's error message, if it refused the call for its
+    /// content.
     pub(super) fn new(operation: &'static str, refusal: Option<String>, source: impl Into<BoxError>) -> Self {
         let source = source.into();
         match refusal {
@@ -169,16 +171,16 @@ impl CallError {
     }
 }
 
-/// An entry of a request that is not written, or not known to be.
+/// The reason why an entry of a request is not written, or not known to be written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EntryError {
-    #[error("the service did not take the letter: {code}: {message}")]
+    #[error("the service did not take the dead letter: {code}: {message}")]
     Failed { code: String, message: String },
-    #[error("the service answered with neither a place nor an error")]
+    #[error("the service returned neither a place nor an error for the dead letter")]
     Unconfirmed,
 }
 
-/// Answers that came in any order, by the places that were given as ids.
+/// Puts answers in order by their ids, which are the places of the entries in the request.
 pub(super) fn in_order(
     mut answers: HashMap<String, Result<Receipt, SharedError>>,
     sent: usize,
@@ -188,11 +190,11 @@ pub(super) fn in_order(
     (0..sent).map(of).collect()
 }
 
-/// Between tries, and between questions.
+/// The pauses between tries, and between questions for the limit.
 #[derive(Debug)]
 pub(super) struct Rests {
     rng: Mutex<SmallRng>,
-    /// When the target was asked for its limit and did not say.
+    /// The time at which the target was last asked for its limit, if it did not answer.
     unanswered: Mutex<Option<Instant>>,
 }
 
@@ -201,7 +203,7 @@ impl Rests {
         Rests::of(make_rng())
     }
 
-    /// Repeatable ones.
+    /// Creates rests with repeatable jitter.
     pub(super) fn seeded(seed: u64) -> Self {
         Rests::of(SmallRng::seed_from_u64(seed))
     }
@@ -213,7 +215,7 @@ impl Rests {
         }
     }
 
-    /// Waits for up to the base time, doubled with each failure after the first.
+    /// Waits for a random time up to [`BASE`], doubled with each failure after the first.
     async fn rest(&self, failures: u32) {
         let longest = BASE * 2u32.pow(failures.saturating_sub(1).min(TRIES));
         let time = self

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 /// Identifies the storage behind a sink or a source of dead letters.
 ///
-/// A replay that writes into the storage that it reads, and removes what it has written elsewhere, removes its own copies.
-/// A [`Replay`](crate::replay::Replay) therefore refuses a sink whose storage [overlaps](Storage::overlaps) that of its
-/// source.
+/// A replay removes each dead letter from its source after writing it elsewhere. If both are the same
+/// storage, the replay removes its own copies. A [`Replay`](crate::replay::Replay) therefore refuses a sink
+/// whose storage [overlaps](Storage::overlaps) that of its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Storage {
@@ -35,9 +35,10 @@ pub enum Storage {
 }
 
 impl Storage {
-    /// Returns whether a dead letter that is written to one storage can be read from the other, or replace one there.
+    /// Returns whether a dead letter that is written to one storage can be read from the other, or replace
+    /// one there.
     ///
-    /// Where two names can be of the same storage and redrive cannot tell, the answer is yes.
+    /// If two names may denote the same storage and redrive cannot tell, this returns true.
     pub fn overlaps(&self, other: &Storage) -> bool {
         match (self, other) {
             (Storage::File(a), Storage::File(b)) => files_overlap(a, b),
@@ -61,13 +62,13 @@ impl Storage {
     }
 }
 
-/// Returns whether both paths are of one file, or one is of the files that follow the other.
+/// Returns true if both paths are of the same file, or if one is a successor file of the other.
 fn files_overlap(a: &Path, b: &Path) -> bool {
     let (base_a, base_b) = (followed(a), followed(b));
     same_file(a, b) || base_a.is_some_and(|a| same_file(&a, b)) || base_b.is_some_and(|b| same_file(a, &b))
 }
 
-/// Returns the path that `<path>.7` follows.
+/// Returns the path whose successor this path is: `<path>` for `<path>.7`.
 fn followed(path: &Path) -> Option<PathBuf> {
     let number = path.extension()?.to_str()?;
     number.parse::<u64>().is_ok().then(|| path.with_extension(""))
@@ -77,7 +78,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
     a == b || resolved(a) == resolved(b) || is_hard_link(a, b)
 }
 
-/// Returns the path without symbolic links. A file that does not exist yet has a folder that does.
+/// Returns the path without symbolic links. If the file does not exist yet, only its folder is resolved.
 fn resolved(path: &Path) -> PathBuf {
     let in_folder = || {
         let folder = path.parent()?.canonicalize().ok()?;
@@ -104,7 +105,7 @@ fn is_hard_link(_: &Path, _: &Path) -> bool {
 
 /// Returns whether both URLs are of one queue: the same account and name, and no two different regions.
 ///
-/// A queue has several hosts: `sqs.REGION.amazonaws.com`, `REGION.queue.amazonaws.com`, those of VPC endpoints.
+/// A queue has several hosts: `sqs.REGION.amazonaws.com`, `REGION.queue.amazonaws.com`, and VPC endpoints.
 fn queues_overlap(a: &str, b: &str) -> bool {
     fn split(url: &str) -> (&str, Vec<&str>) {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -157,7 +158,7 @@ mod tests {
         }
     }
 
-    /// In both directions.
+    /// Returns whether the storages overlap, after checking that both directions agree.
     fn overlap(a: &Storage, b: &Storage) -> bool {
         assert_eq!(a.overlaps(b), b.overlaps(a), "{a:?} {b:?}");
         a.overlaps(b)

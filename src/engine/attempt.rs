@@ -1,5 +1,5 @@
-//! One attempt: the hot path. Nothing here allocates, locks or reads a clock for a handler that is
-//! ready at once.
+//! One attempt: the hot path. Nothing here allocates, locks or reads a clock if the processor is ready at
+//! once.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -16,21 +16,21 @@ use crate::observer::{Event, Interest, Observers};
 use crate::processor::{Attempt, BatchFailure, RecordProcessor};
 use crate::record::Record;
 
-/// What bounds the settling of a record from outside.
+/// The outer limits within which a record is settled.
 #[derive(Clone, Copy)]
 pub(crate) struct Term<'a> {
-    /// What it shares with the other records of its shard.
+    /// The state that the record shares with the other records of its shard.
     pub(crate) run: &'a Run,
-    /// No attempt runs past it.
+    /// The latest end of an attempt: no attempt runs past this time.
     pub(crate) deadline: Option<Instant>,
-    /// By when letters and completions must be written: the deadline, or later.
+    /// The time by which dead letters and completions must be written: the deadline, or later.
     pub(crate) finish_by: Option<Instant>,
-    /// Tells a handler that nobody wants its result any more.
+    /// Tells the processor that its result is no longer wanted.
     pub(crate) cancelled: Option<&'a CancellationToken>,
 }
 
 impl<'a> Term<'a> {
-    /// As long as its run may last.
+    /// Creates the term of a record that only its run limits.
     pub(crate) fn of(run: &'a Run) -> Self {
         Term {
             run,
@@ -41,20 +41,20 @@ impl<'a> Term<'a> {
     }
 }
 
-/// One call of the handler.
+/// One call of the processor.
 struct Call<'a> {
-    /// The record; of a batch the first.
+    /// The record, or the first record of a batch.
     first: &'a Record,
     records: usize,
     attempt: &'a Attempt<'a>,
-    /// If somebody asks how long it takes.
+    /// The start of the call, if an observer wants its duration.
     began: Option<Instant>,
 }
 
-/// An attempt that did not succeed.
+/// A failed attempt.
 pub(super) struct FailedAttempt<E> {
     pub(super) error: AttemptError<E>,
-    /// From the first time that the handler waited for something.
+    /// The duration of the attempt, counted from the first time that the processor waited for something.
     pub(super) took: Duration,
 }
 
@@ -62,11 +62,11 @@ pub(super) enum AttemptError<E> {
     Returned(E),
     TimedOut,
     Panicked(Panicked),
-    /// The term's deadline cut it short: it says nothing about the record.
+    /// The term's deadline interrupted the attempt, which shows nothing about the record.
     Interrupted,
 }
 
-/// The handler did not finish in time.
+/// The processor did not finish within the attempt timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the attempt timed out after {after:?}")]
 pub struct AttemptTimedOut {
@@ -74,7 +74,7 @@ pub struct AttemptTimedOut {
     pub after: Duration,
 }
 
-/// Calls the user's handler, and limits each call by the attempt timeout.
+/// Calls the user's processor, and limits each call by the attempt timeout.
 pub(super) struct AttemptRunner<P> {
     pub(super) processor: P,
     timeout: Duration,
@@ -90,12 +90,12 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         }
     }
 
-    /// The most that an attempt may take.
+    /// Returns the maximum duration of an attempt.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Makes a record's first attempt, which ends at this time at the latest.
+    /// Makes a record's first attempt, which ends at `deadline` at the latest.
     #[inline]
     pub(super) fn run_first(
         &self,
@@ -105,7 +105,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         self.call(record, Attempt::new(1, self.timeout, deadline, None))
     }
 
-    /// Calls the handler once, in a span of its own.
+    /// Calls the processor once, in a span of its own.
     pub(super) async fn run_in_span(
         &self,
         record: &Record,
@@ -116,7 +116,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         spans::attempted(self.call(record, attempt), spans::of_attempt(number)).await
     }
 
-    /// The clock, if somebody asks how long an attempt takes.
+    /// Returns the current time if an observer wants the duration of attempts.
     #[inline(always)]
     fn now_if_asked(&self) -> Option<Instant> {
         let asked = self.observers.want(Interest::ATTEMPTS);
@@ -137,7 +137,8 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         }
     }
 
-    /// No `async fn`: that would keep every argument twice, and each place to run is as large as this future.
+    /// Not an `async fn`: that would store every argument twice, and every running call is as large as this
+    /// future.
     #[allow(clippy::manual_async_fn, reason = "see above")]
     #[inline]
     fn call(
@@ -153,7 +154,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
                 attempt,
                 began: self.now_if_asked(),
             };
-            // The call itself stands inside, so that a panic before the first await is caught as well.
+            // The call is inside the async block, so that a panic before the first await is caught as well.
             let mut call = pin!(async move { self.processor.process(record, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
@@ -164,7 +165,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         }
     }
 
-    /// Calls the handler once with a batch of records that begins with this one.
+    /// Calls the processor once with a batch. `first` is the place of the batch's first record.
     pub(super) async fn run_batch(
         &self,
         first: &Record,
@@ -192,7 +193,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         spans::attempted(call, span).await
     }
 
-    /// An attempt has ended by itself.
+    /// Handles an attempt that has ended by itself.
     #[inline(always)]
     fn ended<E>(
         &self,
@@ -212,7 +213,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         Err(FailedAttempt { error, took })
     }
 
-    /// It has not ended: is it too late?
+    /// Handles an attempt that has not ended: ends the attempt if its time is over.
     #[inline]
     fn poll_late<E>(
         &self,
@@ -221,7 +222,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), FailedAttempt<E>>> {
         let attempt = call.attempt;
-        // Only a handler that waits can be late: the timer is armed after the first `Pending`.
+        // Only a processor that waits can be late, so the timer is armed after the first `Pending`.
         if timer.is_none() {
             timer.set(Some(sleep_until(attempt.deadline())));
         }

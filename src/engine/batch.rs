@@ -1,4 +1,4 @@
-//! An attempt with many records, and the search for the one that it fails for.
+//! An attempt with several records, and the search for the record that makes the attempt fail.
 
 use std::collections::HashSet;
 use std::mem;
@@ -19,7 +19,7 @@ use crate::processor::{BatchFailure, RecordProcessor};
 use crate::record::Record;
 use crate::settlement::{Settled, Unsettled};
 
-/// One step of a group's life: an attempt with all of it, or with half of those among which one fails.
+/// One step of a group: an attempt with all of its records, or with half of the suspects.
 pub(super) struct BatchStep<'a, P: RecordProcessor> {
     engine: &'a Engine<P>,
     term: Term<'a>,
@@ -44,7 +44,8 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         parting.fates
     }
 
-    /// Returns how those go on who are left.
+    /// Makes one attempt. Returns the state of the records that stay in the group; `None` if the deadline
+    /// ended the step.
     async fn take_turn(&mut self, mut state: Option<Box<RetryState>>, pass: Pass) -> Option<Box<RetryState>> {
         if state.is_none() && self.engine.interrupted.has_any() {
             state = self.recall_together();
@@ -107,7 +108,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         };
         let count = records.len();
         if let (Some(state), 1) = (&mut state, count) {
-            // What they failed for together need not have been this one, and was before this call.
+            // The group's failures came before this call, and need not have been this record's fault.
             state.begin_again();
             state.forget_breaker();
         }
@@ -135,7 +136,8 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         self.all_failed(next, state, decision)
     }
 
-    /// Those that were given back go on where they were; what they had been through by themselves, by themselves.
+    /// Restores the retry states of released records: shared state for the group, own state for each record
+    /// alone.
     fn recall_together(&mut self) -> Option<Box<RetryState>> {
         let mut shared: Option<Box<RetryState>> = None;
         let (mut left, mut before, mut gone) = (Vec::new(), HashSet::new(), HashSet::new());
@@ -171,7 +173,11 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         shared
     }
 
-    /// Claims their keys; those who do not have their turn part. An error if the store is down: how they go on.
+    /// Claims the keys of the next records. Records whose claim is refused leave the group.
+    ///
+    /// # Errors
+    ///
+    /// The store is down. The error is the state with which the group waits.
     async fn claim_together(
         &mut self,
         claims: &Claims,
@@ -191,7 +197,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         for (member, claim) in next.members.iter_mut().zip(claimed) {
             member.claim = Some(claim);
         }
-        // If it is one alone, the store may be well.
+        // A single refusal may be one damaged entry of a store that works.
         let delays: Option<Vec<Duration>> = turns.iter().map(ClaimRefused::of_store).collect();
         if let Some(delays) = delays.filter(|delays| delays.len() > 1) {
             let delay = delays.into_iter().max().unwrap_or_default();
@@ -209,7 +215,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
                 }
                 Ok(()) => self.parting.waits(member),
                 Err(_) if is_behind => {
-                    // It waits for one that has its turn now, and those behind it for both.
+                    // The record waits for an earlier one of its lane, and the records behind wait for both.
                     gone.extend(member.lane);
                     self.parting.stop_lane(&member);
                     member.claim = None;
@@ -246,7 +252,8 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         }
     }
 
-    /// The handler has named those that failed: of each its error, if it did. The others are processed, but for those behind one of them.
+    /// Handles an attempt of which the processor named the failed records. `errors` has one entry for each
+    /// member. The others are processed, except those behind a failed record in its lane.
     async fn some_failed(
         &mut self,
         members: Vec<Member>,
@@ -267,7 +274,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
             }
         }
         if let Some(first) = processed.first() {
-            // What some succeed at works, whatever the others fail for.
+            // Some records succeeded, so the dependency works, whatever the others failed for.
             self.engine
                 .protection
                 .succeeded(&first.record, mem::replace(&mut pass, Pass::FREE));
@@ -291,8 +298,8 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         }
     }
 
-    /// All have failed, as far as one knows: they are tried again together, or the one is looked for that fails.
-    /// Returns how those go on who are left.
+    /// Handles an attempt that failed as a whole: retries the group, or searches for the record that fails.
+    /// Returns the state of the records that stay in the group; `None` if the deadline ended the step.
     fn all_failed(
         &mut self,
         mut next: Next,
@@ -310,14 +317,16 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
                 self.cut_short(&state);
                 return None;
             }
-            // One of them is to blame: the sooner it is found the better. They have all their attempts then.
+            // One record is to blame, and is searched for at once. All records get their full count of
+            // attempts.
             Decision::Retry(Scope::Record) | Decision::GiveUp(Reason::Permanent | Reason::Panicked, _) => {
                 state.begin_again();
                 true
             }
-            // Once one is looked for, each call tells.
+            // Once the search has begun, every call narrows it down.
             Decision::Retry(scope) => next.are_suspects() && scope == Scope::Unknown,
-            // A dependency's fault is none of theirs, and where a breaker is not closed the call told nothing.
+            // A dependency's failure is no record's fault, and a call while a breaker is not closed shows
+            // nothing.
             Decision::Hold(scope) => state.is_suspected() && scope == Scope::Unknown,
             Decision::GiveUp(..) => true,
         };
@@ -329,7 +338,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         Some(state)
     }
 
-    /// The one is found that fails: it goes on as any record does.
+    /// Handles the record that the search has found: it continues alone, like any other record.
     fn one_failed(
         &mut self,
         mut found: Member,
@@ -352,7 +361,7 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
         Some(left.retry_after(Duration::ZERO))
     }
 
-    /// The time is over for all who are left.
+    /// Releases all records that are left, because the deadline has come.
     fn cut_short(&mut self, state: &RetryState) {
         for mut member in mem::take(&mut self.parting.group.members) {
             if member.attempts.calls() > 0 {
@@ -364,7 +373,8 @@ impl<'a, P: RecordProcessor> BatchStep<'a, P> {
     }
 }
 
-/// The errors by their members' place. An error if one has none: nobody knows then which have failed.
+/// Sorts the errors by their members' index. Returns an error whose index is out of range: it is then unknown
+/// which members failed.
 fn by_member<E>(named: Vec<(usize, E)>, count: usize) -> Result<Vec<Option<E>>, E> {
     let mut errors: Vec<Option<E>> = (0..count).map(|_| None).collect();
     for (index, error) in named {

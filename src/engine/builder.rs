@@ -1,4 +1,4 @@
-//! How a processor is put together.
+//! The builder of a resilient processor.
 
 use std::any::type_name;
 use std::fmt;
@@ -33,18 +33,18 @@ use crate::retention::Retention;
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`dead_letters`](ResilientBuilder::dead_letters) | none: must be given, or refused by name |
+/// | [`dead_letters`](ResilientBuilder::dead_letters) | required; [`without_dead_letters`](ResilientBuilder::without_dead_letters) disables dead letters |
 /// | [`retry`](ResilientBuilder::retry) | [`RetryPolicy::exponential`] |
 /// | [`classify`](ResilientBuilder::classify), [`classifier`](ResilientBuilder::classifier) | [`StandardClassifier`](crate::StandardClassifier) alone |
-/// | [`breaker`](ResilientBuilder::breaker) | [`CircuitBreaker::default`], its own |
+/// | [`breaker`](ResilientBuilder::breaker) | [`CircuitBreaker::default`], not shared |
 /// | [`dependency_breaker`](ResilientBuilder::dependency_breaker) | none |
-/// | [`guard`](ResilientBuilder::guard) | [`DeadLetterGuard::default`], its own |
-/// | [`retry_budget`](ResilientBuilder::retry_budget) | [`RetryBudget::default`], its own |
+/// | [`guard`](ResilientBuilder::guard) | [`DeadLetterGuard::default`], not shared |
+/// | [`retry_budget`](ResilientBuilder::retry_budget) | [`RetryBudget::default`], not shared |
 /// | [`idempotency`](ResilientBuilder::idempotency) | none |
 /// | [`observer`](ResilientBuilder::observer) | [`Log`] alone |
 /// | [`log_error_text`](ResilientBuilder::log_error_text) | off |
 /// | [`trace_context`](ResilientBuilder::trace_context) | none |
-/// | [`name`](ResilientBuilder::name) | the handler's Rust type |
+/// | [`name`](ResilientBuilder::name) | the processor's Rust type |
 /// | [`version`](ResilientBuilder::version) | none |
 /// | [`seed`](ResilientBuilder::seed) | random |
 #[must_use]
@@ -69,7 +69,7 @@ pub struct ResilientBuilder<P: RecordProcessor> {
     seed: Option<u64>,
 }
 
-/// A setting that can be left unsaid, or refused by name.
+/// A setting that may be missing, or disabled explicitly.
 enum Setting<T> {
     Unsaid,
     Without,
@@ -86,7 +86,8 @@ impl<T> Setting<T> {
     }
 }
 
-/// Application names are part of keys in other stores, which bound them.
+/// The maximum length of an application's name. The name is part of keys in other stores, which limit their
+/// length.
 const MAX_APPLICATION_BYTES: usize = 128;
 
 impl<P: RecordProcessor> ResilientBuilder<P> {
@@ -113,14 +114,16 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         }
     }
 
-    /// When to try again, and when to stop.
+    /// Sets when a failed record is retried, and when retries stop.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// Classifies the handler's own errors, before they lose their type; `None` asks the next. May be
-    /// called more than once: the first that knows decides, before any other classifier.
+    /// Adds a classifier for the processor's own errors, which runs before the errors lose their type.
+    ///
+    /// Typed classifiers run before all others, in the order in which they were added. The first verdict
+    /// decides; `None` passes the error on to the next classifier.
     ///
     /// ```
     /// # use redrive::{Record, Resilient, dead_letter, processor_fn, Verdict};
@@ -138,46 +141,48 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         self
     }
 
-    /// Adds a classifier of any error, asked after the typed ones and before the standard one.
+    /// Adds a classifier for any error. It runs after the typed classifiers and before the standard one.
     pub fn classifier(mut self, classifier: impl Classify + 'static) -> Self {
         self.erased.push(Box::new(classifier));
         self
     }
 
-    /// Where records go that failed for good.
+    /// Sets the sink for records that failed permanently or exhausted their attempts.
     pub fn dead_letters(mut self, sink: impl DeadLetterSink + 'static) -> Self {
         self.sink = Setting::With(Arc::new(sink));
         self
     }
 
-    /// A record that fails for good halts its shard instead of leaving it: for those who would rather
-    /// stop than let anything pass.
+    /// Disables dead letters: a record that would become a dead letter halts its shard instead. For services
+    /// that would rather stop than pass a record over.
     pub fn without_dead_letters(mut self) -> Self {
         self.sink = Setting::Without;
         self
     }
 
-    /// What becomes of a shard once a record of it is a dead letter. Default: [`DeadLetterPolicy::Continue`].
+    /// Sets what a dead letter does to its shard. Default: [`DeadLetterPolicy::Continue`].
     pub fn dead_letter_policy(mut self, after: DeadLetterPolicy) -> Self {
         self.after_dead_letter = after;
         self
     }
 
-    /// The breaker: its settings, or one that others share.
+    /// Sets the circuit breaker: one with other settings, or one that several processors share.
     pub fn breaker(mut self, breaker: CircuitBreaker) -> Self {
         self.breaker = Setting::With(breaker);
         self
     }
 
-    /// No breaker: a dependency that is down makes dead letters of all records that need it, as soon as
-    /// their attempts are used up.
+    /// Disables the circuit breaker. While a dependency is down, every record that needs it becomes a dead
+    /// letter as soon as its attempts are exhausted.
     pub fn without_breaker(mut self) -> Self {
         self.breaker = Setting::Without;
         self
     }
 
-    /// A breaker for one dependency, to be shared by the processors that need it. It counts the failures
-    /// that [name](Verdict::with_dependency) the dependency; all others count for the processor's own.
+    /// Adds a breaker for one dependency, which all processors that need the dependency can share.
+    ///
+    /// The breaker counts the failures that [name](Verdict::with_dependency) the dependency. All other
+    /// failures count for the processor's own breaker.
     pub fn dependency_breaker(mut self, dependency: impl Into<String>, breaker: CircuitBreaker) -> Self {
         self.dependencies.push(Named {
             dependency: Some(dependency.into()),
@@ -186,75 +191,83 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
         self
     }
 
-    /// The dead-letter guard: its settings, or one that others share.
+    /// Sets the dead-letter guard: one with other settings, or one that several processors share.
     pub fn guard(mut self, guard: DeadLetterGuard) -> Self {
         self.guard = Setting::With(guard);
         self
     }
 
-    /// No dead-letter guard: when every record fails for good, every record becomes a dead letter.
+    /// Disables the dead-letter guard. When every record fails permanently, every record becomes a dead
+    /// letter.
     pub fn without_guard(mut self) -> Self {
         self.guard = Setting::Without;
         self
     }
 
-    /// The retry budget: its settings, or one that others share.
+    /// Sets the retry budget: one with other settings, or one that several processors share.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.budget = Setting::With(budget);
         self
     }
 
-    /// No retry budget: nothing bounds the retries of all records together.
+    /// Disables the retry budget: nothing limits the retries of all records together.
     pub fn without_retry_budget(mut self) -> Self {
         self.budget = Setting::Without;
         self
     }
 
-    /// Remembers what was processed, so that it is not processed again: a store, or a store with
-    /// [settings](Idempotency).
+    /// Enables idempotency: processed records are remembered, and not processed again. Takes a store, or a
+    /// store with [settings](Idempotency).
     pub fn idempotency(mut self, idempotency: impl Into<Idempotency>) -> Self {
         self.idempotency = Some(idempotency.into());
         self
     }
 
-    /// Adds an observer. The log is always there.
+    /// Adds an observer. The log is always active.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.push(Watcher::new(observer));
         self
     }
 
-    /// Whether the log shows the text of the handler's errors. Off by default, as such a text can
-    /// quote the payload. (Rust's own panic hook prints a panic's message before anyone can catch it.)
+    /// Sets whether the log shows the text of the processor's errors. Default: off, because the text can
+    /// quote the payload.
+    ///
+    /// Rust's own panic hook prints the message of a panic in any case, before redrive can catch the panic.
     pub fn log_error_text(mut self, on: bool) -> Self {
         self.log_error_text = on;
         self
     }
 
-    /// Which trace a record belongs to: its span goes on with it, and its letter says it.
+    /// Sets the source of trace contexts. The record's span continues its producer's trace, and a dead letter
+    /// stores the trace context.
     pub fn trace_context(mut self, context: impl TraceContext + 'static) -> Self {
         self.trace_context = Some(Box::new(context));
         self
     }
 
-    /// The handler's name in dead letters.
+    /// Sets the processor's name in dead letters. Default: the Rust type of the processor.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The handler's version in dead letters.
+    /// Sets the processor's version in dead letters. Default: none.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.version = Some(version.into());
         self
     }
 
-    /// Makes the jitter repeatable.
+    /// Sets the seed of the jitter, which makes delays repeatable. Default: random.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// The processor, or what is wrong with its settings.
+    /// Builds the resilient processor.
+    ///
+    /// # Errors
+    ///
+    /// A setting is missing or cannot be used. The error names the setting.
     pub fn build(self) -> Result<Resilient<P>, ConfigError> {
         if self.application.trim().is_empty() {
             return Err(ConfigError::new(
@@ -282,7 +295,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
             Setting::Unsaid => {
                 return Err(ConfigError::new(
                     "dead_letters",
-                    "say where records go that fail for good: .dead_letters(…), \
+                    "no dead-letter sink is set; call .dead_letters(…), \
                      or .without_dead_letters() to halt the shard instead",
                 ));
             }

@@ -1,5 +1,5 @@
-//! Idempotency: a record's key is claimed before each attempt, completed after one that succeeds, and given back
-//! after any other.
+//! Idempotency: the engine claims a record's key before each attempt, completes the claim after a success,
+//! and releases the claim after a failure.
 
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -25,7 +25,7 @@ use crate::observer::{Event, Interest, Observers};
 use crate::protection::{Backoff, Jitter};
 use crate::record::Record;
 
-/// The keys of one processor's records.
+/// The claims of one processor's records.
 #[derive(Debug)]
 pub(super) struct Claims {
     settings: Idempotency,
@@ -35,28 +35,29 @@ pub(super) struct Claims {
 
 #[derive(Debug)]
 struct State {
-    /// What is completed, and until when it is known to be.
+    /// The completed keys, each with the time until which it is remembered and the hash of its payload.
     completed: Option<LruCache<Key, (SystemTime, Option<PayloadHash>)>>,
-    /// Calls in a row that the store did not answer, and when it is asked again.
+    /// The number of calls in a row that the store did not answer.
     failures: u32,
+    /// The time before which the store is not called again.
     not_before: Option<Instant>,
     rng: SmallRng,
 }
 
-/// Why a record may not be tried.
+/// The reason why a record may not be attempted.
 pub(super) enum ClaimRefused {
-    /// It was processed before.
+    /// The record was processed before.
     Completed,
-    /// Its key was, with another payload.
+    /// A record with the same key and another payload was processed before.
     Mismatch,
-    /// Too many processes died while they processed it.
+    /// Too many processes crashed while they processed the record.
     Crashes,
-    /// Not now.
+    /// The record must wait this long before it is attempted.
     Wait(WaitsFor, Duration),
 }
 
 impl ClaimRefused {
-    /// How long one waits whom the store did not answer.
+    /// Returns the delay before the claim is retried, if the store did not answer.
     pub(super) fn of_store(turn: &Result<(), ClaimRefused>) -> Option<Duration> {
         match turn {
             Err(ClaimRefused::Wait(WaitsFor::Store, delay)) => Some(*delay),
@@ -65,31 +66,33 @@ impl ClaimRefused {
     }
 }
 
-/// What a record waits for that may not be tried.
+/// The reason why a record waits before its attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WaitsFor {
-    /// Another delivery of it is being processed.
+    /// Another delivery of the record is being processed.
     Claim,
     /// The store does not answer.
     Store,
 }
 
-/// After this many processes died while they processed a record, the record becomes a dead letter. Only in Lambda, where the
-/// last three of them processed nothing else.
+/// The number of crashed processes after which a record becomes a dead letter. Only in Lambda, where the last
+/// three of those processes processed nothing else.
 const CRASHES: u32 = 5;
-/// A call that takes so long has failed.
+/// The time limit of a call to the store.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// So many keys are claimed within that time, however the store does it.
+/// The number of keys that any store can claim within `CALL_TIMEOUT`.
 pub(super) const AT_ONCE: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
-/// How much longer than its attempt a claim lives: the call that makes it and the one that completes it have their time.
+/// The time by which a claim outlives its attempt. It covers the call that makes the claim and the call that
+/// completes it.
 const MARGIN: Duration = Duration::from_secs(10);
-/// Between calls to a store that does not answer.
+/// The backoff between calls to a store that does not answer.
 const BACKOFF: Backoff = Backoff::exponential();
-/// Between calls that only complete what is done: whoever shuts down waits for no more than one of them.
+/// The backoff between calls that only complete claims. A shutdown waits for one of these delays at most.
 const COMPLETING: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
-/// Between looks at a claim of somebody else.
+/// The backoff between checks of a claim that another owner has.
 const CLAIM_POLL_BACKOFF: Backoff = Backoff::exponential().cap(Duration::from_secs(5));
-/// What the store said is remembered for so long, as it does not say how long it remembers.
+/// The time for which a key that the store reported as completed is cached. The store does not report for how
+/// long it remembers the key.
 const COMPLETED_TTL: Duration = Duration::from_secs(60 * 60);
 
 impl Claims {
@@ -111,7 +114,7 @@ impl Claims {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The claim that a record begins with.
+    /// Creates the claim for a record's first attempt.
     pub(super) fn of(&self, application: &str, record: &Record) -> Claim {
         let key = self.settings.key_of(application, record, &self.observers);
         let mut claim = Claim::new(key, new_owner(), self.settings.now());
@@ -124,11 +127,15 @@ impl Claims {
         &self.settings.store
     }
 
-    /// Asks the store what is known of these records, and remembers which were processed. If it does not answer, each
-    /// record's claim asks again.
+    /// Asks the store for the status of these records, and caches which of them were processed. If the store
+    /// does not answer, each record's claim asks again.
     ///
-    /// Returns how many processes died while they processed the same record, the largest number of all records; `None` if the
-    /// store does not answer for each.
+    /// Returns how many processes crashed while they processed the same record: the largest number among all
+    /// records. Returns `None` if the store does not answer for each record.
+    ///
+    /// # Errors
+    ///
+    /// The store refuses the call, and refuses it until an operator changes something.
     #[cfg(feature = "lambda")]
     pub(super) async fn recall(
         &self,
@@ -153,7 +160,7 @@ impl Claims {
                 Ok(Some(Claimed::Completed { payload })) => {
                     self.remember(key, now.checked_add(COMPLETED_TTL), payload);
                 }
-                // The record was delivered again: the process that claimed it last has died as well.
+                // The record was delivered again, so the process with the last claim has crashed as well.
                 Ok(Some(Claimed::InProgress { abandoned, .. })) => {
                     crashes = crashes.map(|most: u32| most.max(abandoned.saturating_add(1)));
                 }
@@ -165,7 +172,8 @@ impl Claims {
         Ok(crashes)
     }
 
-    /// Claims these keys for an attempt that takes so long at most. `looks`: how often in a row they could not be.
+    /// Claims these keys for an attempt of this maximum duration. `looks`: how many times in a row they could
+    /// not be claimed before.
     pub(super) async fn claim(
         &self,
         claims: &mut [Claim],
@@ -185,7 +193,7 @@ impl Claims {
         }
         let began = Instant::now();
         let answers = self.call(&asked, |store| store.claim(&asked)).await;
-        // The attempt would outlive it.
+        // After a slow answer the attempt would outlive its claim.
         let slow = began.elapsed() > CALL_TIMEOUT;
         let mut answers = answers.into_iter();
         let turns = claims.iter().zip(known).map(|(claim, known)| {
@@ -211,7 +219,7 @@ impl Claims {
         turns.collect()
     }
 
-    /// What the store's answer means.
+    /// Interprets the store's answer to a claim.
     fn turn(
         &self,
         claim: &Claim,
@@ -234,11 +242,11 @@ impl Claims {
                 let look = Jitter::Equal.delay(&CLAIM_POLL_BACKOFF, looks, Duration::ZERO, &mut state.rng);
                 let expired = expires.checked_add(CLOCK_SKEW).unwrap_or(expires);
                 let left = expired.duration_since(claim.now).unwrap_or_default();
-                // Not at the same moment as whoever else waits for it.
+                // Jitter keeps records apart that wait for the same claim.
                 let jitter = Duration::from_millis(state.rng.random_range(1..=50));
                 Err(ClaimRefused::Wait(WaitsFor::Claim, look.min(left + jitter)))
             }
-            // The store is well: nobody else waits for somebody to mend it.
+            // Only this entry is damaged and the store works, so no other record waits for its repair.
             Err(error @ StoreError::Corrupt { .. }) => {
                 let delay = {
                     let rng = &mut self.state().rng;
@@ -251,7 +259,7 @@ impl Claims {
         }
     }
 
-    /// From now on.
+    /// Restarts the lifetime of a claim.
     fn renew(&self, claim: &mut Claim, attempt: Duration, term: Term<'_>) {
         claim.now = self.settings.now();
         let mut lives = attempt.saturating_add(MARGIN);
@@ -262,13 +270,14 @@ impl Claims {
         claim.keep_until = self.settings.keep_until(claim.now, term.run.retention.get());
     }
 
-    /// The attempt is over, and the next one is another claim's.
+    /// Prepares the claim for the next attempt: a new owner replaces the last one.
     pub(super) fn begin_anew(claim: &mut Claim) {
         claim.replaces = Some(claim.owner);
         claim.owner = new_owner();
     }
 
-    /// Remembers what was processed, for as long as that takes, or until nobody waits any more.
+    /// Completes the claims of processed records. Retries until the store has answered, `finish_by` comes or
+    /// the run stops.
     pub(super) async fn complete(&self, records: &[Record], mut claims: Vec<Claim>, term: Term<'_>) {
         let mut records: Vec<&Record> = records.iter().collect();
         let mut failures = 0;
@@ -325,7 +334,7 @@ impl Claims {
         }
     }
 
-    /// Gives the keys back. Where that fails, they are once the claims expire.
+    /// Releases these claims. A claim whose release fails ends when it expires.
     pub(super) async fn release(&self, claims: &[Claim]) {
         if self.state().rest().is_none() {
             for error in self
@@ -339,7 +348,7 @@ impl Claims {
         }
     }
 
-    /// As many answers as are asked for.
+    /// Calls the store, and returns exactly one answer for each claim.
     async fn call<'a, T, F>(
         &'a self,
         claims: &[Claim],
@@ -378,12 +387,12 @@ impl Claims {
         }
     }
 
-    /// When to ask the store again.
+    /// Notes that the store did not answer. Returns the delay before the next call.
     fn unanswered(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Duration {
         let (failures, delay) = {
             let mut state = self.state();
             if let Some(delay) = state.rest() {
-                // One that was under way.
+                // This call began before the store was known to be down.
                 return delay;
             }
             let failures = state.failures;
@@ -415,10 +424,10 @@ impl Claims {
 }
 
 const SLOW: &str = "the store took too long to answer";
-const SILENT: &str = "the store gave no answer";
+const SILENT: &str = "the store returned no answer for this key";
 
 impl State {
-    /// How much longer it is not to be asked.
+    /// Returns how much longer the store is not to be called.
     fn rest(&self) -> Option<Duration> {
         let left = self.not_before?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
@@ -430,7 +439,7 @@ impl State {
     }
 }
 
-/// Of true chance, whatever the seed: no two processes are ever one.
+/// Creates an owner from real randomness, whatever the seed, so that no two processes share an owner.
 fn new_owner() -> Owner {
     Owner::new(rand::random())
 }

@@ -1,4 +1,4 @@
-//! What an attempt's failure means: the classifiers of one processor, asked in turn.
+//! The classifiers of one processor, which turn a failed attempt into a failure.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::observer::{Observers, UserCode};
 
 pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
 
-/// The user's typed ones first, while the error still has its type; then the erased ones; the standard
-/// one last.
+/// The classifiers in their order: the user's typed ones, while the error still has its type; then the erased
+/// ones; the standard one last.
 ///
-/// One that panics does not know the error.
+/// A classifier that panics is skipped.
 pub(super) struct Classifiers<E> {
     typed: Vec<Typed<E>>,
     erased: Vec<Box<dyn Classify>>,
@@ -22,9 +22,9 @@ pub(super) struct Classifiers<E> {
     error: UserCode,
 }
 
-/// Stands for an error whose own code panicked when it was to be boxed.
+/// Replaces an error whose own code panicked when the error was boxed.
 #[derive(Debug, thiserror::Error)]
-#[error("the handler failed, and its error cannot be read: the error's code panicked")]
+#[error("the processor failed, and its error cannot be read: the error's code panicked")]
 struct Unreadable;
 
 impl<E: Into<BoxError> + 'static> Classifiers<E> {
@@ -34,12 +34,12 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
             erased,
             observers,
             classifier: UserCode::new("classifier"),
-            error: UserCode::new("error of the handler"),
+            error: UserCode::new("error of the processor"),
         }
     }
 
-    /// Returns the failure that an attempt ended in; `None` if the attempt was cut short, which says nothing. `timeout`:
-    /// what the attempt had. `panics` counts those of the record.
+    /// Returns the failure of an attempt; `None` if the attempt was interrupted, which shows nothing.
+    /// `timeout` is the limit that the attempt had. `panics` counts the panics of the record.
     pub(super) fn failure(
         &self,
         error: AttemptError<E>,
@@ -55,7 +55,7 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
             }
             AttemptError::Panicked(panicked) => {
                 *panics += 1;
-                // Once may be chance, such as a poisoned connection; twice is the record.
+                // One panic may be chance, such as a poisoned connection. The second is the record's fault.
                 let verdict = if *panics < 2 {
                     Verdict::transient().with_scope(Scope::Record)
                 } else {
@@ -66,7 +66,7 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
         })
     }
 
-    /// An error that no classifier knows is transient, of unknown scope.
+    /// Classifies an error. An error that no classifier knows is transient, with unknown scope.
     fn judge(&self, error: E) -> Failure {
         let observers = &self.observers;
         let ask = |classify: &Typed<E>| observers.caught(&self.classifier, || classify(&error)).flatten();
@@ -88,7 +88,7 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
             verdict.flatten()
         };
         let known = self.erased.iter().find_map(|classifier| ask(&**classifier));
-        // It calls the error's own code.
+        // The standard classifier calls the error's own code, which may panic.
         known.or_else(|| {
             observers
                 .caught(&self.error, || StandardClassifier.classify(error))
@@ -97,8 +97,8 @@ impl<E: Into<BoxError> + 'static> Classifiers<E> {
     }
 }
 
-/// The error inside an `anyhow::Error`. Once that is boxed, its `source()` is the *source* of the error
-/// that it holds, and the error itself is seen no more.
+/// Returns the error inside an `anyhow::Error`. Once that is boxed, its `source()` is the *source* of the
+/// error inside, and the error itself is no longer visible.
 #[cfg(feature = "anyhow")]
 fn within_anyhow<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     let error = (error as &dyn std::any::Any).downcast_ref::<anyhow::Error>()?;

@@ -1,7 +1,8 @@
-//! What an attempt that failed leads to: another attempt, a hold or a dead letter.
+//! The decision after a failed attempt: another attempt, a hold or a dead letter.
 //!
-//! The rule, in `docs/retries.md`: every call counts, unless the breaker that the failure counts for was not closed. A
-//! record that has used up its attempts becomes a dead letter, or is held while an outage is suspected.
+//! The rule is in `docs/retries.md`. Every call counts, except calls while the breaker that the failure
+//! counts for is not closed, and calls with a held record. A record that has exhausted its attempts becomes a
+//! dead letter, or is held while an outage is suspected.
 
 use std::any::type_name;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,24 +22,24 @@ use crate::protection::{Jitter, RetryBudget, RetryPolicy};
 use crate::record::Record;
 use crate::sabotage::Sabotage;
 
-/// What follows from an attempt that failed.
+/// The decision after a failed attempt.
 pub(super) enum Decision {
-    /// The deadline cut it short: nothing is known that was not before.
+    /// The deadline interrupted the attempt, which shows nothing new about the record.
     Interrupted,
-    /// Another attempt, at the time that the record's state says. Whose fault the last one was.
+    /// The record gets another attempt, at the time in its retry state. The scope is that of the failure.
     Retry(Scope),
-    /// The same, and it does not count: an outage is suspected.
+    /// The record gets another attempt that does not count, because an outage is suspected.
     Hold(Scope),
-    /// A dead letter.
+    /// The record becomes a dead letter.
     GiveUp(Reason, Failure),
 }
 
-/// Decides what follows from failed attempts: the retry policy, the classifiers and what all records share.
+/// Decides what follows from failed attempts: the retry policy, the classifiers and the shared protections.
 pub(super) struct Decisions<E> {
     policy: RetryPolicy,
     classifiers: Classifiers<E>,
     protection: Arc<Protection>,
-    // Drawn from on failure only.
+    // Used only after a failure, so the success path takes no lock.
     rng: Mutex<SmallRng>,
 }
 
@@ -61,7 +62,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         &self.policy
     }
 
-    /// Decides what follows from a failed attempt with so many records, of which this is the first.
+    /// Decides what follows from a failed attempt with `records` records, of which `record` is the first.
     pub(super) fn decide(
         &self,
         record: &Record,
@@ -104,13 +105,13 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
             return self.probe_failed(record, state, breaker, is_closed, failure, run);
         }
         if state.hold.is_some() {
-            // The breaker was not closed, and is now.
+            // The breaker that held the record is closed again.
             state.begin_again();
             state.forget_breaker();
             state.meets(breaker);
         }
         state.counted += 1;
-        // A process that stood still meanwhile is not the record's fault.
+        // A process that was suspended meanwhile is not the record's fault.
         state.spent += failed.took.min(self.policy.timeout());
         let delay = self.draw(|rng| {
             let asked = verdict.retry_after();
@@ -152,7 +153,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         }
     }
 
-    /// A call that did not count has failed.
+    /// Decides what follows from a failed call that does not count.
     fn probe_failed(
         &self,
         record: &Record,
@@ -172,7 +173,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
                 let asked = failure.verdict().retry_after();
                 self.policy.delay(1, Duration::ZERO, asked, rng)
             });
-            // That others have succeeded is not forgotten: two bad records would hold each other for ever.
+            // Does not forget that others have succeeded: two bad records would hold each other forever.
             state.begin_again();
             return (state.retry_after(delay), Decision::Retry(scope));
         }
@@ -187,12 +188,12 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         }
         match is_closed {
             true => self.hold(record, state, breaker, &failure),
-            // The breaker says when.
+            // The breaker decides when the next probe is made.
             false => (state.retry_after(Duration::ZERO), Decision::Hold(scope)),
         }
     }
 
-    /// Holds a record while an outage is suspected: it is tried again at the breaker's pace.
+    /// Holds a record while an outage is suspected. The next attempt comes at the breaker's pace.
     fn hold(
         &self,
         record: &Record,
@@ -225,14 +226,15 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         )
     }
 
-    /// How long the next attempt must wait, if the budget does not pay for it.
+    /// Returns how long the next attempt must wait if the retry budget refuses it.
     pub(super) fn budget_refuses(
         &self,
         record: &Record,
         state: &mut RetryState,
         pass: &Pass,
     ) -> Option<Duration> {
-        // A probe is what a breaker asks for, and there are few. Whoever waits for its key has withdrawn.
+        // The breaker asks for its probes and limits them. A record that waits for its claim has already
+        // withdrawn its retry.
         if !pass.is_free() || state.waits.is_some() || self.withdraw(state) {
             return None;
         }
@@ -258,13 +260,13 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
     }
 }
 
-/// Whether a record that has used up its attempts may fail because of an outage.
+/// Returns true if an outage may be the reason why a record has exhausted its attempts.
 fn is_outage_suspected(record: &Record, scope: Scope, breaker: &CircuitBreaker, state: &RetryState) -> bool {
     if Sabotage::HoldLoneRecord.is_committed() {
         return true;
     }
     match scope {
-        // The error says so; as long as nothing else succeeds there, it is believed.
+        // The error blames the dependency, and is believed as long as no other record succeeds there.
         Scope::Dependency => !state.have_others_succeeded(breaker),
         _ => breaker.has_failed_beside(record),
     }

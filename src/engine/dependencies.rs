@@ -1,4 +1,4 @@
-//! What all records of a processor need, as somebody sees it who looks from outside.
+//! The state of what a processor's records depend on, for health checks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,19 +7,19 @@ use crate::protection::DeadLetterGuard;
 use crate::protection::RetryBudget;
 use crate::protection::breaker::{CircuitBreaker, CircuitBreakerState};
 
-/// A look at it; a clone looks at the same.
+/// A view of the protections and of the dead-letter sink. Clones show the same state.
 #[derive(Debug, Clone)]
 pub(crate) struct Dependencies {
-    /// Each with the dependency that it is for.
+    /// The breakers, each with the dependency that it is for.
     pub(super) breakers: Vec<(Option<String>, CircuitBreaker)>,
     pub(super) guard: Option<DeadLetterGuard>,
     pub(super) budget: Option<RetryBudget>,
-    /// How often in a row the dead-letter sink has taken nothing.
+    /// The number of puts in a row of which the dead-letter sink confirmed nothing.
     pub(super) sink_failures: Option<Arc<AtomicU32>>,
 }
 
 impl Dependencies {
-    /// Those whose breaker is not closed.
+    /// Returns the dependencies whose breaker is not closed. `None` stands for the processor's own breaker.
     pub(crate) fn down(&self) -> impl Iterator<Item = Option<String>> + '_ {
         let down = |breaker: &CircuitBreaker| breaker.state() != CircuitBreakerState::Closed;
         let breakers = self.breakers.iter().filter(move |(_, breaker)| down(breaker));

@@ -1,4 +1,4 @@
-//! The verdict is reached: what is left is the letter.
+//! The end of a record that is given up: its dead letter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,25 +17,26 @@ use crate::record::Record;
 use crate::sabotage::Sabotage;
 use crate::settlement::{Halt, Settled, Unsettled};
 
-/// However old a record is: for so long a breaker or the guard may hold it.
+/// The minimum time for which a breaker or the dead-letter guard may hold a record, however old the record
+/// is.
 pub(crate) const HELD_AT_LEAST: Duration = Duration::from_secs(5 * 60);
 
-/// Why there is a letter of a record that was not tried once more.
+/// The failure of a record that was about to expire and got no other attempt.
 #[derive(Debug, thiserror::Error)]
-#[error("the stream would have dropped the record soon, and a breaker or the dead-letter guard held it")]
+#[error("the record was about to expire while held by an open breaker or the dead-letter guard")]
 pub(super) struct HeldTooLong;
 
-/// Why there is a letter of a record that was never seen to fail.
+/// The failure of a record that crashed the process, and never failed otherwise.
 #[derive(Debug, thiserror::Error)]
-#[error("the process died three times while this was the only record in hand")]
+#[error("the process crashed three times while this was the only record in flight")]
 pub(super) struct Crashed;
 
-/// Makes the dead letters of one processor, and writes them when they may be written.
+/// Creates the dead letters of one processor, and writes each once it may be written.
 pub(super) struct DeadLetterWriter {
     pub(super) application: Arc<str>,
-    /// The Rust type of the handler's errors.
+    /// The Rust type of the processor's errors.
     pub(super) error_type: &'static str,
-    /// The handler's name and version.
+    /// The processor's name and version.
     pub(super) name: String,
     pub(super) version: Option<String>,
     pub(super) outbox: Outbox,
@@ -44,7 +45,7 @@ pub(super) struct DeadLetterWriter {
 }
 
 impl DeadLetterWriter {
-    /// Makes the dead letter of a record that is given up.
+    /// Creates the dead letter of a record that is given up.
     pub(super) fn letter(
         &self,
         record: &Record,
@@ -61,7 +62,7 @@ impl DeadLetterWriter {
         letter.with_trace_context(self.traces.context(record))
     }
 
-    /// Writes the letter, however long the sink is down.
+    /// Writes the dead letter, however long the sink is down.
     pub(super) async fn write(
         &self,
         record: &Record,
@@ -94,8 +95,8 @@ impl DeadLetterWriter {
         }
     }
 
-    /// Waits until no breaker is open and the dead-letter guard lets the letter through, or until the record must not
-    /// be held any longer.
+    /// Waits until no breaker is open and the dead-letter guard permits the dead letter, or until the record
+    /// must not be held any longer.
     pub(super) async fn may_give_up(&self, record: &Record, run: &Run) {
         let allowed = self.is_let_through(record, run);
         match run.held_for_at_most(record) {
@@ -113,7 +114,7 @@ impl DeadLetterWriter {
             let Some(guard) = &run.guard else {
                 return;
             };
-            // Before the question, so that an answer's end is not missed.
+            // Registers before it asks the guard, so that a resumption right after the answer is not missed.
             let resumed = guard.resumed();
             match guard.ask(record) {
                 Permission::Granted => {

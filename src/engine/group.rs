@@ -1,4 +1,4 @@
-//! What goes to the handler: records of one shard, usually one.
+//! A group: the records of one shard that are passed to the processor together, usually one.
 
 use std::collections::HashSet;
 use std::mem;
@@ -16,13 +16,14 @@ use crate::settlement::{Settled, Unsettled};
 
 /// A record in a group.
 pub(crate) struct Member {
-    /// Its place in the window.
+    /// The record's number in the shard's window.
     pub(crate) ordinal: u64,
-    /// The lane in which its order is kept, if it is.
+    /// The lane in which the record's order is kept, if order is kept.
     pub(crate) lane: Option<u64>,
     pub(crate) record: Record,
     pub(super) claim: Option<Claim>,
-    /// Those that it was given in: of a group of which one is looked for not all are.
+    /// The attempts that included this record. Attempts in a search for a failing record include a part of
+    /// the group.
     pub(crate) attempts: Attempts,
 }
 
@@ -37,17 +38,18 @@ impl Member {
         }
     }
 
-    /// The same, with the attempts that it was given in before.
+    /// Returns this member with the attempts that included it before.
     pub(crate) fn tried(self, attempts: Attempts) -> Self {
         Member { attempts, ..self }
     }
 
-    /// Whether its order is kept in one of these lanes.
+    /// Returns true if the record's order is kept in one of these lanes.
     pub(super) fn is_in(&self, lanes: &HashSet<u64>) -> bool {
         self.lane.is_some_and(|lane| lanes.contains(&lane))
     }
 
-    /// It goes on by itself, where they were.
+    /// Returns the state with which the record leaves its group and continues alone, with a full count of
+    /// attempts.
     pub(super) fn apart(&mut self, group: Option<&RetryState>) -> Box<RetryState> {
         let mut own = match group {
             Some(state) => state.part(),
@@ -55,13 +57,13 @@ impl Member {
         };
         own.attempts = mem::take(&mut self.attempts);
         own.claim = self.claim.take();
-        // What they failed for together need not have been this one.
+        // The group's failures need not have been this record's fault.
         own.begin_again();
         own.forget_breaker();
         own
     }
 
-    /// It is given back, and goes on where it was when it comes again with others.
+    /// Returns the state with which the released record resumes when it is delivered again with others.
     pub(super) fn given_back(&mut self, group: &RetryState) -> Box<RetryState> {
         let mut own = group.part();
         own.attempts = mem::take(&mut self.attempts);
@@ -70,19 +72,19 @@ impl Member {
     }
 }
 
-/// Records of one shard, in its order, that go to their handler together; usually one.
+/// Records of one shard, in its order, that are passed to the processor together; usually one.
 pub(crate) struct Group {
     pub(super) members: Vec<Member>,
-    /// Among so many of the first there is one that fails: it is looked for. 0: none is known to be.
+    /// The number of suspects at the front: one of them fails. 0 if no record is known to fail.
     suspects: usize,
-    /// Where they are, once they have failed.
+    /// The shared retry state, once the group has failed.
     pub(super) state: Option<Box<RetryState>>,
-    /// Allows the next attempt.
+    /// Permission for the next attempt.
     pub(super) pass: Pass,
 }
 
 impl Group {
-    /// Records that go to their handler for the first time.
+    /// Creates a group for its first attempt.
     pub(crate) fn of(members: Vec<Member>) -> Box<Self> {
         Box::new(Group {
             members,
@@ -92,7 +94,7 @@ impl Group {
         })
     }
 
-    /// One record, which goes by itself from here on. What it went through with others is kept.
+    /// Creates a group of one record, which continues alone from here on. Its attempts with others are kept.
     pub(crate) fn alone(mut member: Member) -> Box<Self> {
         let state = (member.attempts.calls() > 0).then(|| {
             let mut state = Box::new(RetryState::new());
@@ -110,7 +112,7 @@ impl Group {
         group
     }
 
-    /// The record, or the first of several.
+    /// Returns the only record, or the first of several.
     pub(crate) fn first(&self) -> Option<&Member> {
         self.members.first()
     }
@@ -123,18 +125,18 @@ impl Group {
         self.members.len() > 1
     }
 
-    /// Allows an attempt although a breaker is not closed.
+    /// Sets the permission for an attempt while a breaker is not closed.
     pub(crate) fn probes_with(&mut self, pass: Pass) {
         self.pass = pass;
     }
 
-    /// Gives them up: they become dead letters without another attempt.
+    /// Gives up the records: they become dead letters without another attempt.
     pub(crate) fn given_up(mut self: Box<Self>, reason: Reason) -> Box<Self> {
         self.state = Some(RetryState::given_up(self.state, reason));
         self
     }
 
-    /// When to go on; `None`: at once, and without an attempt.
+    /// Returns when the next step is due. `None`: at once, and the step makes no attempt.
     pub(crate) fn due(&self) -> Option<Instant> {
         match &self.state {
             Some(state) => state.due(),
@@ -142,17 +144,17 @@ impl Group {
         }
     }
 
-    /// Whether going on calls the handler.
+    /// Returns true if the next step calls the processor.
     pub(crate) fn calls_handler(&self) -> bool {
         self.state.as_ref().is_none_or(|state| state.calls_handler())
     }
 
-    /// Whether they took part in one of these rounds of probes: others come first.
+    /// Returns true if the records took part in one of these rounds of probes. Other records then come first.
     pub(crate) fn has_probed(&self, rounds: &[Round]) -> bool {
         self.state.as_ref().is_some_and(|state| state.has_probed(rounds))
     }
 
-    /// What is in their way, where they are given back.
+    /// Returns the reason that is reported if the records are released now.
     pub(crate) fn why_unsettled(&self) -> Unsettled {
         match &self.state {
             Some(state) => state.why_unsettled(),
@@ -160,7 +162,7 @@ impl Group {
         }
     }
 
-    /// Takes them apart, as they are given back: each record, and where it was if it was tried.
+    /// Splits a released group into its records, each with its retry state if it was attempted.
     pub(super) fn into_records(self) -> impl Iterator<Item = (Record, Option<Box<RetryState>>)> {
         let is_alone = self.members.len() == 1;
         let mut state = self.state;
@@ -174,8 +176,8 @@ impl Group {
         })
     }
 
-    /// Takes them apart, so that each goes on by itself, the first of each lane before the others. Also returns those
-    /// that have not their turn.
+    /// Splits the group, so that each record continues alone. Returns the first record of each lane as a
+    /// group, and the records behind them, which must wait.
     pub(crate) fn into_ones(self) -> (Vec<Group>, Vec<Member>) {
         let mut lanes = HashSet::new();
         let (mut ones, mut behind) = (Vec::new(), Vec::new());
@@ -194,7 +196,7 @@ impl Group {
         self.members.is_empty()
     }
 
-    /// Takes out those that the handler is given next: all, or half of those among which one fails.
+    /// Takes out the records for the next attempt: all, or half of the suspects.
     pub(super) fn take_next(&mut self) -> Next {
         let next = match self.suspects {
             0 => self.members.len(),
@@ -209,7 +211,7 @@ impl Group {
         }
     }
 
-    /// Puts them back as they were.
+    /// Puts the records back, as they were.
     pub(super) fn put_back(&mut self, next: Next) {
         if next.are_suspects {
             self.suspects += next.members.len();
@@ -217,7 +219,7 @@ impl Group {
         self.put_first(next.members);
     }
 
-    /// Puts them back: one of them fails.
+    /// Puts the records back as suspects: one of them fails.
     pub(super) fn put_back_suspects(&mut self, next: Next) {
         self.suspects = next.members.len();
         self.put_first(next.members);
@@ -228,12 +230,13 @@ impl Group {
         self.members = first;
     }
 
-    /// None is known to fail.
+    /// Clears the suspicion: no record is known to fail.
     pub(super) fn clear_suspicion(&mut self) {
         self.suspects = 0;
     }
 
-    /// Takes out the one that is left of the suspects, or of all: it goes on by itself. And whether it is a suspect.
+    /// Takes out the only suspect, or the only record left, which then continues alone. Also returns whether
+    /// the record is a suspect.
     pub(super) fn take_last(&mut self) -> Option<(Member, bool)> {
         if self.suspects != 1 && self.members.len() != 1 {
             return None;
@@ -242,7 +245,7 @@ impl Group {
         Some((self.members.remove(0), is_suspect))
     }
 
-    /// Takes out those whose order is kept in this lane.
+    /// Takes out the records whose order is kept in this lane.
     pub(super) fn take_lane(&mut self, lane: u64) -> Vec<Member> {
         let suspects = self.members.iter().take(self.suspects);
         self.suspects -= suspects.filter(|member| member.lane == Some(lane)).count();
@@ -252,26 +255,26 @@ impl Group {
     }
 }
 
-/// Those of a group that the handler is given next.
+/// The records of a group for its next attempt.
 pub(super) struct Next {
     pub(super) members: Vec<Member>,
     are_suspects: bool,
 }
 
 impl Next {
-    /// Whether one of them is known to fail, or of others with them.
+    /// Returns true if the records are suspects: one of them fails, or one of the other suspects does.
     pub(super) fn are_suspects(&self) -> bool {
         self.are_suspects
     }
 }
 
-/// What a step came to for a record, or for several.
+/// The result of a step for one record or several.
 pub(crate) enum Fate {
-    /// It is settled, or given back.
+    /// The record is settled or released.
     Done(Member, Result<Settled, Unsettled>),
-    /// They go on later.
+    /// The records take another step later.
     Later(Box<Group>),
-    /// It comes again when the one before it in its lane is settled.
+    /// The record waits until the record before it in its lane is settled.
     Behind(Member),
 }
 
@@ -284,12 +287,12 @@ impl Fate {
     }
 }
 
-/// What a step with a group has come to so far.
+/// The results of a step with a group, as far as they are known.
 pub(super) struct Parting {
-    /// Those who are left.
+    /// The records that are left in the group.
     pub(super) group: Group,
     pub(super) fates: Vec<Fate>,
-    /// Claims of those who do not get their turn.
+    /// The claims of records that are not attempted in this step.
     pub(super) unused: Vec<Claim>,
 }
 
@@ -302,7 +305,7 @@ impl Parting {
         }
     }
 
-    /// It goes on by itself. Unless it is settled nobody who is left overtakes it.
+    /// Takes a record out of the step. Unless it is settled, the records behind it in its lane wait.
     pub(super) fn leaves(&mut self, member: Member, step: Step) {
         if !matches!(step, Step::Done(Ok(_))) {
             self.stop_lane(&member);
@@ -310,7 +313,7 @@ impl Parting {
         self.fates.push(Fate::of(member, step));
     }
 
-    /// Nobody who is left overtakes this one.
+    /// Makes the remaining records behind this one in its lane wait.
     pub(super) fn stop_lane(&mut self, of: &Member) {
         if let Some(lane) = of.lane {
             let behind = self.group.take_lane(lane);
@@ -323,12 +326,12 @@ impl Parting {
         self.fates.push(Fate::Behind(member));
     }
 
-    /// Those who are left go on together, as long as there are several of them, and no suspect is alone.
+    /// Keeps the remaining records together. The only suspect, or the only record left, continues alone.
     pub(super) fn go_on(&mut self, mut state: Box<RetryState>) {
         while let Some((mut member, is_suspect)) = self.group.take_last() {
             let mut own = member.apart(Some(&state));
             if is_suspect {
-                // The others have succeeded since it failed with them.
+                // The other suspects have succeeded since this record failed with them.
                 own.share_breaker(&state);
             }
             self.leaves(member, Step::Later(own));

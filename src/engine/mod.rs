@@ -1,7 +1,7 @@
-//! The engine: calls the handler, tries again what may succeed, and gives every record an end.
+//! The engine: calls the processor, retries what may succeed, and settles every record.
 //!
-//! [`Resilient`] wraps the handler. Runtimes call it for every record they read; by hand
-//! [`settle`](Resilient::settle) does the same.
+//! [`Resilient`] wraps the processor. A runtime calls it for every record that it reads. A program without a
+//! runtime calls [`settle`](Resilient::settle), which does the same.
 
 use std::any::type_name;
 use std::fmt;
@@ -57,9 +57,9 @@ use released::ReleasedRecords;
 use retry_state::RetryState;
 use spans::Traces;
 
-/// A handler made resilient: every record that it is given is settled, or given back.
+/// A processor made resilient: every record that it receives is settled, or released to be delivered again.
 ///
-/// A clone shares everything: policy, sink, observers.
+/// Clones share everything: policy, sink, observers.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -81,7 +81,7 @@ use spans::Traces;
 /// ```
 pub struct Resilient<P: RecordProcessor>(Arc<Engine<P>>);
 
-/// What a processor's records go through, part by part.
+/// The parts that settle a processor's records.
 struct Engine<P: RecordProcessor> {
     application: Arc<str>,
     attempts: AttemptRunner<P>,
@@ -92,19 +92,19 @@ struct Engine<P: RecordProcessor> {
     traces: Arc<Traces>,
     interrupted: Arc<ReleasedRecords>,
     protection: Arc<Protection>,
-    /// Of the records that are settled by hand, and of invocations.
+    /// The run of the records that are settled by hand. Lambda invocations are parts of this run.
     run: Run,
 }
 
-/// How far one step brought a record.
+/// The result of one step.
 enum Step {
     Done(Result<Settled, Unsettled>),
-    /// To be gone on with when it is due. Until then it holds nothing but its place.
+    /// The record resumes when its state is due. Until then it occupies only its place in the lane.
     Later(Box<RetryState>),
 }
 
-/// What a step hands back. One word, as it passes through many hands; whatever went on after the first
-/// attempt is boxed.
+/// The result of a step. It has the size of one word, because it passes through many calls. All that follows
+/// a first attempt is boxed.
 #[allow(clippy::box_collection, reason = "one word instead of three")]
 pub(crate) enum Stepped {
     Processed,
@@ -112,31 +112,36 @@ pub(crate) enum Stepped {
 }
 
 impl<P: RecordProcessor> Resilient<P> {
-    /// Begins with the application's name and the handler.
+    /// Creates a builder with the application's name and the processor.
     ///
-    /// The application is the user's name for this consumer: it is part of checkpoints and letter ids,
-    /// so that two applications on one stream never mistake each other's work.
+    /// The application is the user's name for this consumer. It is part of checkpoints, idempotency keys and
+    /// dead-letter ids. Two applications on one stream therefore do not mistake each other's work for their
+    /// own.
     pub fn builder(application: impl Into<String>, processor: P) -> ResilientBuilder<P> {
         ResilientBuilder::new(application.into(), processor)
     }
 
-    /// The application's name.
+    /// Returns the application's name.
     pub fn application(&self) -> &str {
         &self.0.application
     }
 
-    /// Processes the record to its end: attempts, retries, dead letter.
+    /// Settles the record: attempts, retries, dead letter.
     ///
-    /// Comes back when the record is settled, which may take as long as the dead-letter sink is down.
-    /// Needs a tokio runtime with time. If the future is dropped, the record is not settled, and a
-    /// letter may have been written all the same: harmless, as its id is the same next time.
+    /// Returns when the record is settled. A record that becomes a dead letter waits for as long as the
+    /// dead-letter sink is down. Needs a tokio runtime with time enabled.
+    ///
+    /// If the future is dropped, the record is not settled. A dead letter may have been written already. That
+    /// is harmless, because its id is the same the next time.
     pub fn settle(&self, record: &Record) -> impl Future<Output = Result<Settled, Unsettled>> + Send {
         self.settle_in(record, None)
     }
 
-    /// As [`settle`](Resilient::settle), but gives the record back as [`Unsettled::Deadline`] when
-    /// that time comes first. No attempt runs past it. Settled again by this processor, the record goes on
-    /// where it was: with its attempts, its hold or its letter.
+    /// Settles the record like [`settle`](Resilient::settle), until a deadline.
+    ///
+    /// No attempt runs past the deadline. If the record is not settled by then, the error says what it was
+    /// waiting for: [`Unsettled::Deadline`], or a variant such as [`Unsettled::BreakerOpen`]. When this
+    /// processor settles the record again, the record resumes with its attempts, its hold or its dead letter.
     pub fn settle_by(
         &self,
         record: &Record,
@@ -156,9 +161,11 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
-    /// One step of a record's life: an attempt, or the writing of its letter. For the pipeline, which lets others run
-    /// while a record waits between its steps. `again`: the records that go on, of which `record` is the place of the
-    /// first; without them it is the record's first attempt.
+    /// Takes one step of a record: an attempt, or the write of its dead letter.
+    ///
+    /// The pipeline runs other records while this one waits between its steps. `again`: the group that
+    /// continues, of which `record` is the place of the first record. Without `again` this is the record's
+    /// first attempt.
     pub(crate) fn step(
         &self,
         ordinal: u64,
@@ -189,27 +196,27 @@ impl<P: RecordProcessor> Resilient<P> {
         &self.0.attempts.processor
     }
 
-    /// Where its dead letters go, if anywhere.
+    /// Returns the dead-letter sink, if dead letters are enabled.
     pub fn dead_letters(&self) -> Option<&Arc<dyn DeadLetterSink>> {
         self.0.dead_letters.as_ref().map(|writer| writer.outbox.sink())
     }
 
-    /// Its own breaker, if it has one.
+    /// Returns the processor's own circuit breaker, if it is enabled.
     pub fn breaker(&self) -> Option<&CircuitBreaker> {
         self.0.protection.own_breaker()
     }
 
-    /// Its dead-letter guard, if it has one.
+    /// Returns the dead-letter guard, if it is enabled.
     pub fn guard(&self) -> Option<&DeadLetterGuard> {
         self.0.protection.guard.as_ref()
     }
 
-    /// Its retry budget, if it has one.
+    /// Returns the retry budget, if it is enabled.
     pub fn retry_budget(&self) -> Option<&RetryBudget> {
         self.0.protection.budget.as_ref()
     }
 
-    /// What its records need, to be looked at.
+    /// Returns a view of what the processor's records depend on, for health checks.
     #[cfg(feature = "kinesis")]
     pub(crate) fn dependencies(&self) -> Dependencies {
         let protection = &self.0.protection;
@@ -228,25 +235,26 @@ impl<P: RecordProcessor> Resilient<P> {
         }
     }
 
-    /// Begins a run of a shard. `lets_expire`: whether a held record may be given up before the stream, with this
-    /// retention, drops it.
+    /// Begins a run of a shard. `lets_expire`: a held record may become a dead letter before the stream, with
+    /// this retention, drops it.
     pub(crate) fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
         self.0.begin_run(lets_expire, retention)
     }
 
-    /// A run of a few records that must be over by then, and knows what happened in those before it.
+    /// Begins a run of a few records with these time limits. The run shares its counters with earlier runs,
+    /// and resumes the records that they released.
     pub(crate) fn part_of_run(&self, within: Within, retention: Retention) -> Run {
         let interrupted = self.0.interrupted.clone();
         self.0.run.part(within, retention, interrupted)
     }
 
-    /// Whether the handler works on another thread than the one that polls it.
+    /// Returns true if the processor works on another thread than the one that polls it.
     #[cfg(feature = "kinesis")]
     pub(crate) fn runs_elsewhere(&self) -> bool {
         self.0.attempts.processor.runs_elsewhere()
     }
 
-    /// How many records its handler takes at once, if it does.
+    /// Returns the bounds of a batch, if the processor takes several records at once.
     pub(crate) fn batches(&self) -> Option<Bounds> {
         let bounds = self.0.attempts.processor.batches()?;
         Some(match self.0.claims {
@@ -255,7 +263,7 @@ impl<P: RecordProcessor> Resilient<P> {
         })
     }
 
-    /// Whether it remembers what is processed.
+    /// Returns whether an idempotency store remembers which records are processed.
     #[cfg(feature = "lambda")]
     pub(crate) fn remembers(&self) -> bool {
         self.0.claims.is_some()
@@ -266,8 +274,14 @@ impl<P: RecordProcessor> Resilient<P> {
         self.0.claims.as_ref().map(|claims| claims.store())
     }
 
-    /// Asks the idempotency store about these records in one call. Returns how many processes died while they processed the same
-    /// record, 0 without a store; `None` if it does not answer. An error if the store refuses the call.
+    /// Asks the idempotency store about these records in one call.
+    ///
+    /// Returns how many processes crashed while they processed the same record: 0 without a store, `None` if
+    /// the store does not answer.
+    ///
+    /// # Errors
+    ///
+    /// The store refuses the call.
     #[cfg(feature = "lambda")]
     pub(crate) async fn recall(&self, records: &[Record]) -> Result<Option<u32>, StoreError> {
         match &self.0.claims {
@@ -283,13 +297,13 @@ impl<P: RecordProcessor> Resilient<P> {
 }
 
 impl<P: RecordProcessor> Engine<P> {
-    /// Whether a first attempt is not all that there is to do.
+    /// Returns true if a record needs more than a plain first attempt.
     #[inline]
     fn has_more_to_do(&self) -> bool {
         self.claims.is_some() || self.interrupted.has_any() || spans::is_wanted()
     }
 
-    /// What bounds a record that is settled by hand.
+    /// Returns the limits of a record that is settled by hand.
     fn term(&self, deadline: Option<Instant>) -> Term<'_> {
         Term {
             deadline,
@@ -318,7 +332,7 @@ impl<P: RecordProcessor> Engine<P> {
             None => {
                 let mut group = Group::of(vec![Member::new(ordinal, None, record)]);
                 if let Some(state) = group.first().and_then(|one| self.interrupted.take(&one.record)) {
-                    // In its own time.
+                    // The record resumes when its state is due.
                     group.state = Some(state);
                     return vec![Fate::Later(group)];
                 }
@@ -355,7 +369,8 @@ impl<P: RecordProcessor> Engine<P> {
         Settled::Processed
     }
 
-    /// It was processed before. No success of the handler's, so that no breaker hears of it.
+    /// Settles a record that was processed before. The processor was not called, so no breaker counts a
+    /// success.
     fn duplicate(&self, record: &Record, attempts: u32) -> Settled {
         self.tell_settled(record, Settled::Duplicate, attempts);
         Settled::Duplicate

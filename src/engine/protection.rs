@@ -1,4 +1,4 @@
-//! What looks at all records together: breakers, budget, guard.
+//! The protections that all records of a processor share: circuit breakers, retry budget, dead-letter guard.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -30,49 +30,49 @@ pub(super) struct Protection {
     pub(super) observers: Observers,
 }
 
-/// A breaker, and the dependency that it is for; the one without is for all that have none of their own.
+/// A breaker and its dependency. The breaker without a dependency counts all other failures.
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) dependency: Option<String>,
     pub(super) breaker: CircuitBreaker,
 }
 
-/// What the records of one run of a shard share, and what stands against their attempts.
+/// The state that the records of one run of a shard share, and the protections that admit their attempts.
 pub(crate) struct Run {
     protection: Arc<Protection>,
-    /// An idempotency store knows what is processed.
+    /// True if an idempotency store remembers which records are processed.
     remembers: bool,
     after_dead_letter: DeadLetterPolicy,
-    /// What was begun with records that a part of it has given back.
+    /// The retry states of records that an earlier part of the run released before they were settled.
     interrupted: Option<Arc<ReleasedRecords>>,
     pub(super) tally: Arc<SuccessCounter>,
     pub(super) guard: Option<Arc<Watch>>,
-    /// Whether a held record that the stream is about to drop may be given up.
+    /// True if a held record may become a dead letter before the stream drops it.
     lets_expire: bool,
-    /// Whether such records are given up now.
+    /// True while held records that are about to expire become dead letters.
     gives_up: AtomicBool,
-    /// Of the stream.
+    /// The retention of the stream.
     pub(super) retention: Retention,
-    /// It is a part of another, which counts what happened in all of them.
+    /// True for a part of another run. All parts share that run's counter of successes.
     goes_on: bool,
-    /// When it must be over, if it must.
+    /// The time limits of the run, if there are any.
     pub(crate) within: Option<Within>,
-    /// Nothing new begins.
+    /// True once the run begins no new steps.
     stopping: AtomicBool,
 }
 
-/// When a run must be over.
+/// The time limits of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Within {
-    /// No attempt runs past it.
+    /// The latest end of an attempt: no attempt runs past this time.
     pub(crate) attempts_until: Instant,
-    /// By when letters and completions must be written.
+    /// The time by which dead letters and completions must be written.
     pub(crate) finish_by: Instant,
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // Unless it goes on in another.
+        // A part does not end the counter: later parts continue with it.
         if !self.goes_on {
             self.tally.end();
         }
@@ -80,8 +80,8 @@ impl Drop for Run {
 }
 
 impl Run {
-    /// Begins a run with these settings: whether a held record may be given up before the stream drops it, whether an
-    /// idempotency store knows what is processed, and what a dead letter does to the shard.
+    /// Begins a run. Its settings: whether a held record may become a dead letter before the stream drops it,
+    /// whether an idempotency store is in use, and what a dead letter does to the shard.
     pub(super) fn begin(
         protection: Arc<Protection>,
         (lets_expire, remembers, after_dead_letter): (bool, bool, DeadLetterPolicy),
@@ -111,7 +111,8 @@ impl Run {
         }
     }
 
-    /// A part of it that must be over by then. What happened in the parts before is known in it.
+    /// Creates a part of this run with these time limits. The part shares the run's counters and its guard,
+    /// and resumes the `interrupted` records of earlier parts.
     pub(super) fn part(
         &self,
         within: Within,
@@ -121,7 +122,7 @@ impl Run {
         Run {
             protection: self.protection.clone(),
             remembers: self.remembers,
-            // There is no way to stop.
+            // Lambda has no way to stop a shard.
             after_dead_letter: DeadLetterPolicy::Continue,
             interrupted: Some(interrupted),
             tally: self.tally.clone(),
@@ -139,55 +140,56 @@ impl Run {
         &self.protection.observers
     }
 
-    /// Whether an idempotency store knows what is processed.
+    /// Returns whether an idempotency store remembers which records are processed.
     pub(crate) fn remembers(&self) -> bool {
         self.remembers
     }
 
-    /// What a dead letter does to the shard.
+    /// Returns what a dead letter does to the shard.
     pub(crate) fn after_dead_letter(&self) -> DeadLetterPolicy {
         self.after_dead_letter
     }
 
-    /// When its last attempt ends, if it must be over by some time.
+    /// Returns the latest end of an attempt, if the run has time limits.
     #[inline]
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.within.map(|within| within.attempts_until)
     }
 
-    /// Whether it must be over by some time.
+    /// Returns true if the run has time limits, as a part of another run does.
     pub(crate) fn is_part(&self) -> bool {
         self.within.is_some()
     }
 
-    /// Whether every breaker is closed: any attempt may begin.
+    /// Returns true if every breaker is closed, so that any attempt may begin.
     #[inline]
     pub(crate) fn is_clear(&self) -> bool {
         self.protection.is_clear()
     }
 
-    /// The rounds that a probe made now would take part in; `None`: none can be made.
+    /// Returns the rounds in which a probe made now would take part. Returns `None` if no probe can be made.
     pub(crate) fn rounds(&self) -> Option<Vec<Round>> {
         self.protection.rounds()
     }
 
-    /// Allows an attempt, if there is no breaker against it.
+    /// Admits one attempt. Returns `None` if a breaker is open or has no probe left.
     pub(crate) fn pass(&self) -> Option<Pass> {
         self.protection.pass()
     }
 
-    /// Returns when a breaker that is not closed has changed. What changes after the call is not missed.
+    /// Waits until a breaker that is not closed has changed. A change after this call is not missed.
     pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + '_ {
         self.protection.change()
     }
 
-    /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped it.
+    /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped
+    /// it.
     pub(crate) fn tell_resumed(&self) {
         self.protection.tell_resumed(self);
     }
 
-    /// Takes records apart that are given back. If they are delivered to another part of the run, they go on where they
-    /// were.
+    /// Splits a released group into its records. In a part of a run their retry states are kept, so that they
+    /// resume where they were when another part receives them.
     pub(crate) fn give_back(&self, group: Group) -> Vec<Record> {
         let records = group.into_records().map(|(record, state)| {
             if let (Some(interrupted), Some(state)) = (&self.interrupted, state) {
@@ -198,19 +200,19 @@ impl Run {
         records.collect()
     }
 
-    /// Whether the dead-letter guard has stopped the shard.
+    /// Returns true while the dead-letter guard stops the shard.
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.guard.as_ref().is_some_and(|guard| guard.is_stopped())
     }
 
-    /// Whether the dead-letter guard has resumed the shard, and that is not reported yet.
+    /// Returns true if the dead-letter guard has resumed the shard and the resumption is not reported yet.
     #[inline]
     pub(crate) fn was_stopped(&self) -> bool {
         self.guard.as_ref().is_some_and(|guard| guard.was_stopped())
     }
 
-    /// Returns when the dead-letter guard resumes its shards, after this call.
+    /// Waits until the dead-letter guard next resumes its shards.
     pub(crate) async fn resumed(&self) {
         match &self.guard {
             Some(guard) => guard.resumed().await,
@@ -218,23 +220,24 @@ impl Run {
         }
     }
 
-    /// Whether records are given up that must not be held any longer.
+    /// Returns true while held records that are about to expire become dead letters.
     #[inline]
     pub(crate) fn gives_up(&self) -> bool {
         self.gives_up.load(Ordering::Relaxed)
     }
 
-    /// From now on, or no more.
+    /// Sets whether held records that are about to expire become dead letters.
     pub(crate) fn give_up_expiring(&self, gives_up: bool) {
         self.gives_up.store(gives_up, Ordering::Relaxed);
     }
 
-    /// Whether it must be over by then.
+    /// Returns true if no attempt may run at this time any more.
     pub(crate) fn is_over_by(&self, time: Instant) -> bool {
         self.within.is_some_and(|within| time >= within.attempts_until)
     }
 
-    /// Nothing new begins, and what only tells others is not waited for.
+    /// Marks the run as stopping. From now on a completion that the idempotency store does not accept is not
+    /// retried.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -243,28 +246,28 @@ impl Run {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Whether a record must not be held any longer.
+    /// Returns true if this record must not be held any longer, because it is about to expire.
     pub(crate) fn is_expiring(&self, record: &Record) -> bool {
         self.gives_up() && self.held_for_at_most(record).is_some_and(|left| left.is_zero())
     }
 
-    /// How much longer a record may be held, if that has an end.
+    /// Returns how much longer a record may be held, if a limit applies and is known.
     pub(super) fn held_for_at_most(&self, record: &Record) -> Option<Duration> {
         let give_up_age = self.lets_expire.then(|| self.retention.give_up_age())??;
         Some(give_up_age.saturating_sub(record.age()?))
     }
 }
 
-/// Allows one attempt.
+/// Permission for one attempt.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct Pass {
-    /// None where every breaker is closed.
+    /// The probe of each breaker that is not closed; empty if all are closed.
     probes: Vec<Probe>,
 }
 
 impl Pass {
-    /// For an attempt that begins while every breaker is closed.
+    /// The pass of an attempt that begins while every breaker is closed.
     pub(crate) const FREE: Pass = Pass { probes: Vec::new() };
 
     pub(crate) fn is_free(&self) -> bool {
@@ -277,32 +280,32 @@ impl Pass {
 }
 
 impl Protection {
-    /// Whether every breaker is closed: any attempt may begin.
+    /// Returns true if every breaker is closed, so that any attempt may begin.
     #[inline]
     pub(super) fn is_clear(&self) -> bool {
         self.breakers.iter().all(|named| named.breaker.is_closed())
     }
 
-    /// Whether a breaker is open: nothing begins, and nothing is given up.
+    /// Returns true if a breaker is open: no attempt begins, and no record is given up.
     pub(super) fn is_open(&self) -> bool {
         let open = |named: &Named| matches!(named.breaker.state(), CircuitBreakerState::Open);
         self.breakers.iter().any(open)
     }
 
-    /// The rounds that a probe made now would take part in; `None`: none can be made.
+    /// Returns the rounds in which a probe made now would take part. Returns `None` if no probe can be made.
     pub(super) fn rounds(&self) -> Option<Vec<Round>> {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         unclosed.map(|named| named.breaker.round()).collect()
     }
 
-    /// Allows an attempt, if there is no breaker against it.
+    /// Admits one attempt. Returns `None` if a breaker is open or has no probe left.
     pub(super) fn pass(&self) -> Option<Pass> {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         let probes: Option<Vec<Probe>> = unclosed.map(|named| named.breaker.probe()).collect();
         probes.map(|probes| Pass { probes })
     }
 
-    /// Returns when a breaker that is not closed has changed. What changes after the call is not missed.
+    /// Waits until a breaker that is not closed has changed. A change after this call is not missed.
     pub(super) fn change(&self) -> impl Future<Output = ()> + Send + '_ {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         let mut waits: Vec<(&Named, BoxFuture<'_, ()>)> = unclosed
@@ -323,7 +326,8 @@ impl Protection {
         })
     }
 
-    /// The breaker that a failure counts for.
+    /// Returns the breaker that a failure counts for: its dependency's own, or else the processor's. Returns
+    /// `None` for a failure that counts for no breaker.
     pub(super) fn blamed(&self, verdict: &Verdict) -> Option<&CircuitBreaker> {
         match (verdict.scope(), verdict.class()) {
             (Scope::Dependency, _) | (Scope::Unknown, Class::Transient) => {}
@@ -336,18 +340,19 @@ impl Protection {
         own.map(|named| &named.breaker).or_else(|| self.own_breaker())
     }
 
-    /// The one that is for no dependency in particular.
+    /// Returns the processor's breaker, which belongs to no particular dependency.
     pub(super) fn own_breaker(&self) -> Option<&CircuitBreaker> {
         let own = self.breakers.iter().find(|named| named.dependency.is_none());
         own.map(|named| &named.breaker)
     }
 
-    /// An attempt succeeded.
+    /// Counts a successful attempt.
     pub(super) fn succeeded(&self, record: &Record, pass: Pass) {
         self.showed(record, pass, |_| Proof::Works);
     }
 
-    /// An attempt failed. `others_succeed`: since the record failed first.
+    /// Counts a failed attempt. `others_succeed`: other records have succeeded since this record first
+    /// failed.
     pub(super) fn failed(
         &self,
         record: &Record,
@@ -356,7 +361,7 @@ impl Protection {
         others_succeed: bool,
     ) {
         if !pass.is_free() {
-            // What failed for another reason has shown nothing.
+            // A failure for another reason proves nothing about this breaker's dependency.
             self.showed(record, pass, |breaker| match blamed {
                 Some(blamed) if blamed.is(breaker) && !others_succeed => Proof::Fails,
                 _ => Proof::Nothing,
@@ -367,7 +372,8 @@ impl Protection {
         }
     }
 
-    /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped it.
+    /// Reports that the dead-letter guard has resumed the shard, once for each time that the guard stopped
+    /// it.
     pub(super) fn tell_resumed(&self, run: &Run) {
         let Some(record) = run.guard.as_ref().and_then(|guard| guard.take_resumption()) else {
             return;
@@ -418,7 +424,7 @@ impl Protection {
 mod tests {
     use super::*;
 
-    /// Shards come and go for years.
+    /// A process may begin and end runs for years: ended runs must not accumulate.
     #[test]
     fn runs_that_have_ended_are_forgotten() {
         let protection = Arc::new(Protection {
@@ -460,7 +466,7 @@ mod tests {
             let record = Record::builder("s", "shardId-0".into(), 1.into()).build();
             protection.failed(&record, Pass::FREE, Some(&breaker), false);
             protection.change().await;
-            let pass = protection.pass().expect("its pause is over");
+            let pass = protection.pass().expect("the breaker's pause is over");
             protection.failed(&record, pass, Some(&breaker), others_succeed);
             assert_eq!(breaker.state(), state);
         }

@@ -1,5 +1,5 @@
-//! What was begun with a record that was given back as its time was over. It is delivered again: then it goes on where it
-//! was, and its attempts, its hold and its verdict are not forgotten.
+//! Retry states of records that were released at a deadline. When such a record is delivered again, it
+//! resumes with its attempts, its hold and its verdict.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -11,13 +11,14 @@ use lru::LruCache;
 use super::retry_state::RetryState;
 use crate::record::Record;
 
-/// Records that were given back, the latest of them.
+/// The retry states of the records that were released last.
 pub(super) struct ReleasedRecords {
     any: AtomicBool,
     records: Mutex<Option<LruCache<String, Box<RetryState>>>>,
 }
 
-/// An invocation has as many in hand as run beside each other, and a few more that wait.
+/// The maximum number of retry states. An invocation has as many records in flight as run concurrently, and a
+/// few that wait.
 const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
 impl ReleasedRecords {
@@ -28,7 +29,7 @@ impl ReleasedRecords {
         }
     }
 
-    /// Whether there is any.
+    /// Returns true if there is a retry state.
     #[inline]
     pub(super) fn has_any(&self) -> bool {
         self.any.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! After a failure: wait, try again, write the letter. The cold path, boxed.
+//! The path after a failure: wait, retry, write the dead letter. It is rarely taken, and therefore boxed.
 
 use std::slice;
 
@@ -22,8 +22,7 @@ use crate::sabotage::Sabotage;
 use crate::settlement::{Halt, Settled, Unsettled};
 
 impl<P: RecordProcessor> Engine<P> {
-    /// Goes on after a first attempt that did not succeed, until the record is settled or its term is
-    /// over.
+    /// Continues after a failed first attempt, until the record is settled or its term is over.
     pub(super) async fn recover(
         &self,
         record: &Record,
@@ -37,7 +36,7 @@ impl<P: RecordProcessor> Engine<P> {
         result
     }
 
-    /// An attempt with this record alone failed. Its next step.
+    /// Returns the next step after a failed attempt with this record alone.
     pub(super) fn attempt_failed(
         &self,
         record: &Record,
@@ -50,7 +49,7 @@ impl<P: RecordProcessor> Engine<P> {
         self.follow(record, state, decision)
     }
 
-    /// The next step of a record of which this was decided.
+    /// Returns the next step that a decision leads to.
     pub(super) fn follow(&self, record: &Record, state: Box<RetryState>, decision: Decision) -> Step {
         match decision {
             Decision::Interrupted => {
@@ -64,7 +63,7 @@ impl<P: RecordProcessor> Engine<P> {
         }
     }
 
-    /// The verdict is reached. It is kept from here on: the handler is not called again.
+    /// Gives up the record. The verdict is kept from here on: the processor is not called again.
     fn give_up(&self, record: &Record, mut state: Box<RetryState>, reason: Reason, failure: Failure) -> Step {
         let Some(writer) = &self.dead_letters else {
             return Step::Done(Err(Unsettled::Halted(Halt::WithoutDeadLetters(failure))));
@@ -89,7 +88,7 @@ impl<P: RecordProcessor> Engine<P> {
                 Step::Later(state) => {
                     let mut pass = Pass::FREE;
                     if let Some(due) = state.due() {
-                        // An attempt that begins when it must end is none.
+                        // An attempt that would begin at its deadline is not made.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
                             let why = state.why_unsettled();
                             self.interrupted.keep(record, state);
@@ -112,7 +111,8 @@ impl<P: RecordProcessor> Engine<P> {
         }
     }
 
-    /// As `settle`, for when a breaker is not closed or the record's key must be claimed.
+    /// Settles a record like `settle`, if a breaker is not closed or the record needs more than a plain first
+    /// attempt.
     pub(super) async fn settle_when_admitted(
         &self,
         record: &Record,
@@ -134,13 +134,14 @@ impl<P: RecordProcessor> Engine<P> {
         result
     }
 
-    /// Waits until the breakers let an attempt through.
+    /// Waits until the breakers admit an attempt.
     async fn admitted(&self, state: Option<&RetryState>, term: Term<'_>) -> Result<Pass, Unsettled> {
         let may = |rounds: &Vec<Round>| state.is_none_or(|state| !state.has_probed(rounds));
         let admitted = async {
             loop {
                 let change = self.protection.change();
-                // Looked at before it is taken: a probe given back wakes all who wait for one.
+                // Checks the rounds before it takes a probe, because an unused probe wakes all waiting
+                // records.
                 let rounds = self.protection.rounds().filter(may);
                 match rounds.and_then(|_| self.protection.pass()) {
                     Some(pass) => return pass,
@@ -156,7 +157,7 @@ impl<P: RecordProcessor> Engine<P> {
         }
     }
 
-    /// What its phase asks for, once.
+    /// Takes the step that the record's phase asks for.
     pub(super) async fn resume(
         &self,
         record: &Record,
@@ -183,7 +184,7 @@ impl<P: RecordProcessor> Engine<P> {
             }
             Phase::Letter(ref letter) => match self.conclude(record, &state, letter, term).await {
                 Ok(result) => Step::Done(result),
-                // The verdict is kept.
+                // Keeps the verdict for the next delivery.
                 Err(why) => {
                     self.interrupted.keep(record, state);
                     Step::Done(Err(why))
@@ -192,7 +193,11 @@ impl<P: RecordProcessor> Engine<P> {
         }
     }
 
-    /// Writes the letter, when it may be written. An error if the time is over first.
+    /// Writes the dead letter once it may be written.
+    ///
+    /// # Errors
+    ///
+    /// The term is over first.
     async fn conclude(
         &self,
         record: &Record,
@@ -204,7 +209,7 @@ impl<P: RecordProcessor> Engine<P> {
             let _ = self.attempts.run_in_span(record, 1, term).await;
         }
         let Some(writer) = &self.dead_letters else {
-            // `give_up` makes no letter without a sink.
+            // `give_up` creates no dead letter without a sink.
             return Err(Unsettled::Shutdown);
         };
         let allowed = async {
@@ -230,7 +235,7 @@ impl<P: RecordProcessor> Engine<P> {
             let released = claims.release(slice::from_ref(claim));
             match term.finish_by {
                 None => released.await,
-                // The letter is confirmed, whatever becomes of the key.
+                // The dead letter is confirmed, even if the release of the key fails.
                 Some(deadline) => drop(timeout_at(deadline, released).await),
             }
         }
@@ -258,7 +263,7 @@ impl<P: RecordProcessor> Engine<P> {
                     .pop();
                 let [claim] = claim;
                 if let Some(Err(no_turn)) = turn {
-                    // What a probe's attempt would have shown, another's will.
+                    // The record leaves its probe to another record.
                     let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
                     state.claim = Some(claim);
                     return self.no_turn(record, state, no_turn, looks);
@@ -287,7 +292,8 @@ impl<P: RecordProcessor> Engine<P> {
         }
     }
 
-    /// What becomes of a record whose key cannot be claimed. `looks`: how often in a row before.
+    /// Returns the next step of a record whose key cannot be claimed. `looks`: how many times in a row it
+    /// could not be claimed before.
     pub(super) fn no_turn(
         &self,
         record: &Record,
@@ -303,7 +309,7 @@ impl<P: RecordProcessor> Engine<P> {
                 let failure = failure.with_code("payload_mismatch");
                 self.give_up(record, state, Reason::Permanent, failure)
             }
-            // The key stays claimed until the letter is confirmed.
+            // The key stays claimed until the dead letter is confirmed.
             ClaimRefused::Crashes => Step::Later(RetryState::given_up(Some(state), Reason::CrashLoop)),
             ClaimRefused::Wait(what, delay) => {
                 if what == WaitsFor::Claim {
@@ -318,8 +324,8 @@ impl<P: RecordProcessor> Engine<P> {
     }
 }
 
-/// The attempt has failed. Its key is for others to claim while it waits for the next one; not while its letter is on
-/// the way, after which there is none.
+/// Releases the key after a failed attempt, so that other deliveries can claim it before the next attempt.
+/// While a dead letter is written the key stays claimed, because no attempt follows.
 pub(super) async fn give_back(claims: &Claims, mut claim: Claim, mut step: Step) -> Step {
     match &mut step {
         Step::Later(state) if !state.calls_handler() => state.claim = Some(claim),

@@ -14,37 +14,37 @@ use crate::protection::breaker::{CircuitBreaker, Round};
 use crate::record::Record;
 use crate::settlement::Unsettled;
 
-/// Between two tries of a record whose retry the budget refused.
+/// The backoff of a record whose retry the budget refuses.
 pub(super) const RECHECK: Backoff = Backoff::exponential();
 
 /// The retry state of a record that has failed and is not settled yet.
 pub(super) struct RetryState {
     /// All calls that were made.
     pub(super) attempts: Attempts,
-    /// How many attempts are used up of those that the policy gives.
+    /// The number of calls that counted as attempts of the retry policy.
     pub(super) counted: u32,
-    /// The time of those, and of the backoffs between.
+    /// The time of the counted attempts and of the backoffs between them.
     pub(super) spent: Duration,
     pub(super) delay: Duration,
     pub(super) panics: u32,
-    /// The breaker that its failures count for.
+    /// The breaker that the record's failures count for.
     failing: Option<Failing>,
     pub(super) hold: Option<Hold>,
-    /// When it was held first. Two holds with a short time between are one to whoever waits for the record.
+    /// The start of the record's first hold. `hold_at_most` limits the time since then, across all holds.
     held_since: Option<Instant>,
-    /// What was known when its last attempt began.
+    /// The state of the breaker when the last attempt began.
     began: Began,
-    /// The rounds of probes that it has taken part in last.
+    /// The rounds of probes in which the record last took part.
     pub(super) probed: Vec<Round>,
-    /// How often in a row the budget refused its retry.
+    /// The number of times in a row that the budget refused the retry.
     pub(super) refused: u32,
-    /// Of its key, as far as it was made.
+    /// The claim of the record's key, if one has been created.
     pub(super) claim: Option<Claim>,
-    /// What it waits for before its next attempt, other than its time, and how often in a row it did.
+    /// The store or claim that the record waits for, and the number of times in a row that it has waited.
     pub(super) waits: Option<(WaitsFor, u32)>,
-    /// It is a group's, of one of whose records it was given back.
+    /// True for the state of a group, kept with a record that was released from the group.
     pub(super) is_shared: bool,
-    /// Of the record's life.
+    /// The span of the record's life.
     pub(super) span: Option<Box<Span>>,
     pub(super) phase: Phase,
 }
@@ -53,24 +53,25 @@ pub(super) struct RetryState {
 #[derive(Clone)]
 struct Failing {
     breaker: CircuitBreaker,
-    /// The successes there when the record failed first in this count of attempts.
+    /// The breaker's successes when the record first failed in this count of attempts.
     successes: u64,
 }
 
-/// What is known of a record's breaker when an attempt begins. One that hangs may end long after an outage.
+/// The state of a record's breaker when an attempt begins. An attempt that hangs may end long after an
+/// outage.
 #[derive(Clone, Copy, Default)]
 struct Began {
     /// Another record had failed since the last success.
     others_had_failed: bool,
-    /// No other had succeeded since the record failed first.
+    /// No other record had succeeded since this record first failed.
     none_had_succeeded: bool,
 }
 
-/// A record that is held, as an outage is suspected.
+/// The hold of a record while an outage is suspected.
 #[derive(Clone)]
 pub(super) struct Hold {
     cause: Cause,
-    /// How often it was tried meanwhile.
+    /// The number of probes with this record so far.
     pub(super) probes: u32,
 }
 
@@ -78,7 +79,8 @@ pub(super) struct Hold {
 enum Cause {
     /// A breaker is not closed.
     Breaker,
-    /// Other records fail as well, or the error says so. The successes there so far.
+    /// Other records fail as well, or the error blames the dependency. `successes`: the breaker's successes
+    /// when the hold began.
     Suspicion { successes: u64 },
 }
 
@@ -102,7 +104,7 @@ impl Hold {
         self.cause = Cause::Breaker;
     }
 
-    /// Whether another record has succeeded since.
+    /// Returns true if another record has succeeded since the hold began. A breaker ends its own holds.
     pub(super) fn is_over(&self, breaker: &CircuitBreaker) -> bool {
         match self.cause {
             Cause::Breaker => false,
@@ -112,11 +114,11 @@ impl Hold {
 }
 
 pub(super) enum Phase {
-    /// Another attempt, at this time.
+    /// The record gets another attempt, at this time.
     Retry { at: Instant },
-    /// A letter, without another attempt.
+    /// The record becomes a dead letter without another attempt.
     GivenUp(Reason),
-    /// The verdict is reached and kept: only the letter is left to write.
+    /// The verdict is reached and kept: only the dead letter is left to write.
     Letter(Box<(DeadLetter, Failure)>),
 }
 
@@ -142,21 +144,21 @@ impl RetryState {
         }
     }
 
-    /// Of a record that is not tried, or not any more.
+    /// Creates the state of a record that becomes a dead letter without another attempt.
     pub(super) fn given_up(state: Option<Box<RetryState>>, reason: Reason) -> Box<RetryState> {
         let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
         state.phase = Phase::GivenUp(reason);
         state
     }
 
-    /// For one of those that have been through it together, but for its attempts.
+    /// Creates the state of one record of a group, without its attempts.
     pub(super) fn part(&self) -> Box<Self> {
         Box::new(RetryState {
             attempts: Attempts::default(),
             counted: self.counted,
             spent: self.spent,
             delay: self.delay,
-            // It may have been another.
+            // The panic may have been another record's fault.
             panics: 0,
             failing: self.failing.clone(),
             hold: None,
@@ -174,18 +176,18 @@ impl RetryState {
         })
     }
 
-    /// Begins again with a full count of attempts: what it failed for so far was another's fault.
+    /// Restores the full count of attempts, because the failures so far had another cause.
     pub(super) fn begin_again(&mut self) {
         (self.counted, self.spent, self.panics) = (0, Duration::ZERO, 0);
         self.hold = None;
     }
 
-    /// What succeeded at its breaker so far says nothing of the attempts to come.
+    /// Forgets the breaker, because its successes so far say nothing about the attempts to come.
     pub(super) fn forget_breaker(&mut self) {
         self.failing = None;
     }
 
-    /// It failed for the same breaker as the group that it was in.
+    /// Takes over the breaker that the failures of the record's group counted for.
     pub(super) fn share_breaker(&mut self, group: &RetryState) {
         self.failing = group.failing.clone();
     }
@@ -194,7 +196,7 @@ impl RetryState {
         self.due().is_some_and(|due| due > Instant::now())
     }
 
-    /// When to go on; `None`: at once.
+    /// Returns when the next step is due. `None`: at once.
     pub(super) fn due(&self) -> Option<Instant> {
         match self.phase {
             Phase::Retry { at } => Some(at),
@@ -202,12 +204,12 @@ impl RetryState {
         }
     }
 
-    /// Whether going on calls the handler.
+    /// Returns true if the next step calls the processor.
     pub(super) fn calls_handler(&self) -> bool {
         matches!(self.phase, Phase::Retry { .. })
     }
 
-    /// What is in its way, where it is given back.
+    /// Returns the reason that is reported if the record is released now.
     pub(super) fn why_unsettled(&self) -> Unsettled {
         match (self.waits, &self.hold) {
             (Some((WaitsFor::Claim, _)), _) => Unsettled::ClaimedElsewhere,
@@ -217,12 +219,12 @@ impl RetryState {
         }
     }
 
-    /// Whether it took part in one of these rounds of probes: others come first.
+    /// Returns true if the record took part in one of these rounds of probes. Other records then come first.
     pub(super) fn has_probed(&self, rounds: &[Round]) -> bool {
         self.probed.iter().any(|round| rounds.contains(round))
     }
 
-    /// It has failed, and that counts for this breaker.
+    /// Notes that a failure counts for this breaker. A change of the breaker ends the hold.
     pub(super) fn meets(&mut self, breaker: Option<&CircuitBreaker>) {
         let is_same = |failing: &Failing| breaker.is_some_and(|breaker| failing.breaker.is(breaker));
         if self.failing.as_ref().is_some_and(is_same) {
@@ -237,18 +239,18 @@ impl RetryState {
         });
     }
 
-    /// It is held, as an outage is suspected.
+    /// Begins a hold, because an outage is suspected.
     pub(super) fn suspect(&mut self, breaker: &CircuitBreaker) {
         self.hold = Some(Hold::suspected(breaker));
         self.held_since.get_or_insert_with(Instant::now);
     }
 
-    /// For how long it has been held, in all its holds.
+    /// Returns the time since the first hold began, across all holds.
     pub(super) fn held_for(&mut self) -> Duration {
         self.held_since.get_or_insert_with(Instant::now).elapsed()
     }
 
-    /// Another attempt begins.
+    /// Notes the state of the breaker at the start of an attempt.
     pub(super) fn attempt_begins(&mut self, record: &Record) {
         self.began = match &self.failing {
             None => Began::default(),
@@ -259,7 +261,7 @@ impl RetryState {
         };
     }
 
-    /// Whether an outage was suspected when its last attempt began.
+    /// Returns true if an outage was suspected when the last attempt began.
     pub(super) fn was_suspected(&self, scope: Scope) -> bool {
         match scope {
             Scope::Dependency => self.began.none_had_succeeded,
@@ -267,13 +269,14 @@ impl RetryState {
         }
     }
 
-    /// Whether others have succeeded at its breaker since it failed first in this count of attempts.
+    /// Returns true if other records have succeeded at this breaker since the record first failed in this
+    /// count of attempts.
     pub(super) fn have_others_succeeded(&self, breaker: &CircuitBreaker) -> bool {
         let failing = self.failing.as_ref();
         failing.is_some_and(|failing| breaker.successes() > failing.successes)
     }
 
-    /// Whether it is held although its breaker is closed: its calls do not count.
+    /// Returns true if the record is held although its breaker is closed. Its calls then do not count.
     pub(super) fn is_suspected(&self) -> bool {
         let hold = self.hold.as_ref();
         hold.is_some_and(|hold| matches!(hold.cause, Cause::Suspicion { .. }))

@@ -1,4 +1,5 @@
-//! Spans: one for the life of a record, one for each call of the handler inside it. Only where somebody wants them.
+//! Tracing spans: one for the life of a record, and in it one for each call of the processor. They exist only
+//! if a subscriber wants them.
 
 use std::fmt;
 use std::future::Future;
@@ -12,7 +13,7 @@ use crate::observer::{Observers, UserCode};
 use crate::record::Record;
 use crate::settlement::{Settled, Unsettled};
 
-/// The trace that a record belongs to, if somebody can say.
+/// The trace contexts of records, if the user has set a source for them.
 pub(super) struct Traces {
     context: Option<Box<dyn TraceContext>>,
     code: UserCode,
@@ -28,7 +29,7 @@ impl Traces {
         }
     }
 
-    /// As its producer wrote it.
+    /// Returns the trace context as the record's producer wrote it.
     pub(super) fn context(&self, record: &Record) -> Option<String> {
         self.ask(|context| context.extract(record)).flatten()
     }
@@ -38,7 +39,7 @@ impl Traces {
         self.observers.caught(&self.code, || question(context))
     }
 
-    /// For the life of a record, if anybody wants it.
+    /// Creates the span for the life of a record, if a subscriber wants it.
     pub(super) fn of_record(&self, record: &Record) -> Option<Span> {
         let span = debug_span!(
             "record",
@@ -61,7 +62,8 @@ impl Traces {
         Some(span)
     }
 
-    /// For a step of a record's life: the span that it has, or its first. None for records that go on together.
+    /// Returns the span for a step of a record: the span that the record has, or its first. Returns `None`
+    /// for a group of several records.
     pub(super) fn of_step(&self, group: &mut Group) -> Option<Span> {
         if group.has_several() {
             return None;
@@ -72,7 +74,7 @@ impl Traces {
         }
     }
 
-    /// For a call of the handler with many records.
+    /// Creates the span for a call of the processor with several records.
     pub(super) fn of_attempt_with(&self, records: &[Record], number: u32) -> Span {
         let first = records.first();
         let span = debug_span!(
@@ -101,18 +103,18 @@ impl fmt::Debug for Traces {
     }
 }
 
-/// Whether anybody may want spans: where nobody does, this is all that they cost.
+/// Returns whether a subscriber may want spans. Without a subscriber this check is all that spans cost.
 #[inline]
 pub(super) fn is_wanted() -> bool {
     tracing::enabled!(tracing::Level::DEBUG)
 }
 
-/// For one call of the handler inside the record's span.
+/// Creates the span for one call of the processor, inside the record's span.
 pub(super) fn of_attempt(number: u32) -> Span {
     debug_span!("attempt", attempt = number, otel.status_code = Empty)
 }
 
-/// Calls the handler in its span.
+/// Calls the processor in its span.
 pub(super) async fn attempted<T, E>(call: impl Future<Output = Result<T, E>>, span: Span) -> Result<T, E> {
     let result = call.instrument(span.clone()).await;
     if result.is_err() {
@@ -131,7 +133,7 @@ pub(super) async fn settled(
     result
 }
 
-/// Takes a step in the record's span, which goes on with the record.
+/// Takes a step in the record's span. A record that is not settled keeps the span for its next step.
 pub(super) async fn stepped(step: impl Future<Output = Vec<Fate>>, span: Span) -> Vec<Fate> {
     let mut fates = step.instrument(span.clone()).await;
     match &mut fates[..] {
@@ -159,7 +161,8 @@ fn note(span: &Span, result: &Result<Settled, Unsettled>) {
     span.record("settled", settled);
 }
 
-/// The trace's id, if this is a `traceparent` (W3C Trace Context, 3.2): nothing else is told, whatever is in the payload.
+/// Returns the trace id of a `traceparent` (W3C Trace Context, 3.2). Any other text is withheld, because it
+/// may come from the payload.
 pub(super) fn trace_id(context: &str) -> Option<&str> {
     let mut parts = context.split('-');
     let (version, id) = (parts.next()?, parts.next()?);

@@ -1,4 +1,4 @@
-//! Failures: an error after someone has said whether another try can help, and whose fault it is.
+//! Failures: errors with a verdict on whether another attempt can succeed, and whose fault it is.
 
 pub mod classify;
 
@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::external::caught;
 
-/// An error of any type, as handlers return it.
+/// An error of any type, as processors return it.
 pub type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
-/// Will trying again help?
+/// The class of a failure: can another attempt succeed?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// Another try may succeed.
+    /// Another attempt may succeed.
     Transient,
-    /// Another try fails the same way.
+    /// Another attempt fails in the same way.
     Permanent,
 }
 
 impl Class {
-    /// The name used in dead letters, logs and metrics.
+    /// Returns the name used in dead letters, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Class::Transient => "transient",
@@ -41,20 +41,21 @@ impl fmt::Display for Class {
     }
 }
 
-/// Whose fault is it?
+/// The scope of a failure: whose fault is it?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// This record's: others would pass.
+    /// This record is at fault: other records would succeed.
     Record,
-    /// Something the handler depends on: a database, a service, a permission. Others fail as well.
+    /// Something that the processor depends on is at fault: a database, a service, a permission. Other
+    /// records fail as well.
     Dependency,
-    /// Nobody said.
+    /// The classifier does not know whose fault the failure is.
     Unknown,
 }
 
 impl Scope {
-    /// The name used in dead letters, logs and metrics.
+    /// Returns the name used in dead letters, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Scope::Record => "record",
@@ -70,7 +71,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What a classifier says of an error.
+/// The result of classifying an error: class, scope and details.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     class: Class,
@@ -81,17 +82,17 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Another try may succeed; scope unknown.
+    /// Creates a verdict: another attempt may succeed, scope unknown.
     pub const fn transient() -> Self {
         Verdict::new(Class::Transient, Scope::Unknown)
     }
 
-    /// Another try fails the same way, and the record is to blame.
+    /// Creates a verdict: another attempt fails in the same way, and the record is at fault.
     pub const fn permanent() -> Self {
         Verdict::new(Class::Permanent, Scope::Record)
     }
 
-    /// Both said.
+    /// Creates a verdict with this class and scope.
     pub const fn new(class: Class, scope: Scope) -> Self {
         Verdict {
             class,
@@ -102,23 +103,23 @@ impl Verdict {
         }
     }
 
-    /// Whose fault it is.
+    /// Sets the scope: whose fault the failure is.
     #[must_use]
     pub const fn with_scope(mut self, scope: Scope) -> Self {
         self.scope = scope;
         self
     }
 
-    /// Not before this time has passed. It takes the place of the computed backoff, and the retry
-    /// policy bounds it.
+    /// Sets the delay before the next attempt. The delay replaces the computed backoff, and the retry policy
+    /// bounds it.
     #[must_use]
     pub const fn with_retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }
 
-    /// The fault of this dependency: it counts for the breaker of that name, if the processor has
-    /// [one](crate::ResilientBuilder::dependency_breaker).
+    /// Sets the dependency that is at fault, and [`Scope::Dependency`]. The failure counts for the breaker of
+    /// that name, if the processor has [one](crate::ResilientBuilder::dependency_breaker).
     #[must_use]
     pub fn with_dependency(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.scope = Scope::Dependency;
@@ -126,35 +127,35 @@ impl Verdict {
         self
     }
 
-    /// A short code for logs, metrics and filters, such as `card_declined` or an AWS error code. It
-    /// is written where error texts are not, so it must quote no payload.
+    /// Sets a short code for logs, metrics and filters, such as `card_declined` or an AWS error code. Codes
+    /// appear where error texts do not, so a code must quote no payload.
     #[must_use]
     pub fn with_code(mut self, code: impl Into<Cow<'static, str>>) -> Self {
         self.code = Some(code.into());
         self
     }
 
-    /// Will trying again help?
+    /// Returns the class: can another attempt succeed?
     pub const fn class(&self) -> Class {
         self.class
     }
 
-    /// Whose fault is it?
+    /// Returns the scope: whose fault is it?
     pub const fn scope(&self) -> Scope {
         self.scope
     }
 
-    /// How long the failing side asked to be left alone.
+    /// Returns the delay before the next attempt that the failing side asked for.
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// The dependency whose fault it is, if the classifier named it.
+    /// Returns the dependency that is at fault, if the classifier named one.
     pub fn dependency(&self) -> Option<&str> {
         self.dependency.as_deref()
     }
 
-    /// The short code, if the classifier knew one.
+    /// Returns the short code, if the classifier knew one.
     pub fn code(&self) -> Option<&str> {
         self.code.as_deref()
     }
@@ -162,16 +163,16 @@ impl Verdict {
 
 /// An error together with its [`Verdict`].
 ///
-/// A handler makes one with [`MarkFailure`] or the constructors here; the engine makes one of every
-/// other error. The text of a failure is the text of its error.
+/// A processor creates a failure with [`MarkFailure`] or the constructors here. The engine creates one from
+/// every other error. The text of a failure is the text of its error.
 ///
-/// Its `source()` is the verdict's carrier, whose `source()` is the error itself. The two layers
-/// matter: `anyhow`, transparent enums, `Arc` and `io::Error::other` show a walker of the chain only
-/// the *source* of the error they wrap, so a mark on the outer layer alone would be lost.
+/// The `source()` of a failure is a carrier of the verdict, whose `source()` is the error itself. The two
+/// layers matter: `anyhow`, transparent enums, `Arc` and `io::Error::other` expose only the *source* of the
+/// error that they wrap. A mark on the outer layer alone would be lost.
 #[derive(Debug)]
 pub struct Failure(Marked);
 
-/// The inner layer of a [`Failure`]: what a walk over the chain finds.
+/// The inner layer of a [`Failure`], which a walk over the chain finds.
 #[derive(Debug)]
 struct Marked {
     verdict: Verdict,
@@ -179,8 +180,8 @@ struct Marked {
 }
 
 impl Failure {
-    /// An error with its verdict. If the error is a failure already, the new verdict replaces the
-    /// old one.
+    /// Creates a failure from an error and its verdict. If the error is a failure already, the new verdict
+    /// replaces the old one.
     pub fn new(error: impl Into<BoxError>, verdict: Verdict) -> Self {
         let error = match error.into().downcast::<Failure>() {
             Ok(marked) => marked.0.error,
@@ -189,35 +190,35 @@ impl Failure {
         Failure(Marked { verdict, error })
     }
 
-    /// An error that another try may mend.
+    /// Creates a failure that another attempt may fix.
     pub fn transient(error: impl Into<BoxError>) -> Self {
         Failure::new(error, Verdict::transient())
     }
 
-    /// An error of this record that no try mends.
+    /// Creates a failure of this record that no attempt fixes.
     pub fn permanent(error: impl Into<BoxError>) -> Self {
         Failure::new(error, Verdict::permanent())
     }
 
-    /// The same failure with another scope.
+    /// Returns the same failure with another scope.
     #[must_use]
     pub fn with_scope(self, scope: Scope) -> Self {
         self.with_verdict(|verdict| verdict.with_scope(scope))
     }
 
-    /// The same failure, as the fault of this dependency; see [`Verdict::with_dependency`].
+    /// Returns the same failure as the fault of this dependency; see [`Verdict::with_dependency`].
     #[must_use]
     pub fn with_dependency(self, name: impl Into<Cow<'static, str>>) -> Self {
         self.with_verdict(|verdict| verdict.with_dependency(name))
     }
 
-    /// The same failure, not to be tried before this time has passed.
+    /// Returns the same failure with a delay before the next attempt; see [`Verdict::with_retry_after`].
     #[must_use]
     pub fn with_retry_after(self, delay: Duration) -> Self {
         self.with_verdict(|verdict| verdict.with_retry_after(delay))
     }
 
-    /// The same failure with a short code; see [`Verdict::with_code`].
+    /// Returns the same failure with a short code; see [`Verdict::with_code`].
     #[must_use]
     pub fn with_code(self, code: impl Into<Cow<'static, str>>) -> Self {
         self.with_verdict(|verdict| verdict.with_code(code))
@@ -230,23 +231,23 @@ impl Failure {
         })
     }
 
-    /// What was said of the error.
+    /// Returns the verdict on the error.
     pub fn verdict(&self) -> &Verdict {
         &self.0.verdict
     }
 
-    /// The error itself.
+    /// Returns the error itself.
     pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.0.error
     }
 
-    /// The error itself, owned.
+    /// Returns the error itself, owned.
     pub fn into_error(self) -> BoxError {
         self.0.error
     }
 
-    /// The texts of the error and its sources, outermost first. The carriers of verdicts have no
-    /// text of their own and are passed over, and so is a text that only repeats the one above it.
+    /// Returns the texts of the error and its sources, outermost first. Carriers of verdicts have no text of
+    /// their own and are skipped. A text that only repeats the one above it is skipped as well.
     pub fn chain(&self) -> impl Iterator<Item = String> + '_ {
         let mut last = None;
         chain(self.error()).filter_map(move |error| {
@@ -284,37 +285,37 @@ impl Error for Marked {
     }
 }
 
-/// What was said of the error: the outermost mark in its chain.
+/// Returns the verdict of the outermost mark in an error's chain.
 pub(crate) fn mark<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Verdict> {
     chain(error).find_map(|error| error.downcast_ref::<Marked>().map(|marked| &marked.verdict))
 }
 
-/// An error and its sources, outermost first.
+/// Returns an error and its sources, outermost first.
 pub(crate) fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> + 'a {
-    // A chain is short; the bound is against one that runs in a circle.
+    // Real chains are short. The bound guards against a chain that runs in a circle.
     std::iter::successors(Some(error), |&error| caught(|| inner(error)).flatten()).take(64)
 }
 
-/// The longest text of an error that is kept, in bytes.
+/// The maximum length of an error's text that is kept, in bytes.
 const MAX_TEXT_BYTES: usize = 64 * 1024;
 
-/// The text of an error, whatever its code does: some fail (as a date does that is written by a bad format), panic, or
-/// have no end.
+/// Returns the text of an error, whatever the error's code does. Some errors fail to write their text (for
+/// example a date with a bad format), panic, or never stop writing.
 pub(crate) fn text(error: &(dyn Error + 'static)) -> String {
     written(format_args!("{error}"))
 }
 
-/// The texts of an error and of its sources.
+/// Returns the texts of an error and of its sources, joined with colons.
 pub(crate) fn texts(error: &(dyn Error + 'static)) -> String {
     let mut texts: Vec<String> = chain(error).map(text).collect();
-    // A wrapper may have the text of what it wraps.
+    // A wrapper may have the same text as the error that it wraps.
     texts.dedup();
     texts.join(": ")
 }
 
-/// As [`text`], of anything that an error's code writes.
+/// Returns any text that an error's code writes, as safely as [`text`].
 pub(crate) fn written(what: fmt::Arguments<'_>) -> String {
     let mut text = BoundedText::default();
     match caught(|| fmt::write(&mut text, what)) {
@@ -325,10 +326,10 @@ pub(crate) fn written(what: fmt::Arguments<'_>) -> String {
     text.kept
 }
 
-/// Stands for what an error's code did not write of its text.
+/// The replacement for the part of a text that an error's code failed to write.
 const UNWRITABLE: &str = "(the text of this error cannot be written)";
 
-/// A text that takes no more than a certain length.
+/// A text of at most `MAX_TEXT_BYTES`; the rest is dropped.
 #[derive(Default)]
 struct BoundedText {
     kept: String,
@@ -343,14 +344,14 @@ impl fmt::Write for BoundedText {
         self.is_full |= end < part.len();
         match self.is_full {
             false => Ok(()),
-            // Code that heeds this writes no more.
+            // Code that checks the result stops writing.
             true => Err(fmt::Error),
         }
     }
 }
 
-/// What an error wraps. The source of an `io::Error`, or of an error in an `Arc`, is its *inner* error's source, so that
-/// one would be passed over.
+/// Returns the error that an error wraps. The `source()` of an `io::Error`, or of an error in an `Arc`, is
+/// the source of its *inner* error. A plain walk over the sources would skip the inner error.
 fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     if let Some(shared) = error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
         return Some(&**shared);
@@ -364,14 +365,14 @@ fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
     }
 }
 
-/// Says of a `Result`'s error, where it arises, whether another try can help.
+/// Marks the error of a `Result`, where it arises, with whether another attempt can succeed.
 ///
 /// ```
 /// use std::time::Duration;
 /// use redrive::{Failure, MarkFailure, Scope};
 ///
 /// fn parse(text: &str) -> Result<u32, Failure> {
-///     text.parse::<u32>().permanent()                       // no try mends bad data
+///     text.parse::<u32>().permanent()                       // no attempt fixes bad data
 /// }
 /// fn charge() -> Result<(), Failure> {
 ///     Err("the bank is busy")
@@ -384,14 +385,14 @@ fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stati
 /// The mark survives `?` into `anyhow::Error` (with or without context), a transparent enum variant,
 /// an `Arc` and `io::Error::other`.
 pub trait MarkFailure<T> {
-    /// Another try may mend it.
+    /// Marks the error as transient: another attempt may succeed.
     fn transient(self) -> Result<T, Failure>;
 
-    /// No try mends it, and the record is to blame.
+    /// Marks the error as permanent: no attempt can succeed, and the record is at fault.
     fn permanent(self) -> Result<T, Failure>;
 
-    /// Another try may mend it, but not before this time has passed. On a [`Failure`] all else that
-    /// was said of it stays.
+    /// Marks the error as transient, with a delay before the next attempt. On a [`Failure`] only the delay
+    /// changes, and the rest of the verdict stays.
     fn retry_after(self, delay: Duration) -> Result<T, Failure>;
 }
 

@@ -19,7 +19,7 @@ pub(crate) async fn check_store(store: &dyn IdempotencyStore) -> Result<(), Unus
             true => Unusable::NotNow(error.into()),
             false => Unusable::Never(error),
         }),
-        // What is stored under a key is that key's affair.
+        // An unreadable entry under this key does not make the store unusable for other keys.
         _ => Ok(()),
     }
 }

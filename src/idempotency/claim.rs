@@ -1,21 +1,21 @@
-//! A key that somebody is at.
+//! Claims of keys, and their outcomes.
 
 use std::fmt;
 use std::time::SystemTime;
 
 use super::{Key, PayloadHash};
 
-/// Whose a claim is: a number drawn for that claim alone.
+/// The owner of a claim: a number drawn for that claim alone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Owner(u128);
 
 impl Owner {
-    /// Of this number.
+    /// Creates the owner with this number.
     pub const fn new(number: u128) -> Self {
         Owner(number)
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn number(self) -> u128 {
         self.0
     }
@@ -33,28 +33,28 @@ impl fmt::Debug for Owner {
     }
 }
 
-/// A key, claimed by an owner for a while.
+/// A claim of a key by an owner, for a limited time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Claim {
-    /// What is claimed.
+    /// The claimed key.
     pub key: Key,
-    /// By whom.
+    /// The owner of the claim.
     pub owner: Owner,
-    /// The same claimant's claim before this one, which may still be stored.
+    /// The owner of the same claimant's previous claim, which may still be stored.
     pub replaces: Option<Owner>,
-    /// What the record says, where that is checked.
+    /// The hash of the record's payload, if payloads are checked.
     pub payload: Option<PayloadHash>,
-    /// The caller's time.
+    /// The current time of the caller.
     pub now: SystemTime,
-    /// When the claim expires.
+    /// The time at which the claim expires.
     pub expires: SystemTime,
-    /// Until when the key is to be remembered once it is completed.
+    /// The time until which the store remembers the key once it is completed.
     pub keep_until: SystemTime,
 }
 
 impl Claim {
-    /// A claim of this key. It has expired, and is to be forgotten, at once.
+    /// Creates a claim of this key that expires, and is forgotten, at `now`.
     pub fn new(key: Key, owner: Owner, now: SystemTime) -> Self {
         Claim {
             key,
@@ -68,36 +68,36 @@ impl Claim {
     }
 }
 
-/// What became of a claim.
+/// The outcome of a claim, or the status of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Claimed {
-    /// The key is this owner's.
+    /// This owner has the key.
     Granted {
-        /// How many claims of the key in a row ended without being completed or released: their holders died. 0 if
-        /// the store does not count.
+        /// The number of consecutive claims of the key that were neither completed nor released, because
+        /// their processes died. 0 if the store does not count.
         abandoned: u32,
     },
-    /// The key was processed.
+    /// The record with the key was processed.
     Completed {
-        /// What its record said, if that was stored.
+        /// The hash of that record's payload, if the store has one.
         payload: Option<PayloadHash>,
     },
-    /// Another is at it.
+    /// Another owner has claimed the key.
     InProgress {
-        /// When that claim expires, by the other's clock.
+        /// The time at which that claim expires, by the other process's clock.
         expires: SystemTime,
-        /// How many claims of the key in a row were abandoned before that one.
+        /// The number of consecutive claims of the key that were abandoned before that claim.
         abandoned: u32,
     },
 }
 
-/// What became of a completion.
+/// The outcome of a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Completion {
-    /// The key is remembered as processed.
+    /// The store remembers the key as processed.
     Stored,
-    /// The claim had expired, and the key is another's now: it may have been processed twice.
+    /// The claim had expired and another owner has the key: the record may have been processed twice.
     Lost,
 }

@@ -1,4 +1,4 @@
-//! A store in DynamoDB, with the items of Powertools for AWS Lambda.
+//! An idempotency store in DynamoDB, with the items of Powertools for AWS Lambda.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -22,28 +22,30 @@ use crate::aws::table::Item;
 use crate::aws::{self, Located, table};
 use crate::external::failed_alike;
 
-/// Remembers in a DynamoDB table, for all processes and functions that use it.
+/// Remembers processed records in a DynamoDB table, for all processes and functions that use the table.
 ///
 /// ```no_run
 /// # async fn example(dynamo: aws_sdk_dynamodb::Client) -> Result<(), Box<dyn std::error::Error>> {
 /// use redrive::idempotency;
 ///
 /// let seen = idempotency::DynamoDb::new(dynamo, "orders-seen");
-/// seen.create_table().await?; // if nobody else does
+/// seen.create_table().await?; // does nothing if the table exists
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Items are those of [Powertools for AWS Lambda](https://docs.powertools.aws.dev/lambda/python/latest/utilities/idempotency/)
-/// (`id`, `status`, `expiration`, `in_progress_expiration`, `validation`), and two attributes more, `redriveOwner` and
-/// `redriveAbandoned`: each can read the other's. `expiration` is for the table's time to live.
+/// The items are those of
+/// [Powertools for AWS Lambda](https://docs.powertools.aws.dev/lambda/python/latest/utilities/idempotency/)
+/// (`id`, `status`, `expiration`, `in_progress_expiration`, `validation`), with two more attributes,
+/// `redriveOwner` and `redriveAbandoned`. redrive and Powertools can read each other's items. `expiration` is
+/// for the table's time to live.
 ///
-/// Of the client region, endpoint, credentials and HTTP stack are used; retries are redrive's own, and a call may
-/// take 5 s unless the client says otherwise.
+/// redrive uses the client's region, endpoint, credentials and HTTP stack. Retries are redrive's own, and a
+/// call may take 5 s unless the client sets a timeout.
 ///
-/// A record costs two writes, or one if it is a duplicate; and one more for each failed attempt. It needs
-/// `dynamodb:UpdateItem`, `DeleteItem`, `GetItem` and `BatchGetItem`; to make the table `CreateTable`,
-/// `DescribeTable` and `UpdateTimeToLive`.
+/// A record costs two writes, a duplicate costs one, and each failed attempt costs one more. The store needs
+/// the permissions `dynamodb:UpdateItem`, `DeleteItem`, `GetItem` and `BatchGetItem`. To create the table it
+/// also needs `CreateTable`, `DescribeTable` and `UpdateTimeToLive`.
 #[derive(Clone)]
 pub struct DynamoDb {
     client: Located<Client>,
@@ -51,9 +53,9 @@ pub struct DynamoDb {
 }
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most calls of one request under way.
+/// The maximum number of concurrent calls for one batch of keys.
 const CALLS: usize = 64;
-/// A table is made within seconds.
+/// The maximum time in which a table is created. DynamoDB needs seconds.
 const CREATED_WITHIN: Duration = Duration::from_secs(120);
 
 const ID: &str = "id";
@@ -61,13 +63,13 @@ const STATUS: &str = "status";
 const EXPIRATION: &str = "expiration";
 const IN_PROGRESS: &str = "in_progress_expiration";
 const VALIDATION: &str = "validation";
-/// Where Powertools keeps the result of the function.
+/// The attribute in which Powertools keeps the result of the function.
 const DATA: &str = "data";
 const OWNER: &str = "redriveOwner";
 const ABANDONED: &str = "redriveAbandoned";
 
 impl DynamoDb {
-    /// In the table of this name, which must be there.
+    /// Creates a store in the table of this name, which must exist.
     pub fn new(client: Client, table: impl Into<String>) -> Self {
         DynamoDb {
             client: aws::dynamodb::without_retries(&client, CALL_TIMEOUT),
@@ -75,9 +77,13 @@ impl DynamoDb {
         }
     }
 
-    /// Makes the table, if it is not there (`PAY_PER_REQUEST`, with time to live), and waits until it can be used.
+    /// Creates the table if it is missing (`PAY_PER_REQUEST`, with time to live), and waits until it is
+    /// usable.
     ///
-    /// An error if there is one of that name with another key.
+    /// # Errors
+    ///
+    /// Returns an error if a table of that name has another key, if a call fails, or if the table is not
+    /// usable within 120 s.
     pub async fn create_table(&self) -> Result<(), StoreError> {
         let made = timeout(
             CREATED_WITHIN,
@@ -150,7 +156,8 @@ impl DynamoDb {
         Ok(granted.unwrap_or_else(|there| there))
     }
 
-    /// The write that claims the key, without its condition. `and` is added to the update expression.
+    /// Builds the write that claims the key, without its condition. `and` is appended to the update
+    /// expression.
     fn claiming(&self, claim: &Claim, and: &str) -> UpdateItemFluentBuilder {
         let payload = match claim.payload {
             Some(_) => ", #validation = :validation REMOVE #data",
@@ -182,7 +189,8 @@ impl DynamoDb {
         }
     }
 
-    /// Sends that write. The inner error is the status of a key for which the condition does not hold.
+    /// Sends the write that `claiming` has built. The inner error is the status of a key for which the
+    /// condition does not hold.
     async fn granted(
         &self,
         claim: &Claim,
@@ -206,7 +214,7 @@ impl DynamoDb {
         };
         Ok(Err(match there {
             Some(item) => state(&claim.key, &item)?,
-            // Deleted meanwhile: to be asked for again.
+            // The item was deleted meanwhile: the caller claims the key again.
             None => Claimed::InProgress {
                 expires: claim.now,
                 abandoned: 0,
@@ -331,7 +339,7 @@ fn is_refused(error: &impl ProvideErrorMetadata) -> bool {
     error.code() == Some("ConditionalCheckFailedException")
 }
 
-/// What an item says, whoever wrote it.
+/// Returns the status that an item of redrive or Powertools states.
 fn state(key: &Key, item: &Item) -> Result<Claimed, StoreError> {
     let corrupt = |what: &str| StoreError::Corrupt {
         key: key.clone(),
@@ -342,7 +350,8 @@ fn state(key: &Key, item: &Item) -> Result<Claimed, StoreError> {
         Some("COMPLETED") => {
             let validation = item.get(VALIDATION).and_then(|hash| hash.as_s().ok());
             Ok(Claimed::Completed {
-                // Powertools hashes otherwise, and what.
+                // Powertools uses another hash, and may hash only a part of the payload: its value is
+                // ignored.
                 payload: validation.and_then(|hash| PayloadHash::from_hex(hash)),
             })
         }
@@ -350,13 +359,13 @@ fn state(key: &Key, item: &Item) -> Result<Claimed, StoreError> {
             let expires = number_of(item, IN_PROGRESS).map(Duration::from_millis);
             let expires = expires.or_else(|| number_of(item, EXPIRATION).map(Duration::from_secs));
             let expires = expires.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since));
-            let expires = expires.ok_or_else(|| corrupt("it is in progress and does not expire"))?;
+            let expires = expires.ok_or_else(|| corrupt("the item is in progress and has no expiry"))?;
             Ok(Claimed::InProgress {
                 expires,
                 abandoned: abandoned(item),
             })
         }
-        _ => Err(corrupt("its status is neither INPROGRESS nor COMPLETED")),
+        _ => Err(corrupt("the item's status is neither INPROGRESS nor COMPLETED")),
     }
 }
 

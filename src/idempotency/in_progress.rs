@@ -1,11 +1,11 @@
-//! Claims within one process.
+//! The claims of one process.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
 
 use super::{CLOCK_SKEW, Claim, Claimed, Key, Owner};
 
-/// The keys that somebody is at.
+/// The claimed keys.
 #[derive(Debug, Default)]
 pub(super) struct InProgress(HashMap<Key, Held>);
 
@@ -25,7 +25,7 @@ impl Held {
     }
 }
 
-/// From so many claims on it is looked for those that nobody has given back.
+/// The minimum number of claims at which a full table is swept for expired claims that were never released.
 const LOOK_FROM: usize = 16_384;
 
 impl InProgress {
@@ -58,7 +58,7 @@ impl InProgress {
         self.0.get(key).map(Held::status)
     }
 
-    /// Whether somebody else is at it.
+    /// Returns true if another owner has claimed the key.
     pub(super) fn is_anothers(&self, claim: &Claim) -> bool {
         self.0
             .get(&claim.key)

@@ -1,4 +1,4 @@
-//! What makes two records the same.
+//! Idempotency keys: what makes two records the same.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,29 +6,30 @@ use std::sync::Arc;
 use crate::digest::Digest;
 use crate::record::Record;
 
-/// What two deliveries of the same record have in common, within one application. Holds nothing of a payload but
-/// hashes.
+/// The key that all deliveries of the same record share, within one application. The key contains only hashes
+/// of a payload.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Arc<str>);
 
 impl Key {
-    /// A record's place: stream, shard, sequence and sub-sequence number.
+    /// Creates a key from a record's place: stream, shard, sequence and sub-sequence number.
     pub fn of_place(application: &str, record: &Record) -> Self {
         Key(format!("{application}#{}", record.idempotency_key()).into())
     }
 
-    /// The key that a store is asked for to see whether it answers.
+    /// Returns the key for which a store is asked to check that it answers.
     #[cfg(feature = "kinesis")]
     pub(crate) fn of_check() -> Self {
         Key("redrive#check".into())
     }
 
-    /// What is the same for all records that mean the same. Only a hash of it is kept.
+    /// Creates a key from a value that is equal for all records that mean the same. The key contains only a
+    /// hash of the value.
     pub fn of_value(application: &str, value: &[u8]) -> Self {
         Key(format!("{application}#{}", PayloadHash::of(value)).into())
     }
 
-    /// As stores have it.
+    /// Returns the key as stores keep it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -46,12 +47,12 @@ impl fmt::Display for Key {
     }
 }
 
-/// SHA-256 of a payload.
+/// The SHA-256 of a payload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PayloadHash(Digest);
 
 impl PayloadHash {
-    /// Of this payload.
+    /// Computes the hash of this payload.
     pub fn of(payload: &[u8]) -> Self {
         PayloadHash(Digest::of(payload))
     }
@@ -66,7 +67,7 @@ impl PayloadHash {
         self.0.0
     }
 
-    /// From its 64 hex digits.
+    /// Parses a hash from its 64 hex digits.
     pub fn from_hex(text: &str) -> Option<Self> {
         Digest::from_hex(text).map(PayloadHash)
     }

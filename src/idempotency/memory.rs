@@ -1,4 +1,4 @@
-//! A store within the process.
+//! An idempotency store in memory.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use super::in_progress::InProgress;
 use super::{Claim, Claimed, Completion, IdempotencyStore, Key, Owner, PayloadHash, StoreError};
 
-/// Remembers in memory, for one process and until it ends: against a producer's duplicates and redelivery within a
-/// run, not against a restart. A clone shares it.
+/// Remembers processed records in memory, for one process and until it ends. The store catches a producer's
+/// duplicates and redelivery within a run, but not after a restart. Clones share the keys.
 #[derive(Clone)]
 pub struct Memory {
     most: usize,
@@ -39,7 +39,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Memory {
             most: 1_000_000,
@@ -47,8 +47,8 @@ impl Memory {
         }
     }
 
-    /// The most completed keys remembered, at least 1; beyond them those are forgotten first that would be anyway.
-    /// Default: 1,000,000.
+    /// Sets the maximum number of completed keys, at least 1. Beyond it the store forgets the keys whose
+    /// retention ends first. Default: 1,000,000.
     #[must_use]
     pub fn keys(mut self, most: usize) -> Self {
         self.most = most.max(1);

@@ -1,4 +1,4 @@
-//! Doing a record twice made harmless: what was processed is remembered, and not processed again.
+//! Idempotency: a store remembers processed records, so that a second delivery is not processed again.
 //!
 //! ```
 //! # fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,28 +13,30 @@
 //! # }
 //! ```
 //!
-//! Before an attempt the record's key is **claimed** in an [`IdempotencyStore`]; when the handler has succeeded
-//! the key is **completed**. Of two deliveries of a key one runs, and the other waits: until the first is
-//! completed, which makes it a [`Duplicate`](crate::Settled::Duplicate), or until its claim has expired. A claim
-//! is given back during a backoff and once a dead letter is confirmed, so that only what was processed is
-//! remembered.
+//! Before an attempt, the engine **claims** the record's key in an [`IdempotencyStore`]. After the processor
+//! has succeeded, the engine **completes** the key. Of two concurrent deliveries of a key, one runs and the
+//! other waits. The wait ends when the first is completed, which makes the other a
+//! [`Duplicate`](crate::Settled::Duplicate), or when the claim of the first expires. The engine releases a
+//! claim during a backoff and once a dead letter is confirmed, so that the store remembers only processed
+//! records.
 //!
-//! Every claim has an owner of its own that all writes are conditional on: whoever was too slow, and lost its
-//! claim to another, changes nothing any more.
+//! Each claim has its own owner, and every write is conditional on that owner. A slow process that lost its
+//! claim to another therefore changes nothing.
 //!
-//! A store that cannot be reached makes the records wait; none is processed unguarded.
+//! While the store is unreachable, records wait. No record is processed unguarded.
 //!
 //! | store | feature | shared by |
 //! |---|---|---|
 //! | [`Memory`] | | one process, until it ends |
-//! | [`Redb`] | `redb` | one process, and the next one on the machine |
-//! | [`DynamoDb`] | `dynamodb` | all, also with Powertools for AWS Lambda |
+//! | [`Redb`] | `redb` | one process at a time, across restarts |
+//! | [`DynamoDb`] | `dynamodb` | all processes, and Powertools for AWS Lambda |
 //!
-//! # What it cannot do
+//! # Limits
 //!
-//! The handler's effect and the completion are two steps: if the process dies between them the record is
-//! processed again, once its claim has expired. Where even that must not be, hand the key on to what the handler
-//! calls ([`Record::idempotency_key`](crate::Record::idempotency_key)), or keep both in one transaction.
+//! The processor's effect and the completion are two steps. If the process dies between them, the record is
+//! processed again once its claim has expired. Where that is not acceptable, pass the key to the system that
+//! the processor calls ([`Record::idempotency_key`](crate::Record::idempotency_key)), or make both steps one
+//! transaction.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -68,42 +70,46 @@ pub use settings::{Idempotency, PayloadMismatch};
 
 use crate::failure::BoxError;
 
-/// By how much the clocks of two processes may differ: for so long a claim is left alone after it has expired.
+/// The tolerated difference between the clocks of two processes: an expired claim is respected for this time.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(10);
 
-/// Remembers what was processed, and who is at it.
+/// Remembers processed records and the claims that are in progress.
 ///
-/// A key is claimed, completed, or nothing. Each write names its claim's [owner](Claim::owner) and takes effect
-/// only if the key is that owner's, atomically. Time is the caller's: a store asks no clock.
+/// A key is claimed, completed, or unknown. Each write names the [owner](Claim::owner) of its claim and takes
+/// effect, atomically, only if that owner has the key. The caller supplies the time: a store reads no clock.
 ///
-/// Answers come in the order of what they answer, as many as were asked. An error says that the write may or may
-/// not have taken effect; it is made again.
+/// Each method returns one answer per argument, in the order of the arguments. After an error the write may
+/// or may not have taken effect, and the engine repeats it.
 #[async_trait]
 pub trait IdempotencyStore: Send + Sync + Debug {
-    /// Claims these keys. A claim is granted if its key is
-    /// - unknown, or forgotten: completed, and to be kept until [before now](Claim::now);
-    /// - claimed by this owner, or by the one that it [replaces](Claim::replaces), and expires no later;
-    /// - claimed by another whose claim expired [`CLOCK_SKEW`] ago: it was abandoned. A store that outlives the process
-    ///   counts the abandoned claims of a key in a row. Completing or releasing the key resets the count.
+    /// Claims these keys. The store grants a claim if its key is
+    /// - unknown, or forgotten: completed, with a [retention](Claim::keep_until) that ended before
+    ///   [now](Claim::now);
+    /// - claimed by this owner with a claim that expires no later, or by the owner that this claim
+    ///   [replaces](Claim::replaces);
+    /// - claimed by another owner whose claim expired [`CLOCK_SKEW`] ago: abandoned. A store that outlives
+    ///   the process counts the consecutive abandoned claims of a key. Completing or releasing the key resets
+    ///   the count.
     async fn claim(&self, claims: &[Claim]) -> Vec<Result<Claimed, StoreError>>;
 
-    /// Remembers these keys as processed, each if it is claimed by this owner, completed by it before, or
+    /// Remembers a key as processed if this owner has claimed it or completed it before, or if the key is
     /// unknown.
     async fn complete(&self, claims: &[Claim]) -> Vec<Result<Completion, StoreError>>;
 
-    /// Gives these claims back, each if it is this owner's and not completed.
+    /// Releases each of these claims whose owner has the key, unless the key is completed.
     async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>>;
 
-    /// Returns the status of these keys without claiming them: completed, in progress, or `None` if unknown or forgotten.
+    /// Returns the status of these keys without claiming them: completed, in progress, or `None` if unknown
+    /// or forgotten.
     async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>>;
 
-    /// What it is called in events.
+    /// Returns the store's name for events. Default: the type's name.
     fn name(&self) -> Cow<'_, str> {
         Cow::Borrowed(std::any::type_name::<Self>())
     }
 }
 
-// It is used behind a pointer.
+// The trait must stay object-safe.
 const _: fn(&dyn IdempotencyStore) = |_| ();
 
 #[async_trait]
@@ -129,28 +135,28 @@ impl<S: IdempotencyStore + ?Sized> IdempotencyStore for Arc<S> {
     }
 }
 
-/// A store did not do what it was asked to, as far as one can tell.
+/// An operation of the store failed, or its outcome is unknown.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// It cannot be reached, or refuses.
+    /// The store cannot be reached, or refuses the call.
     #[error("the idempotency store is unavailable")]
     Unavailable(#[source] BoxError),
-    /// What it holds under this key cannot be read: delete it, and the record is processed again.
+    /// The entry under this key is unreadable. Once the entry is deleted, the record is processed again.
     #[error(
-        "what the idempotency store holds under key {key} cannot be read; delete it to process the record again"
+        "the entry of the idempotency store under key {key} is unreadable; delete it to process the record again"
     )]
     Corrupt {
         /// The key.
         key: Key,
-        /// What is wrong with it.
+        /// The reason.
         #[source]
         source: BoxError,
     },
 }
 
 impl StoreError {
-    /// It cannot be reached, or refuses.
+    /// Creates [`StoreError::Unavailable`] from the store's error.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         StoreError::Unavailable(error.into())
     }

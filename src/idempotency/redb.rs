@@ -1,4 +1,4 @@
-//! A store in an embedded database file.
+//! An idempotency store in an embedded database file.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,8 +14,9 @@ use super::{Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, Stor
 use crate::embedded_db::{self, blocking};
 use crate::failure::BoxError;
 
-/// Remembers in a [redb](https://www.redb.org) file what is completed, fsynced at every write. One process at a time
-/// can open it, so that claims are kept in memory: none is in the way after a crash. A clone shares both.
+/// Remembers completed keys in a [redb](https://www.redb.org) file, fsynced at every write. Only one process
+/// at a time can open the file, so claims are kept in memory: after a crash no old claim blocks a record.
+/// Clones share both.
 #[derive(Clone)]
 pub struct Redb(Arc<Shared>);
 
@@ -25,20 +26,21 @@ struct Shared {
     claims: Mutex<InProgress>,
 }
 
-/// What is completed: owner, until when it is kept in milliseconds since 1970, SHA-256 of the payload.
+/// A completed key: owner, end of the retention in milliseconds since 1970, SHA-256 of the payload.
 type Row = (u128, u64, Option<[u8; 32]>);
 const COMPLETED: TableDefinition<'_, &str, Row> = TableDefinition::new("completed");
-/// The same by when it is to be forgotten.
+/// The completed keys, ordered by the end of their retention.
 const FORGET: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("forget");
-/// Each write forgets so many that are due, which is more than it adds.
+/// The number of due keys that a write may delete beyond the number of keys that it adds.
 const FORGET_AT_ONCE: usize = 16;
 
 impl Redb {
-    /// Opens the file, or makes it (not its folder). It needs one of its own, beside that of the checkpoints.
+    /// Opens the file, or creates it. Its folder must exist. Checkpoints need a file of their own.
     ///
     /// # Errors
     ///
-    /// Another process has the file open, the file cannot be opened, or it is not a redb database.
+    /// Returns [`StoreError::Unavailable`] if another process has the file open, if the file cannot be
+    /// opened, or if it is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_path_buf();
         Ok(Redb(Arc::new(Shared {
@@ -60,7 +62,7 @@ impl Redb {
 }
 
 impl Shared {
-    /// What is completed of these keys and not to be forgotten yet.
+    /// Returns those of these keys that are completed and whose retention has not ended.
     fn look_up<'a>(
         &self,
         keys: impl Iterator<Item = (&'a Key, SystemTime)>,
@@ -83,7 +85,7 @@ impl Shared {
     }
 
     fn claim(&self, claims: &[Claim]) -> Result<Vec<Claimed>, BoxError> {
-        // Held meanwhile: who completes in between must be seen.
+        // The lock is kept during the read, so that no concurrent completion is missed.
         let mut in_progress = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         let completed = self.look_up(claims.iter().map(|claim| (&claim.key, claim.now)))?;
         let claimed = claims.iter().zip(completed);

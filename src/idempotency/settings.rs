@@ -1,4 +1,4 @@
-//! How records are told apart, and for how long they are remembered.
+//! Settings of idempotency: which records count as the same, and how long the store remembers them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,23 +11,24 @@ use crate::observer::{Observers, UserCode};
 use crate::record::Record;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// A week, and a day: Kinesis keeps records for a day unless told otherwise, and most are content with a week.
+/// The time to keep a key if the stream's retention is unknown: a week and a day. Kinesis keeps records for a
+/// day by default, and most streams keep them for at most a week.
 const UNKNOWN_RETENTION: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
-/// Makes processing idempotent: given to
-/// [`ResilientBuilder::idempotency`](crate::ResilientBuilder::idempotency), which takes a store alone as well.
+/// Makes processing idempotent. [`ResilientBuilder::idempotency`](crate::ResilientBuilder::idempotency) takes
+/// these settings, or a store alone.
 ///
 /// | setting | default |
 /// |---|---|
 /// | the key | the record's place: stream, shard, sequence and sub-sequence number |
 /// | [`check_payload`](Idempotency::check_payload) | off |
-/// | [`keep_for`](Idempotency::keep_for) | the stream's retention and a day, where a consumer knows it; else 8 days |
+/// | [`keep_for`](Idempotency::keep_for) | the stream's retention plus a day if the consumer knows it, else 8 days |
 /// | [`cache`](Idempotency::cache) | 10,000 keys |
 ///
-/// The default key catches redelivery. It does not know that a producer has put a record twice, which gives it two
-/// sequence numbers, nor a record that was redriven into a stream: a key of the business, such as
-/// [a field](Idempotency::json_field) with the order's number, catches these as well. A record that does not have what
-/// the key is made of is told apart by its place.
+/// The default key catches redelivery. It does not catch a record that a producer has put twice, because each
+/// put has its own sequence number, nor a record that was redriven into a stream. A business key, such as the
+/// order's number in [a field](Idempotency::json_field), catches these as well. A record without the value
+/// for the key is identified by its place.
 #[derive(Clone)]
 pub struct Idempotency {
     pub(crate) store: Arc<dyn IdempotencyStore>,
@@ -36,15 +37,15 @@ pub struct Idempotency {
     keep_for: Option<Duration>,
     pub(crate) cache: usize,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
-    /// The function that makes keys.
+    /// The user's function that makes keys.
     code: Arc<UserCode>,
 }
 
-/// What is the same for all records that mean the same.
+/// A function that returns a value which is equal for all records that mean the same.
 type ValueOf = dyn Fn(&Record) -> Option<Vec<u8>> + Send + Sync;
 
 impl Idempotency {
-    /// Remembers in this store.
+    /// Creates settings that use this store.
     pub fn new(store: impl IdempotencyStore + 'static) -> Self {
         Idempotency {
             store: Arc::new(store),
@@ -57,7 +58,8 @@ impl Idempotency {
         }
     }
 
-    /// Two records are the same if this makes the same value of them. Of a value only its hash is stored.
+    /// Sets the function that makes the key: records with equal values count as the same. The store keeps
+    /// only a hash of the value.
     #[must_use]
     pub fn key<V: Into<Vec<u8>>>(
         mut self,
@@ -67,8 +69,8 @@ impl Idempotency {
         self
     }
 
-    /// Two records are the same if this field of their JSON payloads is: a JSON Pointer (RFC 6901), such as
-    /// `/order/id`.
+    /// Uses a field of the JSON payload as the key: records with equal fields count as the same. `pointer` is
+    /// a JSON Pointer (RFC 6901), such as `/order/id`.
     #[must_use]
     pub fn json_field(self, pointer: impl Into<String>) -> Self {
         let pointer = pointer.into();
@@ -81,37 +83,37 @@ impl Idempotency {
         })
     }
 
-    /// Two records are the same if their payloads are.
+    /// Uses the payload as the key: records with equal payloads count as the same.
     #[must_use]
     pub fn payload(self) -> Self {
         self.key(|record| Some(record.payload().to_vec()))
     }
 
-    /// Whether a record whose key is known must have the same payload as before. If it has not, it fails for good
-    /// ([`PayloadMismatch`]): two orders with one number. Default: off.
+    /// Sets whether a record with a known key must have the same payload as before. Another payload, such as
+    /// two orders with one number, is a permanent failure ([`PayloadMismatch`]). Default: off.
     #[must_use]
     pub fn check_payload(mut self, on: bool) -> Self {
         self.checks_payload = on;
         self
     }
 
-    /// For how long it is remembered what was processed. As long as it may be delivered again, at least: the stream's
-    /// retention.
+    /// Sets how long the store remembers processed records. Use at least the time in which a record may be
+    /// delivered again: the stream's retention.
     #[must_use]
     pub fn keep_for(mut self, time: Duration) -> Self {
         self.keep_for = Some(time);
         self
     }
 
-    /// How many keys are remembered in memory as well, so that the store need not be asked. Only what is completed is;
-    /// 0: none.
+    /// Sets the number of keys that are also remembered in memory, which saves calls to the store. Only
+    /// completed keys are cached. 0 disables the cache. Default: 10,000.
     #[must_use]
     pub fn cache(mut self, keys: usize) -> Self {
         self.cache = keys;
         self
     }
 
-    /// What tells the time, by which claims expire: for tests, whose time is their own.
+    /// Sets the clock by which claims expire, for tests with a clock of their own.
     #[must_use]
     pub fn clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(now);
@@ -120,15 +122,13 @@ impl Idempotency {
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         match self.keep_for {
-            Some(time) if time.is_zero() => Err(ConfigError::new(
-                "keep_for",
-                "what is remembered for no time is processed twice",
-            )),
+            Some(time) if time.is_zero() => Err(ConfigError::new("keep_for", "must be greater than zero")),
             _ => Ok(()),
         }
     }
 
-    /// A record of which the user's function makes no value, or panics, is told apart by its place.
+    /// Returns the key of a record. A record for which the user's function returns no value, or panics, is
+    /// identified by its place.
     pub(crate) fn key_of(&self, application: &str, record: &Record, observers: &Observers) -> Key {
         let value = self.value.as_ref();
         let value = value.and_then(|value| observers.caught(&self.code, || value(record)).flatten());
@@ -146,7 +146,7 @@ impl Idempotency {
         caught(|| (self.clock)()).unwrap_or_else(SystemTime::now)
     }
 
-    /// Until when what is processed now is remembered.
+    /// Returns the time until which a record that is processed at `now` is remembered.
     pub(crate) fn keep_until(&self, now: SystemTime, retention: Option<Duration>) -> SystemTime {
         let known = self.keep_for.or_else(|| retention?.checked_add(DAY));
         now.checked_add(known.unwrap_or(UNKNOWN_RETENTION)).unwrap_or(now)
@@ -171,7 +171,7 @@ impl fmt::Debug for Idempotency {
     }
 }
 
-/// A record has the key of one that was processed, and another payload.
+/// The record has the key of a processed record, and another payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("another record with the same idempotency key was processed, and its payload was not this one")]
+#[error("another record with the same idempotency key was processed with a different payload")]
 pub struct PayloadMismatch;

@@ -1,4 +1,4 @@
-//! From many records to one.
+//! Aggregates many records into one.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use super::stamp;
 use super::wire::{CHECKSUM_BYTES, Inner, MAGIC, Message, Tag, checksum};
 use crate::record::Redriven;
 
-/// Collects records into one that holds them all, as the KPL does.
+/// Collects records into one aggregated record, as the KPL does.
 #[derive(Debug)]
 pub struct Aggregator {
     max_bytes: usize,
@@ -20,34 +20,34 @@ pub struct Aggregator {
     explicit_hash_keys: HashMap<Bytes, u64>,
 }
 
-/// What is put into the stream for the records inside.
+/// An aggregated record to put into the stream.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Aggregated {
-    /// The first record's partition key: what the aggregate is put under.
+    /// The partition key of the first record, under which the aggregate is put.
     pub partition_key: String,
-    /// The first record's explicit hash key.
+    /// The explicit hash key of the first record.
     pub explicit_hash_key: Option<u128>,
-    /// The aggregate.
+    /// The encoded aggregate.
     pub data: Bytes,
 }
 
-/// The record did not fit; it was not added.
+/// The record does not fit and was not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the aggregate has no room for {bytes} more bytes: {max_bytes} are allowed")]
 #[non_exhaustive]
 pub struct AggregateFull {
-    /// What it would have taken.
+    /// The number of bytes that the record would add.
     pub bytes: usize,
-    /// What the aggregate may have.
+    /// The maximum size of the aggregate in bytes.
     pub max_bytes: usize,
 }
 
 const FRAME: usize = MAGIC.len() + CHECKSUM_BYTES;
 
 impl Aggregator {
-    /// An empty one whose data has so many bytes at most. The KPL's own default is 51,200; what the stream
-    /// takes is 1 MiB, with the partition key, unless its limit was raised.
+    /// Creates an empty aggregator whose data takes at most `max_bytes` bytes. The KPL's default is 51,200. A
+    /// stream takes 1 MiB per record, including the partition key, unless its limit was raised.
     pub fn new(max_bytes: usize) -> Self {
         Aggregator {
             max_bytes,
@@ -58,10 +58,13 @@ impl Aggregator {
         }
     }
 
-    /// Adds a record behind the others. All of an aggregate go to the shard of the first one: who puts to a
-    /// stream with several shards collects for each of them.
+    /// Adds a record after the others. A whole aggregate goes to the shard of its first record: a producer
+    /// for several shards needs one aggregator for each shard.
     ///
-    /// An error if it does not fit, also for one that would not fit into an empty aggregate.
+    /// # Errors
+    ///
+    /// Returns [`AggregateFull`] if the record does not fit, also if it would not fit into an empty
+    /// aggregate.
     pub fn add(
         &mut self,
         partition_key: &str,
@@ -71,8 +74,8 @@ impl Aggregator {
         self.add_tagged(partition_key, explicit_hash_key, data.into(), Vec::new())
     }
 
-    /// Adds a record that was driven again. Consumers of redrive hear of it
-    /// ([`Record::redriven`](crate::Record::redriven)); others see a record like any other.
+    /// Adds a redriven record. Consumers that [read stamps](crate::kpl::Deaggregator::redrive_stamps) report
+    /// its origin ([`Record::redriven`](crate::Record::redriven)); other consumers see an ordinary record.
     pub fn add_redriven(
         &mut self,
         partition_key: &str,
@@ -131,17 +134,17 @@ impl Aggregator {
         Ok(())
     }
 
-    /// How many records are inside.
+    /// Returns the number of records in the aggregate.
     pub fn records(&self) -> usize {
         self.message.records.len()
     }
 
-    /// How many bytes the aggregate has by now.
+    /// Returns the current size of the aggregate in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The aggregate, leaving this one empty; `None` without records.
+    /// Returns the aggregate and leaves the aggregator empty; `None` without records.
     pub fn finish(&mut self) -> Option<Aggregated> {
         let Aggregator { message, bytes, .. } = std::mem::replace(self, Aggregator::new(self.max_bytes));
         let first = message.records.first()?;
@@ -153,7 +156,7 @@ impl Aggregator {
         let explicit_hash_key = text(&message.explicit_hash_keys, first.explicit_hash_key);
         let mut data = BytesMut::with_capacity(bytes);
         data.put_slice(&MAGIC);
-        message.encode(&mut data).ok()?; // it grows: there is always room
+        message.encode(&mut data).ok()?; // never fails: the buffer grows
         let checksum = checksum(&data[MAGIC.len()..]);
         data.put_slice(&checksum);
         Some(Aggregated {
@@ -172,7 +175,7 @@ impl std::fmt::Debug for Aggregated {
     }
 }
 
-/// Where a key stands in its table, and whether it is new there.
+/// Returns the index of a key in its table, and whether the key is new there.
 fn place(table: &HashMap<Bytes, u64>, key: &Bytes) -> (u64, bool) {
     match table.get(key) {
         Some(&place) => (place, false),
@@ -180,7 +183,7 @@ fn place(table: &HashMap<Bytes, u64>, key: &Bytes) -> (u64, bool) {
     }
 }
 
-/// What a field of so many bytes takes in the message: each tag here is one byte.
+/// Returns the encoded size of a field with `bytes` bytes: each field tag here is one byte.
 fn field(bytes: usize) -> usize {
     1 + encoded_len_varint(bytes as u64) + bytes
 }

@@ -1,4 +1,4 @@
-//! From one record to those inside.
+//! Opens one aggregated record into the records inside.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::record::Record;
 
 /// Opens aggregated records.
 ///
-/// A record that only looks like one (its checksum, format or key table is wrong) is delivered as it is,
-/// never dropped.
+/// A record that only looks like an aggregate, because its checksum, format or key table is wrong, is
+/// delivered unchanged and never dropped.
 #[derive(Debug, Clone)]
 pub struct Deaggregator {
     hash_keys: RangeInclusive<u128>,
@@ -25,75 +25,77 @@ pub struct Deaggregator {
     stamps: bool,
 }
 
-/// What happens to records inside an aggregate whose hash key belongs to another shard.
+/// The treatment of records inside an aggregate whose hash key belongs to another shard.
 ///
-/// They come from a producer that did not know of a reshard yet. The KPL notices and puts them again, to
-/// the right shard; other producers do not.
+/// Such records come from a producer that did not know of a reshard yet. The KPL notices and puts them again,
+/// to the right shard; other producers do not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OutOfRangePolicy {
-    /// They are delivered, and reported. With the KPL as the producer they may come twice.
+    /// The records are delivered, and reported. If the KPL is the producer, they may be delivered twice.
     #[default]
     Deliver,
-    /// The aggregate is dropped as a whole, and reported. So does KCL, without a word: what was not put by
-    /// the KPL itself is lost by it.
+    /// The whole aggregate is dropped, and reported. Records that the KPL did not put are lost. KCL drops
+    /// such aggregates too, without a report.
     Drop,
 }
 
-/// What a record was.
+/// The outcome of opening a record.
 #[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
 pub enum Expanded {
-    /// A record like any other; delivered as it is.
+    /// The record is an ordinary one and is delivered unchanged.
     Plain,
-    /// An aggregated one; the records inside are delivered.
+    /// The record is an aggregate; the records inside are delivered.
     #[non_exhaustive]
     Aggregate {
-        /// How many.
+        /// The number of records inside.
         records: usize,
-        /// How many of them belong to another shard.
+        /// The number of records inside that belong to another shard.
         out_of_range: usize,
     },
-    /// An aggregated one that was not delivered: [`OutOfRangePolicy::Drop`].
+    /// The record is an aggregate and was dropped: [`OutOfRangePolicy::Drop`].
     #[non_exhaustive]
     Dropped {
-        /// The record as it came.
+        /// The record as it was read.
         record: Record,
-        /// How many records were inside.
+        /// The number of records inside.
         records: usize,
     },
-    /// It begins as an aggregated one does, and is none that can be opened; delivered as it is.
+    /// The record begins like an aggregate but cannot be opened; it is delivered unchanged.
     Damaged(DamagedAggregate),
 }
 
-/// Why a record that begins as an aggregated one cannot be opened.
+/// The reason why a record that begins like an aggregate cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DamagedAggregate {
-    /// The bytes are not those that were put, or only look like an aggregate by chance.
+    /// The bytes are not those that were put, or look like an aggregate only by chance.
     #[error("the checksum of the aggregated record is wrong")]
     Checksum,
-    /// What is inside is no message of this format.
+    /// The content is not a message of this format.
     #[error("the aggregated record cannot be decoded")]
     Format(#[source] BoxError),
-    /// It lacks a field, or points past its own tables of keys.
+    /// A record inside lacks a field, or points past the tables of keys.
     #[error(
-        "record {record} inside the aggregated record is incomplete, or names a key that it does not hold"
+        "record {record} inside the aggregated record is incomplete, or names a key that the aggregate lacks"
     )]
     Record {
-        /// Which one, from 0.
+        /// The index of the record inside, from 0.
         record: usize,
     },
-    /// There are no records inside.
+    /// The aggregate contains no records.
     #[error("the aggregated record is empty")]
     Empty,
 }
 
-/// The largest aggregate that is opened at once, in bytes: the KPL makes none larger unless it is told to.
+/// The maximum size of an aggregate that is opened at once, in bytes. The KPL makes a larger one only if
+/// configured to.
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 const SMALL: usize = 64 * 1024;
-/// The number of records from which on aggregates stay packed: a page has 10,000 of Kinesis at most.
+/// The number of records in a batch from which on aggregates stay packed. A page of Kinesis has at most
+/// 10,000.
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 const MANY: usize = 16 * 1024;
 
@@ -104,7 +106,7 @@ impl Default for Deaggregator {
 }
 
 impl Deaggregator {
-    /// Delivers all there is.
+    /// Creates a deaggregator that delivers every record.
     pub const fn new() -> Self {
         Deaggregator {
             hash_keys: 0..=u128::MAX,
@@ -114,22 +116,24 @@ impl Deaggregator {
         }
     }
 
-    /// The hash keys of the shard that is read. Default: all, so that nothing is out of range.
+    /// Sets the hash keys of the shard that is read. Default: all hash keys, so that no record is out of
+    /// range.
     #[must_use]
     pub const fn hash_keys(mut self, of_shard: RangeInclusive<u128>) -> Self {
         self.hash_keys = of_shard;
         self
     }
 
-    /// What happens to what is outside of them. Default: [`OutOfRangePolicy::Deliver`].
+    /// Sets the treatment of records outside the shard's [hash keys](Deaggregator::hash_keys). Default:
+    /// [`OutOfRangePolicy::Deliver`].
     #[must_use]
     pub const fn out_of_range_policy(mut self, policy: OutOfRangePolicy) -> Self {
         self.out_of_range = policy;
         self
     }
 
-    /// Leaves the checksum alone: most of the time that opening takes. Only for who knows that nothing else
-    /// in the stream begins with an aggregate's four bytes.
+    /// Skips the checksum, which takes most of the time of opening. Use this only if no other record of the
+    /// stream begins with an aggregate's four bytes.
     #[must_use]
     pub const fn without_checksum(mut self) -> Self {
         self.verify = false;
@@ -137,16 +141,16 @@ impl Deaggregator {
     }
 
     /// Reads the stamps with which `redrive replay --stamp` puts dead letters back into a stream
-    /// ([`Record::redriven`]). Any producer of the stream can write such a stamp, with any count: enable this only where
-    /// the producers are trusted. Default: stamps are ignored.
+    /// ([`Record::redriven`]). Any producer of the stream can write such a stamp, with any count: enable this
+    /// only if the producers are trusted. Default: stamps are ignored.
     #[must_use]
     pub const fn redrive_stamps(mut self) -> Self {
         self.stamps = true;
         self
     }
 
-    /// As [`expand`](Deaggregator::expand), but an aggregate that is large, or that comes behind many records, is added
-    /// as one packed record, whose records are made when a pipeline takes them in.
+    /// Works like [`expand`](Deaggregator::expand), but adds a large aggregate, or one behind many records,
+    /// as one packed record. Its records are made when a pipeline takes them in.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
     pub(crate) fn expand_or_pack(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
         let payload = record.payload();
@@ -174,21 +178,22 @@ impl Deaggregator {
         }
     }
 
-    /// Checks an aggregate. Returns the number of its records, and of those that belong to another shard.
+    /// Checks an aggregate. Returns the number of its records, and the number of those that belong to another
+    /// shard.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
     fn pack(&self, record: &Record) -> Result<(usize, usize), DamagedAggregate> {
         let contents = Contents::of(self.message(record.payload())?)?;
         let hash_keys = Some(&self.hash_keys);
-        // Without keys the stream has put it anywhere.
+        // Without a partition key, the stream may have put the record into any shard.
         let hash_keys =
             hash_keys.filter(|keys| record.partition_key().is_some() && **keys != (0..=u128::MAX));
         let out_of_range = contents.check(hash_keys)?;
         Ok((contents.records, out_of_range))
     }
 
-    /// Adds the records inside this one; or itself, if it is none that can be opened.
+    /// Adds the records inside `record`, or `record` itself if it cannot be opened as an aggregate.
     ///
-    /// A megabyte may hold 170,000 records, and all of them are made.
+    /// All records are made at once, and a megabyte can hold 170,000 of them.
     pub fn expand(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
         if !record.payload().starts_with(&MAGIC) {
             into.push(record);
@@ -203,7 +208,7 @@ impl Deaggregator {
         }
     }
 
-    /// What is between the frame's parts.
+    /// Returns the message between the magic bytes and the checksum.
     fn message(&self, payload: &Bytes) -> Result<Bytes, DamagedAggregate> {
         let message = MAGIC.len()..payload.len().saturating_sub(CHECKSUM_BYTES);
         let Some(bytes) = payload.get(message.clone()) else {
@@ -223,7 +228,7 @@ impl Deaggregator {
         let records = opened.message.records.len();
         let out_of_range = match record.partition_key() {
             Some(_) if self.hash_keys != (0..=u128::MAX) => opened.out_of(&self.hash_keys),
-            // Without keys the stream has put it anywhere.
+            // Without a partition key, the stream may have put the record into any shard.
             _ => 0,
         };
         if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop {
@@ -245,7 +250,7 @@ impl Deaggregator {
     }
 }
 
-/// An aggregate of which everything is known to be there.
+/// A decoded aggregate that is complete.
 struct Opened {
     message: Message,
     partition_keys: Vec<Arc<str>>,
@@ -274,7 +279,7 @@ impl Opened {
         })
     }
 
-    /// How many of the records belong to another shard.
+    /// Returns the number of records that belong to another shard.
     fn out_of(&self, hash_keys: &RangeInclusive<u128>) -> usize {
         let explicit = |key: &Bytes| std::str::from_utf8(key).ok()?.parse().ok();
         let explicit: Vec<Option<u128>> = self.message.explicit_hash_keys.iter().map(explicit).collect();

@@ -1,14 +1,14 @@
-//! What every runtime does with a record that it has read: what the KPL has aggregated is taken apart.
+//! Unpacks the KPL aggregates among the records that a runtime has read.
 //!
-//! What one batch becomes is bounded: an aggregate that is large stays packed, and its records are made when the
+//! The size of one batch is bounded: a large aggregate stays packed, and its records are made when the
 //! pipeline takes them in.
 
 use crate::kpl::{Deaggregator, Expanded};
 use crate::observer::{Event, Interest, Observers};
 use crate::record::Record;
 
-/// Adds the records inside of one that the KPL has aggregated, and any other as it is. For a
-/// [`Batch`](crate::pipeline::Batch) only: a large aggregate is added as one packed record.
+/// Adds the records inside an aggregate, or the record itself if it is not an aggregate. Only for a
+/// [`Batch`](crate::pipeline::Batch), because a large aggregate is added as one packed record.
 #[inline]
 pub(crate) fn unpack(
     deaggregator: &Deaggregator,
@@ -36,7 +36,7 @@ pub(crate) fn unpack(
     }
 }
 
-/// The number of records, with those that are packed.
+/// Returns the number of records, including the records inside packed aggregates.
 #[cfg(feature = "kinesis")]
 pub(crate) fn count(records: &[Record]) -> usize {
     records.iter().map(Record::count).sum()

@@ -1,8 +1,8 @@
 //! Records inside records, as the Kinesis Producer Library (KPL) aggregates them.
 //!
-//! A consumer of redrive opens them by itself: a handler sees the records that were put, each with its own
-//! partition key and a [sub-sequence number](crate::Record::sub_sequence_number). This module is for who
-//! reads by other means, or puts aggregated records.
+//! A redrive consumer opens aggregated records itself. The processor receives the records that were put, each
+//! with its own partition key and a [sub-sequence number](crate::Record::sub_sequence_number). Use this
+//! module to open records that were read by other means, or to put aggregated records.
 //!
 //! ```
 //! use redrive::Record;

@@ -1,7 +1,8 @@
-//! An aggregate whose records are made one by one.
+//! Packed aggregates, whose records are made one by one.
 //!
-//! Ten mebibytes may hold 1.7 million records without a payload, which take 270 MB once all are made. So a large
-//! aggregate is checked as a whole without making any, and stays as it is until its records enter the window.
+//! An aggregate of 10 MiB can hold 1.7 million records without a payload, which take 270 MB once all are
+//! made. A large aggregate is therefore checked as a whole without making any record. It stays packed until
+//! its records enter the window.
 
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -15,16 +16,16 @@ use super::stamp;
 use super::wire::{CHECKSUM_BYTES, Inside, MAGIC, Tag, hash_key};
 use crate::record::{Aggregate, Record};
 
-/// The fields of an aggregate's message, by their numbers.
+/// The field numbers of an aggregate's message.
 const PARTITION_KEY: u32 = 1;
 const EXPLICIT_HASH_KEY: u32 = 2;
 const RECORD: u32 = 3;
-/// That of an inner record.
+/// The field number of a tag in an inner record.
 const TAG: u32 = 4;
-/// The most partition keys that are kept as shared texts while an aggregate is opened.
+/// The maximum number of partition keys that are kept as shared strings while an aggregate is opened.
 const SHARED_KEYS: usize = 16 * 1024;
 
-/// Where everything is in an aggregate's message.
+/// The places of all parts in an aggregate's message.
 pub(super) struct Contents {
     message: Bytes,
     partition_keys: Vec<Range<u32>>,
@@ -33,7 +34,7 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// Finds the parts of a message. None of the records is looked at.
+    /// Finds the parts of a message without decoding its records.
     pub(super) fn of(message: Bytes) -> Result<Self, DamagedAggregate> {
         let mut contents = Contents {
             message: Bytes::new(),
@@ -48,7 +49,8 @@ impl Contents {
                 EXPLICIT_HASH_KEY => contents.explicit_hash_keys.push(narrow(place)?),
                 _ => contents.records += 1,
             }
-            // Each key of an aggregator is some record's. More keys than records would be there to fill the memory.
+            // A valid aggregate uses each key in a record. More keys than records fit into the message would
+            // only fill the memory.
             let keys = contents
                 .partition_keys
                 .len()
@@ -61,8 +63,8 @@ impl Contents {
         Ok(contents)
     }
 
-    /// Checks that everything is there. Returns how many of the records belong to another shard than that of these
-    /// hash keys.
+    /// Checks that the aggregate is complete. Returns the number of records that belong to another shard than
+    /// the one with these hash keys.
     pub(super) fn check(&self, hash_keys: Option<&RangeInclusive<u128>>) -> Result<usize, DamagedAggregate> {
         if self.records == 0 {
             return Err(DamagedAggregate::Empty);
@@ -103,7 +105,7 @@ impl Contents {
         Ok(out_of_range)
     }
 
-    /// The next inner record from there on, as it is written.
+    /// Returns the encoded bytes of the next inner record from `at` on.
     fn next(&self, at: &mut usize) -> Result<Option<Bytes>, DamagedAggregate> {
         while let Some((field, place)) = next_field(&self.message, at, RECORD)? {
             if field == RECORD {
@@ -120,22 +122,22 @@ impl Contents {
     }
 }
 
-/// The bytes of the smallest record that is complete: its frame, its key's index, and no data.
+/// The size of the smallest complete record in bytes: its frame, its key's index, and no data.
 const SMALLEST_RECORD: usize = 6;
 
-/// The records of an aggregate that was checked, made one by one.
+/// The records of a checked aggregate, made one by one.
 pub(crate) struct Unpacking {
     aggregate: Record,
     source: Aggregate,
     contents: Contents,
     at: usize,
     made: u64,
-    /// By their index's remainder: the keys that were used last.
+    /// The most recently used keys, each at its index modulo the length of this list.
     keys: Vec<Option<(u64, Arc<str>)>>,
 }
 
 impl Unpacking {
-    /// Begins with the first record of a packed aggregate. `None`: it is none.
+    /// Starts at the first record of a packed aggregate. Returns `None` if `aggregate` is not an aggregate.
     pub(crate) fn of(aggregate: Record) -> Option<Self> {
         let payload = aggregate.payload();
         let message = MAGIC.len()..payload.len().checked_sub(CHECKSUM_BYTES)?;
@@ -153,12 +155,12 @@ impl Unpacking {
         })
     }
 
-    /// The aggregate itself.
+    /// Returns the aggregate itself.
     pub(crate) fn aggregate(&self) -> &Record {
         &self.aggregate
     }
 
-    /// How many records are still to be made.
+    /// Returns the number of records that are still to be made.
     pub(crate) fn left(&self) -> usize {
         let made = usize::try_from(self.made).unwrap_or(usize::MAX);
         self.contents.records.saturating_sub(made)
@@ -181,7 +183,7 @@ impl Iterator for Unpacking {
     type Item = Record;
 
     fn next(&mut self) -> Option<Record> {
-        // Nothing of it fails: it was checked before it was packed.
+        // No step fails, because the aggregate was checked before it was packed.
         let bytes = self.contents.next(&mut self.at).ok()??;
         let inside = Inside::decode(bytes.clone()).ok()?;
         let key = self.key(inside.partition_key?)?;
@@ -192,7 +194,8 @@ impl Iterator for Unpacking {
     }
 }
 
-/// What the tags of an inner record say. Those that are not ours are not kept, however many there are.
+/// Reads the origin of a redriven record from an inner record's tags. Other tags are skipped, however many
+/// there are.
 fn redriven(inner: &Bytes) -> Option<crate::record::Redriven> {
     let mut tags = Vec::new();
     let mut at = 0;
@@ -208,7 +211,8 @@ fn redriven(inner: &Bytes) -> Option<crate::record::Redriven> {
     stamp::redriven(&tags)
 }
 
-/// The next field from there on that has a length, with a number up to this one, and where its bytes are.
+/// Returns the next length-delimited field from `at` on whose number is at most `up_to`, and the place of its
+/// bytes.
 fn next_field(
     message: &Bytes,
     at: &mut usize,

@@ -1,7 +1,7 @@
-//! What an aggregate's tags tell of a record in it that was driven again.
+//! The tags that mark a redriven record inside an aggregate.
 //!
-//! The KPL's format has tags for each record, which the KPL does not write and KCL does not read: the payload stays as it
-//! was, for every consumer that opens aggregates.
+//! The KPL's format has tags for each record. The KPL does not write them and KCL does not read them, so the
+//! payload stays unchanged for every consumer that opens aggregates.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ const ORIGIN: &str = "redrive.origin";
 const COUNT: &str = "redrive.count";
 const ARRIVED_AT: &str = "redrive.arrived_at";
 
-/// How many tags there are of ours.
+/// The number of redrive's tags.
 pub(super) const TAGS: usize = 3;
 
 pub(super) fn is_ours(tag: &Tag) -> bool {
@@ -37,7 +37,8 @@ pub(super) fn tags(redriven: &Redriven) -> Vec<Tag> {
     tags
 }
 
-/// `None` without tags of ours, or with such as make no sense: the record is then one like any other.
+/// Reads the origin of a redriven record from its tags. Returns `None` without tags of redrive, or with
+/// invalid ones: the record then counts as an ordinary record.
 pub(super) fn redriven(tags: &[Tag]) -> Option<Redriven> {
     if tags.is_empty() {
         return None;

@@ -81,7 +81,7 @@ fn records_inside_have_the_place_of_the_aggregate_and_keys_of_their_own() {
     assert_eq!(seen, [(0, "b", &b"x"[..]), (1, "a", b"yy"), (2, "b", b"")]);
 }
 
-/// Whatever is wrong with it: the record as it came, once, and the reason.
+/// A damaged aggregate is delivered once, as it came, with the reason.
 #[test]
 fn what_cannot_be_opened_is_delivered_as_it_is() {
     let whole = message(&["a"], vec![inner(0, None, "x"), inner(0, None, "y")]);
@@ -196,7 +196,7 @@ fn records_of_other_shards_are_counted_and_delivered_or_dropped_as_a_whole() {
     }
 }
 
-/// As Kinesis places them (the MD5 of the key, big-endian).
+/// Kinesis places a key by its MD5, read as a big-endian number.
 #[test]
 fn a_key_hashes_to_where_kinesis_puts_it() {
     assert_eq!(
@@ -288,7 +288,7 @@ proptest! {
     }
 }
 
-/// The records of a packed aggregate are those of one that is opened at once.
+/// A packed aggregate yields the same records as one that is opened at once.
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod packed {
     use super::super::Unpacking;
@@ -296,7 +296,7 @@ mod packed {
 
     fn unpacked(deaggregator: &Deaggregator, payload: Bytes) -> (Expanded, Vec<Record>) {
         let mut records = Vec::new();
-        // As if there were many records before it.
+        // This simulates many records before the aggregate.
         records.resize_with(16 * 1024, || record("before"));
         let expanded = deaggregator.expand_or_pack(record(payload), &mut records);
         let rest = records.split_off(16 * 1024);
@@ -365,7 +365,7 @@ mod packed {
         }
     }
 
-    /// As many as ten mebibytes can hold, and what they take: the aggregate, and not a record more.
+    /// An aggregate with as many records as 10 MiB can hold adds one packed record, and no other.
     #[test]
     fn ten_mebibytes_of_empty_records_are_one_record_until_they_are_taken_in() {
         let inside = inner(0, None, "");

@@ -1,14 +1,14 @@
-//! The format: `F3 89 9A C2`, a protobuf message, its MD5.
-//! (awslabs/amazon-kinesis-producer, aggregation-format.md)
+//! The format: `F3 89 9A C2`, a protobuf message, and its MD5 (awslabs/amazon-kinesis-producer,
+//! aggregation-format.md).
 
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
-/// What an aggregated record begins with.
+/// The first bytes of an aggregated record.
 pub(super) const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 pub(super) const CHECKSUM_BYTES: usize = 16;
 
-/// The message. Its keys are texts; as bytes they need not be copied to be read.
+/// The message of an aggregate. Its keys are texts, which need no copy when they are decoded as bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Message {
     #[prost(bytes = "bytes", repeated, tag = "1")]
@@ -19,7 +19,8 @@ pub(super) struct Message {
     pub(super) records: Vec<Inner>,
 }
 
-/// A record inside. What the format requires is optional here, so that its absence is noticed.
+/// A record inside an aggregate. Fields that the format requires are optional here, so that their absence is
+/// detected.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Inner {
     #[prost(uint64, optional, tag = "1")]
@@ -32,7 +33,7 @@ pub(super) struct Inner {
     pub(super) tags: Vec<Tag>,
 }
 
-/// The same without the tags, of which there may be as many as there are bytes.
+/// A record inside an aggregate without its tags, of which a message can contain as many as it has bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Inside {
     #[prost(uint64, optional, tag = "1")]
@@ -43,7 +44,7 @@ pub(super) struct Inside {
     pub(super) data: Option<Bytes>,
 }
 
-/// What more there is to say of a record inside. The KPL itself writes none.
+/// A tag of a record inside. The KPL itself writes none.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Tag {
     #[prost(bytes = "bytes", tag = "1")]
@@ -56,7 +57,7 @@ pub(super) fn checksum(message: &[u8]) -> [u8; CHECKSUM_BYTES] {
     Md5::digest(message).into()
 }
 
-/// Where Kinesis puts a key: its MD5, as a number of 128 bits.
+/// Returns the hash key of a partition key: its MD5, as a 128-bit number.
 pub(super) fn hash_key(partition_key: &[u8]) -> u128 {
     u128::from_be_bytes(checksum(partition_key))
 }

@@ -1,4 +1,4 @@
-//! The batch that Lambda gives to a function.
+//! The event of an invocation: a batch of records.
 
 use aws_lambda_events::event::kinesis::KinesisEvent;
 use serde::{Deserialize, Deserializer, de};
@@ -6,12 +6,12 @@ use serde::{Deserialize, Deserializer, de};
 use crate::lambda_event::{InvalidEvent, RawRecords, Shard};
 use crate::record::Record;
 
-/// The records of an invocation, all of one shard, as they stand in the event. Read from its JSON, or made of the
-/// event that `aws_lambda_events` has.
+/// The records of an invocation, all of one shard. An event is read from JSON, or converted from the event of
+/// `aws_lambda_events`.
 #[derive(Debug, Clone)]
 pub struct Event {
     pub(super) records: Vec<Record>,
-    /// Of the stream, or of a consumer of it.
+    /// The ARN of the stream, or of one of its consumers.
     pub(super) arn: Option<String>,
 }
 
@@ -23,7 +23,7 @@ impl Event {
         event.records.try_into()
     }
 
-    /// The records, as Kinesis has them: aggregated ones are in one piece.
+    /// Returns the records as they are in Kinesis: aggregated records are not unpacked.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
@@ -65,7 +65,7 @@ impl TryFrom<KinesisEvent> for Event {
                 .try_into()
                 .map_err(|source| InvalidEvent::NoSequenceNumber { index, source })?;
             let mut builder = Record::read_from(source, number).payload(kinesis.data.0);
-            // It makes no difference between none and an empty one, which Kinesis refuses.
+            // `aws_lambda_events` has an empty key for none. Kinesis refuses empty keys, so nothing is lost.
             if !kinesis.partition_key.is_empty() {
                 builder = builder.partition_key(kinesis.partition_key);
             }

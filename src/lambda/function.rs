@@ -1,4 +1,4 @@
-//! One invocation: from the event to the answer.
+//! One invocation of a Lambda function, from the event to the answer.
 
 use std::env;
 use std::pin::pin;
@@ -27,8 +27,8 @@ use crate::pipeline::{Batch, Pipeline, Progress};
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Record, SequenceNumber};
 
-/// The environment variable that says, if it is `1`, that the event source mapping has
-/// `FunctionResponseTypes: [ReportBatchItemFailures]`.
+/// The environment variable that turns on [partial responses](Function::partial_responses) if it is `1`. Set
+/// it only if the event source mapping has `FunctionResponseTypes: [ReportBatchItemFailures]`.
 pub const PARTIAL_RESPONSES: &str = "REDRIVE_PARTIAL_RESPONSES";
 
 /// A processor as a Lambda function.
@@ -46,44 +46,46 @@ pub struct Function<P: RecordProcessor> {
     deaggregator: Deaggregator,
     partial_responses: bool,
     reserve: Option<Duration>,
-    /// Whether the sink's target was checked.
+    /// Set after a successful check of the sink's target.
     checked: OnceCell<()>,
 }
 
-/// An invocation after which Lambda sends the whole batch again.
+/// The error of an invocation. Lambda sends the whole batch again after it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvocationError {
-    /// Not everything is settled, and nobody said that the mapping reports item failures.
+    /// Records are not settled, and [partial responses](Function::partial_responses) are off.
     #[error(
         "{unsettled} records of the batch are not settled, from {sequence_number} on; Lambda sends the whole batch \
-         again, as nobody said that the mapping has ReportBatchItemFailures (.partial_responses(true))"
+         again; if the mapping has ReportBatchItemFailures, set .partial_responses(true) to repeat only these records"
     )]
     #[non_exhaustive]
     Unfinished {
-        /// How many.
+        /// The number of unsettled records.
         unsettled: usize,
-        /// The first of them.
+        /// The sequence number of the first unsettled record.
         sequence_number: SequenceNumber,
     },
-    /// The dead-letter sink's target must not be used: nothing is processed.
+    /// The dead-letter sink's target must not be used. No record is processed.
     #[error(transparent)]
     DeadLetters(#[from] TargetError),
-    /// The idempotency store cannot be used: nothing is processed.
+    /// The idempotency store cannot be used. No record is processed.
     #[error(transparent)]
     Idempotency(#[from] StoreError),
-    /// The state that Lambda hands on is none of the window's: another version of the function may have left it.
+    /// The state from the previous invocation cannot be read. Another version of the function may have
+    /// written it.
     #[error("the state of the tumbling window cannot be read")]
     State(#[source] BoxError),
-    /// What is done at the end of a window has failed.
+    /// The work at the end of a window ([`Fold::finish`](super::Fold::finish)) has failed.
     #[error("the tumbling window could not be finished")]
     Finish(#[source] BoxError),
 }
 
-/// After this many processes died while they processed the same record, an invocation processes one record at a time.
+/// After this many processes died while they processed the same record, an invocation processes one record at
+/// a time.
 const SUSPICIOUS: u32 = 2;
 
-/// How far a batch is settled.
+/// The outcome of a batch.
 pub(super) enum Outcome {
     Settled,
     Unsettled { unsettled: usize, first: SequenceNumber },
@@ -105,18 +107,18 @@ impl From<InvocationError> for Diagnostic {
     }
 }
 
-/// Runs the processor as the function of this process, with the defaults of [`Function`]; returns if Lambda's runtime
-/// API cannot be reached.
+/// Runs the processor as the Lambda function of this process, with the defaults of [`Function`]. Returns an
+/// error if Lambda's runtime API cannot be reached.
 ///
 /// # Panics
 ///
-/// Outside of Lambda, where its environment variables are missing (as `lambda_runtime` does).
+/// `lambda_runtime` panics outside of Lambda, where Lambda's environment variables are missing.
 pub async fn run<P: RecordProcessor + 'static>(resilient: Resilient<P>) -> Result<(), BoxError> {
     Function::new(resilient).run().await
 }
 
 impl<P: RecordProcessor> Function<P> {
-    /// With the defaults.
+    /// Creates a function with the defaults.
     pub fn new(resilient: Resilient<P>) -> Self {
         Function {
             resilient,
@@ -128,36 +130,37 @@ impl<P: RecordProcessor> Function<P> {
         }
     }
 
-    /// Whether the mapping has `FunctionResponseTypes: [ReportBatchItemFailures]`. If it has not, and this says so all
-    /// the same, unsettled records are lost.
+    /// Sets whether the function reports which records must be sent again. Turn it on only if the mapping has
+    /// `FunctionResponseTypes: [ReportBatchItemFailures]`: without that setting, Lambda drops the unsettled
+    /// records.
     pub fn partial_responses(mut self, on: bool) -> Self {
         self.partial_responses = on;
         self
     }
 
-    /// How long before the invocation's deadline the last attempt ends.
+    /// Sets the time between the end of the last attempt and the invocation's deadline.
     pub fn reserve(mut self, time: Duration) -> Self {
         self.reserve = Some(time);
         self
     }
 
-    /// In which order the records of an invocation are processed, and how many beside each other.
+    /// Sets the order in which the records of an invocation are processed, and how many run concurrently.
     pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
         self.pipeline = pipeline;
         self
     }
 
-    /// How aggregated records are taken apart.
+    /// Sets how aggregated records are unpacked.
     pub fn deaggregator(mut self, deaggregator: Deaggregator) -> Self {
         self.deaggregator = deaggregator;
         self
     }
 
-    /// Takes invocations until the process ends.
+    /// Handles invocations until the process ends.
     ///
     /// # Panics
     ///
-    /// Outside of Lambda, where its environment variables are missing (as `lambda_runtime` does).
+    /// `lambda_runtime` panics outside of Lambda, where Lambda's environment variables are missing.
     pub async fn run(self) -> Result<(), BoxError>
     where
         P: 'static,
@@ -165,25 +168,26 @@ impl<P: RecordProcessor> Function<P> {
         lambda_runtime::run(service_fn(|event| self.handle(event))).await
     }
 
-    /// One invocation, for `lambda_runtime`'s own `run`: `run(service_fn(|event| function.handle(event)))`.
+    /// Handles one invocation, for `lambda_runtime`'s own `run`:
+    /// `run(service_fn(|event| function.handle(event)))`.
     pub async fn handle(&self, invocation: LambdaEvent<Event>) -> Result<Response, InvocationError> {
         let left = time_left(invocation.context.deadline, SystemTime::now());
         self.settle(invocation.payload, Instant::now() + left).await
     }
 
-    /// Settles what can be settled before this time.
+    /// Settles the records that can be settled before the deadline.
     pub async fn settle(&self, event: Event, deadline: Instant) -> Result<Response, InvocationError> {
         let outcome = self.settle_all(event, deadline).await;
         self.flush();
         self.answer(outcome?)
     }
 
-    /// Nothing runs once the answer is given.
+    /// Flushes the observers. Must be called before the answer is given, because nothing runs after it.
     pub(super) fn flush(&self) {
         self.resilient.observers().flush();
     }
 
-    /// What Lambda is told of it.
+    /// Converts the outcome of a batch into the answer to Lambda.
     pub(super) fn answer(&self, outcome: Outcome) -> Result<Response, InvocationError> {
         match outcome {
             Outcome::Settled => Ok(Response::settled()),
@@ -243,7 +247,7 @@ impl<P: RecordProcessor> Function<P> {
         };
         let within = self.within(deadline);
         let left = within.attempts_until.saturating_duration_since(Instant::now());
-        // A target that does not answer leaves most of the time to the records.
+        // A target that does not answer uses at most a quarter of the time.
         let checked = timeout(left / 4, self.check(first.stream(), arn));
         checked.await.unwrap_or(Ok(()))?;
         let recalled = timeout_at(within.attempts_until, self.resilient.recall(&records)).await;
@@ -254,7 +258,7 @@ impl<P: RecordProcessor> Function<P> {
                 self.tell_crashes(first, crashes);
                 pipeline = pipeline.one_by_one();
             }
-            // As long as it is not known which record ends the process, no other is in hand beside it.
+            // The store does not show which record may end the process, so only one is in flight at a time.
             None => pipeline = pipeline.one_by_one(),
         }
         let stop = CancellationToken::new();
@@ -265,7 +269,7 @@ impl<P: RecordProcessor> Function<P> {
         let mut running = pin!(pipeline.run_from(&self.resilient, batches, from, &progress, &stop));
         let result = tokio::select! {
             biased;
-            // First: where no time is left nothing begins.
+            // The deadline is polled first, so that nothing starts if no time is left.
             () = sleep_until(within.attempts_until) => {
                 stop.cancel();
                 running.await
@@ -278,7 +282,7 @@ impl<P: RecordProcessor> Function<P> {
             }
             Ok(finished) => match finished.first_unsettled {
                 Some(sequence_number) => (finished.unsettled, sequence_number),
-                // Nothing was read.
+                // No record was read.
                 None => (count, first),
             },
             Err(halted) => (halted.unsettled, halted.first_unsettled),
@@ -297,7 +301,7 @@ impl<P: RecordProcessor> Function<P> {
         }
     }
 
-    /// Checks once whether the dead-letter sink may be used with this stream.
+    /// Checks whether the dead-letter sink may be used with this stream, until one check succeeds.
     async fn check(&self, stream: &str, arn: Option<String>) -> Result<(), TargetError> {
         let Some(sink) = self
             .resilient
@@ -332,7 +336,7 @@ impl<P: RecordProcessor> Function<P> {
             .reserve
             .unwrap_or((left / 10).clamp(bounds.0, bounds.1))
             .min(left);
-        // A quarter of it is for the answer.
+        // The last quarter of the reserve is for the answer.
         Within {
             attempts_until: deadline.checked_sub(reserve).unwrap_or(now),
             finish_by: deadline.checked_sub(reserve / 4).unwrap_or(now),
@@ -340,10 +344,12 @@ impl<P: RecordProcessor> Function<P> {
     }
 }
 
-/// Before it the deadline is no time of day: `cargo lambda` says how many milliseconds are left.
+/// The smallest deadline that is a point in time. A smaller one is the number of milliseconds that are left,
+/// as `cargo lambda` sends it.
 const YEAR_2001_MILLIS: u64 = 978_307_200_000;
 
-/// From here on it is a clock's that nobody sets.
+/// Returns the time that is left until the deadline. The caller measures it with a monotonic clock, so that
+/// later changes of the wall clock have no effect.
 pub(super) fn time_left(deadline_millis: u64, now: SystemTime) -> Duration {
     let deadline = Duration::from_millis(deadline_millis);
     if deadline_millis < YEAR_2001_MILLIS {

@@ -1,4 +1,4 @@
-//! The same processor in AWS Lambda, on a Kinesis event source mapping.
+//! A runtime for AWS Lambda: runs the same processor behind a Kinesis event source mapping.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -16,49 +16,54 @@
 //! # }
 //! ```
 //!
-//! Each invocation goes through the [pipeline](crate::pipeline): records of different partition keys run beside each
-//! other, aggregated records are taken apart, and the answer says from where on the batch must come again.
+//! Each invocation runs through the [pipeline](crate::pipeline). Records of different partition keys run
+//! concurrently, and aggregated records are unpacked. The answer names the first record that Lambda must send
+//! again.
 //!
-//! # It does not fail open
+//! # The function does not fail open
 //!
-//! Lambda heeds an answer that names failed records only if the mapping has
-//! `FunctionResponseTypes: [ReportBatchItemFailures]`; without it, it takes any answer for success, and drops what was
-//! not settled. So an invocation with an unsettled record ends in an **error**, upon which Lambda sends the whole batch
-//! again, until you say that the mapping reports failures: [`Function::partial_responses`], or the environment variable
-//! [`PARTIAL_RESPONSES`] set to `1`.
+//! Lambda reads the failed records in an answer only if the mapping has
+//! `FunctionResponseTypes: [ReportBatchItemFailures]`. Without that setting, Lambda treats any answer as
+//! success and drops the unsettled records. By default an invocation with an unsettled record therefore
+//! returns an **error**, and Lambda sends the whole batch again. If the mapping reports failures, call
+//! [`Function::partial_responses`] or set the environment variable [`PARTIAL_RESPONSES`] to `1`.
 //!
-//! # What the mapping must leave to redrive
+//! # Settings of the mapping
 //!
-//! `MaximumRetryAttempts` and `MaximumRecordAgeInSeconds` at −1, their default: redrive bounds retries itself, record by
-//! record, and sends none to its dead-letter sink for an outage's sake. A finite value drops whole batches when a
-//! dependency is down for long.
+//! Leave `MaximumRetryAttempts` and `MaximumRecordAgeInSeconds` at −1, their default. redrive bounds the
+//! retries of each record itself, and does not dead-letter records because of an outage. With a finite value,
+//! Lambda drops whole batches when a dependency is down for long.
 //!
 //! # Deadlines
 //!
-//! What is not settled a moment before the invocation's deadline is given back; that moment, the
-//! [reserve](Function::reserve), is for letters, completions and the answer. Nothing runs once the answer is given, and
-//! no function times out because of retries. While a breaker is open or the sink is down the invocation waits that
-//! long: an answer at once would only come back at once, and use up the attempts of a mapping that bounds them.
+//! The last attempt ends one [reserve](Function::reserve) before the invocation's deadline. The reserve is
+//! the time for dead letters, idempotency completions and the answer. Records that are still unsettled are
+//! returned to the stream. Nothing runs after the answer, and retries never make a function time out.
 //!
-//! What was begun with a record is not forgotten by the process: the next invocation with it goes on with its attempts,
-//! its hold, or its letter. Where a [batch](crate::BatchProcessor) fails, the one that it fails for is looked for anew;
-//! on a mapping that does not report failures the function needs the time to find it, about twice log₂ n calls of the
-//! handler.
+//! While a breaker is open or the sink is down, the invocation waits until the reserve begins. If it answered
+//! at once, Lambda would send the batch again at once, and a mapping with bounded retries would exhaust them.
 //!
-//! # A record that ends the process
+//! The process remembers unsettled records. The next invocation with such a record resumes its attempts, its
+//! hold or its dead letter. If a [batch](crate::BatchProcessor) fails, the search for the failing record
+//! starts again in each invocation. On a mapping that does not report failures, one invocation must be long
+//! enough for the whole search: about twice log₂ n calls of the processor.
 //!
-//! A record with which the process aborts or runs out of memory ends every invocation that has it. With an
-//! [idempotency store](crate::idempotency) that outlives the process it becomes a dead letter after five
-//! ([`Reason::CrashLoop`](crate::dead_letter::Reason::CrashLoop)); from the third on one record is processed at a time.
+//! # Records that end the process
+//!
+//! A record that makes the process abort or run out of memory ends every invocation that contains it. With an
+//! [idempotency store](crate::idempotency) that outlives the process, redrive makes it a dead letter after
+//! five crashes ([`Reason::CrashLoop`](crate::dead_letter::Reason::CrashLoop)). From the third invocation on,
+//! one record is processed at a time.
 //!
 //! # Tumbling windows
 //!
-//! A mapping with `TumblingWindowInSeconds` hands a state from one invocation to the next: [`Windowed`].
+//! A mapping with `TumblingWindowInSeconds` passes a state from one invocation to the next; see [`Windowed`].
 //!
 //! # The dead-letter guard
 //!
-//! It counts across the invocations of a process, of which Lambda runs several. When it has stopped, batches come again
-//! and again until a new version is deployed: the mended one, or one with the guard set otherwise.
+//! The guard counts across the invocations of one process; Lambda runs several processes. Once the guard has
+//! stopped, Lambda sends the batches again until a new version is deployed: one with a fix, or one with
+//! another setting of the guard.
 
 mod event;
 mod function;

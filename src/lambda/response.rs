@@ -1,39 +1,41 @@
-//! What a function says of a batch.
+//! The answer of a function to a batch.
 
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
 use crate::record::SequenceNumber;
 
-/// From where on a batch must come again, if it must: `{"batchItemFailures":[{"itemIdentifier":"…"}]}`.
+/// The first record of a batch that Lambda must send again, if any:
+/// `{"batchItemFailures":[{"itemIdentifier":"…"}]}`.
 ///
-/// Lambda sends everything again from the lowest number on, so that there is one or none. And it takes an answer with
-/// an empty, missing or unknown identifier for a failure of the whole batch: none of these can be made.
+/// Lambda sends everything again from the lowest sequence number on, so a response contains at most one.
+/// Lambda treats an empty, missing or unknown identifier as a failure of the whole batch; such a response
+/// cannot be created.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response(Option<ItemFailure>);
 
-/// A record that must come again, and all behind it.
+/// A record that Lambda must send again, together with all records after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ItemFailure {
-    /// Its sequence number; of a record inside an aggregated one, that one's.
+    /// The record's sequence number. For a record inside an aggregated record, that of the aggregated record.
     pub item_identifier: SequenceNumber,
 }
 
 impl Response {
-    /// The whole batch is settled.
+    /// Creates the response to a batch that is completely settled.
     pub fn settled() -> Self {
         Response(None)
     }
 
-    /// This record and all behind it must come again.
+    /// Creates a response that asks for this record and all records after it again.
     pub fn again_from(sequence_number: SequenceNumber) -> Self {
         Response(Some(ItemFailure {
             item_identifier: sequence_number,
         }))
     }
 
-    /// The first record that must come again.
+    /// Returns the first record that Lambda must send again.
     pub fn first_unsettled(&self) -> Option<&SequenceNumber> {
         self.0.as_ref().map(|failure| &failure.item_identifier)
     }

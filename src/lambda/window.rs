@@ -1,4 +1,5 @@
-//! Tumbling windows: a state that Lambda hands from one invocation to the next, into which a window's records are folded.
+//! Tumbling windows: the records of a window are folded into a state that Lambda passes from one invocation
+//! to the next.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +24,8 @@ use crate::processor::{Attempt, RecordProcessor};
 use crate::record::Record;
 use crate::rfc3339;
 
-/// What a tumbling window's records are folded into, one after the other, and what is done with it at the window's end.
+/// Folds the records of a tumbling window into a state, one after the other, and handles the state at the
+/// window's end.
 ///
 /// ```
 /// use redrive::lambda::{Fold, Window};
@@ -55,14 +57,14 @@ use crate::rfc3339;
 /// }
 /// ```
 pub trait Fold: Send + Sync {
-    /// What Lambda hands on, as a JSON object of up to 1 MB. A window begins with its default. It is cloned for each
-    /// attempt.
+    /// The state that Lambda passes on, as a JSON object of up to 1 MB. A window starts with the default
+    /// state. The state is cloned for each attempt.
     type State: Serialize + DeserializeOwned + Clone + Default + Send + Sync;
-    /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
+    /// The error of a failed attempt: any error, also `anyhow::Error` or a boxed one.
     type Error: Into<BoxError> + Send + 'static;
 
-    /// Adds a record. If it fails, the state is as it was before; what becomes of the record is decided as for any other,
-    /// and a dead-lettered one is not in the state.
+    /// Adds a record to the state. If the attempt fails, the state stays unchanged, and the engine retries or
+    /// dead-letters the record like any other. A dead-lettered record is not in the state.
     fn fold(
         &self,
         state: &mut Self::State,
@@ -70,8 +72,8 @@ pub trait Fold: Send + Sync {
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// The window is over, and all its records are settled. If this fails the invocation does, and Lambda makes it again;
-    /// so it may be done twice.
+    /// Handles the state at the end of the window, once all records are settled. If this fails, the
+    /// invocation fails and Lambda repeats it, so `finish` may run more than once.
     fn finish(
         &self,
         window: &Window,
@@ -83,34 +85,34 @@ pub trait Fold: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Window {
-    /// When it began.
+    /// The start of the window.
     pub start: SystemTime,
-    /// When it ends.
+    /// The end of the window.
     pub end: SystemTime,
-    /// Its shard.
+    /// The shard of the window.
     pub shard: String,
-    /// This is its last invocation.
+    /// True if this is the last invocation of the window.
     pub is_final: bool,
-    /// Lambda has ended it before its time, as its state had grown too large.
+    /// True if Lambda ended the window early, because its state had grown too large.
     pub is_terminated_early: bool,
 }
 
-/// A processor of tumbling windows as a Lambda function. Records are folded in the shard's order, one after the other, up
-/// to the first that is not settled.
+/// A processor of tumbling windows as a Lambda function. Records are folded in the shard's order, one after
+/// the other. Folding stops at the first record that is not settled.
 pub struct Windowed<F: Fold> {
     function: Function<Folding<F>>,
-    /// The state is one invocation's.
+    /// Lets invocations run one at a time, because the state belongs to one invocation.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// The processor inside a [`Windowed`], which nobody else has.
+/// The processor inside a [`Windowed`]. Only [`Windowed::build`] creates it.
 pub struct Folding<F: Fold> {
     fold: F,
     state: Mutex<F::State>,
 }
 
 const TOO_LONG: &str =
-    "it took longer than the invocation may: give the function more time, or do less at once";
+    "`finish` did not end before the invocation's deadline; raise the function's timeout, or do less work";
 
 impl<F: Fold> Folding<F> {
     fn state(&self) -> MutexGuard<'_, F::State> {
@@ -130,9 +132,10 @@ impl<F: Fold> RecordProcessor for Folding<F> {
 }
 
 impl<F: Fold> Windowed<F> {
-    /// With the application's name and what else the builder sets: where dead letters go, how often is retried, and so on.
+    /// Creates a function with the application's name and the settings of the builder, such as dead letters
+    /// and retries.
     ///
-    /// An idempotency store is refused: a record that it knows would be missing in the state.
+    /// An idempotency store is an error, because a record that the store knows would be missing in the state.
     ///
     /// ```
     /// # use redrive::lambda::{Fold, Window, Windowed};
@@ -164,7 +167,7 @@ impl<F: Fold> Windowed<F> {
         if resilient.remembers() {
             return Err(ConfigError::new(
                 "idempotency",
-                "a window's state must have each of its records: leave the store out, Lambda hands the state on",
+                "must not be set for a tumbling window: records that the store knows would be missing in its state",
             ));
         }
         let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
@@ -174,25 +177,26 @@ impl<F: Fold> Windowed<F> {
         })
     }
 
-    /// As [`Function::partial_responses`].
+    /// Sets partial responses; see [`Function::partial_responses`].
     #[must_use]
     pub fn partial_responses(mut self, on: bool) -> Self {
         self.function = self.function.partial_responses(on);
         self
     }
 
-    /// As [`Function::reserve`]. The window's [end](Fold::finish) has it as well.
+    /// Sets the reserve; see [`Function::reserve`]. The [end](Fold::finish) of a window also runs within the
+    /// reserve.
     #[must_use]
     pub fn reserve(mut self, time: std::time::Duration) -> Self {
         self.function = self.function.reserve(time);
         self
     }
 
-    /// Takes invocations until the process ends.
+    /// Handles invocations until the process ends.
     ///
     /// # Panics
     ///
-    /// Outside of Lambda, where its environment variables are missing (as `lambda_runtime` does).
+    /// `lambda_runtime` panics outside of Lambda, where Lambda's environment variables are missing.
     pub async fn run(self) -> Result<(), BoxError>
     where
         F: 'static,
@@ -200,7 +204,7 @@ impl<F: Fold> Windowed<F> {
         lambda_runtime::run(service_fn(|event| self.handle(event))).await
     }
 
-    /// One invocation, for `lambda_runtime`'s own `run`.
+    /// Handles one invocation, for `lambda_runtime`'s own `run`.
     pub async fn handle(
         &self,
         invocation: LambdaEvent<WindowEvent>,
@@ -209,7 +213,7 @@ impl<F: Fold> Windowed<F> {
         self.settle(invocation.payload, Instant::now() + left).await
     }
 
-    /// Folds what can be folded before this time.
+    /// Folds the records that can be folded before the deadline.
     pub async fn settle(
         &self,
         event: WindowEvent,
@@ -265,22 +269,23 @@ impl<F: Fold> fmt::Debug for Folding<F> {
     }
 }
 
-/// The batch that Lambda gives to a function of a mapping with `TumblingWindowInSeconds`.
+/// The event of an invocation by a mapping with `TumblingWindowInSeconds`: a batch of records, the window and
+/// its state.
 #[derive(Debug, Clone)]
 pub struct WindowEvent {
     event: Event,
     window: Window,
-    /// None at the window's begin.
+    /// The state from the previous invocation; `None` in the first invocation of the window.
     state: Option<Value>,
 }
 
 impl WindowEvent {
-    /// The window.
+    /// Returns the window.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
-    /// Its records in this invocation.
+    /// Returns the window's records in this invocation.
     pub fn records(&self) -> &[Record] {
         self.event.records()
     }
@@ -332,7 +337,7 @@ impl<'de> Deserialize<'de> for WindowEvent {
     }
 }
 
-/// What a function says of a batch, and the state for the next one.
+/// The answer of a function to a batch, and the state for the next invocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowResponse<S> {
     response: Response,
@@ -340,12 +345,12 @@ pub struct WindowResponse<S> {
 }
 
 impl<S> WindowResponse<S> {
-    /// From where on the batch must come again.
+    /// Returns the answer: the first record that Lambda must send again, if any.
     pub fn response(&self) -> &Response {
         &self.response
     }
 
-    /// With all before that.
+    /// Returns the state, which contains all records before the first that Lambda must send again.
     pub fn state(&self) -> &S {
         &self.state
     }

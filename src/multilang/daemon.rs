@@ -1,4 +1,4 @@
-//! The daemon at the other end of the pipes.
+//! The connection to the daemon.
 
 use std::io;
 use std::pin::pin;
@@ -9,14 +9,14 @@ use super::MultiLangError;
 use super::message::{Incoming, Outgoing};
 use crate::failure::BoxError;
 
-/// The other end of the pipes.
+/// The daemon, connected by an input and an output.
 pub(super) struct Daemon<I, O> {
     pub(super) input: I,
     pub(super) output: O,
 }
 
 impl<I: AsyncBufRead + Unpin, O: AsyncWrite + Unpin> Daemon<I, O> {
-    /// What it says next; none: it is gone.
+    /// Returns the daemon's next message, or `None` if the daemon has ended.
     pub(super) async fn read(&mut self) -> Result<Option<Incoming>, MultiLangError> {
         let mut line = Vec::new();
         loop {
@@ -35,7 +35,7 @@ impl<I: AsyncBufRead + Unpin, O: AsyncWrite + Unpin> Daemon<I, O> {
 
     pub(super) async fn say(&mut self, message: &Outgoing<'_>) -> Result<(), MultiLangError> {
         let mut line = serde_json::to_vec(message).map_err(|error| MultiLangError::Protocol(error.into()))?;
-        // A line of its own, whatever was written before.
+        // Starts a new line, in case other code has written to the output.
         line.insert(0, b'\n');
         line.push(b'\n');
         self.output.write_all(&line).await?;
@@ -43,7 +43,8 @@ impl<I: AsyncBufRead + Unpin, O: AsyncWrite + Unpin> Daemon<I, O> {
         Ok(())
     }
 
-    /// Waits for this, which may take long; none: the daemon is gone, which says nothing while it waits for an answer.
+    /// Waits for `work`, which may take long. Returns `None` if the daemon ends meanwhile. Any message
+    /// meanwhile is an error, because the daemon must wait for an answer.
     pub(super) async fn unless_gone<T>(
         &mut self,
         work: impl Future<Output = Result<T, BoxError>>,
@@ -59,13 +60,16 @@ impl<I: AsyncBufRead + Unpin, O: AsyncWrite + Unpin> Daemon<I, O> {
                 },
             };
             if blank == 0 {
-                return Err(MultiLangError::Protocol("it does not wait for an answer".into()));
+                return Err(MultiLangError::Protocol(
+                    "the daemon did not wait for an answer".into(),
+                ));
             }
             self.input.consume(blank);
         }
     }
 
-    /// Sends a checkpoint and waits for its answer: what went wrong, by its name in Java.
+    /// Sends a checkpoint and waits for the answer. Returns the name of the Java exception if KCL did not
+    /// store it.
     pub(super) async fn store(
         &mut self,
         checkpoint: &Outgoing<'_>,
@@ -74,12 +78,17 @@ impl<I: AsyncBufRead + Unpin, O: AsyncWrite + Unpin> Daemon<I, O> {
         match self.read().await? {
             Some(Incoming::Checkpoint { error }) => {
                 if let Some(error) = &error {
-                    tracing::warn!(error, "KCL has not stored a checkpoint; the next one is sent");
+                    tracing::warn!(
+                        error,
+                        "checkpoint not stored by KCL; retried unless the lease is lost"
+                    );
                 }
                 Ok(error)
             }
             None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-            Some(_) => Err(MultiLangError::Protocol("no answer to a checkpoint".into())),
+            Some(_) => Err(MultiLangError::Protocol(
+                "expected the answer to a checkpoint".into(),
+            )),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the daemon and its child say to each other.
+//! The messages between the daemon and its child process.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::BoxError;
 use crate::record::{Position, Record, Source};
 
-/// From the daemon. (`MessageWriter` and the classes beside it, in KCL's `multilang` package.)
+/// A message from the daemon. (`MessageWriter` and its neighbouring classes in KCL's `multilang` package.)
 #[derive(Debug, Deserialize)]
 #[serde(tag = "action", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(super) enum Incoming {
@@ -22,21 +22,21 @@ pub(super) enum Incoming {
     ProcessRecords {
         records: Vec<IncomingRecord>,
     },
-    /// Answers a checkpoint of ours.
+    /// The answer to a checkpoint.
     Checkpoint {
         error: Option<String>,
     },
     LeaseLost,
     ShardEnded,
     ShutdownRequested,
-    /// As older versions say that the lease is lost, the shard has ended or a shutdown is requested.
+    /// The message of older KCL versions for a lost lease, the end of a shard or a requested shutdown.
     Shutdown {
         reason: Option<String>,
     },
 }
 
 impl Incoming {
-    /// What its status is to name.
+    /// Returns the action that the status message must name.
     pub(super) fn action(&self) -> &'static str {
         match self {
             Incoming::Initialize { .. } => "initialize",
@@ -49,7 +49,8 @@ impl Incoming {
         }
     }
 
-    /// In today's words. (`ShutdownReason` in KCL's `lifecycle` package; TERMINATE and ZOMBIE before version 2.)
+    /// Translates the shutdown message of older KCL versions into the current message. (`ShutdownReason` in
+    /// KCL's `lifecycle` package; TERMINATE and ZOMBIE before version 2.)
     pub(super) fn meant(self) -> Self {
         let Incoming::Shutdown { reason } = &self else {
             return self;
@@ -70,7 +71,7 @@ pub(super) struct IncomingRecord {
     partition_key: Option<String>,
     sequence_number: String,
     sub_sequence_number: Option<u64>,
-    /// Milliseconds since 1970.
+    /// The arrival time in milliseconds since 1970.
     approximate_arrival_timestamp: Option<u64>,
 }
 
@@ -98,7 +99,8 @@ impl IncomingRecord {
     }
 }
 
-/// Where KCL says that a shard begins: at the record of a checkpoint, or at a place that it knows by name.
+/// Returns the position where KCL starts a shard: the record of a checkpoint, or the trim horizon if KCL
+/// sends a name such as `LATEST` in place of a sequence number.
 pub(super) fn beginning(sequence_number: Option<String>, sub_sequence_number: Option<u64>) -> Position {
     match sequence_number.map(TryInto::try_into) {
         Some(Ok(sequence_number)) => Position::Record {
@@ -109,13 +111,13 @@ pub(super) fn beginning(sequence_number: Option<String>, sub_sequence_number: Op
     }
 }
 
-/// To the daemon.
+/// A message to the daemon.
 #[derive(Debug, Serialize)]
 #[serde(tag = "action", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(super) enum Outgoing<'a> {
-    /// All that this action asked for is done.
+    /// The action with this name is complete.
     Status { response_for: &'a str },
-    /// To be stored. Without a number: the end of the shard.
+    /// The checkpoint that KCL must store. Without a sequence number, it is the end of the shard.
     Checkpoint {
         sequence_number: Option<&'a str>,
         sub_sequence_number: Option<u64>,

@@ -1,4 +1,5 @@
-//! The same processor under KCL's MultiLangDaemon, which shares the shards among any number of machines.
+//! A runtime for KCL's MultiLangDaemon, which distributes the shards among any number of machines: runs the
+//! same processor as the daemon's child process.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,25 +18,28 @@
 //! # }
 //! ```
 //!
-//! The daemon starts the program once for each shard that its machine holds, and speaks with it by standard input and
-//! output, one JSON object a line (`software.amazon.kinesis.multilang.messages`). So **nothing else may be written to
-//! standard output**: logs go to standard error.
+//! The daemon starts the program once for each shard that is leased to its machine. Both communicate by
+//! standard input and output, with one JSON object per line (`software.amazon.kinesis.multilang.messages`).
+//! So **nothing else may be written to standard output**: write logs to standard error.
 //!
-//! A batch is answered for once it is on its way into the window, not when it is settled: the daemon reads on while
-//! records are retried, and waits only while the window is full. What it stores is the watermark. No record, sink or
-//! breaker ends the process; the end of its standard input does.
+//! The child answers a batch when the batch enters the window, not when it is settled. The daemon thus
+//! continues to read while records are retried, and waits only while the window is full. The checkpoint that
+//! the daemon stores is the watermark. No record, sink or breaker ends the process; the end of its standard
+//! input does.
 //!
 //! # The daemon's settings
 //!
-//! - `callProcessRecordsEvenForEmptyRecordList = true`: only between a batch and its answer may a checkpoint be sent, so
-//!   that without it the last records of a quiet shard would not be stored until the next comes.
-//! - no `timeoutInSeconds`: past it the daemon halts, with all of its shards, though the window is only full.
+//! - Set `callProcessRecordsEvenForEmptyRecordList = true`. A checkpoint may be sent only between a batch and
+//!   its answer. Without this setting, the last records of a quiet shard are not checkpointed until the next
+//!   record arrives.
+//! - Do not set `timeoutInSeconds`. After this timeout the daemon halts with all of its shards, even if the
+//!   window is merely full.
 //!
-//! # What KCL decides
+//! # Limits set by KCL
 //!
-//! Records inside an aggregated one that belong to another shard are dropped by KCL, unseen. Each shard has a process of
-//! its own, and with it a breaker, a guard and a retry budget of its own. What settled ahead of the watermark is not
-//! remembered over a restart.
+//! KCL drops records inside an aggregated record that belong to another shard; redrive never sees them. Each
+//! shard has its own process, and with it its own breaker, guard and retry budget. Records that were settled
+//! ahead of the watermark are processed again after a restart.
 
 use std::io;
 
@@ -48,14 +52,14 @@ mod worker;
 
 pub use worker::{Worker, run};
 
-/// Why a child has ended before its standard input did.
+/// The reason why the child process ends before its standard input does.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MultiLangError {
-    /// The daemon cannot be read, or written to.
+    /// Standard input cannot be read, or standard output cannot be written to.
     #[error("cannot read from or write to the MultiLangDaemon (standard input and output)")]
     Io(#[from] io::Error),
-    /// It said what it must not.
+    /// The daemon sent an unexpected message.
     #[error("unexpected message from the MultiLangDaemon")]
     Protocol(#[source] BoxError),
 }

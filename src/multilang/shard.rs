@@ -1,4 +1,4 @@
-//! The shard that this process works on.
+//! The shard that this process reads.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,22 +24,22 @@ use crate::pipeline::{Batch, Finished, Pipeline, Progress, Published, ShardHalte
 use crate::processor::RecordProcessor;
 use crate::record::{Position, Source};
 
-/// The shard that this process works on.
+/// The shard that this process reads.
 pub(super) struct Shard {
     source: Arc<Source>,
-    /// None once no more come.
+    /// The sender of batches to the pipeline; `None` once no more batches follow.
     batches: Option<mpsc::Sender<Batch>>,
     progress: Arc<Progress>,
     latest: watch::Receiver<Option<Published>>,
     stop: CancellationToken,
     task: Option<AbortOnDropHandle<Result<Finished, Box<ShardHalted>>>>,
-    /// The last position that KCL has.
+    /// The last position that KCL has stored.
     stored: Position,
     stored_at: Instant,
 }
 
 impl Shard {
-    /// Begins it, behind this position.
+    /// Starts the shard after this position.
     pub(super) fn begin<P: RecordProcessor + 'static>(
         resilient: Resilient<P>,
         pipeline: Pipeline,
@@ -86,7 +86,7 @@ impl Shard {
         }
     }
 
-    /// Gives records to the pipeline. As long as its window is full this waits, and if the shard has halted for ever.
+    /// Sends records to the pipeline. Waits while the window is full, and forever if the shard has halted.
     pub(super) async fn take_in(&mut self, records: Vec<IncomingRecord>) -> Result<(), BoxError> {
         if records.is_empty() {
             return Ok(());
@@ -105,13 +105,13 @@ impl Shard {
             None => false,
         };
         if !sent {
-            // What halted it was told; nothing of it is stored.
+            // The shard has halted, which was reported. Without an answer, KCL stores nothing of this batch.
             std::future::pending::<()>().await;
         }
         Ok(())
     }
 
-    /// Waits until all is settled; if the shard has halted for ever.
+    /// Waits until all records are settled, and forever if the shard has halted.
     pub(super) async fn settle_all(&mut self) -> Result<(), BoxError> {
         self.batches = None;
         if let Some(task) = self.task.take() {
@@ -123,7 +123,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Nothing new begins, and what runs may end.
+    /// Starts no further attempts, and waits for running ones to end.
     pub(super) async fn stop(&mut self) {
         self.stop.cancel();
         self.batches = None;
@@ -132,7 +132,7 @@ impl Shard {
         }
     }
 
-    /// Sends the watermark to be stored, if it has moved and that is due.
+    /// Sends the watermark to KCL, if it has moved and a checkpoint is due.
     pub(super) async fn checkpoint<I, O>(
         &mut self,
         daemon: &mut Daemon<I, O>,
@@ -171,7 +171,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Has the shard's end stored, so that its children may begin.
+    /// Asks KCL to store the end of the shard, so that its child shards can start. Retries until KCL has
+    /// stored it.
     pub(super) async fn end<I, O>(&mut self, daemon: &mut Daemon<I, O>) -> Result<(), MultiLangError>
     where
         I: AsyncBufRead + Unpin,
@@ -182,7 +183,7 @@ impl Shard {
             sub_sequence_number: None,
         };
         while let Some(error) = daemon.store(&message).await? {
-            // The lease is lost: the end is another's to store.
+            // The lease is lost. The new owner stores the end.
             if error == "ShutdownException" || error == "InvalidStateException" {
                 return Ok(());
             }
@@ -192,7 +193,7 @@ impl Shard {
     }
 }
 
-/// Batches as they come.
+/// The batches as a stream, in order of arrival.
 struct Batches(mpsc::Receiver<Batch>);
 
 impl Stream for Batches {

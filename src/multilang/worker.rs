@@ -1,4 +1,4 @@
-//! What the daemon asks its child to do, one thing after the other.
+//! The child process of the daemon: handles the daemon's actions one after the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::pipeline::Pipeline;
 use crate::processor::RecordProcessor;
 use crate::record::Source;
 
-/// A processor as the daemon's child.
+/// A processor as the child process of the daemon.
 ///
 /// | setting | default |
 /// |---|---|
@@ -29,8 +29,9 @@ pub struct Worker<P: RecordProcessor> {
     checkpoint_interval: Duration,
 }
 
-/// Runs the processor as a child of the daemon, by standard input and output, with the defaults of [`Worker`]. `stream`
-/// is the name of the stream that the daemon reads, which it does not say. Returns when standard input ends.
+/// Runs the processor as a child process of the daemon, over standard input and output, with the defaults of
+/// [`Worker`]. `stream` is the name of the stream that the daemon reads; the daemon does not send it. Returns
+/// when standard input ends.
 pub async fn run<P: RecordProcessor + 'static>(
     resilient: Resilient<P>,
     stream: impl Into<Arc<str>>,
@@ -39,7 +40,7 @@ pub async fn run<P: RecordProcessor + 'static>(
 }
 
 impl<P: RecordProcessor + 'static> Worker<P> {
-    /// With the defaults.
+    /// Creates a worker with the defaults.
     pub fn new(resilient: Resilient<P>, stream: impl Into<Arc<str>>) -> Self {
         Worker {
             resilient,
@@ -49,25 +50,26 @@ impl<P: RecordProcessor + 'static> Worker<P> {
         }
     }
 
-    /// In which order records are processed, and within which bounds.
+    /// Sets the order in which records are processed, and the bounds of the window.
     pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
         self.pipeline = pipeline;
         self
     }
 
-    /// How often the watermark is sent to be stored, at most. After a dead letter it is at the next batch.
+    /// Sets the minimum time between two checkpoints. After a dead letter, the next batch sends a checkpoint
+    /// at once.
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.checkpoint_interval = interval;
         self
     }
 
-    /// As the daemon's child: by standard input and output.
+    /// Runs the processor over standard input and output. Returns when standard input ends.
     pub async fn run(self) -> Result<(), MultiLangError> {
         let input = BufReader::with_capacity(64 * 1024, tokio::io::stdin());
         self.run_with(input, tokio::io::stdout()).await
     }
 
-    /// The same by any other pair, for tests.
+    /// Runs the processor over any other input and output, for tests.
     pub async fn run_with(
         self,
         input: impl AsyncBufRead + Unpin,
@@ -123,7 +125,7 @@ impl<P: RecordProcessor + 'static> Worker<P> {
                 Incoming::LeaseLost => shard = None,
                 Incoming::Checkpoint { .. } | Incoming::Shutdown { .. } => {
                     return Err(MultiLangError::Protocol(
-                        "no action, or none that is known".into(),
+                        "expected an action, got a checkpoint answer or an unknown shutdown reason".into(),
                     ));
                 }
             }
@@ -134,6 +136,6 @@ impl<P: RecordProcessor + 'static> Worker<P> {
 }
 
 fn begun(shard: &mut Option<Shard>) -> Result<&mut Shard, MultiLangError> {
-    let none = || MultiLangError::Protocol("an action, and no shard".into());
+    let none = || MultiLangError::Protocol("the daemon sent an action, but no shard is initialized".into());
     shard.as_mut().ok_or_else(none)
 }

@@ -1,4 +1,4 @@
-//! What can happen.
+//! The events that observers receive.
 
 use std::error::Error;
 use std::time::{Duration, SystemTime};
@@ -8,250 +8,255 @@ use crate::record::DeadLetterId;
 use crate::record::{Position, Record, SequenceNumber, ShardId};
 use crate::settlement::{Settled, Unsettled};
 
-/// Something that happened. New kinds may come.
+/// An event that observers receive. New variants may be added.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Code of the user's other than the handler panicked: an observer, a classifier, a function that makes keys, an
-    /// error whose text cannot be read. The panic is caught, and the code goes without effect this time. The text of
-    /// the panic is not reported, as it may quote the payload.
+    /// User code other than the processor panicked: an observer, a classifier, a function that makes keys, or
+    /// the `Display` of an error. redrive catches the panic, and this call of the code has no effect. The
+    /// text of the panic is not reported, because it may quote the payload.
     #[non_exhaustive]
     UserCodePanicked {
-        /// What it is, such as `classifier`; of an observer also its Rust type.
+        /// The kind of the code, such as `classifier`. For an observer, the Rust type is added.
         code: &'a str,
-        /// The number of its panics so far. The log reports the first only.
+        /// The number of panics of this code so far. The log reports only the first.
         count: u64,
     },
-    /// The handler failed, timed out or panicked.
+    /// An attempt failed, timed out or panicked.
     #[non_exhaustive]
     AttemptFailed {
-        /// The record; of a batch the first.
+        /// The record, or the first record of a batch.
         record: &'a Record,
-        /// How many the handler was given: more than one to a [`BatchProcessor`](crate::BatchProcessor).
+        /// The number of records in the call: more than one for a [`BatchProcessor`](crate::BatchProcessor).
         records: usize,
         /// The number of the call, from 1.
         attempt: u32,
-        /// Whether the call counts as an attempt. A probe does not: an outage is suspected.
+        /// True if the call counts as an attempt. A probe, made while an outage is suspected, does not count.
         counts: bool,
-        /// The error and its verdict. Its text is the user's, and may quote the payload.
+        /// The error and its verdict. The text comes from the user's code and may quote the payload.
         failure: Redacted<'a>,
-        /// The Rust type of the handler's error.
+        /// The Rust type of the processor's error.
         error_type: &'static str,
     },
-    /// A call of the handler is over.
+    /// A call of the processor ended.
     #[non_exhaustive]
     AttemptEnded {
-        /// The record; of a batch the first.
+        /// The record, or the first record of a batch.
         record: &'a Record,
-        /// How many the handler was given.
+        /// The number of records in the call.
         records: usize,
-        /// Counts from 1.
+        /// The number of the call, from 1.
         attempt: u32,
-        /// How long it took.
+        /// The duration of the call.
         took: Duration,
-        /// Whether it succeeded; of a batch, with all of it.
+        /// True if the call succeeded. A batch succeeds if all its records do.
         succeeded: bool,
     },
-    /// An attempt has timed out, and did nothing but wait for a call that an earlier one had made: it blocks its thread,
-    /// which nobody can stop ([`processor_blocking`](crate::processor_blocking)).
+    /// An attempt timed out while it waited for the call of an earlier attempt. That call still blocks its
+    /// thread, and a thread cannot be stopped ([`processor_blocking`](crate::processor_blocking)).
     #[non_exhaustive]
     HandlerStuck {
         /// The record.
         record: &'a Record,
-        /// The attempt that waited; counts from 1.
+        /// The number of the attempt that waited, from 1.
         attempt: u32,
     },
-    /// The record will be tried again.
+    /// A retry of the record is scheduled.
     #[non_exhaustive]
     RetryScheduled {
         /// The record.
         record: &'a Record,
-        /// The number of the attempt to come.
+        /// The number of the next attempt.
         attempt: u32,
-        /// How long the backoff is.
+        /// The backoff before the attempt.
         delay: Duration,
     },
-    /// The retry budget is empty: the record waits longer before its next attempt.
+    /// The retry budget is exhausted, and the record waits longer before its next attempt.
     #[non_exhaustive]
     RetryDelayed {
         /// The record.
         record: &'a Record,
-        /// How long it waits.
+        /// The time until the retry budget is checked again.
         delay: Duration,
     },
-    /// The record would be given up, but it may not be to blame: nothing else has succeeded since. It is
-    /// held, and tried again.
+    /// The record is held: its attempts are exhausted, but an outage is suspected, so it is retried instead
+    /// of dead-lettered.
     #[non_exhaustive]
     RecordHeld {
         /// The record.
         record: &'a Record,
         /// The last error and its verdict.
         failure: Redacted<'a>,
-        /// For how long at most, if nothing else succeeds.
+        /// The maximum time for which the record is held while nothing else succeeds.
         at_most: Duration,
     },
-    /// A breaker has opened: nothing is attempted and nothing given up until a few probes succeed.
+    /// A circuit breaker opened: no attempts and no dead letters are made until a few probes succeed.
     #[non_exhaustive]
     BreakerOpened {
-        /// The dependency that the breaker is for, if it is for one.
+        /// The dependency that the breaker protects, if it is named.
         dependency: Option<&'a str>,
-        /// How many attempts failed within its window, or in the last round of probes.
+        /// The number of failed attempts within the breaker's window, or in the last round of probes.
         failures: u64,
-        /// How many there were.
+        /// The number of all attempts in the window or round.
         attempts: u64,
-        /// When the next probes are made.
+        /// The time until the next probes.
         pause: Duration,
     },
-    /// A breaker's pause is over: a few records are tried.
+    /// The pause of a circuit breaker ended, and a few records are attempted as probes.
     #[non_exhaustive]
     BreakerHalfOpened {
-        /// The dependency that the breaker is for, if it is for one.
+        /// The dependency that the breaker protects, if it is named.
         dependency: Option<&'a str>,
     },
-    /// A breaker has closed: all goes on.
+    /// A circuit breaker closed, and processing resumes.
     #[non_exhaustive]
     BreakerClosed {
-        /// The dependency that the breaker is for, if it is for one.
+        /// The dependency that the breaker protects, if it is named.
         dependency: Option<&'a str>,
-        /// How long it was not closed.
+        /// The time for which the breaker was not closed.
         after: Duration,
     },
-    /// Most of what a shard settles becomes dead letters. It has stopped before the next one, and waits
-    /// for [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
+    /// The dead-letter guard stopped a shard, because most of its settled records became dead letters. The
+    /// shard waits before its next dead letter until
+    /// [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume) is called.
     #[non_exhaustive]
     DeadLetterGuardStopped {
-        /// The record whose letter was next.
+        /// The record whose dead letter is next.
         record: &'a Record,
-        /// How many of the records settled lately became dead letters.
+        /// The number of records settled within the guard's window that became dead letters.
         letters: u64,
-        /// How many were settled.
+        /// The number of records settled within the guard's window.
         settled: u64,
     },
-    /// A shard that the dead-letter guard had stopped goes on.
+    /// A shard that the dead-letter guard had stopped resumed.
     #[non_exhaustive]
     DeadLetterGuardResumed {
         /// The record before whose dead letter the shard had stopped.
         record: &'a Record,
     },
-    /// Another delivery of the record, or another record with its idempotency key, is being processed: it waits.
+    /// The record waits, because another delivery of it, or another record with the same idempotency key, is
+    /// in progress.
     #[non_exhaustive]
     ClaimedElsewhere {
         /// The record.
         record: &'a Record,
-        /// When it is looked at again.
+        /// The time until the claim is checked again.
         delay: Duration,
     },
-    /// The idempotency store does not answer. What it is asked about waits: nothing is processed unguarded.
+    /// A call of the idempotency store failed or timed out. The records of the call wait: no record is
+    /// processed without a claim.
     #[non_exhaustive]
     IdempotencyDelayed {
         /// The store's name.
         store: &'a str,
-        /// How often it has failed in a row.
+        /// The number of consecutive failures.
         failures: u32,
-        /// What it said.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is asked again.
+        /// The time until the store is called again.
         delay: Duration,
     },
-    /// A record was processed and that could not be remembered: if it is delivered again it is processed again.
+    /// A record was processed, but its completion could not be stored. If the record is redelivered, it is
+    /// processed again.
     #[non_exhaustive]
     CompletionLost {
         /// The record.
         record: &'a Record,
-        /// What the store said; none: the claim had expired, and another has the key.
+        /// The error of the store. `None`: the claim expired, and another delivery has claimed the key.
         error: Option<&'a (dyn Error + Send + Sync + 'static)>,
     },
-    /// A sink did not take a letter; it is written again.
+    /// A sink did not accept a dead letter, and the write is retried.
     #[non_exhaustive]
     DeadLetterDelayed {
         /// The sink's name.
         sink: &'a str,
-        /// How many letters wait.
+        /// The number of dead letters that wait.
         letters: usize,
-        /// How often the sink has failed in a row.
+        /// The number of consecutive failures of the sink.
         failures: u32,
-        /// What it said.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is tried again.
+        /// The time until the retry.
         delay: Duration,
     },
-    /// A sink confirmed a letter.
+    /// A sink confirmed a dead letter.
     #[non_exhaustive]
     DeadLettered {
         /// The record.
         record: &'a Record,
-        /// The letter's id.
+        /// The id of the dead letter.
         id: DeadLetterId,
-        /// Why the record was given up.
+        /// The reason, as in the dead letter: [`Reason::as_str`](crate::dead_letter::Reason::as_str).
         reason: &'static str,
         /// The last error and its verdict.
         failure: Redacted<'a>,
-        /// Where the letter is, in the sink's terms.
+        /// The location of the dead letter, in the sink's terms.
         location: &'a str,
-        /// The id of the trace that its producer began, if that is in W3C Trace Context's form
-        /// ([`TraceContext`](crate::TraceContext)).
+        /// The id of the trace that the record's producer started, if the context has the form of W3C Trace
+        /// Context ([`TraceContext`](crate::TraceContext)).
         trace_id: Option<&'a str>,
     },
-    /// A sink's target may lose letters later.
+    /// The target of a sink may lose dead letters later.
     #[non_exhaustive]
     DeadLetterTargetWarning {
         /// The sink's name.
         sink: &'a str,
-        /// What is wrong.
+        /// The description of the problem.
         message: &'a str,
-        /// The command that mends it.
+        /// The command that fixes the problem.
         remedy: &'a str,
     },
-    /// A record ended.
+    /// A record is settled.
     #[non_exhaustive]
     Settled {
         /// The record.
         record: &'a Record,
-        /// How.
+        /// The settlement.
         settled: Settled,
-        /// How often the handler was called.
+        /// The number of calls of the processor.
         attempts: u32,
     },
-    /// A record was given back: it will be delivered again.
+    /// A record was released unsettled and will be redelivered.
     #[non_exhaustive]
     Unsettled {
         /// The record.
         record: &'a Record,
-        /// Why.
+        /// The reason.
         reason: &'a Unsettled,
     },
-    /// What must be known before reading (the stream's shards, their checkpoints, the dead-letter target)
-    /// could not be found out; tried again.
+    /// Discovery failed and is retried. Discovery covers all that must be known before reading: the stream's
+    /// shards, their checkpoints, and whether the dead-letter target and the idempotency store can be used.
     #[non_exhaustive]
     DiscoveryFailed {
         /// The stream's name.
         stream: &'a str,
-        /// How often it has failed in a row.
+        /// The number of consecutive failures.
         failures: u32,
-        /// What went wrong.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is tried again.
+        /// The time until the retry.
         delay: Duration,
     },
-    /// No shard of the stream holds these hash keys, as three listings in a row say: what is written to
-    /// them is read by nobody. Listed again, every minute at least.
+    /// No shard of the stream covers these hash keys, according to at least three consecutive listings.
+    /// Records written to these hash keys are not read. The consumer lists the shards again, at least once a
+    /// minute.
     #[non_exhaustive]
     HashKeysUncovered {
         /// The stream's name.
         stream: &'a str,
-        /// The first of them.
+        /// The first of these hash keys.
         first: u128,
-        /// The last of them.
+        /// The last of these hash keys.
         last: u128,
     },
-    /// Reading of a shard begins.
+    /// A consumer starts to read a shard.
     #[non_exhaustive]
     ShardStarted {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// Where it begins.
+        /// The position at which reading starts.
         position: &'a Position,
     },
     /// All records of a closed shard are settled.
@@ -262,68 +267,70 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
-    /// A shard cannot go on without losing a record. It stands where it is; the others go on.
+    /// A shard halted, because it cannot continue without losing a record. The other shards continue.
     #[non_exhaustive]
     ShardHalted {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// Why.
+        /// The reason.
         error: &'a (dyn Error + Send + Sync + 'static),
     },
-    /// A shard's task has broken down, by a panic outside of handler, sink and store, or Kinesis does not know the shard
-    /// any more. It begins again at its checkpoint, if it is still there.
+    /// The task of a shard failed: it panicked outside of processor, sink and store, or Kinesis no longer
+    /// knows the shard. The shard restarts at its checkpoint, if the stream still lists it.
     #[non_exhaustive]
     ShardFailed {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How often in a row.
+        /// The number of consecutive failures.
         failures: u32,
-        /// What went wrong.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it begins again.
+        /// The time until the restart.
         delay: Duration,
     },
-    /// What is stored of a shard cannot be understood, or is another stream's. Nothing is guessed: the shard and its
-    /// children wait until somebody has mended the row, which is looked at twice a minute. The others go on.
+    /// The stored checkpoint of a shard cannot be decoded, or belongs to another stream. redrive does not
+    /// guess a position: the shard and its children wait until an operator has fixed or deleted the row. The
+    /// consumer checks the row twice a minute. The other shards continue.
     #[non_exhaustive]
     CheckpointUnreadable {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// What is wrong.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
     },
-    /// Another process holds a shard. This one stands by, to take it when it is free.
+    /// Another worker owns the lease of a shard. This worker stands by, to take the lease when it is free.
     #[non_exhaustive]
     ShardLeasedElsewhere {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// Who holds it, in the checkpoint store's terms.
+        /// The owner of the lease, in the checkpoint store's terms.
         owner: &'a str,
     },
-    /// The lease of a shard could not be renewed; it is tried again, until the lease counts as lost.
+    /// The renewal of a shard's lease failed. It is retried until the lease counts as lost.
     #[non_exhaustive]
     LeaseNotRenewed {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How often it has failed in a row.
+        /// The number of consecutive failures.
         failures: u32,
-        /// What went wrong.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is tried again.
+        /// The time until the retry.
         delay: Duration,
     },
-    /// Another process has taken a shard, or may have, as its lease could not be renewed for two thirds of the
-    /// failover time. Nothing more of it was begun here; what was not settled is delivered again.
+    /// The lease of a shard is lost. Another worker has taken it, or may have, because the lease could not be
+    /// renewed for two thirds of the failover time. This worker starts no more records of the shard;
+    /// unsettled records are left to the next owner.
     #[non_exhaustive]
     LeaseLost {
         /// The stream's name.
@@ -331,14 +338,14 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
-    /// A consumer has found its shards and starts to read.
+    /// A consumer has discovered its shards and starts to read.
     #[non_exhaustive]
     ConsumerStarted {
         /// The stream's name.
         stream: &'a str,
         /// The application's name.
         application: &'a str,
-        /// Where the stream is: `in us-east-1`, `at http://localhost:4566`.
+        /// The location of the stream: `in us-east-1`, `at http://localhost:4566`.
         place: &'a str,
         /// The number of shards that the stream lists.
         shards: usize,
@@ -346,10 +353,10 @@ pub enum Event<'a> {
         checkpoints: &'a str,
         /// The name of the dead-letter sink, if there is one.
         dead_letters: Option<&'a str>,
-        /// Where shards without a checkpoint start.
+        /// The position at which shards without a checkpoint start.
         starting_position: &'a str,
     },
-    /// A consumer has stopped. The counts are those of this run.
+    /// A consumer stopped. The counts are those of this run.
     #[non_exhaustive]
     ConsumerStopped {
         /// The stream's name.
@@ -363,7 +370,7 @@ pub enum Event<'a> {
         /// The time since the start.
         duration: Duration,
     },
-    /// A shard was handed over to the process that asked for it.
+    /// A shard was handed over to the worker that requested it.
     #[non_exhaustive]
     ShardHandedOver {
         /// The stream's name.
@@ -371,19 +378,20 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
-    /// The stream has dropped records of a shard that were not settled, as they were older than its retention; or
-    /// it may have.
+    /// The stream dropped records of a shard before they were settled, because they were older than the
+    /// retention; or it may have.
     #[non_exhaustive]
     DataLoss {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// What arrived before that was settled, if that is known.
+        /// The start of the time range, if it is known. Records that arrived earlier were settled.
         from: Option<SystemTime>,
-        /// What arrived since is still there.
+        /// The end of the time range. Records that arrived later are still in the stream.
         to: SystemTime,
-        /// Whether there were such records.
+        /// True if at least one record is known to be lost. Otherwise it is unknown whether any arrived in
+        /// the range.
         certain: bool,
     },
     /// Records were read.
@@ -393,38 +401,39 @@ pub enum Event<'a> {
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How many.
+        /// The number of records.
         records: usize,
-        /// Their payloads' bytes.
+        /// The number of payload bytes.
         bytes: usize,
-        /// How far the reader is behind the stream's tip.
+        /// The time by which the reader is behind the tip of the stream.
         behind: Option<Duration>,
     },
-    /// Reading failed; it is tried again.
+    /// A read failed and is retried.
     #[non_exhaustive]
     FetchFailed {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How often it has failed in a row.
+        /// The number of consecutive failures.
         failures: u32,
-        /// What went wrong.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is tried again.
+        /// The time until the retry.
         delay: Duration,
     },
-    /// Kinesis asked to be read more slowly; the call is repeated.
+    /// Kinesis throttled a read, which is retried.
     #[non_exhaustive]
     FetchThrottled {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// When it is read again.
+        /// The time until the retry.
         delay: Duration,
     },
-    /// An iterator outlived its five minutes; another is made after the last record delivered.
+    /// A shard iterator expired, which happens after five minutes. Reading continues behind the last
+    /// delivered record with a new iterator.
     #[non_exhaustive]
     IteratorExpired {
         /// The stream's name.
@@ -432,119 +441,124 @@ pub enum Event<'a> {
         /// The shard.
         shard: &'a ShardId,
     },
-    /// Kinesis refuses the sequence number at which reading was to start or resume, and the shard has no such record. The
-    /// number belongs to another shard, or to a stream that had this name before. A [`DataLoss`](Event::DataLoss) follows, and the shard
-    /// restarts at its oldest record, unless the consumer's `on_data_loss` halts it.
+    /// Kinesis refuses the sequence number at which reading was to start or resume, and the shard has no such
+    /// record. The number belongs to another shard, or to a deleted stream of this name. A
+    /// [`DataLoss`](Event::DataLoss) follows, and the shard restarts at its oldest record, unless the
+    /// consumer's `on_data_loss` halts it.
     #[non_exhaustive]
     PositionRefused {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// The number that is refused.
+        /// The refused sequence number.
         sequence_number: &'a SequenceNumber,
     },
-    /// The stored checkpoint belongs to an earlier stream of this name, which was deleted, or it says that the shard has
-    /// ended although Kinesis lists the shard as open. A [`DataLoss`](Event::DataLoss) follows, and the shard is read from
-    /// its oldest record, unless the consumer's `on_data_loss` halts it.
+    /// The stored checkpoint belongs to a deleted stream of this name, or it marks the shard as ended
+    /// although Kinesis lists the shard as open. A [`DataLoss`](Event::DataLoss) follows, and the shard is
+    /// read from its oldest record, unless the consumer's `on_data_loss` halts it.
     #[non_exhaustive]
     StreamRecreated {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// When the stream was created that has the name now, if that is known.
+        /// The creation time of the current stream of this name, if it is known.
         created: Option<SystemTime>,
     },
-    /// The stream cannot be described. As long as its retention is not known, no [`RecordExpiring`](Event::RecordExpiring)
-    /// is reported. What was known before is used until a later call succeeds.
+    /// The stream could not be described. Values of an earlier call are used until a later call succeeds.
+    /// While the retention is unknown, no [`RecordExpiring`](Event::RecordExpiring) is reported.
     #[non_exhaustive]
     StreamNotDescribed {
         /// The stream's name.
         stream: &'a str,
-        /// Why. A missing permission is `kinesis:DescribeStreamSummary`.
+        /// The error. If access is denied, the missing permission is `kinesis:DescribeStreamSummary`.
         error: &'a (dyn Error + Send + Sync + 'static),
     },
-    /// A shard cannot be subscribed to, and is polled meanwhile.
+    /// A subscription to a shard failed. The shard is polled until the next attempt to subscribe.
     #[non_exhaustive]
     FanOutUnavailable {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// Why.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is tried again.
+        /// The time until the retry.
         delay: Duration,
     },
-    /// A record begins as one that the KPL has aggregated, and is none that can be opened: the handler gets
-    /// it as it is.
+    /// A record starts like a KPL aggregate but cannot be de-aggregated. The processor receives the record
+    /// unchanged.
     #[non_exhaustive]
     AggregateDamaged {
         /// The record.
         record: &'a Record,
-        /// What is wrong with it.
+        /// The error of the de-aggregation.
         error: &'a (dyn Error + Send + Sync + 'static),
     },
-    /// A record that was aggregated by its producer holds others that belong to another shard.
+    /// A KPL aggregate contains records whose hash keys belong to another shard.
     #[non_exhaustive]
     AggregateOutOfRange {
-        /// The record, or the first inside.
+        /// The aggregate if it was dropped, otherwise the first record inside.
         record: &'a Record,
-        /// How many; of one that is dropped, all that are inside.
+        /// The number of records that belong to another shard; of a dropped aggregate, all records inside.
         records: usize,
-        /// Whether they were dropped, as the consumer's settings have it.
+        /// True if the aggregate was dropped, according to the consumer's settings.
         dropped: bool,
     },
-    /// No more is read until something settles.
+    /// A full window has kept a shard from reading for at least 5 s, with the same oldest record. Repeated
+    /// every minute.
     #[non_exhaustive]
     WindowFull {
-        /// Which bound is reached.
+        /// The bound that is reached.
         bound: Bound,
-        /// The record that everything waits for.
+        /// The oldest unsettled record, which the window waits for.
         oldest: &'a Record,
-        /// How many records are read and not settled.
+        /// The number of records that are read and not settled.
         in_flight: usize,
     },
-    /// How a shard stands: told every ten seconds, also while nothing is read.
+    /// The status of a shard, reported every ten seconds, even while nothing is read.
     #[non_exhaustive]
     ShardStatus {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How many records are read and not settled.
+        /// The number of records that are read and not settled.
         in_flight: usize,
-        /// How long ago the oldest of them arrived: nothing without one, or if that is not known.
+        /// The time since the oldest of these records arrived. `None` without such a record, or if its
+        /// arrival is unknown.
         oldest: Option<Duration>,
-        /// How long ago the shard came further, or was started.
+        /// The time since the shard last made progress, or was started.
         since_progress: Duration,
     },
-    /// The record that a shard waits for is older than four fifths of the stream's retention: Kinesis will drop it, and
-    /// what is behind it. Told every few minutes.
+    /// The oldest unsettled record of a shard is older than 80 % of the stream's retention. Kinesis will drop
+    /// it, and then the records behind it. Repeated every five minutes.
     #[non_exhaustive]
     RecordExpiring {
         /// The record.
         record: &'a Record,
-        /// How long ago it arrived.
+        /// The time since the record arrived.
         age: Duration,
-        /// How long it is still there.
+        /// The time until the stream drops the record.
         left: Duration,
     },
-    /// The process has died again and again at the same place of a shard: the records there run one at a time, and one
-    /// with which it dies three times becomes a dead letter
-    /// ([`Reason::CrashLoop`](crate::dead_letter::Reason::CrashLoop)).
+    /// The process has crashed repeatedly at the same place of a shard. The records there are now processed
+    /// one at a time. A record with which the process crashes three times becomes a dead letter
+    /// ([`Reason::CrashLoop`](crate::dead_letter::Reason::CrashLoop)); in Lambda with an
+    /// idempotency store, after five crashes.
     #[non_exhaustive]
     CrashLoopSuspected {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How many starts came to nothing. In Lambda: how many processes died while they processed the same record.
+        /// The number of starts without progress. In Lambda: the number of processes that crashed with the
+        /// same record.
         starts: u32,
     },
-    /// All records that may have been in hand when the process died are through: the shard begins anew at its
-    /// checkpoint, as ever.
+    /// All records that may have been in flight when the process crashed have been processed. The shard
+    /// restarts at its checkpoint with normal concurrency.
     #[non_exhaustive]
     CrashLoopOver {
         /// The stream's name.
@@ -559,21 +573,21 @@ pub enum Event<'a> {
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// Everything up to here is settled.
+        /// The position. All records up to it are settled.
         position: &'a Position,
     },
-    /// A checkpoint could not be stored; it is tried again.
+    /// A checkpoint could not be stored, and the write is retried.
     #[non_exhaustive]
     CheckpointFailed {
         /// The stream's name.
         stream: &'a str,
         /// The shard.
         shard: &'a ShardId,
-        /// How often it has failed in a row.
+        /// The number of consecutive failures.
         failures: u32,
-        /// What went wrong.
+        /// The error.
         error: &'a (dyn Error + Send + Sync + 'static),
-        /// When it is tried again.
+        /// The time until the retry.
         delay: Duration,
     },
 }
@@ -583,7 +597,7 @@ pub enum Event<'a> {
 pub struct Redacted<'a>(pub(crate) &'a Failure);
 
 impl<'a> Redacted<'a> {
-    /// The failure in full. Its text may quote the payload: mind where it goes.
+    /// Returns the full failure. Its text may quote the payload, so keep it out of logs and metrics.
     pub fn reveal(self) -> &'a Failure {
         self.0
     }
@@ -599,16 +613,16 @@ impl std::fmt::Debug for Redacted<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bound {
-    /// Records read and not settled.
+    /// The number of records read and not settled.
     InFlight,
     /// The distance from the watermark to the newest record read.
     Span,
-    /// Payload bytes held by the process.
+    /// The payload bytes in the memory of the process.
     Bytes,
 }
 
 impl Bound {
-    /// The name used in logs and metrics.
+    /// Returns the name used in logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Bound::InFlight => "in_flight",

@@ -1,9 +1,9 @@
-//! Which observers an event is for.
+//! The kind of an event, by which observers select events.
 
 use super::{Event, Interest};
 
 impl Event<'_> {
-    /// The kind it belongs to.
+    /// Returns the kind of the event: one of the constants of [`Interest`].
     pub fn kind(&self) -> Interest {
         match self {
             Event::UserCodePanicked { .. }

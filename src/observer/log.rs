@@ -1,4 +1,4 @@
-//! The observer that every processor has: `tracing` events.
+//! The observer that every processor has: it writes `tracing` events.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,18 +9,18 @@ use crate::failure::{Failure, texts as full};
 use crate::record::Record;
 use crate::rfc3339;
 
-/// Writes what happens as `tracing` events: what an operator must see at WARN and ERROR, failures of
-/// records at INFO, the rest at DEBUG and TRACE.
+/// Writes events as `tracing` events: events that an operator must see at WARN and ERROR, failed attempts and
+/// the life of shards at INFO, the rest at DEBUG and TRACE.
 ///
-/// Payloads never appear, partition keys appear as a hash, and of a handler's error only type, class,
-/// scope and code do: its text may quote the payload.
+/// Payloads never appear, and partition keys appear as a hash. For a processor's error, only the type, class,
+/// scope and code appear by default, because the text may quote the payload.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Log {
     error_text: bool,
 }
 
 impl Log {
-    /// With or without the text of the handler's errors. Default: without.
+    /// Creates the log, with or without the text of the processor's errors. Default: without.
     pub const fn new(error_text: bool) -> Self {
         Log { error_text }
     }
@@ -31,7 +31,7 @@ impl Log {
     }
 }
 
-/// Whether this process has logged where the texts of errors are.
+/// Set once this process has logged how to see the texts of errors.
 static HINTED: AtomicBool = AtomicBool::new(false);
 
 macro_rules! of_record {
@@ -451,7 +451,7 @@ impl Observer for Log {
                     "KPL aggregate holds records of another shard"
                 );
             }
-            // Not asked for: they are numbers.
+            // The log does not ask for these kinds: they are measurements.
             Event::AttemptEnded { .. } | Event::ShardStatus { .. } => {}
             Event::RecordExpiring { record, age, left } => of_record!(
                 error,

@@ -1,4 +1,4 @@
-//! The one port through which everything reports: failures, settlements, the life of a shard.
+//! Observers: the port to which redrive reports failures, settlements and the life of shards.
 
 use std::any::type_name;
 use std::fmt;
@@ -18,23 +18,26 @@ pub use event::{Bound, Event, Redacted};
 pub use log::Log;
 pub use trace_context::TraceContext;
 
-/// Hears what happens.
+/// Receives events.
 ///
-/// Called on the task that processes the records: it must be quick, must not block and should not
-/// panic. A panic costs this observer the event, and nothing else: it is caught, counted and reported
-/// ([`Event::UserCodePanicked`]). `Debug` of an event shows no payload, no partition key and no text of a user's error.
+/// redrive calls an observer on the task that processes the records. An observer must be quick, must not
+/// block and should not panic. redrive catches, counts and reports a panic ([`Event::UserCodePanicked`]);
+/// only this observer misses the event. The `Debug` output of an event contains no payload, no partition key
+/// and no text of a user's error.
 pub trait Observer: Send + Sync {
-    /// Which events it wants; asked once, when the processor is built. What nobody wants is not
-    /// even measured. Default: all.
+    /// Returns the kinds of events that the observer wants. redrive calls this method once, when the
+    /// [`Resilient`](crate::Resilient) is built, and creates no events of a kind that no observer wants.
+    /// Default: all.
     fn interest(&self) -> Interest {
         Interest::ALL
     }
 
-    /// Something happened.
+    /// Receives an event of a wanted kind.
     fn on(&self, event: &Event<'_>);
 
-    /// What has been gathered is to leave the process now: before each answer of a Lambda function, after which nothing
-    /// runs, and when a consumer ends. Default: nothing.
+    /// Sends what the observer has gathered. redrive calls this method before each answer of a Lambda
+    /// function, because no task runs after it, and when a consumer or a MultiLang child ends. Default: does
+    /// nothing.
     fn flush(&self) {}
 }
 
@@ -54,30 +57,30 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
     }
 }
 
-/// A set of kinds of events.
+/// A set of event kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interest(u8);
 
 impl Interest {
-    /// Nothing.
+    /// No events.
     pub const NONE: Interest = Interest(0);
-    /// Failed attempts, retries, dead letters: nothing on the success path.
+    /// Failed attempts, retries, dead letters and releases: no events on the success path.
     pub const FAILURES: Interest = Interest(1);
-    /// Every settlement: the only kind that costs something for a record that succeeds.
+    /// Every settlement. This kind costs one event for each record that succeeds.
     pub const SETTLEMENTS: Interest = Interest(2);
-    /// Fetching, checkpoints, the life of shards.
+    /// Fetching, checkpoints and the life of shards.
     pub const SHARDS: Interest = Interest(4);
-    /// Every call of the handler, and how long it took: two looks at the clock for each.
+    /// Every call of the processor with its duration. This kind costs two clock reads for each call.
     pub const ATTEMPTS: Interest = Interest(8);
-    /// How each shard of a consumer stands, every ten seconds.
+    /// The status of each shard of a consumer, every ten seconds.
     pub const STANDING: Interest = Interest(16);
-    /// Everything.
+    /// All events.
     pub const ALL: Interest = Interest((1 << Interest::KINDS) - 1);
 
-    /// One bit each.
+    /// The number of kinds. Each kind has one bit.
     const KINDS: usize = 5;
 
-    /// Whether all of `other` is wanted.
+    /// Returns true if this set contains all kinds of `other`.
     pub const fn contains(self, other: Interest) -> bool {
         self.0 & other.0 == other.0
     }
@@ -91,7 +94,7 @@ impl BitOr for Interest {
     }
 }
 
-/// A piece of the user's code, and how often it has panicked.
+/// A piece of user code, and the number of its panics.
 #[derive(Debug)]
 pub(crate) struct UserCode {
     name: String,
@@ -99,7 +102,7 @@ pub(crate) struct UserCode {
 }
 
 impl UserCode {
-    /// `name`: as reports have it, such as `classifier`.
+    /// Creates the counter of the code with this name in reports, such as `classifier`.
     pub(crate) fn new(name: impl Into<String>) -> Self {
         UserCode {
             name: name.into(),
@@ -107,13 +110,13 @@ impl UserCode {
         }
     }
 
-    /// Counts a panic. Returns how many there were with it.
+    /// Counts a panic. Returns the number of panics so far, including this one.
     fn panicked(&self) -> u64 {
         self.panics.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 }
 
-/// An observer, as its processor has it. A clone shares it.
+/// An observer and the counter of its panics. A clone shares both.
 #[derive(Clone)]
 pub(crate) struct Watcher {
     observer: Arc<dyn Observer>,
@@ -133,7 +136,7 @@ impl Watcher {
 #[derive(Clone)]
 pub(crate) struct Observers {
     all: Arc<[Watcher]>,
-    /// Of these, who wants which kind.
+    /// The observers that want each kind.
     by_kind: Arc<[Vec<Watcher>; Interest::KINDS]>,
     interest: Interest,
 }
@@ -158,12 +161,12 @@ impl Observers {
         }
     }
 
-    /// The log alone, where there is no processor.
+    /// Creates the log as the only observer, for use without a processor.
     pub(crate) fn log() -> Self {
         Observers::new(vec![Watcher::new(Log::default())])
     }
 
-    /// These, and one more.
+    /// Returns these observers and another one.
     #[cfg(feature = "kinesis")]
     pub(crate) fn and(&self, observer: Arc<dyn Observer>) -> Self {
         let observer = Watcher::new(observer);
@@ -187,7 +190,7 @@ impl Observers {
         self.tell_of(event.kind(), event);
     }
 
-    /// Makes an event of this kind and tells it, if anybody wants it.
+    /// Creates and reports an event of this kind, if any observer wants the kind.
     #[inline]
     pub(crate) fn report<'a>(&self, kind: Interest, event: impl FnOnce() -> Event<'a>) {
         if self.want(kind) {
@@ -195,7 +198,7 @@ impl Observers {
         }
     }
 
-    /// Tells an event that is known to be of this kind.
+    /// Reports an event that is known to be of this kind.
     #[inline]
     pub(crate) fn tell_of(&self, kind: Interest, event: &Event<'_>) {
         debug_assert_eq!(kind, event.kind());
@@ -210,7 +213,7 @@ impl Observers {
         }
     }
 
-    /// Calls the user's code. `None`: it panicked, which is reported.
+    /// Calls user code. Returns `None` if the code panicked, after reporting the panic.
     #[inline]
     pub(crate) fn caught<T>(&self, code: &UserCode, call: impl FnOnce() -> T) -> Option<T> {
         let result = caught(call);
@@ -220,7 +223,7 @@ impl Observers {
         result
     }
 
-    /// Counts a panic of the user's code, and reports it to all but the observer that it may be of.
+    /// Counts a panic of user code and reports it, but not to the observer that panicked.
     #[cold]
     fn tell_panicked(&self, code: &UserCode) {
         let event = Event::UserCodePanicked {

@@ -1,20 +1,20 @@
-//! What an event is of.
+//! The stream and shard of an event.
 
 use super::Event;
 use crate::record::{Record, ShardId};
 
 impl<'a> Event<'a> {
-    /// The stream that it is of, if of one.
+    /// Returns the name of the stream that the event belongs to, if any.
     pub fn stream(&self) -> Option<&'a str> {
         self.place().map(|(stream, _)| stream)
     }
 
-    /// The shard that it is of, if of one.
+    /// Returns the shard that the event belongs to, if any.
     pub fn shard(&self) -> Option<&'a ShardId> {
         self.place().and_then(|(_, shard)| shard)
     }
 
-    /// Both.
+    /// Returns the stream and, where there is one, the shard.
     #[inline]
     pub(crate) fn place(&self) -> Option<(&'a str, Option<&'a ShardId>)> {
         let of = |record: &'a Record| Some((record.stream(), Some(record.shard())));

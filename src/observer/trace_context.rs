@@ -4,19 +4,19 @@ use tracing::Span;
 
 use crate::record::Record;
 
-/// Finds the trace that a record belongs to, and has the record's span go on with it. Kinesis carries no headers: where a
-/// producer puts the context is between it and you.
+/// Finds the trace that a record belongs to, and continues that trace in the record's span. Kinesis records
+/// have no headers, so the producer and you agree on where the context is stored.
 ///
-/// A function from a record to its context is enough for dead letters to have it
-/// ([`DeadLetter::trace_context`](crate::dead_letter::DeadLetter::trace_context)), and for the span `record` to have its
-/// `trace_id`:
+/// A function from a record to its context is enough to add the context to dead letters
+/// ([`DeadLetter::trace_context`](crate::dead_letter::DeadLetter::trace_context)) and the field `trace_id` to
+/// the span `record`:
 ///
 /// ```
 /// # use redrive::{Record, Resilient, dead_letter, processor_fn};
 /// # async fn bill(_: Record) -> Result<(), std::io::Error> { Ok(()) }
 /// #[derive(serde::Deserialize)]
 /// struct Traced {
-///     traceparent: String, // as W3C Trace Context has it
+///     traceparent: String, // in the form of W3C Trace Context
 /// }
 ///
 /// let orders = Resilient::builder("billing", processor_fn(bill))
@@ -27,24 +27,26 @@ use crate::record::Record;
 /// ```
 ///
 /// To continue the trace in OpenTelemetry, implement [`set_parent`](TraceContext::set_parent) and
-/// [`add_link`](TraceContext::add_link) with `tracing-opentelemetry`. The section "Continue a trace in OpenTelemetry" of
-/// `docs/operations.md` has the code.
+/// [`add_link`](TraceContext::add_link) with `tracing-opentelemetry`. The section "Continue a trace in
+/// OpenTelemetry" of `docs/operations.md` has the code.
 ///
-/// Spans are at DEBUG: `batch` for what was read or delivered together, `record` for the life of a record from its first
-/// attempt until it is settled, `attempt` for each call of the handler. Without anybody who wants them none is made, and
-/// nothing is extracted but for letters.
+/// All spans have the level DEBUG: `batch` covers records that were read or delivered together, `record` the
+/// life of a record from its first attempt to its settlement, and `attempt` a call of the processor. While no
+/// subscriber enables them, redrive creates no spans and extracts the context only for dead letters.
 ///
-/// A panic in here is caught, and the record goes on without a trace.
+/// redrive catches a panic of this trait's methods and processes the record without a trace.
 pub trait TraceContext: Send + Sync {
-    /// What the producer wrote. It is kept in the letter if the record becomes one, up to 1 KiB of it: it should say
-    /// nothing of the payload.
+    /// Returns the context that the producer wrote. If the record is dead-lettered, up to 1 KiB of the
+    /// context is stored in the dead letter, so the context should not contain payload.
     fn extract(&self, record: &Record) -> Option<String>;
 
-    /// The record's span begins: it goes on with this trace. Default: nothing.
+    /// Continues the trace with this context in the record's span, which has just been created. Default: does
+    /// nothing.
     fn set_parent(&self, _span: &Span, _context: &str) {}
 
-    /// A span begins that is of many records (a [`BatchProcessor`](crate::BatchProcessor)'s attempt), of which one has this
-    /// context. Default: nothing.
+    /// Links the context of one record to a span of several records, the attempt of a
+    /// [`BatchProcessor`](crate::BatchProcessor). Called once for each record with a context. Default: does
+    /// nothing.
     fn add_link(&self, _span: &Span, _context: &str) {}
 }
 

@@ -1,22 +1,23 @@
-//! Why a shard was not moved.
+//! Errors of operator actions on a shard.
 
 use crate::checkpoint::CheckpointError;
 use crate::dead_letter::{SinkError, TargetError};
 use crate::failure::BoxError;
 use crate::record::{Position, SequenceNumber, ShardId};
 
-/// Why an operator's wish was not done. But for [`NotStored`](OperatorError::NotStored) nothing was moved.
+/// The reason why an operator action failed. Except for [`NotStored`](OperatorError::NotStored), the shard
+/// was not moved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperatorError {
-    /// Stop the consumer, or [force](super::Shards::force) it.
+    /// The shard's owner is running. Stop its consumer, or [force](super::Shards::force) the action.
     #[error(
         "shard {shard} is leased by {owner}, which is running; stop that consumer, or take the shard by force"
     )]
     Alive {
         /// The shard.
         shard: ShardId,
-        /// Who, in the store's terms.
+        /// The owner, as named in the checkpoint store.
         owner: String,
     },
     /// The names are wrong, or the application has not read the shard yet.
@@ -31,85 +32,87 @@ pub enum OperatorError {
         /// The shard.
         shard: ShardId,
     },
-    /// Everything that the shard holds is settled.
+    /// All records of the shard are settled.
     #[error("nothing to skip: shard {shard} has no unsettled record after {position}")]
     NothingToSkip {
         /// The shard.
         shard: ShardId,
-        /// Where it stands.
+        /// The position of the shard's checkpoint.
         position: Position,
     },
-    /// Going there would lose records: [skip](super::Shards::skip) them, which makes letters of them.
+    /// The rewind would pass over unsettled records. [Skip](super::Shards::skip) them, which makes dead
+    /// letters of them.
     #[error(
         "cannot rewind shard {shard} to {to}: its checkpoint is {position}, and records between them are not settled; use `redrive shards skip`"
     )]
     Forward {
         /// The shard.
         shard: ShardId,
-        /// Where it stands.
+        /// The position of the shard's checkpoint.
         position: Position,
-        /// Where it was to go.
+        /// The requested position.
         to: Position,
     },
-    /// Nobody can say what would come behind it: go back to a time, or to the trim horizon.
+    /// The shard has no such record, and the records that follow it are unknown. Rewind to a time or to the
+    /// trim horizon.
     #[error("shard {shard} has no record {sequence_number}; rewind to a time or to the trim horizon")]
     NoSuchRecord {
         /// The shard.
         shard: ShardId,
-        /// The record's.
+        /// The sequence number of the record.
         sequence_number: SequenceNumber,
     },
-    /// Look again: other records come first now.
+    /// Other records are the first unsettled ones now. Repeat the skip to see them.
     #[error("the checkpoint of shard {shard} changed concurrently; retry")]
     Moved {
         /// The shard.
         shard: ShardId,
     },
-    /// The sink has not confirmed all letters. Try again: one that is written twice is harmless.
+    /// The sink has not confirmed all dead letters. Retry: a dead letter that is written twice is harmless.
     #[error(
         "the dead-letter sink confirmed {confirmed} of {letters} dead letters; the checkpoint is unchanged"
     )]
     NotConfirmed {
-        /// How many it has.
+        /// The number of dead letters that the sink has confirmed.
         confirmed: usize,
-        /// Of how many.
+        /// The number of dead letters to write.
         letters: usize,
-        /// What it said of the first other one.
+        /// The sink's error for the first dead letter that it did not confirm.
         #[source]
         source: SinkError,
     },
-    /// The letters must not go there.
+    /// The target must not receive the dead letters.
     #[error("the dead-letter target cannot be used")]
     Target(#[from] TargetError),
-    /// The checkpoint store does not answer, or holds what is not understood.
+    /// The checkpoint store does not respond, or has a checkpoint that cannot be read.
     #[error("the checkpoint store cannot be used")]
     Store(#[from] CheckpointError),
-    /// Look where the shard stands before anything else: the new position may have been stored.
+    /// The new position may be stored or not. List the shard before any other action.
     #[error(
         "the store did not confirm the new position of shard {shard}; check it with `redrive shards list`"
     )]
     NotStored {
         /// The shard.
         shard: ShardId,
-        /// What it said.
+        /// The error of the checkpoint store.
         #[source]
         source: CheckpointError,
     },
-    /// Check the name, the region and the account.
+    /// Kinesis has no such stream or shard. Check the name, the region and the account.
     #[error("there is no stream {stream:?} with this shard (in this account and region)")]
     NotFound {
         /// The stream.
         stream: String,
-        /// What Kinesis said.
+        /// The error of Kinesis.
         #[source]
         source: BoxError,
     },
-    /// Try again.
+    /// Kinesis did not return the records or shards. Retry.
     #[error("the stream {stream:?} cannot be read")]
     Unreadable {
         /// The stream.
         stream: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: BoxError,
     },

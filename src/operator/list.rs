@@ -1,4 +1,4 @@
-//! Where an application stands in each shard.
+//! Lists the shards of a stream with an application's checkpoints.
 
 use aws_sdk_kinesis::types::Shard;
 
@@ -8,24 +8,25 @@ use crate::aws::shard_list::{is_closed, list_shards, parents};
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, ShardKey};
 use crate::record::ShardId;
 
-/// A shard that the stream has, and where the application stands in it.
+/// A shard of the stream, with the application's position in it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ShardStatus {
     /// The shard.
     pub shard: ShardId,
-    /// Those that it came of, also such as the stream has no more.
+    /// The parents of the shard, including parents that the stream no longer has.
     pub parents: Vec<ShardId>,
-    /// Whether nothing is put into it any more, as it was split or merged.
+    /// True if the shard receives no more records because it was split or merged.
     pub closed: bool,
-    /// How far it is settled. `None` if nothing is stored of it; an error if what is stored cannot be understood.
+    /// The checkpoint of the shard. `None` if none is stored; an error if what is stored cannot be read.
     pub checkpoint: Result<Option<Checkpoint>, CheckpointError>,
-    /// Who holds it, alive or not. `None` if nobody does, or the store has no leases.
+    /// The owner of the lease, running or not. `None` if no worker owns the lease, or the store has no
+    /// leases.
     pub holder: Option<Holder>,
 }
 
 impl Shards {
-    /// The stream's shards, in the order of their names. Nothing is taken or moved.
+    /// Returns the shards of the stream in the order of their names. Takes no lease and moves no shard.
     pub async fn list(&self) -> Result<Vec<ShardStatus>, OperatorError> {
         let shards = self.listed().await?;
         let keys: Vec<ShardKey> = shards
@@ -38,13 +39,13 @@ impl Shards {
             None => keys.iter().map(|_| Ok(None)).collect(),
         };
         if stored.len() != keys.len() || holders.len() != keys.len() {
-            let error = "the store did not give one result for each shard";
+            let error = "the store did not return one result for each shard";
             return Err(CheckpointError::unavailable(error).into());
         }
         let rows = shards.iter().zip(keys).zip(stored.into_iter().zip(holders));
         rows.map(|((shard, key), (stored, holder))| {
             let (checkpoint, holder) = match (stored, holder) {
-                // Of the store, and not of this row.
+                // An error of the store as a whole, not of this row.
                 (Err(error @ CheckpointError::Unavailable(_)), _)
                 | (_, Err(error @ CheckpointError::Unavailable(_))) => return Err(error.into()),
                 (Err(error), _) | (_, Err(error)) => (Err(error), None),
@@ -61,7 +62,7 @@ impl Shards {
         .collect()
     }
 
-    /// The shards that came of this one.
+    /// Returns the child shards of this shard.
     pub(super) async fn children(&self, of: &ShardId) -> Result<Vec<ShardId>, OperatorError> {
         let shards = self.listed().await?;
         let children = shards

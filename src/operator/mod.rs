@@ -1,4 +1,4 @@
-//! What an operator does to a shard by hand: see where it stands, pass over a record, go back.
+//! Operator actions on a shard: show its position, skip records, rewind.
 //!
 //! ```no_run
 //! # async fn example(
@@ -16,22 +16,28 @@
 //! # }
 //! ```
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - Nothing is moved while the shard's owner lives: it would go on where it is, and store that. [`OperatorError::Alive`]
-//!   comes as soon as the owner shows that it lives; one that shows nothing for the failover time has left the shard.
-//!   A store without [leases](crate::checkpoint::Leases) has no owners: it must not be open elsewhere.
-//! - [`Shards::force`] takes the shard from an owner that lives. All that it stores from then on is refused; it ends its
-//!   shard, and takes it again from the new position. Handlers that it has called meanwhile run to their end.
-//! - [`skip`](Shards::skip) writes a record as a dead letter ([`Reason::Operator`](crate::dead_letter::Reason::Operator)),
-//!   and moves the position past it only once that is confirmed. What is settled further ahead stays so.
-//! - [`rewind`](Shards::rewind) only goes back: what would pass over a record that is not settled is refused.
-//! - Both first say what they would do, and do it only to a shard that still stands as it did.
+//! - No shard is moved while its owner is running: the owner would continue from its own position, and store
+//!   that. The action fails with [`OperatorError::Alive`] once the owner renews its lease. An owner that does
+//!   not renew within the failover time has left the shard. A store without
+//!   [leases](crate::checkpoint::Leases) has no owners: no other process may have it open.
+//! - [`Shards::force`] takes the shard from a running owner. The store then refuses everything that the owner
+//!   writes. The owner stops the shard, and takes it again from the new position. Processor calls that are
+//!   already running run to their end.
+//! - [`skip`](Shards::skip) writes a record as a dead letter
+//!   ([`Reason::Operator`](crate::dead_letter::Reason::Operator)), and moves the position past the record
+//!   only once the dead letter is confirmed. Records that are settled further ahead stay settled.
+//! - [`rewind`](Shards::rewind) only moves a shard back. A rewind that would pass over an unsettled record is
+//!   refused.
+//! - Both actions first return what they would do. `carry_out` makes the change, and checks again if the
+//!   shard has moved in the meantime.
 //!
-//! A shard that has halted begins again where its consumer is started again.
+//! A halted shard resumes once its consumer is restarted.
 //!
-//! Permissions: `kinesis:GetShardIterator` and `GetRecords` on the stream; `kinesis:ListShards` to list, and to go back
-//! in a shard that has ended; what the checkpoint store and the dead-letter sink need.
+//! Permissions: `kinesis:GetShardIterator` and `GetRecords` on the stream; `kinesis:ListShards` to list
+//! shards, and to rewind a shard that has ended. The checkpoint store and the dead-letter sink need their own
+//! permissions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,7 +61,7 @@ pub use list::ShardStatus;
 pub use rewind::Rewind;
 pub use skip::{Skip, Skipped, SkippedByOperator};
 
-/// An application's shards of a stream, to be looked at and moved.
+/// The shards of a stream as one application reads them: lists, skips and rewinds.
 #[derive(Clone)]
 pub struct Shards {
     client: Located<Client>,
@@ -66,10 +72,11 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// Those of this application (the name that its processor was built with) and stream (its name or ARN). Checkpoints
-    /// are found by the stream's name; the client's region must be that of the ARN.
+    /// Creates access to the shards of this application (the name that its processor was built with) and
+    /// stream (its name or ARN). Checkpoints are found by the stream's name. The client's region must be that
+    /// of the ARN.
     ///
-    /// A store with leases must have the failover time that the application's own has.
+    /// A store with leases must have the same failover time as the application's own store.
     pub fn new(
         client: Client,
         store: impl CheckpointStore + 'static,
@@ -85,14 +92,15 @@ impl Shards {
         }
     }
 
-    /// Moves shards also while their owner lives, which loses them.
+    /// Moves shards even while their owner is running. The owner loses the shard.
     #[must_use]
     pub fn force(mut self) -> Self {
         self.force = true;
         self
     }
 
-    /// Who holds a shard, alive or not. `None` if nobody does, or the store has no leases.
+    /// Returns the owner of a shard's lease, running or not. `None` if no worker owns the lease, or the store
+    /// has no leases.
     pub async fn holder(&self, shard: &ShardId) -> Result<Option<Holder>, OperatorError> {
         self.holder_of(&self.key(shard.clone())).await
     }
@@ -115,12 +123,12 @@ impl Shards {
     }
 }
 
-/// The one result for the one shard that a store was asked about.
+/// Returns the only result of a store call for one shard.
 fn only<T>(mut results: Vec<Result<T, CheckpointError>>) -> Result<T, CheckpointError> {
     let result = results.pop().filter(|_| results.is_empty());
     let none = || {
         Err(CheckpointError::unavailable(
-            "the store did not give one result for one shard",
+            "the store did not return exactly one result for one shard",
         ))
     };
     result.unwrap_or_else(none)

@@ -1,4 +1,4 @@
-//! Whose shard it is: nothing is moved under an owner that lives.
+//! The owner of a shard: no shard is moved while its owner is running.
 
 use std::future::{Future, pending};
 use std::time::Duration;
@@ -11,17 +11,19 @@ use crate::checkpoint::{
 };
 use crate::protection::Backoff;
 
-/// Between looks at a holder, at most.
+/// The maximum interval between two checks of a shard's owner.
 const LOOKS: Duration = Duration::from_secs(1);
-/// How often another may be faster, one after the other.
+/// The maximum number of attempts to lease the shard. Another worker may be faster each time.
 const TAKES: u32 = 3;
-/// Between writes of a position that are not answered: the same again, however often the first was done.
+/// The backoff between writes of a position that fail. Repeating the same write is harmless, even if an
+/// earlier one succeeded.
 const WRITES: Backoff = Backoff::exponential();
 const TRIES: u32 = 5;
-/// Whoever waits for the shard has it after the failover time, if this is not answered.
+/// The timeout for releasing the shard. If the store does not respond, another worker can take the shard
+/// after the failover time.
 const GIVE_UP: Duration = Duration::from_secs(10);
 
-/// A shard that nobody else works on, and where it stands.
+/// A shard that is leased to this operator, so that no worker processes it.
 pub(super) struct Hold<'a> {
     store: &'a dyn CheckpointStore,
     leases: Option<&'a dyn Leases>,
@@ -36,7 +38,8 @@ impl Shards {
         }
     }
 
-    /// Looks on for the failover time, unless there is nobody or a sign of life. Takes nothing.
+    /// Watches the owner for the failover time, and fails if the owner renews its lease. Returns early if
+    /// there is no owner. Takes no lease.
     pub(super) async fn refuse_if_alive(&self, key: &ShardKey) -> Result<(), OperatorError> {
         let Some(leases) = self.store.leases().filter(|_| !self.force) else {
             return Ok(());
@@ -58,7 +61,7 @@ impl Shards {
         Ok(())
     }
 
-    /// Takes the shard.
+    /// Leases the shard, and returns its checkpoint.
     pub(super) async fn hold<'a>(
         &'a self,
         key: &'a ShardKey,
@@ -86,7 +89,7 @@ impl Shards {
             match taken {
                 LeaseOutcome::Leased(checkpoint) => return Ok(checkpoint),
                 LeaseOutcome::Missing => return Err(self.not_begun(key)),
-                // Nobody works on it: there is nobody to ask.
+                // No worker processes an ended shard, so that there is no owner to check.
                 LeaseOutcome::Ended => match leases.seize(key).await? {
                     LeaseOutcome::Leased(checkpoint) => return Ok(checkpoint),
                     _ => return Err(self.not_begun(key)),
@@ -100,7 +103,7 @@ impl Shards {
 }
 
 impl Hold<'_> {
-    /// Does this while the shard is held, and lets it go.
+    /// Runs `work` while the lease is renewed, then releases the shard.
     pub(super) async fn during<T>(
         &self,
         work: impl Future<Output = Result<T, OperatorError>>,
@@ -113,13 +116,13 @@ impl Hold<'_> {
         if let Some(leases) = self.leases {
             let given_up = timeout(GIVE_UP, leases.give_up(self.key)).await;
             if let Ok(Err(error)) = given_up {
-                tracing::debug!(shard = %self.key.shard, %error, "the shard could not be given up");
+                tracing::debug!(shard = %self.key.shard, %error, "shard not released");
             }
         }
         result
     }
 
-    /// Whether the shard is lost is for the write to say, which has the condition that it is not.
+    /// Renews the lease forever. The result is ignored: the write of the position fails if the lease is lost.
     async fn renew_on<T>(&self) -> T {
         if let Some(leases) = self.leases {
             loop {
@@ -130,7 +133,7 @@ impl Hold<'_> {
         pending().await
     }
 
-    /// Stores where the shard stands from now on.
+    /// Stores the new checkpoint of the shard.
     pub(super) async fn save(&self, checkpoint: &Checkpoint) -> Result<(), OperatorError> {
         let row = [(self.key.clone(), checkpoint.clone())];
         let mut tries = 0;

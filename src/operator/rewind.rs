@@ -1,4 +1,4 @@
-//! Back to where a shard stood before.
+//! Rewinds a shard to an earlier position.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -7,11 +7,11 @@ use super::{OperatorError, Shards};
 use crate::checkpoint::{Checkpoint, ShardKey};
 use crate::record::{Position, ShardId};
 
-/// By how much the clocks of this machine and of Kinesis may differ.
+/// The maximum difference between the clocks of this machine and of Kinesis.
 const SKEW: Duration = Duration::from_secs(60);
 
-/// A way back that is to be gone, and is not yet.
-#[must_use = "nothing is moved before it is carried out"]
+/// A rewind that was checked and is not carried out yet.
+#[must_use = "a rewind does nothing until `carry_out` is called"]
 pub struct Rewind<'a> {
     shards: &'a Shards,
     key: ShardKey,
@@ -21,17 +21,19 @@ pub struct Rewind<'a> {
 }
 
 impl Shards {
-    /// Looks whether a shard can go back to this position. Everything behind it comes again, also what is settled.
+    /// Checks whether a shard can be rewound to this position. The shard's consumer receives all records
+    /// after the position again, including settled ones.
     ///
-    /// A time is the first record that arrived then or later. A record counts as settled, and so does everything before
-    /// it; of one that the KPL has aggregated up to its sub-sequence number. To have a record again, go back to the time
-    /// of its arrival.
+    /// A time means the first record that arrived then or later. A record as position counts as settled, as
+    /// do all records before it; in a KPL aggregate, up to its sub-sequence number. To process a record
+    /// again, rewind to the time of its arrival.
     ///
-    /// [`Alive`](OperatorError::Alive), [`NotBegun`](OperatorError::NotBegun), [`Forward`](OperatorError::Forward),
-    /// [`NoSuchRecord`](OperatorError::NoSuchRecord), or store or stream cannot be read.
+    /// Fails with [`Alive`](OperatorError::Alive), [`NotBegun`](OperatorError::NotBegun),
+    /// [`Forward`](OperatorError::Forward) or [`NoSuchRecord`](OperatorError::NoSuchRecord), or if the store
+    /// or the stream cannot be read.
     pub async fn rewind(&self, shard: &ShardId, to: Position) -> Result<Rewind<'_>, OperatorError> {
         let key = self.key(shard.clone());
-        // Its names are wrong: that is worth no waiting.
+        // Fails at once if the names are wrong, instead of after the failover time.
         self.load(&key).await?;
         self.refuse_if_alive(&key).await?;
         let from = self.load(&key).await?;
@@ -49,7 +51,8 @@ impl Shards {
         })
     }
 
-    /// Whether nothing that is not settled would be passed over.
+    /// Checks that the rewind passes over no unsettled record, and that the shard has the record of the new
+    /// position.
     async fn check_way_back(
         &self,
         shard: &ShardId,
@@ -70,7 +73,7 @@ impl Shards {
                         first.arrival().is_some_and(|arrival| at(*millis) <= arrival)
                     }
                     (Some(first), to) => !to.covers(first),
-                    // What arrives now may not be seen yet.
+                    // Records that arrive now may not be visible yet.
                     (None, Position::AtTimestamp { millis }) => at(*millis) + SKEW <= found.asked_at,
                     (None, _) => false,
                 }
@@ -96,25 +99,30 @@ impl Shards {
 }
 
 impl Rewind<'_> {
-    /// Where the shard stands.
+    /// Returns the checkpoint of the shard before the rewind.
     pub fn from(&self) -> &Checkpoint {
         &self.from
     }
 
-    /// Where it is to go.
+    /// Returns the new position.
     pub fn to(&self) -> &Position {
         &self.to
     }
 
-    /// Of a shard that stands at its end: those that came of it. What was read of them stays read. A consumer that has seen
-    /// the end reads the shard again only when it is started again; then it begins them once the shard is at its end.
+    /// Returns the children of the shard if the shard is at its end, and none otherwise. Their records that
+    /// were read are not read again.
+    ///
+    /// A consumer that has seen the end of the shard reads the shard again only after a restart. It then
+    /// starts the children once the shard is at its end.
     pub fn children(&self) -> &[ShardId] {
         &self.children
     }
 
-    /// Moves the position. What was settled ahead of the old one comes again as well.
+    /// Moves the shard to the new position. Records that were settled ahead of the old position are processed
+    /// again as well.
     ///
-    /// Dropped before its end it leaves the shard to its owner after the failover time.
+    /// If this future is dropped before it completes, another worker can take the shard after the failover
+    /// time.
     pub async fn carry_out(&self) -> Result<Checkpoint, OperatorError> {
         let (hold, stands) = self.shards.hold(&self.key).await?;
         let work = async {
@@ -125,7 +133,8 @@ impl Rewind<'_> {
             }
             let mut to = Checkpoint::at(self.to.clone());
             if let Position::AtTimestamp { millis } = self.to {
-                // What tells it from the time at which an application begins, and shards without a row with it.
+                // Distinguishes this checkpoint from the start time of an application, which also applies to
+                // shards without a row.
                 to = to.with_read_until(at(millis));
             }
             hold.save(&to).await?;
@@ -137,7 +146,7 @@ impl Rewind<'_> {
 
 fn at(millis: u64) -> SystemTime {
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis));
-    // No clock shows it, and so nothing has arrived since.
+    // No clock shows such a time, so that no record has arrived since.
     time.unwrap_or(SystemTime::now() + SKEW)
 }
 

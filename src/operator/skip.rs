@@ -1,4 +1,4 @@
-//! Records passed over, each as a dead letter.
+//! Skips records, each of which becomes a dead letter.
 
 use std::any::type_name;
 use std::fmt;
@@ -15,20 +15,20 @@ use crate::failure::{Failure, Scope};
 use crate::record::DeadLetterId;
 use crate::record::{Position, Record, ShardId};
 
-/// Why there is a letter of a record that was skipped.
+/// The error in the dead letter of a skipped record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an operator had the shard go on behind it")]
+#[error("skipped by an operator")]
 pub struct SkippedByOperator;
 
-/// The most letters given to a sink at once.
+/// The maximum number of dead letters that are passed to a sink at once.
 const BATCH: usize = 500;
-/// A sink that has not answered by then has failed.
+/// The time after which a sink that does not respond has failed.
 const ANSWER: Duration = Duration::from_secs(60);
-/// Another record may have arrived in the same millisecond.
+/// The resolution of arrival times. Another record may have arrived in the same millisecond.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Records that are to be skipped, and are not yet.
-#[must_use = "nothing is moved before it is carried out"]
+/// A skip that was prepared and is not carried out yet.
+#[must_use = "a skip does nothing until `carry_out` is called"]
 pub struct Skip<'a> {
     shards: &'a Shards,
     key: ShardKey,
@@ -38,27 +38,28 @@ pub struct Skip<'a> {
     trimmed: bool,
 }
 
-/// Records that were skipped.
+/// The result of a skip.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Skipped {
-    /// Their letters, in their order, and where those are.
+    /// The ids of the dead letters in the order of their records, each with the receipt that says where the
+    /// dead letter is.
     pub letters: Vec<(DeadLetterId, Receipt)>,
-    /// Where the shard stands now.
+    /// The new checkpoint of the shard.
     pub to: Checkpoint,
-    /// What may lose letters later.
+    /// Warnings about a target that may lose dead letters later.
     pub warnings: Vec<Warning>,
 }
 
 impl Shards {
-    /// Looks for the first records of a shard that are not settled, so many at most. Records inside one that the KPL has
-    /// aggregated are records of their own; what is settled ahead of the position is not among them.
+    /// Finds the first unsettled records of a shard, up to `at_most`. Records inside a KPL aggregate count as
+    /// records of their own. Records that are settled ahead of the position are not included.
     ///
-    /// [`Alive`](OperatorError::Alive), [`NotBegun`](OperatorError::NotBegun),
-    /// [`NothingToSkip`](OperatorError::NothingToSkip), or store or stream cannot be read.
+    /// Fails with [`Alive`](OperatorError::Alive), [`NotBegun`](OperatorError::NotBegun) or
+    /// [`NothingToSkip`](OperatorError::NothingToSkip), or if the store or the stream cannot be read.
     pub async fn skip(&self, shard: &ShardId, at_most: NonZeroUsize) -> Result<Skip<'_>, OperatorError> {
         let key = self.key(shard.clone());
-        // Its names are wrong: that is worth no waiting.
+        // Fails at once if the names are wrong, instead of after the failover time.
         self.load(&key).await?;
         self.refuse_if_alive(&key).await?;
         let from = self.load(&key).await?;
@@ -81,25 +82,27 @@ impl Shards {
 }
 
 impl Skip<'_> {
-    /// Where the shard stands.
+    /// Returns the checkpoint of the shard before the skip.
     pub fn from(&self) -> &Checkpoint {
         &self.from
     }
 
-    /// What is to be skipped, in its order; at least one.
+    /// Returns the records to skip, in their order; at least one.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
 
-    /// Whether the record at the shard's position is gone from the stream. Others behind it may be gone as well, and once
-    /// the position has moved nothing tells of them any more.
+    /// Returns true if the record at the shard's position is gone from the stream. Records after it may be
+    /// gone as well. Once the position has moved, nothing shows that any more.
     pub fn is_trimmed(&self) -> bool {
         self.trimmed
     }
 
-    /// Writes the letters, and moves the position past their records once all are confirmed.
+    /// Writes the dead letters, and moves the position past their records once the sink has confirmed all of
+    /// them.
     ///
-    /// Dropped before its end it leaves the shard to its owner after the failover time.
+    /// If this future is dropped before it completes, another worker can take the shard after the failover
+    /// time.
     pub async fn carry_out(&self, sink: &dyn DeadLetterSink) -> Result<Skipped, OperatorError> {
         let mut source = SourceStream::new(&*self.key.stream);
         source.arn = self.shards.stream.arn().map(str::to_owned);
@@ -123,7 +126,7 @@ impl Skip<'_> {
         hold.during(work).await
     }
 
-    /// The same records come first.
+    /// Checks that the same records are still the first unsettled ones.
     async fn check(&self, stands: &Checkpoint) -> Result<(), OperatorError> {
         if *stands == self.from {
             return Ok(());
@@ -147,7 +150,7 @@ impl Skip<'_> {
             let put = answer("the dead-letter sink", ANSWER, sink.put(&letters)).await;
             let (results, failed) = match put {
                 Ok(results) if results.len() == letters.len() => (results, None),
-                Ok(_) => (Vec::new(), Some("the sink did not answer for each letter".into())),
+                Ok(_) => (Vec::new(), Some("wrong number of results from the sink".into())),
                 Err(error) => (Vec::new(), Some(error)),
             };
             let mut failed = failed.map(SinkError::Unavailable);
@@ -176,7 +179,8 @@ impl Skip<'_> {
     }
 }
 
-/// Past these records, which are the first that are not settled. What is settled further ahead stays so.
+/// Returns the checkpoint after these records, which are the first unsettled ones. Records that are settled
+/// further ahead stay settled.
 fn past(stands: &Checkpoint, skipped: &[Record]) -> Checkpoint {
     let Some(last) = skipped.last() else {
         return stands.clone();
@@ -190,7 +194,7 @@ fn past(stands: &Checkpoint, skipped: &[Record]) -> Checkpoint {
     if let Some(time) = stands.read_until().max(arrival) {
         past = past.with_read_until(time);
     }
-    // Of another record: a crash with it in hand is still worth knowing.
+    // A count that belongs to a later record is kept: the crashes of that record still matter.
     let in_hand = stands.starts().and_then(|starts| starts.in_hand.clone());
     past.with_starts(CrashCount::new(0, in_hand.filter(|it| it.position > position)))
 }

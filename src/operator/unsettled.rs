@@ -1,4 +1,4 @@
-//! What comes next in a shard: the records behind its checkpoint that are not settled.
+//! Finds the unsettled records after a shard's checkpoint.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,21 +13,21 @@ use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 
-/// What is looked for is mostly among the first.
+/// The maximum number of records per page. The first few usually suffice.
 const PAGE: i32 = 1_000;
 
-/// What was found behind a checkpoint.
+/// The unsettled records after a checkpoint.
 pub(super) struct Unsettled {
-    /// The first of them, in their order.
+    /// The first unsettled records, in their order.
     pub(super) records: Vec<Record>,
-    /// The checkpoint's own record is gone from the stream.
+    /// True if the checkpoint's own record is gone from the stream.
     pub(super) trimmed: bool,
-    /// What arrived later than this may not have been seen.
+    /// The time of the last read. Records that arrived later may be missing.
     pub(super) asked_at: SystemTime,
 }
 
 impl Shards {
-    /// The first records that are not settled, so many at most.
+    /// Returns the first unsettled records of a shard, up to `at_most`.
     pub(super) async fn unsettled(
         &self,
         shard: &ShardId,
@@ -60,7 +60,7 @@ impl Shards {
                 if let Some(own) = own.take_if(|own| **own <= *record.sequence_number()) {
                     found.trimmed = own != record.sequence_number();
                 }
-                // One that cannot be opened is delivered as it is.
+                // An aggregate that cannot be opened is delivered as it is.
                 let _ = Deaggregator::new().expand(record, &mut inside);
                 let left = at_most - found.records.len();
                 let unsettled = inside.drain(..).filter(|record| !is_settled(record));
@@ -74,7 +74,7 @@ impl Shards {
         Ok(found)
     }
 
-    /// Whether the shard holds a record of this number.
+    /// Returns true if the shard has a record with this sequence number.
     pub(super) async fn holds(
         &self,
         shard: &ShardId,
@@ -132,15 +132,16 @@ fn own_number(position: &Position) -> Option<&SequenceNumber> {
 struct Reader<'a> {
     shards: &'a Shards,
     pages: ShardPages,
-    /// Kinesis does not know the place, and it is read from the oldest record.
+    /// True if Kinesis does not know the position, so that the shard is read from its oldest record.
     is_elsewhere: bool,
-    /// What arrived before is not wanted. Emulators of Kinesis begin at the beginning where nothing has arrived since.
+    /// The time before which records are ignored. Some emulators of Kinesis start at the oldest record if
+    /// none has arrived since.
     since: Option<SystemTime>,
     asked_at: SystemTime,
 }
 
 impl<'a> Reader<'a> {
-    /// At the record of this position, which may hold others.
+    /// Starts at the record of this position, which may be an aggregate of several records.
     async fn at(shards: &'a Shards, shard: &ShardId, position: &Position) -> Result<Self, OperatorError> {
         let (name, arn) = shards.stream.name_or_arn();
         let call = shards.client.get_shard_iterator();
@@ -182,7 +183,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The next page; `None` at the shard's end or tip.
+    /// Returns the next page; `None` at the shard's end or tip.
     async fn page(&mut self) -> Result<Option<Vec<types::Record>>, OperatorError> {
         let page = self.pages.next().await.map_err(|error| match error.code() {
             Some("ResourceNotFoundException") => self.shards.not_found(error),

@@ -1,4 +1,5 @@
-//! Until when everything that arrived is settled: what the reader says of its batches, once their records are.
+//! The arrival watermark: the time up to which every record that arrived is settled. The reader states a time
+//! with a batch. The watermark reaches that time once all records of the batch are settled.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -7,15 +8,16 @@ use super::window::Ordinal;
 
 #[derive(Debug)]
 pub(super) struct ReadUntil {
-    /// Of the batch that is being admitted.
+    /// The time stated with the batch that is being admitted.
     batch: Option<SystemTime>,
-    /// Of batches in the window: when all records before the ordinal are settled. One for each of them at most.
+    /// The times of batches in the window. A time counts once all records before its ordinal are settled.
+    /// Each ordinal has one time at most.
     marks: VecDeque<(Ordinal, SystemTime)>,
     settled: Option<SystemTime>,
 }
 
 impl ReadUntil {
-    /// An earlier run had come so far.
+    /// Creates the watermark at the time that an earlier run had reached.
     pub(super) fn new(settled: Option<SystemTime>) -> Self {
         ReadUntil {
             batch: None,
@@ -24,14 +26,15 @@ impl ReadUntil {
         }
     }
 
-    /// The next batch has come, and all records of the one before are in the window, whose next ordinal is this.
+    /// Begins the next batch. All records of the previous batch are in the window, and `next` is the window's
+    /// next ordinal.
     pub(super) fn batch(&mut self, read_until: Option<SystemTime>, next: Ordinal) {
         if let Some(before) = std::mem::replace(&mut self.batch, read_until) {
             self.mark(next, before);
         }
     }
 
-    /// All records of the batch are in the window.
+    /// Marks the batch as admitted: all its records are in the window.
     pub(super) fn admitted(&mut self, next: Ordinal) {
         self.batch(None, next);
     }
@@ -43,7 +46,7 @@ impl ReadUntil {
         }
     }
 
-    /// All before this ordinal are settled.
+    /// Returns the watermark when all records before the ordinal `base` are settled.
     pub(super) fn settled(&mut self, base: Ordinal) -> Option<SystemTime> {
         while let Some((_, time)) = self.marks.pop_front_if(|(ordinal, _)| *ordinal <= base) {
             self.settled = self.settled.max(Some(time));
@@ -66,7 +69,7 @@ mod tests {
     fn a_batch_counts_when_all_its_records_are_settled() {
         let mut read = ReadUntil::new(None);
         read.batch(Some(at(10)), 0);
-        assert_eq!(read.settled(0), None, "nothing of it is in the window yet");
+        assert_eq!(read.settled(0), None, "no record is in the window yet");
         read.batch(Some(at(20)), 3);
         assert_eq!(read.settled(2), None);
         assert_eq!(read.settled(3), Some(at(10)));
@@ -75,7 +78,7 @@ mod tests {
         assert_eq!(read.settled(5), Some(at(20)));
     }
 
-    /// A shard that is read at its tip for a year.
+    /// A shard that is read at its tip for a year delivers only empty batches.
     #[test]
     fn empty_batches_take_no_room() {
         let mut read = ReadUntil::new(Some(at(5)));

@@ -1,4 +1,4 @@
-//! Records in backoff: a heap of times and one timer a shard.
+//! Records in backoff: a heap of times and one timer per shard.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Things that wait for their time.
+/// Items that each wait until a given time.
 pub(crate) struct BackoffQueue<T> {
     heap: BinaryHeap<Reverse<Delayed<T>>>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -18,7 +18,7 @@ pub(crate) struct BackoffQueue<T> {
 
 struct Delayed<T> {
     at: Instant,
-    /// What came first goes first when the times are the same.
+    /// The order of insertion, which decides between equal times.
     order: u64,
     item: T,
 }
@@ -48,21 +48,21 @@ impl<T> BackoffQueue<T> {
         self.heap.drain().map(|Reverse(delayed)| delayed.item)
     }
 
-    /// Whether the timer is set to the earliest time: a [poll](BackoffQueue::poll_due) sets it.
+    /// Returns whether the timer is set to the earliest time. A [poll](BackoffQueue::poll_due) sets it.
     pub(crate) fn is_armed(&self) -> bool {
         self.heap
             .peek()
             .is_none_or(|Reverse(next)| self.armed == Some(next.at))
     }
 
-    /// The next whose time has come. `Pending`: none has, and the task is woken when one does.
+    /// Returns the next item that is due. `Pending`: no item is due, and the task is woken when one is.
     pub(crate) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<T> {
         loop {
             let Some(Reverse(next)) = self.heap.peek() else {
                 self.now = None;
                 return Poll::Pending;
             };
-            // One clock read serves all that are due together.
+            // One read of the clock serves all items that are due by then.
             if self.now.is_some_and(|now| next.at <= now) {
                 return match self.heap.pop() {
                     Some(Reverse(delayed)) => Poll::Ready(delayed.item),

@@ -1,4 +1,4 @@
-//! Records that wait for others to go to their handler with.
+//! The batch that is being collected for a batch processor.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
@@ -10,20 +10,21 @@ use super::window::Ordinal;
 use crate::dead_letter::Attempts;
 use crate::processor::Bounds;
 
-/// A batch that is being made.
+/// A batch that is being collected.
 pub(super) struct Gather {
     bounds: Bounds,
-    /// Those that nobody is before in their lane.
+    /// The records of the batch that are first in their lane.
     heads: Vec<Ordinal>,
-    /// All of them.
+    /// All records of the batch.
     members: HashSet<Ordinal>,
     bytes: usize,
     full: bool,
-    /// Until it fires others are waited for.
+    /// The timer until which the batch waits for more records.
     linger: Option<Pin<Box<Sleep>>>,
-    /// What was tried with others, and comes again by itself or with others yet.
+    /// The attempts of records that were tried in a batch and put back. They are tried again alone or in
+    /// another batch.
     pub(super) tried: HashMap<Ordinal, Attempts>,
-    /// It could begin, and has no permit.
+    /// True if the batch could begin, but has no permit.
     pub(super) waits_for_permit: bool,
 }
 
@@ -45,7 +46,7 @@ impl Gather {
         self.members.is_empty()
     }
 
-    /// Nothing more fits.
+    /// Returns true if no more records fit.
     pub(super) fn is_full(&self) -> bool {
         self.full
     }
@@ -54,14 +55,14 @@ impl Gather {
         self.members.contains(&ordinal)
     }
 
-    /// A record that nobody is before in its lane. Whether it fits.
+    /// Adds a record that is first in its lane. Returns whether the record fits.
     pub(super) fn join(&mut self, ordinal: Ordinal, bytes: usize) -> bool {
         let fits = self.join_behind(ordinal, bytes);
         self.heads.extend(fits.then_some(ordinal));
         fits
     }
 
-    /// A record behind one that is in it. Whether it fits.
+    /// Adds a record behind one of the batch in its lane. Returns whether the record fits.
     pub(super) fn join_behind(&mut self, ordinal: Ordinal, bytes: usize) -> bool {
         let fits = self.is_empty() || self.bytes.saturating_add(bytes) <= self.bounds.bytes;
         if self.full || !fits {
@@ -77,13 +78,13 @@ impl Gather {
         true
     }
 
-    /// Whether it waits for others. If so the task is woken when that is over.
+    /// Returns whether the batch waits for more records. If so, the task is woken when the wait is over.
     pub(super) fn lingers(&mut self, cx: &mut Context<'_>) -> bool {
         let timer = self.linger.as_mut();
         !self.full && timer.is_some_and(|timer| timer.as_mut().poll(cx).is_pending())
     }
 
-    /// Empties it. Returns its records, in the shard's order.
+    /// Empties the batch. Returns its records in the shard's order.
     pub(super) fn take(&mut self) -> Vec<Ordinal> {
         let mut members: Vec<Ordinal> = self.members.drain().collect();
         members.sort_unstable();
@@ -91,7 +92,7 @@ impl Gather {
         members
     }
 
-    /// Empties it. Returns those that nobody is before in their lane.
+    /// Empties the batch. Returns the records that are first in their lane.
     pub(super) fn dissolve(&mut self) -> Vec<Ordinal> {
         let heads = std::mem::take(&mut self.heads);
         self.members.clear();

@@ -1,16 +1,16 @@
-//! Whom to ask before a handler is called, where one call may be the process's last.
+//! A gate in front of every processor call, for runs in which one call may be the process's last.
 
 use crate::dead_letter::Reason;
 use crate::record::Record;
 
-/// Asked before each handler call.
+/// Decides about each processor call before it begins.
 pub(crate) trait CallGate: Send + Sync {
-    /// Ends with the attempt.
+    /// A guard that is dropped when the attempt ends.
     type Turn: Send;
 
     fn take(&self, record: &Record) -> impl Future<Output = Admission<Self::Turn>> + Send;
 
-    /// Makes the call. `runs_elsewhere`: what the handler does is done on another thread.
+    /// Makes the call. `runs_elsewhere`: the processor works on another thread.
     fn watch<F: Future + Send>(
         &self,
         turn: Self::Turn,
@@ -21,11 +21,11 @@ pub(crate) trait CallGate: Send + Sync {
         F::Output: Send;
 }
 
-/// What becomes of a record.
+/// The gate's decision about a record.
 pub(crate) enum Admission<T> {
     Attempt(T),
-    /// It becomes a dead letter.
+    /// The record becomes a dead letter.
     GivenUp(Reason),
-    /// The shard has stopped while this record waited: it is released without an attempt.
+    /// The shard stopped while the record waited: the record is released without an attempt.
     Stopped,
 }

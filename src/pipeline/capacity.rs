@@ -1,4 +1,4 @@
-//! The bounds that all shards of a process share: handler calls that run, and bytes of records in flight.
+//! The bounds that all shards of a process share: running processor calls, and bytes of records in flight.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use tokio_util::sync::PollSemaphore;
 
 use crate::config::ConfigError;
 
-/// How much a process does at once. A clone shares it: give one to several consumers, and together
-/// they stay within it.
+/// The bounds of a process: running processor calls, and bytes of records in flight. Clones share the bounds,
+/// so several consumers that get clones of one capacity stay within it together.
 #[derive(Clone)]
 pub struct Capacity {
     running: Arc<Semaphore>,
@@ -22,37 +22,40 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Allows up to `running` handler calls at a time, and up to `bytes` of records that are read and not settled.
+    /// Allows up to `running` processor calls at a time, and up to `bytes` bytes of records that are read and
+    /// not settled.
     ///
-    /// A record counts its payload and 256 bytes of its own. Two cases exceed `bytes`, so that no shard stops reading
-    /// for ever:
-    /// - One read at a time that may bring as much as all of `bytes`, or more, begins while less than `bytes` is in use.
-    ///   (A GetRecords call may bring 10 MiB.)
-    /// - Shards that the dead-letter guard has stopped keep their records. The other shards have a quarter of `bytes`
-    ///   at least.
+    /// A record counts its payload and 256 bytes of its own. Two cases exceed `bytes`, so that no shard stops
+    /// reading permanently:
+    /// - A read that may return `bytes` or more begins as soon as less than `bytes` is in use, one such read
+    ///   at a time. (A GetRecords call may return 10 MiB.)
+    /// - Shards that the dead-letter guard has stopped keep their records. The other shards always have at
+    ///   least a quarter of `bytes`.
     ///
-    /// Defaults elsewhere: [`Capacity::default`].
+    /// Fails if `running` is 0 or more than tokio's `Semaphore::MAX_PERMITS`, or if `bytes` is 0.
+    /// [`Capacity::default`] returns the default bounds.
     pub fn new(running: usize, bytes: usize) -> Result<Self, ConfigError> {
         if running == 0 || running > Semaphore::MAX_PERMITS {
             return Err(ConfigError::new(
                 "running",
-                "at least one handler call must be allowed",
+                "must be at least 1 and at most tokio's Semaphore::MAX_PERMITS",
             ));
         }
         if bytes == 0 {
-            return Err(ConfigError::new("bytes", "some memory must be allowed"));
+            return Err(ConfigError::new("bytes", "must be at least 1"));
         }
         Ok(Capacity::of(running, bytes))
     }
 
-    /// Waits until there is room for one more handler call.
+    /// Waits until one more processor call is allowed.
     #[cfg(feature = "kinesis")]
     pub(crate) async fn one_more(&self) -> Option<OwnedSemaphorePermit> {
         self.running.clone().acquire_owned().await.ok()
     }
 
-    /// The same memory, and one handler call at a time: beside those of all others, which are asked for
-    /// [one by one](Capacity::one_more).
+    /// Returns a capacity with the same memory that allows one processor call at a time. Its calls do not
+    /// count against the shared bound: the caller takes a shared permit with
+    /// [`one_more`](Capacity::one_more).
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
     pub(crate) fn one_at_a_time(&self) -> Self {
         Capacity {
@@ -77,12 +80,13 @@ impl Capacity {
         }
     }
 
-    /// Handler calls that run now: a record in backoff, or whose letter is being written, is none.
+    /// Returns the number of processor calls that run now. A record in backoff does not count, nor does one
+    /// whose dead letter is being written.
     pub fn running(&self) -> usize {
         self.max_running - self.running.available_permits().min(self.max_running)
     }
 
-    /// Bytes that are reserved, or in use by records that are not settled.
+    /// Returns the number of bytes that are reserved, or in use by records that are not settled.
     pub fn bytes(&self) -> usize {
         self.memory.used.load(Ordering::Relaxed)
     }
@@ -96,9 +100,9 @@ impl Capacity {
         }
     }
 
-    /// Waits until this number of bytes is free, and takes them, for a [`Batch`](super::Batch) that is to be read. If
-    /// it is all that there is, or more, it waits only until less than the limit is in use, and for no other that did
-    /// the same.
+    /// Waits until `bytes` bytes are free and takes them, for a [`Batch`](super::Batch) that is about to be
+    /// read. A reservation of the whole limit or more waits only until less than the limit is in use. One
+    /// such read is in progress at a time.
     pub async fn reserve(&self, bytes: usize) -> Reservation {
         let mut waiting = None;
         loop {
@@ -117,7 +121,7 @@ impl Capacity {
         }
     }
 
-    /// Whether a fetch waits for memory.
+    /// Returns whether a fetch waits for memory.
     pub(super) fn is_short(&self) -> bool {
         self.memory.waiting.load(Ordering::Relaxed) > 0
     }
@@ -133,7 +137,7 @@ impl Capacity {
 }
 
 impl Default for Capacity {
-    /// 64 handler calls, 256 MiB.
+    /// Allows 64 processor calls and 256 MiB.
     fn default() -> Self {
         Capacity::of(64, 256 * 1024 * 1024)
     }
@@ -153,22 +157,23 @@ impl fmt::Debug for Capacity {
 struct Memory {
     limit: usize,
     used: AtomicUsize,
-    /// The part of it that shards keep which the dead-letter guard has stopped.
+    /// The part of `used` that belongs to shards which the dead-letter guard has stopped.
     parked: AtomicUsize,
-    /// Whether a read is under way that may exceed the limit.
+    /// True while a read is in progress that may exceed the limit.
     beyond: AtomicBool,
     freed: Notify,
-    /// Fetches that wait for memory.
+    /// The number of fetches that wait for memory.
     waiting: AtomicUsize,
 }
 
 impl Memory {
-    /// Takes this number of bytes, if they are free. Returns whether they may exceed the limit.
+    /// Takes `bytes` bytes if they are free. Returns whether they may exceed the limit; `None` if nothing was
+    /// taken.
     fn take(&self, bytes: usize) -> Option<bool> {
         if self.take_if(bytes, |active, limit| bytes <= limit.saturating_sub(active)) {
             return Some(false);
         }
-        // A read may need a whole page, and the limit may be no more than that.
+        // A read may need a whole page, and the limit may be no larger than a page.
         let may_exceed = |active, limit| bytes >= limit && active < limit;
         if !self.allows(self.used.load(Ordering::Relaxed), may_exceed)
             || self.beyond.swap(true, Ordering::AcqRel)
@@ -195,7 +200,7 @@ impl Memory {
             .is_ok()
     }
 
-    /// Asks with the bytes in use and the limit, both without what stopped shards keep.
+    /// Calls `is_allowed` with the bytes in use and the limit, both without the bytes of stopped shards.
     fn allows(&self, used: usize, is_allowed: impl Fn(usize, usize) -> bool) -> bool {
         let parked = self.parked.load(Ordering::Relaxed);
         let of_others = (self.limit / SHARE_OF_OTHERS).max(1);
@@ -211,7 +216,7 @@ impl Memory {
     }
 }
 
-/// Counts one that waits for memory, as long as it waits.
+/// Counts one waiting fetch, for as long as this guard lives.
 struct Waiting<'a>(&'a Memory);
 
 impl<'a> Waiting<'a> {
@@ -227,22 +232,22 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The share of all bytes that shards have at least, whatever stopped shards keep: one in four.
+/// The share of all bytes that is left to running shards, whatever stopped shards keep: one in four.
 const SHARE_OF_OTHERS: usize = 4;
 
-/// Bytes taken from a [`Capacity`]; released when dropped.
+/// Bytes taken from a [`Capacity`]. Dropping the reservation releases them.
 pub struct Reservation {
     memory: Arc<Memory>,
     bytes: usize,
-    /// They may exceed the limit. No other may until it is known what they hold.
+    /// The bytes may exceed the limit. No other read may exceed it until the size of this one is known.
     is_beyond: bool,
-    /// The dead-letter guard has stopped the shard that has them.
+    /// The dead-letter guard has stopped the shard that owns the bytes.
     is_parked: bool,
 }
 
 impl Reservation {
-    /// Releases all but this number of bytes, which are those in use. If they are more than were reserved, the rest is
-    /// taken, whether it is free or not: the records are there.
+    /// Releases all but `bytes` bytes, which are in use. If `bytes` is more than was reserved, takes the
+    /// difference, whether it is free or not: the records are in memory already.
     pub(crate) fn use_only(&mut self, bytes: usize) {
         self.grow(bytes.saturating_sub(self.bytes));
         self.release(self.bytes - bytes);
@@ -251,7 +256,7 @@ impl Reservation {
         }
     }
 
-    /// Takes more, whether it is free or not.
+    /// Takes more bytes, whether they are free or not.
     pub(crate) fn grow(&mut self, bytes: usize) {
         if bytes > 0 {
             self.bytes += bytes;
@@ -262,7 +267,7 @@ impl Reservation {
         }
     }
 
-    /// Releases this number of bytes, of those that there are.
+    /// Releases `bytes` of the reserved bytes, or all of them if fewer are reserved.
     pub(crate) fn release(&mut self, bytes: usize) {
         let freed = bytes.min(self.bytes);
         self.bytes -= freed;
@@ -272,7 +277,7 @@ impl Reservation {
         self.memory.release(freed);
     }
 
-    /// Takes over another's.
+    /// Takes over the bytes of another reservation.
     pub(crate) fn absorb(&mut self, mut other: Reservation) {
         let bytes = std::mem::take(&mut other.bytes);
         self.bytes += bytes;
@@ -281,7 +286,8 @@ impl Reservation {
         }
     }
 
-    /// Says whether the dead-letter guard has stopped the shard: what it keeps does not count against the others.
+    /// Records whether the dead-letter guard has stopped the shard. The bytes of a stopped shard do not count
+    /// against the other shards.
     pub(crate) fn park(&mut self, is_parked: bool) {
         if self.is_parked == is_parked {
             return;
@@ -309,10 +315,11 @@ impl fmt::Debug for Reservation {
     }
 }
 
-/// One shard's share of the handler calls.
+/// The permits of one shard for processor calls.
 ///
-/// Within a turn of the shard's task a permit passes from one record to the next without touching the
-/// shared count; what is left over goes back at the turn's end, where others wait for it in line.
+/// Within a turn of the shard's task a permit passes from one record to the next without touching the shared
+/// count. Unused permits return to the shared count at the end of the turn, where other shards wait for them
+/// in line.
 pub(crate) struct Permits {
     semaphore: PollSemaphore,
     queued: bool,
@@ -321,7 +328,7 @@ pub(crate) struct Permits {
 }
 
 impl Permits {
-    /// Takes one. `Pending`: all are in use, and the task is woken when one is its own.
+    /// Takes a permit. `Pending`: all permits are in use, and the task is woken when it gets one.
     #[inline]
     pub(crate) fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.idle == 0 && self.poll_share(cx).is_pending() {
@@ -332,7 +339,7 @@ impl Permits {
         Poll::Ready(())
     }
 
-    /// Takes one of all into this share.
+    /// Moves a permit from the shared count to this shard.
     fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // `None` never comes: the semaphore is never closed.
         let Poll::Ready(Some(permit)) = self.semaphore.poll_acquire(cx) else {
@@ -345,15 +352,15 @@ impl Permits {
         Poll::Ready(())
     }
 
-    /// Gives one back, for the next record of this turn.
+    /// Returns a permit to this shard, for the next record of this turn.
     #[inline]
     pub(crate) fn give(&mut self) {
         self.busy -= 1;
         self.idle += 1;
     }
 
-    /// Gives back to all what this turn did not use. A shard that wants no more leaves the line: a
-    /// permit that came to it there would lie idle.
+    /// Returns the permits that this turn did not use to the shared count. A shard that wants no more permits
+    /// leaves the line: a permit that it received there would lie idle.
     pub(crate) fn end_turn(&mut self, wants_more: bool) {
         if self.queued && !wants_more {
             self.semaphore = PollSemaphore::new(self.semaphore.clone_inner());
@@ -415,7 +422,7 @@ mod tests {
         drop(capacity.reserve(1_000).await);
     }
 
-    /// A page may need all of the memory, or more. A record in backoff must not stop the reading of all others.
+    /// A page may need all of the memory, or more. One record in backoff must not stop all other reads.
     #[tokio::test]
     async fn a_few_bytes_in_use_do_not_stop_a_read_of_the_largest_size() {
         for page in [100, 1_000] {

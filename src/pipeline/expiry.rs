@@ -1,5 +1,5 @@
-//! Kinesis drops what is older than the retention: says so before it happens to a record that a shard waits for, and
-//! lets go of the record in time, if it may.
+//! Records that Kinesis is about to drop, because they are older than the retention. The pipeline reports a
+//! record that its shard waits for before that happens. If the policy allows, it gives the record up in time.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -13,24 +13,26 @@ use crate::engine::{HELD_AT_LEAST, Run};
 use crate::observer::{Event, Interest, Observers};
 use crate::retention::Retention;
 
-/// Between looks at the oldest record, by which nothing is spent on records that are settled in time.
+/// The interval between checks of the oldest record. Records that settle in time cost nothing.
 const LOOK: Duration = Duration::from_secs(60);
-/// Somebody has to come, and has seen it or not.
+/// The interval between reports. An operator has to act, and may have missed the earlier report.
 const REPEAT_AFTER: Duration = Duration::from_secs(5 * 60);
-/// From this share of the retention on it is told.
+/// The share of the retention from which on a record is reported.
 const TELL: f64 = 0.8;
 
-/// What becomes of a held record that the stream is about to drop.
+/// The treatment of a held record that the stream is about to drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ExpiryPolicy {
-    /// It is held on. If nobody comes in time it is lost, which is reported.
+    /// The record stays held. If the cause is not fixed in time, the record is lost, and the loss is
+    /// reported.
     #[default]
     Hold,
-    /// Once it is older than nine tenths of the retention, and was held for 5 minutes, it becomes a dead letter
-    /// ([`Reason::Expiring`](crate::dead_letter::Reason::Expiring)), though a breaker is open or the dead-letter guard
-    /// has stopped the shard. The order is kept, and the shard moves on when the sink has confirmed it. What may run
-    /// runs as ever, however old. Without a dead-letter sink it is held on.
+    /// The record becomes a dead letter ([`Reason::Expiring`](crate::dead_letter::Reason::Expiring)) once it
+    /// is older than nine tenths of the retention and was held for 5 minutes. This happens even while a
+    /// breaker is open or the dead-letter guard has stopped the shard. Records keep their order, and the
+    /// shard continues when the sink has confirmed the dead letter. A record that may run is processed
+    /// normally, however old it is. Without a dead-letter sink the record stays held.
     DeadLetter,
 }
 
@@ -39,12 +41,12 @@ pub(super) struct Expiring {
     on_expiring: ExpiryPolicy,
     timer: Option<Pin<Box<Sleep>>>,
     told: Option<Instant>,
-    /// The record that the shard waits for, and since when it is seen to.
+    /// The record that the shard waits for, and the time of the check that first found it.
     oldest: Option<(Ordinal, Instant)>,
 }
 
 impl Expiring {
-    /// Without a sink for dead letters there are none.
+    /// Creates the watch over the oldest record. Without a dead-letter sink the policy is always `Hold`.
     pub(super) fn of(pipeline: &Pipeline, has_sink: bool) -> Self {
         Expiring {
             retention: pipeline.retention.clone(),
@@ -58,12 +60,13 @@ impl Expiring {
         }
     }
 
-    /// Whether a held record may become a dead letter before the stream drops it.
+    /// Returns whether a held record may become a dead letter before the stream drops it.
     pub(super) fn lets_expire(&self) -> bool {
         self.on_expiring == ExpiryPolicy::DeadLetter
     }
 
-    /// To be called in every turn. `may_begin`: neither a breaker nor the guard is against it.
+    /// Checks the oldest record. The task calls this in every turn. `may_begin`: every breaker is closed, and
+    /// the guard has not stopped the shard.
     pub(super) fn observe(
         &mut self,
         window: &Window,
@@ -92,7 +95,7 @@ impl Expiring {
                 run.give_up_expiring(false);
             } else if since.elapsed() >= HELD_AT_LEAST {
                 run.give_up_expiring(true);
-                // The next turn begins with it.
+                // The next turn gives the record up.
                 cx.waker().wake_by_ref();
             } else if may_begin {
                 run.give_up_expiring(false);

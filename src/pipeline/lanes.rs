@@ -1,4 +1,4 @@
-//! Which records wait for which: the ordered sub-streams of a shard.
+//! Lanes, the ordered sub-streams of a shard: which record waits for which.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
@@ -8,23 +8,24 @@ use foldhash::quality::RandomState;
 use super::window::Ordinal;
 use crate::record::Record;
 
-/// In which order the records of a shard are processed.
+/// The order in which the records of a shard are processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum RecordOrder {
-    /// One record after the other, as the shard has them. One failing record holds up all.
+    /// Records are processed one after the other, in the shard's order. One failing record delays all others.
     Shard,
-    /// One after the other within a partition key; keys beside each other.
+    /// Records of one partition key are processed one after the other; different keys run concurrently.
     #[default]
     PartitionKey,
-    /// All beside each other.
+    /// All records run concurrently.
     Unordered,
 }
 
-/// The last record of each lane that has any unsettled.
+/// The last record of each lane that has an unsettled record.
 ///
-/// A key is known by a 64-bit hash, so that no key is copied. The seed is random, so that a producer cannot prepare keys
-/// that collide. Two keys with one hash share a lane: they wait for each other, and the order of each is kept.
+/// A 64-bit hash stands for a key, so that no key is copied. The seed is random, so that a producer cannot
+/// prepare keys that collide. Two keys with the same hash share a lane: they wait for each other, and each
+/// keeps its order.
 #[derive(Debug)]
 pub(crate) enum Lanes {
     Shard(Option<Ordinal>),
@@ -47,17 +48,18 @@ impl Lanes {
         }
     }
 
-    /// The lane that a record belongs to.
+    /// Returns the lane of a record.
     #[inline]
     pub(crate) fn of(&self, record: &Record) -> u64 {
         match self {
-            // Without keys (AUTO distribution) there is one lane: order is kept where none was asked for.
+            // Records without a key (AUTO distribution) share one lane. This is stricter than the order per
+            // key.
             Lanes::Keys { seed, .. } => record.partition_key().map_or(0, |key| seed.hash_one(key)),
             Lanes::Shard(_) | Lanes::Unordered => 0,
         }
     }
 
-    /// Lets a record enter its lane: it may start at once (`None`), or waits behind another one.
+    /// Adds a record to its lane. Returns the record that it waits behind; `None` if it may start at once.
     #[inline]
     pub(crate) fn enter(&mut self, lane: u64, ordinal: Ordinal) -> Option<Ordinal> {
         match self {
@@ -67,7 +69,7 @@ impl Lanes {
         }
     }
 
-    /// A record has left its lane with none behind it.
+    /// Removes a lane whose last record has settled.
     #[inline]
     pub(crate) fn leave(&mut self, lane: u64) {
         match self {
@@ -80,7 +82,7 @@ impl Lanes {
     }
 }
 
-/// Passes a hash on as it is: the lanes are hashed already.
+/// Passes a hash through unchanged, as lanes are hashes already.
 #[derive(Debug, Default)]
 pub(crate) struct Hashed(u64);
 

@@ -1,20 +1,21 @@
-//! One shard: from batches of records to a watermark.
+//! The processing of one shard, from batches of records to a watermark.
 //!
-//! Records enter in the shard's order, run beside each other as far as their [`RecordOrder`] allows, and
-//! settle in any order. What may be checkpointed is the watermark: the last position before which
-//! everything is settled.
+//! Records enter in the shard's order, run concurrently as far as their [`RecordOrder`] allows, and settle in
+//! any order. Only the watermark is checkpointed as the shard's position: the last position up to which every
+//! record is settled.
 //!
-//! Four bounds, because one for everything would let 1 % of failing records cut the throughput to a
-//! twentieth:
+//! The pipeline has four bounds. With a single bound, 1 % of failing records would cut the throughput to a
+//! twentieth.
 //!
-//! | bound | of | counts | default |
+//! | bound | scope | counts | default |
 //! |---|---|---|---|
-//! | running | the process | handler calls now; given back during backoff | 64 |
-//! | held | each shard | records read and not settled | 4,096 |
+//! | running | the process | processor calls that run now; a record in backoff does not count | 64 |
+//! | in flight | each shard | records read and not settled | 4,096 |
 //! | span | each shard | the distance from the watermark to the newest record read | 262,144 |
 //! | bytes | the process | bytes of records in flight, reserved before they are fetched: payloads, and 256 bytes for each record | 256 MiB |
 //!
-//! A bound that is reached stops the reading, never anything else.
+//! When *running* is full, further calls wait. When another bound is full, the shard stops reading and
+//! nothing else.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -58,8 +59,8 @@ use crate::record::{Position, Record, SequenceNumber};
 use crate::retention::Retention;
 use crate::settlement::Halt;
 
-/// How a shard's records are processed. Runtimes have one each; by hand it serves whoever reads records
-/// from elsewhere.
+/// The settings for processing a shard's records. Each runtime has a pipeline of its own. Used by hand, a
+/// pipeline processes records that were read from elsewhere.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     ordering: RecordOrder,
@@ -70,13 +71,13 @@ pub struct Pipeline {
     retention: Retention,
     on_expiring: ExpiryPolicy,
     within: Option<Within>,
-    /// Each handler call has one record, also that of a batch processor.
+    /// Each processor call gets one record, also for a batch processor.
     one_by_one: bool,
 }
 
 impl Default for Pipeline {
-    /// [`RecordOrder::PartitionKey`], 4,096 records held, a span of 262,144, [`Capacity::default`], 20 s to
-    /// drain.
+    /// Returns a pipeline with [`RecordOrder::PartitionKey`], 4,096 records in flight, a span of 262,144,
+    /// [`Capacity::default`] and 20 s to drain.
     fn default() -> Self {
         Pipeline {
             ordering: RecordOrder::default(),
@@ -93,49 +94,53 @@ impl Default for Pipeline {
 }
 
 impl Pipeline {
-    /// The defaults.
+    /// Creates a pipeline with the default settings.
     pub fn new() -> Self {
         Pipeline::default()
     }
 
-    /// In which order records are processed. Default: [`RecordOrder::PartitionKey`].
+    /// Sets the order in which records are processed. Default: [`RecordOrder::PartitionKey`].
     #[must_use]
     pub fn ordering(mut self, ordering: RecordOrder) -> Self {
         self.ordering = ordering;
         self
     }
 
-    /// The most records of a shard that are read and not settled, at least 1. Default: 4,096.
+    /// Sets the maximum number of records in flight per shard: read and not settled. At least 1. Default:
+    /// 4,096.
     #[must_use]
     pub fn in_flight(mut self, records: usize) -> Self {
         self.in_flight = records.max(1);
         self
     }
 
-    /// The most records between a shard's watermark and its newest record read, at least 1. Default:
-    /// 262,144.
+    /// Sets the maximum number of records between a shard's watermark and its newest record read. At least 1.
+    /// Default: 262,144.
     #[must_use]
     pub fn span(mut self, records: usize) -> Self {
         self.span = records.max(1);
         self
     }
 
-    /// The bounds shared by all shards of the process. Default: its own [`Capacity::default`].
+    /// Sets the bounds that all shards of the process share. Default: a [`Capacity::default`] of this
+    /// pipeline's own.
     #[must_use]
     pub fn capacity(mut self, capacity: Capacity) -> Self {
         self.capacity = capacity;
         self
     }
 
-    /// How long running handlers and letters may take once a shutdown has begun. Default: 20 s.
+    /// Sets how long running processor calls and writes of dead letters may take once a shutdown has begun.
+    /// Default: 20 s.
     #[must_use]
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
         self
     }
 
-    /// For how long the stream keeps a record. A shard that waits for one that is older than four fifths of it says so,
-    /// every few minutes ([`Event::RecordExpiring`](crate::observer::Event::RecordExpiring)). Default: not known; a
+    /// Sets how long the stream keeps a record. A shard that waits for a record older than four fifths of
+    /// this time reports that record every few minutes
+    /// ([`Event::RecordExpiring`](crate::observer::Event::RecordExpiring)). Default: unknown. A
     /// [`Consumer`](crate::Consumer) asks the stream.
     #[must_use]
     pub fn retention(mut self, time: Duration) -> Self {
@@ -143,34 +148,34 @@ impl Pipeline {
         self
     }
 
-    /// As [`retention`](Pipeline::retention), of a stream whose retention may change.
+    /// Sets the [`retention`](Pipeline::retention) of a stream whose retention may change.
     #[cfg(feature = "kinesis")]
     pub(crate) fn shared_retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
         self
     }
 
-    /// Whether a held record becomes a dead letter before the stream drops it.
+    /// Returns whether a held record becomes a dead letter before the stream drops it.
     #[cfg(feature = "kinesis")]
     pub(crate) fn lets_expire(&self) -> bool {
         self.on_expiring == ExpiryPolicy::DeadLetter
     }
 
-    /// What becomes of a held record that the stream is about to drop. Default: [`ExpiryPolicy::Hold`].
+    /// Sets the treatment of a held record that the stream is about to drop. Default: [`ExpiryPolicy::Hold`].
     #[must_use]
     pub fn expiry_policy(mut self, on_expiring: ExpiryPolicy) -> Self {
         self.on_expiring = on_expiring;
         self
     }
 
-    /// When a run must be over: what cannot be settled by then is given back.
+    /// Sets the time by which a run must end. The pipeline releases records that it cannot settle by then.
     #[cfg(feature = "lambda")]
     pub(crate) fn within(mut self, within: Within) -> Self {
         self.within = Some(within);
         self.drain(within.finish_by - within.attempts_until)
     }
 
-    /// One handler call at a time, with one record: it may be the process's last.
+    /// Allows one processor call at a time, with one record: the call may be the process's last.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
     pub(crate) fn one_by_one(mut self) -> Self {
         self.one_by_one = true;
@@ -178,28 +183,28 @@ impl Pipeline {
         self
     }
 
-    /// In which order records are processed.
+    /// Returns the order in which records are processed.
     #[cfg(feature = "kinesis")]
     pub(crate) fn order(&self) -> RecordOrder {
         self.ordering
     }
 
-    /// The most records of a shard that are read and not settled.
+    /// Returns the maximum number of records in flight per shard.
     #[cfg(feature = "kinesis")]
     pub(crate) fn most_in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// The bounds shared with others.
+    /// Returns the bounds that all shards of the process share.
     pub fn shared_capacity(&self) -> &Capacity {
         &self.capacity
     }
 
-    /// Settles the records of these batches, which come in the shard's order, until the batches end or
-    /// a record halts the shard.
+    /// Settles the records of these batches, which come in the shard's order, until the batches end or a
+    /// record halts the shard.
     ///
-    /// If the future is dropped, running handlers are dropped at their `.await`, and what was not
-    /// settled must be delivered again.
+    /// Dropping the future drops running processor calls at their `.await`. Records that were not settled
+    /// must be delivered again.
     pub async fn run<P, S>(&self, resilient: &Resilient<P>, batches: S) -> Result<Finished, Box<ShardHalted>>
     where
         P: RecordProcessor,
@@ -216,9 +221,9 @@ impl Pipeline {
         .await
     }
 
-    /// As [`run`](Pipeline::run), from a checkpoint: what it covers is skipped. `progress` gives the
-    /// next checkpoints while it runs. When `shutdown` is cancelled nothing new begins, and what runs
-    /// has [`drain`](Pipeline::drain) to end.
+    /// Does the same as [`run`](Pipeline::run), starting from a checkpoint: records that the checkpoint
+    /// covers are skipped. `progress` provides the next checkpoints during the run. When `shutdown` is
+    /// cancelled, nothing new begins, and running calls have [`drain`](Pipeline::drain) to end.
     pub async fn run_from<P, S>(
         &self,
         resilient: &Resilient<P>,
@@ -234,7 +239,8 @@ impl Pipeline {
         shard::run(self, resilient, batches, from, progress, shutdown).await
     }
 
-    /// As [`run_from`](Pipeline::run_from), with one handler call at a time, which asks first.
+    /// Does the same as [`run_from`](Pipeline::run_from), with one processor call at a time, each admitted by
+    /// the gate.
     #[cfg(feature = "kinesis")]
     pub(crate) async fn run_gated<P, S>(
         &self,
@@ -273,8 +279,9 @@ impl From<Vec<Record>> for Batch {
 }
 
 impl Batch {
-    /// With the memory that was [reserved](Capacity::reserve) before they were read. What the records do not need is
-    /// released at once, the rest as the records settle. A record needs its payload's bytes, and 256 of its own.
+    /// Creates a batch with the memory that was [reserved](Capacity::reserve) before its records were read.
+    /// Memory that the records do not need is released at once, the rest as the records settle. A record
+    /// needs its payload's bytes, and 256 bytes of its own.
     pub fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
         reservation.use_only(records.iter().map(payload_memory::weight).sum());
         Batch {
@@ -284,14 +291,14 @@ impl Batch {
         }
     }
 
-    /// Whether it has no records.
+    /// Returns true if the batch has no records.
     #[cfg(feature = "kinesis")]
     pub(crate) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// With it, whatever had arrived until then is read: checkpoints say so once it is settled. An empty batch may
-    /// say it as well.
+    /// States that this batch completes the reading of every record that had arrived by `time`. Checkpoints
+    /// contain the time once the records are settled. An empty batch may state a time as well.
     #[must_use]
     pub fn read_until(mut self, time: SystemTime) -> Self {
         self.read_until = Some(time);
@@ -299,33 +306,35 @@ impl Batch {
     }
 }
 
-/// How a shard's run ended.
+/// The result of a shard's run that no record halted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finished {
-    /// How far it is settled.
+    /// The position up to which the shard is settled.
     pub checkpoint: Checkpoint,
-    /// Records that were read and not settled; they will be delivered again.
+    /// The number of records that were read and not settled; they will be delivered again.
     pub unsettled: usize,
-    /// Whether the batches came to their end and all their records are settled.
+    /// True if the batches came to their end and all their records are settled.
     pub complete: bool,
-    /// The first of those that were read and not settled.
+    /// The first record that was read and not settled.
     pub first_unsettled: Option<SequenceNumber>,
 }
 
-/// A shard cannot go on without losing a record.
+/// The error of a shard that cannot continue without losing a record, or that stopped after a dead letter as
+/// its policy demands.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ShardHalted {
     /// The record, without its payload.
     pub record: Record,
-    /// Why it cannot be settled.
+    /// The reason why the shard halted.
     pub halt: Halt,
-    /// How far the shard is settled.
+    /// The position up to which the shard is settled.
     pub checkpoint: Checkpoint,
-    /// How many records were read and not settled, this one among them unless it is dead-lettered.
+    /// The number of records that were read and not settled. It includes `record`, unless that record is
+    /// dead-lettered.
     pub unsettled: usize,
-    /// The first of those; if there is none, this one.
+    /// The first record that was read and not settled; if there is none, `record`.
     pub first_unsettled: SequenceNumber,
 }
 

@@ -1,18 +1,19 @@
-//! Records of one aggregate share its buffer: it is free when the last of them is done, not a part of it
-//! with each.
+//! The memory that payloads count for. Records of one aggregate share its buffer: the whole buffer is freed
+//! when the last of them settles, not a part of it with each record.
 
 use std::collections::VecDeque;
 
 use super::window::Ordinal;
 use crate::record::Record;
 
-/// Marks a record that shares a buffer.
+/// The weight that marks a record which shares a buffer.
 const SHARED: u32 = u32::MAX;
-/// What a record counts for besides its payload: its place, number and key, and its entry in the window. A page may
-/// have a million records without a payload (an aggregate of the KPL), which take as much memory all the same.
+/// The bytes that a record counts in addition to its payload: its place, number and key, and its entry in the
+/// window. A page may have a million records without a payload (a KPL aggregate), and each of them still
+/// takes this memory.
 pub(crate) const OVERHEAD: usize = 256;
 
-/// The bytes that a record counts for.
+/// Returns the bytes that a record counts for.
 pub(super) fn weight(record: &Record) -> usize {
     record.payload().len() + OVERHEAD
 }
@@ -20,27 +21,28 @@ pub(super) fn weight(record: &Record) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct PayloadMemory {
     shared: VecDeque<Buffer>,
-    /// So many of the next records are in the newest of them.
+    /// The number of records that are still to be weighed for the newest buffer.
     sharing: usize,
 }
 
 #[derive(Debug)]
 struct Buffer {
-    /// The ordinal of the first record in it that entered the window.
+    /// The ordinal of the buffer's first record that entered the window.
     first: Ordinal,
     open: usize,
     bytes: usize,
 }
 
 impl PayloadMemory {
-    /// What the next record counts for, with those behind it in its batch and the ordinal that it would get.
+    /// Returns the bytes that the next record counts for, or `SHARED`. `behind`: the later records of its
+    /// batch; `ordinal`: the ordinal that the record would get.
     #[inline]
     pub(super) fn weigh(&mut self, record: &Record, behind: &[Record], ordinal: Ordinal) -> u32 {
         let is_part = |next: &&Record| next.sub_sequence_number() > 0;
         if self.sharing == 0 {
             let own = record.payload().len();
             if behind.first().is_none_or(|next| !is_part(&next)) {
-                // No payload comes near the 4 GiB of a shared one's mark.
+                // No payload comes near 4 GiB, the value of `SHARED`.
                 return u32::try_from(own + OVERHEAD).unwrap_or(SHARED - 1);
             }
             let others = behind.iter().take_while(is_part);
@@ -54,14 +56,14 @@ impl PayloadMemory {
         SHARED
     }
 
-    /// The next records, this many, are made of one packed aggregate, which counts for its payload of this many bytes
-    /// and its own overhead.
+    /// Opens the buffer of a packed aggregate, from which the next `records` records are made. The aggregate
+    /// counts for its payload of `bytes` bytes and its own overhead.
     pub(super) fn open(&mut self, first: Ordinal, records: usize, bytes: usize) {
         self.share(first, records, bytes + OVERHEAD);
         self.sharing = records;
     }
 
-    /// The next so many records share a buffer of so many bytes.
+    /// Adds a buffer of `bytes` bytes that the next `records` records share.
     fn share(&mut self, first: Ordinal, records: usize, bytes: usize) {
         while self.shared.front().is_some_and(|buffer| buffer.open == 0) {
             self.shared.pop_front();
@@ -73,7 +75,7 @@ impl PayloadMemory {
         });
     }
 
-    /// The record weighed last needs no place in the window. What that frees.
+    /// Frees the record weighed last, which needs no place in the window. Returns the bytes freed.
     pub(super) fn passed(&mut self, weight: u32) -> usize {
         match weight {
             SHARED => OVERHEAD + self.shared.back_mut().map_or(0, Buffer::leave),
@@ -81,7 +83,7 @@ impl PayloadMemory {
         }
     }
 
-    /// A record is settled. What that frees.
+    /// Frees a settled record. Returns the bytes freed.
     #[inline]
     pub(super) fn settled(&mut self, ordinal: Ordinal, weight: u32) -> usize {
         if weight != SHARED {
@@ -120,7 +122,7 @@ mod tests {
         assert_eq!(buffers.settled(12, SHARED), OVERHEAD + 700);
     }
 
-    /// What is weighed is freed, whatever the records are: without payloads as well.
+    /// The sum of all weights is freed again, also for records without a payload.
     #[test]
     fn each_record_counts_its_own_overhead() {
         let record = |number: u64, sub, bytes| {
@@ -144,7 +146,7 @@ mod tests {
         assert_eq!(freed, records.iter().map(weight).sum::<usize>());
     }
 
-    /// A restart reads again what is settled already: such records have no ordinal.
+    /// A restart rereads settled records, which get no ordinal.
     #[test]
     fn records_that_are_passed_free_it_as_well() {
         let mut buffers = PayloadMemory::default();

@@ -1,4 +1,4 @@
-//! What a shard's task tells the one that stores its checkpoints.
+//! The progress that a shard's task reports to the task that stores its checkpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -13,21 +13,22 @@ use crate::checkpoint::Checkpoint;
 use crate::observer::Bound;
 use crate::record::Record;
 
-/// A shard's checkpoints while it runs, made when they are asked for: collecting what is settled ahead
-/// of the watermark takes a walk over the window.
+/// The checkpoints of a running shard, made on demand: collecting what is settled ahead of the watermark
+/// takes a walk over the window.
 ///
-/// Whoever stores them subscribes, asks for the next, waits for it, stores it, and asks again.
+/// The task that stores the checkpoints subscribes. Then it repeats: ask for the next checkpoint, wait for
+/// it, store it.
 #[derive(Debug)]
 pub struct Progress {
     demand: AtomicU8,
     shard: AtomicWaker,
     turns: AtomicU64,
-    /// Whether the pipeline's run has ended, after which the shard's task has no more turns.
+    /// True once the pipeline's run has ended, after which the shard's task has no more turns.
     ended: AtomicBool,
     stopped: AtomicBool,
     stuck: AtomicU8,
     in_flight: AtomicUsize,
-    /// When the oldest that is not settled arrived, in milliseconds since 1970; 0 without one.
+    /// The arrival time of the oldest record in flight, in milliseconds since 1970; 0 without such a record.
     oldest: AtomicU64,
     latest: watch::Sender<Option<Published>>,
     settled: Arc<SettledCounts>,
@@ -37,17 +38,17 @@ pub struct Progress {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Published {
-    /// How far the shard is settled.
+    /// The position up to which the shard is settled.
     pub checkpoint: Checkpoint,
-    /// No other follows.
+    /// True if no other checkpoint follows.
     pub last: bool,
 }
 
-/// One is being stored.
+/// No checkpoint is wanted: one is being stored, or none was asked for yet.
 const NONE: u8 = 0;
-/// The last is stored, the next not due: only one that is urgent is taken.
+/// Only an urgent checkpoint is wanted: the last one is stored, and the next is not due.
 const URGENT: u8 = 1;
-/// The next is due.
+/// Any checkpoint is wanted: the next one is due.
 const ANY: u8 = 2;
 
 impl Default for Progress {
@@ -57,7 +58,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Nothing asked for, nothing published.
+    /// Creates a progress without a demand and without a published checkpoint.
     pub fn new() -> Self {
         Progress {
             demand: AtomicU8::new(NONE),
@@ -73,18 +74,18 @@ impl Progress {
         }
     }
 
-    /// Counts what is settled there.
+    /// Adds the counts of settled records to `settled`.
     #[cfg(feature = "kinesis")]
     pub(crate) fn counting(self, settled: Arc<SettledCounts>) -> Self {
         Progress { settled, ..self }
     }
 
-    /// Takes the next one only if it should not wait, as after a dead letter.
+    /// Asks for the next checkpoint only if it should not wait, as after a dead letter.
     pub fn want_urgent(&self) {
         self.ask(URGENT);
     }
 
-    /// Takes the next one that differs from the last.
+    /// Asks for the next checkpoint that differs from the last.
     pub fn want_any(&self) {
         self.ask(ANY);
     }
@@ -94,47 +95,50 @@ impl Progress {
         self.shard.wake();
     }
 
-    /// Where the checkpoints arrive.
+    /// Returns the channel on which the checkpoints arrive.
     pub fn subscribe(&self) -> watch::Receiver<Option<Published>> {
         self.latest.subscribe()
     }
 
-    /// To be called by the shard's task in each turn, before it looks at the demand.
+    /// Counts a turn and registers the shard's task to be woken. The task calls this in each turn, before it
+    /// checks the demand.
     pub(super) fn register(&self, cx: &Context<'_>) {
         self.turns.fetch_add(1, Ordering::Relaxed);
         self.shard.register(cx.waker());
     }
 
-    /// Reports that a run begins; that it is over when the result is dropped.
+    /// Marks the run as begun. Dropping the returned guard marks it as ended.
     pub(super) fn run(&self) -> RunGuard<'_> {
         self.ended.store(false, Ordering::Relaxed);
         RunGuard(self)
     }
 
-    /// Whether the pipeline's run is over. What its task does after that, such as waiting for a store, takes no
-    /// [turns](Progress::turns).
+    /// Returns true once the pipeline's run is over. Later work of the shard's task, such as waiting for a
+    /// store, counts no [turns](Progress::turns).
     pub fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// The number of turns that the shard's task has had. A task that hangs has no more of them, however often it is
-    /// [woken](Progress::wake); nor has one whose run has [ended](Progress::is_ended).
+    /// Returns the number of turns that the shard's task has had. The number stays the same for a task that
+    /// hangs, however often it is [woken](Progress::wake), and for a task whose run has
+    /// [ended](Progress::is_ended).
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }
 
-    /// Gives the shard's task a turn.
+    /// Wakes the shard's task for another turn.
     pub fn wake(&self) {
         self.shard.wake();
     }
 
-    /// Whether the dead-letter guard has stopped the shard, which waits for
+    /// Returns whether the dead-letter guard has stopped the shard. A stopped shard waits for
     /// [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// The bound behind which the shard has waited for the same record for some time, if it does.
+    /// Returns the full bound behind which the shard is stuck: it has waited for the same record for at least
+    /// 5 s.
     pub fn stuck(&self) -> Option<Bound> {
         match self.stuck.load(Ordering::Relaxed) {
             1 => Some(Bound::InFlight),
@@ -144,12 +148,12 @@ impl Progress {
         }
     }
 
-    /// How many records are read and not settled.
+    /// Returns the number of records in flight: read and not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// When the oldest of them arrived in the stream.
+    /// Returns the time at which the oldest record in flight arrived in the stream.
     pub fn oldest(&self) -> Option<SystemTime> {
         let millis = self.oldest.load(Ordering::Relaxed);
         (millis > 0).then(|| UNIX_EPOCH + Duration::from_millis(millis))
@@ -193,7 +197,7 @@ impl Progress {
         self.send(checkpoint, false);
     }
 
-    /// Publishes the last one: the shard's run has ended here.
+    /// Publishes the last checkpoint: the shard's run has ended there.
     pub fn finish(&self, checkpoint: Checkpoint) {
         self.send(checkpoint, true);
     }
@@ -203,7 +207,7 @@ impl Progress {
     }
 }
 
-/// As long as it lives, the shard's task has turns.
+/// A guard that lives as long as the shard's task has turns.
 pub(super) struct RunGuard<'a>(&'a Progress);
 
 impl Drop for RunGuard<'_> {

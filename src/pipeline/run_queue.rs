@@ -1,4 +1,4 @@
-//! What may run as soon as it is allowed to.
+//! The queue of records that run as soon as permits, breakers and the dead-letter guard allow.
 
 use std::collections::VecDeque;
 
@@ -11,9 +11,8 @@ pub(super) enum Next {
     Again(Box<Group>),
 }
 
-/// Records not tried yet and records to be tried again, each in the order in which they came. They have
-/// turns, so that neither keeps the other out: not when there is much to do, and not when a breaker lets
-/// only a few of them through.
+/// Untried records and records to be retried, each kind in its order of arrival. The two kinds take turns, so
+/// that neither starves the other, even under load or while a breaker lets only a few through.
 #[derive(Default)]
 pub(super) struct RunQueue {
     first: VecDeque<Ordinal>,
@@ -27,7 +26,7 @@ impl RunQueue {
         self.first.is_empty() && self.again.is_empty()
     }
 
-    /// How many have not been tried yet.
+    /// Returns the number of untried records.
     pub(super) fn untried(&self) -> usize {
         self.first.len()
     }
@@ -41,12 +40,12 @@ impl RunQueue {
         self.first.push_front(ordinal);
     }
 
-    /// The next that has not been tried yet.
+    /// Takes the next untried record.
     pub(super) fn pop_first(&mut self) -> Option<Ordinal> {
         self.first.pop_front()
     }
 
-    /// The next that has been.
+    /// Takes the next group to be retried.
     pub(super) fn pop_again(&mut self) -> Option<Box<Group>> {
         self.again.pop_front()
     }
@@ -60,7 +59,7 @@ impl RunQueue {
         self.pop_if(|_| true)
     }
 
-    /// The next one; of those to be tried again, the first that may.
+    /// Takes the next entry. Among the groups to be retried, takes the first that `may` allows.
     #[inline]
     pub(super) fn pop_if(&mut self, may: impl Fn(&Group) -> bool) -> Option<Next> {
         if self.again_is_next || self.first.is_empty() {
@@ -74,7 +73,8 @@ impl RunQueue {
         self.first.pop_front().map(Next::First)
     }
 
-    /// Takes out, in their order, all that this says of: their ordinals, and the records of those that were tried.
+    /// Takes out, in their order, all entries that `is` selects by ordinal. For a group that was tried, `is`
+    /// also gets its first record.
     pub(super) fn take_if(&mut self, mut is: impl FnMut(Ordinal, Option<&Record>) -> bool) -> Vec<Next> {
         let mut taken = Vec::new();
         self.again = std::mem::take(&mut self.again)
@@ -100,7 +100,7 @@ impl RunQueue {
         taken
     }
 
-    /// Takes out the groups of several of whose first record this says so.
+    /// Takes out the groups of several records whose first record `is` selects.
     pub(super) fn take_groups_if(&mut self, is: impl Fn(&Record) -> bool) -> VecDeque<Box<Group>> {
         let is_first = |group: &Group| group.first().is_some_and(|first| is(&first.record));
         let again = std::mem::take(&mut self.again).into_iter();
@@ -110,7 +110,7 @@ impl RunQueue {
         groups
     }
 
-    /// Empties it. Returns what was tried before.
+    /// Empties the queue. Returns the groups that were tried before.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Box<Group>> + '_ {
         self.first.clear();
         self.again.drain(..)

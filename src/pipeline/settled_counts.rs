@@ -1,4 +1,4 @@
-//! How many records were settled, by kind.
+//! The numbers of settled records, by kind of settlement.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

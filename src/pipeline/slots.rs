@@ -1,8 +1,8 @@
-//! Places in which attempts run: reusable, so that a record costs no allocation.
+//! Slots in which attempts run. Slots are reused, so that a record costs no allocation.
 //!
-//! Like `FuturesUnordered`, but a place is made once and filled again and again, a future that is ready
-//! at once never touches a list, and polling stops when tokio's cooperation budget is used up: past
-//! that every timer and channel would answer `Pending` and be asked again in vain.
+//! `Slots` differs from `FuturesUnordered` in three ways. A slot is allocated once and filled again and
+//! again. A future that is ready at once never enters a list. Polling stops when tokio's cooperation budget
+//! is exhausted: from then on every timer and channel would return `Pending`, and polling would be wasted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use atomic_waker::AtomicWaker;
 use tokio::task::coop::has_budget_remaining;
 
-/// Up to a fixed number of futures, each with a tag. Places are made as they are needed.
+/// Up to a fixed number of futures, each with a tag. Slots are allocated when they are first needed.
 pub(crate) struct Slots<F, T> {
     slots: Vec<Slot<F, T>>,
     free: Vec<usize>,
@@ -25,7 +25,7 @@ struct Slot<F, T> {
     waker: Waker,
 }
 
-/// One bit for each place that was woken.
+/// One bit per slot, set while the slot is woken and not polled yet.
 struct Signals {
     words: Vec<AtomicU64>,
     task: AtomicWaker,
@@ -43,7 +43,7 @@ impl Wake for SlotWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if let Some(word) = self.signals.words.get(self.index / 64) {
-            // Release: what the waker's thread wrote before is seen by the poll that finds the bit.
+            // `Release`: the poll that finds the bit sees what the waking thread wrote before.
             word.fetch_or(1 << (self.index % 64), Ordering::Release);
             self.signals.task.wake();
         }
@@ -66,7 +66,7 @@ impl<F: Future, T> Slots<F, T> {
         self.free.len() == self.slots.len()
     }
 
-    /// Puts a future in a place and polls it there. What is ready at once comes back at once.
+    /// Puts a future into a slot and polls it. Returns its output if it is ready at once.
     #[inline]
     pub(crate) fn start(&mut self, tag: T, future: impl FnOnce() -> F) -> Option<(T, F::Output)> {
         let index = self.free.pop().unwrap_or_else(|| self.add());
@@ -98,20 +98,20 @@ impl<F: Future, T> Slots<F, T> {
         index
     }
 
-    /// Polls every place that was woken since the last round, once; what is ready goes to `ready`. Stops
-    /// when the task's budget is used up. Returns how many it has polled.
+    /// Polls every slot that was woken since the last round, once, and appends ready outputs to `ready`.
+    /// Stops when the task's budget is exhausted. Returns the number of slots polled.
     pub(crate) fn poll_woken(&mut self, ready: &mut Vec<(T, F::Output)>) -> usize {
         let mut polled = 0;
         for number in 0..self.slots.len().div_ceil(64) {
             let Some(word) = self.signals.words.get(number) else {
                 break;
             };
-            // The load is for words in which nothing happened.
+            // The load spares a swap of words in which no slot was woken.
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            // LeaseOutcome before the polls: a place that is woken during them has its turn in the next round,
-            // so one that always wakes itself starves nobody.
+            // Cleared before the polls: a slot that is woken during them is polled in the next round. A slot
+            // that always wakes itself therefore starves no other slot.
             let mut bits = word.swap(0, Ordering::Acquire);
             while bits != 0 {
                 if !has_budget_remaining() {
@@ -135,18 +135,18 @@ impl<F: Future, T> Slots<F, T> {
         polled
     }
 
-    /// Whether a place was woken and not polled yet.
+    /// Returns whether a slot was woken and not polled yet.
     pub(crate) fn has_woken(&self) -> bool {
         let words = self.signals.words.iter().take(self.slots.len().div_ceil(64));
         words.fold(0, |sum, word| sum | word.load(Ordering::Relaxed)) != 0
     }
 
-    /// From now on the task is not woken: it looks by itself.
+    /// Stops waking the task: until `listen` the task checks for woken slots itself.
     pub(crate) fn stop_listening(&self) {
         self.signals.task.take();
     }
 
-    /// From now on the task is woken for what is woken; for what is left from before at once.
+    /// Wakes the task for every slot that is woken from now on, and at once if a slot is woken already.
     pub(crate) fn listen(&self, cx: &Context<'_>) {
         self.signals.task.register(cx.waker());
         if self.has_woken() {
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(next(&mut slots).await, [(1, 7)]);
     }
 
-    /// More work than one turn's budget: the round stops, and the task is woken to go on.
+    /// With more work than one turn's budget, the round stops and the task is woken to continue.
     #[tokio::test]
     async fn a_round_stops_when_the_budget_is_used_up() {
         const MANY: usize = 1_000;

@@ -1,4 +1,4 @@
-//! Says so when a shard waits: which bound is reached, and for which record.
+//! Detection of a stuck shard: reports which bound is full, and which record the shard waits for.
 
 use std::pin::Pin;
 use std::task::Context;
@@ -9,9 +9,10 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::window::{Ordinal, Window};
 use crate::observer::{Bound, Event, Interest, Observers};
 
-/// A full window is how a busy shard lives. One that waits this long for the same record is stuck.
+/// The time after which a shard that waits for the same record is stuck. A full window alone is normal for a
+/// busy shard.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
-/// And is spoken of again.
+/// The interval at which a stuck shard is reported again.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -22,8 +23,8 @@ pub(super) struct StallDetector {
 }
 
 impl StallDetector {
-    /// To be called in every turn, with the bound that stops the reading, if one does. The one behind which the shard
-    /// is stuck.
+    /// Checks for a stall. The task calls this in every turn with the bound that stops the reading, if any.
+    /// Returns the bound behind which the shard is stuck.
     pub(super) fn observe(
         &mut self,
         bound: Option<Bound>,

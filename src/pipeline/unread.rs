@@ -6,7 +6,7 @@ use std::vec;
 use crate::kpl::Unpacking;
 use crate::record::{Record, SequenceNumber};
 
-/// What is left of a batch. The records of a packed aggregate are made one by one.
+/// The rest of a batch. The records of a packed aggregate are made one by one.
 #[derive(Default)]
 pub(super) struct Unread {
     records: vec::IntoIter<Record>,
@@ -17,9 +17,9 @@ pub(super) struct Unread {
 /// The next record of a batch.
 pub(super) struct NextRecord {
     pub(super) record: Record,
-    /// The record is the first of a packed aggregate: its records, and its bytes.
+    /// The number of records and the bytes of a packed aggregate, if the record is its first.
     pub(super) opens: Option<(usize, usize)>,
-    /// The record was made of a packed aggregate.
+    /// True if the record was made from a packed aggregate.
     pub(super) is_made: bool,
 }
 
@@ -91,7 +91,7 @@ impl Unread {
         self.records.as_slice().is_empty()
     }
 
-    /// The number of records, made or not.
+    /// Returns the number of records left, including those that are not made yet.
     pub(super) fn count(&self) -> usize {
         let left: usize = self.records.as_slice().iter().map(Record::count).sum();
         #[cfg(feature = "kpl")]
@@ -99,13 +99,14 @@ impl Unread {
         left
     }
 
-    /// Those behind the record that comes next.
+    /// Returns the records of the batch that were not taken yet. Records of the aggregate being unpacked are
+    /// not included.
     #[inline]
     pub(super) fn behind(&self) -> &[Record] {
         self.records.as_slice()
     }
 
-    /// The number of the record that comes next.
+    /// Returns the sequence number of the next record.
     pub(super) fn sequence_number(&self) -> Option<&SequenceNumber> {
         #[cfg(feature = "kpl")]
         if let Some(unpacking) = &self.unpacking {

@@ -1,7 +1,7 @@
-//! What has been read and where it stands: a pure state machine, without async, lock or clock.
+//! The window of records that were read: a pure state machine, without async, lock or clock.
 //!
-//! Records enter in the shard's order and get an ordinal. They settle in any order. The watermark is
-//! the last record before which everything is settled.
+//! Records enter in the shard's order and get an ordinal. They settle in any order. The watermark is the last
+//! position up to which every record is settled.
 
 use std::collections::VecDeque;
 
@@ -15,39 +15,39 @@ pub(crate) type Ordinal = u64;
 
 const NONE: Ordinal = Ordinal::MAX;
 
-/// One shard's records from the watermark to the newest read.
+/// The records of one shard from the watermark to the newest record read.
 #[derive(Debug)]
 pub(crate) struct Window {
-    /// The ordinal of the ring's front, which is unsettled whenever there is one.
+    /// The ordinal of the ring's front. If the ring is not empty, its front is unsettled.
     base: Ordinal,
     ring: VecDeque<Entry>,
     in_flight: usize,
     watermark: Position,
-    /// The last record of the settled run at the front; the watermark is made of it when asked for.
+    /// The last record of the settled run at the front. The watermark is made from it on demand.
     passed: Option<Record>,
-    /// What an earlier run settled; gone once all that it covers has been read again.
+    /// The checkpoint of an earlier run; `None` once every record that it covers has been read again.
     earlier: Option<Checkpoint>,
-    /// The newest record read.
+    /// The newest record admitted while `earlier` is set.
     newest: Option<Record>,
 }
 
-/// What an earlier run did with a record.
+/// The result of an earlier run for a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Earlier {
-    /// Its watermark had passed the record.
+    /// The earlier watermark had passed the record.
     Passed,
-    /// It was settled ahead of the watermark.
+    /// The record was settled ahead of the earlier watermark.
     Settled,
-    /// It was not settled.
+    /// The record was not settled.
     Unsettled,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// Gone once settled, but for the last record of a settled run: the watermark or the ahead-set may
-    /// end there.
+    /// The record; `None` once it is settled. Only the last record of a settled run is kept, as the watermark
+    /// or the ahead-set may end there.
     record: Option<Record>,
-    /// The next record of the lane.
+    /// The next record of the lane, or `NONE`.
     next: Ordinal,
     lane: u64,
     bytes: u32,
@@ -55,7 +55,7 @@ struct Entry {
     taken: bool,
 }
 
-/// What a settlement frees.
+/// The resources that a settlement frees.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Released {
     pub(crate) lane: u64,
@@ -77,7 +77,7 @@ impl Window {
         }
     }
 
-    /// What an earlier run did with the next record.
+    /// Returns the result of an earlier run for the next record.
     #[inline]
     pub(crate) fn earlier(&mut self, record: &Record) -> Earlier {
         let Some(earlier) = &self.earlier else {
@@ -97,13 +97,13 @@ impl Window {
         }
     }
 
-    /// The ordinal of the next record that is admitted.
+    /// Returns the ordinal of the next record to be admitted.
     #[inline]
     pub(crate) fn next(&self) -> Ordinal {
         self.base + self.ring.len() as u64
     }
 
-    /// Takes a record in, behind all others. `bytes` is what it counts for.
+    /// Admits a record behind all others. `bytes` is the memory that the record counts for.
     #[inline]
     pub(crate) fn admit(&mut self, record: Record, lane: u64, bytes: u32) -> Ordinal {
         let ordinal = self.next();
@@ -122,7 +122,7 @@ impl Window {
         ordinal
     }
 
-    /// Puts a record behind another one in its lane.
+    /// Links a record behind the one ahead of it in its lane.
     #[inline]
     pub(crate) fn follow(&mut self, ahead: Ordinal, ordinal: Ordinal) {
         if let Some(entry) = self.entry(ahead) {
@@ -130,7 +130,7 @@ impl Window {
         }
     }
 
-    /// Hands the record out to be processed. Its place stays; its payload goes with it.
+    /// Hands the record out to be processed. The window keeps its place without the payload.
     #[inline]
     pub(crate) fn take(&mut self, ordinal: Ordinal) -> Option<Record> {
         let entry = self.entry(ordinal).filter(|entry| !entry.settled)?;
@@ -140,30 +140,30 @@ impl Window {
         Some(record)
     }
 
-    /// Takes a record back that was handed out and not processed.
+    /// Puts back a record that was handed out and not processed.
     pub(crate) fn put_back(&mut self, ordinal: Ordinal, record: Record) {
         if let Some(entry) = self.entry(ordinal).filter(|entry| !entry.settled) {
             (entry.record, entry.taken) = (Some(record), false);
         }
     }
 
-    /// Whether the record is handed out, or was.
+    /// Returns whether the record is or was handed out.
     pub(crate) fn is_taken(&mut self, ordinal: Ordinal) -> bool {
         self.entry(ordinal).is_none_or(|entry| entry.taken)
     }
 
-    /// The record behind one in its lane, if there is any and it is not handed out.
+    /// Returns the record behind this one in its lane, unless that record is handed out.
     pub(crate) fn behind(&mut self, ordinal: Ordinal) -> Option<Ordinal> {
         let next = self.entry(ordinal)?.next;
         (next != NONE && !self.is_taken(next)).then_some(next)
     }
 
-    /// Of a record that is not handed out.
+    /// Returns the payload length of a record that is not handed out.
     pub(crate) fn payload_len(&self, ordinal: Ordinal) -> usize {
         self.record(ordinal).map_or(0, |record| record.payload().len())
     }
 
-    /// A record has ended. `None` if it is none of the unsettled ones.
+    /// Settles a record. Returns `None` if no unsettled record has this ordinal.
     #[inline]
     pub(crate) fn settle(&mut self, ordinal: Ordinal, _how: Settled) -> Option<Released> {
         let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
@@ -189,7 +189,7 @@ impl Window {
         while self.ring.front().is_some_and(|entry| entry.settled) {
             if let Some(entry) = self.ring.pop_front() {
                 self.base += 1;
-                // Only the last of a run still has its record, and it comes last.
+                // Only the last entry of a run still has its record, and it is popped last.
                 if let Some(record) = entry.record {
                     self.passed = Some(record.into_place());
                 }
@@ -197,7 +197,7 @@ impl Window {
         }
     }
 
-    /// Lets go of everything but the last place of a run that is settled ahead of the watermark.
+    /// Drops the records of a run that is settled ahead of the watermark, except the place of the last one.
     fn settle_ahead(&mut self, index: usize) {
         let within = self.ring.get(index + 1).is_some_and(|after| after.settled);
         if let Some(entry) = self.ring.get_mut(index) {
@@ -217,31 +217,31 @@ impl Window {
         self.ring.get_mut(index)
     }
 
-    /// Records read and not settled.
+    /// Returns the number of records read and not settled.
     #[inline]
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// The distance from the watermark to the newest record.
+    /// Returns the distance from the watermark to the newest record.
     #[inline]
     pub(crate) fn span(&self) -> usize {
         self.ring.len()
     }
 
-    /// A record that is not settled.
+    /// Returns an unsettled record.
     pub(crate) fn record(&self, ordinal: Ordinal) -> Option<&Record> {
         let index = usize::try_from(ordinal.checked_sub(self.base)?).ok()?;
         self.ring.get(index)?.record.as_ref()
     }
 
-    /// The record that the watermark waits for.
+    /// Returns the record that the watermark waits for.
     pub(crate) fn oldest(&self) -> Option<(Ordinal, &Record)> {
         let record = self.ring.front()?.record.as_ref()?;
         Some((self.base, record))
     }
 
-    /// The last position before which everything is settled.
+    /// Returns the last position up to which every record is settled.
     pub(crate) fn watermark(&mut self) -> &Position {
         if let Some(record) = self.passed.take() {
             self.watermark = record.position();
@@ -249,7 +249,7 @@ impl Window {
         &self.watermark
     }
 
-    /// The watermark, and what is settled ahead of it.
+    /// Returns the watermark, and what is settled ahead of it.
     pub(crate) fn checkpoint(&mut self) -> Checkpoint {
         if let Some((_, oldest)) = self.oldest().filter(|_| Sabotage::CheckpointEarly.is_committed()) {
             return Checkpoint::at(oldest.position());
@@ -262,8 +262,8 @@ impl Window {
     }
 
     fn ahead(&self) -> Option<SettledAhead> {
-        // What an earlier run settled and this one has not read yet must not be forgotten: a checkpoint
-        // of this run takes the place of the one that knew it.
+        // This checkpoint replaces the earlier run's. It must keep what the earlier run settled and this run
+        // has not read again yet.
         let before = self.earlier.as_ref().and_then(Checkpoint::ahead);
         let before = before.filter(|ahead| self.newest.as_ref().is_none_or(|newest| !ahead.ends_at(newest)));
         let end = match before {

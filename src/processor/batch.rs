@@ -1,4 +1,4 @@
-//! Handlers that work on many records at once.
+//! Processors that work on many records at once.
 
 use std::any::type_name;
 use std::fmt;
@@ -10,7 +10,7 @@ use super::{Attempt, RecordProcessor};
 use crate::failure::BoxError;
 use crate::record::Record;
 
-/// Processes records many at a time, as a database or a service does that takes many at once.
+/// Processes many records at a time, for a database or a service that takes many at once.
 ///
 /// ```
 /// use redrive::{Attempt, BatchFailure, BatchProcessor, Record, Resilient, dead_letter};
@@ -25,7 +25,7 @@ use crate::record::Record;
 ///         records: &[Record],
 ///         _: &Attempt<'_>,
 ///     ) -> Result<(), BatchFailure<Self::Error>> {
-///         insert(records).await?; // failed, and nobody knows for which of them
+///         insert(records).await?; // an error here does not name the records that failed
 ///         Ok(())
 ///     }
 /// }
@@ -41,37 +41,42 @@ use crate::record::Record;
 ///
 /// # What a batch is
 ///
-/// Records of one shard, in its order, with as many of a partition key as there are. A call of the handler is one
-/// attempt: it has one [timeout](crate::RetryPolicy::attempt_timeout), takes one of the places to
-/// [run](crate::pipeline::Capacity), and counts once for the breaker and the retry budget, however many records it has.
-/// Settled by hand ([`Resilient::settle`](crate::Resilient::settle)) a record is a batch of its own.
+/// A batch contains records of one shard, in the shard's order. It may contain any number of records of one
+/// partition key. A call of the processor is one attempt, however many records it has. An attempt has one
+/// [timeout](crate::RetryPolicy::attempt_timeout), counts as one running call of the
+/// [`Capacity`](crate::pipeline::Capacity), and counts once for the breaker and the retry budget. A record
+/// that is settled by hand ([`Resilient::settle`](crate::Resilient::settle)) is a batch of its own.
 ///
-/// # When it fails
+/// # When a batch fails
 ///
-/// Either the handler names the records that failed ([`BatchFailure::of`]): the others are processed, but for those
-/// behind a named one in its partition key, which are given to it again once that one is settled.
+/// The processor either names the records that failed ([`BatchFailure::of`]) or reports only that the batch
+/// failed ([`BatchFailure::All`]). Any error returned with `?`, a timeout and a panic count as `All`.
 ///
-/// Or it says only that it failed ([`BatchFailure::All`], as any error of its own becomes with `?`, a timeout and a panic
-/// do). Then the batch is tried again as a whole, as one record would be, for as long as it may be a dependency's fault.
-/// Where the record itself would be to blame ([`Scope::Record`](crate::Scope::Record)), or the retries are used up, it
-/// is **bisected**: halves are tried until what fails is alone, which for one record among n takes about log₂ n calls.
-/// That one goes on by itself, to be tried again or to become a dead letter, and the rest is processed.
+/// If the processor names records, the other records count as processed, except those behind a named record
+/// in its partition key. The processor gets those again once the named record is settled.
 ///
-/// So a good record may be given to the handler **several times**, in whole or in half a batch that failed: doing it
-/// twice must be harmless, also where the handler had done a part of the batch before it failed.
+/// If the whole batch failed, the engine retries it as a whole, as it would retry one record, while a
+/// dependency may be at fault. If the fault lies with a record ([`Scope::Record`](crate::Scope::Record)), or
+/// the retries are exhausted, the engine **bisects** the batch: it tries halves until the failing record is
+/// alone. For one record among n this takes about log₂ n calls. That record continues alone, to be retried or
+/// to become a dead letter, and the rest is processed.
+///
+/// A good record may therefore reach the processor **several times**, in a batch or half a batch that failed.
+/// Processing it twice must be harmless, also if the processor had done a part of the batch before it failed.
 pub trait BatchProcessor: Send + Sync {
-    /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
+    /// The error of a failed attempt: any error type, also `anyhow::Error` or a boxed error.
     type Error: Into<BoxError> + Send + 'static;
 
-    /// Processes these records once: one or more, of one shard and in its order. It must be cancel-safe, as
-    /// [`RecordProcessor::process`] must.
+    /// Processes one or more records of one shard, in its order, once. The future must be cancel-safe, as
+    /// that of [`RecordProcessor::process`].
     fn process_batch(
         &self,
         records: &[Record],
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), BatchFailure<Self::Error>>> + Send;
 
-    /// As a processor: batches of up to 100 records and 1 MiB, made of what there is.
+    /// Returns a [`RecordProcessor`] with batches of up to 100 records and 1 MiB. A batch does not wait to
+    /// fill up, unless [`linger`](Batched::linger) is set.
     fn batched(self) -> Batched<Self>
     where
         Self: Sized,
@@ -83,18 +88,18 @@ pub trait BatchProcessor: Send + Sync {
     }
 }
 
-/// What failed in a batch.
+/// The failure of a batch: as a whole, or of single records.
 #[derive(Debug)]
 pub enum BatchFailure<E> {
-    /// It did, and nobody knows which of its records.
+    /// The batch failed, and the failing records are unknown.
     All(E),
-    /// These did, each for a reason of its own: their indices in the batch. The others are processed. If it names one
-    /// that the batch does not have, all have failed.
+    /// The records with these indices in the batch failed, each with an error of its own. The others are
+    /// processed. An index outside the batch means that all records failed.
     Of(Vec<(usize, E)>),
 }
 
 impl<E> BatchFailure<E> {
-    /// These records failed, the others are processed.
+    /// Creates the failure of the records with these indices; the others are processed.
     pub fn of(failed: impl IntoIterator<Item = (usize, E)>) -> Self {
         BatchFailure::Of(failed.into_iter().collect())
     }
@@ -114,7 +119,7 @@ pub struct Batched<B> {
     bounds: Bounds,
 }
 
-/// How large a batch is, and how long it waits to become so.
+/// The maximum size of a batch, and how long a batch waits for more records.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -133,7 +138,7 @@ impl Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Bounds {
-            size: const { NonZeroUsize::new(100).expect("more than none") },
+            size: const { NonZeroUsize::new(100).expect("100 is not zero") },
             bytes: 1024 * 1024,
             linger: Duration::ZERO,
         }
@@ -141,19 +146,22 @@ impl Default for Bounds {
 }
 
 impl<B: BatchProcessor> Batched<B> {
-    /// The most records of a batch, at least 1; with an [`Idempotency`](crate::Idempotency) store 256. Default: 100.
+    /// Sets the maximum number of records in a batch, at least 1. With an [`Idempotency`](crate::Idempotency)
+    /// store a batch has at most 256. Default: 100.
     pub fn size(mut self, records: usize) -> Self {
         self.bounds.size = NonZeroUsize::new(records).unwrap_or(NonZeroUsize::MIN);
         self
     }
 
-    /// The most payload bytes of a batch; a larger record is one by itself. Default: 1 MiB.
+    /// Sets the maximum number of payload bytes in a batch. A larger record is a batch of its own. Default: 1
+    /// MiB.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
         self
     }
 
-    /// How long the first record of a batch waits for others, while there are none to be read. Default: not at all.
+    /// Sets how long the first record of a batch waits for others while no records are available to read.
+    /// Default: no wait.
     pub fn linger(mut self, time: Duration) -> Self {
         self.bounds.linger = time;
         self
@@ -163,13 +171,13 @@ impl<B: BatchProcessor> Batched<B> {
 impl<B: BatchProcessor> RecordProcessor for Batched<B> {
     type Error = B::Error;
 
-    /// As a batch of one.
+    /// Processes the record as a batch of one.
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), B::Error> {
         let batch = std::slice::from_ref(record);
         match self.processor.process_batch(batch, attempt).await {
             Ok(()) => Ok(()),
             Err(BatchFailure::All(error)) => Err(error),
-            // Whichever it names: there is but one.
+            // Every index means the only record.
             Err(BatchFailure::Of(failed)) => {
                 failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
             }

@@ -1,4 +1,4 @@
-//! Handlers that block their thread.
+//! Processors that block their thread.
 
 use std::any::type_name;
 use std::fmt;
@@ -14,12 +14,14 @@ use super::{Attempt, RecordProcessor};
 use crate::failure::BoxError;
 use crate::record::Record;
 
-/// Makes a processor of a synchronous function, which runs on a thread for such
-/// ([`tokio::task::spawn_blocking`], 512 by default; a [`Capacity`](crate::pipeline::Capacity) bounds how many run).
+/// Creates a processor from a synchronous function, which runs on tokio's threads for blocking work
+/// ([`tokio::task::spawn_blocking`], 512 threads by default). A [`Capacity`](crate::pipeline::Capacity)
+/// bounds the number of running calls.
 ///
-/// A thread cannot be stopped: a call whose attempt has timed out runs on. The next attempt waits for it, so that no
-/// record is at two threads, and takes its success for its own. If it times out as well, that is told
-/// ([`HandlerStuck`](crate::observer::Event::HandlerStuck)).
+/// A thread cannot be stopped: a call whose attempt has timed out continues to run. The next attempt waits
+/// for that call, so that no record is processed on two threads at once. If the call succeeds, the waiting
+/// attempt succeeds. If the waiting attempt times out as well, the engine reports
+/// [`HandlerStuck`](crate::observer::Event::HandlerStuck).
 ///
 /// ```
 /// use redrive::{Record, processor_blocking};
@@ -46,11 +48,11 @@ pub struct ProcessorBlocking<F> {
     left: Arc<Left>,
 }
 
-/// The calls that nobody waits for any more, by record.
+/// The calls that no attempt waits for any more, by idempotency key of the record.
 type Left = Mutex<LruCache<String, watch::Receiver<Call>>>;
 
-/// As many as may block at once by tokio's default.
-const MOST: NonZeroUsize = NonZeroUsize::new(512).expect("more than none");
+/// The maximum number of such calls: tokio's default for the number of blocking threads.
+const MOST: NonZeroUsize = NonZeroUsize::new(512).expect("512 is not zero");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
@@ -59,7 +61,7 @@ enum Call {
     Failed,
 }
 
-/// Leaves a call to the next attempt, unless its end was seen.
+/// Leaves a call to the next attempt when dropped, unless the current attempt saw the call's end.
 struct Leave<'a> {
     left: &'a Left,
     record: &'a Record,
@@ -100,7 +102,7 @@ where
         }
         if let Some(earlier) = &mut leave.call {
             attempt.waits_for_an_earlier_one(true);
-            // Its sender is gone only after a panic.
+            // The sender is gone only after a panic.
             let ended = earlier.wait_for(|call| *call != Call::Runs).await;
             let succeeded = ended.is_ok_and(|call| *call == Call::Succeeded);
             attempt.waits_for_an_earlier_one(false);
@@ -119,7 +121,7 @@ where
             } else {
                 Call::Failed
             };
-            // Whether anybody still wants to know or not.
+            // Sent even if no attempt waits for the call any more.
             said.send_replace(call);
             result
         });
@@ -129,7 +131,7 @@ where
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
-                // The runtime is shutting down, and with it whoever waits here.
+                // The runtime is shutting down, and this task with it.
                 Err(_) => std::future::pending().await,
             },
         }

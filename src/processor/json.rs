@@ -1,4 +1,4 @@
-//! Handlers of what a payload says.
+//! Processors that get the parsed payload instead of the record.
 
 use std::any::type_name;
 use std::fmt;
@@ -11,8 +11,8 @@ use super::{Attempt, RecordProcessor};
 use crate::failure::BoxError;
 use crate::record::Record;
 
-/// Makes a processor of a function of what the payload says, in JSON. A payload that does not parse is the record's own
-/// permanent failure.
+/// Creates a processor from a function that takes the parsed JSON payload. A payload that does not parse is a
+/// permanent failure of its record.
 ///
 /// ```
 /// use redrive::processor_fn_json;
@@ -48,12 +48,12 @@ pub struct ProcessorFnJson<T, F> {
     payload: PhantomData<fn(T)>,
 }
 
-/// What fails in a handler of what a payload says.
+/// The error of a processor made by [`processor_fn_json`].
 #[derive(Debug)]
 pub enum JsonError<E> {
-    /// The payload is not what is expected.
+    /// The payload does not parse as the expected type.
     Payload(serde_json::Error),
-    /// The handler.
+    /// The function returned an error.
     Handler(E),
 }
 

@@ -1,4 +1,4 @@
-//! The handler: what the user's service does with a record.
+//! The processor: the user's code that works on a record.
 
 use std::any::type_name;
 use std::fmt;
@@ -23,16 +23,17 @@ pub use batch::{BatchFailure, BatchProcessor, Batched};
 pub use blocking::{ProcessorBlocking, processor_blocking};
 pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 
-/// Processes one record: the handler that a service already has.
+/// Processes one record, with the code that a service already has.
 ///
-/// `Ok(())` means that the record's work is done for good. An `Err` is classified (see
-/// [`Classify`](crate::Classify)): a transient failure is tried again, a permanent one goes to the
-/// dead-letter sink. A panic is caught, tried once more, and then counts as permanent.
+/// `Ok(())` means that the work for the record is done permanently. The engine classifies an `Err` (see
+/// [`Classify`](crate::Classify)): it retries a transient failure and sends a record with a permanent failure
+/// to the dead-letter sink. A panic is caught, the record is retried once, and a second panic counts as
+/// permanent.
 ///
-/// Two things are asked of a handler:
-/// - **Doing a record twice must be harmless**: delivery is at least once.
-/// - **It must be cancel-safe**: when an attempt times out, or the service's time to shut down is over,
-///   its future is dropped at the `.await` where it stands.
+/// A processor must meet two requirements:
+/// - **Processing a record twice must be harmless**: delivery is at least once.
+/// - **The future must be cancel-safe**: when an attempt times out, or the service's time to shut down is
+///   over, the engine drops the future at its current `.await`.
 ///
 /// ```
 /// use redrive::{Attempt, Record, RecordProcessor};
@@ -49,34 +50,41 @@ pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 /// }
 /// ```
 ///
-/// For a plain `async fn` there is [`processor_fn`], for one with state [`processor_with`], for one that wants what the
-/// payload says [`processor_fn_json`], for one that blocks its thread [`processor_blocking`], for one that works on many
-/// records at once [`BatchProcessor`].
+/// A function needs no implementation of this trait:
+///
+/// | the function | use |
+/// |---|---|
+/// | is a plain `async fn` | [`processor_fn`] |
+/// | has state | [`processor_with`] |
+/// | takes the parsed JSON payload | [`processor_fn_json`] |
+/// | blocks its thread | [`processor_blocking`] |
+///
+/// Code that works on many records at once implements [`BatchProcessor`].
 pub trait RecordProcessor: Send + Sync {
-    /// What a failed attempt returns: any error, also `anyhow::Error` or a boxed one.
+    /// The error of a failed attempt: any error type, also `anyhow::Error` or a boxed error.
     type Error: Into<BoxError> + Send + 'static;
 
-    /// Processes the record once. Not called for a record that the idempotency store knows as
-    /// processed, nor again once the verdict on a record is reached.
+    /// Processes the record once. The engine does not call this for a record that the idempotency store knows
+    /// as processed, nor after the verdict on the record is reached.
     fn process(
         &self,
         record: &Record,
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// How many records it takes at once, if it does.
+    /// Returns the limits of a batch, if the processor takes many records at once.
     #[doc(hidden)]
     fn batches(&self) -> Option<Bounds> {
         None
     }
 
-    /// Whether it works on another thread than the one that polls it.
+    /// Returns whether the processor works on another thread than the one that polls it.
     #[doc(hidden)]
     fn runs_elsewhere(&self) -> bool {
         false
     }
 
-    /// Only called where [`batches`](RecordProcessor::batches) says so.
+    /// Processes many records at once. Called only if [`batches`](RecordProcessor::batches) returns limits.
     #[doc(hidden)]
     fn process_batch(
         &self,
@@ -91,7 +99,7 @@ pub trait RecordProcessor: Send + Sync {
         }
     }
 
-    /// Erases the type, for a struct field that must name it. Costs one allocation a record.
+    /// Erases the processor's type, for a struct field that must name it. Costs one allocation per record.
     fn boxed(self) -> BoxProcessor
     where
         Self: Sized + 'static,
@@ -105,7 +113,7 @@ pub trait RecordProcessor: Send + Sync {
 
 const A_LONG_TIME: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// One call of the handler, as the handler sees it.
+/// One call of the processor, as the processor sees it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Attempt<'a> {
@@ -113,10 +121,10 @@ pub struct Attempt<'a> {
     timeout: Duration,
     until: Option<Instant>,
     cancelled: Option<&'a CancellationToken>,
-    // Filled by whoever asks first: for a handler that is ready at once nobody does, and a clock read
-    // costs more than the rest of the engine.
+    // Set at the first call of `deadline`. A processor that is ready at once never needs it, and a read of
+    // the clock costs more than the rest of the engine.
     began: OnceLock<Instant>,
-    /// For a call of an earlier one that has not ended.
+    /// True while the attempt waits for a call of an earlier attempt that has not ended.
     waits: AtomicBool,
 }
 
@@ -137,25 +145,25 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Counts from 1.
+    /// Returns the number of the attempt, starting at 1.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// When the attempt times out and its future is dropped, on tokio's clock.
+    /// Returns the time at which the attempt times out and its future is dropped, on tokio's clock.
     pub fn deadline(&self) -> Instant {
         let began = *self.began.get_or_init(Instant::now);
-        // A timeout that no clock can hold is one that never comes.
+        // A timeout beyond the range of the clock never comes.
         let own = began.checked_add(self.timeout).unwrap_or(began + A_LONG_TIME);
         self.until.map_or(own, |until| own.min(until))
     }
 
-    /// Whether it is not its own timeout that ends it, but its term.
+    /// Returns whether the deadline of the run ends the attempt, not its own timeout.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.until.is_some_and(|until| until <= self.deadline())
     }
 
-    /// Whether it does nothing but wait for a call of an earlier attempt, which cannot be stopped.
+    /// Records whether the attempt only waits for a call of an earlier attempt, which cannot be stopped.
     fn waits_for_an_earlier_one(&self, waits: bool) {
         self.waits.store(waits, Ordering::Relaxed);
     }
@@ -164,17 +172,17 @@ impl<'a> Attempt<'a> {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// How long it has taken, from the first time that its handler waited for something.
+    /// Returns how long the attempt has taken, from the first time that its processor waited for something.
     pub(crate) fn took(&self) -> Duration {
         self.began.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// Whether the result is no longer wanted: the shard now belongs to another worker.
+    /// Returns true if the result is no longer wanted: the shard now belongs to another worker.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.is_some_and(CancellationToken::is_cancelled)
     }
 
-    /// Waits until the result is no longer wanted; for a handler that does long work of its own.
+    /// Waits until the result is no longer wanted, for a processor that does long work of its own.
     pub async fn cancelled(&self) {
         match self.cancelled {
             Some(token) => token.cancelled().await,
@@ -231,7 +239,7 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for Arc<P> {
     }
 }
 
-/// Makes a processor of an `async fn` or a closure without state.
+/// Creates a processor from an `async fn` or a closure without state.
 ///
 /// ```
 /// use redrive::{Record, processor_fn};
@@ -274,7 +282,8 @@ impl<F> fmt::Debug for ProcessorFn<F> {
     }
 }
 
-/// Makes a processor of a function and the state it works with, which is cloned for every record.
+/// Creates a processor from a function and the state that it works with. The state is cloned for every
+/// record.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -323,7 +332,7 @@ impl<S, F> fmt::Debug for ProcessorWith<S, F> {
     }
 }
 
-/// A processor without its type; see [`RecordProcessor::boxed`]. A clone shares it.
+/// A processor with its type erased; see [`RecordProcessor::boxed`]. Clones share the processor.
 #[derive(Clone)]
 pub struct BoxProcessor {
     inner: Arc<dyn ErasedProcessor>,

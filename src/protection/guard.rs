@@ -1,8 +1,9 @@
-//! Stops a flood of dead letters, whatever its reason.
+//! The dead-letter guard: stops a flood of dead letters, whatever its cause.
 //!
-//! A bad deploy fails every record for good, one by one, and each alone looks like bad data. So each
-//! shard counts: when most of what it settled lately became dead letters, it stops before the next one,
-//! says so, and waits for somebody to look. The stream keeps its data.
+//! A bad deployment makes every record fail permanently, one by one, and each failure alone looks like bad
+//! data. So each shard counts. When most of the records that a shard settled lately became dead letters, the
+//! shard stops before the next one. It reports the stop and waits for an operator to resume it. The stream
+//! keeps its data.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,11 +17,11 @@ use crate::config::ConfigError;
 use crate::protection::sliding_window::{SlidingWindow, SuccessCounter, WindowedGrowth};
 use crate::record::{Record, ShardId};
 
-/// The dead-letter guard. On by default in every [`Resilient`](crate::Resilient).
+/// A dead-letter guard, on by default in every [`Resilient`](crate::Resilient).
 ///
-/// A shard stops before the next letter when more than half of at least 100 records that it settled
-/// within a minute became dead letters. [`resume`](DeadLetterGuard::resume) lets it go on. A clone is the same
-/// guard.
+/// A shard watches the records that it settled within a minute. When they are at least 100 and more than half
+/// became dead letters, the shard stops before the next dead letter. [`resume`](DeadLetterGuard::resume) lets
+/// the shard continue. Clones share one guard.
 #[derive(Clone)]
 pub struct DeadLetterGuard(Arc<Shared>);
 
@@ -28,25 +29,25 @@ struct Shared {
     share: f64,
     records: u64,
     window: Duration,
-    /// The shards that wait now. [`DeadLetterGuard::resume`] counts under this lock, so that no shard enters the list by an
-    /// older count.
+    /// The shards that are stopped now. [`DeadLetterGuard::resume`] counts under this lock, so that no shard
+    /// enters the list by an older count.
     stopped: Mutex<Vec<StoppedShard>>,
     /// The number of calls of [`DeadLetterGuard::resume`].
     resumptions: AtomicU64,
     resumed: Notify,
 }
 
-/// A shard that waits because of its dead letters.
+/// A shard that the guard has stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoppedShard {
     /// The stream's name.
     pub stream: Arc<str>,
-    /// The shard.
+    /// The shard's id.
     pub shard: ShardId,
-    /// How many of the records settled within the window became dead letters.
+    /// The number of records that became dead letters, among those settled within the window.
     pub letters: u64,
-    /// How many were settled.
+    /// The number of records settled within the window.
     pub settled: u64,
 }
 
@@ -57,17 +58,22 @@ impl Default for DeadLetterGuard {
 }
 
 impl DeadLetterGuard {
-    /// Stops a shard when more than this share (0.5 is half) of at least so many records that it settled
-    /// within the window became dead letters.
+    /// Creates a guard that watches the records that a shard settled within `window`. The guard stops the
+    /// shard when they are at least `records`, and more than `share` of them became dead letters (0.5 is
+    /// half).
+    ///
+    /// # Errors
+    ///
+    /// `share` is not from 0 to less than 1, or `records` or `window` is zero.
     pub fn new(share: f64, records: u64, window: Duration) -> Result<Self, ConfigError> {
         let wrong = |problem: &str| Err(ConfigError::new("guard", problem));
         if !(0.0..1.0).contains(&share) {
             return wrong(
-                "the share must be at least 0 and less than 1; to have no guard, say without_guard()",
+                "share must be at least 0 and less than 1; to disable the guard, call without_guard()",
             );
         }
         if records == 0 || window.is_zero() {
-            return wrong("it needs records and a window to judge by");
+            return wrong("records and window must be greater than zero");
         }
         Ok(DeadLetterGuard::of(share, records, window))
     }
@@ -83,7 +89,7 @@ impl DeadLetterGuard {
         }))
     }
 
-    /// The shards that wait for [`resume`](DeadLetterGuard::resume).
+    /// Returns the shards that wait for [`resume`](DeadLetterGuard::resume).
     pub fn state(&self) -> Vec<StoppedShard> {
         self.0
             .stopped
@@ -92,8 +98,8 @@ impl DeadLetterGuard {
             .clone()
     }
 
-    /// Lets all shards go on. What was counted is forgotten: a shard that is no better stops again after
-    /// as many letters.
+    /// Resumes all shards, and forgets what they counted. A shard whose records still fail stops again after
+    /// as many dead letters.
     pub fn resume(&self) {
         let mut stopped = self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         stopped.clear();
@@ -102,7 +108,7 @@ impl DeadLetterGuard {
         self.0.resumed.notify_waiters();
     }
 
-    /// Begins to watch a shard, whose successes are counted there.
+    /// Begins to watch a shard whose successes this counter counts.
     pub(crate) fn watch(&self, tally: Arc<SuccessCounter>) -> Watch {
         Watch {
             stopped_at: AtomicU64::new(RUNS),
@@ -120,7 +126,8 @@ impl DeadLetterGuard {
 }
 
 impl Shared {
-    /// Removes a shard whose run has ended. A resumption since it stopped, at this count, has removed it already.
+    /// Removes a shard whose run has ended. If the guard has resumed its shards since this one stopped, at
+    /// count `stopped_at`, the list no longer contains it.
     fn forget(&self, stopped: &StoppedShard, stopped_at: u64) {
         let mut all = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         if self.resumptions.load(Ordering::Acquire) != stopped_at {
@@ -143,13 +150,13 @@ impl fmt::Debug for DeadLetterGuard {
     }
 }
 
-/// The mark of a shard that is not stopped.
+/// The value of `stopped_at` while the shard is not stopped.
 const RUNS: u64 = u64::MAX;
 
-/// The guard's eye on one shard.
+/// The guard's view of one shard.
 pub(crate) struct Watch {
-    /// The count of resumptions at which the shard stopped: the shard resumes with the next one, whether or not a dead
-    /// letter still waits there to ask.
+    /// The count of resumptions at which the shard stopped. The shard resumes with the next resumption,
+    /// whether or not a dead letter still waits to ask the guard.
     stopped_at: AtomicU64,
     counts: Mutex<Counts>,
     tally: Arc<SuccessCounter>,
@@ -161,35 +168,36 @@ struct Counts {
     successes: WindowedGrowth,
     resumed: u64,
     stopped: Option<StoppedShard>,
-    /// The record before which the shard stopped, as long as the resumption is not reported.
+    /// The record before which the shard stopped, until the resumption is reported.
     unreported: Option<Record>,
 }
 
-/// Whether a letter may be written.
+/// The guard's answer to the request to write a dead letter.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
     Granted,
-    /// The shard has stopped just now.
+    /// The guard has stopped the shard just now.
     Stopped(StoppedShard),
-    /// It had before.
+    /// The guard had stopped the shard before.
     Waits,
 }
 
 impl Watch {
-    /// Whether the shard waits: nothing more is to be begun.
+    /// Returns true while the shard is stopped, so that nothing new may begin.
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         let stopped_at = self.stopped_at.load(Ordering::Relaxed);
         stopped_at != RUNS && stopped_at == self.guard.0.resumptions.load(Ordering::Acquire)
     }
 
-    /// Whether the shard had stopped and is resumed, and that is not [taken](Watch::take_resumption) yet.
+    /// Returns true if the shard was stopped and is resumed, and [`take_resumption`](Watch::take_resumption)
+    /// has not reported the resumption yet.
     #[inline]
     pub(crate) fn was_stopped(&self) -> bool {
         self.stopped_at.load(Ordering::Relaxed) != RUNS && !self.is_stopped()
     }
 
-    /// To be asked before each letter.
+    /// Asks whether a dead letter may be written. Must be called before each dead letter.
     pub(crate) fn ask(&self, record: &Record) -> Permission {
         let now = Instant::now();
         let shared = &self.guard.0;
@@ -236,7 +244,7 @@ impl Watch {
         counts.unreported.take()
     }
 
-    /// Returns when [`DeadLetterGuard::resume`] was called after this call.
+    /// Waits until [`DeadLetterGuard::resume`] is called after this call.
     pub(crate) fn resumed(&self) -> impl Future<Output = ()> + Send + '_ {
         self.guard.0.resumed.notified()
     }
@@ -281,7 +289,7 @@ mod tests {
         assert!(!watch.is_stopped(), "no dead letter has to ask first");
         assert_eq!(granted(&watch, 1_000), 100);
         drop(watch);
-        assert!(guard.state().is_empty(), "a shard that is gone waits for nobody");
+        assert!(guard.state().is_empty(), "a shard that has ended is not listed");
     }
 
     #[tokio::test(start_paused = true)]

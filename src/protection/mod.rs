@@ -1,4 +1,5 @@
-//! What protects all records together: the retry policy and its budget, the circuit breaker, the dead-letter guard.
+//! Protections that all records share: the retry policy and its budget, the circuit breaker, the dead-letter
+//! guard.
 
 pub(crate) mod breaker;
 pub(crate) mod guard;

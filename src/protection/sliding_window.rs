@@ -1,4 +1,5 @@
-//! How many records succeeded: counted where they do, added up where a failure asks.
+//! Counters of successes. Each shard counts its own, and the totals are added up only when a failure needs
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,12 +7,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The successes of one run of a shard. Each has its own, so that shards share no cache line.
+/// The successes of one run of a shard. Each run has its own counter, so that shards share no cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct SuccessCounter {
     count: AtomicU64,
-    /// Of those, the ones that were not the first of their batch.
+    /// The records among `count` that were not the first of their batch.
     in_batches: AtomicU64,
     ended: AtomicBool,
 }
@@ -22,32 +23,32 @@ impl SuccessCounter {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many by one call of the handler.
+    /// Adds the records of one successful call of the processor.
     pub(crate) fn add_batch(&self, records: usize) {
-        // In this order: more calls than there were are never seen.
+        // In this order, so that a reader never sees more calls than were made.
         self.in_batches
             .fetch_add(records.saturating_sub(1) as u64, Ordering::Release);
         self.count.fetch_add(records as u64, Ordering::Release);
     }
 
-    /// How many records.
+    /// Returns the number of records.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// How many calls of the handler.
+    /// Returns the number of calls of the processor.
     fn calls(&self) -> u64 {
         let records = self.count.load(Ordering::Acquire);
         records.saturating_sub(self.in_batches.load(Ordering::Relaxed))
     }
 
-    /// Nothing is added from now on.
+    /// Marks the count as final: nothing is added from now on.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Release);
     }
 }
 
-/// The successful calls of all runs that share something.
+/// The successful calls of all runs that share a breaker or a budget.
 #[derive(Debug, Default)]
 pub(crate) struct SuccessCounters {
     running: Vec<Arc<SuccessCounter>>,
@@ -63,7 +64,7 @@ impl SuccessCounters {
     pub(crate) fn total(&mut self) -> u64 {
         let (mut total, mut ended) = (0, 0);
         self.running.retain(|tally| {
-            // In this order: once it has ended, the count is final.
+            // In this order: once the run has ended, the count is final.
             let has_ended = tally.ended.load(Ordering::Acquire);
             let count = tally.calls();
             *(if has_ended { &mut ended } else { &mut total }) += count;
@@ -76,7 +77,7 @@ impl SuccessCounters {
 
 const BUCKETS: u64 = 10;
 
-/// What happened lately, in tenths of a window.
+/// The number of recent events, in tenths of a window.
 #[derive(Debug)]
 pub(crate) struct SlidingWindow {
     bucket: Duration,
@@ -104,7 +105,8 @@ impl SlidingWindow {
         self.counts[newest] += count;
     }
 
-    /// Adds what happened at times unknown since then (`None`: within the window), as if evenly.
+    /// Adds events that happened at unknown times since `then`, spread evenly. `None`: at any time within the
+    /// window.
     pub(crate) fn add_since(&mut self, then: Option<Instant>, now: Instant, count: u64) {
         let newest = self.advance(now);
         let passed = match then {
@@ -117,7 +119,7 @@ impl SlidingWindow {
             let index = (self.newest + BUCKETS - back) % BUCKETS;
             self.counts[index as usize] += each;
         }
-        // What does not divide is counted as new.
+        // The remainder of the division counts as new.
         self.counts[newest] += each + count % spread;
     }
 
@@ -138,7 +140,7 @@ impl SlidingWindow {
     }
 }
 
-/// A growing total, seen as what it grew by lately.
+/// The growth of a total within a window.
 #[derive(Debug)]
 pub(crate) struct WindowedGrowth {
     recent: SlidingWindow,
@@ -155,7 +157,7 @@ impl WindowedGrowth {
         }
     }
 
-    /// Takes the total of now. Returns by how much it has grown since the last time.
+    /// Takes the current total. Returns the growth since the last call.
     pub(crate) fn observe(&mut self, now: Instant, total: u64) -> u64 {
         let grown = total.saturating_sub(self.total);
         self.recent.add_since(self.at, now, grown);
@@ -164,7 +166,7 @@ impl WindowedGrowth {
         grown
     }
 
-    /// Forgets what was, but for the total.
+    /// Forgets the growth so far, and continues from this total.
     pub(crate) fn restart(&mut self, now: Instant, total: u64) {
         self.recent.clear();
         self.total = total;
@@ -225,7 +227,7 @@ mod tests {
             [2, 5, 9, 10, 11, 12].map(|secs| recent.sum(at(secs))),
             [300, 300, 300, 200, 100, 0]
         );
-        // Without a last look, over the whole window.
+        // Without an earlier observation, over the whole window.
         let mut recent = SlidingWindow::new(Duration::from_secs(10));
         recent.add_since(None, at(0), 1_000);
         assert_eq!([0, 5, 9].map(|secs| recent.sum(at(secs))), [1_000, 500, 100]);

@@ -1,4 +1,4 @@
-//! What a dead letter is known by.
+//! The id of a dead letter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 
-/// The id of a dead letter: SHA-256 of application, stream, shard, sequence number, sub-sequence
-/// number and redrive count. The same record's letter has the same id however often it is written, so
-/// a reader can drop what it has seen.
+/// The id of a dead letter: SHA-256 of application, stream, shard, sequence number, sub-sequence number and
+/// redrive count. A dead letter has the same id however often it is written, so a reader can drop an id that
+/// it has seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DeadLetterId(Digest);
 
 impl DeadLetterId {
-    /// The id with this digest.
+    /// Creates the id with this digest.
     pub const fn new(digest: [u8; 32]) -> Self {
         DeadLetterId(Digest(digest))
     }
 
-    /// The digest.
+    /// Returns the digest.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0.0
     }
 }
 
-/// A text that is no letter id.
+/// The error for a text that is not the id of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a letter id (64 hex digits)")]
+#[error("not a dead-letter id (64 hex digits)")]
 pub struct InvalidDeadLetterId;
 
 impl FromStr for DeadLetterId {

@@ -1,4 +1,4 @@
-//! A record of a Kinesis stream and where it stands in its shard.
+//! A record of a Kinesis stream, and its position in its shard.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use self::text::Text;
 
 use crate::wall_clock;
 
-/// One user record, as the handler sees it.
+/// One user record, as the processor sees it.
 ///
-/// A clone copies two pointers: the payload is shared, never copied. `Debug` shows where the record
-/// stands and how long its payload is; neither the payload nor the partition key appear.
+/// A clone copies two pointers: the payload is shared, never copied. `Debug` shows the record's position and
+/// the length of its payload, but neither the payload nor the partition key.
 #[derive(Clone)]
 pub struct Record {
     meta: Arc<Meta>,
@@ -39,31 +39,33 @@ struct Meta {
     sub_sequence_number: u64,
     partition_key: Option<Text>,
     arrival: Option<SystemTime>,
-    /// On the heap, as hardly any has it.
+    /// On the heap, as hardly any record has extra data.
     extra: Option<Box<Extra>>,
 }
 
-/// What only a few records have.
+/// Data that only a few records have.
 enum Extra {
     Redriven(Redriven),
-    /// The record is an aggregate that was checked and not opened yet, with this number of records inside.
+    /// The record is an aggregate that was checked and not unpacked yet.
     #[cfg(feature = "kpl")]
     #[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
     Packed {
+        /// The number of records inside the aggregate.
         records: usize,
-        /// Whether the stamps of these records count.
+        /// True if redrive stamps on these records are read.
         stamps: bool,
     },
 }
 
-/// Where records are read: one for the records of a page, so that each counts a single reference.
+/// The stream and shard that records are read from. All records of a page share one `Source`, so that each
+/// holds a single reference.
 pub(crate) struct Source {
     pub(crate) stream: Arc<str>,
     pub(crate) shard: ShardId,
 }
 
 impl Record {
-    /// CrashCount a record of `stream` (its name, not its ARN) at this place of `shard`.
+    /// Creates a builder for a record of `stream` (its name, not its ARN) at this place of `shard`.
     pub fn builder(
         stream: impl Into<Arc<str>>,
         shard: ShardId,
@@ -87,39 +89,42 @@ impl Record {
         }
     }
 
-    /// The name of the stream.
+    /// Returns the name of the stream.
     pub fn stream(&self) -> &str {
         &self.meta.source.stream
     }
 
-    /// The shard that the record was read from.
+    /// Returns the shard that the record was read from.
     pub fn shard(&self) -> &ShardId {
         &self.meta.source.shard
     }
 
-    /// The number that Kinesis gave the record; unique and growing within its shard.
+    /// Returns the number that Kinesis gave the record. Sequence numbers are unique and growing within a
+    /// shard.
     pub fn sequence_number(&self) -> &SequenceNumber {
         &self.meta.sequence_number
     }
 
-    /// The index inside a record that the KPL aggregated; 0 for a plain record.
+    /// Returns the index inside a record that the KPL aggregated; 0 for a plain record.
     pub fn sub_sequence_number(&self) -> u64 {
         self.meta.sub_sequence_number
     }
 
-    /// The partition key; `None` on a stream with AUTO record distribution.
+    /// Returns the partition key; `None` on a stream with AUTO record distribution.
     pub fn partition_key(&self) -> Option<&str> {
         self.meta.partition_key.as_deref()
     }
 
-    /// When Kinesis received the record, to the millisecond.
+    /// Returns the time at which Kinesis received the record, to the millisecond.
     pub fn arrival(&self) -> Option<SystemTime> {
         self.meta.arrival
     }
 
-    /// Where it comes from, if it was a dead letter that was replayed. Known of a record that was replayed in this process,
-    /// or put into the stream with a stamp (`redrive replay --stamp`) where the runtime reads stamps
-    /// ([`Deaggregator::redrive_stamps`](crate::kpl::Deaggregator::redrive_stamps)); of any other it cannot be told.
+    /// Returns the origin of a record that was a dead letter and was replayed. The origin is known if the
+    /// record was replayed in this process. It is also known if the record was put into the stream with a
+    /// stamp (`redrive replay --stamp`) and the runtime reads stamps
+    /// ([`Deaggregator::redrive_stamps`](crate::kpl::Deaggregator::redrive_stamps)). The origin of any other
+    /// record is unknown.
     pub fn redriven(&self) -> Option<&Redriven> {
         match self.meta.extra.as_deref()? {
             Extra::Redriven(redriven) => Some(redriven),
@@ -128,7 +133,7 @@ impl Record {
         }
     }
 
-    /// How many records it stands for: one, unless it is a packed aggregate.
+    /// Returns the number of records that this one stands for: one, unless it is a packed aggregate.
     pub(crate) fn count(&self) -> usize {
         match self.meta.extra.as_deref() {
             #[cfg(feature = "kpl")]
@@ -137,14 +142,14 @@ impl Record {
         }
     }
 
-    /// Whether it is an aggregate whose records are made later.
+    /// Returns whether the record is an aggregate whose records are made later.
     #[cfg(feature = "kpl")]
     #[inline]
     pub(crate) fn is_packed(&self) -> bool {
         matches!(self.meta.extra.as_deref(), Some(Extra::Packed { .. }))
     }
 
-    /// Whether stamps count that the records of this packed aggregate have.
+    /// Returns whether redrive stamps on the records of this packed aggregate are read.
     #[cfg(feature = "kpl")]
     pub(crate) fn has_stamps(&self) -> bool {
         matches!(
@@ -153,7 +158,8 @@ impl Record {
         )
     }
 
-    /// Marks it as an aggregate with this number of records, which are made later, with their stamps or without.
+    /// Marks the record as an aggregate with this number of records, which are made later. `stamps`: redrive
+    /// stamps on them are read.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
     pub(crate) fn packed(self, records: usize, stamps: bool) -> Self {
         let meta = Meta {
@@ -170,18 +176,18 @@ impl Record {
         }
     }
 
-    /// How long ago Kinesis received it, by our clock.
+    /// Returns how long ago Kinesis received the record, by the clock of this machine.
     pub(crate) fn age(&self) -> Option<Duration> {
         wall_clock::now().duration_since(self.meta.arrival?).ok()
     }
 
-    /// The payload. To keep it past the handler clone it: that shares the bytes.
+    /// Returns the payload. A clone, for use after the processor's call, shares the bytes.
     pub fn payload(&self) -> &Bytes {
         &self.payload
     }
 
-    /// Where the record stands: a checkpoint at this position says that it, and all before it, is
-    /// settled.
+    /// Returns the position of the record. A checkpoint at this position means that this record and all
+    /// records before it are settled.
     pub fn position(&self) -> Position {
         Position::Record {
             sequence_number: self.meta.sequence_number.clone(),
@@ -189,15 +195,16 @@ impl Record {
         }
     }
 
-    /// What is the same each time that this record is delivered, and for no other record: stream, shard, sequence and
-    /// sub-sequence number. For handing on to what the handler calls. (Not the same where a producer has put a
-    /// record twice, or where one was redriven into a stream.)
+    /// Returns a key that is the same for each delivery of this record and different for any other record:
+    /// stream, shard, sequence and sub-sequence number. Pass it to the services that the processor calls. (A
+    /// record that a producer put twice has two keys, and a record that was redriven into a stream has a new
+    /// one.)
     pub fn idempotency_key(&self) -> String {
         let (stream, shard, number) = (self.stream(), self.shard(), self.sequence_number());
         format!("{stream}/{shard}/{number}/{}", self.sub_sequence_number())
     }
 
-    /// What the records inside this aggregated one have in common.
+    /// Returns the data that the records inside this aggregate have in common.
     #[cfg(feature = "kpl")]
     pub(crate) fn aggregate(&self) -> Aggregate {
         Aggregate {
@@ -207,12 +214,12 @@ impl Record {
         }
     }
 
-    /// What stands for the partition key in logs: the first 8 bytes of its SHA-256, in hex.
+    /// Returns the hash that stands for the partition key in logs: the first 8 bytes of its SHA-256, in hex.
     pub fn key_hash(&self) -> Option<KeyHash> {
         self.partition_key().map(KeyHash::of)
     }
 
-    /// The record without its payload, for whoever only needs to know where it stood.
+    /// Returns the record without its payload, for code that needs only its metadata.
     #[inline]
     pub(crate) fn place(&self) -> Record {
         Record {
@@ -221,7 +228,7 @@ impl Record {
         }
     }
 
-    /// The same, made of a record that nobody needs any more.
+    /// Turns a record whose payload is no longer needed into its [place](Record::place).
     #[inline]
     pub(crate) fn into_place(mut self) -> Record {
         if !self.payload.is_empty() {
@@ -231,7 +238,7 @@ impl Record {
     }
 }
 
-/// The place of a record that holds others.
+/// The place of an aggregated record.
 #[cfg(feature = "kpl")]
 pub(crate) struct Aggregate {
     source: Arc<Source>,
@@ -241,7 +248,7 @@ pub(crate) struct Aggregate {
 
 #[cfg(feature = "kpl")]
 impl Aggregate {
-    /// One of the records inside.
+    /// Creates one of the records inside the aggregate.
     #[inline]
     pub(crate) fn record(
         &self,
@@ -277,44 +284,44 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Builds a [`Record`]: runtimes do, and tests.
+/// Builds a [`Record`], in runtimes and in tests.
 pub struct RecordBuilder {
     meta: Meta,
     payload: Bytes,
 }
 
 impl RecordBuilder {
-    /// The index inside an aggregated record. Default: 0.
+    /// Sets the index inside an aggregated record. Default: 0.
     pub fn sub_sequence_number(mut self, number: u64) -> Self {
         self.meta.sub_sequence_number = number;
         self
     }
 
-    /// The partition key. Default: none.
+    /// Sets the partition key. Default: none.
     pub fn partition_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.meta.partition_key = Some(key.into().into());
         self
     }
 
-    /// When Kinesis received the record. Default: unknown.
+    /// Sets the time at which Kinesis received the record. Default: unknown.
     pub fn arrival(mut self, at: SystemTime) -> Self {
         self.meta.arrival = Some(at);
         self
     }
 
-    /// Where it comes from, if it was driven again. Default: it was not.
+    /// Sets the origin of a record that was replayed. Default: not replayed.
     pub fn redriven(mut self, redriven: Redriven) -> Self {
         self.meta.extra = Some(Box::new(Extra::Redriven(redriven)));
         self
     }
 
-    /// The payload. Default: empty.
+    /// Sets the payload. Default: empty.
     pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
         self.payload = payload.into();
         self
     }
 
-    /// The record.
+    /// Returns the record.
     pub fn build(self) -> Record {
         Record {
             meta: Arc::new(self.meta),
@@ -329,13 +336,13 @@ impl fmt::Debug for RecordBuilder {
     }
 }
 
-/// The name of a shard, such as `shardId-000000000000`. A clone shares it.
+/// The name of a shard, such as `shardId-000000000000`. Clones share the text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct ShardId(Arc<str>);
 
 impl ShardId {
-    /// The name as Kinesis writes it.
+    /// Returns the name as Kinesis writes it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -370,7 +377,7 @@ impl fmt::Debug for ShardId {
 pub struct KeyHash([u8; 8]);
 
 impl KeyHash {
-    /// The hash of this key.
+    /// Returns the hash of a partition key.
     pub fn of(key: &str) -> Self {
         let mut first = [0; 8];
         first.copy_from_slice(&Sha256::digest(key.as_bytes())[..8]);

@@ -7,33 +7,32 @@ use serde::{Deserialize, Serialize};
 
 use super::{Record, SequenceNumber};
 
-/// A place in a shard, in the order in which KCL sorts checkpoints: everything up to and including
-/// it is settled.
+/// A place in a shard: everything up to and including it is settled. Positions sort as KCL sorts checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Position {
-    /// Before the first record that arrived at this time or later: where an application begins that does not
-    /// want what was there before.
+    /// The place before the first record that arrived at this time or later. An application begins here if it
+    /// does not want older records.
     AtTimestamp {
         /// Milliseconds since 1970.
         millis: u64,
     },
-    /// Before the oldest record that the shard still holds.
+    /// The place before the oldest record that the shard still has.
     TrimHorizon,
-    /// At this record, which is settled.
+    /// The place at a record, which is settled.
     Record {
-        /// Its sequence number.
+        /// The sequence number of the record.
         sequence_number: SequenceNumber,
-        /// Its index inside an aggregated record; 0 for a plain one.
+        /// The index inside an aggregated record; 0 for a plain record.
         sub_sequence_number: u64,
     },
-    /// Past the last record of a shard that was split, merged or closed.
+    /// The place past the last record of a shard that was split, merged or closed.
     ShardEnd,
 }
 
 impl Position {
-    /// Whether this record lies at or before the position.
+    /// Returns whether this record lies at or before the position.
     pub fn covers(&self, record: &Record) -> bool {
         match self {
             Position::AtTimestamp { .. } | Position::TrimHorizon => false,

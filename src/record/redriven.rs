@@ -1,23 +1,25 @@
-//! What is known of a record that comes back from the dead.
+//! The origin of a record that was a dead letter and was replayed.
 
 use std::time::SystemTime;
 
 use crate::record::DeadLetterId;
 
-/// The record failed before, became a dead letter and was driven again ([`Record::redriven`](super::Record::redriven)).
+/// The origin of a record that failed before, became a dead letter and was replayed
+/// ([`Record::redriven`](super::Record::redriven)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Redriven {
-    /// The [origin](crate::dead_letter::DeadLetter::origin) of its letters: the same however often it is driven again.
+    /// The [origin](crate::dead_letter::DeadLetter::origin) of the record's dead letters. It stays the same,
+    /// however often the record is replayed.
     pub origin: DeadLetterId,
-    /// How often it was driven again, this time included: 1 or more.
+    /// The number of replays of the record, including this one: 1 or more.
     pub count: u32,
-    /// When Kinesis received it the first time, if that is known.
+    /// The time at which Kinesis received the record first, if known.
     pub arrived_at: Option<SystemTime>,
 }
 
 impl Redriven {
-    /// Driven again for the time with this number.
+    /// Creates the origin of a record that is replayed for the `count`th time.
     pub fn new(origin: DeadLetterId, count: u32, arrived_at: Option<SystemTime>) -> Self {
         Redriven {
             origin,

@@ -1,4 +1,4 @@
-//! The numbers that order a shard's records.
+//! Sequence numbers, which order the records of a shard.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,29 +11,29 @@ use super::text::Text;
 
 /// A Kinesis sequence number: up to 129 decimal digits, so no integer holds it.
 ///
-/// Ordered as the number it is. (The API's pattern is `0|([1-9]\d{0,128})`, see `SequenceNumber` in
-/// the Kinesis API reference.)
+/// Sequence numbers sort by numeric value. (The API's pattern is `0|([1-9]\d{0,128})`, see `SequenceNumber`
+/// in the Kinesis API reference.)
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SequenceNumber(Text);
 
 impl SequenceNumber {
-    /// The most digits a sequence number has.
+    /// The maximum number of digits in a sequence number.
     pub const MAX_DIGITS: usize = 129;
 
-    /// The decimal digits.
+    /// Returns the decimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The same, so that its clones share it.
+    /// Returns the same number in shared form, so that clones share its text.
     #[cfg(feature = "kpl")]
     pub(crate) fn into_shared(self) -> Self {
         SequenceNumber(Arc::<str>::from(String::from(self.0)).into())
     }
 }
 
-/// A text that is no Kinesis sequence number.
+/// The error for a text that is not a Kinesis sequence number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a Kinesis sequence number (1 to 129 decimal digits without leading zeros): {text:?}")]
 pub struct InvalidSequenceNumber {
@@ -43,7 +43,7 @@ pub struct InvalidSequenceNumber {
 fn is_sequence_number(text: &str) -> bool {
     let digits = text.as_bytes();
     (1..=SequenceNumber::MAX_DIGITS).contains(&digits.len())
-        // Without a short cut, so that it is done many digits at a time: every record passes here.
+        // No short circuit, so that the check covers many digits at a time: every record passes here.
         && digits.iter().fold(true, |all, digit| all & digit.is_ascii_digit())
         && (digits[0] != b'0' || digits.len() == 1)
 }
@@ -55,7 +55,7 @@ impl TryFrom<String> for SequenceNumber {
         if is_sequence_number(&text) {
             Ok(SequenceNumber(text.into_boxed_str().into()))
         } else {
-            // What came is cut: it may be anything, and an error is for reading.
+            // Truncated, as the text may be anything and the error must stay readable.
             Err(InvalidSequenceNumber {
                 text: text.chars().take(160).collect(),
             })

@@ -1,14 +1,14 @@
-//! A text that a record has for itself, or shares with the other records of an aggregate.
+//! A text that a record owns, or shares with the other records of an aggregate.
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// Compares, sorts and hashes as the text that it is, whoever else has it.
+/// A text, owned or shared. It compares, sorts and hashes as a `str`, in either form.
 #[derive(Clone)]
 pub(crate) enum Text {
-    /// As it came with the record: a plain one needs no other allocation.
+    /// The text as it came with the record. A plain record needs no other allocation.
     Own(Box<str>),
     Shared(Arc<str>),
 }

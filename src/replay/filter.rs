@@ -1,12 +1,12 @@
-//! Which letters are meant.
+//! The filter that selects dead letters.
 
 use std::time::SystemTime;
 
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Class;
 
-/// Matches letters by what they say. Without a condition it matches all; of several values of one kind one must fit, of
-/// several kinds all must.
+/// Selects dead letters by their contents. Without a condition the filter matches every dead letter. Among
+/// several values of one kind, one must fit; of several kinds, all must.
 ///
 /// ```
 /// use redrive::dead_letter::Reason;
@@ -32,66 +32,66 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Matches all.
+    /// Creates a filter that matches every dead letter.
     pub fn new() -> Self {
         Filter::default()
     }
 
-    /// Made at this time or later.
+    /// Matches dead letters that were made at this time or later.
     pub fn since(mut self, time: SystemTime) -> Self {
         self.since = Some(time);
         self
     }
 
-    /// Made before this time.
+    /// Matches dead letters that were made before this time.
     pub fn until(mut self, time: SystemTime) -> Self {
         self.until = Some(time);
         self
     }
 
-    /// Given up for this reason.
+    /// Matches dead letters with this reason.
     pub fn reason(mut self, reason: Reason) -> Self {
         self.reasons.push(reason);
         self
     }
 
-    /// Classified so.
+    /// Matches dead letters with this failure class.
     pub fn class(mut self, class: Class) -> Self {
         self.classes.push(class);
         self
     }
 
-    /// With this error code.
+    /// Matches dead letters with this error code.
     pub fn code(mut self, code: impl Into<String>) -> Self {
         self.codes.push(code.into());
         self
     }
 
-    /// Of records of this stream.
+    /// Matches dead letters whose records are of this stream.
     pub fn stream(mut self, stream: impl Into<String>) -> Self {
         self.streams.push(stream.into());
         self
     }
 
-    /// Of records of this shard.
+    /// Matches dead letters whose records are of this shard.
     pub fn shard(mut self, shard: impl Into<String>) -> Self {
         self.shards.push(shard.into());
         self
     }
 
-    /// Of records with this partition key.
+    /// Matches dead letters whose records have this partition key.
     pub fn partition_key(mut self, key: impl Into<String>) -> Self {
         self.partition_keys.push(key.into());
         self
     }
 
-    /// With this id, or one that begins so.
+    /// Matches dead letters whose id is this one, or begins with it.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.ids.push(id.into());
         self
     }
 
-    /// Whether this letter is meant.
+    /// Returns true if the filter matches this dead letter.
     pub fn matches(&self, letter: &DeadLetter) -> bool {
         let at = letter.dead_lettered_at;
         self.since.is_none_or(|since| at >= since)
@@ -108,7 +108,7 @@ impl Filter {
     }
 }
 
-/// Whether one of them fits, or there are none.
+/// Returns true if one of the values fits, or if there are none.
 fn among<T>(values: &[T], fits: impl Fn(&T) -> bool) -> bool {
     values.is_empty() || values.iter().any(fits)
 }

@@ -1,12 +1,12 @@
-//! Letters read, and left where they are.
+//! Reads dead letters and leaves them in their source.
 
 use std::ops::ControlFlow;
 
 use super::source::{DeadLetterSource, Remaining, SourceError};
 use crate::dead_letter::{DeadLetter, DecodeError};
 
-/// Reads a source's messages until its end, or until `each` has seen enough; what it holds and has not given. Nothing is
-/// removed; a queue counts that its messages were received.
+/// Reads the messages of a source until its end, or until `each` breaks. Returns the messages that the source
+/// still holds (none after a break). Removes nothing, but a queue counts each message as received.
 pub async fn look(
     source: &mut dyn DeadLetterSource,
     mut each: impl FnMut(&str, Result<DeadLetter, DecodeError>) -> ControlFlow<()> + Send,

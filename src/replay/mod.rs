@@ -1,4 +1,4 @@
-//! Back from the dead: letters are read, and their records driven again.
+//! Replay of dead letters: reads dead letters and sends their records to a stream or a processor again.
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "kinesis", feature = "sqs", feature = "redb"))]
@@ -21,31 +21,34 @@
 //! # }
 //! ```
 //!
-//! A letter's record goes [into a stream](Replay::into_stream) under its own partition key, or
-//! [through a processor](Replay::through) in this process, with the place that it had. Letters also go, as they are,
-//! [to another sink](Replay::to_sink).
+//! A dead letter's record goes [into a stream](Replay::into_stream) under its own partition key, or [through
+//! a processor](Replay::through) in this process, with its original position. Dead letters can also move
+//! unchanged [to another sink](Replay::to_sink).
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! - A letter is removed from its source, or noted as done, only once what became of it is confirmed: put into the stream,
-//!   processed, or a letter again. Interrupted at any point and started again, a replay loses nothing.
-//! - What it repeats then is what was begun and not noted as done, at most a batch (500 letters): each is counted
-//!   ([`Report::possibly_repeated`]).
-//! - Records of one partition key are driven again one after the other, in the order of their letters, where the source
-//!   [keeps it](DeadLetterSource::keeps_order).
-//! - What is no letter stays where it is, and so does a letter that cannot be read; the rest goes on.
-//! - A record that fails again is a letter again, with its redrive count raised; after
-//!   [so many times](Replay::max_redrives) it is left alone.
+//! - A dead letter is removed from its source, or recorded as done, only once its outcome is confirmed: put
+//!   into the stream, processed, or dead-lettered again. A replay that is interrupted at any point and
+//!   restarted loses nothing.
+//! - A restarted replay repeats only what the interrupted run had begun and not recorded as done: at most a
+//!   batch (500 dead letters). The report counts each of them ([`Report::possibly_repeated`]).
+//! - Records of one partition key are replayed one after the other, in the order of their dead letters, if
+//!   the source [keeps the order](DeadLetterSource::keeps_order).
+//! - A message that is not a dead letter, or cannot be read, stays in the source. The run continues with the
+//!   others.
+//! - A record that fails again becomes a dead letter again, with a higher redrive count. At the [maximum
+//!   count](Replay::max_redrives) it is left in the source.
 //!
-//! # What it cannot do
+//! # Limits
 //!
-//! - A record that is driven again comes behind newer records of its key: those were processed while it lay in the queue.
-//! - A record that is put into a stream is seen by every application that reads it, also by those that processed it at
-//!   first.
-//! - A record that is put into a stream has a new place there: an idempotency key that is made of the place does not know
-//!   it. One of the business does.
-//! - Without a [stamp](Stream::stamped) nothing in the stream tells that it was driven again. If it fails again, its letter
-//!   is known by its partition key and payload, and by the [`Ledger`]: two records with both alike count as one.
+//! - A replayed record comes after newer records of its key, which were processed while it was a dead letter.
+//! - A record that is put into a stream reaches every application that reads the stream, including those that
+//!   processed it the first time.
+//! - A record that is put into a stream has a new position there. An idempotency key made from the position
+//!   does not recognize it; a key made from business data does.
+//! - Without a [stamp](Stream::stamped), nothing in the stream marks a record as replayed. If the record
+//!   fails again, the [`Ledger`] recognizes its dead letter by partition key and payload. Two records that
+//!   have the same key and payload count as one.
 
 use std::fmt;
 use std::future::Future;
@@ -93,17 +96,17 @@ use target::processor::Through;
 pub(crate) use target::processor::record;
 use target::{Sink, Target};
 
-/// Drives the records of dead letters again.
+/// Replays the records of dead letters.
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`ledger`](Replay::ledger) | none: must be given, [`ledger::Memory`] by name |
-/// | [`filter`](Replay::filter) | all letters |
-/// | [`rate`](Replay::rate) | 100 letters a second |
+/// | [`ledger`](Replay::ledger) | none: must be set, also if it is [`ledger::Memory`] |
+/// | [`filter`](Replay::filter) | all dead letters |
+/// | [`rate`](Replay::rate) | 100 dead letters per second |
 /// | [`max_redrives`](Replay::max_redrives) | 3 |
 /// | [`dry_run`](Replay::dry_run) | off |
 /// | [`ignore_ledger`](Replay::ignore_ledger) | off |
-/// | [`limit`](Replay::limit) | all letters |
+/// | [`limit`](Replay::limit) | all dead letters |
 #[must_use]
 pub struct Replay {
     source: Box<dyn DeadLetterSource>,
@@ -121,11 +124,11 @@ pub struct Replay {
     heard: Option<Box<Heard>>,
 }
 
-/// Hears of each letter, and how the whole stands.
+/// The user's function that receives the outcome of each dead letter, and the report so far.
 type Heard = dyn FnMut(&Progress<'_>, &Report) + Send + Sync;
 
 impl Replay {
-    /// Of the letters of this source.
+    /// Creates a replay of the dead letters in this source.
     pub fn new(source: impl DeadLetterSource + 'static) -> Self {
         Replay {
             source: Box::new(source),
@@ -144,87 +147,93 @@ impl Replay {
         }
     }
 
-    /// The messages are those of a Lambda function's on-failure destination: letters are made of them first.
+    /// Treats the messages as those of a Lambda function's on-failure destination, and creates dead letters
+    /// from them first.
     #[cfg(feature = "kinesis")]
     pub fn rehydrated(mut self, rehydrate: Rehydrate) -> Self {
         self.reader = Box::new(rehydrate);
         self
     }
 
-    /// Where it is remembered what was driven again, and how often.
+    /// Sets the ledger, which remembers what was replayed and how often. Mandatory.
     pub fn ledger(mut self, ledger: impl Ledger + 'static) -> Self {
         self.ledger = Some(Arc::new(ledger));
         self
     }
 
-    /// Only the letters that this matches; the others stay as they are.
+    /// Replays only the dead letters that match this filter; the others stay as they are. Default: all match.
     pub fn filter(mut self, filter: Filter) -> Self {
         self.filter = filter;
         self
     }
 
-    /// So many letters a second at most. What comes back should not overrun what it failed at.
+    /// Sets the maximum number of dead letters per second. A low rate keeps the replay from overloading the
+    /// dependency that the records failed at. Default: 100.
     pub fn rate(mut self, letters_a_second: f64) -> Self {
         self.rate = letters_a_second;
         self
     }
 
-    /// A letter whose record was driven again as often is left alone.
+    /// Sets how often a record may be replayed. A dead letter whose record has reached this count is left in
+    /// the source. Default: 3.
     pub fn max_redrives(mut self, times: u32) -> Self {
         self.max_redrives = times;
         self
     }
 
-    /// Only says what it would do: nothing is written or removed.
+    /// Reports what the run would do; nothing is written or removed. Default: off.
     pub fn dry_run(mut self, on: bool) -> Self {
         self.dry_run = on;
         self
     }
 
-    /// Also letters that the ledger knows as done.
+    /// Also replays dead letters that the ledger has as done. Default: off.
     pub fn ignore_ledger(mut self, on: bool) -> Self {
         self.ignore_ledger = on;
         self
     }
 
-    /// Of letters that are [suspect](crate::dead_letter::DeadLetter::suspect), those whose records this knows as processed
-    /// are done. It must make keys as the processor that failed does.
+    /// Treats [suspect](crate::dead_letter::DeadLetter::suspect) dead letters as done if this idempotency
+    /// store has their records as processed. The settings must make the same keys as the processor that
+    /// failed.
     pub fn without_completed(mut self, idempotency: impl Into<Idempotency>) -> Self {
         self.completed = Some(idempotency.into());
         self
     }
 
-    /// Allows payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into this bucket, below its prefix, to
-    /// be read. Can be called for several buckets. Default: none.
+    /// Allows the replay to read payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into
+    /// this bucket, below its prefix. Can be called for several buckets. Default: none.
     ///
-    /// Where a payload is, the letter states: untrusted input. So no other object is read, and none larger than 10 MiB.
+    /// The dead letter states where its payload is, and that statement is untrusted input. The replay
+    /// therefore reads no other object, and none larger than 10 MiB.
     #[cfg(feature = "s3")]
     pub fn payloads(mut self, store: crate::dead_letter::S3) -> Self {
         self.payloads.push(store);
         self
     }
 
-    /// The most letters of this run that are sent to the target. Default: all.
+    /// Sets the maximum number of dead letters that this run sends to the target. Default: all.
     pub fn limit(mut self, letters: u64) -> Self {
         self.limit = Some(letters);
         self
     }
 
-    /// Hears of each letter what became of it, and how all stands. (While it does, nothing else happens.)
+    /// Calls `heard` with the outcome of each dead letter and the report so far. The run waits until `heard`
+    /// returns.
     pub fn on_progress(mut self, heard: impl FnMut(&Progress<'_>, &Report) + Send + Sync + 'static) -> Self {
         self.heard = Some(Box::new(heard));
         self
     }
 
-    /// How many messages there are, about, where the source can tell.
+    /// Returns the approximate number of messages in the source, if the source can tell.
     pub async fn estimate(&mut self) -> Option<u64> {
         self.source.estimate().await
     }
 
-    /// Puts the letters' records into a stream.
+    /// Puts the records of the dead letters into a stream.
     ///
-    /// Ends with the last letter, or once `stop` does: then the batch that is under way is written to its end, so that a run
-    /// that was stopped repeats nothing.
+    /// Ends after the last dead letter, or once `stop` completes. A stopped run finishes its current batch,
+    /// so that the next run repeats nothing.
     #[cfg(feature = "kinesis")]
     pub async fn into_stream(
         self,
@@ -235,11 +244,14 @@ impl Replay {
         self.run(stream, stop).await
     }
 
-    /// Has a processor settle the letters' records, in this process, with the place, and so the idempotency key, that they
-    /// had at first. One that fails again is a letter again, in the processor's own sink; its breaker, guard and retry
-    /// budget hold.
+    /// Settles the records of the dead letters with a processor in this process. Each record keeps its
+    /// original position, and therefore its idempotency key.
     ///
-    /// Ends with the last letter, or once `stop` does: a record that is not settled by then stays a letter.
+    /// A record that fails again becomes a dead letter again, in the processor's own sink. The processor's
+    /// circuit breaker, dead-letter guard and retry budget apply.
+    ///
+    /// Ends after the last dead letter, or once `stop` completes. A record that is not settled by then stays
+    /// a dead letter.
     pub async fn through<P: RecordProcessor>(
         self,
         processor: &Resilient<P>,
@@ -248,10 +260,11 @@ impl Replay {
         self.run(Through::new(processor.clone()), stop).await
     }
 
-    /// Writes the letters to another sink, as they are.
+    /// Writes the dead letters, unchanged, to another sink.
     ///
-    /// A sink whose [storage](DeadLetterSink::storage) overlaps that of the source is refused before anything is read. A
-    /// letter that this run has written and then reads is left where it is ([`Outcome::Returned`]).
+    /// A sink whose [storage](DeadLetterSink::storage) overlaps that of the source is refused before anything
+    /// is read. If the run reads a dead letter that it has written itself, it leaves that one in the source
+    /// ([`Outcome::Returned`]).
     pub async fn to_sink(
         self,
         sink: impl DeadLetterSink + 'static,
@@ -261,11 +274,11 @@ impl Replay {
         self.run(Sink(sink), stop).await
     }
 
-    /// Checks that letters can go to a sink: that it writes into no storage that is read here, and that its target exists.
-    /// Nothing is read or written. [`to_sink`](Replay::to_sink) checks the same first.
+    /// Checks that dead letters can go to a sink: the sink writes into no storage that the source reads, and
+    /// its target exists. Reads and writes nothing. [`to_sink`](Replay::to_sink) runs this check first.
     pub async fn check_sink(&self, sink: &(impl DeadLetterSink + ?Sized)) -> Result<(), ReplayError> {
         let source = self.source.storage();
-        // Where one of both says nothing but a name, the names are compared.
+        // If one of the two gives only a name, the names are compared.
         let same_name = |storage: &Storage| {
             let is_named = |storage: &Storage| matches!(storage, Storage::Named(_));
             (is_named(storage) || is_named(&source)) && self.source.name() == sink.name()
@@ -277,12 +290,13 @@ impl Replay {
                 target: sink.name(),
             });
         }
-        // The letters are of any stream.
+        // The dead letters may be of any stream.
         sink.check(&SourceStream::new("")).await?;
         Ok(())
     }
 
-    /// Checks that records can go into a stream, as [`check_sink`](Replay::check_sink) does for a sink.
+    /// Checks that records can go into a stream, in the same way as [`check_sink`](Replay::check_sink) for a
+    /// sink.
     #[cfg(feature = "kinesis")]
     pub async fn check_stream(&self, stream: &Stream) -> Result<(), ReplayError> {
         self.check_sink(stream.sink()).await
@@ -314,21 +328,21 @@ impl fmt::Debug for Replay {
     }
 }
 
-/// A replay cannot go on. Started again it goes on where it was.
+/// An error that ends a replay. A restarted replay continues where this one stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplayError {
-    /// No ledger was named.
+    /// No ledger was set.
     #[error(
-        "a replay needs a ledger: .ledger(ledger::Redb::open(…)?), or .ledger(ledger::Memory::new()) by name"
+        "a replay needs a ledger; call .ledger(ledger::Redb::open(…)?) or .ledger(ledger::Memory::new())"
     )]
     NoLedger,
-    /// It is no rate.
-    #[error("the rate must be a number of letters a second above 0, not {0}")]
+    /// The rate is not a finite number above 0.
+    #[error("invalid rate {0}; give a number of dead letters per second above 0")]
     Rate(f64),
-    /// Letters would be read again where they are written.
+    /// The target overlaps the source: the replay would read what it writes.
     #[error(
-        "cannot write to {target}: the letters are read from {source_name}, which overlaps it; name another target"
+        "cannot write to {target}: the dead letters are read from {source_name}, which overlaps it; name another target"
     )]
     IntoItself {
         /// The name of the source.
@@ -339,23 +353,23 @@ pub enum ReplayError {
     /// The target does not exist, or must not be used.
     #[error("the target of the replay cannot be used")]
     TargetCheck(#[from] TargetError),
-    /// The letters cannot be read.
+    /// The dead letters cannot be read.
     #[error("the dead letters cannot be read")]
     Source(#[from] SourceError),
-    /// The ledger does not do what it was asked.
+    /// The ledger failed.
     #[error("the replay stopped: its ledger failed")]
     Ledger(#[from] LedgerError),
-    /// What was processed cannot be asked for.
+    /// The idempotency store cannot say which records were processed.
     #[error("the replay stopped: the idempotency store failed")]
     Store(#[from] StoreError),
-    /// The target does not take what it is given, after several tries.
+    /// The target did not accept the dead letters after several attempts.
     #[error(
         "{target} does not accept the dead letters; confirmed ones are done, the others stay for the next run"
     )]
     Target {
-        /// Where they were to go.
+        /// The name of the target.
         target: String,
-        /// What went wrong.
+        /// The error of the target.
         #[source]
         source: BoxError,
     },

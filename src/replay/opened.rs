@@ -1,4 +1,4 @@
-//! What was found in messages, and what becomes of it.
+//! Messages that were read, with their dead letters and the outcomes.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use super::source::Message;
 use crate::dead_letter::DeadLetter;
 use crate::record::DeadLetterId;
 
-/// A message and what was found in it.
+/// A message and its content.
 pub(super) struct Opened {
     pub(super) message: Message,
     pub(super) letters: Vec<Opening>,
@@ -15,11 +15,11 @@ pub(super) struct Opened {
 
 pub(super) struct Opening {
     pub(super) letter: Option<Box<DeadLetter>>,
-    /// None while it is to be driven again.
+    /// The outcome; `None` until the dead letter is settled, or if it is beyond the limit.
     pub(super) outcome: Option<Outcome>,
 }
 
-/// A copy is done if the one that was chosen is.
+/// Marks a copy of a dead letter as done if the copy that was sent is done.
 pub(super) fn settle_copies(opened: &mut [Opened]) {
     let openings = || opened.iter().flat_map(|opened| &opened.letters);
     let is_copy = |opening: &&Opening| matches!(opening.outcome, Some(Outcome::DuplicateCopy));

@@ -1,4 +1,4 @@
-//! Payloads that are elsewhere.
+//! Payloads that are stored outside their dead letter.
 
 use super::Replay;
 use crate::dead_letter::DeadLetter;
@@ -11,7 +11,7 @@ impl Replay {
         match self.payloads.iter().find(|store| store.holds(place)) {
             Some(store) => Ok(store.redeem(letter.clone()).await?),
             None => Err(format!(
-                "its payload is at {place}, which this run may not read; allow the bucket (Replay::payloads, --payloads-from)"
+                "cannot read the payload at {place}: its bucket is not allowed; use Replay::payloads or --payloads-from"
             )
             .into()),
         }
@@ -20,6 +20,6 @@ impl Replay {
     #[cfg(not(feature = "s3"))]
     pub(super) async fn fetch_payload(&self, letter: &DeadLetter) -> Result<DeadLetter, BoxError> {
         let place = letter.payload_at.as_deref().unwrap_or_default();
-        Err(format!("its payload is at {place}, which is read with the feature `s3`").into())
+        Err(format!("cannot read the payload at {place}: enable the feature `s3`").into())
     }
 }

@@ -1,10 +1,10 @@
-//! Not faster than was allowed.
+//! The rate limit of a replay.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// Batches at a rate.
+/// Spaces batches so that the rate is not exceeded.
 pub(super) struct Pace {
     rate: f64,
     next: Instant,
@@ -18,17 +18,18 @@ impl Pace {
         }
     }
 
-    /// How many letters go together: what half a second allows, so that the rate is kept within the second as well.
+    /// Returns the number of dead letters per batch: what half a second allows, so that the rate also holds
+    /// within a second.
     pub(super) fn batch(&self, most: usize) -> usize {
-        // Saturates, which is meant.
+        // The cast saturates, which is intended.
         ((self.rate / 2.0) as usize).clamp(1, most)
     }
 
-    /// Waits for the turn of so many.
+    /// Waits until a batch of this many dead letters may be sent.
     pub(super) async fn turn(&mut self, letters: usize) {
         sleep_until(self.next).await;
         let takes = Duration::try_from_secs_f64(letters as f64 / self.rate).unwrap_or(Duration::MAX);
-        // What was not used before is not made up for.
+        // Unused time is not made up for.
         let next = self.next.max(Instant::now()).checked_add(takes);
         self.next = next.unwrap_or(self.next);
     }

@@ -1,4 +1,4 @@
-//! From a message to the letters in it.
+//! Extracts the dead letters from a message.
 
 use std::fmt;
 
@@ -8,20 +8,20 @@ use super::report::Outcome;
 use super::source::{Message, SourceError};
 use crate::dead_letter::{DeadLetter, DecodeError};
 
-/// What was found in a message.
+/// The content of a message.
 pub(super) enum Found {
     Letter(Box<DeadLetter>),
-    /// Nothing that can be driven again.
+    /// Content that cannot be replayed, with its outcome.
     Not(Outcome),
 }
 
 #[async_trait]
 pub(super) trait Reader: Send + Sync + fmt::Debug {
-    /// At least one for each message.
+    /// Returns the content of a message: at least one item.
     async fn read(&mut self, message: &Message) -> Result<Vec<Found>, SourceError>;
 }
 
-/// A message is a letter, in any of its forms.
+/// Reads each message as one dead letter, in any of its forms.
 #[derive(Debug)]
 pub(super) struct Letters;
 

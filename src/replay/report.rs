@@ -1,4 +1,4 @@
-//! What became of the letters.
+//! Outcomes of dead letters, and the report of a run.
 
 use std::fmt;
 
@@ -9,58 +9,62 @@ use crate::settlement::Unsettled;
 
 use super::source::Remaining;
 
-/// What became of one letter.
+/// The outcome of one dead letter.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is confirmed: put into the stream, processed, written to the sink.
+    /// The target confirmed it: the record was put into the stream or processed, or the dead letter was
+    /// written to the sink.
     Replayed {
-        /// It may have been before, by a run that was interrupted in the middle of it.
+        /// True if a run that was interrupted may have replayed the record before.
         possibly_repeated: bool,
     },
-    /// The idempotency store knew its record as processed.
+    /// The idempotency store has the record as processed.
     Duplicate,
-    /// Its record failed again, and is in the dead-letter queue under this id.
+    /// The record failed again, and is in the dead-letter queue under this id.
     DeadLettered(DeadLetterId),
-    /// It is done: by an earlier run, or this one has met another copy of it.
+    /// The dead letter is done already: by an earlier run, or through another copy in this run.
     AlreadyReplayed,
-    /// It would be driven again, were this not a [dry run](super::Replay::dry_run).
+    /// The dead letter would be replayed if this were not a [dry run](super::Replay::dry_run).
     DryRun,
-    /// The filter does not match it.
+    /// The filter does not match the dead letter.
     NotMatched,
-    /// It is no dead letter of redrive's.
+    /// The message is not a dead letter of redrive.
     Foreign,
-    /// It cannot be read.
+    /// The dead letter cannot be read.
     Unreadable(DecodeError),
-    /// It begins as a message of Lambda's, and cannot be read.
+    /// The message of a Lambda on-failure destination is invalid, or names records that this run may not
+    /// read.
     Damaged(BoxError),
-    /// Something was taken out before it was written: it is not what was put into the stream.
+    /// The dead letter was redacted before it was written. Its payload is not what was put into the stream.
     Redacted,
-    /// It was driven again as often as is allowed.
+    /// The record was replayed as often as [`max_redrives`](super::Replay::max_redrives) allows.
     RedriveLimit {
-        /// So many times.
+        /// The number of earlier replays.
         count: u32,
     },
-    /// It came back within this run; it is for the next one.
+    /// The dead letter came back within this run. It is left for the next run.
     Returned,
-    /// Its payload is kept elsewhere, and cannot be had from there.
+    /// The payload is stored elsewhere and cannot be fetched.
     NoPayload(BoxError),
-    /// The target can never take it.
+    /// The target can never accept the dead letter.
     Refused(SinkError),
-    /// It was processed by an earlier run, or in another delivery: it was among others that were given up.
+    /// The dead letter is [suspect](DeadLetter::suspect), and the idempotency store has its record as
+    /// processed: by an earlier run, or in another delivery.
     Completed,
-    /// A record that Lambda gave up is no longer in its stream.
+    /// A record of a batch that Lambda gave up is no longer in its stream.
     Gone(BoxError),
-    /// The run ended before it.
+    /// The processor did not settle the record, for example because the run was stopped.
     Unsettled(Unsettled),
-    /// Another copy of it was not done.
+    /// Another copy of the dead letter was sent and is not done.
     DuplicateCopy,
-    /// Not tried, as one of its partition key ahead of it was not done.
+    /// The dead letter was not sent: the run was stopped, the target failed, or an earlier one of its key is
+    /// not done.
     Blocked,
 }
 
 impl Outcome {
-    /// Its message may go, once all of the message's letters are so.
+    /// Returns true if the message can be removed once this holds for all of its dead letters.
     pub(super) fn is_done(&self) -> bool {
         matches!(
             self,
@@ -72,7 +76,7 @@ impl Outcome {
         )
     }
 
-    /// Whether somebody should look at it.
+    /// Returns true if an operator should check this outcome.
     pub fn is_trouble(&self) -> bool {
         matches!(
             self,
@@ -87,7 +91,7 @@ impl Outcome {
         )
     }
 
-    /// In one word, for output that programs read.
+    /// Returns the outcome as one word, for output that programs read.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Outcome::Replayed { .. } => "replayed",
@@ -117,105 +121,107 @@ impl fmt::Display for Outcome {
         match self {
             Outcome::Replayed {
                 possibly_repeated: false,
-            } => f.write_str("driven again"),
+            } => f.write_str("replayed"),
             Outcome::Replayed {
                 possibly_repeated: true,
-            } => f.write_str("driven again; maybe for the second time, as an earlier run was interrupted"),
-            Outcome::Duplicate => f.write_str("its record is known as processed"),
-            Outcome::DeadLettered(id) => write!(f, "its record failed again: letter {id}"),
-            Outcome::AlreadyReplayed => f.write_str("done already"),
-            Outcome::DryRun => f.write_str("would be driven again"),
-            Outcome::NotMatched => f.write_str("does not match"),
+            } => f.write_str("replayed; possibly twice, because an earlier run was interrupted"),
+            Outcome::Duplicate => f.write_str("already processed, according to the idempotency store"),
+            Outcome::DeadLettered(id) => write!(f, "failed again; now dead letter {id}"),
+            Outcome::AlreadyReplayed => f.write_str("already replayed"),
+            Outcome::DryRun => f.write_str("would be replayed"),
+            Outcome::NotMatched => f.write_str("does not match the filter"),
             Outcome::Foreign => f.write_str("not a dead letter of redrive; left where it is"),
             Outcome::Unreadable(error) => write!(f, "cannot be read, left where it is: {error}"),
             Outcome::Damaged(error) => write!(f, "cannot be read, left where it is: {error}"),
             Outcome::Redacted => {
-                f.write_str("redacted: it is not what was put into the stream, and is not driven again")
+                f.write_str("not replayed: redacted, so it is not what was put into the stream")
             }
             Outcome::RedriveLimit { count } => {
                 write!(
                     f,
-                    "driven again {count} times before and failed again; mend the cause, or allow more"
+                    "replayed {count} times and failed again; fix the cause, or raise max_redrives"
                 )
             }
-            Outcome::Returned => f.write_str("came back within this run; it is for the next one"),
+            Outcome::Returned => f.write_str("came back within this run; left for the next run"),
             Outcome::NoPayload(error) => write!(f, "{error}"),
             Outcome::Refused(error) => write!(f, "refused: {error}"),
             Outcome::Completed => {
-                f.write_str("its record is known as processed; there is nothing to drive again")
+                f.write_str("not replayed: already processed, according to the idempotency store")
             }
             Outcome::Gone(error) => write!(f, "{error}"),
             Outcome::Unsettled(error) => write!(f, "left for the next run: {error}"),
-            Outcome::DuplicateCopy => f.write_str("another copy of it, which was not done either"),
+            Outcome::DuplicateCopy => f.write_str("left for the next run, like another copy of it"),
             Outcome::Blocked => {
-                f.write_str("left for the next run, as one of its key ahead of it was not done")
+                f.write_str("not sent: the run ended, or an earlier dead letter of its key is not done")
             }
         }
     }
 }
 
-/// One letter, where it was, and what became of it.
+/// One dead letter, its place and its outcome.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Progress<'a> {
-    /// Where the letter's message is.
+    /// The place of the message.
     pub place: &'a str,
-    /// The letter, if it could be read.
+    /// The dead letter, if it could be read.
     pub letter: Option<&'a DeadLetter>,
-    /// What became of it.
+    /// The outcome of the dead letter.
     pub outcome: &'a Outcome,
 }
 
-/// What became of all of them.
+/// The counts of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
     /// Messages that were read.
     pub read: u64,
-    /// Letters that were driven again and are confirmed.
+    /// Dead letters that were replayed and confirmed.
     pub replayed: u64,
-    /// Of these: so many may have been before, by a run that was interrupted.
+    /// The part of `replayed` that a run which was interrupted may have replayed before.
     pub possibly_repeated: u64,
-    /// Letters whose record the idempotency store knew as processed.
+    /// Dead letters whose record the idempotency store has as processed.
     pub duplicates: u64,
-    /// Letters whose record failed again, and is a letter again.
+    /// Dead letters whose record failed again and became a dead letter again.
     pub dead_lettered: u64,
-    /// Letters that were done: by an earlier run, or in another copy.
+    /// Dead letters that were done already: by an earlier run, or through another copy.
     pub already: u64,
-    /// Letters that would be driven again, in a dry run.
+    /// Dead letters that would be replayed, in a dry run.
     pub would: u64,
-    /// Letters that do not match the filter.
+    /// Dead letters that do not match the filter.
     pub not_matched: u64,
-    /// Messages that are no letters of redrive's.
+    /// Messages that are not dead letters of redrive.
     pub foreign: u64,
-    /// Letters that cannot be read.
+    /// Messages that cannot be read.
     pub unreadable: u64,
-    /// Letters of which something was taken out.
+    /// Dead letters that were redacted.
     pub redacted: u64,
-    /// Letters that were driven again as often as is allowed.
+    /// Dead letters whose record was replayed as often as is allowed.
     pub too_often: u64,
-    /// Letters that came back within this run.
+    /// Dead letters that came back within this run.
     pub returned: u64,
-    /// Letters whose payload is gone.
+    /// Dead letters whose payload cannot be fetched.
     pub no_payload: u64,
-    /// Letters that the target can never take.
+    /// Dead letters that the target can never accept.
     pub refused: u64,
-    /// Records that Lambda gave up and the stream has dropped.
+    /// Records of batches that Lambda gave up which the stream has dropped.
     pub gone: u64,
-    /// Letters that the run has not come to: it was stopped, or one of their key ahead of them was not done.
+    /// Dead letters that were not settled: the run was stopped, the target failed, or an earlier one of their
+    /// key is not done.
     pub unsettled: u64,
-    /// Messages that the source holds and has not given.
+    /// Messages that the source still holds and did not return.
     pub rest: Remaining,
-    /// Messages that are done and could not be removed: the next run removes them.
+    /// Messages that are done and could not be removed. The next run removes them.
     pub not_removed: u64,
     /// Messages that were removed.
     pub removed: u64,
-    /// Whether the letters of a key were driven again in their order: not from a standard queue, where only those were that
-    /// were collected together.
+    /// True if the dead letters of each key were replayed in order. False for a standard queue, where only
+    /// those collected together are in order.
     pub in_order: bool,
-    /// Whether it was stopped before its end.
+    /// True if the run was stopped before its end.
     pub stopped: bool,
-    /// Whether it ended at its [limit](super::Replay::limit). Letters beyond the limit stay as they are.
+    /// True if the run ended at its [limit](super::Replay::limit). Dead letters beyond the limit stay as they
+    /// are.
     pub limit_reached: bool,
 }
 
@@ -244,7 +250,7 @@ impl Report {
         *of += 1;
     }
 
-    /// What was counted, each with what it is called: for showing.
+    /// Returns the counts with their names, for display.
     pub fn counts(&self) -> [(&'static str, u64); 20] {
         [
             ("read", self.read),
@@ -270,7 +276,8 @@ impl Report {
         ]
     }
 
-    /// Whether all that was meant was done.
+    /// Returns true if the run was not stopped and left no dead letter that failed, was not settled or was
+    /// not removed.
     pub fn is_clean(&self) -> bool {
         let left = [
             self.unreadable,

@@ -26,23 +26,24 @@ pub(super) struct Run<T> {
     pub(super) replay: Replay,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) target: T,
-    /// For the ledger's target.
+    /// The target's name in the ledger.
     pub(super) target_name: String,
-    /// Of this run, and of nobody else.
+    /// The id of this run, unique among all runs.
     pub(super) id: String,
     pace: Pace,
     lock: Lock,
-    /// When the source is to keep what it has given.
+    /// The time at which the source must next keep its messages hidden.
     keep_at: Instant,
     report: Report,
-    /// The user's function that hears of each dead letter has panicked.
+    /// True once the user's function that receives outcomes has panicked.
     is_deaf: bool,
     pub(super) written: Written,
-    /// How many more letters may be sent. `None`: all.
+    /// The number of dead letters that may still be sent. `None`: no limit.
     pub(super) left: Option<u64>,
 }
 
-/// The most letters that go to the target, and into the ledger, at once: what a PutRecords request takes.
+/// The maximum number of dead letters that go to the target, and into the ledger, at once: the limit of a
+/// PutRecords request.
 const BATCH: usize = 500;
 
 impl<T: Target> Run<T> {
@@ -138,7 +139,7 @@ impl<T: Target> Run<T> {
         self.report.limit_reached
     }
 
-    /// What is in a message, and what can be said of it at a glance.
+    /// Reads the content of a message, and sets the outcomes that need neither the ledger nor the target.
     async fn open(&mut self, message: Message) -> Result<Opened, ReplayError> {
         let mut letters = Vec::new();
         let reading = self.replay.reader.read(&message);
@@ -185,7 +186,7 @@ impl<T: Target> Run<T> {
         stop: &CancellationToken,
     ) -> Result<(), ReplayError> {
         let jobs = self.choose(&mut opened).await?;
-        // What is confirmed is done, also where more was not taken.
+        // Dead letters that the target has confirmed are done, even if it did not accept the others.
         let failed = match jobs.is_empty() {
             true => None,
             false => self.send(jobs, &mut opened, stop).await?,
@@ -202,7 +203,7 @@ impl<T: Target> Run<T> {
         }
     }
 
-    /// What kept the target from taking more, if something did.
+    /// Sends the jobs and sets their outcomes. Returns the error of a target that failed.
     async fn send(
         &mut self,
         jobs: Vec<(usize, usize, Job)>,
@@ -285,17 +286,17 @@ impl<T: Target> Run<T> {
                         letter: opening.letter.as_deref(),
                         outcome,
                     };
-                    // What is done is done: the run goes on, and removes it.
+                    // The dead letter is settled anyway: the run continues and removes its message.
                     if caught(|| heard(&said, &self.report)).is_none() && !self.is_deaf {
                         self.is_deaf = true;
-                        tracing::error!("the function given to on_each panicked; this is logged once");
+                        tracing::error!("the function given to on_progress panicked; this is logged once");
                     }
                 }
             }
         }
     }
 
-    /// Those of which all is done.
+    /// Removes the messages whose dead letters are all done.
     async fn remove(&mut self, opened: Vec<Opened>) -> Result<(), ReplayError> {
         if !self.replay.source.removes() || self.replay.dry_run {
             return Ok(());
@@ -307,11 +308,11 @@ impl<T: Target> Run<T> {
             .map(|opened| opened.message.handle)
             .collect();
         let mut removed = self.replay.source.remove(&handles).await;
-        // A source that says nothing of a message has not removed it.
+        // A message for which the source gives no result counts as not removed.
         removed.resize_with(handles.len(), || {
             Err(SourceError::unavailable(
                 self.lock.source(),
-                "no result for a message",
+                "the source gave no result for a message",
             ))
         });
         for result in removed {
@@ -321,7 +322,7 @@ impl<T: Target> Run<T> {
                     self.report.not_removed += 1;
                     tracing::warn!(
                         error = texts(&error),
-                        "a letter that is done cannot be removed; the next run removes it"
+                        "settled message not removed; the next run removes it"
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! Which letters are driven again, and what is known of them already.
+//! Selects the dead letters to replay, with what the ledger knows about them.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
@@ -16,11 +16,12 @@ use crate::observer::Observers;
 use crate::record::Redriven;
 use crate::rfc3339;
 
-/// By how much the clock of whoever wrote a letter may be behind ours.
+/// The maximum time by which the clock of a dead letter's writer may be behind the local clock.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 impl<T: Target> Run<T> {
-    /// Which letters are to be driven again, as far as their filters left them. By message and letter.
+    /// Selects the dead letters to send, of those that have no outcome yet. Returns each with the index of
+    /// its message, and its index within that message.
     pub(super) async fn choose(
         &mut self,
         opened: &mut [Opened],
@@ -48,9 +49,9 @@ impl<T: Target> Run<T> {
             let opening = &mut opened[message].letters[place];
             let Some(letter) = &opening.letter else { continue };
             match self.judge(letter, of_letter, of_record) {
-                // Beyond the limit: it is as if it had not been read.
+                // Beyond the limit: the dead letter stays without an outcome, as if it had not been read.
                 Ok(_) if self.left.is_some_and(|left| jobs.len() as u64 >= left) => {}
-                // A letter may be written, and a queue may give it, more than once.
+                // A sink may write a dead letter more than once, and a queue may deliver it more than once.
                 Ok(job) if !chosen.insert(job.letter.id) => opening.outcome = Some(Outcome::DuplicateCopy),
                 Ok(job) => jobs.push((message, place, job)),
                 Err(outcome) => opening.outcome = Some(outcome),
@@ -67,7 +68,8 @@ impl<T: Target> Run<T> {
         Ok(jobs)
     }
 
-    /// A letter that was driven again may outlive its payload's object: it is done all the same.
+    /// Settles dead letters whose payload is missing but which an earlier run has replayed. A dead letter may
+    /// outlive the object of its payload.
     async fn drop_done(&self, opened: &mut [Opened]) -> Result<(), ReplayError> {
         let mut without_payload: Vec<&mut Opening> = opened
             .iter_mut()
@@ -117,7 +119,7 @@ impl<T: Target> Run<T> {
             && let Some(entry) = of_record
         {
             let returned = match self.is_told_by_content(letter) {
-                // Another record like it may have failed before.
+                // Another record with the same key and payload may have failed before the replay.
                 true => letter.dead_lettered_at + CLOCK_SKEW >= entry.at,
                 false => letter.redrive_count >= entry.count,
             };
@@ -140,16 +142,18 @@ impl<T: Target> Run<T> {
         })
     }
 
-    /// Whether its message may go for what an earlier run has noted.
+    /// Returns true if an earlier run has finished this dead letter, so that its message can be removed.
     fn is_done(&self, letter: &DeadLetter, entry: &Entry) -> bool {
-        // A record that is delivered again, after a rewind say, and fails again has a letter with the same id.
+        // A record that is delivered again, for example after a rewind, and fails again has a dead letter
+        // with the same id.
         let is_the_same = entry.letter_at == rfc3339::to_millis(letter.dead_lettered_at);
-        // A letter that was moved may have come back since: as long as its message is there it is not.
+        // A moved dead letter may have come back since. While its message is in the source, the dead letter
+        // is not done.
         let is_there = !self.target.drives() && self.replay.source.removes();
         entry.state == State::Done && is_the_same && !is_there
     }
 
-    /// Whether it can be a returned one without saying so.
+    /// Returns true if only the content can show whether this dead letter belongs to a replayed record.
     fn is_told_by_content(&self, letter: &DeadLetter) -> bool {
         self.target.is_known_by_content() && letter.redrive_count == 0
     }
@@ -201,7 +205,7 @@ impl<T: Target> Run<T> {
         (Key::letter(&self.target_name, job.letter.id), entry)
     }
 
-    /// By what it will be known if it comes back.
+    /// Returns the entry that identifies the record if it fails again.
     pub(super) fn entry_of_record(&self, job: &Job) -> (Key, Entry) {
         let (_, entry) = self.entry(job, State::Done);
         let letter = &job.letter;

@@ -1,4 +1,4 @@
-//! What others must not do meanwhile: be at the same source, or read what is being worked on.
+//! Exclusive use of a source: one replay at a time, and messages in flight hidden from other readers.
 
 use std::future::Future;
 use std::pin::pin;
@@ -10,7 +10,8 @@ use super::ledger::{Ledger, LedgerError};
 use super::source::DeadLetterSource;
 use crate::failure::texts;
 
-/// Works while the source keeps what it was given. `due`: when it is to do so next, however short each work is.
+/// Runs `work` and calls [`DeadLetterSource::keep`] meanwhile. `due` is the time of the next call. The caller
+/// passes the same `due` each time, so that many short pieces of work do not postpone that call.
 pub(super) async fn kept<O>(
     source: &mut dyn DeadLetterSource,
     due: &mut Instant,
@@ -27,11 +28,11 @@ pub(super) async fn kept<O>(
             () = sleep_until(*due) => {}
         }
         *due = Instant::now() + interval;
-        // Others may read it then, and the ledger tells them what is done.
+        // Other readers may receive these messages then. The ledger tells those readers what is done.
         if let Err(error) = source.keep().await {
             tracing::warn!(
                 error = texts(&error),
-                "letters that are worked on cannot be kept from others"
+                "dead letters in flight not kept hidden; other readers may receive them"
             );
         }
     }
@@ -57,7 +58,7 @@ impl Lock {
         }
     }
 
-    /// The name of the source.
+    /// Returns the name of the source.
     pub(super) fn source(&self) -> &str {
         &self.source
     }
@@ -78,7 +79,8 @@ impl Lock {
         }
     }
 
-    /// Works while the lock is renewed. If it cannot be, the work is still ended: half of it would be repeated.
+    /// Runs `work` and renews the lock meanwhile. If a renewal fails, `work` still runs to its end before the
+    /// error is returned: a batch that is cut off would be repeated.
     pub(super) async fn kept_while<O>(&mut self, work: impl Future<Output = O>) -> Result<O, LedgerError> {
         if !self.taken || self.ledger.lock_time().is_none() {
             return Ok(work.await);

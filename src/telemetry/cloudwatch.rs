@@ -1,4 +1,4 @@
-//! Metrics in CloudWatch, by its API.
+//! Metrics in CloudWatch, through its API.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,16 +18,17 @@ use super::metric::{Kind, Metric, Unit, measure};
 use crate::aws::{self, Located};
 use crate::observer::{Event, Observer};
 
-/// Sends metrics to CloudWatch with PutMetricData, added up in this process: one call a minute for 1,000 metrics, however
-/// many records there are. Latencies are sent as values with their counts, rounded to 5 % and a thousandth, so that percentiles can be asked
-/// for.
+/// Sends metrics to CloudWatch with PutMetricData. The process aggregates the values and makes one call a
+/// minute for up to 1,000 metrics, regardless of the number of records. Distributions are sent as values with
+/// counts, so that CloudWatch can compute percentiles. Each value is rounded to 5 % and to three decimals.
 ///
-/// Dimensions are `Application` and `Stream`. Names are those of [`Metric`]. What could not be sent is sent again a minute
-/// later, up to 10,000 of them; [`dropped`](CloudWatch::dropped) counts what was given up.
+/// The dimensions are `Application` and `Stream`. The names are those of [`Metric`]. Metrics that could not
+/// be sent are kept, up to 10,000, and sent again after the [`interval`](CloudWatch::interval). Older ones
+/// are dropped and counted by [`dropped`](CloudWatch::dropped).
 ///
-/// The first event begins a task on the tokio runtime that it comes from; it ends with the last clone. Call
-/// [`close`](CloudWatch::close) at the end of the process, or up to a minute is missing. In AWS Lambda, where nothing runs
-/// between invocations, use `Emf`.
+/// The first event starts a task on the current tokio runtime. The task ends with the last clone of the
+/// observer. Call [`close`](CloudWatch::close) at the end of the process; otherwise the metrics of the last
+/// minute may be missing. In AWS Lambda, where no task runs between invocations, use `Emf`.
 ///
 /// Permissions: `cloudwatch:PutMetricData`.
 ///
@@ -55,7 +56,7 @@ struct Shared {
     running: AtomicBool,
     now: Arc<Notify>,
     dropped: AtomicU64,
-    /// Sending takes turns.
+    /// Locked while sending, so that only one task sends at a time.
     unsent: tokio::sync::Mutex<Vec<MetricDatum>>,
 }
 
@@ -65,25 +66,27 @@ struct All {
     standing: Standing,
 }
 
-/// Of a stream, or of none, since the last call.
+/// The metrics of a stream, or of no stream, since the last call.
 struct Gathered {
     stream: Option<String>,
     sums: [f64; Metric::ALL.len()],
-    /// How many values are within each [step](step).
+    /// The number of values within each [step](step).
     values: [BTreeMap<i32, u64>; Metric::ALL.len()],
 }
 
-/// PutMetricData takes as many metrics, and values of each (PutMetricData, CloudWatch API reference).
+/// The maximum number of metrics in a call, and of values of each metric (PutMetricData, CloudWatch API
+/// reference).
 const METRICS: usize = 1_000;
 const VALUES: usize = 150;
-/// What is kept of what could not be sent.
+/// The maximum number of unsent metrics that are kept.
 const UNSENT: usize = 10_000;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// From one value that is told apart to the next.
+/// The ratio between two adjacent values that are distinguished.
 const STEP: f64 = 1.05;
 
 impl CloudWatch {
-    /// The metrics of this application, as [`Resilient::builder`](crate::Resilient::builder) has it.
+    /// Creates an observer for this application. Use the name that
+    /// [`Resilient::builder`](crate::Resilient::builder) has.
     pub fn new(client: Client, application: impl Into<Arc<str>>) -> Self {
         CloudWatch {
             settings: Settings {
@@ -96,30 +99,31 @@ impl CloudWatch {
         }
     }
 
-    /// Under which CloudWatch lists them. Default: `redrive`.
+    /// Sets the CloudWatch namespace of the metrics. Default: `redrive`.
     #[must_use]
     pub fn namespace(mut self, namespace: impl Into<Arc<str>>) -> Self {
         self.settings.namespace = namespace.into();
         self
     }
 
-    /// How often they are sent; a second at least. Default: once a minute, which is as fine as CloudWatch keeps them.
+    /// Sets the time between two calls, at least 1 s. Default: a minute, the resolution that CloudWatch
+    /// stores.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.settings.interval = interval.max(Duration::from_secs(1));
         self
     }
 
-    /// How many metrics were given up, as they could not be sent.
+    /// Returns the number of metrics that were dropped because they could not be sent.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Sends what there is, within 10 s, and returns once it is sent.
+    /// Sends the pending metrics, and returns when they are sent or after 10 s.
     pub async fn close(&self) {
         let sent = timeout(CLOSE_TIMEOUT, self.shared.send(&self.settings)).await;
         if sent.is_err() {
-            tracing::warn!("the last metrics could not be sent to CloudWatch within 10 s");
+            tracing::warn!("last metrics not sent to CloudWatch within 10 s");
         }
     }
 
@@ -138,14 +142,14 @@ impl CloudWatch {
 }
 
 async fn run(settings: Settings, shared: Weak<Shared>, now: Arc<Notify>) {
-    // A runtime that goes away takes the task with it: the next event begins another.
+    // If the runtime shuts down, the task is dropped, and the next event starts another one.
     let _running = Running(shared.clone());
     loop {
         tokio::select! {
             () = sleep(settings.interval) => {}
             () = now.notified() => {}
         }
-        // Not held while it waits: it ends with the last clone.
+        // The task holds no strong reference while it waits, so that it ends with the last clone.
         let Some(shared) = shared.upgrade() else { return };
         shared.send(&settings).await;
     }
@@ -184,7 +188,7 @@ impl Shared {
                     tracing::warn!(
                         kept,
                         error = &error as &dyn std::error::Error,
-                        "metrics could not be sent to CloudWatch; they are sent with the next ones"
+                        "metrics not sent to CloudWatch; retrying with the next ones"
                     );
                     return;
                 }
@@ -262,10 +266,11 @@ impl Gathered {
     }
 }
 
-/// Values of which the logarithms are next to each other are taken for one. Below a thousandth all are.
+/// Returns the step of a value: its logarithm to the base [`STEP`], rounded. All values up to 0.001 share one
+/// step.
 fn step(value: f64) -> i32 {
     match value > 0.001 {
-        // Saturates, which no time or count comes to.
+        // The cast saturates, at values that no time or count reaches.
         true => (value.ln() / STEP.ln()).round() as i32,
         false => i32::MIN,
     }
@@ -319,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_value_is_off_by_no_more_than_was_said() {
-        // Below it is the thousandth that counts.
+        // Below 0.1, the rounding to three decimals dominates.
         for exponent in 0..9 {
             for digits in 1..100 {
                 let exact = f64::from(digits) / 10.0 * 10_f64.powi(exponent);
@@ -328,7 +333,7 @@ mod tests {
             }
         }
         assert_eq!(value(step(0.0)), 0.0);
-        // Whole small numbers, as of records, are told apart.
+        // Small whole numbers, such as counts of records, stay distinct.
         let steps: std::collections::BTreeSet<i32> = (1..20).map(f64::from).map(step).collect();
         assert_eq!(steps.len(), 19);
     }

@@ -1,4 +1,5 @@
-//! Metrics in the log, in CloudWatch's embedded metric format: JSON lines of which CloudWatch Logs makes metrics.
+//! Metrics in the log, in CloudWatch's embedded metric format: JSON lines from which CloudWatch Logs extracts
+//! metrics.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,18 +16,20 @@ use super::gauges::Standing;
 use super::metric::{Kind, Metric, measure};
 use crate::observer::{Event, Observer};
 
-/// As many values as a metric may have in a line.
+/// The maximum number of values of a metric in a line.
 const VALUES: usize = 100;
 
 /// Writes metrics as lines of CloudWatch's
 /// [embedded metric format](https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html),
 /// to standard output unless another writer is given.
 ///
-/// A line is written for each stream, and one for what is of no stream: in Lambda before each answer, elsewhere once a
-/// minute and at the end. It has the sums since the last one; of more than 100 latencies a random hundred stand for all,
-/// the highest among them. Dimensions are `Application` and `Stream`.
+/// The observer writes one line for each stream, and one for the metrics that belong to no stream: in Lambda
+/// before each answer, elsewhere once a minute and at the end. A line has the sums since the previous one. A
+/// distribution with more than 100 values is represented by a random sample of 100 that includes the highest.
+/// The dimensions are `Application` and `Stream`.
 ///
-/// Under KCL's MultiLangDaemon standard output is not yours to write to: give it `std::io::stderr()`.
+/// Under KCL's MultiLangDaemon, standard output belongs to the daemon: pass `std::io::stderr()` to
+/// [`writer`](Emf::writer).
 ///
 /// | setting | default |
 /// |---|---|
@@ -50,13 +53,13 @@ struct State {
     rng: SmallRng,
 }
 
-/// Since the last line.
+/// The metrics of a stream since the last line.
 struct Gathered {
     sums: [f64; Metric::ALL.len()],
     values: [Values; Metric::ALL.len()],
 }
 
-/// Some of many, each as likely, and the highest.
+/// A uniform random sample of values, and the highest value.
 #[derive(Default)]
 struct Values {
     kept: Vec<f64>,
@@ -65,7 +68,8 @@ struct Values {
 }
 
 impl Emf {
-    /// The metrics of this application, as [`Resilient::builder`](crate::Resilient::builder) has it.
+    /// Creates an observer for this application. Use the name that
+    /// [`Resilient::builder`](crate::Resilient::builder) has.
     pub fn new(application: impl Into<String>) -> Self {
         Emf {
             application: application.into(),
@@ -83,28 +87,28 @@ impl Emf {
         }
     }
 
-    /// Under which CloudWatch lists them. Default: `redrive`.
+    /// Sets the CloudWatch namespace of the metrics. Default: `redrive`.
     #[must_use]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
         self
     }
 
-    /// How often a service writes, at most. Default: once a minute.
+    /// Sets the minimum time between two writes of a service. Default: a minute.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// Where to. Default: standard output.
+    /// Sets the writer of the lines. Default: standard output.
     #[must_use]
     pub fn writer(self, writer: impl Write + Send + 'static) -> Self {
         self.state().writer = Box::new(writer);
         self
     }
 
-    /// How many lines could not be written; nothing else tells of them.
+    /// Returns the number of lines that could not be written. They are not reported anywhere else.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -141,7 +145,7 @@ impl Emf {
             let value = match metric.kind() {
                 Kind::Distribution if values.kept.is_empty() => continue,
                 Kind::Distribution => values.to_json(),
-                // What did not happen is said of what is of a stream, so that rates can be computed.
+                // Streams get zeros too, so that rates can be computed.
                 _ if *sum == 0.0 && (stream.is_none() || !metric.is_always_told()) => continue,
                 _ => json!(*sum as u64),
             };
@@ -222,7 +226,7 @@ impl Values {
         {
             *one = self.highest;
         }
-        // To the microsecond: more says nothing.
+        // Rounded to three decimals, a microsecond for latencies.
         values
             .iter()
             .map(|value| json!((value * 1_000.0).round() / 1_000.0))
@@ -253,7 +257,7 @@ impl Observer for Emf {
             streams[at].1.add(metric, value, rng);
         });
         state.heard += 1;
-        // Not each record's success looks at the time.
+        // Reading the clock for every event would be too costly for records that succeed.
         let looks = matches!(event, Event::Fetched { .. }) || state.heard.is_multiple_of(256);
         if looks && state.written.elapsed() >= self.interval {
             self.write(&mut state);

@@ -1,4 +1,4 @@
-//! What stands still just now, by the events that say so.
+//! The state behind two gauges: open circuit breakers and stopped shards, tracked from events.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,11 @@ use crate::record::ShardId;
 /// The breakers that are not closed, and the shards that the dead-letter guard has stopped.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// By the dependency that each is for.
+    /// The dependencies of the breakers that are not closed. `None` is the breaker without a named
+    /// dependency.
     open: BTreeSet<Option<String>>,
     stopped: BTreeSet<(String, ShardId)>,
-    /// Where there was something when it was told last.
+    /// The streams whose last reported value was not 0. `None` stands for the breakers, which have no stream.
     told: BTreeSet<Option<String>>,
 }
 
@@ -30,7 +31,7 @@ impl Standing {
                     .insert((record.stream().to_owned(), record.shard().clone()));
             }
             Event::DeadLetterGuardResumed { record } => self.goes_on(record.stream(), record.shard()),
-            // It is another's now, or begins anew.
+            // Another worker owns the shard now, or the shard restarts.
             Event::ShardStarted { stream, shard, .. }
             | Event::ShardEnded { stream, shard }
             | Event::LeaseLost { stream, shard }
@@ -45,12 +46,13 @@ impl Standing {
         }
     }
 
-    /// How many shards of the stream are stopped.
+    /// Returns the number of stopped shards of the stream.
     pub(super) fn stopped(&self, stream: &str) -> usize {
         self.stopped.iter().filter(|(of, _)| of == stream).count()
     }
 
-    /// What there is to tell of a stream, or of none: how many stand still, and once that there are none any more.
+    /// Returns the value to report for a stream, or for the breakers if `stream` is `None`. A value of 0 is
+    /// reported only once, after another value.
     pub(super) fn tell(&mut self, stream: Option<&str>) -> Option<(Metric, f64)> {
         let (metric, count) = match stream {
             None => (Metric::BreakersOpen, self.open.len()),

@@ -1,4 +1,4 @@
-//! The metrics: their names, their units, and the events that they come of.
+//! The metrics: their names, their units, and the events that they are derived from.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::settlement::Settled;
 #[cfg(all(test, any(feature = "cloudwatch", feature = "emf", feature = "metrics")))]
 mod tests;
 
-/// A row for each metric: how its values are put together, what it counts in, what it says.
+/// Declares the metrics. Each row has a name, a kind, a unit and a description.
 macro_rules! metrics {
     ($($(#[$more:meta])* $name:ident: $kind:ident, $unit:ident, $says:literal;)*) => {
-        /// Something that is measured.
+        /// A metric of redrive.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Metric {
@@ -20,31 +20,31 @@ macro_rules! metrics {
         }
 
         impl Metric {
-            /// All of them.
+            /// All metrics.
             pub const ALL: [Metric; [$(stringify!($name)),*].len()] = [$(Metric::$name),*];
 
-            /// As CloudWatch has it: `RecordsProcessed`.
+            /// Returns the name of the metric in CloudWatch, such as `RecordsProcessed`.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Metric::$name => stringify!($name),)*
                 }
             }
 
-            /// What it counts in.
+            /// Returns the unit of the values.
             pub const fn unit(self) -> Unit {
                 match self {
                     $(Metric::$name => Unit::$unit,)*
                 }
             }
 
-            /// How its values are put together.
+            /// Returns how the values of the metric are combined.
             pub const fn kind(self) -> Kind {
                 match self {
                     $(Metric::$name => Kind::$kind,)*
                 }
             }
 
-            /// What it says, in a sentence.
+            /// Returns a description of the metric in one or two sentences.
             pub const fn description(self) -> &'static str {
                 match self {
                     $(Metric::$name => $says,)*
@@ -55,66 +55,66 @@ macro_rules! metrics {
 }
 
 metrics! {
-    RecordsProcessed: Sum, Count, "Records that the handler succeeded with.";
-    RecordsDuplicate: Sum, Count, "Records that the idempotency store knew as processed.";
+    RecordsProcessed: Sum, Count, "Records that the processor processed successfully.";
+    RecordsDuplicate: Sum, Count, "Records that the idempotency store already knew as processed.";
     RecordsDeadLettered: Sum, Count, "Records that became dead letters.";
-    RecordsUnsettled: Sum, Count, "Records that were given back, and will be delivered again.";
-    AttemptsFailed: Sum, Count, "Attempts that failed, timed out or panicked: a call with many records is one of each.";
-    AttemptsFailedPermanently: Sum, Count, "Failed attempts that another try would not help.";
-    Retries: Sum, Count, "Retries that a backoff was drawn for.";
-    RetriesDelayed: Sum, Count, "Retries that the budget did not pay for.";
-    RecordsHeld: Sum, Count, "Records that are in_flight, as they may not be to blame.";
-    BreakersOpened: Sum, Count, "Breakers that have opened.";
-    GuardStops: Sum, Count, "Shards that the dead-letter guard has stopped.";
-    LetterFailures: Sum, Count, "Writes of dead letters that the sink did not take.";
-    StoreFailures: Sum, Count, "Calls that the idempotency store did not answer.";
-    CompletionsLost: Sum, Count, "Processed records that could not be remembered.";
-    RecordsFetched: Sum, Count, "Records read.";
-    BytesFetched: Sum, Bytes, "Bytes of payload read.";
+    RecordsUnsettled: Sum, Count, "Records released unsettled; they will be redelivered.";
+    AttemptsFailed: Sum, Count, "Attempts that failed, timed out or panicked. A call with several records counts as one attempt of each record.";
+    AttemptsFailedPermanently: Sum, Count, "Attempts that failed permanently: a retry would not help.";
+    Retries: Sum, Count, "Retries scheduled with a backoff.";
+    RetriesDelayed: Sum, Count, "Retries delayed because the retry budget was exhausted.";
+    RecordsHeld: Sum, Count, "Records held, not dead-lettered, because an outage is suspected.";
+    BreakersOpened: Sum, Count, "Times that a circuit breaker opened.";
+    GuardStops: Sum, Count, "Times that the dead-letter guard stopped a shard.";
+    LetterFailures: Sum, Count, "Writes of dead letters that the sink did not accept.";
+    StoreFailures: Sum, Count, "Calls of the idempotency store that failed.";
+    CompletionsLost: Sum, Count, "Processed records whose completion was not stored in the idempotency store.";
+    RecordsFetched: Sum, Count, "Records read from the stream.";
+    BytesFetched: Sum, Bytes, "Payload bytes read from the stream.";
     FetchFailures: Sum, Count, "Reads that failed.";
     Throttles: Sum, Count, "Reads that Kinesis throttled.";
-    CheckpointFailures: Sum, Count, "Checkpoints that could not be stored.";
-    WindowsFull: Sum, Count, "Times that a shard's window was full, and nothing more was read.";
-    DataLosses: Sum, Count, "Times that the stream has dropped records before they were settled, or may have.";
-    RecordsDropped: Sum, Count, "Records inside an aggregated one that were dropped, as they belong to another shard.";
-    ShardsHalted: Sum, Count, "Shards that cannot go on without losing a record.";
-    DiscoveryFailures: Sum, Count, "Attempts to find out the stream's shards, or what is stored of them, that failed.";
-    ShardFailures: Sum, Count, "Shards whose task broke down, and began again.";
-    LeasesLost: Sum, Count, "Shards that another process has taken, or may have.";
-    CheckpointsUnreadable: Sum, Count, "Looks at a stored position that cannot be understood: its shard waits.";
-    HashKeysUncovered: Sum, Count, "Times that no shard of the stream was found for some hash keys.";
-    RecordsExpiring: Sum, Count, "Times that a record waited which the stream will drop soon.";
-    CrashLoops: Sum, Count, "Shards where the process has died again and again at the same place.";
-    HandlersStuck: Sum, Count, "Attempts that did nothing but wait for a call that an earlier one had made.";
-    UserCodePanics: Sum, Count, "Panics of the user's code other than the handler: an observer, a classifier, a function that makes keys.";
-    BehindLatest: Distribution, Milliseconds, "How far the reading is behind the stream's tip.";
-    EndToEndLatency: Distribution, Milliseconds, "From a record's arrival in the stream until it was settled.";
-    AttemptLatency: Distribution, Milliseconds, "How long a call of the handler took.";
-    BackoffTime: Distribution, Milliseconds, "How long a record waited before a retry.";
-    /// It grows by the clock, also while nothing is read.
-    OldestUnsettledAge: Distribution, Milliseconds, "How long ago the oldest record arrived that is read and not settled.";
-    RecordsInFlight: Distribution, Count, "How many records a shard has read and not settled.";
-    RecordsPerRead: Distribution, Count, "How many records a read brought.";
-    /// Told while there is one, and once when there is none any more.
-    BreakersOpen: Distribution, Count, "How many breakers let nothing through, or only probes.";
-    /// Told while there is one, and once when there is none any more.
-    ShardsStopped: Distribution, Count, "How many shards the dead-letter guard has stopped.";
+    CheckpointFailures: Sum, Count, "Writes of a checkpoint that failed.";
+    WindowsFull: Sum, Count, "Times that a full window kept a shard from reading.";
+    DataLosses: Sum, Count, "Times that the stream dropped records before they were settled, or may have.";
+    RecordsDropped: Sum, Count, "Records dropped with a KPL aggregate that contains records of another shard.";
+    ShardsHalted: Sum, Count, "Shards that cannot continue without losing a record.";
+    DiscoveryFailures: Sum, Count, "Failed attempts to list the stream's shards, to load their checkpoints, or to check a store or sink.";
+    ShardFailures: Sum, Count, "Shard tasks that failed and were restarted.";
+    LeasesLost: Sum, Count, "Leases that another worker took, or may have taken.";
+    CheckpointsUnreadable: Sum, Count, "Checks that found an unreadable checkpoint; its shard waits.";
+    HashKeysUncovered: Sum, Count, "Checks that found hash keys which no shard of the stream covers.";
+    RecordsExpiring: Sum, Count, "Reports of an unsettled record that the stream will drop soon.";
+    CrashLoops: Sum, Count, "Times that repeated crashes at the same place of a shard were detected.";
+    HandlersStuck: Sum, Count, "Attempts that timed out while they waited for the blocking call of an earlier attempt.";
+    UserCodePanics: Sum, Count, "Panics in user code other than the processor: an observer, a classifier, a function that makes keys.";
+    BehindLatest: Distribution, Milliseconds, "The time by which the reader is behind the tip of the stream.";
+    EndToEndLatency: Distribution, Milliseconds, "The time from a record's arrival in the stream to its settlement.";
+    AttemptLatency: Distribution, Milliseconds, "The duration of a call of the processor.";
+    BackoffTime: Distribution, Milliseconds, "The backoff before a retry.";
+    /// The age grows with time, even while nothing is read. Without such a record it is 0.
+    OldestUnsettledAge: Distribution, Milliseconds, "The time since the arrival of a shard's oldest record that is read and not settled.";
+    RecordsInFlight: Distribution, Count, "The number of records of a shard that are read and not settled.";
+    RecordsPerRead: Distribution, Count, "The number of records that a read returned.";
+    /// CloudWatch and EMF get a value while at least one is not closed, and one 0 afterwards.
+    BreakersOpen: Distribution, Count, "The number of circuit breakers that are open or half-open.";
+    /// CloudWatch and EMF get a value while at least one is stopped, and one 0 afterwards.
+    ShardsStopped: Distribution, Count, "The number of shards that the dead-letter guard has stopped.";
 }
 
-/// How the values of a metric are put together.
+/// The way in which the values of a metric are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// They are added up.
+    /// The values are added up.
     Sum,
-    /// Each says something by itself: of many their distribution counts.
+    /// Each value is a sample of a distribution.
     Distribution,
 }
 
-/// What a metric counts in.
+/// The unit of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unit {
-    /// Things.
+    /// A number of things.
     Count,
     /// Bytes.
     Bytes,
@@ -123,7 +123,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// As CloudWatch has it.
+    /// Returns the name of the unit in CloudWatch.
     pub const fn as_str(self) -> &'static str {
         match self {
             Unit::Count => "Count",
@@ -134,8 +134,8 @@ impl Unit {
 }
 
 impl Metric {
-    /// Whether it is told that there were none, so that rates can be computed: in CloudWatch's arithmetic nothing plus one
-    /// is nothing.
+    /// Returns true if a zero is sent as well. CloudWatch's metric math needs it for rates: there, a missing
+    /// value plus one is a missing value.
     #[cfg(any(feature = "emf", feature = "cloudwatch"))]
     pub(super) const fn is_always_told(self) -> bool {
         matches!(
@@ -148,7 +148,7 @@ impl Metric {
     }
 }
 
-/// What an event says in numbers. In line, so that of an event that is known little of it is left.
+/// Derives the metrics of an event. Inlined, so that only one branch remains where the event's type is known.
 #[inline(always)]
 pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
     let once = match event {

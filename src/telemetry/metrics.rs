@@ -1,4 +1,5 @@
-//! Metrics through the `metrics` facade: for Prometheus, StatsD, OpenTelemetry, or whatever recorder is installed.
+//! Metrics through the `metrics` facade, for Prometheus, StatsD, OpenTelemetry or any other installed
+//! recorder.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -12,18 +13,22 @@ use super::metric::{Kind, Metric, Unit, measure};
 use crate::observer::{Event, Observer};
 use crate::record::{Record, ShardId};
 
-/// Records metrics with the recorder that the process has installed for the [`metrics`](https://docs.rs/metrics) facade.
+/// Records metrics with the recorder that the process has installed for the
+/// [`metrics`](https://docs.rs/metrics) facade.
 ///
-/// Names are those of [`Metric`] in snake case: `redrive_records_processed_total`, `redrive_attempt_latency_seconds`. Sums
-/// are counters, distributions histograms, times are in seconds. Labels are `application` and `stream`;
-/// `redrive_attempts_failed_total` has `class`, `scope` and `code` besides, `redrive_records_dead_lettered_total` a
-/// `reason`.
+/// The names are those of [`Metric`] in snake case: `redrive_records_processed_total`,
+/// `redrive_attempt_latency_seconds`. Sums are counters and distributions are histograms. Times are in
+/// seconds. The labels are `application` and `stream`. In addition, `redrive_attempts_failed_total` has the
+/// labels `class`, `scope` and `code`, and `redrive_records_dead_lettered_total` has the label `reason`.
 ///
-/// How things stand are gauges: `redrive_records_in_flight` and `redrive_oldest_unsettled_age_seconds` of all shards of a
-/// stream that this process reads (their sum, and the highest), `redrive_breakers_open` (0 or 1, by `dependency`) and
-/// `redrive_shards_stopped` (by the dead-letter guard).
+/// These metrics are gauges:
 ///
-/// A record that succeeds allocates nothing here and takes no lock.
+/// - `redrive_records_in_flight`: the sum over all shards of a stream that this process reads,
+/// - `redrive_oldest_unsettled_age_seconds`: the maximum over these shards,
+/// - `redrive_breakers_open`: 0 or 1 for each `dependency`,
+/// - `redrive_shards_stopped`: the number of shards of a stream that the dead-letter guard has stopped.
+///
+/// The observer neither allocates nor takes a lock for a record that succeeds.
 ///
 /// | setting | default |
 /// |---|---|
@@ -31,7 +36,7 @@ use crate::record::{Record, ShardId};
 pub struct Metrics {
     application: String,
     shard_label: bool,
-    /// Most processes read one stream.
+    /// The handles of the first stream. Most processes read only one, which then needs no lock.
     first: OnceLock<Handles>,
     others: Mutex<Vec<Arc<Handles>>>,
     shards: Mutex<BTreeMap<(String, ShardId), (usize, Duration)>>,
@@ -40,9 +45,9 @@ pub struct Metrics {
     codes: Mutex<HashSet<String>>,
 }
 
-/// The most codes that have a series of their own; all others are counted as `other`.
+/// The maximum number of codes with a series of their own. All others are counted as `other`.
 const MOST_CODES: usize = 100;
-/// In bytes. A longer code is a text.
+/// The maximum length of a code in bytes. A longer code is probably a text and is counted as `other`.
 const LONGEST_CODE: usize = 64;
 
 /// The counters and histograms of a stream, or of a shard of it.
@@ -55,12 +60,13 @@ struct Handles {
 enum Handle {
     Counter(Counter),
     Histogram(Histogram),
-    /// Neither: it is a gauge, or has labels of its own.
+    /// No handle: the metric is a gauge, or has additional labels.
     Elsewhere,
 }
 
 impl Metrics {
-    /// The metrics of this application, as [`Resilient::builder`](crate::Resilient::builder) has it.
+    /// Creates an observer for this application. Use the name that
+    /// [`Resilient::builder`](crate::Resilient::builder) has.
     pub fn new(application: impl Into<String>) -> Self {
         Metrics {
             application: application.into(),
@@ -73,20 +79,22 @@ impl Metrics {
         }
     }
 
-    /// A label `shard` for all that is of a shard. A stream that is split and merged has ever new ones, and each is a series
-    /// that somebody keeps. Default: off.
+    /// Sets whether the metrics of a shard have the label `shard`. Each reshard adds new shard ids, and each
+    /// id is a series that the metrics system stores. Default: off.
     #[must_use]
     pub fn shard_label(mut self, on: bool) -> Self {
         self.shard_label = on;
         self
     }
 
-    /// What a metric is called: `redrive_records_processed_total`, after the conventions of Prometheus.
+    /// Returns the name of a metric by the conventions of Prometheus, such as
+    /// `redrive_records_processed_total`.
     pub fn name(metric: Metric) -> String {
         name(metric)
     }
 
-    /// Describes every metric to the recorder. [`new`](Metrics::new) does not, as the recorder may be installed later.
+    /// Describes every metric to the recorder. [`new`](Metrics::new) does not, because the recorder may be
+    /// installed later.
     pub fn describe() {
         for metric in Metric::ALL {
             let (name, text) = (name(metric), metric.description());
@@ -123,12 +131,13 @@ impl Metrics {
         }
     }
 
-    /// What an event says, with the handles of its place.
+    /// Records the metrics of an event with the handles of its stream and shard.
     #[cold]
     #[inline(never)]
     fn record(&self, event: &Event<'_>) {
         let (stream, shard) = (event.stream(), event.shard().filter(|_| self.shard_label));
-        // Not what is of no stream, as the look at a dead-letter target is, before the first record.
+        // An event without a stream must not take the first place: the check of the dead-letter target comes
+        // before the first record.
         let first = stream.map(|_| self.first.get_or_init(|| self.handles(stream, shard)));
         if let Some(first) = first.filter(|first| first.is_of(stream, shard)) {
             return first.record_all(event);
@@ -147,14 +156,14 @@ impl Metrics {
         handles.record_all(event);
     }
 
-    /// The handles of this record's stream, if most have the same ones, as they do where one stream is read.
+    /// Returns the handles of the first stream, if the record belongs to it and there is no label `shard`.
     #[inline]
     fn usual(&self, record: &Record) -> Option<&Handles> {
         let first = self.first.get().filter(|_| !self.shard_label)?;
         (first.stream.as_deref() == Some(record.stream())).then_some(first)
     }
 
-    /// What a failure has of labels is not known before.
+    /// Counts failed attempts and dead letters, whose labels differ from event to event.
     fn failed(&self, event: &Event<'_>) {
         let shard = event.shard().filter(|_| self.shard_label);
         let mut labels = self.labels(event.stream(), shard);
@@ -174,7 +183,7 @@ impl Metrics {
         }
     }
 
-    /// The label of a code. Each is a series of its own, and a classifier may make a code of anything.
+    /// Returns the label of a code. Each code is a series, and a classifier may create any number of codes.
     fn code(&self, code: Option<&str>) -> String {
         let code = code.unwrap_or("none");
         let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +204,7 @@ impl Metrics {
         self.record(event);
     }
 
-    /// What has labels of its own, or is how things stand.
+    /// Records the gauges and the counters with additional labels.
     fn hear(&self, event: &Event<'_>) {
         self.stopped(event);
         match event {
@@ -224,7 +233,7 @@ impl Metrics {
         metrics::gauge!(name(Metric::BreakersOpen), labels).set(if open { 1.0 } else { 0.0 });
     }
 
-    /// How many shards of the event's stream are stopped now, if it changes that.
+    /// Sets the gauge of stopped shards, if the event changes their number.
     fn stopped(&self, event: &Event<'_>) {
         let Some(stream) = event.stream() else { return };
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,7 +246,8 @@ impl Metrics {
         }
     }
 
-    /// A shard stands so; or is no longer read here.
+    /// Sets the gauges of a stream from the status of one of its shards. `None`: the shard is no longer read
+    /// here.
     fn stands(&self, stream: &str, shard: &ShardId, now: Option<(usize, Duration)>) {
         let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (stream.to_owned(), shard.clone());
@@ -260,7 +270,7 @@ impl Metrics {
     }
 }
 
-/// How it stands now counts, not how often it was looked at.
+/// Returns true for a metric whose current value counts, not the number of its reports.
 const fn is_gauge(metric: Metric) -> bool {
     matches!(
         metric,
@@ -268,7 +278,7 @@ const fn is_gauge(metric: Metric) -> bool {
     )
 }
 
-/// What the facade has labels for that differ each time.
+/// Returns true for a metric with labels that differ from event to event.
 const fn has_own_labels(metric: Metric) -> bool {
     matches!(metric, Metric::AttemptsFailed | Metric::RecordsDeadLettered)
 }
@@ -314,7 +324,8 @@ impl Handles {
 
 impl Observer for Metrics {
     fn on(&self, event: &Event<'_>) {
-        // Of each record that succeeds there are these two, and nothing but numbers in them.
+        // A record that succeeds causes only these two events. They change neither gauges nor additional
+        // labels.
         match event {
             Event::Settled { record, .. } | Event::AttemptEnded { record, .. } => match self.usual(record) {
                 Some(handles) => handles.record_all(event),

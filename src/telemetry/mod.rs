@@ -1,4 +1,4 @@
-//! What can be measured, and where it goes.
+//! Metrics, alerts and alarms, as observers of a processor.
 //!
 //! ```
 //! # fn example() -> Result<(), redrive::ConfigError> {
@@ -16,12 +16,11 @@
 //!
 //! | observer | feature | for |
 //! |---|---|---|
-//! | [`Monitor`] | | error rates: tells somebody when one is too high, and when it is no longer |
-//! | [`Metrics`] | `metrics` | Prometheus, StatsD, OpenTelemetry: whatever the `metrics` facade records to |
-//! | [`CloudWatch`] | `cloudwatch` | CloudWatch, by its API: a long-running service |
-//! | [`Emf`] | `emf` | AWS Lambda, or whatever sends its log to CloudWatch Logs: no call, no agent |
+//! | [`Monitor`] | | error rates: sends an alert when a rate is too high, and when it has recovered |
+//! | [`Metrics`] | `metrics` | Prometheus, StatsD, OpenTelemetry: any recorder of the `metrics` facade |
+//! | [`CloudWatch`] | `cloudwatch` | CloudWatch, through its API: a long-running service |
+//! | [`Emf`] | `emf` | AWS Lambda, or any process whose log goes to CloudWatch Logs: no API call, no agent |
 
-mod alarms;
 pub mod alert;
 #[cfg(feature = "cloudwatch")]
 mod cloudwatch;
@@ -30,12 +29,12 @@ mod emf;
 #[cfg(any(feature = "cloudwatch", feature = "emf", feature = "metrics"))]
 #[cfg_attr(
     not(any(feature = "cloudwatch", feature = "emf")),
-    allow(dead_code, reason = "the facade's gauges keep what they were told")
+    allow(dead_code, reason = "only CloudWatch and Emf read reported values")
 )]
 mod gauges;
 #[cfg_attr(
     not(any(feature = "cloudwatch", feature = "emf", feature = "metrics")),
-    allow(dead_code, reason = "nobody measures")
+    allow(dead_code, reason = "no exporter of metrics is compiled in")
 )]
 mod metric;
 #[cfg(feature = "metrics")]
@@ -47,7 +46,6 @@ mod threshold;
 pub use self::cloudwatch::CloudWatch;
 #[cfg(feature = "metrics")]
 pub use self::metrics::Metrics;
-pub use alarms::{Alarm, Alarms, LooksAt};
 #[cfg(feature = "emf")]
 pub use emf::Emf;
 pub use metric::{Kind, Metric, Unit};

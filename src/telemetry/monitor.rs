@@ -1,4 +1,4 @@
-//! Watches error rates, and has somebody told.
+//! Watches error rates, and sends alerts.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,8 +17,8 @@ use crate::observer::{Event, Interest, Observer};
 use crate::protection::sliding_window::SlidingWindow;
 use crate::settlement::Settled;
 
-/// Watches rates in sliding windows, and tells [`AlertSink`]s when one is too high, now and then while it stays so, and once
-/// when it is no longer.
+/// Watches rates in sliding windows, and sends alerts to [`AlertSink`]s: when a rate becomes too high,
+/// repeatedly while it stays too high, and once when it has recovered.
 ///
 /// ```
 /// # fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,9 +41,10 @@ use crate::settlement::Settled;
 /// # }
 /// ```
 ///
-/// It works within a process: what happens in others it does not know. Sinks are called on a task of their own, which runs
-/// while an alert is raised, and hold nothing up. A clone shares it. In AWS Lambda, where nothing runs between invocations and
-/// processes are many, use [`Emf`](super) and [`Alarms`](super::Alarms).
+/// A monitor counts the events of its own process only. It calls the sinks on a separate task, which runs
+/// while an alert is raised, so that a slow sink delays no record. A clone shares the monitor. In AWS Lambda,
+/// where no task runs between invocations and a function has many processes, use [`Emf`](super) and
+/// [`Alarms`](super::Alarms).
 #[derive(Clone)]
 pub struct Monitor(Arc<Inner>);
 
@@ -52,11 +53,11 @@ struct Inner {
     sinks: Vec<Arc<dyn AlertSink>>,
     repeat_after: Duration,
     watches: Mutex<Vec<Watch>>,
-    /// To the task, while there is one.
+    /// The channel to the task, while the task runs.
     post: Mutex<Option<mpsc::Sender<Alert>>>,
 }
 
-/// One threshold, and what happened lately.
+/// A threshold, and the counts within its window.
 struct Watch {
     threshold: Threshold,
     bad: SlidingWindow,
@@ -69,7 +70,7 @@ struct Raised {
     told: Instant,
 }
 
-/// Alerts on their way. One that finds no room is logged: its sinks hang.
+/// The maximum number of pending alerts. Further alerts are only logged: the sinks hang.
 const ROOM: usize = 64;
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const TRIES: u32 = 3;
@@ -80,7 +81,7 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// | setting | default |
 /// |---|---|
 /// | [`watch`](MonitorBuilder::watch) | failed attempts above 20 %, dead letters above 1 % |
-/// | [`alert_sink`](MonitorBuilder::alert_sink) | none: must be given |
+/// | [`alert_sink`](MonitorBuilder::alert_sink) | none; at least one is required |
 /// | [`repeat_after`](MonitorBuilder::repeat_after) | 15 minutes |
 #[must_use]
 pub struct MonitorBuilder {
@@ -91,7 +92,7 @@ pub struct MonitorBuilder {
 }
 
 impl Monitor {
-    /// Begins with the application's name.
+    /// Returns a builder for the application with this name.
     pub fn builder(application: impl Into<String>) -> MonitorBuilder {
         MonitorBuilder {
             application: application.into(),
@@ -103,34 +104,35 @@ impl Monitor {
 }
 
 impl MonitorBuilder {
-    /// Watches this as well.
+    /// Adds a threshold to watch. The first one replaces the default thresholds.
     pub fn watch(mut self, threshold: Threshold) -> Self {
         self.thresholds.push(threshold);
         self
     }
 
-    /// Tells this one as well.
+    /// Adds a sink that receives every alert.
     pub fn alert_sink(mut self, sink: impl AlertSink + 'static) -> Self {
         self.sinks.push(Arc::new(sink));
         self
     }
 
-    /// How often it is told that a rate is still too high.
+    /// Sets the time after which an alert is repeated while the rate is still too high, at least 1 s.
+    /// Default: 15 minutes.
     pub fn repeat_after(mut self, time: Duration) -> Self {
         self.repeat_after = time;
         self
     }
 
-    /// The monitor. An error names what is wrong.
+    /// Builds the monitor. An error names the setting that is wrong.
     pub fn build(mut self) -> Result<Monitor, ConfigError> {
         if self.sinks.is_empty() {
             return Err(ConfigError::new(
-                "tell",
-                "a monitor has somebody to tell: .alert_sink(alert::Log), say",
+                "alert_sink",
+                "at least one alert sink is required, e.g. .alert_sink(alert::Log)",
             ));
         }
         if self.repeat_after < Duration::from_secs(1) {
-            return Err(ConfigError::new("repeat_after", "a second at least"));
+            return Err(ConfigError::new("repeat_after", "must be at least 1 s"));
         }
         if self.thresholds.is_empty() {
             self.thresholds = vec![
@@ -178,7 +180,7 @@ impl Observer for Monitor {
                 any_bad = true;
             }
         }
-        // A rate does not rise by what goes well. That it falls is seen by the task.
+        // Good events cannot raise a rate. The task detects that a rate has fallen.
         if any_bad {
             let alerts = self.0.judge(&mut watches, now);
             drop(watches);
@@ -188,7 +190,7 @@ impl Observer for Monitor {
 }
 
 impl Rate {
-    /// Whether the event is one of those that are watched, and a bad one.
+    /// Returns whether the event is a bad one. `None`: the event does not count for this rate.
     fn counts(self, event: &Event<'_>) -> Option<bool> {
         match (self, event) {
             (Rate::FailedAttempts(_), Event::Settled { settled, .. }) => {
@@ -212,7 +214,7 @@ impl Inner {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be told now.
+    /// Returns the alerts that are due.
     fn judge(&self, watches: &mut [Watch], now: Instant) -> Vec<Alert> {
         let each = watches.iter_mut();
         each.filter_map(|watch| watch.judge(&self.application, self.repeat_after, now))
@@ -229,7 +231,7 @@ impl Watch {
         let state = match &mut self.raised {
             None if too_high => AlertState::Raised,
             None => return None,
-            // Also when so little happens that nothing can be said: then nothing fails.
+            // This applies below `at_least` too: when hardly anything happens, hardly anything fails.
             Some(_) if share < self.threshold.clears_below() => AlertState::Recovered,
             Some(raised) if now.saturating_duration_since(raised.told) >= repeat_after => {
                 raised.told = now;
@@ -262,14 +264,14 @@ impl Watch {
 }
 
 impl Monitor {
-    /// Hands an alert to the task, which is begun if there is none.
+    /// Hands an alert to the task, and starts the task if it does not run.
     fn post(&self, alert: Alert) {
         let mut post = self.0.post.lock().unwrap_or_else(PoisonError::into_inner);
         let unsent = match &*post {
             Some(sender) => match sender.try_send(alert) {
                 Ok(()) => return,
                 Err(mpsc::error::TrySendError::Full(alert)) => {
-                    tracing::warn!("{alert}; its sinks hang, and are not told");
+                    tracing::warn!("{alert}; not sent, because the alert sinks hang");
                     return;
                 }
                 Err(mpsc::error::TrySendError::Closed(alert)) => alert,
@@ -277,18 +279,18 @@ impl Monitor {
             None => alert,
         };
         let Ok(runtime) = Handle::try_current() else {
-            tracing::warn!("{unsent}; there is no tokio runtime to tell the sinks on");
+            tracing::warn!("{unsent}; not sent, because there is no tokio runtime");
             return;
         };
         let (sender, receiver) = mpsc::channel(ROOM);
-        // The receiver was made a line above, and has room.
+        // The channel is new and has room.
         let _ = sender.try_send(unsent);
         *post = Some(sender);
         runtime.spawn(tell(Arc::downgrade(&self.0), receiver));
     }
 }
 
-/// Tells the sinks, and looks whether what is raised is over.
+/// Sends alerts to the sinks, and checks every second whether raised alerts are over.
 async fn tell(monitor: Weak<Inner>, mut alerts: mpsc::Receiver<Alert>) {
     loop {
         let next = timeout(Duration::from_secs(1), alerts.recv()).await;
@@ -304,7 +306,7 @@ async fn tell(monitor: Weak<Inner>, mut alerts: mpsc::Receiver<Alert>) {
                 if is_quiet {
                     drop(watches);
                     let mut post = inner.post.lock().unwrap_or_else(PoisonError::into_inner);
-                    // What was handed over meanwhile is told first.
+                    // An alert may have arrived meanwhile. It is sent first.
                     if alerts.is_empty() {
                         *post = None;
                         return;
@@ -330,7 +332,7 @@ async fn send(sink: &dyn AlertSink, alert: &Alert) {
             tracing::warn!(
                 sink = written(format_args!("{sink:?}")),
                 error = texts(&*error),
-                "{alert}; and this sink could not be told"
+                "{alert}; not sent to this sink"
             );
             return;
         }

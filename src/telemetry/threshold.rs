@@ -1,29 +1,29 @@
-//! When a rate is too high.
+//! Thresholds of rates: the settings of a [`Monitor`](super::Monitor).
 
 use std::time::Duration;
 
 use crate::config::ConfigError;
 use crate::failure::Class;
 
-/// What is watched: a share of something.
+/// A rate that a [`Monitor`](super::Monitor) watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rate {
-    /// Attempts that failed, of all that ended: with one class of failures, or with any. A call with many records is an
-    /// attempt of each.
+    /// Attempts that failed, of all attempts that ended: with failures of one class, or with any failure. A
+    /// call with several records counts as one attempt of each record.
     FailedAttempts(Option<Class>),
-    /// Records that became dead letters, of all that were settled.
+    /// Records that became dead letters, of all settled records.
     DeadLetters,
-    /// Records that were settled later than this after they had arrived, of all that were settled.
+    /// Records settled later than this after their arrival, of all settled records.
     SlowerThan(Duration),
 }
 
-/// A rate, and from where on somebody is told.
+/// A rate, and the share at which an alert is raised.
 ///
 /// | setting | default |
 /// |---|---|
 /// | [`above`](Threshold::above) | 5 % |
-/// | [`below`](Threshold::below) | half of it |
+/// | [`below`](Threshold::below) | half of `above` |
 /// | [`at_least`](Threshold::at_least) | 50 |
 /// | [`within`](Threshold::within) | a minute |
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +37,7 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// On this rate.
+    /// Creates a threshold on this rate, with the defaults above.
     pub fn on(rate: Rate) -> Self {
         Threshold {
             rate,
@@ -48,25 +48,26 @@ impl Threshold {
         }
     }
 
-    /// An alert is raised at this share, from 0 to 1, and above.
+    /// Sets the share, from 0 to 1, that raises an alert when it is reached or exceeded.
     pub fn above(mut self, share: f64) -> Self {
         self.above = share;
         self
     }
 
-    /// It is over below this one: apart from the other, so that a rate in between does not make it come and go.
+    /// Sets the share below which the alert ends. The gap to [`above`](Threshold::above) keeps a rate in
+    /// between from raising and ending alerts in turn.
     pub fn below(mut self, share: f64) -> Self {
         self.below = Some(share);
         self
     }
 
-    /// Fewer within the window say nothing.
+    /// Sets the minimum number of attempts or records in the window. With fewer, no alert is raised.
     pub fn at_least(mut self, count: u64) -> Self {
         self.at_least = count;
         self
     }
 
-    /// The window that slides.
+    /// Sets the length of the sliding window.
     pub fn within(mut self, window: Duration) -> Self {
         self.within = window;
         self
@@ -78,22 +79,19 @@ impl Threshold {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if !(self.above > 0.0 && self.above <= 1.0) {
-            return Err(ConfigError::new("above", "a share is above 0 and at most 1"));
+            return Err(ConfigError::new("above", "must be greater than 0 and at most 1"));
         }
         if !(self.clears_below() > 0.0 && self.clears_below() <= self.above) {
             return Err(ConfigError::new(
                 "below",
-                "an alert ends at a share above 0 that is not above the one that raises it",
+                "must be greater than 0 and at most the share that raises the alert",
             ));
         }
         if self.within < Duration::from_secs(1) {
-            return Err(ConfigError::new("within", "a window has a second at least"));
+            return Err(ConfigError::new("within", "must be at least 1 s"));
         }
         if self.at_least == 0 {
-            return Err(ConfigError::new(
-                "at_least",
-                "a share of nothing says nothing: 1 at least",
-            ));
+            return Err(ConfigError::new("at_least", "must be at least 1"));
         }
         Ok(())
     }

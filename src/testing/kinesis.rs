@@ -18,7 +18,7 @@
 //! let put = client.put_record().stream_name("orders").partition_key("customer-1");
 //! put.data(aws_sdk_kinesis::primitives::Blob::new("an order")).send().await?;
 //!
-//! // The handler under test; this one signals that it was called.
+//! // The processor under test. This one signals that it was called.
 //! let called = Arc::new(Notify::new());
 //! let handler = processor_with(called.clone(), async |called: Arc<Notify>, _: Record| -> Result<(), std::io::Error> {
 //!     called.notify_one();
@@ -56,7 +56,7 @@ use tokio::task::JoinHandle;
 
 /// A running Kinesis API server on a free port of 127.0.0.1.
 ///
-/// The server needs a tokio runtime and stops when dropped. Its streams are kept in memory.
+/// The server needs a tokio runtime, keeps its streams in memory, and stops when dropped.
 #[derive(Debug)]
 pub struct KinesisServer {
     endpoint: String,
@@ -74,11 +74,11 @@ pub struct KinesisServerBuilder {
 }
 
 impl KinesisServer {
-    /// CrashCount a server with default settings.
+    /// Starts a server with default settings.
     ///
     /// # Errors
     ///
-    /// The error of the operating system when no port of 127.0.0.1 can be bound.
+    /// Returns the error of the operating system if no port of 127.0.0.1 can be bound.
     pub async fn start() -> io::Result<Self> {
         Self::builder().start().await
     }
@@ -96,7 +96,8 @@ impl KinesisServer {
         }
     }
 
-    /// Returns the address of the server, such as `http://127.0.0.1:41234`, in the form of `AWS_ENDPOINT_URL`.
+    /// Returns the address of the server, such as `http://127.0.0.1:41234`, in the form of
+    /// `AWS_ENDPOINT_URL`.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -108,13 +109,13 @@ impl KinesisServer {
 }
 
 impl KinesisServerBuilder {
-    /// Sets after which time a shard iterator expires, in whole seconds.
+    /// Sets the time after which a shard iterator expires, in whole seconds.
     pub fn iterator_lifetime(mut self, lifetime: Duration) -> Self {
         self.options.iterator_ttl_seconds = lifetime.as_secs();
         self
     }
 
-    /// Sets after which time a subscription (`SubscribeToShard`) ends.
+    /// Sets the time after which a subscription (`SubscribeToShard`) ends.
     pub fn subscription_lifetime(mut self, lifetime: Duration) -> Self {
         self.options.subscribe_to_shard_session_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
         self
@@ -126,11 +127,11 @@ impl KinesisServerBuilder {
         self
     }
 
-    /// CrashCount the server.
+    /// Starts the server.
     ///
     /// # Errors
     ///
-    /// The error of the operating system when no port of 127.0.0.1 can be bound.
+    /// Returns the error of the operating system if no port of 127.0.0.1 can be bound.
     pub async fn start(self) -> io::Result<KinesisServer> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
@@ -167,7 +168,7 @@ pub fn client(endpoint: &str) -> Client {
 ///
 /// # Errors
 ///
-/// The first error of `CreateStream` or `DescribeStreamSummary`.
+/// Returns the first error of `CreateStream` or `DescribeStreamSummary`.
 pub async fn create_stream(client: &Client, name: &str, shards: i32) -> Result<(), aws_sdk_kinesis::Error> {
     let create = client.create_stream().stream_name(name).shard_count(shards);
     create.send().await?;

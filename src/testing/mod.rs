@@ -1,7 +1,7 @@
-//! Pieces for your own tests: a Kinesis server in the test's process ([`kinesis`]), and the suites that redrive's own
-//! adapters pass ([`sinks`]).
+//! Tools for your own tests: an in-process Kinesis server ([`kinesis`]), and the conformance suite that
+//! redrive's own sinks pass ([`sinks`]).
 //!
-//! A sink of your own runs the suite like this:
+//! Run the suite with your own sink like this:
 //!
 //! ```no_run
 //! # mod mine {

@@ -1,6 +1,7 @@
-//! What every dead-letter sink must do, whatever it writes to.
+//! The conformance suite of dead-letter sinks.
 //!
-//! Each check panics with what is wrong. [`sink_conformance!`](crate::sink_conformance) makes a test of each.
+//! A check that fails panics with the reason. [`sink_conformance!`](crate::sink_conformance) generates a test
+//! for each check.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,42 +15,46 @@ use crate::failure::Failure;
 use crate::record::{Record, Redriven, SequenceNumber};
 use crate::replay::{self, DeadLetterSource};
 
-/// A sink with an empty target.
+/// Access to a sink with an empty target.
 pub trait Harness {
-    /// The sink.
+    /// The type of the sink.
     type Sink: DeadLetterSink;
 
-    /// It.
+    /// Returns the sink.
     fn sink(&self) -> &Self::Sink;
 
-    /// Every letter that the target holds. Those of one partition key in the order in which they can be read.
+    /// Returns all dead letters in the target. The dead letters of one partition key must be in the order in
+    /// which the target returns them.
     ///
-    /// A target that shows letters some time after it has confirmed them is read until `is_complete` holds for what was
-    /// read, and once more to find letters that must not be there. Give up after a timeout of your choice. All other
-    /// targets ignore `is_complete`.
+    /// Some targets show dead letters only some time after the confirmation. Read such a target until
+    /// `is_complete` returns true for the dead letters read so far, and once more to find dead letters that
+    /// must not be there. Stop after a timeout of your choice. For all other targets, ignore `is_complete`.
     fn read_back(&self, is_complete: impl Fn(&[DeadLetter]) -> bool)
     -> impl Future<Output = Vec<DeadLetter>>;
 
-    /// What reads the target for driving its letters again, if there is something. Default: nothing.
+    /// Returns the source that reads the target for a replay, if there is one. Default: none.
     fn source(&self) -> Option<Box<dyn DeadLetterSource>> {
         None
     }
 
-    /// The longest partition key that the target takes. Default: 256 characters of 4 bytes, the longest that Kinesis has.
+    /// Returns the longest partition key that the target accepts. Default: 256 characters of 4 bytes, the
+    /// maximum of Kinesis.
     fn longest_key(&self) -> String {
         "🦀".repeat(256)
     }
 
-    /// The bytes of the largest payload that the target takes, or of one that is large enough. Default: 1,000,000.
+    /// Returns the size in bytes of the largest payload to test, at most the limit of the target. Default:
+    /// 1,000,000.
     fn largest_payload(&self) -> usize {
         1_000_000
     }
 }
 
-/// Runs the suite: a test for each check, in a module of this name, each with a harness of its own that this future makes.
-/// With `optional` before the future it makes an `Option`, and a test without a harness is skipped.
+/// Generates a module of this name with a test for each check of the suite. Each test awaits the future to
+/// get a harness of its own. With `optional` before the future, the future returns an `Option`, and `None`
+/// skips the test.
 ///
-/// It needs tokio with its macros.
+/// The caller's crate needs tokio with the feature `macros`.
 #[macro_export]
 macro_rules! sink_conformance {
     ($name:ident, optional $fresh:expr) => {
@@ -93,7 +98,7 @@ macro_rules! sink_conformance {
     };
 }
 
-/// A letter of the record with this number.
+/// Creates a dead letter of the record with this sequence number.
 pub fn letter(number: u64, key: Option<&str>, payload: impl Into<Vec<u8>>) -> DeadLetter {
     let mut record = Record::builder(
         "orders",
@@ -110,15 +115,15 @@ pub fn letter(number: u64, key: Option<&str>, payload: impl Into<Vec<u8>>) -> De
     DeadLetter::new("billing", &record.build(), Reason::Permanent, &failure)
 }
 
-/// What is confirmed of them, which must be all.
+/// Returns the receipts. Panics unless every dead letter is confirmed.
 pub fn confirmed(results: Vec<Result<Receipt, SinkError>>) -> Vec<Receipt> {
     results
         .into_iter()
-        .map(|result| result.expect("the letter is confirmed"))
+        .map(|result| result.expect("the dead letter is confirmed"))
         .collect()
 }
 
-/// The letters, by partition key and in their order.
+/// Groups dead letters by partition key and keeps their order.
 fn by_key(letters: &[DeadLetter]) -> BTreeMap<Option<String>, Vec<DeadLetter>> {
     let mut lanes: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for letter in letters {
@@ -130,7 +135,7 @@ fn by_key(letters: &[DeadLetter]) -> BTreeMap<Option<String>, Vec<DeadLetter>> {
     lanes
 }
 
-/// What the target holds once it shows at least this many letters.
+/// Reads the target until it shows at least this many dead letters.
 async fn read_at_least(harness: &impl Harness, count: usize) -> Vec<DeadLetter> {
     harness.read_back(|read| read.len() >= count).await
 }
@@ -144,7 +149,7 @@ async fn write_and_read_back(harness: &impl Harness, letters: &[DeadLetter]) {
     );
 }
 
-/// A result for each letter, in their order, with a place.
+/// A put returns one receipt with a location for each dead letter.
 pub async fn every_letter_has_its_result(harness: &impl Harness) {
     let letters: Vec<_> = (0..7)
         .map(|i| letter(i, Some(&format!("k{i}")), format!("payload {i}")))
@@ -158,13 +163,13 @@ pub async fn every_letter_has_its_result(harness: &impl Harness) {
     );
 }
 
-/// None for none.
+/// A put without dead letters returns no results and writes nothing.
 pub async fn an_empty_put_has_no_results(harness: &impl Harness) {
     assert!(harness.sink().put(&[]).await.is_empty());
     assert!(read_at_least(harness, 0).await.is_empty());
 }
 
-/// Whatever bytes it has.
+/// Payloads with any bytes read back unchanged.
 pub async fn any_payload_reads_back_as_it_was(harness: &impl Harness) {
     let payloads: Vec<Vec<u8>> = vec![
         vec![],
@@ -183,7 +188,7 @@ pub async fn any_payload_reads_back_as_it_was(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
-/// Up to the target's limit.
+/// Payloads of [`largest_payload`](Harness::largest_payload) bytes read back unchanged.
 pub async fn the_largest_payload_reads_back(harness: &impl Harness) {
     let payload: Vec<u8> = (0..harness.largest_payload()).map(|i| (i % 251) as u8).collect();
     let letters: Vec<_> = (0..3)
@@ -192,7 +197,7 @@ pub async fn the_largest_payload_reads_back(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
-/// Whatever characters it has.
+/// Partition keys with any characters, up to [`longest_key`](Harness::longest_key), read back unchanged.
 pub async fn any_partition_key_reads_back_as_it_was(harness: &impl Harness) {
     let longest = harness.longest_key();
     let keys = [
@@ -213,17 +218,18 @@ pub async fn any_partition_key_reads_back_as_it_was(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
-/// On a stream that distributes records by itself there are none.
+/// Dead letters without a partition key are kept. A stream with AUTO record distribution has no partition
+/// keys.
 pub async fn letters_without_a_key_are_kept(harness: &impl Harness) {
     let letters: Vec<_> = (0..20).map(|i| letter(i, None, format!("{i}"))).collect();
     confirmed(harness.sink().put(&letters).await);
     let mut read = read_at_least(harness, letters.len()).await;
-    // Without a key there is no order.
+    // Without a key, any order is allowed.
     read.sort_by_key(|letter| letter.sequence_number.clone());
     assert_eq!(read, letters);
 }
 
-/// However many of a key come at once.
+/// The order within a partition key is kept inside one put, with several dead letters of each key.
 pub async fn order_per_key_is_kept_inside_a_put(harness: &impl Harness) {
     let letters: Vec<_> = (0..60)
         .map(|i| letter(i, Some(&format!("k{}", i % 7)), format!("{i}")))
@@ -231,7 +237,7 @@ pub async fn order_per_key_is_kept_inside_a_put(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
-/// And in one put after the other.
+/// The order within a partition key is kept across consecutive puts.
 pub async fn order_per_key_is_kept_over_puts(harness: &impl Harness) {
     let letters: Vec<_> = (0..30)
         .map(|i| letter(i, Some(&format!("k{}", i % 3)), format!("{i}")))
@@ -245,7 +251,7 @@ pub async fn order_per_key_is_kept_over_puts(harness: &impl Harness) {
     );
 }
 
-/// A reader drops the copy by it.
+/// Copies of a dead letter have the same id, by which a reader drops duplicates.
 pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
     let one = letter(1, Some("k"), "x");
     confirmed(harness.sink().put(&[one.clone(), one.clone()]).await);
@@ -255,7 +261,8 @@ pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
     assert!(read.iter().all(|letter| letter.id == one.id && *letter == one));
 }
 
-/// It is another one than the first, which goes: neither is taken for the other.
+/// A replayed record that fails again becomes a second dead letter with another id. The sink must keep it,
+/// and removing the first must not remove it.
 pub async fn a_letter_whose_replay_fails_at_once_is_one_letter_again(harness: &impl Harness) {
     let first = letter(1, Some("k"), "x");
     confirmed(harness.sink().put(std::slice::from_ref(&first)).await);
@@ -275,24 +282,24 @@ pub async fn a_letter_whose_replay_fails_at_once_is_one_letter_again(harness: &i
     {
         let mut removed = false;
         while !removed {
-            let page = source.read().await.expect("it is read");
-            assert!(!page.is_empty(), "the first letter is not read");
+            let page = source.read().await.expect("the source is readable");
+            assert!(!page.is_empty(), "the first dead letter is not read");
             for message in page {
-                let read = DeadLetter::decode(&message.body).expect("a letter");
+                let read = DeadLetter::decode(&message.body).expect("the message is a dead letter");
                 if read.id == first.id {
                     let gone = source.remove(&[message.handle]).await.remove(0);
-                    gone.expect("it is removed");
+                    gone.expect("the message is removed");
                     removed = true;
                 }
             }
         }
-        source.close().await.expect("it is closed");
+        source.close().await.expect("the source is closed");
         left.remove(0);
     }
     assert_eq!(by_key(&read_at_least(harness, left.len()).await), by_key(&left));
 }
 
-/// More than any service takes in a request.
+/// A put may have more dead letters than a service accepts in one request.
 pub async fn twelve_hundred_letters_fit_in_one_put(harness: &impl Harness) {
     let letters: Vec<_> = (0..1_200)
         .map(|i| letter(i, Some(&format!("k{}", i % 700)), format!("{i}")))
@@ -300,7 +307,7 @@ pub async fn twelve_hundred_letters_fit_in_one_put(harness: &impl Harness) {
     write_and_read_back(harness, &letters).await;
 }
 
-/// Each put's letters are whole and in order.
+/// Concurrent puts keep their dead letters complete and in order.
 pub async fn concurrent_puts_do_not_mix_letters(harness: &impl Harness) {
     let puts: Vec<Vec<DeadLetter>> = (0..16)
         .map(|put| {
@@ -315,7 +322,7 @@ pub async fn concurrent_puts_do_not_mix_letters(harness: &impl Harness) {
     assert_eq!(by_key(&read_at_least(harness, 320).await), by_key(&puts.concat()));
 }
 
-/// Its letters may be there or not; the next ones are.
+/// A put whose future is dropped may or may not write its dead letters. Later puts still work.
 pub async fn a_dropped_put_does_no_harm(harness: &impl Harness) {
     let dropped: Vec<_> = (0..50)
         .map(|i| letter(i, Some("dropped"), vec![b'x'; 10_000]))
@@ -331,7 +338,7 @@ pub async fn a_dropped_put_does_no_harm(harness: &impl Harness) {
     }
     let letters: Vec<_> = (100..105).map(|i| letter(i, Some("k"), "x")).collect();
     confirmed(harness.sink().put(&letters).await);
-    // The harness fails on what it cannot read.
+    // The harness panics on messages that it cannot decode.
     let is_next = |letter: &&DeadLetter| letter.partition_key.as_deref() == Some("k");
     let is_complete = |read: &[DeadLetter]| read.iter().filter(is_next).count() >= letters.len();
     let mut read = harness.read_back(is_complete).await;
@@ -339,7 +346,7 @@ pub async fn a_dropped_put_does_no_harm(harness: &impl Harness) {
     assert_eq!(read, letters);
 }
 
-/// A line, without anything secret.
+/// The sink's name is a single line, and the sink's `Debug` output has no credentials.
 pub async fn its_name_is_fit_for_a_log(harness: &impl Harness) {
     let name = harness.sink().name();
     assert!(!name.is_empty() && !name.contains('\n'), "{name:?}");

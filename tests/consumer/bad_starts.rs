@@ -1,4 +1,4 @@
-//! CrashCount that no retry can fix: the consumer ends with an error that says what to do.
+//! Starts that no retry can fix: the consumer ends with an error that says what to do.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering as Atomic};

@@ -92,7 +92,7 @@ impl Scene {
             .idle_interval(Duration::from_millis(20))
     }
 
-    /// CrashCount a consumer as the scene has it.
+    /// Starts a consumer as the scene has it.
     pub fn start(&self) -> Running {
         self.run(self.consumer(), self.resilient())
     }

@@ -161,7 +161,7 @@ async fn a_store_that_answers_for_too_few_shards_is_asked_again() {
     };
     let running = scene.run(scene.consumer().checkpoints(store), scene.resilient());
     scene.put(records(20, 5, |_| "ok")).await;
-    // LeaseOutcome for an answer, it would have everything repeated.
+    // Taken for an answer, it would have everything repeated.
     scene.settle_all(running).await;
     assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
 }

@@ -118,7 +118,7 @@ async fn a_panic_is_tried_once_more_and_then_permanent() {
     assert_eq!(letters[0].reason, Reason::Panicked);
     assert_eq!(letters[0].class, Class::Permanent);
     assert_eq!(letters[0].code.as_deref(), Some("panicked"));
-    assert_eq!(letters[0].error.chain, ["the handler panicked: scripted"]);
+    assert_eq!(letters[0].error.chain, ["the processor panicked: scripted"]);
 }
 
 #[tokio::test(start_paused = true)]

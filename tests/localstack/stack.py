@@ -1,4 +1,7 @@
-"""Makes a CloudFormation stack and prints the statuses of its resources as JSON. Usage: stack.py ENDPOINT TEMPLATE_FILE."""
+"""Creates a CloudFormation stack and prints the statuses of its resources as JSON.
+
+usage: stack.py ENDPOINT NAME TEMPLATE_FILE [PARAMETER=VALUE...]
+"""
 
 import json
 import sys
@@ -6,8 +9,8 @@ from pathlib import Path
 
 import boto3
 
-endpoint, file = sys.argv[1], Path(sys.argv[2])
-template, name = file.read_text(), file.stem
+endpoint, name, file, *parameters = sys.argv[1:]
+template = Path(file).read_text()
 client = boto3.client(
     "cloudformation",
     endpoint_url=endpoint,
@@ -15,8 +18,13 @@ client = boto3.client(
     aws_access_key_id="test",
     aws_secret_access_key="test",
 )
+pairs = [parameter.split("=", 1) for parameter in parameters]
 client.validate_template(TemplateBody=template)
-client.create_stack(StackName=name, TemplateBody=template)
+client.create_stack(
+    StackName=name,
+    TemplateBody=template,
+    Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in pairs],
+)
 client.get_waiter("stack_create_complete").wait(
     StackName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
 )

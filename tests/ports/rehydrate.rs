@@ -271,7 +271,7 @@ async fn records_that_are_gone_are_told_one_by_one() {
     }
     let known = said
         .iter()
-        .find(|said| said.contains("record 3 of 3 behind"))
+        .find(|said| said.contains("record 3 of 3 after"))
         .expect("the third");
     for part in [
         "function bill",

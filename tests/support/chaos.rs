@@ -1,5 +1,7 @@
-//! Several consumers in processes of their own, which share a stream through a lease table and are killed and suspended at
-//! random. What they did is in one journal outside of them.
+//! Consumers in separate processes that share a stream through a lease table.
+//!
+//! The test kills and suspends these processes at random. All of them write to one journal, which survives
+//! them.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
@@ -26,9 +28,9 @@ const APPLICATION: &str = "billing";
 const WORKERS: usize = 3;
 const SHARDS: i32 = 6;
 const KEYS: u64 = 60;
-/// A process that is suspended for longer has lost its leases when it wakes up.
+/// The failover time. A process that is suspended for longer has lost its leases when it wakes up.
 const FAILOVER: Duration = Duration::from_secs(3);
-/// For what is left once nothing is killed any more.
+/// The time limit for settling the remaining records after the last kill.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,14 +43,14 @@ struct Task {
     journal: PathBuf,
 }
 
-/// How often consumers are killed and suspended.
+/// The number of kills and suspensions of a test.
 #[derive(Debug, Clone, Copy)]
 pub struct Chaos {
     pub kills: u64,
     pub stops: u64,
 }
 
-/// The child's whole life; nothing if this process is no child.
+/// Runs the consumer if this process was started as a child. Returns at once otherwise.
 pub fn child() {
     let Ok(task) = std::env::var(TASK) else {
         return;
@@ -76,7 +78,7 @@ async fn consume(task: Task) {
         .build()
         .expect("a valid consumer");
     let ended = consumer.run_until(resilient, end_of_input()).await;
-    ended.expect("the consumer ends well");
+    ended.expect("the consumer ends without an error");
 }
 
 impl Task {
@@ -94,13 +96,13 @@ impl Task {
         Worker(child.expect("a child"))
     }
 
-    /// The places of all records in the order in which they were processed.
+    /// Returns the places of all processed records, in the order in which they were processed.
     fn processed(&self) -> Vec<Place> {
         processed_lines(&self.journal)
     }
 }
 
-/// A consumer that runs; it does not outlive this value.
+/// A running consumer process. Dropping this value kills the process.
 struct Worker(Child);
 
 impl Worker {
@@ -124,9 +126,10 @@ impl Drop for Worker {
     }
 }
 
-/// Has consumers process a stream while they are killed with SIGKILL and suspended with SIGSTOP at random, and compares what
-/// they did with what is in the stream: nothing is lost, and no record of a key is processed for the first time before the
-/// ones ahead of it.
+/// Runs consumers of a stream, kills them with SIGKILL and suspends them with SIGSTOP at random.
+///
+/// Then the test compares the journal with the stream. No record may be lost. No record may be processed for
+/// the first time before earlier records of its key.
 ///
 /// `test` is the full name of the ignored test that calls [`child`].
 pub async fn a_fleet_survives((kinesis, dynamodb): (&str, &str), table: &str, test: &str, chaos: Chaos) {
@@ -179,7 +182,7 @@ pub async fn a_fleet_survives((kinesis, dynamodb): (&str, &str), table: &str, te
         if open == 0 {
             break settled.len();
         }
-        assert!(begun.elapsed() < PATIENCE, "{open} of {} are lost", sent.len());
+        assert!(begun.elapsed() < PATIENCE, "{open} of {} records are lost", sent.len());
         sleep(Duration::from_millis(200)).await;
     };
     let processed = task.processed();
@@ -192,14 +195,14 @@ pub async fn a_fleet_survives((kinesis, dynamodb): (&str, &str), table: &str, te
 }
 
 fn place_of(letter: Sent) -> Place {
-    let letter = DeadLetter::decode(&letter.data.into()).expect("a letter");
+    let letter = DeadLetter::decode(&letter.data.into()).expect("a dead letter");
     Place {
         shard: letter.shard,
         number: letter.sequence_number,
     }
 }
 
-/// No record is processed for the first time before those ahead of it in its key.
+/// Asserts that no record is processed for the first time before earlier records of its key.
 fn check_order(processed: &[Place], sent: &[Sent]) {
     let ranks = ranks(sent);
     let mut firsts: HashMap<&str, usize> = HashMap::new();

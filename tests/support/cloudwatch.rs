@@ -1,4 +1,6 @@
-//! CloudWatch on LocalStack: today's SDK speaks a protocol that this LocalStack does not know.
+//! CloudWatch on LocalStack, behind a translator.
+//!
+//! The current AWS SDK uses a CloudWatch protocol that this LocalStack version does not support.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
@@ -11,8 +13,9 @@ use super::localstack::{LocalStack, endpoint_of_user};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/localstack/cloudwatch.py");
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Returns the endpoint of a translator in front of LocalStack, which all tests share. A server of the user's own speaks
-/// what it speaks.
+/// Returns the endpoint of the translator in front of LocalStack, which all tests share.
+///
+/// A server from `AWS_ENDPOINT_URL` is used directly, without the translator.
 pub fn endpoint(localstack: &LocalStack) -> String {
     if endpoint_of_user().is_some() {
         return localstack.endpoint().to_owned();

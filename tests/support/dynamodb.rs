@@ -1,6 +1,7 @@
-//! DynamoDB Local, for the real protocol over a real socket.
+//! DynamoDB Local: the real protocol over a real socket.
 //!
-//! It needs Java (11 or later), `npm`, `tar` and `python3`, and at first use the network: an npm package ships it.
+//! Requires Java (11 or later), `npm`, `tar` and `python3`. The first use also requires network access,
+//! because DynamoDB Local comes in an npm package.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use super::emulator::{self, HINT, home, is_skipped, request, tell};
 
 const PACKAGE: &str = "amplify-dynamodb-simulator@2.9.30";
 
-/// Many times what a start takes on an idle machine.
+/// A limit far above the start time on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running server with a database in memory.
@@ -25,12 +26,13 @@ pub struct DynamoDbLocal {
 }
 
 impl DynamoDbLocal {
-    /// Returns the server that all tests share, each with a table of its own. None means that the test is to be skipped,
-    /// the reason having been told.
+    /// Returns the server that all tests share; each test uses its own table.
+    ///
+    /// Returns `None` if the test is to be skipped, after printing the reason.
     ///
     /// # Panics
     ///
-    /// When it cannot be installed or does not come up, with the end of its log.
+    /// Panics if the server cannot be installed or does not start, and prints the end of its log.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<DynamoDbLocal>> = OnceLock::new();
         let start = || {
@@ -49,26 +51,27 @@ impl DynamoDbLocal {
         &self.endpoint
     }
 
-    /// A client of it.
+    /// Creates a client of this server.
     pub fn client(&self) -> Client {
         client(&self.endpoint)
     }
 
-    /// A [patient] client of it.
+    /// Creates a [patient] client of this server.
     pub fn patient_client(&self) -> Client {
         patient(&self.client())
     }
 }
 
-/// The same client, which waits for each answer, however busy the machine is: stores with a short failover time give a
-/// call a third of that otherwise.
+/// Returns this client with a long timeout, for busy machines.
+///
+/// Without it, stores with a short failover time limit each call to a third of that time.
 pub fn patient(client: &Client) -> Client {
     let timeout = TimeoutConfig::builder().operation_attempt_timeout(START_TIMEOUT);
     let config = client.config().to_builder();
     Client::from_conf(config.timeout_config(timeout.build()).build())
 }
 
-/// A client of any server that takes plain HTTP and does not look at credentials.
+/// Creates a client for a server that takes plain HTTP and ignores credentials.
 pub fn client(endpoint: &str) -> Client {
     Client::from_conf(
         Config::builder()
@@ -88,28 +91,28 @@ fn command(emulator: &Path, port: u16) -> Command {
         .arg(format!("-Djava.library.path={}", library.display()))
         .arg("-jar")
         .arg(emulator.join("DynamoDBLocal.jar"))
-        // One database, whatever the credentials and the region.
+        // One database for all credentials and regions.
         .args(["-inMemory", "-sharedDb", "-port", &port.to_string()]);
     java
 }
 
-/// Whether it answers, if only that it wants credentials.
+/// Returns whether the server answers. An error that asks for credentials also counts as an answer.
 fn answers(port: u16) -> bool {
     let headers =
         "X-Amz-Target: DynamoDB_20120810.ListTables\r\nContent-Type: application/x-amz-json-1.0\r\n";
     request(port, START_TIMEOUT, "POST /", headers, "{}").is_ok_and(|reply| reply.starts_with("HTTP/1.1 "))
 }
 
-/// Any number of processes may come here at once: one installs, the others wait.
+/// Installs DynamoDB Local unless it is installed. Concurrent processes wait for the one that installs it.
 fn install(home: &Path) -> PathBuf {
     fs::create_dir_all(home).expect("a folder below the target directory");
-    let lock = File::create(home.join("lock")).expect("a lock");
+    let lock = File::create(home.join("lock")).expect("a lock file");
     lock.lock().expect("the lock");
     let (marker, package) = (home.join("installed"), home.join("package"));
     if fs::read_to_string(&marker).is_ok_and(|installed| installed == PACKAGE) {
         return package.join("emulator");
     }
-    tell("fetching DynamoDB Local below the target directory, once");
+    tell("downloading DynamoDB Local into the target directory (first use only)");
     let _ = fs::remove_dir_all(&package);
     let archive = done(
         Command::new("npm")

@@ -1,7 +1,7 @@
-//! Servers that tests install below the target directory and run as processes of their own.
+//! Servers that tests install below the target directory and run as separate processes.
 //!
-//! A server either belongs to one test ([`Supervised::spawn`]) or is shared by all test binaries of one `cargo test`
-//! ([`shared`]). A shared server survives a test that crashes, and ends with `cargo test`.
+//! A server either belongs to one test ([`Supervised::spawn`]) or is shared by all test binaries of one
+//! `cargo test` ([`shared`]). A shared server survives a crashed test, and ends with `cargo test`.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub const HINT: &str = "REDRIVE_SKIP_EMULATORS=1 skips the tests that need it";
 
-/// Returns whether tests that need an emulator are to be skipped, after saying so.
+/// Returns whether tests that need an emulator are to be skipped. Prints the reason if they are.
 pub fn is_skipped() -> bool {
     let skipped = std::env::var("REDRIVE_SKIP_EMULATORS").is_ok_and(|value| value == "1");
     if skipped {
@@ -27,13 +27,13 @@ pub fn is_skipped() -> bool {
     skipped
 }
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub fn repository() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap_or(tests)
 }
 
-/// The target directory, wherever it is: tests and benches are run from `target/<profile>/deps`.
+/// Returns the target directory. Cargo runs tests and benches from `target/<profile>/deps`.
 pub fn target() -> PathBuf {
     let program = std::env::current_exe().expect("the path of this program");
     let deps = program.ancestors().find(|folder| folder.ends_with("deps"));
@@ -41,31 +41,34 @@ pub fn target() -> PathBuf {
     target.expect("a test or a bench, run by cargo").to_path_buf()
 }
 
-/// Where the emulator of this name is installed.
+/// Returns the folder in which the emulator of this name is installed.
 pub fn home(name: &str) -> PathBuf {
     target().join("emulators").join(name)
 }
 
-/// A command run by `supervise.py`, which ends it when this value is dropped, even if the process is killed.
+/// A command run by `supervise.py`. Dropping this value ends the command; so does the death of this process,
+/// even by a kill.
 pub struct Supervised {
     supervisor: Child,
     log: File,
 }
 
 impl Supervised {
-    /// Runs what `command` makes for the scratch directory given to it, which is removed in the end.
+    /// Runs the command that `command` makes for a new scratch directory. The directory is removed at the
+    /// end.
     pub fn spawn(home: &Path, command: impl FnOnce(&Path) -> Command) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         Supervised::supervise(&home.join("run").join(unique), None, command)
     }
 
-    /// Runs a command in this scratch directory until `owner` ends, or until this value is dropped where there is none.
+    /// Runs a command in this scratch directory until the process `owner` ends. Without an owner, the command
+    /// runs until this value is dropped.
     fn supervise(scratch: &Path, owner: Option<u32>, command: impl FnOnce(&Path) -> Command) -> Self {
-        let _ = fs::remove_dir_all(scratch); // of a process that had the same id
+        let _ = fs::remove_dir_all(scratch); // an earlier process may have had the same id
         fs::create_dir_all(scratch).expect("a scratch directory below the target directory");
         let output = File::create(scratch.join("log")).expect("a log in the scratch directory");
-        // Opened now and by itself: it is to be read from, at a place of its own, when the directory is gone.
+        // A separate handle has its own read position. It is opened now, while the directory exists.
         let log = File::open(scratch.join("log")).expect("the log just made");
 
         let command = command(scratch);
@@ -82,7 +85,7 @@ impl Supervised {
                 .filter_map(|(name, value)| Some((name, value?))),
         );
         let supervisor = supervise
-            .process_group(0) // a Ctrl-C for the test must leave it to clean up
+            .process_group(0) // a Ctrl-C of the test must not stop the cleanup
             .stdin(if owner.is_some() {
                 Stdio::null()
             } else {
@@ -95,12 +98,13 @@ impl Supervised {
         Self { supervisor, log }
     }
 
-    /// How the command ended, if it has. (`Child::wait` would end it, closing standard input.)
+    /// Returns the exit status of the command if it has ended. (`Child::wait` would end the command, because
+    /// it closes standard input.)
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.supervisor.try_wait().expect("the status of a child")
     }
 
-    /// The last lines it wrote.
+    /// Returns the end of the command's log.
     pub fn log_tail(&self) -> String {
         const LENGTH: u64 = 4096;
         let mut log = &self.log;
@@ -111,7 +115,7 @@ impl Supervised {
         format!("--- the end of its log ---\n{}", String::from_utf8_lossy(&bytes))
     }
 
-    /// Waits until the command has ended by itself.
+    /// Waits until the command ends on its own.
     pub fn wait(&mut self) -> ExitStatus {
         loop {
             match self.ended() {
@@ -125,7 +129,7 @@ impl Supervised {
     ///
     /// # Errors
     ///
-    /// The server ended, or did not answer within `patience`; with the end of its log.
+    /// Returns an error, with the end of the log, if the server ends or does not answer within `patience`.
     pub fn wait_ready(
         &mut self,
         patience: Duration,
@@ -136,7 +140,7 @@ impl Supervised {
             if answers() {
                 return Ok(());
             }
-            // LocalStack stays up when its port is another's.
+            // LocalStack keeps running when another process has its port.
             let ended = self.ended().is_some() || self.log_tail().contains("CannotListenError");
             if ended || Instant::now() > deadline {
                 let problem = if ended {
@@ -150,7 +154,7 @@ impl Supervised {
         }
     }
 
-    /// Ends a server that its owner would have kept.
+    /// Ends a server before its owner ends.
     fn end(mut self) {
         let pid = self.supervisor.id().to_string();
         let _ = Command::new("kill").arg(pid).status();
@@ -160,9 +164,9 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        // Without standard input it runs until its owner ends.
+        // Without standard input the command runs until its owner ends.
         if self.supervisor.stdin.is_some() {
-            // Closes standard input first, which is what ends the command.
+            // `wait` first closes standard input, which ends the command.
             let _ = self.supervisor.wait();
         }
     }
@@ -170,13 +174,13 @@ impl Drop for Supervised {
 
 /// Returns the endpoint of a server that all test processes of one `cargo test` share.
 ///
-/// The first process that asks starts the server: `command` makes the command that serves on the port given to it, and
-/// `answers` tells whether that port answers. The server ends when `cargo test` does. A test that is run without cargo,
-/// by a debugger, has a server of its own.
+/// The first process that calls this function starts the server. `command` makes the command that serves on
+/// the given port, and `answers` reports whether that port answers. The server ends when `cargo test` ends. A
+/// test that runs without cargo, for example in a debugger, has its own server.
 ///
 /// # Panics
 ///
-/// When the server cannot be started, with the end of its log.
+/// Panics if the server cannot be started, with the end of its log.
 pub fn shared(
     name: &str,
     patience: Duration,
@@ -187,9 +191,9 @@ pub fn shared(
     let home = home(name);
     let scratch = home.join("run").join(format!("shared-{unique}"));
     fs::create_dir_all(&home).expect("a folder below the target directory");
-    let lock = File::create(home.join("shared.lock")).expect("a lock");
+    let lock = File::create(home.join("shared.lock")).expect("a lock file");
     lock.lock().expect("the lock");
-    // Gone with the server.
+    // The file is removed with the scratch directory when the server ends.
     let noted = scratch.join("port");
     if let Some(port) = fs::read_to_string(&noted).ok().and_then(|port| port.parse().ok())
         && TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
@@ -197,7 +201,7 @@ pub fn shared(
         return format!("http://127.0.0.1:{port}");
     }
     let mut problem = String::new();
-    // Another process may take the port first: that deserves another try.
+    // Another process may take the port first. In that case the start is retried.
     for _ in 0..3 {
         let port = free_port();
         let mut server = Supervised::supervise(&scratch, Some(owner), |scratch| command(scratch, port));
@@ -210,28 +214,29 @@ pub fn shared(
         }
         server.end();
     }
-    panic!("{name} cannot be started: it {problem}; {HINT}");
+    panic!("cannot start {name}: the server {problem}; {HINT}");
 }
 
-/// The process that shared servers live as long as, and a name that no other process ever had: the `cargo` that runs
-/// the test, or the test itself.
+/// Returns the process that owns the shared servers, and a name that no other process has had. The owner is
+/// the `cargo` that runs the test, or the test itself.
 fn owner() -> (u32, String) {
     let parent = parent_id();
     let is_cargo =
         fs::read_to_string(format!("/proc/{parent}/comm")).is_ok_and(|name| name.starts_with("cargo"));
     let owner = if is_cargo { parent } else { std::process::id() };
-    // "pid (name) state …", where the name may hold anything; the start time is the 20th field after it.
+    // The format is "pid (name) state …"; the name may contain any character. The start time is the 20th
+    // field after the name.
     let stat = fs::read_to_string(format!("/proc/{owner}/stat")).unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     let started = after_name.split_whitespace().nth(19).unwrap_or("0");
     (owner, format!("{owner}-{started}"))
 }
 
-/// Sends an HTTP request to a port of this machine, and returns the whole answer.
+/// Sends an HTTP request to a port of this machine and returns the whole response.
 ///
 /// # Errors
 ///
-/// Nothing listens there, or the answer does not come within `patience`.
+/// Returns an error if no process listens on the port, or if no response arrives within `patience`.
 pub fn request(port: u16, patience: Duration, what: &str, headers: &str, body: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(patience))?;
@@ -246,7 +251,8 @@ pub fn request(port: u16, patience: Duration, what: &str, headers: &str, body: &
     Ok(reply)
 }
 
-/// A name that no test of this run or an earlier one has: the tests of all binaries share the servers.
+/// Returns a name that no other test of this or an earlier run uses. The tests of all binaries share the
+/// servers.
 pub fn unique(name: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -254,14 +260,14 @@ pub fn unique(name: &str) -> String {
     format!("{name}-{process}-{count}-{now}")
 }
 
-/// A port free a moment ago, for servers that cannot choose one themselves. Free on all interfaces, as some
-/// listen on all of them, whatever they are told.
+/// Returns a port that was free a moment ago, for servers that cannot choose a port themselves. The port is
+/// free on all interfaces, because some servers listen on all of them in spite of their settings.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a free port");
     listener.local_addr().expect("its address").port()
 }
 
-/// Tells the person, not the test harness, which captures what is printed by `eprintln!`.
+/// Prints a message for the user. The test harness captures `eprintln!`, but not this output.
 pub fn tell(message: &str) {
     let _ = writeln!(io::stderr(), "{message}");
 }

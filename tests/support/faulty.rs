@@ -1,5 +1,7 @@
-//! A Kinesis API server in this process that fails on cue, reached without a socket: so that a test
-//! with a paused clock never waits for one, and no timeout fires early.
+//! A Kinesis API server in this process that fails as a test scripts it.
+//!
+//! Clients reach the server without a socket. A test with a paused clock therefore never waits for one, and
+//! no timeout fires early.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -23,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
-/// The server, and what was asked of it.
+/// The server and the calls that it received.
 #[derive(Clone)]
 pub struct Faulty {
     server: Router,
@@ -33,30 +35,30 @@ pub struct Faulty {
 
 type Script = Box<dyn FnMut(&Call) -> Fault + Send>;
 
-/// A call as the server gets it.
+/// A call as the server receives it.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Such as `PutRecords`.
+    /// The name of the operation, such as `PutRecords`.
     pub operation: String,
     pub headers: Vec<(String, String)>,
     pub body: Value,
     pub at: Instant,
 }
 
-/// What becomes of a call.
+/// The outcome of a call.
 pub enum Fault {
     None,
-    /// These entries of a PutRecords call are not written; the code says why.
+    /// The server does not write these entries of a PutRecords call, and reports this error code for them.
     Entries(BTreeSet<usize>, &'static str),
-    /// The server refuses it.
+    /// The server refuses the call with this status, error code and message.
     Refused(u16, &'static str, String),
-    /// The server is not asked; this is the answer.
+    /// This response is returned, and the server does not receive the call.
     Answered(Value),
-    /// The server does what it is asked; its response is lost.
+    /// The server executes the call, and its response is lost.
     ResponseLost,
-    /// The server does what it is asked and never responds.
+    /// The server executes the call and never responds.
     Silence,
-    /// The response is changed on its way.
+    /// The response is changed before the client receives it.
     Changed(Box<dyn FnOnce(&mut Value) + Send>),
 }
 
@@ -104,12 +106,12 @@ impl Faulty {
         }
     }
 
-    /// What becomes of the calls from now on.
+    /// Replaces the script that decides the outcome of each call.
     pub fn on_call(&self, script: impl FnMut(&Call) -> Fault + Send + 'static) {
         *self.script.lock().expect("no test panicked with it") = Box::new(script);
     }
 
-    /// The calls of this operation so far.
+    /// Returns the calls of this operation so far.
     pub fn calls(&self, operation: &str) -> Vec<Call> {
         let calls = self.calls.lock().expect("no test panicked with it");
         calls
@@ -119,12 +121,12 @@ impl Faulty {
             .collect()
     }
 
-    /// A client that meets the faults.
+    /// Creates a client whose calls run through the script.
     pub fn client(&self) -> Client {
         Client::from_conf(self.config().build())
     }
 
-    /// Its configuration, to change.
+    /// Returns the configuration of [`client`](Self::client), for changes.
     pub fn config(&self) -> Builder {
         let connector = SharedHttpConnector::new(Connector {
             faulty: Some(self.clone()),
@@ -133,7 +135,7 @@ impl Faulty {
         config(connector)
     }
 
-    /// A client that meets none and is not counted.
+    /// Creates a client that bypasses the script. Its calls are not recorded.
     pub fn direct(&self) -> Client {
         let connector = SharedHttpConnector::new(Connector {
             faulty: None,
@@ -183,7 +185,7 @@ impl Faulty {
         }
     }
 
-    /// The server gets the other entries, and the answer tells of all.
+    /// Sends all but the failed entries to the server, and returns an answer for all entries.
     async fn without(
         &self,
         mut request: Request,
@@ -274,7 +276,7 @@ impl HttpConnector for Connector {
         let headers: Vec<(String, String)> = request
             .headers()
             .iter()
-            // A changed body has another length.
+            // A changed body has a different length.
             .filter(|(name, _)| *name != "content-length")
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();

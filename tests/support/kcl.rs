@@ -1,6 +1,7 @@
-//! The Kinesis Client Library itself: its MultiLangDaemon, in a process of its own.
+//! The real Kinesis Client Library: its MultiLangDaemon, in a separate process.
 //!
-//! It needs Java and Python, and at first use the network: a Python package ships its jars.
+//! Requires Java and Python. The first use also requires network access, because KCL's jars come in a Python
+//! package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,23 +19,23 @@ use super::python;
 
 const PROCESSOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kcl/processor.py");
 
-/// How often KCL looks at its leases.
+/// The speed at which KCL assigns and fails over leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// It looks for leases to assign every 10 s, and takes one that was not renewed for 20 s: for a KCL that competes with a
-    /// redrive that lives, on a machine that is busy.
+    /// Assigns leases every 10 s, with a failover time of 20 s. Suits a KCL that competes with a running
+    /// redrive worker on a busy machine.
     Patient,
-    /// Every 2 s, after 6 s.
+    /// Assigns leases every 2 s, with a failover time of 6 s.
     Fast,
 }
 
-/// A running KCL application; killed when dropped, as by a crash.
+/// A running KCL application. Dropping this value kills the process, as a crash would.
 pub struct Kcl {
     notes: PathBuf,
     process: Supervised,
 }
 
-/// A record as KCL gave it to its processor.
+/// A record as KCL passed it to its processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Given {
     pub shard: String,
@@ -44,7 +45,8 @@ pub struct Given {
 }
 
 impl Kcl {
-    /// CrashCount one that reads this stream. None means that the test is to be skipped, the reason having been told.
+    /// Starts an application that reads this stream. Returns `None` if the test is to be skipped, after
+    /// printing the reason.
     pub fn start(
         (kinesis, dynamodb): (&str, &str),
         application: &str,
@@ -72,7 +74,7 @@ impl Kcl {
         Some(Kcl { notes, process })
     }
 
-    /// What its processors were given so far.
+    /// Returns the records that KCL has passed to its processors so far.
     pub fn given(&self) -> Vec<Given> {
         let given = |line: &Vec<String>| match &line[..] {
             [what, shard, number, sub, data] if what == "record" => Some(Given {
@@ -86,22 +88,22 @@ impl Kcl {
         self.notes().iter().filter_map(given).collect()
     }
 
-    /// Everything noted, in columns.
+    /// Returns all lines that the processors wrote, split into columns.
     pub fn notes(&self) -> Vec<Vec<String>> {
         let text = fs::read_to_string(&self.notes).unwrap_or_default();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let columns = |line: &str| line.split('\t').map(str::to_owned).collect();
         whole.lines().map(columns).collect()
     }
 
-    /// The end of its log.
+    /// Returns the end of the daemon's log.
     pub fn log(&self) -> String {
         self.process.log_tail()
     }
 }
 
-/// CrashCount a MultiLangDaemon, which runs a child of this command for each shard that it holds.
+/// Starts a MultiLangDaemon, which runs one child of this command for each leased shard.
 pub fn daemon(
     (kinesis, dynamodb): (&str, &str),
     application: &str,
@@ -157,8 +159,9 @@ pub fn daemon(
     })
 }
 
-/// Creates an application's lease table with the index that KCL 3 adds. While an index is added to a table that exists,
-/// DynamoDB Local fails every write to the table.
+/// Creates an application's lease table, including the index that KCL 3 adds.
+///
+/// DynamoDB Local fails every write to a table while an index is added to it.
 pub async fn create_lease_table(dynamodb: &Client, application: &str) {
     let attribute = |name: &str| {
         let attribute = AttributeDefinition::builder().attribute_name(name);
@@ -187,7 +190,8 @@ pub async fn create_lease_table(dynamodb: &Client, application: &str) {
     call.send().await.expect("CreateTable");
 }
 
-/// Releases the lock of an application's leader, which has died. KCL's own timeout is 2 minutes, and no setting shortens it.
+/// Releases the lock of an application's dead leader. KCL's own timeout is 2 minutes, and no setting shortens
+/// it.
 pub async fn release_leader(dynamodb: &Client, application: &str) {
     let call = dynamodb
         .update_item()
@@ -199,16 +203,16 @@ pub async fn release_leader(dynamodb: &Client, application: &str) {
         .condition_expression("attribute_exists(ownerName)")
         .send()
         .await;
-    released.expect("there was a leader");
+    released.expect("the application has a leader");
 }
 
-/// The Python that its package is installed in, and the folder of its jars. None means that the test is to be skipped,
-/// the reason having been told.
+/// Returns the Python interpreter with KCL's package, and the folder of its jars. Returns `None` if the test
+/// is to be skipped, after printing the reason.
 pub fn install() -> Option<(PathBuf, PathBuf)> {
     let python = python::with("tests/kcl/requirements.txt")?;
     let ask = "import amazon_kclpy, os; print(os.path.join(os.path.dirname(amazon_kclpy.__file__), 'jars'))";
     let output = Command::new(&python).args(["-c", ask]).output();
-    let output = output.expect("the interpreter just made");
+    let output = output.expect("the installed interpreter runs");
     let jars = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     Some((python, jars))
 }

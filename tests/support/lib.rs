@@ -1,4 +1,4 @@
-//! What the tests share: handlers, sinks, records, a proxy, emulators.
+//! The support crate of the tests: handlers, sinks, records, a proxy and emulators.
 
 pub mod chaos;
 pub mod cloudwatch;
@@ -16,8 +16,9 @@ pub mod sink;
 pub mod stream;
 pub mod waiting;
 
-/// Returns how much of something a test uses: `usual` shows the property, `large` searches for what it misses and is
-/// chosen by `REDRIVE_TEST_LARGE=1`.
+/// Returns `usual`, or `large` if `REDRIVE_TEST_LARGE=1` is set.
+///
+/// `usual` is enough to show the property. `large` searches for rare violations.
 pub fn volume(usual: u64, large: u64) -> u64 {
     match std::env::var("REDRIVE_TEST_LARGE").is_ok_and(|value| value == "1") {
         true => large,
@@ -28,7 +29,7 @@ pub fn volume(usual: u64, large: u64) -> u64 {
 #[doc(hidden)]
 pub use aws_smithy_http_client;
 
-/// A client of any server that takes plain HTTP and does not look at credentials.
+/// Builds a client for a server that takes plain HTTP and ignores credentials.
 #[macro_export]
 macro_rules! local_client {
     ($sdk:ident, $endpoint:expr $(, $setting:ident)?) => {
@@ -39,7 +40,7 @@ macro_rules! local_client {
                 .credentials_provider($sdk::config::Credentials::new("test", "test", None, None, "static"))
                 .endpoint_url($endpoint)
                 $(.$setting(true))?
-                // A test server may be as slow as the machine is busy.
+                // On a busy machine a test server may answer slowly.
                 .stalled_stream_protection($sdk::config::StalledStreamProtectionConfig::disabled())
                 .http_client($crate::aws_smithy_http_client::Builder::new().build_http())
                 .build(),

@@ -71,7 +71,7 @@ impl LocalStack {
         SHARED.get_or_init(start).as_ref()
     }
 
-    /// CrashCount one with these environment variables besides [`SETTINGS`], and returns once Kinesis answers. None means
+    /// Starts one with these environment variables besides [`SETTINGS`], and returns once Kinesis answers. None means
     /// that the test is to be skipped, the reason having been told.
     ///
     /// # Panics

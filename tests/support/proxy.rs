@@ -88,7 +88,7 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Proxy {
-    /// CrashCount one in front of the server at this endpoint. Everything goes through at first.
+    /// Starts one in front of the server at this endpoint. Everything goes through at first.
     pub async fn start(endpoint: &str) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let own = format!("http://{}", listener.local_addr()?);

@@ -2,11 +2,13 @@
 
 mod alarms;
 mod cloudwatch;
+mod documents;
 mod emf;
 mod guarantees;
 mod leaks;
 mod metrics;
 mod monitor;
+mod policies;
 mod traces;
 
 use tokio::sync::{Mutex, MutexGuard};

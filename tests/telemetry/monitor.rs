@@ -220,7 +220,7 @@ async fn a_sink_that_fails_or_hangs_holds_nothing_up_and_is_told_in_the_end() {
 fn what_cannot_work_is_refused_by_name() {
     let refused = |builder: MonitorBuilder| builder.build().expect_err("refused").to_string();
     let on = || Threshold::on(Rate::DeadLetters);
-    assert!(refused(Monitor::builder("billing")).contains("tell"));
+    assert!(refused(Monitor::builder("billing")).contains("alert_sink"));
     let with = |threshold| refused(monitor(threshold).0);
     assert!(with(on().above(0.0)).contains("above"));
     assert!(with(on().above(f64::NAN)).contains("above"));

@@ -1,4 +1,4 @@
-//! `redrive shards list`: a line for each shard.
+//! `redrive shards list`: prints one line for each shard.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +12,10 @@ use crate::Ended;
 use crate::clients::Clients;
 use crate::output;
 
-/// List the shards, a line each
+/// List the shards, one per line
 ///
-/// Tells how far a shard is settled, until when all that had arrived was, what is settled further ahead, and who holds the
-/// shard. Takes and moves nothing.
+/// Shows for each shard the checkpoint, the time until which all arrived records are settled, the records
+/// settled ahead of the checkpoint, and the lease owner. Takes no lease and moves nothing.
 #[derive(Debug, Args)]
 pub(crate) struct List {
     #[command(flatten)]
@@ -52,17 +52,17 @@ fn as_text(status: &ShardStatus) -> String {
                 let ago = SystemTime::now().duration_since(time).unwrap_or_default();
                 let ago = humantime::format_duration(Duration::from_secs(ago.as_secs()));
                 let time = output::time(time);
-                text.push_str(&format!("  all until {time} ({ago} ago)"));
+                text.push_str(&format!("  settled until {time} ({ago} ago)"));
             }
             if let Some(ahead) = checkpoint.ahead() {
-                text.push_str(&format!("  more ahead, with {} gaps", ahead.holes()));
+                text.push_str(&format!("  settled ahead with {} gaps", ahead.holes()));
             }
             if let Some(starts) = checkpoint.starts() {
-                text.push_str(&format!("  begun {} times in vain", starts.count));
+                text.push_str(&format!("  {} starts without progress", starts.count));
             }
         }
-        Ok(None) => text.push_str("nothing is stored"),
-        Err(_) => text.push_str("not understood"),
+        Ok(None) => text.push_str("no checkpoint"),
+        Err(_) => text.push_str("unreadable checkpoint"),
     }
     if let Some(holder) = &status.holder {
         text.push_str(&format!("  leased by {}", holder.name));
@@ -70,7 +70,7 @@ fn as_text(status: &ShardStatus) -> String {
     output::escaped(&text).into_owned()
 }
 
-/// A time as one.
+/// Formats a position. A timestamp is formatted as a date and time.
 pub(super) fn position(position: &Position) -> String {
     match position {
         Position::AtTimestamp { millis } => {

@@ -1,4 +1,4 @@
-//! `redrive shards`: where an application stands, and moving it by hand.
+//! `redrive shards`: shows and moves an application's checkpoints.
 
 use std::time::Duration;
 
@@ -16,14 +16,15 @@ mod place;
 mod rewind;
 mod skip;
 
-/// See where an application stands in a stream's shards, skip records, go back
+/// List an application's shard positions, skip records, rewind shards
 ///
-/// Nothing is moved while the shard's owner lives: stop its consumer first, or say --force. With a lease table this takes
-/// up to the failover time to see. A shard that has halted begins again when its consumer is started again.
+/// A shard is not moved while its owner is alive: stop the consumer first, or use --force. With a lease
+/// table, detecting a dead owner takes up to the failover time. A halted shard resumes when its consumer
+/// restarts.
 ///
-/// Exit codes: 0, it is done; 1, it could not be done, and says why; 2, it was called wrongly; 3, nothing was moved, as
-/// there is nothing to move, or something is not as expected; 4, nothing was moved, as the owner lives; 130, the answer was
-/// no.
+/// Exit codes: 0, success; 1, failure (the reason is on standard error); 2, invalid usage; 3, nothing moved,
+/// because there is nothing to move, or a record or checkpoint is not as expected; 4, nothing moved, because
+/// the owner is alive; 130, not confirmed.
 #[derive(Debug, Args)]
 pub(crate) struct Shards {
     #[command(subcommand)]
@@ -37,32 +38,33 @@ enum What {
     Rewind(rewind::Rewind),
 }
 
-/// Whose shards.
+/// The options that select an application's shards.
 #[derive(Debug, Args)]
 struct Whose {
-    /// Where the checkpoints are: redb:FILE or dynamodb:TABLE
+    /// Checkpoint store: redb:FILE or dynamodb:TABLE
     #[arg(long, value_name = "STORE")]
     checkpoints: StoreAddress,
-    /// The application, as its processor is called
+    /// Application name, as passed to Resilient::builder
     #[arg(long, value_name = "NAME")]
     application: String,
-    /// The stream, by its name or ARN
+    /// Stream name or ARN
     #[arg(long, value_name = "STREAM")]
     stream: Stream,
-    /// Of a lease table, as the application has it: who shows nothing for so long is dead
+    /// Failover time that the application uses with its lease table: an owner that does not renew its lease
+    /// for this long counts as dead
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
     failover_time: Duration,
 }
 
 #[derive(Debug, Args)]
 struct How {
-    /// Also while the shard's owner lives: the shard is taken from it. It goes on from the new position
+    /// Take the shard even if its owner is alive. The owner loses the lease and resumes from the new position
     #[arg(long)]
     force: bool,
-    /// Only say what would be done
+    /// Print what would be done, without doing it
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
+    /// Skip the confirmation prompt
     #[arg(long, short)]
     yes: bool,
 }
@@ -101,7 +103,7 @@ impl Whose {
         Ok(operator::Shards::new(kinesis, store, &*self.application, stream))
     }
 
-    /// The same, to move this shard. Says whom it is waited for.
+    /// Creates [`operator::Shards`] that may move this shard. Prints the shard's owner, if any.
     async fn shards_to_move(
         &self,
         clients: &Clients,
@@ -114,14 +116,14 @@ impl Whose {
         };
         if how.force {
             eprintln!(
-                "{shard} is leased by {}, which loses it",
+                "{shard} is leased by {}, which loses the lease",
                 output::escaped(&holder.name)
             );
             return Ok(shards.force());
         }
         let time = humantime::format_duration(self.failover_time);
         eprintln!(
-            "{shard} is leased by {}: {time} at most to see whether it lives",
+            "{shard} is leased by {}; waiting up to {time} to detect whether the owner is alive",
             output::escaped(&holder.name)
         );
         Ok(shards)

@@ -1,4 +1,4 @@
-//! A place in a shard, as it is written on a command line.
+//! A position in a shard, as written on a command line.
 
 use std::str::FromStr;
 use std::time::{Duration, UNIX_EPOCH};
@@ -7,11 +7,11 @@ use redrive::{BoxError, Position};
 
 use crate::filter;
 
-/// A record: `SEQUENCE`, or `SEQUENCE/SUB` of one inside an aggregated one.
+/// The position of a record: `SEQUENCE`, or `SEQUENCE/SUB` for a record inside an aggregated record.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct At(pub(super) Position);
 
-/// Where to go: a record, a time, or `trim-horizon`.
+/// The target of a rewind: a record, a time, or `trim-horizon`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct To(pub(super) Position);
 
@@ -19,7 +19,7 @@ impl FromStr for At {
     type Err = BoxError;
 
     fn from_str(text: &str) -> Result<Self, BoxError> {
-        // `list` writes a colon, as KCL does.
+        // `redrive shards list` separates the two numbers with a colon, as KCL does.
         let (number, sub) = text.split_once(['/', ':']).unwrap_or((text, "0"));
         Ok(At(Position::Record {
             sequence_number: number.parse()?,

@@ -1,4 +1,4 @@
-//! `redrive shards rewind`: a shard goes back.
+//! `redrive shards rewind`: moves a checkpoint back.
 
 use clap::Args;
 use redrive::{BoxError, ShardId};
@@ -11,19 +11,19 @@ use crate::Ended;
 use crate::clients::Clients;
 use crate::output;
 
-/// Go back in a shard
+/// Rewind a shard to an earlier position
 ///
-/// What stands behind the new position comes again, settled or not. Refused if a record that is not settled would be passed
-/// over.
+/// All records after the new position are processed again, settled or not. The command refuses a position
+/// that would pass over an unsettled record.
 #[derive(Debug, Args)]
 pub(crate) struct Rewind {
-    /// The shard
+    /// Shard id
     shard: String,
     #[command(flatten)]
     whose: Whose,
-    /// To the first record that arrived then or later (2026-11-28T09:00:00Z, or 2h for two hours ago); behind the record
-    /// SEQUENCE, of an aggregated one behind its part SUB, or 0; to the oldest record there is (trim-horizon). To have a
-    /// record again give the time of its arrival
+    /// New position. TIME (2026-11-28T09:00:00Z, or 2h for two hours ago): the first record that arrived at
+    /// this time or later. SEQUENCE: after this record, or after part SUB (default 0) of an aggregated
+    /// record. trim-horizon: the oldest record in the shard. To process a record again, use its arrival time
     #[arg(long, value_name = "TIME|SEQUENCE[/SUB]|trim-horizon")]
     to: To,
     #[command(flatten)]
@@ -39,7 +39,7 @@ impl Rewind {
         if !rewind.children().is_empty() {
             let children: Vec<&str> = rewind.children().iter().map(ShardId::as_str).collect();
             eprintln!(
-                "{shard} was settled to its end; what was read of {} stays read. Start the consumers again: one that has seen the end does not read the shard again",
+                "{shard} was settled to its end. Records already read from {} are not read again. Restart the consumers: a consumer that has seen the end of a shard does not read that shard again",
                 children.join(" and ")
             );
         }
@@ -50,15 +50,12 @@ impl Rewind {
                 true => output::json_line(&json!({
                     "shard": self.shard, "from": from.to_string(), "to": to.to_string(),
                 })),
-                false => output::line(format_args!(
-                    "{shard} would go back from {from_text} to {to_text}"
-                )),
+                false => output::line(format_args!("would rewind {shard} from {from_text} to {to_text}")),
             };
             return Ok(Ended::Done);
         }
-        let question = format!(
-            "Go back with {shard} from {from_text} to {to_text}, and process again what stands behind it?"
-        );
+        let question =
+            format!("Rewind {shard} from {from_text} to {to_text}, and process all later records again?");
         if !output::confirm(&question, self.how.yes)? {
             return Ok(Ended::Interrupted);
         }
@@ -66,7 +63,7 @@ impl Rewind {
         let stands = stands.position();
         match json {
             true => output::json_line(&json!({ "shard": self.shard, "position": stands.to_string() })),
-            false => output::line(format_args!("{shard} stands at {}", position(stands))),
+            false => output::line(format_args!("{shard} is now at {}", position(stands))),
         };
         Ok(Ended::Done)
     }

@@ -1,4 +1,4 @@
-//! `redrive shards skip`: a shard goes on behind its next record.
+//! `redrive shards skip`: moves a checkpoint past unsettled records.
 
 use std::num::NonZeroUsize;
 
@@ -15,23 +15,24 @@ use crate::Ended;
 use crate::clients::Clients;
 use crate::output;
 
-/// Skip a shard's next records, making dead letters of them
+/// Skip a shard's next unsettled records and write them as dead letters
 ///
-/// These are the first that are not settled, one unless --records says more; records inside an aggregated one count each.
-/// Once all letters (reason: operator) are confirmed the position moves past them; otherwise nothing moves.
+/// Skips the first unsettled record, or several with --records. Each record inside an aggregated record
+/// counts as one. Once all dead letters (reason: operator) are confirmed, the checkpoint moves past the
+/// records. Otherwise nothing is moved.
 #[derive(Debug, Args)]
 pub(crate) struct Skip {
-    /// The shard
+    /// Shard id
     shard: String,
     #[command(flatten)]
     whose: Whose,
-    /// Where the letters go: file:PATH, kinesis:STREAM, sqs:QUEUE, sns:TOPIC_ARN or s3:BUCKET/PREFIX
+    /// Address for the dead letters: file:PATH, kinesis:STREAM, sqs:QUEUE, sns:TOPIC_ARN or s3:BUCKET/PREFIX
     #[arg(long, value_name = "ADDRESS")]
     dead_letters: Address,
-    /// So many at most
+    /// Maximum number of records to skip
     #[arg(long, default_value = "1", value_name = "COUNT")]
     records: NonZeroUsize,
-    /// Only if the first of them is this one, so that a script never skips two
+    /// Skip only if the first unsettled record is this one, so that a script never skips two
     #[arg(long, value_name = "SEQUENCE[/SUB]")]
     at: Option<At>,
     #[command(flatten)]
@@ -48,7 +49,10 @@ impl Skip {
         if let Some(At(at)) = &self.at
             && *at != first.position()
         {
-            eprintln!("the first record that is not settled is {}", first.position());
+            eprintln!(
+                "nothing skipped: the first unsettled record is {}",
+                first.position()
+            );
             return Ok(Ended::Left);
         }
         self.tell(&skip, json);
@@ -56,7 +60,7 @@ impl Skip {
             return Ok(Ended::Done);
         }
         let question = format!(
-            "Write {} of these to {} and move {shard} past them?",
+            "Write {} dead letters to {} and move {shard} past their records?",
             skip.records().len(),
             self.dead_letters
         );
@@ -77,12 +81,15 @@ impl Skip {
                 true => {
                     output::json_line(&json!({ "letter": letter.to_string(), "place": receipt.location }))
                 }
-                false => output::line(format_args!("letter {letter} is at {}", receipt.location)),
+                false => output::line(format_args!(
+                    "dead letter {letter} written to {}",
+                    receipt.location
+                )),
             };
         }
         match json {
             true => output::json_line(&json!({ "shard": self.shard, "position": to.to_string() })),
-            false => output::line(format_args!("{shard} stands at {}", position(to))),
+            false => output::line(format_args!("{shard} is now at {}", position(to))),
         };
         Ok(Ended::Done)
     }
@@ -90,14 +97,14 @@ impl Skip {
     fn tell(&self, skip: &operator::Skip<'_>, json: bool) {
         if skip.is_trimmed() {
             eprintln!(
-                "the record at {} is gone from the stream, and maybe others behind it that were not settled: nothing will tell of those once the position has moved",
+                "warning: the stream no longer holds the record at {}; unsettled records after it may also be lost, and their loss cannot be detected once the checkpoint has moved",
                 position(skip.from().position())
             );
         }
         if !json {
             let from = position(skip.from().position());
             output::line(format_args!(
-                "{} stands at {from}; not settled behind it are:",
+                "{} is at {from}; its next unsettled records are:",
                 self.shard
             ));
         }
@@ -124,7 +131,7 @@ fn as_text(record: &Record) -> String {
     )
 }
 
-/// Nothing of the record's content.
+/// Formats a record as JSON, without the record's content.
 fn as_json(record: &Record) -> Value {
     json!({
         "sequence_number": record.sequence_number().as_str(),

@@ -1,4 +1,4 @@
-//! A long-running service: reads a stream until Ctrl-C or SIGTERM, and drains before it ends.
+//! A long-running service: reads a stream until Ctrl-C or SIGTERM, then settles the records in flight.
 //!
 //! Against LocalStack:
 //!
@@ -15,7 +15,7 @@
 //!
 //! | environment variable | default |
 //! |---|---|
-//! | `CHECKPOINT_TABLE` | none: checkpoints are in a file. A DynamoDB table, for several processes; it is created |
+//! | `CHECKPOINT_TABLE` | none: checkpoints are in a file. A DynamoDB table, for several processes; created if missing |
 //! | `CHECKPOINT_FILE` | `STREAM.redb` |
 //! | `IDEMPOTENCY_TABLE` | none. A DynamoDB table with the key `id`; it must exist |
 //! | `RUST_LOG` | `info` |
@@ -38,10 +38,10 @@ struct Order {
 
 #[derive(Debug, thiserror::Error)]
 enum BillingError {
-    // serde_json's errors are known: bad JSON is permanent and goes to the dead-letter stream at once.
+    // redrive classifies serde_json's errors: invalid JSON is permanent and is dead-lettered at once.
     #[error("not an order")]
     NotAnOrder(#[from] serde_json::Error),
-    // Unknown to the classifier, so it is tried again.
+    // The classifier does not know this error, so redrive retries it.
     #[error("an order without an amount")]
     NoAmount,
 }
@@ -79,9 +79,9 @@ async fn main() -> anyhow::Result<()> {
     }
     let consumer = Consumer::builder(kinesis, stream.as_str());
     let consumer = match env::var("CHECKPOINT_TABLE") {
-        // Shared by several processes.
+        // Several processes share the table.
         Ok(table) => consumer.checkpoints(checkpoint::DynamoDb::new(dynamo, table)),
-        // Of one process, on a disk that outlives it.
+        // Only one process uses the file. The disk must outlive the process.
         Err(_) => {
             let file = env::var("CHECKPOINT_FILE").unwrap_or_else(|_| format!("{stream}.redb"));
             consumer.checkpoints(checkpoint::Redb::open(file)?)

@@ -1,4 +1,4 @@
-//! What the handler calls, the handler, and who puts orders into the stream.
+//! The bank that the processor calls, the processor, and the producer of orders.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,7 +12,7 @@ use redrive::{BoxError, Failure, MarkFailure, Record, Scope};
 #[derive(Debug, Default)]
 pub(crate) struct Bank {
     broken: AtomicBool,
-    /// So many of the next orders make no sense.
+    /// The number of next orders to make malformed.
     poison: AtomicU32,
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn bill(bank: Arc<Bank>, record: Record) -> Result<(), BoxError
     }
 }
 
-/// Four hundred orders a second.
+/// Puts 400 orders per second into the stream.
 pub(crate) async fn produce(kinesis: Client, bank: Arc<Bank>) -> Result<(), aws_sdk_kinesis::Error> {
     for first in (0_u64..).step_by(40) {
         let entries = (first..first + 40).map(|order| {

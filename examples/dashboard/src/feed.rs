@@ -1,4 +1,4 @@
-//! What the observer hears, second by second.
+//! The events of the consumer, counted per second by an observer.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redrive::Settled;
 use redrive::observer::{Event, Observer};
 
-/// A minute of them.
+/// The number of past seconds to keep.
 const SECONDS: usize = 60;
 const LETTERS: usize = 8;
 
@@ -23,7 +23,7 @@ struct Inner {
     total: u64,
 }
 
-/// What happened within one.
+/// The counts of one second.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Second {
     pub(crate) processed: u64,
@@ -46,7 +46,7 @@ impl Feed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins another second once one is over.
+    /// Starts the next second once the current one is over.
     pub(crate) fn tick(&self) {
         let mut inner = self.inner();
         let began = *inner.began.get_or_insert_with(Instant::now);
@@ -61,7 +61,7 @@ impl Feed {
         }
     }
 
-    /// The oldest first.
+    /// Returns the past seconds, the oldest first.
     pub(crate) fn seconds(&self) -> Vec<Second> {
         self.inner().past.iter().copied().collect()
     }

@@ -1,12 +1,12 @@
-//! A screen over a running consumer: break what its handler calls, and watch the breaker do its work.
+//! A dashboard for a running consumer: break the bank that the processor calls, and watch the breaker.
 //!
 //! ```text
-//! cargo run -p dashboard                                   # b breaks and heals, p poisons, q ends
-//! cargo run -p dashboard -- --script --svg dashboard.svg   # breaks and heals by itself, and draws the picture
+//! cargo run -p dashboard                                   # keys: b bank down or up, p bad orders, q quit
+//! cargo run -p dashboard -- --script --svg dashboard.svg   # without keys; writes the last screen to a file
 //! ```
 //!
-//! Everything runs in this process: a Kinesis server, a producer, a consumer of four shards, and the "bank" that its
-//! handler calls.
+//! Everything runs in this process: a Kinesis server, a producer, a consumer of four shards, and the "bank"
+//! that its processor calls.
 
 mod bank;
 mod feed;
@@ -31,16 +31,16 @@ use screen::View;
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Break the bank after 15 seconds and heal it after 15 more, without a key pressed; ends 20 seconds later
+    /// Run without a terminal: break the bank after 15 s, repair it after 30 s, and quit after 50 s
     #[arg(long)]
     script: bool,
-    /// Draw the last screen into this file
+    /// Write the last screen to this SVG file
     #[arg(long, requires = "script")]
     svg: Option<PathBuf>,
 }
 
 const FRAME: Duration = Duration::from_millis(250);
-/// What the script does, and when.
+/// The times of the script's actions, in seconds.
 const BREAKS_AT: u64 = 15;
 const HEALS_AT: u64 = 30;
 const ENDS_AT: u64 = 50;
@@ -48,7 +48,7 @@ const ENDS_AT: u64 = 50;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    // Rust's hook would print into the screen.
+    // Rust's panic hook would print over the screen.
     std::panic::set_hook(Box::new(|_| {}));
     let server = KinesisServer::start().await?;
     let kinesis = server.client();
@@ -84,7 +84,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// On the terminal, with keys.
+/// Runs on the terminal, controlled by keys.
 async fn by_hand(view: &View) -> anyhow::Result<()> {
     let mut terminal = ratatui::init();
     let ended = async {
@@ -113,7 +113,7 @@ async fn by_hand(view: &View) -> anyhow::Result<()> {
     result
 }
 
-/// Without a terminal: says each second how it stands.
+/// Runs the script without a terminal and prints a summary each second.
 async fn script(view: &View, svg: Option<PathBuf>) -> anyhow::Result<()> {
     let mut terminal = Terminal::new(TestBackend::new(132, 38))?;
     for second in 0..ENDS_AT {
@@ -132,7 +132,7 @@ async fn script(view: &View, svg: Option<PathBuf>) -> anyhow::Result<()> {
     terminal.draw(|frame| view.draw(frame))?;
     if let Some(path) = svg {
         std::fs::write(&path, svg::of(terminal.backend().buffer()))?;
-        println!("drawn: {}", path.display());
+        println!("written: {}", path.display());
     }
     Ok(())
 }

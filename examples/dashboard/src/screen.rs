@@ -1,4 +1,4 @@
-//! What is drawn.
+//! The screen of the dashboard.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use redrive::{CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Health, Retr
 use crate::bank::Bank;
 use crate::feed::{Feed, Second};
 
-/// All that is looked at.
+/// The sources of everything that the screen shows.
 pub(crate) struct View {
     pub(crate) health: Health,
     pub(crate) breaker: Option<CircuitBreaker>,
@@ -33,7 +33,7 @@ impl View {
         }
     }
 
-    /// For a log.
+    /// Returns a one-line summary of the last second, for a log.
     pub(crate) fn line(&self) -> String {
         let second = self.feed.seconds().last().copied().unwrap_or_default();
         let report = self.health.report();
@@ -44,8 +44,8 @@ impl View {
             .max()
             .unwrap_or_default();
         format!(
-            "bank {}, breaker {}, {} processed/s, {} failed/s, {} letters, oldest unsettled {} ms",
-            if self.bank.is_broken() { "broken" } else { "well" },
+            "bank {}, breaker {}, {} processed/s, {} failed/s, {} dead letters, oldest unsettled {} ms",
+            if self.bank.is_broken() { "down" } else { "up" },
             self.breaker().0,
             second.processed,
             second.failed_transient + second.failed_permanent,
@@ -68,15 +68,15 @@ impl View {
         self.shards(frame, shards);
         self.rates(frame, rates);
         self.letters(frame, bottom);
-        let help = " b break or heal the bank   p put 20 orders that make no sense   q end ";
+        let help = " b break or repair the bank   p put 20 malformed orders   q quit ";
         frame.render_widget(Paragraph::new(help).style(Style::new().fg(Color::DarkGray)), keys);
     }
 
     fn states(&self, frame: &mut Frame<'_>, area: Rect) {
         let (breaker, color) = self.breaker();
         let bank = match self.bank.is_broken() {
-            true => Span::from("broken").fg(Color::Red).bold(),
-            false => Span::from("well").fg(Color::Green),
+            true => Span::from("down").fg(Color::Red).bold(),
+            false => Span::from("up").fg(Color::Green),
         };
         let budget = self
             .budget
@@ -123,7 +123,7 @@ impl View {
             Constraint::Length(9),
             Constraint::Length(9),
         ];
-        let head = Row::new(["shard", "state", "behind", "in flight", "oldest", "progress"]).bold();
+        let head = Row::new(["shard", "state", "lag", "in flight", "oldest", "progress"]).bold();
         let table = Table::new(rows, widths).header(head);
         frame.render_widget(table.block(Block::bordered().title(" shards ")), area);
     }
@@ -131,19 +131,21 @@ impl View {
     fn rates(&self, frame: &mut Frame<'_>, area: Rect) {
         let seconds = self.feed.seconds();
         let rows: [(&str, Color, Of); 4] = [
-            ("processed a second", Color::Green, |second| second.processed),
-            ("transient failures", Color::Yellow, |second| {
+            ("processed/s", Color::Green, |second| second.processed),
+            ("transient failures/s", Color::Yellow, |second| {
                 second.failed_transient
             }),
-            ("permanent failures", Color::Red, |second| second.failed_permanent),
-            ("retries", Color::Cyan, |second| second.retries),
+            ("permanent failures/s", Color::Red, |second| {
+                second.failed_permanent
+            }),
+            ("retries/s", Color::Cyan, |second| second.retries),
         ];
         let areas: [Rect; 4] = Layout::vertical([Constraint::Fill(1); 4]).areas(area);
         for ((title, color, of), area) in rows.into_iter().zip(areas) {
             let values: Vec<u64> = seconds.iter().map(of).collect();
             let now = values.last().copied().unwrap_or(0);
             let most = values.iter().max().copied().unwrap_or(0);
-            let block = Block::bordered().title(format!(" {title}: {now}, at most {most} "));
+            let block = Block::bordered().title(format!(" {title}: {now} (peak {most}) "));
             let line = Sparkline::default().data(values).style(Style::new().fg(color));
             frame.render_widget(line.block(block), area);
         }
@@ -165,16 +167,16 @@ impl View {
             Constraint::Length(20),
             Constraint::Fill(1),
         ];
-        let head = Row::new(["when", "letter", "reason", "record"]).bold();
+        let head = Row::new(["when", "dead letter", "reason", "record"]).bold();
         let block = Block::bordered().title(" last dead letters ");
         frame.render_widget(Table::new(rows, widths).header(head).block(block), area);
     }
 }
 
-/// What is shown of a second.
+/// Selects the count of a second to show.
 type Of = fn(&Second) -> u64;
 
-/// To the tenth of a second, from a second on.
+/// Formats a duration in milliseconds, or from 1 s on in tenths of a second.
 fn millis(time: Duration) -> String {
     match time.as_millis() {
         short @ ..1_000 => format!("{short} ms"),

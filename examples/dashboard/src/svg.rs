@@ -1,4 +1,4 @@
-//! A screen as a picture.
+//! Renders the screen as an SVG image.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,8 @@ const WIDTH: f64 = 8.4;
 const HEIGHT: f64 = 17.0;
 const MARGIN: f64 = 12.0;
 
-/// Words as texts, frames as lines and bars as rectangles: it looks the same whatever fonts there are.
+/// Renders words as texts, frames as lines and bars as rectangles, so that the image does not depend on the
+/// installed fonts.
 pub(crate) fn of(buffer: &Buffer) -> String {
     let area = buffer.area;
     let (width, height) = (
@@ -47,7 +48,7 @@ pub(crate) fn of(buffer: &Buffer) -> String {
                 false => "",
             };
             let word = word.replace('&', "&amp;").replace('<', "&lt;");
-            // A String takes all that is written.
+            // Writing to a String cannot fail.
             let _ = writeln!(
                 svg,
                 "<text x=\"{left:.1}\" y=\"{:.1}\" textLength=\"{length:.1}\" lengthAdjust=\"spacingAndGlyphs\" \
@@ -66,7 +67,7 @@ fn is_of_word(cell: &Cell, first: &Cell) -> bool {
     is_text && (cell.fg, cell.modifier) == (first.fg, first.modifier)
 }
 
-/// Of a frame's part, or a bar's.
+/// Returns the SVG shape of a cell that is a part of a frame or a bar.
 fn shape(cell: &Cell, left: f64, top: f64) -> Option<String> {
     let symbol = cell.symbol().chars().next()?;
     let (right, bottom) = (left + WIDTH, top + HEIGHT);
@@ -78,7 +79,7 @@ fn shape(cell: &Cell, left: f64, top: f64) -> Option<String> {
         '┐' => format!("M{left:.1} {centre:.1}H{middle:.1}V{bottom:.1}"),
         '└' => format!("M{middle:.1} {top:.1}V{centre:.1}H{right:.1}"),
         '┘' => format!("M{left:.1} {centre:.1}H{middle:.1}V{top:.1}"),
-        // From one eighth to eight.
+        // The characters from one eighth to eight eighths of a block.
         '▁'..='█' => {
             let eighths = f64::from(symbol as u32 - '▁' as u32 + 1);
             let height = HEIGHT * eighths / 8.0;

@@ -1,4 +1,4 @@
-//! Every dead-letter sink side by side: the same failing handler, and what each sink has of it.
+//! Runs the same failing processor with each dead-letter sink, and reads the dead letters back from it.
 //!
 //! Against LocalStack; the example creates the stream, queues, topic and bucket that are missing:
 //!
@@ -7,7 +7,7 @@
 //!     cargo run -p dead_letters
 //! ```
 //!
-//! Then look at them with the command, for example:
+//! Then inspect the dead letters with the command `redrive`, for example:
 //!
 //! ```text
 //! cargo run -p redrive-cli -- stats sqs:redrive-letters
@@ -26,7 +26,7 @@ use redrive::{MarkFailure, Record, Resilient, Settled, processor_fn};
 
 const NAME: &str = "redrive-letters";
 
-/// Every third order has no amount, and none can be billed for it.
+/// Bills an order. Every third order has no amount and fails permanently.
 async fn bill(record: Record) -> Result<(), Box<dyn Error + Send + Sync>> {
     let order = std::str::from_utf8(record.payload())?;
     let (_, amount) = order
@@ -50,7 +50,7 @@ fn orders() -> impl Iterator<Item = Record> {
     })
 }
 
-/// A sink, and what reads it.
+/// A sink and the source that reads its dead letters.
 type Pair = (Arc<dyn DeadLetterSink>, Box<dyn DeadLetterSource>);
 
 #[tokio::main]
@@ -74,10 +74,7 @@ async fn main() -> anyhow::Result<()> {
     for (sink, mut source) in pairs {
         println!("{}", sink.name());
         for warning in sink.check(&SourceStream::new("orders")).await? {
-            println!(
-                "    warning: {}\n    mend it: {}",
-                warning.message, warning.remedy
-            );
+            println!("    warning: {}\n    remedy: {}", warning.message, warning.remedy);
         }
         let orders = self::orders();
         let billing = Resilient::builder("billing", processor_fn(bill))
@@ -85,7 +82,7 @@ async fn main() -> anyhow::Result<()> {
             .build()?;
         for record in orders {
             if let Settled::DeadLettered(id) = billing.settle(&record).await? {
-                println!("    letter {id}");
+                println!("    dead letter {id}");
             }
         }
         let mut letters = 0;
@@ -94,7 +91,7 @@ async fn main() -> anyhow::Result<()> {
             ControlFlow::Continue(())
         })
         .await?;
-        println!("    {letters} letters read from {}", source.name());
+        println!("    {letters} dead letters read from {}", source.name());
     }
     Ok(())
 }
@@ -137,7 +134,7 @@ async fn queue(config: &SdkConfig, name: &str) -> anyhow::Result<Pair> {
     Ok((Arc::new(dead_letter::Sqs::new(client, url)), Box::new(source)))
 }
 
-/// Read through a queue: a topic keeps nothing.
+/// Creates a topic and a subscribed queue. The queue is the source, because a topic stores no messages.
 async fn topic(config: &SdkConfig) -> anyhow::Result<Pair> {
     let (sqs, url) = make_queue(config, &format!("{NAME}-of-topic")).await?;
     let client = aws_sdk_sns::Client::new(config);

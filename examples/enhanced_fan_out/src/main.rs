@@ -1,9 +1,11 @@
-//! Kinesis pushes: `cargo run -p enhanced_fan_out`, which starts a server in this process and puts orders
-//! into a stream of its own. With the name of a stream it reads that one, from LocalStack or AWS (region,
-//! credentials and `AWS_ENDPOINT_URL` as the AWS tools take them), until Ctrl-C.
+//! Enhanced fan-out, where Kinesis pushes the records: `cargo run -p enhanced_fan_out`.
 //!
-//! The consumer is registered under the application's name. It stays so, which costs by the hour:
-//! `aws kinesis deregister-stream-consumer --stream-arn ARN --consumer-name billing` ends that.
+//! Without an argument, the example starts a server in this process and puts orders into its own stream. With
+//! the name of a stream, it reads that stream from LocalStack or AWS until Ctrl-C. Region, credentials and
+//! `AWS_ENDPOINT_URL` are those of the AWS tools.
+//!
+//! The consumer stays registered under the application's name, and AWS charges for it by the hour. To
+//! deregister it: `aws kinesis deregister-stream-consumer --stream-arn ARN --consumer-name billing`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +28,7 @@ async fn bill(billed: Arc<AtomicUsize>, order: Record) -> Result<(), std::io::Er
     let number = billed.fetch_add(1, Ordering::Relaxed) + 1;
     if number.is_multiple_of(100) {
         println!(
-            "{number} billed; the last is of {} bytes in {}",
+            "{number} billed; the last order has {} bytes, from {}",
             order.payload().len(),
             order.shard()
         );
@@ -70,7 +72,7 @@ fn consumer(client: Client, stream: &str) -> Result<Consumer, redrive::ConfigErr
     Consumer::builder(client, stream)
         .retrieval(Retrieval::fan_out())
         .starting_position(StartingPosition::TrimHorizon)
-        // In memory, as the dead letters are, so that it begins anew each time: a service keeps both.
+        // In memory, like the dead letters: each run starts from the beginning. A service stores both.
         .checkpoints(checkpoint::Memory::new())
         .build()
 }

@@ -1,4 +1,5 @@
-//! A child of KCL's MultiLangDaemon: the daemon shares the shards among machines, this processes them.
+//! A child of KCL's MultiLangDaemon: the daemon distributes the shards among machines, and this program
+//! processes their records.
 //!
 //! KCL's jars come with a Python package; the daemon needs Java:
 //!
@@ -9,7 +10,8 @@
 //! java -cp "$jars/*" software.amazon.kinesis.multilang.MultiLangDaemon --properties-file examples/kcl/kcl.properties
 //! ```
 //!
-//! Standard output is the daemon's: whoever prints to it breaks the protocol. Logs go to standard error.
+//! Standard output carries the protocol with the daemon, so the program must not print to it. Logs go to
+//! standard error.
 
 use std::env;
 
@@ -44,7 +46,7 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let stream = env::args().nth(1).context("usage: kcl STREAM")?;
-    // One process a shard, and several on a machine: a file for each.
+    // The daemon runs one process per shard, so each process needs its own file.
     let letters = format!("{stream}-letters-{}.jsonl", std::process::id());
     let orders = Resilient::builder("billing", processor_fn_json(bill))
         .retry(RetryPolicy::exponential().max_attempts(5))

@@ -1,9 +1,9 @@
-//! Moves a service from the Kinesis Client Library to redrive, or back: both keep their place in the same table.
+//! Moves a service from the Kinesis Client Library (KCL) to redrive, or back. Both use the same lease table.
 //!
-//! 1. Stop the KCL application. (Or leave it running: this stands by, and takes over when it stops.)
-//! 2. Start this with the name of its lease table, which is the application's unless KCL was told otherwise. Every
-//!    shard goes on behind the last record that KCL has checkpointed.
-//! 3. To go back, stop this with Ctrl-C and start KCL again.
+//! 1. Stop the KCL application. (Or leave it running. This program stands by and takes over when it stops.)
+//! 2. Start this program with the name of KCL's lease table, by default the name of the KCL application. Every
+//!    shard resumes after the last record that KCL has checkpointed.
+//! 3. To return to KCL, stop this program with Ctrl-C and start KCL.
 //!
 //! Against servers that answer over plain HTTP, such as LocalStack and DynamoDB Local:
 //!
@@ -20,7 +20,7 @@ use redrive::observer::{Event, Observer};
 use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal};
 use tracing_subscriber::EnvFilter;
 
-/// What the KCL application's record processor did, once for each record.
+/// Processes one record, as the record processor of the KCL application did.
 async fn process(record: Record) -> Result<(), std::io::Error> {
     println!(
         "{} {}: {} bytes",
@@ -31,18 +31,18 @@ async fn process(record: Record) -> Result<(), std::io::Error> {
     Ok(())
 }
 
-/// Says where each shard goes on.
+/// Prints where each shard resumes, and each change of its owner.
 struct Progress;
 
 impl Observer for Progress {
     fn on(&self, event: &Event<'_>) {
         match event {
-            Event::ShardStarted { shard, position, .. } => println!("{shard} goes on behind {position}"),
+            Event::ShardStarted { shard, position, .. } => println!("{shard} resumes after {position}"),
             Event::ShardLeasedElsewhere { shard, owner, .. } => {
-                println!("{shard} is held by {owner}: standing by")
+                println!("{shard} is leased by {owner}; standing by")
             }
-            Event::LeaseLost { shard, .. } => println!("{shard} was taken over"),
-            Event::ShardHandedOver { shard, .. } => println!("{shard} was handed over"),
+            Event::LeaseLost { shard, .. } => println!("{shard}: lease lost"),
+            Event::ShardHandedOver { shard, .. } => println!("{shard} was handed over to another worker"),
             _ => {}
         }
     }
@@ -62,7 +62,7 @@ async fn main() -> anyhow::Result<()> {
     let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
 
     let resilient = Resilient::builder("billing", processor_fn(process))
-        // A file, so that this needs no more set-up: a service has a stream or a queue for them.
+        // A file needs no set-up. A service uses a stream or a queue for its dead letters.
         .dead_letters(dead_letter::File::open("kcl_migration-letters.jsonl")?)
         .observer(std::sync::Arc::new(Progress))
         .build()?;
@@ -74,6 +74,6 @@ async fn main() -> anyhow::Result<()> {
         .build()?
         .run_until(resilient, shutdown_signal())
         .await?;
-    println!("stopped; every shard is free for whoever goes on");
+    println!("stopped; all shards are released");
     Ok(())
 }

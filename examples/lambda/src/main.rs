@@ -1,15 +1,17 @@
-//! A Lambda function on a Kinesis stream: a record that fails for a passing reason is tried again three times, with
-//! exponential backoff and jitter; one that fails for good, or a fourth time, goes to a dead-letter stream; and none is
-//! processed twice. How many did what is in its log, as metrics that CloudWatch reads.
+//! A Lambda function on a Kinesis stream, with retries, a dead-letter stream, idempotency and metrics.
 //!
-//! Deployed by `template.yaml` beside it:
+//! A transient failure is retried up to three times, with exponential backoff and jitter. A record that fails
+//! permanently, or four times, goes to the dead-letter stream. No record is processed twice. The function
+//! writes its metrics to the log, in the format that CloudWatch reads (EMF).
+//!
+//! To deploy the function with `template.yaml`:
 //!
 //! ```text
 //! cargo lambda build --release --arm64 -p lambda
 //! sam deploy --guided --template-file examples/lambda/template.yaml
 //! ```
 //!
-//! Run on this machine, with LocalStack in place of AWS:
+//! To run the function on this machine, with LocalStack instead of AWS:
 //!
 //! ```text
 //! AWS_ENDPOINT_URL=http://localhost:4566 AWS_REGION=us-east-1 AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test \
@@ -36,10 +38,10 @@ struct Order {
 
 #[derive(Debug, thiserror::Error)]
 enum BillingError {
-    // serde_json's errors are known: bad JSON is permanent and goes to the dead-letter stream at once.
+    // redrive classifies serde_json's errors: invalid JSON is permanent and is dead-lettered at once.
     #[error("not an order")]
     NotAnOrder(#[from] serde_json::Error),
-    // Unknown to the classifier, so it is tried again.
+    // The classifier does not know this error, so redrive retries it.
     #[error("an order without an amount")]
     NoAmount,
 }
@@ -56,7 +58,7 @@ async fn bill(record: Record) -> Result<(), BillingError> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // CloudWatch has times of its own.
+    // CloudWatch adds its own timestamps.
     tracing_subscriber::fmt()
         .json()
         .without_time()

@@ -1,8 +1,10 @@
-//! A service with /metrics for Prometheus, and /livez and /readyz for an orchestrator, on a Kinesis server of its own.
+//! A service with /metrics for Prometheus, and /livez and /readyz for an orchestrator.
+//!
+//! The service starts its own Kinesis server.
 //!
 //! ```text
-//! cargo run -p prometheus              # then look at http://localhost:9000/metrics
-//! cargo run -p prometheus -- --once    # looks itself, says what it saw, and ends
+//! cargo run -p prometheus              # then open http://localhost:9000/metrics
+//! cargo run -p prometheus -- --once    # fetches its own endpoints, prints the result, and ends
 //! ```
 
 use std::error::Error;
@@ -25,15 +27,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Where to listen
+    /// Port to listen on
     #[arg(long, default_value_t = 9000)]
     port: u16,
-    /// Look at what is served, and end
+    /// Fetch the endpoints once, print the result, and end
     #[arg(long)]
     once: bool,
 }
 
-/// One order in fifty is broken.
+/// Bills an order. One order in fifty fails permanently.
 async fn bill(record: Record) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::time::sleep(Duration::from_millis(2)).await;
     let order: u64 = std::str::from_utf8(record.payload())?.parse()?;
@@ -96,11 +98,11 @@ async fn serve(listener: TcpListener, recorded: PrometheusHandle, health: Health
         .route("/livez", get(async move || answer(live.report().live)))
         .route("/readyz", get(async move || answer(ready.report().ready)));
     if let Err(error) = axum::serve(listener, app).await {
-        eprintln!("metrics are no longer served: {error}");
+        eprintln!("metrics server failed: {error}");
     }
 }
 
-/// A few hundred orders a second.
+/// Puts up to 500 orders per second into the stream.
 async fn produce(kinesis: aws_sdk_kinesis::Client) -> Result<(), aws_sdk_kinesis::Error> {
     for first in (0_u64..).step_by(50) {
         let entries = (first..first + 50).map(|order| {
@@ -117,7 +119,7 @@ async fn produce(kinesis: aws_sdk_kinesis::Client) -> Result<(), aws_sdk_kinesis
     Ok(())
 }
 
-/// Until there are dead letters among the metrics, and the service is ready.
+/// Polls the endpoints until the service is live and ready and has counted a dead letter.
 async fn look(port: u16) -> Result<(), Box<dyn Error + Send + Sync>> {
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -134,7 +136,7 @@ async fn look(port: u16) -> Result<(), Box<dyn Error + Send + Sync>> {
             return Ok(());
         }
     }
-    Err("not within 30 s".into())
+    Err("the service was not ready, or had no dead letter, within 30 s".into())
 }
 
 async fn fetch(port: u16, path: &str) -> Result<String, Box<dyn Error + Send + Sync>> {

@@ -1,7 +1,8 @@
-//! From a message that a Lambda function's on-failure destination got to records that are processed after all.
+//! Replays the records of a batch from the message that Lambda sent to a function's on-failure destination.
 //!
-//! Lambda's message names where the batch was, and no more: the records are read from the stream again, and settled by a
-//! processor in this process, with their own places. Here the stream and the message are made first, as Lambda would.
+//! Lambda's message contains only the range of the batch. The records are read from the stream again, and a
+//! processor in this process settles each record under its original position. The example first creates the
+//! stream and a message as Lambda writes it.
 //!
 //! Against LocalStack:
 //!
@@ -23,11 +24,11 @@ use serde_json::{Value, json};
 const STREAM: &str = "redrive-from-lambda";
 const QUEUE: &str = "redrive-from-lambda-failures";
 
-/// The handler, mended.
+/// The fixed processor.
 async fn bill(record: Record) -> Result<(), std::io::Error> {
     let times = record.redriven().map_or(0, |redriven| redriven.count);
     let order = String::from_utf8_lossy(record.payload());
-    println!("billed {order}, driven again {times} time(s)");
+    println!("billed {order}, replayed {times} time(s)");
     Ok(())
 }
 
@@ -45,26 +46,26 @@ async fn main() -> anyhow::Result<()> {
         .message_body(message.to_string())
         .send()
         .await?;
-    println!("the function's on-failure destination got:\n{message:#}\n");
+    println!("message in the on-failure destination:\n{message:#}\n");
 
     let orders = Resilient::builder("billing", processor_fn(bill))
         .dead_letters(dead_letter::Memory::new())
         .build()?;
     let report = Replay::new(source::Sqs::new(sqs, queue))
         .rehydrated(Rehydrate::new(kinesis).stream(STREAM).application("billing"))
-        // The queue's messages are removed: there is nothing to remember.
+        // The replay removes the queue's messages, so the ledger need not outlive the process.
         .ledger(ledger::Memory::new())
         .on_progress(|said, _| println!("{}: {}", said.place, said.outcome))
         .through(&orders, pending())
         .await?;
     println!(
-        "\n{} of {} messages' records driven again",
+        "\n{} records of {} messages replayed",
         report.replayed, report.read
     );
     Ok(())
 }
 
-/// Five orders, and what Lambda says of them when it gives them up.
+/// Puts five orders into the stream, and returns the message that Lambda would write after giving up on them.
 async fn put_orders(kinesis: &aws_sdk_kinesis::Client) -> anyhow::Result<Value> {
     let made = kinesis
         .create_stream()

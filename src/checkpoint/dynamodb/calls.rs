@@ -1,4 +1,4 @@
-//! Calls that read and write rows.
+//! DynamoDB calls that read and write rows.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -18,10 +18,11 @@ use crate::aws::{self, Located};
 use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
 use crate::record::ShardId;
 
-/// The most calls under way: a process may hold a thousand shards, and must not open as many connections.
+/// The maximum number of concurrent calls. A process may own a thousand shards, and must not open as many
+/// connections.
 const CALLS: usize = 128;
 
-/// A table that is there, as this worker uses it.
+/// A lease table that exists, as this worker uses it.
 #[derive(Debug)]
 pub(super) struct Table {
     client: Located<Client>,
@@ -30,12 +31,12 @@ pub(super) struct Table {
     calls: Semaphore,
 }
 
-/// A conditional write.
+/// The outcome of a conditional write.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// It is done, and this is the row now.
+    /// The write took effect, and this is the row now.
     Done(Item),
-    /// The row is not as it was expected.
+    /// The row did not meet the condition.
     Refused,
 }
 
@@ -46,7 +47,7 @@ impl Table {
         worker: &Arc<str>,
         failover_time: Duration,
     ) -> Result<Self, CheckpointError> {
-        // Three calls fit into the time that a row may go without.
+        // Three calls fit into the time that a row may go without a renewal.
         let client = aws::dynamodb::without_retries(client, failover_time / 3);
         table::wait_for(&client, name, ("lease table", KEY))
             .await
@@ -62,7 +63,7 @@ impl Table {
         })
     }
 
-    /// The rows as they are now.
+    /// Reads these rows with strong consistency.
     pub(super) async fn read(&self, shards: &[ShardKey]) -> Vec<Result<Option<Row>, CheckpointError>> {
         let mut rows = Vec::with_capacity(shards.len());
         for batch in shards.chunks(table::MOST_KEYS) {
@@ -79,7 +80,7 @@ impl Table {
         rows
     }
 
-    /// All rows of a stream's shards, as one pass over the table finds them.
+    /// Reads all rows of a stream's shards, in one pass over the table.
     pub(super) async fn scan(&self, stream: &ShardKey) -> Result<Vec<(ShardId, Row)>, CheckpointError> {
         let mut found = Vec::new();
         let mut from: Option<Item> = None;
@@ -88,7 +89,8 @@ impl Table {
             let reply = call.set_exclusive_start_key(from.clone()).send().await;
             let reply = reply.map_err(|error| self.failed("read", "dynamodb:Scan", error))?;
             for item in reply.items.unwrap_or_default() {
-                // KCL keeps rows of other kinds in the table, and other streams' under names with a colon.
+                // KCL keeps rows of other kinds in the table, and rows of other streams under names with a
+                // colon.
                 let name = row::text(&item, KEY).filter(|name| !name.contains(':'));
                 let Some(name) = name else { continue };
                 let shard = ShardId::from(name);
@@ -108,7 +110,7 @@ impl Table {
         }
     }
 
-    /// One row as it is now.
+    /// Reads one row with strong consistency.
     pub(super) async fn read_one(&self, shard: &ShardKey) -> Result<Option<Row>, CheckpointError> {
         let call = self.client.get_item().table_name(&*self.name);
         let call = call.set_key(Some(key(shard))).consistent_read(true);
@@ -117,13 +119,13 @@ impl Table {
         reply.item.map(|item| Row::read(shard, &item)).transpose()
     }
 
-    /// Makes rows for those that have none, parents before children.
+    /// Creates the missing rows, parents before children.
     pub(super) async fn create(&self, shards: &[NewShard]) -> Vec<Result<(), CheckpointError>> {
         let mut results: Vec<Result<(), CheckpointError>> = Vec::with_capacity(shards.len());
         for generation in shards.chunk_by(|_, next| !shards_hold_parent_of(shards, next)) {
             if results.iter().any(Result::is_err) {
-                // What comes next may be a child of the one that failed.
-                let error = CheckpointError::unavailable("the rows of its parents could not be made");
+                // A later shard may be a child of the one that failed.
+                let error = CheckpointError::unavailable("the rows of its parent shards were not created");
                 results.extend(super::for_each(generation, error));
             } else {
                 results.extend(join_all(generation.iter().map(|shard| self.create_one(shard))).await);
@@ -146,7 +148,7 @@ impl Table {
         }
     }
 
-    /// Changes a row, if it is as the condition says.
+    /// Changes a row if the condition of the change holds.
     pub(super) async fn write(&self, shard: &ShardKey, change: Change) -> Result<Written, CheckpointError> {
         let _turn = self.calls.acquire().await;
         let call = self.client.update_item().table_name(&*self.name);
@@ -174,7 +176,7 @@ impl Table {
     }
 }
 
-/// Whether a parent of this shard is among them.
+/// Returns true if `shards` contains a parent of `child`.
 fn shards_hold_parent_of(shards: &[NewShard], child: &NewShard) -> bool {
     let is_parent = |shard: &NewShard| child.parents.contains(&shard.key.shard);
     shards.iter().any(is_parent)
@@ -188,7 +190,7 @@ fn is_refused(error: &impl ProvideErrorMetadata) -> bool {
     error.code() == Some("ConditionalCheckFailedException")
 }
 
-/// What is written to a row, and when. Columns are named by `#` and values by `:`, as expressions want them.
+/// A change of a row, and its condition. Expressions name columns by `#` and values by `:`.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     set: Vec<String>,
@@ -200,7 +202,8 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// One of a row whose counter is this, which it raises, as every write does.
+    /// Creates a change of a row whose counter is `counter`. The change raises the counter, as every write
+    /// does.
     pub(super) fn of(counter: u64) -> Self {
         let mut change = Change::default();
         let (column, before) = (change.name(row::COUNTER), change.value(row::numeral(counter)));
@@ -214,7 +217,7 @@ impl Change {
         self.set.push(format!("{column} = {value}"));
     }
 
-    /// To what is there, or to nothing.
+    /// Adds to the number in a column; a missing column counts as 0.
     pub(super) fn add(&mut self, column: &str, more: u64) {
         let (column, more) = (self.name(column), self.value(row::numeral(more)));
         self.add.push(format!("{column} {more}"));
@@ -225,7 +228,7 @@ impl Change {
         self.remove.push(column);
     }
 
-    /// And only if one of these columns holds this.
+    /// Adds the condition that one of these columns has this value.
     pub(super) fn only_if_any(&mut self, columns: &[&str], value: AttributeValue) {
         let value = self.value(value);
         let one = |column: &&str| format!("{} = {value}", self.name(column));
@@ -233,7 +236,7 @@ impl Change {
         self.condition = format!("{} AND ({})", self.condition, any.join(" OR "));
     }
 
-    /// And only if this column is as it was read.
+    /// Adds the condition that this column still has the value that was read.
     pub(super) fn only_if_still(&mut self, column: &str, value: Option<AttributeValue>) {
         let column = self.name(column);
         let still = match value {

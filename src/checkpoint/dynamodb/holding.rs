@@ -1,4 +1,4 @@
-//! Which rows this worker holds, and what it has seen of those that it does not.
+//! The rows that this worker owns, and its observations of the rows that other workers own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use super::row::{self, Row};
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, LeaseOutcome, Renewal, ShardKey};
 use crate::record::{Position, ShardId};
 
-/// What the clones of a store share.
+/// The state that all clones of a store share.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     pub(super) table: OnceCell<Table>,
@@ -22,13 +22,13 @@ pub(super) struct Holding {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// What the row's counter is while it is held. One write at a time: the next one's condition is what this
-    /// one leaves.
+    /// The row's counter while this worker owns the row. The lock admits one write at a time, because the
+    /// condition of each write is the counter that the previous write left.
     held: tokio::sync::Mutex<Option<u64>>,
     seen: Mutex<Option<Seen>>,
 }
 
-/// Another worker's row, as it was first seen like this.
+/// Another worker's row, and the time at which this store first saw it in this state.
 #[derive(Debug)]
 struct Seen {
     holder: String,
@@ -36,9 +36,11 @@ struct Seen {
     since: Instant,
 }
 
-/// How often in a row a write may find that an earlier one of ours had been done though its answer was lost.
+/// The maximum number of repetitions of a write after lost answers: each time an earlier write took effect
+/// although its answer was lost.
 const LOST_ANSWERS: u32 = 3;
-/// How often a row may change under one that seizes it. Its holder writes a few times in a failover time.
+/// The maximum number of attempts to seize a row that changes meanwhile. The owner of a row writes a few
+/// times per failover time.
 const SEIZES: u32 = 10;
 
 impl Holding {
@@ -82,15 +84,15 @@ impl Holding {
         {
             return elsewhere(holder);
         }
-        // Free, left, or ours: a take whose answer was lost.
+        // The row is free, abandoned, or ours after a take whose answer was lost.
         match self.claim(table, key, &row).await? {
             Some(checkpoint) => Ok(LeaseOutcome::Leased(checkpoint)),
-            // Somebody was faster; the next look says who.
+            // Another worker was faster; the next call names that worker.
             None => elsewhere(row.holder().unwrap_or("another")),
         }
     }
 
-    /// Makes the row ours, if it is still as it was read.
+    /// Makes this worker the owner of the row, if the row is still as it was read.
     async fn claim(
         &self,
         table: &Table,
@@ -116,7 +118,7 @@ impl Holding {
     }
 
     pub(super) async fn seize(&self, table: &Table, key: &ShardKey) -> Result<LeaseOutcome, CheckpointError> {
-        // A holder that lives may write in between.
+        // A living owner may write between the read and the write.
         for _ in 0..SEIZES {
             let Some(row) = table.read_one(key).await? else {
                 return Ok(LeaseOutcome::Missing);
@@ -125,7 +127,7 @@ impl Holding {
                 return Ok(LeaseOutcome::Leased(checkpoint));
             }
         }
-        Err(CheckpointError::unavailable("the row changes all the time"))
+        Err(CheckpointError::unavailable("the lease row keeps changing"))
     }
 
     pub(super) async fn holders(
@@ -139,7 +141,7 @@ impl Holding {
             let Some(row) = row? else { return Ok(None) };
             Ok(row.holder().map(|holder| {
                 if holder != &*table.worker {
-                    // Only for the time at which it was seen.
+                    // Called only to note the time at which the row was seen like this.
                     self.shard(key).has_left(holder, row.counter, failover_time);
                 }
                 Holder::new(holder, row.counter)
@@ -211,7 +213,8 @@ impl Holding {
     }
 
     pub(super) async fn give_up(&self, table: &Table, key: &ShardKey) -> Result<(), CheckpointError> {
-        // Two ways, and the row may turn from one to the other in between.
+        // The owner releases the row or hands it over, and the row may change from one case to the other
+        // meanwhile.
         for _ in 0..LOST_ANSWERS {
             let Some(row) = self.look(table, key).await? else {
                 return Ok(());
@@ -234,10 +237,10 @@ impl Holding {
                 return Ok(());
             }
         }
-        Err(CheckpointError::unavailable("the row changes all the time"))
+        Err(CheckpointError::unavailable("the lease row keeps changing"))
     }
 
-    /// The row, if it is ours.
+    /// Reads the row. Returns `None` if this worker does not own it.
     async fn look(&self, table: &Table, key: &ShardKey) -> Result<Option<Row>, CheckpointError> {
         let shard = self.shard(key);
         let mut held = shard.held.lock().await;
@@ -255,7 +258,7 @@ impl Holding {
         Ok(ours)
     }
 
-    /// Changes a row that is held. The row after it.
+    /// Changes a row that this worker owns, and returns the row after the change.
     async fn write(
         &self,
         table: &Table,
@@ -270,7 +273,7 @@ impl Holding {
         for _ in 0..=LOST_ANSWERS {
             let counter = held.ok_or_else(lost)?;
             let mut change = change(counter);
-            // During a hand-over the row has another owner already.
+            // During a hand-over, `leaseOwner` is the other worker already.
             let ours = [row::OWNER, row::CHECKPOINT_OWNER];
             change.only_if_any(&ours, row::string(&table.worker));
             if let Written::Done(item) = table.write(key, change).await? {
@@ -278,8 +281,9 @@ impl Holding {
                 *held = Some(row.counter);
                 return Ok(row);
             }
-            // An earlier write of this holding may have been done though its answer was lost: it raised the counter by one.
-            // With any other counter the row was taken since, and given to this worker again: another holding writes to it.
+            // An earlier write under this lease may have taken effect although its answer was lost: that
+            // write raised the counter by one. Any other counter means that the row was taken meanwhile. If
+            // this worker is its owner again, another lease of this worker writes to the row.
             let row = table.read_one(key).await?;
             let is_lost_answer =
                 |row: &Row| row.holder() == Some(&*table.worker) && row.counter == counter.saturating_add(1);
@@ -289,12 +293,12 @@ impl Holding {
             }
             *held = row.filter(is_lost_answer).map(|row| row.counter);
         }
-        Err(CheckpointError::unavailable("the row changes all the time"))
+        Err(CheckpointError::unavailable("the lease row keeps changing"))
     }
 }
 
 impl Shard {
-    /// Whether the row has been seen like this for the failover time. If it has changed, the time begins anew.
+    /// Returns true if the row has not changed for the failover time. A change restarts the time.
     fn has_left(&self, holder: &str, counter: u64, failover_time: Duration) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match &*seen {

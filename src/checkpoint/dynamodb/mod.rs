@@ -22,42 +22,45 @@ mod row;
 use calls::Table;
 use holding::Holding;
 
-/// Keeps checkpoints in a DynamoDB table with the rows of KCL's own lease table, so that a service can move from
-/// KCL to redrive, and back, and goes on where the other has stopped.
+/// Keeps checkpoints in a DynamoDB table with the rows of KCL's own lease table. A service can move from KCL
+/// to redrive and back; each continues where the other has stopped.
 ///
 /// ```no_run
 /// # fn example(dynamo: aws_sdk_dynamodb::Client) {
 /// use redrive::checkpoint;
 ///
-/// // "billing": the table. KCL calls it as the application, unless it was told otherwise.
+/// // "billing" is the table. By default, KCL names its table after the application.
 /// let checkpoints = checkpoint::DynamoDb::new(dynamo, "billing");
 /// # }
 /// ```
 ///
-/// Of the client region, endpoint, credentials and HTTP stack are used; retries are redrive's own, and a call may
-/// take a third of the failover time unless the client says otherwise. The table is made if there is none
-/// (`PAY_PER_REQUEST`). It serves one stream: a row is refused that was written for another.
+/// redrive uses the client's region, endpoint, credentials and HTTP stack. Retries are redrive's own, and a
+/// call may take a third of the failover time unless the client sets a timeout. redrive creates a missing
+/// table (`PAY_PER_REQUEST`). A table serves one stream: redrive refuses a row that was written for another
+/// stream.
 ///
 /// # Several processes
 ///
-/// Each shard is held by one of them, which renews it every third of the
-/// [failover time](DynamoDb::failover_time). The others stand by, and take a shard that nobody holds at once, one of
-/// a holder that has died when its row has not changed for the failover time. Nothing is stolen and nothing
-/// balanced: beyond one machine there are KCL and Lambda. KCL 3 leaves alone what redrive renews, as it balances only
-/// among workers that publish its metrics. If it asks for a shard (`checkpointOwner`), redrive ends what it has begun,
-/// stores how far it is and hands the shard over; what is taken without asking ends as a lost lease.
+/// One process owns each shard, and renews it every third of the [failover time](DynamoDb::failover_time).
+/// The other processes stand by. They take a shard without an owner at once. They take a dead owner's shard
+/// when its row has not changed for the failover time.
 ///
-/// Clones share what they hold; make one store for each consumer.
+/// redrive neither steals nor balances shards: to spread a stream over several machines, use KCL or Lambda.
+/// KCL 3 leaves the shards of redrive alone, because it balances only among workers that publish its metrics.
+/// If KCL requests a shard (`checkpointOwner`), redrive finishes the records in flight, stores the checkpoint
+/// and hands the shard over. A shard that is taken without a request ends as a lost lease.
 ///
-/// # What it costs
+/// Clones share their leases. Create one store for each consumer.
 ///
-/// One write for each shard every third of the failover time, and one for each checkpoint; while standing by, two
-/// strongly consistent reads for each shard and half a failover time.
+/// # Cost
 ///
-/// # What it needs
+/// Each owned shard costs one write every third of the failover time, and one for each checkpoint. Standing
+/// by costs two strongly consistent reads per shard every half failover time.
 ///
-/// `dynamodb:DescribeTable`, `GetItem`, `BatchGetItem`, `Scan` (once at a start), `PutItem`, `UpdateItem`; and `CreateTable`, if it is to make
-/// the table.
+/// # Permissions
+///
+/// `dynamodb:DescribeTable`, `GetItem`, `BatchGetItem`, `Scan` (once at a start), `PutItem`, `UpdateItem`;
+/// also `CreateTable` if redrive is to create the table.
 #[derive(Clone)]
 pub struct DynamoDb {
     client: Client,
@@ -69,7 +72,7 @@ pub struct DynamoDb {
 }
 
 impl DynamoDb {
-    /// In this table, with KCL's failover time of 10 s, written every 5 s at most while a shard makes progress.
+    /// Creates a store in this table, with KCL's failover time of 10 s and a write interval of 5 s.
     pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
         DynamoDb {
             client,
@@ -81,38 +84,39 @@ impl DynamoDb {
         }
     }
 
-    /// Sets the name of this process, seen as `leaseOwner`. Random digits are added to it, so that two processes never
-    /// have the same one. Default: the host's name.
+    /// Sets the name of this process, which others see as `leaseOwner`. redrive appends random digits, so
+    /// that two processes never have the same name. Default: the host's name.
     #[must_use]
     pub fn worker(mut self, name: &str) -> Self {
         self.worker = unique(name);
         self
     }
 
-    /// After which time without a sign of its holder a shard is taken over. Give all processes of an application
-    /// the same, KCL's `failoverTimeMillis` included; at least a second, which
-    /// [`ConsumerBuilder::build`](crate::ConsumerBuilder::build) checks. Default: 10 s.
+    /// Sets the time without a sign of life from its owner after which a shard is taken over. Use the same
+    /// value for all processes of an application, including KCL's `failoverTimeMillis`.
+    /// [`ConsumerBuilder::build`](crate::ConsumerBuilder::build) requires at least 1 s. Default: 10 s.
     #[must_use]
     pub fn failover_time(mut self, time: Duration) -> Self {
         self.failover_time = time;
         self
     }
 
-    /// How often a shard that makes progress is written at most, besides what must be at once. Default: 5 s.
+    /// Sets the minimum time between two writes of a shard that makes progress. Urgent checkpoints, such as
+    /// after a dead letter, are written at once. Default: 5 s.
     #[must_use]
     pub fn write_interval(mut self, interval: Duration) -> Self {
         self.write_interval = interval;
         self
     }
 
-    /// The table, looked at (and made) at the first use.
+    /// Returns the table. The first call checks the table, and creates a missing one.
     async fn table(&self) -> Result<&Table, CheckpointError> {
         let table = || Table::open(&self.client, &self.table, &self.worker, self.failover_time);
         self.holding.table.get_or_try_init(table).await
     }
 }
 
-/// The name and 64 random bits.
+/// Returns the name with 64 random bits appended.
 fn unique(name: &str) -> Arc<str> {
     format!("{name}-{:016x}", rand::rng().random::<u64>()).into()
 }
@@ -145,13 +149,13 @@ impl CheckpointStore for DynamoDb {
         application: &str,
         stream: &str,
     ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
-        // The table is the application's; the shard is none.
+        // The scan reads the whole table, so its key names no shard.
         let stream = ShardKey::new(application, stream, ShardId::from(""));
         let rows = self.table().await?.scan(&stream).await?.into_iter();
         Ok(Some(rows.map(|(shard, row)| (shard, row.checkpoint)).collect()))
     }
 
-    /// Stores what this store holds, and nothing else.
+    /// Stores the checkpoints of shards that this store owns, and no others.
     async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
         match self.table().await {
             Ok(table) => self.holding.save(table, checkpoints).await,
@@ -218,7 +222,7 @@ impl Leases for DynamoDb {
     }
 }
 
-/// Returns the same error for each of them.
+/// Returns the same error for each element of `asked`.
 fn for_each<T, R>(asked: &[T], error: CheckpointError) -> Vec<Result<R, CheckpointError>> {
     match error {
         CheckpointError::Unavailable(source) => {

@@ -24,22 +24,22 @@ const PARENTS: &str = "parentShardId";
 pub(super) const CHILDREN: &str = "childShardIds";
 const FIRST_HASH_KEY: &str = "startingHashKey";
 const LAST_HASH_KEY: &str = "endingHashKey";
-/// Who lets a shard go while it is handed over (KCL 3).
+/// The worker that releases the shard during a hand-over (KCL 3).
 pub(super) const CHECKPOINT_OWNER: &str = "checkpointOwner";
-/// Of rows that are no leases (KCL 3.5 keeps all it has in one table).
+/// The kind of a row: KCL 3.5 keeps rows that are not leases in the same table.
 const ENTITY: &str = "entityType";
 const LEASE: &str = "LEASE";
 
-// Ours: KCL leaves alone what it does not know.
-/// What is settled ahead of the checkpoint.
+// redrive's own columns: KCL leaves unknown columns unchanged.
+/// The records that are settled ahead of the checkpoint.
 pub(super) const AHEAD: &str = "redriveAhead";
-/// CrashCount that did not come past the checkpoint.
+/// The starts that did not get past the checkpoint.
 pub(super) const STARTS: &str = "redriveStarts";
-/// Until when all was read and settled, in milliseconds since 1970.
+/// The time up to which all records were read and settled, in milliseconds since 1970.
 pub(super) const READ_UNTIL: &str = "redriveReadUntil";
-/// When the stream was created that the checkpoint belongs to, in milliseconds since 1970.
+/// The creation time of the stream that the checkpoint belongs to, in milliseconds since 1970.
 pub(super) const STREAM_CREATED: &str = "redriveStreamCreated";
-/// The stream: KCL's own rows of one stream do not name it.
+/// The stream's name, which KCL's own rows lack if KCL reads a single stream.
 pub(super) const STREAM: &str = "redriveStream";
 
 const TRIM_HORIZON: &str = "TRIM_HORIZON";
@@ -47,23 +47,23 @@ const LATEST: &str = "LATEST";
 const AT_TIMESTAMP: &str = "AT_TIMESTAMP";
 const SHARD_END: &str = "SHARD_END";
 
-/// What redrive reads of a row.
+/// The part of a row that redrive reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) owner: Option<String>,
     pub(super) counter: u64,
     pub(super) checkpoint: Checkpoint,
-    /// During a hand-over: the one that still works on the shard, for `owner`.
+    /// The worker that still works on the shard during a hand-over to `owner`.
     pub(super) checkpoint_owner: Option<String>,
 }
 
 impl Row {
-    /// Who works on the shard.
+    /// Returns the worker that works on the shard.
     pub(super) fn holder(&self) -> Option<&str> {
         self.checkpoint_owner.as_deref().or(self.owner.as_deref())
     }
 
-    /// Reads a row, or says what is wrong with it: nothing is guessed.
+    /// Reads a row. A malformed row is an error, because redrive does not guess.
     pub(super) fn read(key: &ShardKey, item: &Item) -> Result<Self, CheckpointError> {
         if let Some(stream) = text(item, STREAM)
             && *stream != *key.stream
@@ -82,10 +82,10 @@ impl Row {
 
     fn parse(item: &Item) -> Result<Self, BoxError> {
         if let Some(entity) = text(item, ENTITY).filter(|entity| *entity != LEASE) {
-            return Err(format!("a row of the kind {entity}, not {LEASE}").into());
+            return Err(format!("the row's entityType is {entity}, not {LEASE}").into());
         }
         let position = position(
-            text(item, CHECKPOINT).ok_or("it has no checkpoint")?,
+            text(item, CHECKPOINT).ok_or("the row has no checkpoint")?,
             number(item, SUB)?.unwrap_or(0),
         )?;
         let read_until = number(item, READ_UNTIL).ok().flatten();
@@ -97,7 +97,7 @@ impl Row {
             .with_starts(starts.unwrap_or_default());
         Ok(Row {
             owner: text(item, OWNER).map(str::to_owned),
-            counter: number(item, COUNTER)?.ok_or("it has no leaseCounter")?,
+            counter: number(item, COUNTER)?.ok_or("the row has no leaseCounter")?,
             checkpoint: match ahead(item) {
                 Some(ahead) => checkpoint.with_ahead(ahead),
                 None => checkpoint,
@@ -107,7 +107,7 @@ impl Row {
     }
 }
 
-/// What a new row holds: as KCL makes them, and whose stream it is.
+/// Returns a new row with the columns that KCL writes, and the name of the stream.
 pub(super) fn new(shard: &NewShard) -> Item {
     let (checkpoint, sub) = columns(shard.checkpoint.position());
     let mut item = Item::from([
@@ -134,13 +134,13 @@ pub(super) fn new(shard: &NewShard) -> Item {
     item
 }
 
-/// A set, which DynamoDB does not allow to be empty.
+/// Returns a set of names; `None` for no names, because DynamoDB allows no empty set.
 pub(super) fn names(shards: &[ShardId]) -> Option<AttributeValue> {
     let names = shards.iter().map(|shard| shard.as_str().to_owned());
     (!shards.is_empty()).then(|| AttributeValue::Ss(names.collect()))
 }
 
-/// A position as KCL writes it: `checkpoint` and `checkpointSubSequenceNumber`.
+/// Returns a position as KCL writes it: `checkpoint` and `checkpointSubSequenceNumber`.
 pub(super) fn columns(position: &Position) -> (AttributeValue, AttributeValue) {
     match position {
         Position::AtTimestamp { millis } => (string(AT_TIMESTAMP), numeral(*millis)),
@@ -153,8 +153,9 @@ pub(super) fn columns(position: &Position) -> (AttributeValue, AttributeValue) {
     }
 }
 
-/// KCL's own LATEST and AT_TIMESTAMP do not say when they were written. As nobody can tell what came since, they
-/// begin with all that the shard holds: what nobody wanted may come, but nothing is lost.
+/// The start of a row with KCL's own LATEST or AT_TIMESTAMP, which do not say when they were written. The
+/// records that arrived since are unknown, so the shard is read from its oldest record. Unwanted records may
+/// be processed, but none is lost.
 const SOME_TIME: Position = Position::AtTimestamp { millis: 0 };
 
 fn position(checkpoint: &str, sub: u64) -> Result<Position, BoxError> {
@@ -177,7 +178,7 @@ fn ahead(item: &Item) -> Option<SettledAhead> {
         let shard = text(item, KEY);
         tracing::warn!(
             shard,
-            "what was settled ahead of the checkpoint cannot be read: those records are repeated"
+            "settled-ahead list ignored: unreadable; its records are processed again"
         );
     }
     ahead.ok()
@@ -207,7 +208,7 @@ fn number(item: &Item, name: &str) -> Result<Option<u64>, BoxError> {
     }
 }
 
-/// What an operator needs to find what is wrong; nothing in it comes from a payload.
+/// Describes a row so that an operator can find the defect. The text contains nothing from a payload.
 fn described(item: &Item) -> String {
     let of = |name| match item.get(name) {
         Some(AttributeValue::S(text) | AttributeValue::N(text)) => format!("{name}={text}"),
@@ -311,7 +312,8 @@ mod tests {
         }
     }
 
-    /// KCL has written its own number there by mistake, and writes states of its own.
+    /// KCL once wrote a number into `pendingCheckpointState` by mistake, and it writes states of its own
+    /// there.
     #[test]
     fn what_kcl_keeps_for_itself_does_not_matter() {
         for (name, value) in [

@@ -1,4 +1,4 @@
-//! What is said of a task that has no turns.
+//! Liveness of tasks that have no new polls.
 
 use std::task::Poll;
 
@@ -9,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Batch, Pipeline};
 use crate::{Resilient, dead_letter, processor_fn};
 
-/// No batches at all.
+/// A stream without batches that ends at once.
 struct Ended;
 
 impl Stream for Ended {
@@ -20,7 +20,7 @@ impl Stream for Ended {
     }
 }
 
-/// Batches that never come.
+/// A stream that never yields a batch and never ends.
 struct Nothing;
 
 impl Stream for Nothing {
@@ -59,7 +59,7 @@ async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
     Ok(())
 }
 
-/// A shard that is read to its end waits for the checkpoint store, and for ListShards, as long as these are down.
+/// A shard that is read to its end waits for the checkpoint store and for ListShards while these are down.
 #[tokio::test(start_paused = true)]
 async fn an_ended_shard_that_waits_for_a_store_is_alive() {
     let resilient = Resilient::builder("billing", processor_fn(ok));
@@ -99,8 +99,8 @@ async fn an_ended_shard_that_waits_for_a_store_is_alive() {
     looking.abort();
 }
 
-/// An idle shard has turns, as it is woken for them. When its task is not polled any more, as by a thread that a
-/// handler blocks, it has none.
+/// An idle shard's task is polled, because it is woken. A task that is not polled, for example because a
+/// processor blocks its thread, is not live.
 #[tokio::test(start_paused = true)]
 async fn a_shard_whose_task_has_no_turns_is_not_alive() {
     let stands = Arc::new(Stands::default());
@@ -122,24 +122,24 @@ async fn a_shard_whose_task_has_no_turns_is_not_alive() {
     for _ in 0..60 {
         let passed = sleep(Duration::from_secs(10));
         tokio::select! {
-            _ = &mut shard => unreachable!("it has no end"),
+            _ = &mut shard => unreachable!("the stream has no end"),
             () = passed => {}
         }
         assert!(health.report().live);
     }
     let told = stands.0.load(std::sync::atomic::Ordering::Relaxed);
-    assert!((59..=61).contains(&told), "{told} in ten minutes");
+    assert!((59..=61).contains(&told), "{told} events in ten minutes");
     sleep(Duration::from_secs(85)).await;
     assert!(!health.report().live);
     tokio::select! {
         biased;
-        _ = &mut shard => unreachable!("it has no end"),
+        _ = &mut shard => unreachable!("the stream has no end"),
         () = sleep(Duration::from_secs(15)) => {}
     }
-    assert!(health.report().live, "it goes on");
+    assert!(health.report().live, "the task is polled again");
     health.ended(&"shardId-0".into());
     drop(shard);
     sleep(Duration::from_secs(300)).await;
-    assert!(health.report().live, "its task has ended");
+    assert!(health.report().live, "the task has ended");
     looking.abort();
 }

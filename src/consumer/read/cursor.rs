@@ -1,4 +1,4 @@
-//! What every way of reading a shard has in common.
+//! The state and the checks that polling and enhanced fan-out share.
 
 use std::error::Error;
 use std::fmt;
@@ -28,10 +28,10 @@ use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
-/// Between calls that fail.
+/// Delay between failed calls.
 const BACKOFF: Backoff = Backoff::exponential();
 
-/// A shard, and where reading it goes on.
+/// A shard, and the position from which reading continues.
 pub(in crate::consumer) struct Reading {
     pub(in crate::consumer) client: Located<Client>,
     pub(in crate::consumer) stream: StreamId,
@@ -40,63 +40,64 @@ pub(in crate::consumer) struct Reading {
     pub(in crate::consumer) observers: Observers,
     pub(in crate::consumer) rng: SmallRng,
     pub(in crate::consumer) from: ReadFrom,
-    /// The last record handed over. No shard has a record of a lower number behind it, but a subscription
-    /// may begin a little early.
+    /// The last record handed over. Sequence numbers increase within a shard, but a subscription may start a
+    /// little early: records up to this number are skipped.
     pub(in crate::consumer) newest: Option<SequenceNumber>,
-    /// Records without a partition key are refused: the order that was asked for is that of keys.
+    /// True if records without a partition key are refused, because the records are ordered by key.
     pub(in crate::consumer) needs_keys: bool,
-    /// What should come first, until it or something else has come.
+    /// The record that should come first. `None` once this record or another one has come.
     pub(in crate::consumer) expected: Option<Expected>,
     pub(in crate::consumer) on_data_loss: OnDataLoss,
     pub(in crate::consumer) facts: Arc<StreamFacts>,
     pub(in crate::consumer) read_until: ReadUntil,
-    /// When the last page was read.
+    /// The time at which the last page was read.
     pub(in crate::consumer) last_page: Option<Instant>,
-    /// A loss was reported without knowing the stream's retention, and the shard is still a day behind.
+    /// True if a loss was reported without knowing the stream's retention, and the shard is still a day
+    /// behind.
     pub(in crate::consumer) is_lag_reported: bool,
 }
 
-/// Until when all that arrived was read.
+/// The time up to which everything that arrived was read.
 #[derive(Debug, Default)]
 pub(in crate::consumer) struct ReadUntil {
     time: Option<SystemTime>,
-    /// When it was said of a page without records.
+    /// The time at which a page last reported `time`.
     said: Option<Instant>,
 }
 
-/// By how much the clocks of this machine and of Kinesis may differ.
+/// The assumed maximum difference between the clocks of this machine and of Kinesis.
 const SKEW: Duration = Duration::from_secs(60);
-/// The most by which a machine's clock is expected to be ahead.
+/// The most by which this machine's clock is expected to be ahead.
 const CLOCK_AHEAD: Duration = Duration::from_secs(60 * 60);
-/// How long a shard iterator is valid (GetShardIterator, Kinesis API reference).
+/// The lifetime of a shard iterator (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
-/// How often an idle shard says that it was read.
+/// Interval at which an idle shard reports up to when it was read.
 const SAY_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "a record has no partition key, as on a stream with AUTO distribution, and so no order within one: choose \
+    "a record has no partition key to order by, as on a stream with AUTO record distribution; use \
      RecordOrder::Unordered or RecordOrder::Shard"
 )]
 struct NoPartitionKey;
 
-/// Where reading goes on.
+/// The position from which reading continues.
 #[derive(Debug, Clone)]
 pub(in crate::consumer) enum ReadFrom {
     TrimHorizon,
-    /// At the first record that arrived then or later.
+    /// The first record that arrived at this time or later.
     Time(DateTime),
-    /// At this number, which may be the checkpoint's record: it may hold others, of which not all are
+    /// This number. It may be the record of the checkpoint: an aggregate of which not all records are
     /// settled.
     At(SequenceNumber),
-    /// At this number, with which a subscription says how far it is. It need not be a record's.
+    /// This number, at which a subscription says to continue. It need not be the number of a record.
     Continuation(SequenceNumber),
-    /// Behind the last one handed over.
+    /// The first record after the last one handed over.
     After(SequenceNumber),
 }
 
 impl ReadUntil {
-    /// What is known of a checkpoint from which reading starts.
+    /// Takes the time from the expectation of the checkpoint at which reading starts.
     pub(in crate::consumer) fn of(expected: Option<&Expected>) -> Self {
         ReadUntil {
             time: expected.and_then(|expected| expected.read_until),
@@ -116,7 +117,7 @@ impl ReadFrom {
         }
     }
 
-    /// As Kinesis names it.
+    /// Returns the type of shard iterator in the Kinesis API.
     pub(in crate::consumer) fn kind(&self) -> types::ShardIteratorType {
         match self {
             ReadFrom::TrimHorizon => types::ShardIteratorType::TrimHorizon,
@@ -143,34 +144,36 @@ impl ReadFrom {
     }
 }
 
-/// Why reading came to its end.
+/// The reason why reading ended.
 #[derive(Debug)]
 pub(in crate::consumer) enum ReadingEnded {
-    /// The shard is closed and every record of it was handed over.
+    /// The shard is closed, and all its records were handed over.
     ShardClosed,
-    /// There is no such shard any more, or no such stream.
+    /// The shard or the stream does not exist any more.
     NotFound(BoxError),
-    /// Records are lost, and the user wants the shard to halt.
+    /// Records are lost, and the user's policy halts the shard.
     Lost(Box<DataLoss>),
-    /// Kinesis refuses the position: the shard restarts at this one.
+    /// Kinesis refuses the position. The shard restarts at this one.
     PositionRefused(Position),
-    /// Kinesis has refused the calls since the consumer started.
+    /// Kinesis refused the calls, and no shard was read since the consumer started.
     Refused(BoxError),
-    /// Nobody takes the records any more.
+    /// The pipeline takes no more records.
     NotWanted,
 }
 
-/// What follows from an error of Kinesis.
+/// The consequence of an error from Kinesis.
 pub(in crate::consumer) enum Refusal {
     /// The position is not refused.
     None,
     /// Reading continues from an earlier position.
     Earlier,
-    /// The shard restarts at another position, which is stored first: records may arrive until the refused one is reached.
+    /// The shard restarts at another position. That position is stored first, because records may arrive
+    /// before the refused time is reached.
     Ends(ReadingEnded),
 }
 
-/// CrashCount earlier than at this time, which Kinesis refuses. This machine's clock is ahead, if the time is not long past.
+/// Handles a start time that Kinesis refuses. If the time is not long past, this machine's clock is ahead:
+/// the shard restarts a minute earlier.
 fn earlier(time: DateTime) -> Refusal {
     let is_recent = |time: &SystemTime| {
         let age = wall_clock::now().duration_since(*time).unwrap_or_default();
@@ -189,8 +192,8 @@ fn earlier(time: DateTime) -> Refusal {
 }
 
 impl Reading {
-    /// The users' records among those of Kinesis, all of which share their source, and the number of the
-    /// last one that Kinesis has.
+    /// Converts a page of Kinesis records to the users' records, which share one source. Also returns the
+    /// number of the last Kinesis record.
     pub(in crate::consumer) fn records(
         &self,
         read: Vec<types::Record>,
@@ -209,7 +212,8 @@ impl Reading {
                 Some(newest) if number <= *newest => continue,
                 _ => newest = None,
             }
-            // Emulators of Kinesis begin at the beginning where nothing has arrived since.
+            // Emulators of Kinesis start at the oldest record if nothing has arrived since the requested
+            // time.
             match (since, record.approximate_arrival_timestamp) {
                 (Some(since), Some(arrival)) if arrival < since => continue,
                 _ => since = None,
@@ -229,11 +233,12 @@ impl Reading {
         Ok((records, last))
     }
 
-    /// Called before each new iterator or subscription. If nothing was read for so long that the stream may have dropped
-    /// records, reading resumes at the last record instead of behind it: if that record is gone, others may be.
+    /// Prepares each new iterator or subscription. After a pause in which the stream may have dropped
+    /// records, reading resumes at the last record instead of after it: if that record is gone, others may be
+    /// gone too.
     pub(in crate::consumer) fn resume(&mut self) {
         let read_until = self.read_until.time;
-        // Behind a page of just now nothing is verified, as nothing is under an iterator that is still valid.
+        // Directly after a recent page nothing is verified, just as nothing is while an iterator is valid.
         let is_recent = self.last_page.is_some_and(|at| at.elapsed() < ITERATOR_LIFE);
         if is_recent || self.expected.is_some() || !read_until.is_some_and(is_older_than_shortest) {
             return;
@@ -253,8 +258,8 @@ impl Reading {
         });
     }
 
-    /// Called before a page is handed over: is what should come first there? If not, others may be gone with it. An error
-    /// if reading must end.
+    /// Checks, before a page is handed over, that the expected record comes first. If another one does, more
+    /// records may be gone than the expected one. Returns an error if reading must end.
     pub(in crate::consumer) async fn verify(
         &mut self,
         read: &[types::Record],
@@ -280,10 +285,11 @@ impl Reading {
                 self.expected = None;
                 Ok(())
             }
-            // It may be on the next page.
+            // The expected record may be on the next page.
             None if !read.is_empty() || behind_millis != Some(0) => Ok(()),
-            // The shard has records of before and of after, and not the one of the refused number; or none at all; or it was
-            // read too lately to be trimmed.
+            // The refused number does not belong to this shard: the shard has records before and after it,
+            // but not the record itself. Or the shard has no records at all, or was read too recently for the
+            // record to be trimmed.
             _ if expected
                 .refused
                 .is_some_and(|it| it.seen_below || first.is_none() || expected.is_recent()) =>
@@ -296,19 +302,20 @@ impl Reading {
         }
     }
 
-    /// Reports records that may have been trimmed since the last page, of a shard whose lag exceeds the retention.
+    /// Reports records that may have been trimmed since the last page, if the shard's lag exceeds the
+    /// retention.
     async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
         let Some(read_until) = self.read_until.time.filter(|time| is_older_than_shortest(*time)) else {
             self.is_lag_reported = false;
             return Ok(());
         };
-        // After such a report each page asks once: a shard that is days behind still has to catch up.
+        // After such a report each page makes one call: a shard that is days behind still has to catch up.
         let tries = if self.is_lag_reported { 1 } else { TRIES };
         let horizon = Box::pin(self.facts.recent_horizon(tries, &self.observers)).await;
         if read_until >= horizon.since {
             return Ok(());
         }
-        // While the retention is not known, each page of a shard that is a day behind would be a report of its own.
+        // While the retention is unknown, each page of a shard that is a day behind would cause a report.
         if !horizon.is_known && std::mem::replace(&mut self.is_lag_reported, true) {
             return Ok(());
         }
@@ -321,7 +328,7 @@ impl Reading {
         }))
     }
 
-    /// Called at the end of a shard: what should have come first does not come any more.
+    /// Checks at the end of a shard for an expected record, which can no longer come.
     pub(in crate::consumer) async fn verify_end(&mut self) -> Result<(), ReadingEnded> {
         match self.expected {
             Some(_) => self.first_is(None).await,
@@ -329,7 +336,7 @@ impl Reading {
         }
     }
 
-    /// This record came first where another was expected, or none did: reports what is lost.
+    /// Reports a loss if this record came first instead of the expected one, or if no record came.
     async fn first_is(&mut self, first: Option<SequenceNumber>) -> Result<(), ReadingEnded> {
         let Some(expected) = self.expected.take().filter(|expected| !expected.is_recent()) else {
             return Ok(());
@@ -348,16 +355,17 @@ impl Reading {
         self.report(loss)
     }
 
-    /// A call failed with this code. If Kinesis refuses the sequence number that reading was to start with, reading starts
-    /// at the oldest record instead, and shows whether the number is one of this shard. If it refuses a time, that is still
-    /// to come by its clock.
+    /// Handles a failed call with this error code. If Kinesis refuses the sequence number at which reading
+    /// should start, reading starts at the oldest record instead. That shows whether the number belongs to
+    /// this shard. If Kinesis refuses a time, that time is in the future by its clock.
     pub(in crate::consumer) fn refused(&mut self, code: Option<&str>) -> Refusal {
         if code != Some("InvalidArgumentException") {
             return Refusal::None;
         }
         let number = match &self.from {
             ReadFrom::At(number) | ReadFrom::After(number) => number,
-            // Its number tells nothing of the stream. What was handed over before is not handed over again.
+            // A continuation number says nothing about the stream. Records that were handed over are not
+            // handed over again.
             ReadFrom::Continuation(_) => {
                 self.from = self.newest.clone().map_or(ReadFrom::TrimHorizon, ReadFrom::After);
                 return Refusal::Earlier;
@@ -380,8 +388,8 @@ impl Reading {
         Refusal::Earlier
     }
 
-    /// The number at which reading was to start is none of this shard: it belongs to another one, or to a stream that had
-    /// this name before. How reading ends.
+    /// Reports that the number at which reading should start belongs to another shard, or to an earlier
+    /// stream of this name. Returns how reading ends.
     fn position_refused(&self, number: &SequenceNumber) -> ReadingEnded {
         self.tell(|stream, shard| Event::PositionRefused {
             stream,
@@ -401,7 +409,7 @@ impl Reading {
         }
     }
 
-    /// Reports a loss; an error if the user wants the shard to halt.
+    /// Reports a loss. Returns an error if the user's policy halts the shard.
     fn report(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
         match self.on_data_loss.report(&loss, &self.observers) {
             DataLossPolicy::Resume => Ok(()),
@@ -409,11 +417,12 @@ impl Reading {
         }
     }
 
-    /// Until when all that arrived is read with this page, whose call began then. Of pages without records it is said
-    /// once in a while.
+    /// Returns the time up to which everything that arrived is read with this page, whose call began at
+    /// `called`. Pages without records return the time only once a minute.
     ///
-    /// `is_end`: the page ends a closed shard. When it was closed is not known, and its children hold what arrived since; so the
-    /// time of this call does not count. But Kinesis still has the shard: its children hold nothing that is trimmed yet.
+    /// `is_end`: the page ends a closed shard. The time of the call does not count then: the shard was closed
+    /// at an unknown time, and its children hold what arrived since. If no time is known, the start of the
+    /// retention counts. Kinesis still has the shard, so its children hold nothing that is trimmed yet.
     pub(in crate::consumer) fn read_until(
         &mut self,
         called: SystemTime,
@@ -441,13 +450,13 @@ impl Reading {
         until.time
     }
 
-    /// Everything up to this record of Kinesis is handed over, now or before.
+    /// Notes that all records up to this Kinesis record are handed over.
     pub(in crate::consumer) fn handed_over(&mut self, last: SequenceNumber) {
         self.newest = self.newest.take().max(Some(last.clone()));
         self.from = ReadFrom::After(last);
     }
 
-    /// For what is read together, if anybody wants it.
+    /// Creates the tracing span of a page.
     pub(in crate::consumer) fn span(&self) -> Span {
         debug_span!(
             "batch",
@@ -458,7 +467,7 @@ impl Reading {
         )
     }
 
-    /// Tells what was read. How far it is behind the stream's tip.
+    /// Reports a page. Returns how far the page is behind the stream's tip.
     pub(in crate::consumer) fn fetched(
         &self,
         records: &[Record],
@@ -497,7 +506,7 @@ impl Reading {
     }
 }
 
-/// Calls that fail, in a row.
+/// The number of consecutive failed calls, which determines the delay before the next one.
 pub(in crate::consumer) struct Failures {
     pub(in crate::consumer) count: u32,
     rng: SmallRng,
@@ -531,8 +540,8 @@ impl Failures {
         self.wait_at_least(Duration::ZERO, reading, error).await;
     }
 
-    /// The same after a failed call. The error is returned if Kinesis has refused each call since the consumer started, often
-    /// enough: no retry helps then.
+    /// Waits after a failed call. Returns the error if Kinesis has refused [`REFUSALS`] calls in a row and no
+    /// shard was read since the consumer started: no retry helps then.
     pub(in crate::consumer) async fn wait_after(
         &mut self,
         reading: &Reading,

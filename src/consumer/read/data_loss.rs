@@ -1,4 +1,4 @@
-//! Records that the stream has dropped before they were settled: found out when a checkpoint's own record is gone.
+//! Detects records that the stream dropped before they were settled: the record of the checkpoint is gone.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::rfc3339;
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
-/// Records that a shard has dropped, as they were older than the stream's retention, before they were settled, or
-/// may have.
+/// Records that a shard dropped, or may have dropped, before they were settled, because they were older than
+/// the stream's retention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DataLoss {
@@ -21,13 +21,14 @@ pub struct DataLoss {
     pub stream: Arc<str>,
     /// The shard.
     pub shard: ShardId,
-    /// What arrived before that was settled. `None` if it is not known: the checkpoint is another program's.
+    /// The time before which everything that arrived was settled. `None` if the time is unknown, for example
+    /// because another program wrote the checkpoint.
     pub from: Option<SystemTime>,
-    /// What arrived since is still there.
+    /// The time since which everything that arrived is still in the stream.
     pub to: SystemTime,
-    /// Whether there were such records: the number of one is known that the checkpoint does not have as settled. (A process
-    /// that died may have settled it before it could store that.) Otherwise it is not known whether any arrived in that
-    /// time.
+    /// True if the sequence number of such a record is known: the checkpoint does not have that record as
+    /// settled. (A process that died may have settled the record without storing that.) False if it is
+    /// unknown whether any record arrived in that time.
     pub certain: bool,
 }
 
@@ -38,10 +39,10 @@ impl fmt::Display for DataLoss {
         } else {
             "may have dropped"
         };
-        write!(f, "shard {} {how} records that were not settled, of ", self.shard)?;
+        write!(f, "shard {} {how} unsettled records that arrived ", self.shard)?;
         match self.from {
-            Some(from) => write!(f, "{} to ", rfc3339::format_seconds(from))?,
-            None => f.write_str("a time unknown to ")?,
+            Some(from) => write!(f, "between {} and ", rfc3339::format_seconds(from))?,
+            None => f.write_str("before ")?,
         }
         write!(f, "{}", rfc3339::format_seconds(self.to))
     }
@@ -49,20 +50,20 @@ impl fmt::Display for DataLoss {
 
 impl std::error::Error for DataLoss {}
 
-/// What happens after a loss was reported.
+/// The decision about a shard that has lost records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DataLossPolicy {
-    /// The shard goes on with the oldest record that is left.
+    /// The shard continues with the oldest record that is left.
     #[default]
     Resume,
-    /// The shard stands where it is, until somebody has moved its checkpoint; the others go on.
+    /// The shard stops until an operator has moved its checkpoint. The other shards continue.
     Halt,
 }
 
 type Decide = dyn Fn(&DataLoss) -> DataLossPolicy + Send + Sync;
 
-/// Who decides.
+/// The user's decision about losses.
 #[derive(Clone, Default)]
 pub(in crate::consumer) struct OnDataLoss(Option<Arc<Decide>>);
 
@@ -73,7 +74,7 @@ impl OnDataLoss {
         OnDataLoss(Some(Arc::new(decide)))
     }
 
-    /// Reports a loss, and asks the user what happens next.
+    /// Reports a loss, and returns the user's decision.
     pub(in crate::consumer) fn report(&self, loss: &DataLoss, observers: &Observers) -> DataLossPolicy {
         if observers.want(Interest::SHARDS) && !Sabotage::HideDataLoss.is_committed() {
             observers.tell(&Event::DataLoss {
@@ -89,35 +90,35 @@ impl OnDataLoss {
     }
 }
 
-/// What reading should find where it starts or resumes, if nothing was lost.
+/// The expected first record when reading starts or resumes, if nothing was lost.
 #[derive(Debug, Clone)]
 pub(in crate::consumer) struct Expected {
-    /// The record that should come first: the checkpoint's own, or the last one that was handed over. Where the position is a
-    /// time or the oldest record, the first one that is known not to be settled, if there is one.
+    /// The record that should come first: the checkpoint's own, or the last one handed over. If the position
+    /// is a time or the oldest record, the number is that of the first record known to be unsettled, if any.
     pub(in crate::consumer) number: Option<SequenceNumber>,
-    /// Everything that arrived before this time was read, or was never wanted.
+    /// The time before which everything that arrived was read, or was never wanted.
     pub(in crate::consumer) read_until: Option<SystemTime>,
-    /// The first record behind `number` that was not settled.
+    /// The first unsettled record, at or after `number`.
     pub(in crate::consumer) first_unsettled: Option<SequenceNumber>,
-    /// Kinesis refuses the number.
+    /// The observations since Kinesis refused the number. `None` if Kinesis has not refused it.
     pub(in crate::consumer) refused: Option<Refused>,
 }
 
-/// What was read to find out whether a refused number is one of the shard.
+/// The observations that show whether a refused number belongs to the shard.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::consumer) struct Refused {
-    /// Whether there was a record of a lower number: then the record itself was not trimmed.
+    /// True if a record with a lower number was read: then the record itself was not trimmed.
     pub(in crate::consumer) seen_below: bool,
 }
 
 impl Expected {
-    /// What a reading from this checkpoint should begin with.
+    /// Returns what reading from this checkpoint should begin with.
     pub(in crate::consumer) fn of(checkpoint: &Checkpoint) -> Option<Self> {
         let read_until = checkpoint.read_until();
         let first_unsettled = checkpoint.ahead().and_then(SettledAhead::first_hole).cloned();
         let (number, read_until) = match (checkpoint.position(), &first_unsettled) {
             (Position::Record { sequence_number, .. }, _) => (Some(sequence_number.clone()), read_until),
-            // It was the first record that was read.
+            // The first unsettled record was the first record that was read.
             (_, Some(first)) => (Some(first.clone()), read_until),
             (position, None) => (None, Some(read_until.or_else(|| begun_at(position))?)),
         };
@@ -129,7 +130,8 @@ impl Expected {
         })
     }
 
-    /// Whether the time alone proves that nothing was lost: no stream drops a record so soon.
+    /// Returns true if the time alone proves that nothing was lost, because no stream drops a record so
+    /// early.
     pub(in crate::consumer) fn is_recent(&self) -> bool {
         self.first_unsettled.is_none()
             && self
@@ -137,27 +139,29 @@ impl Expected {
                 .is_some_and(|until| !is_older_than_shortest(until))
     }
 
-    /// The record is gone, and the shard begins with this one, or has none at all. What is lost, with a stream that
-    /// keeps nothing from before `horizon`.
+    /// Returns what is lost if the expected record is gone: the start of the range, and whether the loss is
+    /// certain. `first` is the record that came first instead, if any. The stream keeps nothing from before
+    /// `horizon`.
     pub(in crate::consumer) fn missed(
         &self,
         first: Option<&SequenceNumber>,
         horizon: SystemTime,
     ) -> Option<(Option<SystemTime>, bool)> {
         if let Some(unsettled) = &self.first_unsettled {
-            // There was none between the checkpoint and this one.
+            // All records between the checkpoint and this one were settled.
             let is_there = first.is_some_and(|first| first <= unsettled);
             return (!is_there).then_some((self.read_until, true));
         }
         match self.read_until {
             Some(until) if until >= horizon => None,
-            // 1970 stands for a time that is not known.
+            // The year 1970 stands for an unknown time.
             until => Some((until.filter(|until| *until > SystemTime::UNIX_EPOCH), false)),
         }
     }
 }
 
-/// The time at which an application began to want a shard's records. A row of KCL's that was begun at LATEST has none.
+/// Returns the time since which an application wants a shard's records. A KCL row that began at LATEST has no
+/// such time.
 fn begun_at(position: &Position) -> Option<SystemTime> {
     match position {
         Position::AtTimestamp { millis } if *millis > 0 => {
@@ -167,15 +171,15 @@ fn begun_at(position: &Position) -> Option<SystemTime> {
     }
 }
 
-/// Whether a stream may have dropped what arrived then.
+/// Returns whether a stream may have dropped what arrived at this time.
 pub(in crate::consumer) fn is_older_than_shortest(time: SystemTime) -> bool {
     let age = wall_clock::now().duration_since(time).unwrap_or_default();
     age + CLOCK_SKEW >= SHORTEST_RETENTION
 }
 
-/// By how much the clocks of this machine and of Kinesis may differ.
+/// The assumed maximum difference between the clocks of this machine and of Kinesis.
 pub(in crate::consumer) const CLOCK_SKEW: Duration = Duration::from_secs(60);
-/// What a stream has at least, and by default (Kinesis Data Streams quotas).
+/// The minimum and default retention of a stream (Kinesis Data Streams quotas).
 pub(in crate::consumer) const SHORTEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(test)]
@@ -206,7 +210,7 @@ mod tests {
         for first in [None, Some(20)] {
             assert_eq!(missed(Some(100), None, first), None);
             assert_eq!(missed(Some(99), None, first), Some((Some(at(99)), false)));
-            // Nobody knows: KCL's rows say nothing of it.
+            // The time is unknown: KCL's rows do not state it.
             assert_eq!(missed(None, None, first), Some((None, false)));
         }
     }
@@ -216,7 +220,7 @@ mod tests {
         assert_eq!(missed(Some(50), Some(15), Some(15)), None);
         assert_eq!(missed(Some(50), Some(15), Some(12)), None);
         assert_eq!(missed(Some(50), Some(15), Some(16)), Some((Some(at(50)), true)));
-        // However lately the shard was read: it was not settled.
+        // The record was not settled, however recently the shard was read.
         assert_eq!(missed(Some(150), Some(15), None), Some((Some(at(150)), true)));
     }
 
@@ -227,7 +231,7 @@ mod tests {
         ahead.hole(&record(10), &record(10));
         let ahead = ahead.settled_through(&record(20));
         let checkpoint = Checkpoint::at(Position::TrimHorizon).with_ahead(ahead);
-        let expected = Expected::of(&checkpoint).expect("something");
+        let expected = Expected::of(&checkpoint).expect("the checkpoint has an unsettled record");
         assert_eq!(expected.number, Some(10.into()));
         assert_eq!(expected.missed(Some(&10.into()), at(100)), None);
         assert_eq!(expected.missed(Some(&15.into()), at(100)), Some((None, true)));
@@ -244,7 +248,7 @@ mod tests {
         };
         assert_eq!(
             loss.to_string(),
-            "shard shardId-1 may have dropped records that were not settled, of 1970-01-01T00:00:00Z to \
+            "shard shardId-1 may have dropped unsettled records that arrived between 1970-01-01T00:00:00Z and \
              1970-01-01T00:01:00Z"
         );
     }

@@ -1,4 +1,4 @@
-//! Reads one shard by enhanced fan-out: Kinesis pushes its records, to this consumer alone.
+//! Reads one shard by enhanced fan-out: Kinesis pushes the records, with throughput for this consumer alone.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -18,31 +18,32 @@ use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
-/// A subscription sends something every few seconds, if only that there is nothing. (KCL waits as long.)
+/// The longest silence of a healthy subscription: it sends an event every few seconds, even without records.
+/// (KCL waits as long.)
 const SILENCE: Duration = Duration::from_secs(35);
-/// A second call within it is refused; later it takes the subscription over (SubscribeToShard, Kinesis API
-/// reference).
+/// The time in which a second call for a subscription is refused. A later call takes the subscription over
+/// (SubscribeToShard, Kinesis API reference).
 const TAKE_OVER: Duration = Duration::from_secs(5);
-/// One call a second for each shard.
+/// Interval between calls for one shard: Kinesis allows one a second.
 const CALL_INTERVAL: Duration = Duration::from_secs(1);
-/// So many in a row, and the shard is polled for a while.
+/// The number of consecutive failures after which the shard is polled for a while.
 const FAILURES_TO_FALL_BACK: u32 = 10;
 
-/// How a shard is subscribed to.
+/// The enhanced fan-out reader of a shard.
 pub(in crate::consumer) struct FanOut {
     pub(in crate::consumer) registration: Arc<Registration>,
     pub(in crate::consumer) capacity: Capacity,
 }
 
-/// Why a subscription came to its end.
+/// The reason why a subscription ended.
 enum End {
     Ended(ReadingEnded),
-    /// After five minutes, as all do.
+    /// The subscription expired, as every one does after five minutes.
     Expired,
     Failed(BoxError),
     /// Another subscription of this consumer to this shard is under way.
     InUse(BoxError),
-    /// Nobody may subscribe, or not so.
+    /// The shard cannot be subscribed to: the registration failed, or Kinesis refuses the call.
     Refused(BoxError),
 }
 
@@ -55,7 +56,7 @@ struct NoEvent;
 struct Silent;
 
 impl FanOut {
-    /// Reads what comes next until the shard ends; an error if it cannot be subscribed to.
+    /// Reads the shard until it ends. Returns an error if the shard cannot be subscribed to.
     pub(in crate::consumer) async fn run(
         &self,
         reading: &mut Reading,
@@ -79,14 +80,14 @@ impl FanOut {
         }
     }
 
-    /// One subscription, from its call to its end.
+    /// Runs one subscription, from its call to its end.
     async fn subscribe(
         &self,
         reading: &mut Reading,
         pages: &mpsc::Sender<Batch>,
         failures: &mut Failures,
     ) -> End {
-        // With a full window nothing is renewed: it would run out unread.
+        // With a full window no subscription is made: it would expire unread.
         if pages.reserve().await.is_err() {
             return End::Ended(ReadingEnded::NotWanted);
         }
@@ -119,16 +120,16 @@ impl FanOut {
             let Ok(room) = pages.reserve().await else {
                 return End::Ended(ReadingEnded::NotWanted);
             };
-            // Time counts only while it is read: without room nothing is heard.
+            // The silence counts only while events are read: without room none is received.
             let event = match timeout(SILENCE, events.recv()).await {
                 Ok(Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event)))) => event,
-                // One that a newer service sends, and that nobody here needs.
+                // An event type of a newer service, which is not needed here.
                 Ok(Ok(Some(_))) => continue,
                 Ok(Ok(None)) if Sabotage::ExpiredIsClosed.is_committed() => {
                     return End::Ended(ReadingEnded::ShardClosed);
                 }
                 Ok(Ok(None)) if has_sent => return End::Expired,
-                // An open subscription sends an event every five seconds, if only that there is nothing.
+                // An open subscription sends an event every five seconds, even without records.
                 Ok(Ok(None)) => return End::Failed(NoEvent.into()),
                 Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
                 Err(_) if Sabotage::TrustSilence.is_committed() => pending().await,
@@ -148,7 +149,8 @@ impl FanOut {
             failures.none();
             has_sent = true;
             reading.fetched(&records, behind, &span);
-            // They are here already; a subscription must not lie on memory while it waits for them.
+            // The records have arrived already. A subscription must not reserve memory while it waits for
+            // them.
             let payloads: usize = records.iter().map(|record| record.payload().len()).sum();
             let bytes = payloads + records.len() * OVERHEAD;
             let batch = match records.is_empty() {
@@ -162,8 +164,9 @@ impl FanOut {
             }
             match last {
                 Some(last) => reading.handed_over(last),
-                // What an empty event says to go on from spares Kinesis the way there, and is there still
-                // when the last record is trimmed. AT, which passes nothing by; what comes twice is known.
+                // Resuming at the continuation number of an empty event saves Kinesis a search, and the
+                // number stays valid when the last record is trimmed. AT_SEQUENCE_NUMBER skips nothing;
+                // records that come twice are skipped.
                 None => {
                     if let Ok(next) = event.continuation_sequence_number.try_into() {
                         reading.from = ReadFrom::Continuation(next);
@@ -192,7 +195,8 @@ impl FanOut {
     }
 }
 
-/// The last event of a closed shard names its children, and nothing to go on from.
+/// Returns true for the last event of a closed shard: it names child shards, and has no continuation number
+/// or no records.
 fn is_end(event: &SubscribeToShardEvent) -> bool {
     let has_children = event
         .child_shards

@@ -1,4 +1,4 @@
-//! The task that reads a shard, whichever way.
+//! The task that reads a shard, by enhanced fan-out or by polling.
 
 pub(in crate::consumer) mod cursor;
 pub(in crate::consumer) mod data_loss;
@@ -18,10 +18,10 @@ use super::read::polling::Poller;
 use crate::observer::Event;
 use crate::pipeline::Batch;
 
-/// For how long a shard is polled that cannot be subscribed to.
+/// The time for which a shard is polled that cannot be subscribed to.
 const FALL_BACK: Duration = Duration::from_secs(5 * 60);
 
-/// Reads a shard to its end: subscribed to where that is wanted and possible, polled otherwise.
+/// Reads a shard to its end: by subscription if that is configured and possible, otherwise by polling.
 pub(super) async fn read(
     mut reading: Reading,
     poller: Poller,
@@ -42,7 +42,7 @@ pub(super) async fn read(
             error: &*error,
             delay: FALL_BACK,
         });
-        // Cut short at any await, it has handed over all that it counts as read.
+        // The timeout may cancel polling at any await. Everything that counts as read is handed over by then.
         if let Ok(ended) = timeout(FALL_BACK, poller.run(&mut reading, &pages)).await {
             return ended;
         }

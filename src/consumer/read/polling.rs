@@ -1,4 +1,4 @@
-//! Reads one shard with GetRecords, a page ahead of the pipeline.
+//! Reads one shard with GetRecords, one page ahead of the pipeline.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
-/// What one GetRecords call can bring at most.
+/// The maximum size of the records that one GetRecords call returns.
 const MAX_PAGE_BYTES: usize = 10 * 1024 * 1024;
 
-/// How a shard is polled.
+/// The polling reader of a shard.
 pub(in crate::consumer) struct Poller {
     pub(in crate::consumer) polling: Polling,
     pub(in crate::consumer) calls: Arc<Semaphore>,
@@ -28,7 +28,7 @@ pub(in crate::consumer) struct Poller {
 }
 
 impl Poller {
-    /// Reads what comes next, until the shard ends.
+    /// Reads pages until the shard ends.
     pub(in crate::consumer) async fn run(
         &self,
         reading: &mut Reading,
@@ -39,8 +39,8 @@ impl Poller {
         let mut next_call = Instant::now();
         let mut end_answers = EndAnswers::default();
         loop {
-            // Room first, then memory, then the call: nothing is read that has no place. Memory last of
-            // what may take its time, so that it lies idle for nobody.
+            // Room first, then memory, then the call: nothing is read that has no place. Memory comes after
+            // the steps that may wait long, so that reserved memory does not lie idle.
             let Ok(room) = pages.reserve().await else {
                 return ReadingEnded::NotWanted;
             };
@@ -74,7 +74,7 @@ impl Poller {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
                 let call = reading.client.get_records().shard_iterator(&token);
-                // On the heap, as every call of the SDK's: a shard has room for it only while it is under way.
+                // Boxed, like all SDK calls: a shard has room for the call only while it runs.
                 Box::pin(call.limit(self.polling.page).send().instrument(span.clone())).await
             };
             let page = match page {
@@ -93,7 +93,7 @@ impl Poller {
                             let failed = reading.failed("kinesis:GetRecords", error);
                             return ReadingEnded::NotFound(failed.into());
                         }
-                        // Whatever is wrong, a new iterator is no worse than the old one.
+                        // Whatever the error is, a new iterator is at least as good as the old one.
                         _ => {
                             let failed = reading.failed("kinesis:GetRecords", error);
                             if let Err(refused) = failures.wait_after(reading, failed).await {
@@ -106,7 +106,8 @@ impl Poller {
             };
             let names_children = page.child_shards.as_ref().is_some_and(|it| !it.is_empty());
             let is_empty = page.records.is_empty();
-            // `{}` proves nothing. A complete answer states a lag, which need not be 0 at the end of a closed shard.
+            // An empty response (`{}`) proves nothing. A complete one states a lag, which need not be 0 at
+            // the end of a closed shard.
             let is_complete = is_empty && page.millis_behind_latest.is_some();
             end_answers.note(is_empty, is_complete, page.next_shard_iterator.is_some());
             if page.next_shard_iterator.is_some() {
@@ -137,14 +138,14 @@ impl Poller {
                 reading.handed_over(last);
             }
             if iterator.is_none() {
-                // An answer without an iterator may be a mistake: an end is proved by children, or by the listing and
-                // several answers which say that nothing is left.
+                // A missing iterator may be an error of the service. The end is proved by child shards, or by
+                // the listing together with several answers that state that nothing is left.
                 if !names_children && !Sabotage::TrustMissingIterator.is_committed() {
                     match is_listed_as_closed(reading).await {
                         Ok(()) if is_complete && end_answers.are_enough() => {}
                         Ok(()) => {
                             if is_empty && !is_complete {
-                                let error = "GetRecords answered without an iterator, children and records, and not that the end is reached";
+                                let error = "GetRecords returned an empty response: no iterator, no child shards, no records and no lag";
                                 failures.wait(reading, error.into()).await;
                             }
                             continue;
@@ -160,7 +161,7 @@ impl Poller {
                     Err(ended) => ended,
                 };
             }
-            // An empty page of a shard that is behind says nothing: the next may be full.
+            // An empty page of a shard that is behind proves nothing: the next page may be full.
             if is_empty && behind.is_none_or(|behind| behind.is_zero()) {
                 sleep(self.polling.idle).await;
             }
@@ -169,7 +170,7 @@ impl Poller {
 
     async fn new_iterator(&self, reading: &mut Reading) -> Result<String, NoIterator> {
         reading.resume();
-        // A thousand shards begin at once, and must not open as many connections.
+        // A thousand shards may start at once, and must not open as many connections.
         let _call = self.calls.acquire().await;
         let (name, arn) = reading.stream.name_or_arn();
         let call = reading
@@ -200,7 +201,7 @@ impl Poller {
     }
 }
 
-/// Succeeds if the listing of the stream's shards has this one as closed.
+/// Succeeds if ListShards lists this shard as closed.
 async fn is_listed_as_closed(reading: &Reading) -> Result<(), BoxError> {
     let shards = Box::pin(list_shards(&reading.client, &reading.stream)).await?;
     let listed = shards.iter().find(|it| it.shard_id() == reading.shard.as_str());
@@ -214,7 +215,7 @@ async fn is_listed_as_closed(reading: &Reading) -> Result<(), BoxError> {
 enum NoIterator {
     NotFound(BoxError),
     Failed(FailedCall),
-    /// The answer holds none.
+    /// The response has no iterator.
     Missing,
     Ended(ReadingEnded),
 }

@@ -1,4 +1,4 @@
-//! Whom Kinesis pushes records to: the consumer that is registered for enhanced fan-out.
+//! Registers the consumer that Kinesis pushes records to (enhanced fan-out).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep};
 use crate::consumer::{FanOutConsumer, StreamId};
 use crate::failure::BoxError;
 
-/// What is being created is asked about so often, and for so long.
+/// Interval and time limit of the checks whether a new consumer is active.
 const CREATING: Duration = Duration::from_millis(500);
 const CREATED_WITHIN: Duration = Duration::from_secs(60);
-/// A failure is every shard's, so that one of them asks and the others hear of it.
+/// The time for which a failure counts for all shards: one shard asks, and the others get its error.
 const FAILED_FOR: Duration = Duration::from_secs(30);
 
-/// One for all shards.
+/// The registration that all shards share.
 #[derive(Debug)]
 pub(in crate::consumer) struct Registration {
     stream: StreamId,
@@ -48,7 +48,8 @@ impl Registration {
         }
     }
 
-    /// Its ARN, once it is ready; registers it if there is none of its name.
+    /// Returns the consumer's ARN. Registers a consumer that is configured by name if there is none, and
+    /// waits until it is active.
     pub(in crate::consumer) async fn arn(&self, client: &Client) -> Result<Arc<str>, BoxError> {
         let mut state = self.state.lock().await;
         match &*state {
@@ -74,7 +75,7 @@ impl Registration {
         }
     }
 
-    /// There is no such consumer any more.
+    /// Forgets the ARN of a consumer that does not exist any more.
     pub(in crate::consumer) fn forget(&self, arn: &str) {
         if let Ok(mut state) = self.state.try_lock()
             && matches!(&*state, State::Known(known) if **known == *arn)

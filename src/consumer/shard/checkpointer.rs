@@ -1,4 +1,4 @@
-//! Stores one shard's checkpoints, on a task of its own.
+//! Stores the checkpoints of one shard, on a separate task.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,7 @@ use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, Published};
 use crate::protection::{Backoff, Jitter};
 
-/// Between writes that fail.
+/// Delay between failed writes.
 const BACKOFF: Backoff = Backoff::exponential();
 
 /// The task that stores a shard's checkpoints.
@@ -26,19 +26,20 @@ pub(in crate::consumer) struct Checkpointer {
     pub(in crate::consumer) observers: Observers,
     pub(in crate::consumer) progress: Arc<Progress>,
     pub(in crate::consumer) rng: SmallRng,
-    /// Where several processes share the store.
+    /// The state of the shard's lease. `None` if the store is not shared by several processes.
     pub(in crate::consumer) hold: Option<Arc<Hold>>,
-    /// When the stream was created from which the shard is read.
+    /// The creation time of the stream that the shard belongs to.
     pub(in crate::consumer) stream_created: Option<SystemTime>,
-    /// Where the shard begins: stored as it is, with the mark, until there is another.
+    /// The checkpoint at which the shard starts. It is stored, with the mark, until the shard publishes
+    /// another one.
     pub(in crate::consumer) from: Checkpoint,
     pub(in crate::consumer) mark: Arc<Mark>,
     pub(in crate::consumer) marks: mpsc::Receiver<Request>,
 }
 
 impl Checkpointer {
-    /// Stores what the shard publishes, at most once in the store's interval unless it is urgent, until
-    /// the last one is stored, or another process holds the shard.
+    /// Stores the checkpoints that the shard publishes: at most one per write interval of the store, unless a
+    /// checkpoint is urgent. Returns when the last checkpoint is stored or the lease is lost.
     pub(in crate::consumer) async fn run(mut self) {
         let mut latest = self.progress.subscribe();
         let interval = self.store.write_interval();
@@ -66,7 +67,7 @@ impl Checkpointer {
                 return;
             }
             match request {
-                // Whoever asked may be gone.
+                // The requester may be gone.
                 Some(request) => drop(request.send(())),
                 None => {
                     is_due = false;
@@ -76,7 +77,8 @@ impl Checkpointer {
         }
     }
 
-    /// Stores the latest one, however long the store is down. Whether no other is to be stored.
+    /// Stores the latest checkpoint, and retries until the store takes it. Returns true if no further
+    /// checkpoint is to be stored.
     async fn store_latest(&mut self, latest: &mut watch::Receiver<Option<Published>>) -> bool {
         let mut failures = 0;
         loop {
@@ -117,11 +119,11 @@ impl Checkpointer {
             let newest_is_last = |newest: &Option<Published>| newest.as_ref().is_some_and(|it| it.last);
             tokio::select! {
                 biased;
-                // A shutdown has less time than the backoff may take.
+                // A shutdown has less time than the backoff may take: the last checkpoint is not delayed.
                 _ = latest.wait_for(newest_is_last), if !last => {}
                 () = sleep(delay) => {}
             }
-            // What has settled meanwhile goes with it.
+            // The next attempt also stores what has settled in the meantime.
             self.progress.want_any();
         }
     }
@@ -135,7 +137,7 @@ impl Checkpointer {
         let results = answer("the store", self.store.save(&rows)).await;
         let mut results = results.map_err(CheckpointError::unavailable)?;
         let result = results.pop();
-        result.unwrap_or_else(|| Err(CheckpointError::unavailable("the store gave no result")))
+        result.unwrap_or_else(|| Err(CheckpointError::unavailable("the store returned no result")))
     }
 
     fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a crate::record::ShardId) -> Event<'a>) {

@@ -1,12 +1,16 @@
-//! A process that dies with a record in hand (an abort, a stack overflow, too little memory) cannot say so: it starts
-//! again, reads the same record, and dies again. What is written before a record begins tells the next start.
+//! Detects records that crash the process. A process that dies while it processes a record (abort, stack
+//! overflow, out of memory) cannot report the record: the process restarts, reads the same record and dies
+//! again. A mark that is stored before a record starts shows the next start what happened.
 //!
-//! Each start that begins a record is counted beside the checkpoint until that moves on. From the third on the handler
-//! is called for one record at a time, and that is written down first, with how often it was so; one that was in hand
-//! at three crashes becomes a dead letter. Once all are through that may have been in hand, the shard begins anew.
+//! The checkpoint row counts the starts that began a record, until the checkpoint advances. From the third
+//! start on, the consumer calls the processor for one record at a time. Before each call it stores the
+//! record's position and how often the record was attempted this way. A record that was in flight in three
+//! crashes becomes a dead letter. When all records that may have been in flight at the crash were processed,
+//! the shard restarts at normal concurrency.
 //!
-//! Only a death that the record can have caused counts. A handler that has waited for seconds, for a dependency that hangs
-//! for example, did not end the process: its mark is removed while it waits, and stored again before it continues.
+//! Only a death that the record can have caused counts. A processor that has waited for seconds, for example
+//! for a dependency that hangs, did not end the process. The mark is removed while the processor waits, and
+//! is stored again before the processor continues.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,20 +31,21 @@ use crate::pipeline::{Admission, Batch, CallGate, Capacity, Pipeline};
 use crate::record::{Position, Record};
 use crate::wall_clock;
 
-/// So many starts came to nothing, and the next is careful.
+/// The number of starts without progress after which the next start is careful: one record at a time.
 const SUSPICIOUS: u32 = 2;
-/// So many crashes with a record in hand are its own.
+/// The number of crashes with a record in flight after which the record is blamed.
 const CRASHES: u32 = 3;
-/// A handler that is not woken for so long waits: what ends the process meanwhile is not the record.
+/// The time without a wake-up after which a processor counts as waiting. The record is not blamed for a death
+/// during the wait.
 const WAITS: Duration = Duration::from_secs(2);
-/// A store that does not take a first start in time keeps nothing from being processed.
+/// The time limit for storing the mark of a first start. Then processing starts without the mark.
 const AT_MOST: Duration = Duration::from_secs(5);
-/// By how much our clock may be behind that of Kinesis.
+/// The most by which this machine's clock may be behind the clock of Kinesis.
 const CLOCKS: Duration = Duration::from_secs(15 * 60);
-/// For so long a shard leaves another one alone that is careful as well.
+/// The time limit of a careful shard's wait for its turn. Then it continues without the turn.
 const TURN: Duration = Duration::from_secs(30);
 
-/// What is written beside each checkpoint of a run, until they move on.
+/// The crash count that is stored with each checkpoint of a run, until the checkpoint advances.
 #[derive(Debug)]
 pub(in crate::consumer) struct Mark {
     from: Position,
@@ -63,7 +68,7 @@ impl Mark {
         self.starts.lock().unwrap_or_else(PoisonError::into_inner).in_hand = None;
     }
 
-    /// The checkpoint as it is to be stored while the run goes on.
+    /// Adds the mark to a checkpoint that is stored during the run.
     pub(in crate::consumer) fn beside(&self, checkpoint: Checkpoint) -> Checkpoint {
         let starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let position = checkpoint.position();
@@ -73,11 +78,11 @@ impl Mark {
     }
 }
 
-/// Asks for the mark to be stored, and is told when it is.
+/// A request to store the mark. The sender is notified when the mark is stored.
 pub(in crate::consumer) type Request = oneshot::Sender<()>;
 
-/// One handler call at a time in the whole process, and who had the last turn: with two records written down as in
-/// hand, a crash would not say of which.
+/// The lock that admits one careful processor call at a time in the whole process, with the marker of its
+/// last holder. If two records were marked as in flight, a crash would not show which one caused it.
 pub(in crate::consumer) type Turns = Arc<Mutex<Option<Marker>>>;
 
 /// Stores the mark of one shard.
@@ -92,24 +97,24 @@ impl Marker {
     async fn store(&self, in_hand: Option<InFlightRecord>) {
         self.mark.set(CrashCount::new(self.count, in_hand));
         let (request, stored) = oneshot::channel();
-        // Without a checkpointer the shard has ended, or its lease is lost and it will.
+        // Without a checkpointer the shard has ended, or its lease is lost and it will end.
         if self.requests.send(request).await.is_ok() {
             let _ = stored.await;
         }
     }
 }
 
-/// Tells after a crash which record it was.
+/// Detects after a crash which record caused it.
 #[derive(Clone)]
 pub(in crate::consumer) struct CrashLoop {
     marker: Marker,
-    /// What the last process left behind.
+    /// The crash count that the previous process stored.
     before: CrashCount,
     turns: Turns,
 }
 
 impl CrashLoop {
-    /// Beside it: what the checkpointer needs.
+    /// Creates the detection, and the mark and the request channel that the checkpointer needs.
     pub(in crate::consumer) fn new(
         from: &Checkpoint,
         turns: Turns,
@@ -117,7 +122,8 @@ impl CrashLoop {
         let mark = Arc::new(Mark::new(from.position()));
         let (requests, receiver) = mpsc::channel(1);
         let mut before = from.starts().cloned().unwrap_or_default();
-        // Whoever else moved the position left it as it was.
+        // Another program that moved the position left the mark as it was: a record that the position has
+        // passed does not count.
         before
             .in_hand
             .take_if(|in_hand| in_hand.position <= *from.position());
@@ -134,13 +140,13 @@ impl CrashLoop {
         (crash_loop, mark, receiver)
     }
 
-    /// How many starts came to nothing, if that is suspicious.
+    /// Returns the number of starts without progress, if a crash loop is suspected.
     pub(in crate::consumer) fn is_suspected(&self) -> Option<u32> {
         let suspected = self.before.count >= SUSPICIOUS || self.before.in_hand.is_some();
         suspected.then_some(self.before.count)
     }
 
-    /// Stores that this run begins a record.
+    /// Stores that this run begins a record. Waits for at most [`AT_MOST`].
     fn begin(&self) -> BoxFuture<'static, ()> {
         let marker = self.marker.clone();
         Box::pin(async move {
@@ -148,7 +154,8 @@ impl CrashLoop {
         })
     }
 
-    /// Waits for others, and until it is stored that they have nothing in hand any more.
+    /// Waits for the turn, and until the store shows that the previous shard has no record in flight any
+    /// more.
     async fn turn(&self) -> OwnedMutexGuard<Option<Marker>> {
         let mut last = self.turns.clone().lock_owned().await;
         if let Some(other) = last.take()
@@ -161,7 +168,7 @@ impl CrashLoop {
     }
 }
 
-/// One record at a time, as many as may have been in hand when the process died.
+/// Admits one record at a time, for as many records as may have been in flight when the process died.
 pub(in crate::consumer) struct OneByOne {
     crash_loop: CrashLoop,
     capacity: Capacity,
@@ -171,7 +178,7 @@ pub(in crate::consumer) struct OneByOne {
 }
 
 impl OneByOne {
-    /// Cancels `over` when they are all through.
+    /// Creates the gate. The gate cancels `over` when it admits the last of these records.
     pub(in crate::consumer) fn new(
         crash_loop: CrashLoop,
         pipeline: &Pipeline,
@@ -181,7 +188,7 @@ impl OneByOne {
             crash_loop,
             capacity: pipeline.shared_capacity().clone(),
             since: wall_clock::now(),
-            // More are not read ahead of one that is not settled.
+            // The reader does not read more records than this ahead of an unsettled one.
             left: AtomicUsize::new(pipeline.most_in_flight()),
             over,
         }
@@ -190,7 +197,7 @@ impl OneByOne {
     fn is_last(&self, record: &Record) -> bool {
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
-        // What came after the last crash was in hand at none.
+        // A record that arrived after the last crash was not in flight at any crash.
         left <= 1
             || record
                 .arrival()
@@ -262,7 +269,7 @@ impl CallGate for OneByOne {
     }
 }
 
-/// As long as it lives the process may die of one record.
+/// The permission for one processor call. While it exists, the process may die because of one known record.
 pub(in crate::consumer) struct Turn {
     mark: Arc<Mark>,
     in_hand: InFlightRecord,
@@ -276,7 +283,7 @@ impl Drop for Turn {
     }
 }
 
-/// The reader's pages as a stream. The first with a record waits until it is stored that the run begins.
+/// The reader's pages as a stream. The first page with a record waits until the start of the run is stored.
 pub(in crate::consumer) struct Pages {
     pages: mpsc::Receiver<Batch>,
     beginning: Beginning,
@@ -290,7 +297,7 @@ enum Beginning {
 
 impl Pages {
     pub(in crate::consumer) fn new(pages: mpsc::Receiver<Batch>, crash_loop: CrashLoop) -> Self {
-        // Where one record at a time is in hand, each is stored.
+        // If one record is in flight at a time, the mark is stored for each record instead.
         let beginning = match crash_loop.is_suspected() {
             Some(_) => Beginning::Over,
             None => Beginning::NotYet(crash_loop),
@@ -362,7 +369,7 @@ mod tests {
             suspected(CrashCount::new(0, Some(InFlightRecord::new(at(11), 1)))),
             Some(0)
         );
-        // Another program has moved the position past it.
+        // Another program has moved the position past the record.
         assert_eq!(
             suspected(CrashCount::new(0, Some(InFlightRecord::new(at(10), 1)))),
             None
@@ -401,7 +408,7 @@ mod tests {
         assert!(one_by_one.is_last(&record(SystemTime::now() + 2 * CLOCKS)));
         assert!(
             one_by_one.is_last(&record(SystemTime::now())),
-            "as many as are held"
+            "the limit of records in flight is reached"
         );
     }
 }

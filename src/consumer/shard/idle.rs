@@ -1,4 +1,4 @@
-//! Tells a call that works from one that only waits.
+//! Distinguishes a call that works from a call that only waits.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// A future that is polled only when something has woken it, so that the time is known for which it merely waits.
+/// A future that is polled only after a wake-up, so that the time is known for which it only waits.
 pub(in crate::consumer) struct Call<F> {
     future: Pin<Box<F>>,
     pub(in crate::consumer) woken: Arc<Woken>,
@@ -18,10 +18,10 @@ pub(in crate::consumer) struct Call<F> {
     limit: Duration,
 }
 
-/// Tells whether something has woken a call since it was polled.
+/// Records whether something has woken a call since its last poll.
 pub(in crate::consumer) struct Woken {
     is_woken: AtomicBool,
-    /// Of the task that polls the call.
+    /// The waker of the task that polls the call.
     task: AtomicWaker,
 }
 
@@ -37,7 +37,7 @@ impl Wake for Woken {
 }
 
 impl<F: Future> Call<F> {
-    /// `limit`: the time after which a call that is not woken counts as waiting.
+    /// Creates the call. It counts as waiting when nothing has woken it for `limit`.
     pub(in crate::consumer) fn new(future: F, limit: Duration) -> Self {
         Call {
             future: Box::pin(future),
@@ -50,7 +50,8 @@ impl<F: Future> Call<F> {
         }
     }
 
-    /// Polls the call until it ends, which gives its output, or has waited for longer than the limit, which gives `None`.
+    /// Polls the call until it completes, and returns its output. Returns `None` once the call has waited for
+    /// longer than the limit.
     pub(in crate::consumer) async fn run(&mut self) -> Option<F::Output> {
         self.waits.as_mut().reset(Instant::now() + self.limit);
         poll_fn(|cx| {
@@ -69,7 +70,7 @@ impl<F: Future> Call<F> {
 }
 
 impl Woken {
-    /// Returns when something has woken the call, which is not polled meanwhile.
+    /// Returns when something has woken the call. The call is not polled meanwhile.
     pub(in crate::consumer) async fn happened(&self) {
         poll_fn(|cx| {
             self.task.register(cx.waker());

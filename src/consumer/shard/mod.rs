@@ -1,4 +1,4 @@
-//! The life of one shard in a service: read, settle, checkpoint, end.
+//! The task of one shard: read, settle, checkpoint, end.
 
 pub(in crate::consumer) mod checkpointer;
 pub(in crate::consumer) mod crash_loop;
@@ -38,9 +38,10 @@ pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) from: Checkpoint,
     pub(super) crash_loop: CrashLoop,
     pub(super) shutdown: CancellationToken,
-    /// Where several processes share the store.
+    /// The shard's lease. `None` if the store is not shared by several processes.
     pub(super) lease: Option<Lease>,
-    /// How long the last checkpoint may take once everything else is done, and giving up the lease after it.
+    /// The time limit of the last checkpoint once everything else is done, and again of the release of the
+    /// lease.
     pub(super) last_call: Duration,
 }
 
@@ -76,12 +77,13 @@ impl<P: RecordProcessor> ShardTask<P> {
             shard: &shard,
             position: from.position(),
         });
-        // Tasks of their own: a handler that keeps this one busy starves neither.
+        // Reading and storing run on tasks of their own: a processor that blocks this task starves neither.
         let (sender, pages) = mpsc::channel(1);
         let reading = Box::pin(read(reading, poller, fan_out, sender));
         let reading = AbortOnDropHandle::new(tokio::spawn({
             let ends = ends.clone();
-            // What is read now would be read in vain, however long running handlers still take.
+            // Once the shard stops, further pages would be discarded, however long running processor calls
+            // take.
             async move {
                 let read = ends.run_until_cancelled(reading).await;
                 read.unwrap_or(ReadingEnded::NotWanted)
@@ -100,7 +102,7 @@ impl<P: RecordProcessor> ShardTask<P> {
         let mut all_through = false;
         let pages = Pages::new(pages, crash_loop.clone());
         let result = if suspected.is_some() {
-            // On the heap: thousands of shards never need it.
+            // Boxed: few shards need this future, and thousands must not reserve space for it.
             Box::pin(async {
                 let over = ends.child_token();
                 let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
@@ -116,8 +118,8 @@ impl<P: RecordProcessor> ShardTask<P> {
 
         let (end, checkpoint) = match result {
             Ok(finished) if finished.complete => match reading.await {
-                // Only the reader knows that the shard is closed. Pages that merely stopped coming are
-                // no end: a checkpoint there would pass records that nobody has read.
+                // Only the reader knows that the shard is closed. The absence of further pages is no end: an
+                // end checkpoint would skip records that were not read.
                 Ok(ReadingEnded::ShardClosed) => match begin_children(&lease, &ends).await {
                     true => (ShardEnd::Ended, finished.checkpoint.ended()),
                     false => (ShardEnd::Stopped, finished.checkpoint),
@@ -140,7 +142,7 @@ impl<P: RecordProcessor> ShardTask<P> {
         };
         progress.finish(checkpoint);
         let stored = match end {
-            // Its children wait for it: as long as it takes, or until the shutdown.
+            // The children wait for this end: the store may take any time until the shutdown.
             ShardEnd::Ended => tokio::select! {
                 biased;
                 stored = &mut storing => stored.is_ok(),
@@ -173,7 +175,7 @@ impl<P: RecordProcessor> ShardTask<P> {
     }
 }
 
-/// Whether all is done that must be before the shard's end is stored.
+/// Prepares the children of a shard that ends. Returns true if the shard's end may be stored.
 async fn begin_children(lease: &Option<KeptLease>, ends: &CancellationToken) -> bool {
     match lease {
         Some(lease) => ends.run_until_cancelled(lease.begin_children()).await == Some(true),

@@ -1,4 +1,4 @@
-//! How a shard's task ended.
+//! The result of a shard's task.
 
 use tokio::task::JoinError;
 
@@ -6,33 +6,34 @@ use crate::consumer::read::data_loss::DataLoss;
 use crate::failure::BoxError;
 use crate::pipeline::ShardHalted;
 
-/// How a shard's task ended.
+/// The result of a shard's task.
 #[derive(Debug)]
 pub(in crate::consumer) enum ShardEnd {
     /// The shard is closed, everything in it is settled, and its end is stored.
     Ended,
     /// The consumer is shutting down.
     Stopped,
-    /// It ran one record at a time for long enough.
+    /// Crash-loop mode is over: the shard restarts at normal concurrency.
     BeginsAnew,
-    /// Its position was refused by Kinesis, and another one is stored.
+    /// Kinesis refused the shard's position, and another position is stored.
     PositionRefused,
     /// A record can be neither processed nor dead-lettered.
     Halted(Box<ShardHalted>),
-    /// Records are lost, and the user wants to know before it goes on.
+    /// Records are lost, and the user's policy halts the shard.
     DataLost(Box<DataLoss>),
-    /// Kinesis has refused to let it be read since the consumer started.
+    /// Kinesis refused to let the shard be read, and no shard was read since the consumer started.
     Refused(BoxError),
-    /// Something broke that should not, or the shard is there no more.
+    /// The task failed unexpectedly, or the shard does not exist any more.
     Failed(BoxError),
-    /// Another process holds the shard, or may.
+    /// Another process owns the shard's lease, or may own it.
     Lost,
-    /// It was given to the process that asked for it.
+    /// The shard was handed over to the process that asked for it.
     HandedOver,
 }
 
 impl ShardEnd {
-    /// A panic's text may hold anything: the panic hook has printed it, and no log of ours does.
+    /// Creates the end of a task that panicked or was cancelled. The text of a panic may contain anything:
+    /// the panic hook has printed it, and redrive does not log it.
     pub(in crate::consumer) fn broken(task: &JoinError) -> Self {
         let how = if task.is_panic() {
             "panicked"

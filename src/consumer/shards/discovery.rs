@@ -1,5 +1,5 @@
-//! What a consumer must know before it reads: the stream, its shards, what is stored of them, and whether
-//! the dead-letter sink may be used.
+//! Discovery before the first read: the stream, its shards, their checkpoints, and whether the dead-letter
+//! sink and the idempotency store may be used.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::protection::{Backoff, Jitter};
 use crate::record::ShardId;
 use crate::sabotage::Sabotage;
 
-/// Asks until it is answered.
+/// Asks Kinesis and the stores, and retries until they answer.
 pub(in crate::consumer) struct Discovery<'a> {
     pub(in crate::consumer) client: &'a Located<Client>,
     pub(in crate::consumer) stream: &'a StreamId,
@@ -39,14 +39,14 @@ pub(in crate::consumer) struct Discovery<'a> {
     pub(in crate::consumer) rng: SmallRng,
 }
 
-/// Why a question was not answered.
+/// The reason why a step of discovery failed.
 enum Problem {
-    /// Asking again gives no other answer.
+    /// A retry gives the same answer.
     Final(ConsumerError),
-    /// Only an operator can fix it. It may also be a permission that was granted a moment ago, as IAM is eventually
-    /// consistent.
+    /// Only an operator can fix the problem. An exception is a permission that was granted a moment ago, as
+    /// IAM is eventually consistent.
     Refused(ConsumerError),
-    /// It may be answered later.
+    /// A retry may succeed.
     Passing(BoxError),
 }
 
@@ -70,8 +70,8 @@ impl Problem {
 }
 
 impl Discovery<'_> {
-    /// Before the first record is read: has the stream the order that is wanted, is known what must be known of it, and may
-    /// the dead-letter sink be used?
+    /// Checks before the first record is read that the stream has the requested order and that the required
+    /// facts about it are known. Also checks that the dead-letter sink and the idempotency store may be used.
     pub(in crate::consumer) async fn check(
         &self,
         pipeline: &Pipeline,
@@ -119,8 +119,8 @@ impl Discovery<'_> {
                     source,
                 }));
             }
-            // Reading needs no right to describe. What is unknown then: the stream's retention, its creation time and its
-            // record limit. A record without a key is refused when it comes.
+            // Reading needs no permission to describe the stream. Without it the stream's retention, creation
+            // time and record limit are unknown. A record without a key is refused when it arrives.
             Err(NotDescribed::Refused(error)) => self.facts.report(&error, self.observers),
         }
         if let Some(sink) = sink {
@@ -136,7 +136,7 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// The stream's shards, and what is stored of them.
+    /// Returns the stream's shards and their checkpoints.
     pub(in crate::consumer) async fn shards(&self) -> Result<Lineage, ConsumerError> {
         self.shards_with(StartRetries::running(self)).await
     }
@@ -150,7 +150,8 @@ impl Discovery<'_> {
         }
     }
 
-    /// The same when a consumer starts: where shards begin that were never read is stored first.
+    /// Returns the same when a consumer starts. The starting positions of shards that were never read are
+    /// stored first.
     pub(in crate::consumer) async fn first_shards(
         &self,
         start: &StartingPosition,
@@ -168,12 +169,12 @@ impl Discovery<'_> {
             while let Err(problem) = self.add_unlisted(&mut found).await {
                 patience.wait(self, problem).await?;
             }
-            // Asked for again with every try: another time, but then nothing of the first was stored.
+            // Each attempt resolves the start again. The time differs only if no earlier attempt stored one.
             let begun = start.resolve(&found);
             if begun.is_empty() {
                 return Ok(found);
             }
-            // Each shard gets its row now, or it is read from its beginning later.
+            // Each shard gets its row now. Without one it would be read from its oldest record later.
             let hidden = found.hidden.drain().next();
             let begun = match hidden {
                 Some((_, error)) => Err(Problem::Passing(error)),
@@ -186,17 +187,18 @@ impl Discovery<'_> {
         }
     }
 
-    /// The rows of shards that are not listed, asked for once at the start. None where the store cannot tell.
+    /// Adds the rows of shards that are not listed, once at the start. Adds none if the store cannot list its
+    /// rows.
     async fn add_unlisted(&self, found: &mut Lineage) -> Result<(), Problem> {
         let listed = self.checkpoints.list(self.application, self.stream.name());
         let rows = match answer(STORE, listed).await.map_err(Problem::Passing)? {
             Ok(rows) => rows.unwrap_or_default(),
             Err(error) if is_passing(&error) => return Err(Problem::Passing(error.into())),
-            // A right that is missing stops no consumer that has read without it.
+            // A missing permission does not stop a consumer that can read without it.
             Err(error) => {
                 tracing::warn!(
                     %error, stream = &**self.stream.name(),
-                    "cannot list all checkpoints: shards that were trimmed while the application was down stay unreported"
+                    "checkpoints not listed; shards trimmed while the application was down are not reported"
                 );
                 return Ok(());
             }
@@ -209,7 +211,7 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// Whether Kinesis still has a shard that it does not list.
+    /// Returns whether Kinesis still has a shard that it does not list.
     pub(in crate::consumer) async fn exists(&self, shard: &ShardId) -> Result<bool, BoxError> {
         let (name, arn) = self.stream.name_or_arn();
         let call = self.client.get_shard_iterator().shard_id(shard.as_str());
@@ -222,7 +224,7 @@ impl Discovery<'_> {
         }
     }
 
-    /// Stores these; what is stored is known to the lineage, though others could not be.
+    /// Stores these checkpoints. Each one that is stored is added to the lineage, even if others fail.
     async fn begin_at(&self, begun: Vec<(ShardId, Checkpoint)>, found: &mut Lineage) -> Result<(), Problem> {
         let asked = begun.len();
         let tagged = |(shard, checkpoint): (ShardId, Checkpoint)| (shard, self.facts.tag(checkpoint));
@@ -277,7 +279,8 @@ impl Discovery<'_> {
             match stored {
                 Ok(Some(checkpoint)) => drop(checkpoints.insert(key.shard, checkpoint)),
                 Ok(None) => {}
-                // Of this shard alone: the others are not to wait for somebody to mend it.
+                // The error concerns this shard alone: the others must not wait until an operator fixes its
+                // checkpoint.
                 Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
                     self.tell(|stream| Event::CheckpointUnreadable {
                         stream,
@@ -308,8 +311,8 @@ impl Discovery<'_> {
         Ok(found)
     }
 
-    /// Asks for the parents that are neither listed nor known by a row whether Kinesis has them. Their children must wait then:
-    /// the listing is incomplete.
+    /// Asks Kinesis whether it has the parents that are neither listed nor known by a row. If Kinesis has
+    /// one or does not answer, the listing may be incomplete, and the children of that parent wait.
     async fn find_hidden(&self, found: &mut Lineage) {
         if Sabotage::TrustPartialListing.is_committed() {
             return;
@@ -330,7 +333,7 @@ impl Discovery<'_> {
         }
     }
 
-    /// The same as [`shards`](Discovery::shards), asked once.
+    /// Returns the same as [`shards`](Discovery::shards), without a retry.
     pub(in crate::consumer) async fn shards_once(&self) -> Result<Lineage, BoxError> {
         self.find().await.map_err(|problem| match problem {
             Problem::Final(error) | Problem::Refused(error) => error.into(),
@@ -357,7 +360,7 @@ impl Discovery<'_> {
     }
 }
 
-/// The shards that are listed, and those that they came of: a listing may lack a parent that is not settled yet.
+/// Returns the listed shards and their parents: a listing may lack a parent that is not settled yet.
 fn listed_or_parents(shards: &[Shard]) -> Vec<&str> {
     let listed = shards.iter().map(Shard::shard_id);
     let mut known: HashSet<&str> = HashSet::new();
@@ -369,30 +372,30 @@ pub(in crate::consumer) const NOT_LISTED: &str = "ListShards did not list a shar
 
 pub(in crate::consumer) const STORE: &str = "the checkpoint store";
 
-/// One result for each shard, or none of them can be told whose it is.
+/// Returns the results if there is one for each shard. Otherwise no result can be assigned to its shard.
 pub(in crate::consumer) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
     let got = results.len();
     match got == asked {
         true => Ok(results),
-        false => Err(format!("{STORE} was asked for {asked} shards and answered for {got}").into()),
+        false => Err(format!("{STORE} returned {got} results for {asked} shards").into()),
     }
 }
 
-/// How often in a row the same call may be refused while a consumer starts: for some seconds, as IAM is eventually
-/// consistent.
+/// The number of consecutive refusals that end the start of a consumer. They take some seconds, as IAM is
+/// eventually consistent.
 pub(in crate::consumer) const REFUSALS: u32 = 6;
 
-/// How long to wait before asking again, and whether to.
+/// The decision whether to retry, and after which delay.
 pub(in crate::consumer) struct StartRetries {
     failures: u32,
-    /// In a row.
+    /// The number of consecutive refusals.
     refusals: u32,
     most_refusals: u32,
     rng: SmallRng,
 }
 
 impl StartRetries {
-    /// Ends a start that is refused.
+    /// Creates the retries of a consumer that starts: repeated refusals end the start.
     fn at_start(discovery: &Discovery<'_>) -> Self {
         StartRetries {
             most_refusals: REFUSALS,
@@ -400,7 +403,8 @@ impl StartRetries {
         }
     }
 
-    /// A consumer that runs waits, however long: what it has read is not settled yet.
+    /// Creates the retries of a consumer that runs: it waits however long, because what it has read is not
+    /// settled yet.
     pub(in crate::consumer) fn running(discovery: &Discovery<'_>) -> Self {
         StartRetries {
             failures: 0,

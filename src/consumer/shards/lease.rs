@@ -1,4 +1,4 @@
-//! A shard that is held by this process: renewed on a task of its own, so that nothing else can starve it.
+//! The lease of a shard. It is renewed on a separate task, so that nothing else can starve the renewal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,14 +22,14 @@ use crate::observer::{Event, Interest, Observers};
 use crate::protection::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
 
-/// Between renewals that fail: there is time for a few.
+/// Delay between failed renewals, short enough for a few attempts before the lease is lost.
 const BACKOFF: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
 
-/// Whether a shard that was taken may still be worked on.
+/// The state of a lease: whether this process may still work on the shard.
 #[derive(Debug)]
 pub(in crate::consumer) struct Hold {
     state: AtomicU8,
-    /// Nothing new begins from then on.
+    /// Cancelled once nothing new may start.
     ends: CancellationToken,
 }
 
@@ -38,7 +38,7 @@ const WANTED: u8 = 1;
 const LOST: u8 = 2;
 
 impl Hold {
-    /// It also ends with this.
+    /// Creates the state of a lease that is owned. Its end token is also cancelled by `shutdown`.
     pub(in crate::consumer) fn new(shutdown: &CancellationToken) -> Self {
         Hold {
             state: AtomicU8::new(HELD),
@@ -50,7 +50,7 @@ impl Hold {
         &self.ends
     }
 
-    /// Another holds the shard, or may.
+    /// Notes that another worker owns the lease, or may own it.
     pub(in crate::consumer) fn lose(&self) {
         if Sabotage::KeepLostLease.is_committed() {
             return;
@@ -60,7 +60,7 @@ impl Hold {
     }
 
     fn hand_over(&self) {
-        // What is lost stays lost.
+        // A lost lease stays lost.
         let _ = self
             .state
             .compare_exchange(HELD, WANTED, Ordering::AcqRel, Ordering::Acquire);
@@ -76,7 +76,7 @@ impl Hold {
     }
 }
 
-/// A shard that was taken.
+/// The lease of a shard, owned by this process.
 pub(in crate::consumer) struct Lease {
     pub(in crate::consumer) hold: Arc<Hold>,
     pub(in crate::consumer) key: ShardKey,
@@ -86,18 +86,18 @@ pub(in crate::consumer) struct Lease {
     pub(in crate::consumer) observers: Observers,
     pub(in crate::consumer) facts: Arc<StreamFacts>,
     pub(in crate::consumer) rng: SmallRng,
-    /// Before it was taken.
+    /// The time just before the lease was taken.
     pub(in crate::consumer) since: Instant,
 }
 
-/// The same while it is renewed.
+/// A lease that is being renewed.
 pub(in crate::consumer) struct KeptLease {
     lease: Arc<Lease>,
     _renewing: AbortOnDropHandle<()>,
 }
 
 impl Lease {
-    /// Renews it from now on.
+    /// Starts the renewal of the lease.
     pub(in crate::consumer) fn keep(self) -> KeptLease {
         let lease = Arc::new(self);
         let renewing = tokio::spawn(lease.clone().renew_on());
@@ -107,8 +107,8 @@ impl Lease {
         }
     }
 
-    /// Until it is lost. A row that could not be renewed for two thirds of the failover time counts as lost: before
-    /// another may take it, nothing of it is begun here any more.
+    /// Renews the lease until it is lost. A lease that could not be renewed for two thirds of the failover
+    /// time counts as lost: this process starts nothing new before another worker may take the lease.
     async fn renew_on(self: Arc<Self>) {
         let Some(leases) = self.store.leases() else { return };
         let mut rng = self.rng.clone();
@@ -162,7 +162,7 @@ impl Lease {
 }
 
 impl KeptLease {
-    /// Rows for the shards that came of this one. Whether it is still held.
+    /// Creates rows for the children of this shard. Returns whether the lease is still owned.
     pub(in crate::consumer) async fn begin_children(&self) -> bool {
         let Lease { key, store, .. } = &*self.lease;
         let Some(leases) = store.leases() else { return true };
@@ -182,18 +182,19 @@ impl KeptLease {
         begun.is_ok()
     }
 
-    /// Lets another have the shard. How its task has ended, seen with this.
+    /// Releases the lease. Returns how the shard's task has ended, given the state of the lease.
     pub(in crate::consumer) async fn end(self, end: ShardEnd, within: Duration) -> ShardEnd {
         let Lease { hold, key, store, .. } = &*self.lease;
         if let Some(leases) = store.leases() {
-            // If that fails another takes it after the failover time.
+            // If this fails, another worker takes the lease after the failover time.
             let given_up = timeout(within, answer("the store", leases.give_up(key))).await;
             if let Ok(Ok(Err(error))) = given_up {
-                tracing::debug!(shard = %key.shard, %error, "the shard could not be given up");
+                tracing::debug!(shard = %key.shard, %error, "lease not released");
             }
         }
         match end {
-            // What was to be stored was refused, if it was the last of it that was lost.
+            // The checkpointer also ends without an error if the store refused the last checkpoint because
+            // the lease is lost.
             ShardEnd::Ended | ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused
                 if hold.is_lost() =>
             {

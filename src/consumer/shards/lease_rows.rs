@@ -1,5 +1,5 @@
-//! Rows that several processes share: made before a shard is read, taken by one of them, and at a shard's end
-//! followed by those of its children.
+//! Rows that several processes share. A row is created before its shard is read, and one process takes its
+//! lease. The rows of the children are created at the shard's end.
 
 use tokio::time::Instant;
 
@@ -10,12 +10,13 @@ use crate::consumer::answer;
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
-/// How often a closed shard's children are looked for. They are listed a moment after it is closed.
+/// The number of checks for the children of a closed shard. They are listed a moment after the shard is
+/// closed.
 const LOOKS: u32 = 8;
 
 impl Discovery<'_> {
-    /// Makes rows for those of these shards that have none, and takes what may be taken. Each with the time before
-    /// it was asked for.
+    /// Creates rows for those of these shards that have none, and takes the available leases. Each result
+    /// carries the time just before the leases were requested.
     pub(in crate::consumer) async fn take(
         &self,
         leases: &dyn Leases,
@@ -33,7 +34,7 @@ impl Discovery<'_> {
         Ok(each.map(|(shard, taken)| (shard, asked, taken)).collect())
     }
 
-    /// Stores a checkpoint of a shard; where shards are shared, this process has taken it.
+    /// Stores a checkpoint of a shard. If the store has leases, this process owns the shard's lease.
     pub(in crate::consumer) async fn store(
         &self,
         shard: &ShardId,
@@ -47,7 +48,7 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// Takes the lease of a shard that is not read. A store without leases always gives it.
+    /// Takes the lease of a shard that is not read. A store without leases always grants it.
     pub(in crate::consumer) async fn take_unread(&self, shard: &ShardId) -> Result<LeaseOutcome, BoxError> {
         let Some(leases) = self.checkpoints.leases() else {
             return Ok(LeaseOutcome::Leased(Checkpoint::at(Position::TrimHorizon)));
@@ -57,7 +58,7 @@ impl Discovery<'_> {
         Ok(taken.unwrap_or(Ok(LeaseOutcome::Missing))?)
     }
 
-    /// Stores the end of a shard that was taken, and gives it up.
+    /// Stores the end of a shard whose lease was taken, and releases the lease.
     pub(in crate::consumer) async fn store_end(
         &self,
         shard: &ShardId,
@@ -70,7 +71,7 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// Makes these rows, parents before children.
+    /// Creates these rows, parents before children.
     async fn create(
         &self,
         leases: &dyn Leases,
@@ -89,8 +90,9 @@ impl Discovery<'_> {
         Ok(())
     }
 
-    /// Before a shard's end is stored: rows for the shards that came of it, and their names beside its own, so that
-    /// whoever else reads the rows (KCL) finds them. Each step may be repeated. Asks until it is answered.
+    /// Creates rows for the children of a shard before its end is stored, and adds their names to the shard's
+    /// row. Other readers of the rows (KCL) need these names. Each step may be repeated. After 8 attempts the
+    /// shard may end without them.
     pub(in crate::consumer) async fn begin_children(
         &self,
         leases: &dyn Leases,
@@ -108,7 +110,7 @@ impl Discovery<'_> {
                     Err(other) => other,
                 },
             };
-            // Whoever lists them later makes their rows.
+            // A later discovery that lists the children creates their rows.
             looks += 1;
             if looks == LOOKS {
                 return Ok(());
@@ -117,7 +119,7 @@ impl Discovery<'_> {
         }
     }
 
-    /// Returns whether all of them are listed.
+    /// Creates the rows of the listed children. Returns whether all children are listed.
     async fn look_for_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<bool, BoxError> {
         let found = self.shards_once().await?;
         let children = found.children(shard);

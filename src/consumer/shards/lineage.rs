@@ -1,4 +1,4 @@
-//! Which shards came of which, and which may be read.
+//! The parents and children of shards, and which shards may be read.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -12,21 +12,23 @@ use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 use crate::sabotage::Sabotage;
 
-/// The shards of a stream as they were listed last, and what is stored of them.
+/// The shards of a stream in the last listing, and their checkpoints.
 pub(in crate::consumer) struct Lineage {
     pub(in crate::consumer) shards: Vec<Shard>,
     pub(in crate::consumer) checkpoints: HashMap<ShardId, Checkpoint>,
-    /// What is stored of these is not understood: they have begun, and nobody knows how far they are.
+    /// Shards whose checkpoints cannot be read. They have been started, and their progress is unknown.
     pub(in crate::consumer) unreadable: HashSet<ShardId>,
-    /// What was stored of shards of an earlier stream of this name. They are read from their beginning.
+    /// The old checkpoints of shards whose rows belong to an earlier stream of this name. These shards are
+    /// read from their oldest record.
     pub(in crate::consumer) outdated: HashMap<ShardId, Checkpoint>,
-    /// Parents that are neither listed nor known by a row, and that Kinesis has, or may have: the listing is incomplete.
+    /// Parents that are neither listed nor known by a row, and that Kinesis has or may have: the listing is
+    /// incomplete.
     pub(in crate::consumer) hidden: HashMap<ShardId, BoxError>,
-    /// One of the unreadable rows, if it was written for another stream.
+    /// The error of one of the unreadable rows, if that row was written for another stream.
     pub(in crate::consumer) of_other_stream: Option<CheckpointError>,
 }
 
-/// Hash keys that belong to no shard: whatever is written to them is read by nobody.
+/// A range of hash keys that belongs to no shard: records written to it are not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::consumer) struct Hole {
     pub(in crate::consumer) first: u128,
@@ -34,7 +36,8 @@ pub(in crate::consumer) struct Hole {
 }
 
 impl Lineage {
-    /// The shards that may be read: not at their end, and no parent is short of its own.
+    /// Returns the shards that may be read: they have not ended, all their parents have, and their
+    /// checkpoints are readable.
     pub(in crate::consumer) fn ready(&self) -> Vec<ShardId> {
         let listed = listed(&self.shards);
         self.unfinished()
@@ -44,7 +47,7 @@ impl Lineage {
             .collect()
     }
 
-    /// Replaces the rows of listed shards that belong to an earlier stream of this name.
+    /// Moves the rows of listed shards that belong to an earlier stream of this name to `outdated`.
     pub(in crate::consumer) fn set_aside(&mut self, is_outdated: impl Fn(&Checkpoint) -> bool) {
         let listed = listed(&self.shards);
         for (shard, checkpoint) in &mut self.checkpoints {
@@ -55,22 +58,22 @@ impl Lineage {
         }
     }
 
-    /// The shards that are open, although their rows say that they have ended.
+    /// Returns the open shards whose rows say that they have ended.
     pub(in crate::consumer) fn ended_and_open(&self) -> Vec<ShardId> {
         let open = self.shards.iter().filter(|shard| is_open(shard));
         let ended = open.filter(|shard| has_ended(shard.shard_id(), &self.checkpoints));
         ended.map(|shard| shard.shard_id().into()).collect()
     }
 
-    /// The first hash keys that no unfinished shard holds. After a shard's end it may only be that the
-    /// listing does not have its children yet.
+    /// Returns the first hash keys that no unfinished shard covers. After a shard's end, the listing may
+    /// merely lack its children.
     pub(in crate::consumer) fn hole(&self) -> Option<Hole> {
         self.shards.first().and_then(hash_keys)?;
         let ranges = self.unfinished().map(hash_keys).collect::<Option<_>>()?;
         first_gap(ranges, 0..=u128::MAX)
     }
 
-    /// The hash keys of a shard; all, where they are not told.
+    /// Returns the hash keys of a shard, or all hash keys if the listing does not state them.
     pub(in crate::consumer) fn hash_keys(&self, shard: &ShardId) -> RangeInclusive<u128> {
         let listed = self
             .shards
@@ -80,9 +83,11 @@ impl Lineage {
         first..=last
     }
 
-    /// Whoever shares the rows deletes those of finished shards once their children are under way (KCL does). A
-    /// shard without a row is finished if something that came of it has a row, as rows of children are made at the
-    /// end of a parent; and if its own parents are finished, as otherwise its row may yet be made.
+    /// Marks shards as ended whose rows were deleted. KCL, which may share the rows, deletes the row of a
+    /// finished shard once its children are being read.
+    ///
+    /// A shard without a row is finished if one of its descendants has a row: rows of children are created at
+    /// the end of a parent. Its own parents must be finished too. Otherwise its row may still be created.
     pub(in crate::consumer) fn finish_deleted(&mut self) {
         let Lineage {
             shards,
@@ -117,7 +122,8 @@ impl Lineage {
         }
     }
 
-    /// The shards that are not settled to their end, according to their rows, and are not listed.
+    /// Returns the shards that are not settled to their end, according to their rows, and that are not
+    /// listed.
     pub(in crate::consumer) fn unlisted(&self) -> Vec<ShardId> {
         let listed = listed(&self.shards);
         let open = self.checkpoints.iter().filter(|(shard, checkpoint)| {
@@ -128,7 +134,8 @@ impl Lineage {
         open
     }
 
-    /// The parents of listed shards that are neither listed nor known by a row. Each was trimmed, unless the listing lacks it.
+    /// Returns the parents of listed shards that are neither listed nor known by a row. Each was trimmed,
+    /// unless the listing is incomplete.
     pub(in crate::consumer) fn unknown_parents(&self) -> HashSet<ShardId> {
         let listed = listed(&self.shards);
         let parents = self.shards.iter().flat_map(parents);
@@ -137,7 +144,8 @@ impl Lineage {
         unlisted.filter(|parent| !self.has_row(parent)).collect()
     }
 
-    /// Whether the children of a shard that are listed hold all of its hash keys. Otherwise the listing lacks some.
+    /// Returns whether the listed children of a shard cover all of its hash keys. If not, the listing lacks a
+    /// child.
     pub(in crate::consumer) fn has_all_children(&self, of: &ShardId) -> bool {
         let children = self.children(of);
         let Some(ranges) = children.iter().map(|child| hash_keys(child)).collect() else {
@@ -147,15 +155,16 @@ impl Lineage {
         !children.is_empty() && first_gap(ranges, keys).is_none()
     }
 
-    /// Until when the parents of a shard were read: what the shard holds arrived later, as they were all closed when it was
-    /// opened. Of a parent without records nothing may be known.
+    /// Returns the time up to which the parents of a shard were read. The shard's own records arrived later,
+    /// as all its parents were closed when it was opened. The time may be unknown for parents without
+    /// records.
     pub(in crate::consumer) fn parents_read_until(&self, shard: &ShardId) -> Option<SystemTime> {
         let listed = self.shards.iter().find(|it| it.shard_id() == shard.as_str())?;
         let rows = parents(listed).filter_map(|parent| self.checkpoints.get(&ShardId::from(parent)));
         rows.filter_map(Checkpoint::read_until).max()
     }
 
-    /// The shards that came of this one.
+    /// Returns the children of this shard.
     pub(in crate::consumer) fn children(&self, of: &ShardId) -> Vec<&Shard> {
         let shards = self.shards.iter();
         shards
@@ -163,13 +172,14 @@ impl Lineage {
             .collect()
     }
 
-    /// Whether anything is stored of a shard, understood or not.
+    /// Returns whether the store has a row of the shard, readable or not.
     pub(in crate::consumer) fn has_row(&self, shard: &ShardId) -> bool {
         self.checkpoints.contains_key(shard) || self.unreadable.contains(shard)
     }
 
-    /// Whether a child is to get its row when this parent ends. If its other parent has no row yet, whoever reads
-    /// the rows would take that one for finished: then it is for that parent's end to make it.
+    /// Returns whether a child gets its row when this parent ends. If its other parent has no row yet, other
+    /// readers of the rows would treat that parent as finished. In this case the end of the other parent
+    /// creates the child's row.
     pub(in crate::consumer) fn may_begin_row(&self, child: &Shard, parent: &ShardId) -> bool {
         let listed = listed(&self.shards);
         let is_there = |other: &str| listed.contains(other) || self.hidden.contains_key(&other.into());
@@ -178,7 +188,7 @@ impl Lineage {
             && others.all(|other| self.has_row(&other.into()) || !is_there(other))
     }
 
-    /// What is known of a shard that is to get a row.
+    /// Creates the description of a shard that gets a row.
     pub(in crate::consumer) fn new_shard(&self, key: ShardKey, checkpoint: Checkpoint) -> NewShard {
         let listed = self
             .shards
@@ -198,7 +208,7 @@ impl Lineage {
     }
 }
 
-/// All shards, each behind those that it came of.
+/// Returns all shards, each after its parents.
 pub(in crate::consumer) fn parents_first(shards: &[Shard]) -> Vec<&Shard> {
     let mut left: Vec<&Shard> = shards.iter().collect();
     let mut sorted = Vec::with_capacity(left.len());
@@ -207,7 +217,7 @@ pub(in crate::consumer) fn parents_first(shards: &[Shard]) -> Vec<&Shard> {
         let (later, now): (Vec<_>, Vec<_>) = left
             .into_iter()
             .partition(|shard| parents(shard).any(|parent| waiting.contains(parent)));
-        // Shards that came of each other: no listing says that.
+        // The rest are parents of each other, which no valid listing contains.
         let stuck = now.is_empty();
         sorted.extend(now);
         left = if stuck { Vec::new() } else { later };
@@ -215,8 +225,8 @@ pub(in crate::consumer) fn parents_first(shards: &[Shard]) -> Vec<&Shard> {
     sorted
 }
 
-/// Whether a parent that the stream still has is short of its end. (A parent that the stream has no more was
-/// trimmed: nothing of it is left to read.)
+/// Returns true if the stream still has a parent that has not ended. (A parent that the stream does not have
+/// any more was trimmed: no record of it is left.)
 fn has_open_parent(
     shard: &Shard,
     listed: &HashSet<&str>,
@@ -226,7 +236,7 @@ fn has_open_parent(
     if Sabotage::StartChildrenEarly.is_committed() {
         return false;
     }
-    // A parent that is not listed and has a row has not been found to be trimmed yet.
+    // A parent that has a row but is not listed is not known to be trimmed yet.
     let is_known = |parent: &str| {
         let name = ShardId::from(parent);
         listed.contains(parent) || checkpoints.contains_key(&name) || hidden.contains_key(&name)
@@ -243,7 +253,7 @@ fn listed(shards: &[Shard]) -> HashSet<&str> {
     shards.iter().map(Shard::shard_id).collect()
 }
 
-/// The first and the last; `None` if they are not told.
+/// Returns the first and the last hash key, or `None` if the listing does not state them.
 fn hash_keys(shard: &Shard) -> Option<(u128, u128)> {
     let range = shard.hash_key_range()?;
     Some((
@@ -252,7 +262,7 @@ fn hash_keys(shard: &Shard) -> Option<(u128, u128)> {
     ))
 }
 
-/// The first of these hash keys that none of the ranges has.
+/// Returns the first of these hash keys that no range covers.
 fn first_gap(mut ranges: Vec<(u128, u128)>, keys: RangeInclusive<u128>) -> Option<Hole> {
     ranges.sort_unstable();
     let (mut next, end) = keys.into_inner();
@@ -287,7 +297,7 @@ mod tests {
         let range = range
             .ending_hash_key(keys.1.to_string())
             .build()
-            .expect("both ends");
+            .expect("a start and an end");
         Shard::builder()
             .shard_id(name)
             .set_parent_shard_id(parents.first().map(|&parent| parent.to_owned()))
@@ -321,7 +331,7 @@ mod tests {
         lineage.ready().into_iter().map(String::from).collect()
     }
 
-    /// a and b are merged into c, which is split into d and e.
+    /// Returns shards a and b, merged into c, which is split into d and e.
     fn merged_and_split() -> Vec<Shard> {
         vec![
             shard("a", &[], (0, 99)),
@@ -387,13 +397,13 @@ mod tests {
         assert_eq!(sorted.collect::<Vec<_>>(), ["b", "a", "c", "e", "d"]);
     }
 
-    /// The rows of a and b were deleted, then that of c as well.
+    /// The rows of a and b were deleted, then the row of c.
     #[test]
     fn a_shard_whose_row_was_deleted_is_not_read_again() {
         for (rows, is_ready) in [
             (&["c"] as &[&str], &["c"] as &[&str]),
             (&["d", "e"], &["d", "e"]),
-            // The row of a child may be missing yet, though its sister's is there.
+            // The row of a child may still be missing although its sibling has one.
             (&["d"], &["d", "e"]),
         ] {
             let mut lineage = lineage(merged_and_split(), &[]);
@@ -415,7 +425,8 @@ mod tests {
         assert_eq!(lineage.hole(), None);
     }
 
-    /// The other parent of a merge was not begun when the first one ended: its own parent is not done.
+    /// The other parent of a merge had not started when the first one ended, because its own parent had not
+    /// ended.
     #[test]
     fn a_shard_that_has_no_row_yet_is_not_taken_for_finished() {
         let shards = vec![

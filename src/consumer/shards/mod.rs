@@ -1,4 +1,4 @@
-//! The tasks of all shards: parents before children, and each once.
+//! The tasks of all shards: parents before children, one task for each shard.
 
 pub(in crate::consumer) mod discovery;
 pub(in crate::consumer) mod lease;
@@ -57,7 +57,7 @@ where
     S: Future<Output = ()> + Send,
 {
     let token = CancellationToken::new();
-    // Whoever drops this future wants no task of it to live on.
+    // When the caller drops this future, its tasks must end.
     let _cancelled = token.clone().drop_guard();
     let application: Arc<str> = resilient.application().into();
     let registration = match &consumer.retrieval {
@@ -143,87 +143,92 @@ where
 struct Shards<P: RecordProcessor> {
     consumer: Consumer,
     application: Arc<str>,
-    /// Those of the processor, and the consumer's health.
+    /// The observers of the engine, and the consumer's health.
     observers: Observers,
     resilient: Resilient<P>,
     calls: Arc<Semaphore>,
-    /// Of shards that run one record at a time.
+    /// The turns of shards that run one record at a time.
     careful: Turns,
     registration: Option<Arc<Registration>>,
     shutdown: CancellationToken,
     tasks: JoinSet<ShardEnd>,
-    /// Each shard is started once, unless its task has broken down.
+    /// The started shards by task. A shard that has halted stays here, so that it is not started again.
     started: HashMap<Id, (ShardId, Instant)>,
     /// The shards that ListShards returned last.
     listed: HashSet<ShardId>,
-    /// Those whose end was stored, or seen. A write that was given up may put an older row in its place.
+    /// The shards whose end was stored or seen. An abandoned write may still replace such a row by an older
+    /// one.
     ended: HashSet<ShardId>,
-    /// How often in a row.
+    /// The number of consecutive failures of each shard's task.
     breakdowns: HashMap<ShardId, u32>,
-    /// When to look for what may begin, though no shard has ended.
+    /// The time of the next check for shards that may start, even if no shard has ended.
     look: Option<Instant>,
     failed: Option<ConsumerError>,
-    /// Kinesis has refused to let a shard be read, and none was read yet: the consumer ends.
+    /// The error that ends the consumer: Kinesis refused to let a shard be read, and no shard was read
+    /// before.
     refused: Option<ConsumerError>,
-    /// How many listings in a row have left hash keys without a shard.
+    /// The number of consecutive listings that left hash keys uncovered.
     holes_in_a_row: u32,
-    /// Who holds the shards that other processes hold.
+    /// The owners of the shards that other processes have leased.
     elsewhere: HashMap<ShardId, String>,
     facts: Arc<StreamFacts>,
-    /// Shards that are listed as open although their rows say that they have ended, and since when.
+    /// The shards that are listed as open although their rows say that they have ended, and since when.
     ended_and_open: HashMap<ShardId, Instant>,
-    /// Those whose checkpoint belongs to an earlier stream, and that the user wants to halt.
+    /// The shards whose checkpoints belong to an earlier stream, and that the user's policy halts.
     halted: HashSet<ShardId>,
-    /// What was settled in this run.
+    /// The counts of records that were settled in this run.
     settled: Arc<SettledCounts>,
-    /// When the shards were found.
+    /// The time at which the shards were found.
     since: Option<Instant>,
-    /// Whether the application has read the stream before.
+    /// True if the application has read the stream before.
     has_begun: bool,
-    /// The checkpoints of shards that were not listed when the consumer started. Each stays here until the end of its shard is
-    /// stored.
+    /// The checkpoints of shards that were not listed when the consumer started. Each stays here until the
+    /// end of its shard is stored.
     unlisted: HashMap<ShardId, Checkpoint>,
-    /// Shards that Kinesis does not have any more, whose loss was reported where there is any.
+    /// The shards that Kinesis does not have any more. Any loss in them was reported.
     trimmed: HashSet<ShardId>,
 }
 
-/// Between listings of a stream whose hash keys are not all covered: at once after a reshard, gently where
-/// it stays so.
+/// Delay between listings while some hash keys are not covered: short directly after a reshard, longer if
+/// that does not change.
 const AUDIT: Backoff = Backoff::exponential()
     .base(Duration::from_millis(500))
     .cap(Duration::from_secs(60));
-/// Between a breakdown and another beginning of its shard.
+/// Delay between the failure of a shard's task and its restart.
 const RESTART: Backoff = Backoff::exponential()
     .base(Duration::from_secs(1))
     .cap(Duration::from_secs(60));
-/// A task that has run for so long has not broken down in a row.
+/// The running time after which earlier failures of the task no longer count as consecutive.
 const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
-/// Between looks at a checkpoint that somebody must mend.
+/// Interval between checks of a checkpoint that an operator must fix.
 const MENDING: Duration = Duration::from_secs(30);
-/// A listing that shows a shard as open for so long, although its row says that it has ended, does not merely lag behind.
+/// The longest time that a listing may lag behind. A shard that is listed as open for longer is open,
+/// although its row says that it has ended.
 const LISTING_LAG: Duration = Duration::from_secs(30);
-/// The most leases that are taken before the first of them is renewed.
+/// The maximum number of leases that are taken before the first of them is renewed.
 const TAKEN_AT_ONCE: usize = 100;
-/// Before the shards are listed again, where a listing lacks one.
+/// Delay before the shards are listed again after an incomplete listing.
 const RELIST: Duration = Duration::from_secs(5);
-/// What a single listing says may be a moment in between (KCL waits for as many).
+/// The number of consecutive listings with uncovered hash keys before they are reported. A single listing may
+/// show a moment in between (KCL waits for as many).
 const HOLES_TO_TELL: u32 = 3;
 
-/// The checkpoint at the end of a trimmed shard. Without a known `read_until` that is 1970: its children then report that
-/// they may have lost records.
+/// Returns the checkpoint at the end of a trimmed shard. An unknown `read_until` becomes 1970: the children
+/// of the shard then report that they may have lost records.
 fn lost_end(row: Option<&Checkpoint>) -> Checkpoint {
     let read_until = row.and_then(Checkpoint::read_until);
     Checkpoint::at(Position::ShardEnd).with_read_until(read_until.unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
 impl<P: RecordProcessor + 'static> Shards<P> {
-    /// CrashCount every shard that is not started yet, whose parents are done and that no other process holds.
+    /// Starts every shard that is not started yet, whose parents have ended and that no other process has
+    /// leased.
     async fn start_found(&mut self, mut found: Lineage) {
         self.look = None;
         self.listed = found.shards.iter().map(|shard| shard.shard_id().into()).collect();
         self.consumer.health.discovered();
         let is_end = |checkpoint: &Checkpoint| *checkpoint.position() == Position::ShardEnd;
-        // What has ended here was a shard of that earlier stream.
+        // The end that was seen belongs to a shard of the earlier stream.
         self.ended.retain(|shard| !found.outdated.contains_key(shard));
         let seen = found
             .checkpoints
@@ -232,7 +237,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.ended.extend(seen.map(|(shard, _)| shard.clone()));
         for shard in &self.ended {
             if !found.checkpoints.get(shard).is_some_and(is_end) {
-                // A late write may have replaced the row by an older one. Its `read_until` is too early, which is safe.
+                // A late write may have replaced the row by an older one. The `read_until` of that row is too
+                // early, which is safe.
                 let row = found.checkpoints.get(shard);
                 let ended = Checkpoint::at(Position::ShardEnd);
                 let ended = match row.and_then(Checkpoint::read_until) {
@@ -243,7 +249,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }
         }
         self.has_begun |= !found.checkpoints.is_empty();
-        // Their checkpoints are listed only once, when the consumer starts.
+        // Checkpoints of unlisted shards are read only once, when the consumer starts.
         for shard in found.unlisted() {
             if let Some(row) = found.checkpoints.get(&shard) {
                 self.unlisted.insert(shard, row.clone());
@@ -278,9 +284,9 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             }
             return;
         };
-        // Others may let theirs go at any time.
+        // Other processes may release their leases at any time.
         self.look_again_in(leases.failover_time() / 2);
-        // A chunk is started before the next one is taken: a lease that is not renewed in time is lost.
+        // Each chunk is started before the next one is taken: a lease that is not renewed in time is lost.
         for shards in ready.chunks(TAKEN_AT_ONCE) {
             let taken = self.discovery().take(leases, &found, shards.to_vec()).await;
             let taken = taken.unwrap_or_else(|error| {
@@ -302,7 +308,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
     ) {
         let outdated = found.outdated.contains_key(&shard);
         let taken = match taken {
-            // A lease that is still worked on is of the stream that there is now.
+            // Only a row that has ended is seized: a lease that is in use belongs to the current stream.
             Ok(LeaseOutcome::Ended) if outdated => {
                 let key = self.discovery().key(shard.clone());
                 let seized = answer(STORE, leases.seize(&key)).await;
@@ -322,14 +328,14 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 }
             }
             Ok(LeaseOutcome::Elsewhere { owner }) => self.stand_by(shard, owner),
-            // Seen at the next look.
+            // The next check finds the new row.
             Ok(LeaseOutcome::Ended | LeaseOutcome::Missing) => {}
             Err(error) => self.tell_failure(&error, leases.failover_time() / 2),
         }
     }
 
-    /// A shard whose row says that it has ended, and that is listed as open for longer than a listing may lag behind, is a
-    /// shard of another stream than the row's.
+    /// Treats the row of an ended shard as outdated if the shard is listed as open for longer than a listing
+    /// may lag behind. Such a row belongs to another stream.
     fn doubt_ends(&mut self, found: &mut Lineage) {
         let shards = found.ended_and_open();
         self.ended_and_open.retain(|shard, _| shards.contains(shard));
@@ -351,7 +357,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// CrashCount a shard at its oldest record whose row belongs to an earlier stream of this name, or halts it.
+    /// Restarts a shard at its oldest record, or halts the shard, because its row belongs to an earlier
+    /// stream of this name.
     async fn start_again(
         &mut self,
         shard: ShardId,
@@ -398,12 +405,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 self.consumer.stream.name().clone(),
                 shard,
             );
-            // Otherwise it expires.
+            // If this fails, the lease expires.
             let _ = answer(STORE, leases.give_up(&key)).await;
         }
     }
 
-    /// Reports a loss, and keeps the error if the user wants the shard to halt.
+    /// Reports a loss, and keeps the error if the user's policy halts the shard.
     fn report_loss(&mut self, loss: DataLoss) -> DataLossPolicy {
         let decision = self.consumer.on_data_loss.report(&loss, &self.observers);
         if decision == DataLossPolicy::Halt {
@@ -413,8 +420,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         decision
     }
 
-    /// Reports the parents of shards that are about to begin which the stream has no more and of which no row is left: they
-    /// were created and trimmed while the application was down.
+    /// Reports parents that the stream does not have any more and that have no row, if their children are
+    /// about to start. Such parents were created and trimmed while the application was down.
     fn report_absent_parents(&mut self, ready: &[ShardId], found: &mut Lineage) {
         for parent in found.unknown_parents() {
             let is_known = !self.facts.is_absent(&parent) || self.trimmed.contains(&parent);
@@ -437,7 +444,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// Lists the shards again soon if the listing lacks some.
+    /// Schedules another listing if this one is incomplete.
     fn look_for_hidden(&mut self, found: &Lineage) {
         for error in found.hidden.values() {
             self.tell_failure(&**error, RELIST);
@@ -445,18 +452,18 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// A shard that is not settled to its end and not listed any more was closed, and all that was in it is trimmed. Its
-    /// children wait until that is certain.
+    /// Reports shards that are not settled to their end and not listed any more. Such a shard was closed, and
+    /// all its records are trimmed. Its children wait until that is certain.
     async fn report_trimmed(&mut self, found: &mut Lineage) {
         let is_listed = |shard: &ShardId| found.shards.iter().any(|it| it.shard_id() == shard.as_str());
         let mut trimmed = found.unlisted();
-        // A shard without a row, which was being read.
+        // The list also includes shards without a row whose tasks failed.
         let removed = self.breakdowns.extract_if(|shard, _| !is_listed(shard));
         trimmed.extend(removed.map(|(shard, _)| shard));
         trimmed.sort();
         trimmed.dedup();
         trimmed.retain(|shard| {
-            // Its own task finds out.
+            // The task of a shard that is being read finds the loss itself.
             let is_read = self.started.values().any(|(started, _)| started == shard);
             !is_read && !self.ended.contains(shard)
         });
@@ -474,7 +481,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// Stores the end of a shard that is trimmed, so that its loss is reported once and its children may begin.
+    /// Stores the end of a trimmed shard, so that its loss is reported once and its children may start.
     async fn end_trimmed(&mut self, shard: &ShardId, found: &mut Lineage) -> Result<(), BoxError> {
         let row = found.checkpoints.get(shard).cloned();
         let loss = DataLoss {
@@ -489,18 +496,19 @@ impl<P: RecordProcessor + 'static> Shards<P> {
             None => LeaseOutcome::Missing,
         };
         if let LeaseOutcome::Elsewhere { .. } = taken {
-            // Another process holds it, and reports it; or one did, and its lease is not seen to be over.
+            // Another process owns the lease and reports the loss, or owned it and the lease has not been
+            // seen to expire.
             let leases = self.consumer.checkpoints.leases();
             let time = leases.map_or(MENDING, |leases| leases.failover_time() / 2);
             self.look_again_in(time);
             return Ok(());
         }
-        // The loss is reported before the end of the shard is stored: afterwards no process looks at the shard again. A process
-        // that has stored the end has reported the loss.
+        // The loss is reported before the end of the shard is stored: afterwards no process checks the shard
+        // again. A process that has stored the end has reported the loss.
         if taken != LeaseOutcome::Ended && self.trimmed.insert(shard.clone()) {
             self.report_loss(loss);
         }
-        // Its children may have lost records as well.
+        // The children may have lost records as well.
         let end = lost_end(row.as_ref());
         if let LeaseOutcome::Leased(_) = taken {
             self.discovery().store_end(shard, end.clone()).await?;
@@ -515,7 +523,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.look = Some(self.look.map_or(at, |before| before.min(at)));
     }
 
-    /// Another process holds the shard.
+    /// Notes that another process has leased the shard.
     fn stand_by(&mut self, shard: ShardId, owner: String) {
         if self.elsewhere.get(&shard) != Some(&owner) {
             self.tell(|stream| Event::ShardLeasedElsewhere {
@@ -573,7 +581,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// A hole in the stream's hash keys closes by itself, if it is only that a listing lags behind.
+    /// Checks for uncovered hash keys. A gap that comes from a listing that lags behind closes by itself.
     fn audit(&mut self, hole: Option<Hole>) {
         let Some(Hole { first, last }) = hole else {
             self.holes_in_a_row = 0;
@@ -604,11 +612,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         SmallRng::from_rng(&mut self.consumer.rng)
     }
 
-    /// `taken`: before it was, where shards are shared.
+    /// Starts the task of a shard. `taken` is the time just before its lease was taken, if the store has
+    /// leases.
     fn start(&mut self, shard: ShardId, found: &mut Lineage, taken: Option<Instant>) {
         let from = found.checkpoints.remove(&shard);
         let from = from.unwrap_or_else(|| Checkpoint::at(Position::TrimHorizon));
-        // What a child holds arrived when its parents had been read.
+        // The records of a child arrived later than everything that was read from its parents.
         let from = match (
             from.position(),
             from.read_until(),
@@ -687,7 +696,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         self.has_begun = true;
     }
 
-    /// Runs until every shard has come to an end.
+    /// Runs until all shards have ended.
     async fn watch(&mut self) -> Result<(), ConsumerError> {
         let start = self.consumer.start.clone();
         let mut found = self.discovery().first_shards(&start).await?;
@@ -722,13 +731,13 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// Returns true if all listed shards have ended, or if those that have not must wait for an operator.
+    /// Returns true if all listed shards have ended, or if the others wait for an operator.
     fn is_over(&self) -> bool {
         let is_done = |shard: &ShardId| self.ended.contains(shard) || self.halted.contains(shard);
         self.failed.is_some() || self.listed.iter().all(is_done)
     }
 
-    /// Waits for what still runs. Each task bounds itself; the timeout is for one that cannot.
+    /// Waits for the tasks that still run. Each task limits its own time; the timeout is for one that cannot.
     async fn stop(&mut self) {
         let limit = self.consumer.shutdown_timeout;
         let all = async {
@@ -741,7 +750,8 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
     }
 
-    /// Whether the shard is done, so that its children may begin.
+    /// Handles the end of a task. Returns true if shards may start now: the children of this one, or this one
+    /// again.
     fn ended(&mut self, ended: Result<(Id, ShardEnd), JoinError>) -> bool {
         let (id, end) = match ended {
             Ok(ended) => ended,
@@ -752,7 +762,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         }
         let error = match end {
             ShardEnd::Ended => {
-                // The shard starts again if its row turns out to belong to an earlier stream.
+                // The shard is started again if its row turns out to belong to an earlier stream.
                 let shard = self.started.remove(&id).map(|(shard, _)| shard);
                 self.ended.extend(shard);
                 return true;
@@ -764,7 +774,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 return true;
             }
             ShardEnd::Halted(halted) => ConsumerError::ShardHalted(halted),
-            // Another shard has been read meanwhile: the permission is there.
+            // Another shard has been read in the meantime: the permission exists.
             ShardEnd::Refused(error) if self.facts.has_read() => {
                 self.begin_again(id, error);
                 return false;
@@ -779,7 +789,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 self.begin_again(id, error);
                 return false;
             }
-            // Another has it: it is stood by for.
+            // Another worker owns the lease; check again after half the failover time.
             ShardEnd::Lost | ShardEnd::HandedOver => {
                 self.started.remove(&id);
                 let leases = self.consumer.checkpoints.leases();
@@ -800,12 +810,12 @@ impl<P: RecordProcessor + 'static> Shards<P> {
         false
     }
 
-    /// A task has broken down. Its shard begins again at what is stored of it, a while later.
+    /// Restarts a shard after its task failed: at its stored checkpoint, and after a delay.
     fn begin_again(&mut self, id: Id, error: BoxError) {
         let Some((shard, since)) = self.started.remove(&id) else {
             return;
         };
-        // It may be that the stream was deleted.
+        // The cause may be that the stream was deleted.
         self.facts.doubt();
         let failures = self.breakdowns.entry(shard.clone()).or_default();
         if since.elapsed() > FORGET_AFTER {

@@ -1,4 +1,4 @@
-//! Where an application begins.
+//! The position at which an application starts.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,23 +9,23 @@ use crate::checkpoint::Checkpoint;
 use crate::record::{Position, SequenceNumber, ShardId};
 use crate::{rfc3339, wall_clock};
 
-/// Where the shards begin that have no checkpoint when an application starts for the first time.
+/// The position of shards without a checkpoint when an application starts for the first time.
 ///
-/// It is asked once: the answer is stored as each shard's checkpoint before the first record is read, and a
-/// restart goes on from there. Shards that come later, by a split or a merge, are read from their beginning
-/// whatever it says.
+/// The position is resolved once. It is stored as each shard's checkpoint before the first record is read,
+/// and a restart continues from there. Shards that a later split or merge creates are always read from their
+/// oldest record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StartingPosition {
-    /// At the oldest record that the stream holds.
+    /// The oldest record in the stream.
     #[default]
     TrimHorizon,
-    /// At what arrives from now on: from the time, by this machine's clock, at which the application first
-    /// starts. What arrives while it is down is not missed.
+    /// The records that arrive from now on: from the time, by this machine's clock, at which the application
+    /// first starts. Records that arrive while the application is down are not missed.
     Latest,
-    /// At the first record that arrived at this time or later; not in the future.
+    /// The first record that arrived at this time or later. The time must not be in the future.
     AtTimestamp(SystemTime),
-    /// Behind these records; shards that are not named here begin at their oldest record.
+    /// The first record after each of these. Shards that are not named here start at their oldest record.
     AfterSequenceNumbers(HashMap<ShardId, SequenceNumber>),
 }
 
@@ -44,14 +44,15 @@ impl fmt::Display for StartingPosition {
     }
 }
 
-/// Behind all records inside an aggregated one. (KCL keeps the number as a Java `long`.)
+/// The position behind all records inside an aggregate. (KCL keeps the number as a Java `long`.)
 const LAST_INSIDE: u64 = i64::MAX as u64;
 
 impl StartingPosition {
-    /// The checkpoints to store before anything is read.
+    /// Returns the checkpoints to store before anything is read.
     pub(in crate::consumer) fn resolve(&self, found: &Lineage) -> Vec<(ShardId, Checkpoint)> {
-        // Some have theirs, others do not: a first start was cut short, and this one ends it. Then nothing was read yet;
-        // a time that an operator has gone back to is no such beginning.
+        // If only some shards have a row with a time, an earlier first start was interrupted, and this start
+        // completes it. Nothing was read then. A row with `read_until` does not count: an operator may have
+        // rewound that shard to a time.
         let unread = found.checkpoints.values();
         let begun = unread
             .filter(|stored| stored.read_until().is_none())
@@ -76,7 +77,7 @@ impl StartingPosition {
                 })
             }
         };
-        // Nobody may see a child's row before that of its parent.
+        // No reader may see a child's row before that of its parent.
         let shards = parents_first(&found.shards).into_iter();
         let shards = shards.map(|shard| ShardId::from(shard.shard_id()));
         let lacking = shards.filter(|shard| !found.has_row(shard));
@@ -158,7 +159,7 @@ mod tests {
         }
     }
 
-    /// What other shards hold from before that time was never wanted to be passed over.
+    /// The other shards must not skip their records from before that time.
     #[test]
     fn a_time_that_one_shard_went_back_to_is_no_beginning_for_the_others() {
         let time = UNIX_EPOCH + Duration::from_millis(7);

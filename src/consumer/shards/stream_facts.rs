@@ -1,4 +1,4 @@
-//! What Kinesis says of the stream itself: asked for at the start, and again while the consumer runs.
+//! Facts about the stream, as Kinesis describes it at the start and while the consumer runs.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,12 +24,12 @@ use crate::record::{Position, ShardId};
 use crate::retention::Retention;
 use crate::wall_clock;
 
-/// What is known of a stream.
+/// The known facts about a stream.
 #[derive(Debug)]
 pub(in crate::consumer) struct StreamFacts {
     client: Located<Client>,
     stream: StreamId,
-    /// Whether a shard was read since the consumer started.
+    /// True if a shard was read since the consumer started.
     has_read: AtomicBool,
     retention: Retention,
     known: Mutex<Known>,
@@ -38,43 +38,45 @@ pub(in crate::consumer) struct StreamFacts {
 #[derive(Debug, Default)]
 struct Known {
     created: Option<SystemTime>,
-    /// When Kinesis last described the stream, or refused to.
+    /// The time at which Kinesis last described the stream, or refused to.
     asked: Option<Instant>,
-    /// Whether it described the stream then.
+    /// True if Kinesis described the stream at that time.
     is_described: bool,
-    /// Shards that the stream has no more. A shard that was trimmed does not come back.
+    /// Shards that the stream does not have any more. A shard that was trimmed does not come back.
     absent: HashSet<ShardId>,
 }
 
-/// The time since which a stream has everything.
+/// The time since which a stream has all records.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::consumer) struct Horizon {
     pub(in crate::consumer) since: SystemTime,
-    /// Whether Kinesis has just stated the retention. Otherwise the shortest one is assumed, as it may have been lowered.
+    /// True if Kinesis has just stated the retention. Otherwise the shortest one is assumed, as the retention
+    /// may have been lowered.
     pub(in crate::consumer) is_known: bool,
 }
 
-/// Why the stream could not be described.
+/// The reason why the stream could not be described.
 pub(in crate::consumer) enum NotDescribed {
-    /// There is no such stream.
+    /// The stream does not exist.
     NotFound(BoxError),
-    /// Another call may succeed.
+    /// A retry may succeed.
     Passing(BoxError),
     /// Kinesis refuses the call: the permission is missing.
     Refused(BoxError),
 }
 
-/// By how much the same creation time may differ from one answer to another: JSON has it as a floating-point number.
+/// The maximum difference between two answers with the same creation time: JSON has it as a floating-point
+/// number.
 const PRECISION: Duration = Duration::from_secs(1);
-/// How old the answer may be with which a page is looked at, of a shard that is far behind.
+/// The maximum age of the answer with which a page of a shard that is far behind is checked.
 const RECENT: Duration = Duration::from_secs(5);
-/// How old the answer may be with which a discovery decides.
+/// The maximum age of the answer that discovery uses.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// How often Kinesis is asked before a loss is decided on.
+/// The maximum number of calls to Kinesis before a loss is decided.
 pub(in crate::consumer) const TRIES: u32 = 5;
 
-/// The time since which a stream with this retention has everything.
+/// Returns the time since which a stream with this retention has all records.
 fn horizon(retention: Duration) -> SystemTime {
     let horizon = wall_clock::now().checked_sub(retention);
     horizon.unwrap_or(SystemTime::UNIX_EPOCH)
@@ -91,7 +93,7 @@ impl StreamFacts {
         }
     }
 
-    /// A shard was read: the permissions are there.
+    /// Notes that a shard was read: the permissions exist.
     pub(in crate::consumer) fn note_read(&self) {
         self.has_read.store(true, Ordering::Relaxed);
     }
@@ -104,12 +106,13 @@ impl StreamFacts {
         &self.retention
     }
 
-    /// When the stream was created, which tells it from a deleted one of the same name.
+    /// Returns the creation time of the stream, which distinguishes it from a deleted stream of the same
+    /// name.
     pub(in crate::consumer) fn created(&self) -> Option<SystemTime> {
         self.known().created
     }
 
-    /// Whether a checkpoint belongs to an earlier stream of this name.
+    /// Returns whether a checkpoint belongs to an earlier stream of this name.
     pub(in crate::consumer) fn is_outdated(&self, checkpoint: &Checkpoint) -> bool {
         let Some(created) = self.created() else {
             return false;
@@ -119,8 +122,8 @@ impl StreamFacts {
                 .max(created)
                 .duration_since(of.min(created))
                 .is_ok_and(|apart| apart > PRECISION),
-            // Everything that arrived until then was read: nothing of a stream that did not exist. A time is a position in
-            // any stream, and 1970 stands for a time that is not known.
+            // Everything that arrived before `read_until` was read, which is impossible if the stream was
+            // created later. A timestamp is a position in any stream, and 1970 stands for an unknown time.
             (None, Some(read_until)) => {
                 let is_time = matches!(checkpoint.position(), Position::AtTimestamp { .. });
                 !is_time && read_until > SystemTime::UNIX_EPOCH && read_until + CLOCK_SKEW < created
@@ -129,17 +132,17 @@ impl StreamFacts {
         }
     }
 
-    /// Notes that Kinesis has no such shard any more.
+    /// Notes that Kinesis does not have the shard any more.
     pub(in crate::consumer) fn note_absent(&self, shard: ShardId) {
         self.known().absent.insert(shard);
     }
 
-    /// Returns true if Kinesis has said that it has no such shard.
+    /// Returns true if Kinesis has answered that it does not have the shard.
     pub(in crate::consumer) fn is_absent(&self, shard: &ShardId) -> bool {
         self.known().absent.contains(shard)
     }
 
-    /// Notes in a checkpoint to which stream it belongs.
+    /// Adds to a checkpoint the creation time of its stream, if it is known.
     pub(in crate::consumer) fn tag(&self, checkpoint: Checkpoint) -> Checkpoint {
         match self.created() {
             Some(created) => checkpoint.with_stream_created(created),
@@ -147,7 +150,7 @@ impl StreamFacts {
         }
     }
 
-    /// The next discovery asks again.
+    /// Makes the next discovery ask Kinesis again.
     pub(in crate::consumer) fn doubt(&self) {
         self.known().asked = None;
     }
@@ -156,7 +159,7 @@ impl StreamFacts {
         self.known().asked.is_some_and(|asked| asked.elapsed() < FRESH)
     }
 
-    /// Asks Kinesis, and keeps the answer.
+    /// Asks Kinesis for the description of the stream, and keeps the answer.
     pub(in crate::consumer) async fn describe(&self) -> Result<StreamDescriptionSummary, NotDescribed> {
         let (name, arn) = self.stream.name_or_arn();
         let call = self.client.describe_stream_summary();
@@ -198,7 +201,7 @@ impl StreamFacts {
         let created = SystemTime::try_from(stream.stream_creation_timestamp).ok();
         let created = created.filter(|created| *created > SystemTime::UNIX_EPOCH);
         if known.created != created {
-            // Another stream may have shards of the same names.
+            // Another stream may have shards with the same names.
             known.absent.clear();
         }
         known.created = created;
@@ -206,7 +209,8 @@ impl StreamFacts {
         Ok(stream)
     }
 
-    /// As [`horizon`](StreamFacts::horizon), by an answer of Kinesis that is at most 5 s old.
+    /// Returns the same as [`horizon`](StreamFacts::horizon), but uses an answer of Kinesis if one is at
+    /// most 5 s old.
     pub(in crate::consumer) async fn recent_horizon(&self, tries: u32, observers: &Observers) -> Horizon {
         let is_recent = self.known().asked.is_some_and(|asked| asked.elapsed() < RECENT);
         match is_recent {
@@ -215,7 +219,7 @@ impl StreamFacts {
         }
     }
 
-    /// The time since which the stream still has everything. Asks Kinesis at most so many times.
+    /// Returns the time since which the stream still has all records. Asks Kinesis up to `tries` times.
     pub(in crate::consumer) async fn horizon(&self, tries: u32, observers: &Observers) -> Horizon {
         for failures in 0..tries {
             let error = match self.describe().await {
@@ -237,14 +241,15 @@ impl StreamFacts {
         }
     }
 
-    /// The time since which the stream has everything at this moment and a little later; `None` where it is not known.
+    /// Returns the time since which the stream has all records, now and a little later. Returns `None` if it
+    /// is unknown.
     pub(in crate::consumer) fn kept_since(&self, now: SystemTime) -> Option<SystemTime> {
         let (created, retention) = (self.created()?, self.retention.get()?);
         let horizon = now.checked_sub(retention)? + CLOCK_SKEW;
         Some(horizon.max(created))
     }
 
-    /// By the last answer.
+    /// Returns the horizon according to the last answer.
     fn known_horizon(&self) -> Horizon {
         let retention = self.retention.get().filter(|_| self.known().is_described);
         Horizon {
@@ -253,7 +258,7 @@ impl StreamFacts {
         }
     }
 
-    /// Asks again from time to time, for as long as it is polled.
+    /// Asks Kinesis again at intervals, for as long as this future is polled.
     pub(in crate::consumer) async fn keep_fresh(
         &self,
         interval: Duration,
@@ -267,7 +272,7 @@ impl StreamFacts {
         }
     }
 
-    /// Asks once. A failure is reported, and what was known before stays.
+    /// Asks Kinesis once. A failure is reported, and the known facts stay.
     async fn refresh(&self, observers: &Observers) {
         if let Err(
             NotDescribed::NotFound(error) | NotDescribed::Passing(error) | NotDescribed::Refused(error),

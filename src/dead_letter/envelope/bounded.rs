@@ -1,11 +1,11 @@
-//! Texts cut to the room they have inside a JSON string.
+//! Cuts texts to a maximum length inside a JSON string.
 
-/// The text, cut to what takes so many bytes inside a JSON string.
+/// Returns the longest prefix of the text that takes at most this many bytes inside a JSON string.
 pub(super) fn cut(text: &str, bytes: usize) -> String {
     json_prefix(text, bytes).to_owned()
 }
 
-/// The longest beginning of the text that takes at most so many bytes inside a JSON string.
+/// Borrows the longest prefix of the text that takes at most this many bytes inside a JSON string.
 pub(super) fn json_prefix(text: &str, bytes: usize) -> &str {
     let mut used = 0;
     for (at, character) in text.char_indices() {

@@ -1,8 +1,9 @@
-//! What a dead letter says: everything needed to understand a record's failure and to drive it again.
+//! The content of a dead letter: everything needed to understand a record's failure and to replay the record.
 //!
-//! Two forms are written. [`DeadLetter::encode`] is a JSON header in one line, a line feed, and then
-//! the payload's own bytes: nothing grows by base64, and `head -n 1 | jq` reads it. A JSON line
-//! ([`DeadLetter::to_json_line`]) holds the payload as base64, for files that are read line by line.
+//! A dead letter is written in one of two forms. [`DeadLetter::encode`] writes a JSON header in one line, a
+//! line feed, and the payload's own bytes: the payload does not grow by base64, and `head -n 1 | jq` reads
+//! the header. A JSON line ([`DeadLetter::to_json_line`]) contains the payload as base64, for files that are
+//! read line by line.
 
 use std::time::SystemTime;
 
@@ -31,15 +32,16 @@ const MAX_NAME_BYTES: usize = 512;
 const MAX_CODE_BYTES: usize = 128;
 const MAX_TRACE_CONTEXT_BYTES: usize = 1_024;
 
-/// A record that failed for good, with its story. Schema version 1.
+/// A record that failed permanently, with its payload, error and attempts. Schema version 1.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Unique to this record and redrive; the same for every copy of this letter.
+    /// The id of this dead letter: unique to the record and its redrive count, and the same for every copy.
     pub id: DeadLetterId,
-    /// The id of the record's first letter: the same through all its redrives.
+    /// The id of the record's origin: the same for all dead letters of the record, however often it is
+    /// replayed.
     pub origin: DeadLetterId,
-    /// The application whose handler failed.
+    /// The application whose processor failed.
     pub application: String,
     /// The stream's name.
     pub stream: String,
@@ -47,21 +49,21 @@ pub struct DeadLetter {
     pub shard: ShardId,
     /// The record's sequence number.
     pub sequence_number: SequenceNumber,
-    /// Its index inside an aggregated record; 0 for a plain one.
+    /// The record's index inside an aggregated record; 0 for a record that is not aggregated.
     pub sub_sequence_number: u64,
     /// The partition key.
     pub partition_key: Option<String>,
-    /// When Kinesis received the record.
+    /// The time at which Kinesis received the record, if it is known.
     #[serde(with = "rfc3339::optional", default)]
     pub arrived_at: Option<SystemTime>,
-    /// When the letter was made.
+    /// The time at which the dead letter was made.
     #[serde(with = "rfc3339")]
     pub dead_lettered_at: SystemTime,
-    /// Why the record was given up.
+    /// The reason why the record became a dead letter.
     pub reason: Reason,
-    /// Whether another try was thought to help.
+    /// The class of the last failure: whether another attempt would help.
     pub class: Class,
-    /// Whose fault it was thought to be.
+    /// The scope of the last failure: whose fault it was.
     pub scope: Scope,
     /// The last error's short code, such as an AWS error code.
     pub code: Option<String>,
@@ -69,28 +71,31 @@ pub struct DeadLetter {
     pub error: ErrorReport,
     /// The attempts.
     pub attempts: Attempts,
-    /// The handler's name, by default its Rust type.
+    /// The processor's name, by default its Rust type.
     pub processor: String,
-    /// The handler's version, if it was given one.
+    /// The processor's version, if one was set.
     pub processor_version: Option<String>,
     /// The trace that the record belonged to, as its producer wrote it.
     pub trace_context: Option<String>,
-    /// How often the record was driven again before.
+    /// The number of earlier replays of the record.
     pub redrive_count: u32,
-    /// When Kinesis received it the first time, where it was driven again into a stream and that is known.
+    /// The time at which Kinesis first received the record, if the record was replayed into a stream and the
+    /// time is known.
     #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
     pub first_arrived_at: Option<SystemTime>,
-    /// Something was taken out before it was written ([`Redact`](super::Redact)): it is not what was put into the stream.
+    /// True if data was removed before writing ([`Redact`](super::Redact)): the dead letter may differ from
+    /// the record that was put into the stream.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub redacted: bool,
-    /// It may have been processed: it was among others that Lambda gave up, and cannot be told from those
-    /// (`replay::Rehydrate`).
+    /// True if the record may have been processed. Lambda gave up the record together with others, and
+    /// redrive cannot tell which of them failed (`replay::Rehydrate`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspect: bool,
-    /// Where the payload is, if it is not in the letter.
+    /// The place of the payload, if the dead letter does not contain it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_at: Option<String>,
-    /// The SHA-256 digest of a payload that is not in the letter, as 64 hex digits. A letter from an older version has none.
+    /// The SHA-256 digest of a payload that the dead letter does not contain, as 64 hex digits. Dead letters
+    /// of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_sha256: Option<String>,
     /// The payload's length in bytes.
@@ -100,27 +105,29 @@ pub struct DeadLetter {
     pub payload: Bytes,
 }
 
-/// A letter that cannot be read.
+/// The reason why a dead letter cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// Not written by redrive.
+    /// The bytes were not written by redrive.
     #[error("not a redrive dead letter")]
     Foreign,
-    /// Written by a newer redrive.
-    #[error("a dead letter of schema version {found}, this redrive reads up to {supported}; use a newer one")]
+    /// The dead letter was written by a newer version of redrive.
+    #[error(
+        "the dead letter has schema version {found}, and this redrive reads up to version {supported}; use a newer redrive"
+    )]
     NewerSchema {
-        /// The letter's version.
+        /// The dead letter's schema version.
         found: u32,
-        /// The newest version read here.
+        /// The newest schema version that this version of redrive reads.
         supported: u32,
     },
-    /// The payload is shorter or longer than the header says.
-    #[error("the payload has {found} bytes, the letter says {expected}: it was cut or mixed up")]
+    /// The payload is shorter or longer than the header states.
+    #[error("the payload has {found} bytes, but its dead letter states {expected}: it was cut or mixed up")]
     PayloadLength {
-        /// As the header says.
+        /// The length that the header states, in bytes.
         expected: u64,
-        /// As it is.
+        /// The length that was found, in bytes.
         found: u64,
     },
     /// The header is damaged.
@@ -132,16 +139,16 @@ pub enum DecodeError {
 }
 
 impl DeadLetter {
-    /// The newest schema version written and read here.
+    /// The schema version that is written, and the newest one that is read.
     pub const SCHEMA_VERSION: u32 = 1;
-    /// What the header adds to the payload at most, in bytes.
+    /// The maximum number of bytes that the header adds to the payload.
     pub const MAX_ENVELOPE_BYTES: usize = 32 * 1024;
 
     const KIND: &str = "redrive.dead_letter";
-    // How every letter written here begins: a torn one is told from a foreign text by it.
+    // The beginning of every dead letter: it distinguishes a torn one from a foreign text.
     const BEGINNING: &[u8] = br#"{"kind":"redrive.dead_letter""#;
 
-    /// A letter for this record, which `processor` gave up with this failure.
+    /// Creates a dead letter for a record that `application` gave up with this failure.
     pub fn new(application: &str, record: &Record, reason: Reason, failure: &Failure) -> Self {
         let redriven = record.redriven();
         let redrive_count = redriven.map_or(0, |redriven| redriven.count);
@@ -179,7 +186,7 @@ impl DeadLetter {
         }
     }
 
-    /// Adds the attempts, and who made them.
+    /// Adds the attempts, the type of the error, and the processor's name and version.
     pub(crate) fn with_attempts(
         mut self,
         attempts: Attempts,
@@ -194,13 +201,13 @@ impl DeadLetter {
         self
     }
 
-    /// Adds the trace that its record belonged to.
+    /// Adds the trace that the record belonged to.
     pub(crate) fn with_trace_context(mut self, context: Option<String>) -> Self {
         self.trace_context = context.map(|context| cut(&context, MAX_TRACE_CONTEXT_BYTES));
         self
     }
 
-    /// A JSON header in one line, a line feed, the payload's own bytes.
+    /// Returns a JSON header in one line, a line feed, and the payload's own bytes.
     pub fn encode(&self) -> Bytes {
         let header = self.header(None);
         let mut out = BytesMut::with_capacity(header.len() + 1 + self.payload.len());
@@ -210,8 +217,8 @@ impl DeadLetter {
         out.freeze()
     }
 
-    /// Reads what [`encode`](DeadLetter::encode) wrote, or a [JSON line](DeadLetter::to_json_line). The payload of the former
-    /// is a slice of `bytes`.
+    /// Reads a dead letter that [`encode`](DeadLetter::encode) or [`to_json_line`](DeadLetter::to_json_line)
+    /// wrote. In the first case the payload is a slice of `bytes`, without a copy.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let end = bytes
             .iter()
@@ -225,13 +232,13 @@ impl DeadLetter {
         letter.checked()
     }
 
-    /// The whole letter in one line of JSON, without the line feed; the payload as base64. It has no character that XML
-    /// forbids, so that it goes wherever text does.
+    /// Returns the whole dead letter as one line of JSON without a line feed, with the payload as base64. The
+    /// line contains no character that XML forbids, so every transport for text accepts it.
     pub fn to_json_line(&self) -> Vec<u8> {
         without_noncharacters(self.header(Some(BASE64.encode(&self.payload))))
     }
 
-    /// Reads what [`to_json_line`](DeadLetter::to_json_line) wrote.
+    /// Reads a dead letter that [`to_json_line`](DeadLetter::to_json_line) wrote.
     pub fn from_json_line(line: &[u8]) -> Result<Self, DecodeError> {
         let (mut letter, payload) = Self::read_header(line)?;
         letter.payload = BASE64
@@ -257,7 +264,7 @@ impl DeadLetter {
             letter: self,
             payload,
         })
-        // Strings, numbers and clamped times: nothing in a letter fails to serialize.
+        // Cannot fail: a dead letter contains only strings, numbers and clamped times.
         .unwrap_or_default()
     }
 
@@ -331,7 +338,7 @@ impl std::fmt::Debug for DeadLetter {
     }
 }
 
-/// U+FFFE and U+FFFF as JSON escapes them: the only characters that JSON leaves as they are and XML forbids.
+/// Escapes U+FFFE and U+FFFF, the only characters that XML forbids and JSON does not escape.
 fn without_noncharacters(json: Vec<u8>) -> Vec<u8> {
     let is_one = |bytes: &[u8]| matches!(bytes, [0xef, 0xbf, 0xbe | 0xbf]);
     if json.is_ascii() || !json.windows(3).any(is_one) {
@@ -343,11 +350,11 @@ fn without_noncharacters(json: Vec<u8>) -> Vec<u8> {
         .into_bytes()
 }
 
-/// The id of a record's letter (with its redrive count) or of its origin (without).
+/// Returns the id of a record's dead letter (with a redrive count) or of its origin (without).
 fn letter_id(application: &str, record: &Record, redrive_count: Option<u32>) -> DeadLetterId {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
-        // With its length in front no two lists of parts read the same.
+        // The length in front of each part makes different lists of parts hash differently.
         hash.update((bytes.len() as u64).to_be_bytes());
         hash.update(bytes);
     };

@@ -1,34 +1,34 @@
-//! Why there is a letter.
+//! The reason for a dead letter.
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a record was given up.
+/// The reason why a record became a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// Its error was classified as permanent.
+    /// The error was classified as permanent.
     Permanent,
-    /// It failed as often as the retry policy allows.
+    /// The record failed as often as the retry policy allows.
     AttemptsExhausted,
-    /// It failed for as long as the retry policy allows.
+    /// The record failed for as long as the retry policy allows.
     TimeExhausted,
-    /// The handler panicked, twice.
+    /// The processor panicked twice.
     Panicked,
-    /// It was held, and the stream would have dropped it soon
+    /// The record was held and about to expire in the stream
     /// ([`ExpiryPolicy::DeadLetter`](crate::pipeline::ExpiryPolicy::DeadLetter)).
     Expiring,
-    /// The process died three times while it was the only record in hand.
+    /// The process died three times while the record was the only one in flight.
     CrashLoop,
-    /// An operator had its shard go on behind it (`redrive shards skip`).
+    /// An operator skipped the record (`redrive shards skip`).
     Operator,
 }
 
-/// A text that is no [`Reason`].
+/// A text that is not a [`Reason`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a reason of dead letters: one of {}", Reason::ALL.map(Reason::as_str).join(", "))]
+#[error("not a reason of dead letters; use one of {}", Reason::ALL.map(Reason::as_str).join(", "))]
 pub struct InvalidReason;
 
 impl FromStr for Reason {
@@ -41,7 +41,7 @@ impl FromStr for Reason {
 }
 
 impl Reason {
-    /// All there are.
+    /// All reasons.
     pub const ALL: [Reason; 7] = [
         Reason::Permanent,
         Reason::AttemptsExhausted,
@@ -52,7 +52,7 @@ impl Reason {
         Reason::Operator,
     ];
 
-    /// The name used in letters, logs and metrics.
+    /// Returns the name used in dead letters, logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::Permanent => "permanent",

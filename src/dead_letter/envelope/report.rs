@@ -1,4 +1,4 @@
-//! The failure's story, bounded: the error's texts and the attempts.
+//! The error's texts and the attempts of a dead letter, bounded in size.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -10,46 +10,47 @@ use super::{MAX_CODE_BYTES, MAX_NAME_BYTES};
 use crate::failure::{Class, Failure};
 use crate::rfc3339::{self, to_millis};
 
-/// An error, bounded for writing.
+/// An error with its sources, bounded in size.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ErrorReport {
-    /// The Rust type that the handler returned.
+    /// The Rust type of the error that the processor returned.
     #[serde(rename = "type")]
     pub type_name: String,
     /// The texts of the error and its sources, outermost first; at most 8 KiB as JSON.
     pub chain: Vec<String>,
-    /// Whether something was cut away to fit.
+    /// True if texts were cut to fit.
     pub truncated: bool,
 }
 
-/// The attempts on a record: how many, and the first 2 and last 8 of them.
+/// The attempts on a record: their number, and the first 2 and last 8 calls.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Attempts {
-    /// How many there were, without the probes.
+    /// The number of attempts, without probes.
     pub count: u32,
-    /// How many more calls of the handler did not count, as an outage was suspected.
+    /// The number of probes: calls of the processor that did not count, because an outage was suspected.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub probes: u32,
     /// The first of the calls.
     pub first: Vec<AttemptReport>,
-    /// The last of the calls, as far as they are not among the first.
+    /// The last of the calls that are not among the first.
     pub last: Vec<AttemptReport>,
 }
 
-/// One call of the handler.
+/// One call of the processor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AttemptReport {
-    /// Counts from 1.
+    /// The number of the call, counted from 1.
     pub number: u32,
-    /// When it ended.
+    /// The time at which the call ended.
     #[serde(with = "rfc3339")]
     pub ended_at: SystemTime,
-    /// How long the handler ran before it failed, in milliseconds; 0 if it never waited for anything.
+    /// The duration of the call until it failed, in milliseconds; 0 if the processor never waited for
+    /// anything.
     pub duration_ms: u64,
-    /// Whether another try was thought to help.
+    /// The class of the failure: whether another attempt would help.
     pub class: Class,
     /// The error's short code.
     pub code: Option<String>,
@@ -74,7 +75,7 @@ impl Attempts {
     const FIRST: usize = 2;
     const LAST: usize = 8;
 
-    /// All calls of the handler.
+    /// Returns the number of all calls of the processor: attempts and probes.
     pub fn calls(&self) -> u32 {
         self.count.saturating_add(self.probes)
     }
@@ -84,7 +85,7 @@ impl Attempts {
         *count = count.saturating_add(1);
     }
 
-    /// Adds the next call, which ended now.
+    /// Adds a call that has just ended.
     pub(crate) fn push(&mut self, took: Duration, failure: &Failure, counts: bool) {
         self.add_one(counts);
         let report = AttemptReport {
@@ -97,7 +98,7 @@ impl Attempts {
         self.add(report);
     }
 
-    /// Adds the call that these ended with: it was one of both.
+    /// Adds the last call of `others`, which was also a call for this record.
     pub(crate) fn push_last_of(&mut self, others: &Attempts, counts: bool) {
         if let Some(last) = others.last.last().or(others.first.last()) {
             self.add_one(counts);
@@ -121,7 +122,7 @@ impl Attempts {
 }
 
 impl ErrorReport {
-    /// The most bytes the chain takes as JSON.
+    /// The maximum number of bytes that the chain takes as JSON.
     pub const MAX_CHAIN_BYTES: usize = 8 * 1024;
 
     pub(super) fn new(type_name: &str, failure: &Failure) -> Self {

@@ -41,7 +41,7 @@ impl std::error::Error for Link {
     }
 }
 
-/// A failure whose chain has these texts, outermost first.
+/// Returns a failure whose chain has these texts, outermost first.
 fn failure_of(texts: Vec<String>) -> Failure {
     let chain = texts
         .into_iter()
@@ -51,12 +51,12 @@ fn failure_of(texts: Vec<String>) -> Failure {
 }
 
 fn text() -> impl Strategy<Value = String> {
-    // Plain text, and what grows or breaks when it is escaped.
+    // Plain text, and characters that grow or break when they are escaped.
     prop_oneof![".{0,40}", "[\\x00-\\x1f\"\\\\\u{7f}\u{2028}🦀é]{0,40}"]
 }
 
 fn time() -> impl Strategy<Value = SystemTime> {
-    // To the year 9999, with nanoseconds.
+    // Times up to the year 9999, with nanoseconds.
     (0u64..253_402_300_799, 0u32..1_000_000_000)
         .prop_map(|(seconds, nanos)| UNIX_EPOCH + Duration::new(seconds, nanos))
 }
@@ -131,7 +131,7 @@ proptest! {
     fn a_cut_letter_is_never_read(letter in letters(), cut in any::<prop::sample::Index>()) {
         let bytes = letter.encode();
         let cut = cut.index(bytes.len());
-        // Without its line feed a letter without a payload is still whole.
+        // A dead letter without a payload is whole even without its line feed.
         prop_assume!(!(letter.payload.is_empty() && cut == bytes.len() - 1));
         prop_assert!(DeadLetter::decode(&bytes.slice(..cut)).is_err());
         let line = letter.to_json_line();
@@ -144,7 +144,8 @@ proptest! {
         prop_assert!(DeadLetter::decode(&bytes.into()).is_err());
     }
 
-    /// Whatever the texts: control characters grow sixfold, 4-byte characters cannot be cut anywhere.
+    /// Uses texts that are hard to bound: control characters grow sixfold, and a 4-byte character must not be
+    /// cut.
     #[test]
     fn the_envelope_stays_within_its_bound(
         piece in prop::sample::select(vec!["\u{1}", "\"", "\\", "🦀", "é", "x", "\n"]),
@@ -153,7 +154,7 @@ proptest! {
         of_each in prop::sample::select(vec![1usize, 100, 1_000, 9_000]),
     ) {
         let long = |count: usize| format!("{}{}", "x".repeat(offset), piece.repeat(count));
-        // Neighbours differ: a text that repeats the one above it is left out.
+        // Neighbours differ, because a text that repeats the one above it is left out.
         let chain = (0..links).map(|i| format!("{i}{}", long(of_each))).collect();
         let failure = failure_of(chain).with_code(long(9_000));
         let mut attempts = Attempts::default();
@@ -181,7 +182,7 @@ proptest! {
         let chain = serde_json::to_string(&letter.error.chain).expect("JSON");
         prop_assert!(chain.len() <= ErrorReport::MAX_CHAIN_BYTES, "{}", chain.len());
         let whole = links * (2 + offset + of_each) > ErrorReport::MAX_CHAIN_BYTES;
-        prop_assert!(letter.error.truncated || !whole, "what was cut is said");
+        prop_assert!(letter.error.truncated || !whole, "a cut chain must be marked");
     }
 }
 
@@ -207,8 +208,9 @@ fn the_first_two_and_the_last_eight_attempts_are_kept() {
     assert_eq!(attempts.first[0].duration_ms, 2);
 }
 
-/// Computed with Python's hashlib: SHA-256 over each part behind its length as 8 bytes, big-endian.
-/// Readers drop a letter by its id: a change would make every letter on the way look new.
+/// The ids were computed with Python's hashlib: SHA-256 over each part after its length as 8 bytes,
+/// big-endian. Readers skip dead letters by id, so a change would make every dead letter that is not yet read
+/// look new.
 #[test]
 fn ids_are_what_they_always_were() {
     let letter = letter();
@@ -239,7 +241,7 @@ fn each_part_makes_another_id() {
         id("a", "s", "0", 1, 1, Some(0)),
         id("a", "s", "0", 1, 0, Some(1)),
         id("a", "s", "0", 1, 0, None),
-        // The same characters, shared out in another way.
+        // The same characters, split differently.
         id("as", "", "0", 1, 0, Some(0)),
         id("", "as", "0", 1, 0, Some(0)),
         id("a", "s0", "", 1, 0, Some(0)),
@@ -273,7 +275,7 @@ fn a_newer_schema_is_named_and_not_guessed_at() {
         }) => {}
         other => panic!("{other:?}"),
     }
-    // Whatever else it holds, it is the version that is told.
+    // The error names the version, whatever else the line contains.
     let line = br#"{"kind":"redrive.dead_letter","schema_version":7,"id":[1,2]}"#;
     assert!(matches!(
         DeadLetter::from_json_line(line),

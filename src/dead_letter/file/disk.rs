@@ -1,4 +1,4 @@
-//! The few file operations that the sink is made of.
+//! The file operations that the sink uses.
 
 use std::ffi::OsString;
 use std::fs::{self, TryLockError};
@@ -7,42 +7,42 @@ use std::path::{Path, PathBuf};
 
 use crate::private_file;
 
-/// A disk. The double of the tests makes any operation fail and forgets what was not synced.
+/// A disk. The tests replace it by one whose operations can fail, and which loses unsynced data.
 pub(super) trait Disk: Send + 'static {
     type File: DiskFile;
 
-    /// Opens a file for reading and appending, or makes it, and locks it.
+    /// Opens or creates a file for reading and appending, and locks it.
     fn open(&self, path: &Path) -> io::Result<Locked<Self::File>>;
 
-    /// Makes a file that must not exist yet, and locks it.
+    /// Creates a file that must not exist yet, and locks it.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
 
-    /// Makes the names in this folder durable.
+    /// Makes the file names in this folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
 
-    /// The names in this folder.
+    /// Returns the file names in this folder.
     fn names(&self, folder: &Path) -> io::Result<Vec<OsString>>;
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
-/// Whether somebody else holds the file.
+/// The result of locking a file: this sink has the lock, or another owner has it.
 pub(super) enum Locked<F> {
     Ours(F),
     Theirs,
 }
 
-/// A file that only grows at its end; it stays locked until it and its clones are dropped.
+/// A file that grows only at its end. The file stays locked until it and its clones are dropped.
 pub(super) trait DiskFile: Read + Seek + Write + Send + Sized + 'static {
-    /// A second handle to the same open file.
+    /// Returns a second handle to the same open file.
     fn share(&self) -> io::Result<Self>;
 
-    /// Waits until everything written is on the disk. An error as well if the file has no name any
-    /// more: what is in it then is lost.
+    /// Waits until everything written is on the disk. Also fails if the file has been deleted, because its
+    /// content is lost then.
     fn sync(&self) -> io::Result<()>;
 
-    /// Cuts the file to so many bytes.
+    /// Cuts the file to this length.
     fn truncate(&mut self, bytes: u64) -> io::Result<()>;
 }
 
@@ -76,7 +76,7 @@ impl Disk for Os {
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        // Elsewhere a folder cannot be opened, and its names are durable without.
+        // Other systems cannot open a folder, and make its names durable without a sync.
         if cfg!(unix) {
             fs::File::open(folder)?.sync_all()?;
         }
@@ -127,7 +127,7 @@ impl DiskFile for fs::File {
     }
 }
 
-/// The folder that a file is in.
+/// Returns the folder of a file.
 pub(super) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -135,19 +135,19 @@ pub(super) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// The file with this number behind `path`: `<path>.1`.
+/// Returns the path of the successor with this number: `<path>.1`.
 pub(super) fn successor(path: &Path, number: u64) -> PathBuf {
     with_suffix(path, &format!(".{number}"))
 }
 
-/// The path with something added to its name.
+/// Returns the path with a suffix added to its name.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// The numbers of the successors that exist, in order.
+/// Returns the numbers of the successors that exist, in order.
 pub(super) fn successors(disk: &impl Disk, path: &Path) -> io::Result<Vec<u64>> {
     let Some(own) = path.file_name() else {
         return Ok(Vec::new());
@@ -161,7 +161,7 @@ pub(super) fn successors(disk: &impl Disk, path: &Path) -> io::Result<Vec<u64>> 
                 .strip_prefix(own.as_encoded_bytes())?
                 .strip_prefix(b".")?;
             let number = std::str::from_utf8(rest).ok()?.parse::<u32>().ok()?.into();
-            // Only as it is written here: no sign, no leading zeros.
+            // Only numbers as `successor` writes them: no sign, no leading zeros.
             (successor(Path::new(own), number).as_os_str() == name.as_os_str()).then_some(number)
         })
         .collect();

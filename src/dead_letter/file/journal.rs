@@ -1,4 +1,4 @@
-//! Appending durably: one fsync a put, and a new file after a fault.
+//! Durable appending: one fsync for each put, and a new file after a failed write.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -11,22 +11,22 @@ pub(super) struct Journal<D: Disk> {
     disk: D,
     path: PathBuf,
     current: Option<Current<D::File>>,
-    // Held for its lock: the file itself may have been left behind after a fault.
+    // Kept only for its lock. After a fault the sink writes to a successor of this file.
     _lock: D::File,
 }
 
-/// The file that is written to.
+/// The file that the sink writes to.
 struct Current<F> {
     file: F,
     path: PathBuf,
-    // Whether it may hold a letter that was confirmed.
+    // Whether the file may contain a confirmed dead letter.
     keep: bool,
-    // Whether it was written to before it was opened here, and not since.
+    // Whether an earlier process wrote to the file, and this one has not yet.
     inherited: bool,
 }
 
 impl<D: Disk> Journal<D> {
-    /// Opens the last of the files, and says where its torn last line was moved, if it had one.
+    /// Opens the last of the files. Returns the path that its torn last line was moved to, if it had one.
     pub(super) fn open(disk: D, path: &Path) -> Result<(Self, Option<PathBuf>), FileError> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
@@ -47,7 +47,7 @@ impl<D: Disk> Journal<D> {
             }
             None => (lock.share().map_err(failed(path))?, path.to_path_buf()),
         };
-        // A file whose name is not on the disk yet would be lost with all its letters.
+        // A file whose name is not on the disk yet would be lost with all its dead letters.
         disk.sync_folder(folder(path)).map_err(failed(path))?;
         let (torn, whole) = set_aside(&disk, &mut file, &current).map_err(|source| FileError::SetAside {
             path: current.clone(),
@@ -67,12 +67,12 @@ impl<D: Disk> Journal<D> {
         Ok((journal, torn))
     }
 
-    /// Writes the lines, each with its line feed, and waits until they are on the disk. Returns the
-    /// file that they are in.
+    /// Writes the lines, each with its line feed, and waits until they are on the disk. Returns the path of
+    /// the file that contains them.
     pub(super) fn append(&mut self, lines: impl Iterator<Item = Vec<u8>>) -> io::Result<PathBuf> {
-        // LeaseOutcome out, and put back only after a success. When an fsync fails, Linux marks the pages
-        // clean all the same: the next one reports success for bytes that never reached the disk. So
-        // nothing more may be written to that file, whatever its own fsync would say.
+        // The file is taken out, and put back only after a success. When an fsync fails, Linux still marks
+        // the pages clean: the next fsync reports success for bytes that never reached the disk. So the sink
+        // must not write to that file again, even if a later fsync succeeds.
         let mut current = match self.current.take() {
             Some(current) => current,
             None => self.begin()?,
@@ -89,11 +89,11 @@ impl<D: Disk> Journal<D> {
                 tracing::warn!(
                     path = %current.path.display(),
                     error = ?error.kind(),
-                    "the dead-letter file cannot be written to; the next letters go to a new one"
+                    "dead-letter file abandoned after a failed write; the next dead letters go to a new file"
                 );
                 if !current.keep {
-                    // Nothing in it was confirmed. Kept, a full disk would leave one such file for
-                    // every try; and if it cannot be removed, only that is lost.
+                    // Nothing in the file was confirmed. If it were kept, a full disk would leave one such
+                    // file for every try. A failed removal loses nothing.
                     let _ = self.disk.remove(&current.path);
                 }
                 Err(error)
@@ -101,7 +101,7 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// A new file behind all that exist, so that their order stays the order of writing.
+    /// Creates a file numbered after all existing ones, so that the files stay in the order of writing.
     fn begin(&self) -> io::Result<Current<D::File>> {
         let last = successors(&self.disk, &self.path)?.pop().unwrap_or(0);
         let path = successor(&self.path, last + 1);
@@ -119,13 +119,13 @@ impl<D: Disk> Journal<D> {
     }
 }
 
-/// Writes all lines, many in one write.
+/// Writes all lines, many of them in one write call.
 fn write<F: DiskFile>(to: &mut Current<F>, lines: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
     const ENOUGH: usize = 1024 * 1024;
     let mut buffer = Vec::new();
     if to.inherited {
-        // The fsync of a process before this one may have failed: then the last line feed reads well
-        // from the page cache and is not on the disk, and what follows would stick to a damaged line.
+        // The last fsync of an earlier process may have failed. Its last line feed can then be in the page
+        // cache but not on the disk, and the next line would be appended to a damaged one.
         buffer.push(b'\n');
     }
     for line in lines {
@@ -138,8 +138,8 @@ fn write<F: DiskFile>(to: &mut Current<F>, lines: impl Iterator<Item = Vec<u8>>)
     to.file.write_all(&buffer)
 }
 
-/// Moves what stands behind the last line feed to a file of its own. Says to which, and how many bytes
-/// are left.
+/// Moves everything after the last line feed to a separate file. Returns the path of that file, and the
+/// number of bytes that are left.
 fn set_aside<D: Disk>(disk: &D, file: &mut D::File, path: &Path) -> io::Result<(Option<PathBuf>, u64)> {
     let end = file.seek(SeekFrom::End(0))?;
     let whole = end_of_last_line(file, end)?;
@@ -149,7 +149,7 @@ fn set_aside<D: Disk>(disk: &D, file: &mut D::File, path: &Path) -> io::Result<(
     let (mut aside, torn) = create_aside(disk, path)?;
     file.seek(SeekFrom::Start(whole))?;
     io::copy(&mut Read::by_ref(file).take(end - whole), &mut aside)?;
-    // Only what is on the disk elsewhere may be cut away here.
+    // The torn line may be cut off here only after it is durable in the other file.
     aside.sync()?;
     disk.sync_folder(folder(&torn))?;
     file.truncate(whole)?;
@@ -169,7 +169,7 @@ fn create_aside<D: Disk>(disk: &D, path: &Path) -> io::Result<(D::File, PathBuf)
     }
 }
 
-/// Where the last line ends that has a line feed, searched from the end.
+/// Returns the position behind the last line feed, which is searched from the end.
 fn end_of_last_line(file: &mut impl DiskFile, end: u64) -> io::Result<u64> {
     const STEP: u64 = 64 * 1024;
     let mut chunk = Vec::new();

@@ -22,18 +22,19 @@ pub(crate) use read::ReadLines;
 
 pub use read::{ReadError, ReadLetters};
 
-/// Appends letters to a file, one line of JSON each, fsynced before they are confirmed.
+/// Appends dead letters to a file, one line of JSON each, and fsyncs them before they are confirmed.
 ///
-/// - One fsync a [`put`](DeadLetterSink::put), however many letters it brings. Puts take turns.
-/// - One sink at a time: the file is locked, by `flock` on Unix, until the sink and its clones, which
-///   share it, are dropped.
-/// - After a write or an fsync that failed the file is not written to again: a new one is begun beside
-///   it, `<path>.1`, then `<path>.2` and so on, and [`open`](File::open) goes on in the last of them.
-///   [`read`](File::read) reads them all, in the order of writing. So leave them to this sink: do not
-///   let a log rotation rename them.
-/// - A file that was deleted while it was open counts as failed; its letters are not confirmed.
+/// - Each [`put`](DeadLetterSink::put) makes one fsync, however many dead letters it carries. Puts run one at
+///   a time.
+/// - Only one sink can have the file open: the file is locked, by `flock` on Unix. Clones of the sink share
+///   the file. The lock ends when all of them are dropped.
+/// - After a failed write or fsync, the sink does not write to the file again. It starts a new file in the
+///   same folder, `<path>.1`, then `<path>.2` and so on. [`open`](File::open) continues in the last of these
+///   files, and [`read`](File::read) reads them all in the order of writing. Do not let log rotation rename
+///   them.
+/// - If the file is deleted while it is open, writing fails and its dead letters are not confirmed.
 ///
-/// Letters are readable by whoever may read the file: set the folder's permissions accordingly.
+/// Every user who may read the file can read the dead letters: set the folder's permissions accordingly.
 #[derive(Clone)]
 pub struct File {
     journal: Arc<Mutex<Journal<Os>>>,
@@ -42,16 +43,18 @@ pub struct File {
 }
 
 impl File {
-    /// Opens the file, or makes it (not its folder). Blocks for a few file operations.
+    /// Opens the file, or creates it (but not its folder). Blocks for a few file operations.
     ///
-    /// A last line without a line feed is what a crash tore: its letter was never confirmed. It is
-    /// moved to `<file>.torn-1` (or `-2` and so on: nothing is overwritten); see [`torn`](File::torn).
+    /// A last line without a line feed was torn by a crash, and its dead letter was never confirmed. The line
+    /// is moved to `<file>.torn-1` (or `-2` and so on, so that nothing is overwritten); see
+    /// [`torn`](File::torn).
     ///
     /// # Errors
     /// [`FileError::Locked`] if another sink has the file open, [`FileError::Open`] if it cannot be
     /// opened, [`FileError::SetAside`] if a torn line cannot be moved away.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, FileError> {
-        // Absolute, so that a later change of the working directory moves no file of the sink.
+        // The path is absolute, so that a later change of the working directory does not move the sink's
+        // files.
         let path = std::path::absolute(path.as_ref()).map_err(|source| FileError::Open {
             path: path.as_ref().to_path_buf(),
             source,
@@ -61,7 +64,7 @@ impl File {
             tracing::warn!(
                 path = %path.display(),
                 torn = %torn.display(),
-                "the dead-letter file ended in a torn line, which was never confirmed; it is set aside"
+                "torn last line of the dead-letter file set aside; its dead letter was never confirmed"
             );
         }
         Ok(File {
@@ -71,22 +74,23 @@ impl File {
         })
     }
 
-    /// The path that it was opened with, made absolute. Letters may be in its successors (`<path>.1`)
-    /// as well.
+    /// Returns the path that the sink was opened with, made absolute. Successors (`<path>.1`) may also
+    /// contain dead letters.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the torn last line is that [`open`](File::open) found, if it did.
+    /// Returns the file with the torn last line that [`open`](File::open) set aside, if it found one.
     pub fn torn(&self) -> Option<&Path> {
         self.torn.as_deref()
     }
 
-    /// What was written to this path and its successors, in the order of writing. A line that cannot
-    /// be read is an error of its own, and reading goes on behind it.
+    /// Reads the dead letters of this path and its successors, in the order of writing. A line that cannot be
+    /// read yields an error, and reading continues with the next line.
     ///
-    /// A letter may come twice: drop an id that was seen. Reading takes no lock, so that a letter
-    /// being written at this moment may show as a torn line. Blocks while it reads.
+    /// A dead letter may occur twice: skip an id that was seen before. Reading takes no lock, so a dead
+    /// letter that is being written at this moment may appear as a torn line. Each step of the iterator
+    /// blocks.
     pub fn read(path: impl AsRef<Path>) -> ReadLetters {
         ReadLetters::new(path.as_ref())
     }
@@ -107,8 +111,8 @@ impl DeadLetterSink for File {
         if letters.is_empty() {
             return Vec::new();
         }
-        // The job owns the letters and the turn: a put that is dropped meanwhile neither tears a line
-        // nor lets the next one in before this one has ended.
+        // The blocking job owns the dead letters and the lock. A put that is dropped meanwhile neither tears
+        // a line nor lets the next put start early.
         let mut journal = self.journal.clone().lock_owned().await;
         let owned = letters.to_vec();
         let written = spawn_blocking(move || {
@@ -142,11 +146,11 @@ impl DeadLetterSink for File {
     }
 }
 
-/// Why a dead-letter file cannot be opened.
+/// The reason why a dead-letter file cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// Another sink has it open, in this process or another.
+    /// Another sink has the file open, in this process or another.
     #[error(
         "the dead-letter file {} is open in another sink; stop the process that holds it (`lsof` names it) or choose another path",
         path.display()
@@ -155,7 +159,7 @@ pub enum FileError {
         /// The file.
         path: PathBuf,
     },
-    /// It cannot be opened, made or locked.
+    /// The file cannot be opened, created or locked.
     #[error(
         "the dead-letter file {} cannot be opened; its folder must exist, and both must be writable",
         path.display()
@@ -163,20 +167,20 @@ pub enum FileError {
     Open {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Its last line is torn and cannot be moved away. Nothing was changed that is not on the disk
-    /// twice.
+    /// The file's last line is torn and cannot be moved away. The line is not lost: it is cut off only once
+    /// its copy is durable.
     #[error(
-        "the torn last line of the dead-letter file {} cannot be set aside; make room beside it, or move the file away",
+        "the torn last line of the dead-letter file {} cannot be set aside; free disk space, or move the file away",
         path.display()
     )]
     SetAside {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -1,4 +1,4 @@
-//! Reading what was written.
+//! Reads the dead letters of a file and its successors.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{Os, successor, successors};
 use crate::dead_letter::{DeadLetter, DecodeError};
 
-/// The letters of a file and its successors; see [`File::read`](super::File::read).
+/// An iterator over the dead letters of a file and its successors; see [`File::read`](super::File::read).
 #[derive(Debug)]
 pub struct ReadLetters(ReadLines);
 
@@ -38,7 +38,7 @@ impl Iterator for ReadLetters {
 
 impl FusedIterator for ReadLetters {}
 
-/// Their lines, whatever is in them.
+/// An iterator over the lines of a file and its successors, whatever their content.
 #[derive(Debug)]
 pub(crate) struct ReadLines {
     // Last file first.
@@ -57,7 +57,7 @@ struct Lines {
 /// A line that is not empty.
 pub(crate) struct Line {
     pub(crate) path: PathBuf,
-    /// Counts from 1.
+    /// The line number, counted from 1.
     pub(crate) number: u64,
     pub(crate) text: Vec<u8>,
 }
@@ -73,7 +73,7 @@ impl ReadLines {
             .rev()
             .map(|number| successor(path, number))
             .collect();
-        // Where there are successors the first may have been taken away after it was read.
+        // If there are successors, the first file may have been removed after it was read.
         if failed.is_none() && (files.is_empty() || path.exists()) {
             files.push(path.to_path_buf());
         }
@@ -131,7 +131,7 @@ impl Lines {
                 Err(error) => return Some(Err(ReadError::file(&self.path, error))),
             }
             let line = text.trim_ascii();
-            // A sink that goes on in an old file begins with an empty line.
+            // A sink that continues in an old file starts with an empty line.
             if line.is_empty() {
                 continue;
             }
@@ -144,27 +144,27 @@ impl Lines {
     }
 }
 
-/// A part of a dead-letter file that cannot be read.
+/// The part of a dead-letter file that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// A line is no dead letter, or a torn one. Those behind it are read.
+    /// A line is not a dead letter, or is a torn one. Reading continues with the next line.
     #[error("line {line} of {} is not a dead letter that can be read", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Counts from 1.
+        /// The line number, counted from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: DecodeError,
     },
-    /// A file cannot be read, or not to its end. The next file is read.
+    /// A file cannot be read, or not to its end. Reading continues with the next file.
     #[error("the dead-letter file {} cannot be read", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: io::Error,
     },

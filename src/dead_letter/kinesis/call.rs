@@ -1,4 +1,4 @@
-//! One PutRecords call, and what its answer says.
+//! The PutRecords call, and the interpretation of its answer.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::dead_letter::service::{CallError, EntryError};
 use crate::dead_letter::{DeadLetter, Receipt};
 
 impl Kinesis {
-    /// One PutRecords call: an answer for each entry.
+    /// Makes one PutRecords call. Returns an answer for each entry.
     pub(super) async fn put_records(
         &self,
         letters: &[DeadLetter],
@@ -82,7 +82,7 @@ impl Kinesis {
     }
 }
 
-/// The limit that the service names when it refuses a record's data, in bytes: "… at
+/// Returns the limit, in bytes, that Kinesis names when it refuses a record's data: "… at
 /// 'records.1.member.data' failed to satisfy constraint: Member must have length less than or equal to
 /// 1048576".
 pub(super) fn limit_named_in(message: &str) -> Option<u64> {
@@ -97,7 +97,7 @@ const PUT_RECORDS: &str = "PutRecords";
 fn call_error(error: SdkError<PutRecordsError>) -> CallError {
     let for_content = match error.code() {
         Some("ValidationException" | "InvalidArgumentException" | "SerializationException") => true,
-        // Too large as a whole, which a server in between may also say.
+        // The request is too large as a whole. A proxy may also return this status.
         _ => error
             .raw_response()
             .is_some_and(|raw| raw.status().as_u16() == 413),

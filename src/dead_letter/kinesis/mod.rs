@@ -1,4 +1,4 @@
-//! A dead-letter stream.
+//! A sink that writes dead letters to a Kinesis stream.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,57 +17,58 @@ use crate::digest::Digest;
 mod call;
 mod target;
 
-/// Writes letters to a Kinesis stream, under the partition keys of their records.
+/// Writes dead letters to a Kinesis stream, with the partition keys of their records.
 ///
-/// - A letter goes as [`Payload::Enveloped`] unless told otherwise.
-/// - Letters of one partition key are written one after the other, each when the one ahead of it is
-///   confirmed; letters of different keys share requests.
-/// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
-///   [`Unavailable`](SinkError::Unavailable).
-/// - The client's own retries are switched off for writing: they know nothing of the entries of a
-///   request. An attempt ends after 30 s unless the client sets an operation-attempt timeout. All else
-///   of the client is kept.
-/// - Letters larger than the stream takes are [`Refused`](SinkError::Refused). The stream's limit is
-///   asked for in [`check`](DeadLetterSink::check), and when a letter is larger than the one known.
+/// - A dead letter is written as [`Payload::Enveloped`] by default; see [`payload`](Kinesis::payload).
+/// - Dead letters of one partition key are written one after the other, each when the one ahead of it is
+///   confirmed. Dead letters of different keys share requests.
+/// - A failed write is retried after up to 100, 200, 400 and 800 ms (full jitter). After 5 tries the result
+///   is [`Unavailable`](SinkError::Unavailable).
+/// - The client's own retries are disabled for writing, because they cannot retry single entries of a
+///   request. An attempt ends after 30 s unless the client sets an operation-attempt timeout. All other
+///   settings of the client are kept.
+/// - Dead letters larger than the stream's limit are [`Refused`](SinkError::Refused). The sink reads the
+///   limit in [`check`](DeadLetterSink::check), and again when a dead letter is larger than the known limit.
 ///
-/// A record without a partition key goes under its letter's id. So does, hashed, a key that Kinesis
-/// takes in no record of its own (the KPL allows any inside an aggregated one).
+/// For a record without a partition key, the dead letter's id takes the place of the key. A key that Kinesis
+/// does not take is replaced by its SHA-256 digest: the KPL allows any key inside an aggregated record,
+/// Kinesis only 1 to 256 characters.
 ///
 /// Permissions: `kinesis:PutRecords` and `kinesis:DescribeStreamSummary` on the stream.
 pub struct Kinesis {
-    // Without retries: for PutRecords.
+    // A client without retries, for PutRecords.
     writer: Located<Client>,
-    // With the retries that the user set: for DescribeStreamSummary.
+    // A client with the user's retries, for DescribeStreamSummary.
     reader: Located<Client>,
     stream: StreamId,
     payload: Payload,
-    // The most bytes of a record, 0 while unknown.
+    // The maximum size of a record in bytes; 0 while unknown.
     limit: AtomicU64,
     rests: Rests,
 }
 
-/// What a letter's record in the stream holds.
+/// The data of a dead letter's record in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Payload {
-    /// The whole letter, as [`DeadLetter::encode`] writes it: a JSON header in one line, a line feed,
-    /// the failed record's payload.
+    /// The whole dead letter, as [`DeadLetter::encode`] writes it: a JSON header in one line, a line feed,
+    /// and the failed record's payload.
     #[default]
     Enveloped,
-    /// The failed record's payload alone, for readers that expect just that. Why it failed and where it
-    /// stood is not in the stream then.
+    /// The failed record's payload alone, for readers that expect only the payload. The stream then contains
+    /// neither the error nor the record's position.
     Raw,
 }
 
-/// What PutRecords takes (Kinesis API reference): payloads and partition keys count.
+/// The limits of PutRecords (Kinesis API reference). Payloads and partition keys count towards the bytes.
 const LIMITS: Limits = Limits {
     entries: 500,
     bytes: 10 * 1024 * 1024,
 };
 
 impl Kinesis {
-    /// A sink that writes to this stream, by its name or ARN. A stream in another account has an ARN; the client's region
-    /// must be that of the ARN.
+    /// Creates a sink that writes to this stream, given by its name or ARN. A stream in another account needs
+    /// its ARN. The client's region must be that of the ARN.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
             reader: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -79,7 +80,7 @@ impl Kinesis {
         }
     }
 
-    /// What a letter's record holds. Default: [`Payload::Enveloped`].
+    /// Sets the data of a dead letter's record. Default: [`Payload::Enveloped`].
     #[must_use]
     pub fn payload(mut self, payload: Payload) -> Self {
         self.payload = payload;
@@ -104,8 +105,8 @@ impl Kinesis {
         let key = partition_key(letter);
         let data = self.data(letter);
         Entry {
-            // "The record size limit applies to the total size of the partition key and data blob" (PutRecords, Kinesis
-            // API reference).
+            // "The record size limit applies to the total size of the partition key and data blob"
+            // (PutRecords, Kinesis API reference).
             bytes: (key.len() + data.len()) as u64,
             key,
             data,
@@ -183,12 +184,13 @@ impl DeadLetterSink for Kinesis {
     }
 }
 
-/// The record's own key where Kinesis takes it (1 to 256 characters).
+/// Returns the record's own key if Kinesis takes it (1 to 256 characters), else the key's digest. A record
+/// without a key uses the dead letter's id.
 fn partition_key(letter: &DeadLetter) -> String {
     match letter.partition_key.as_deref() {
         None => letter.id.to_string(),
         Some(key) if (1..=256).contains(&key.chars().count()) => key.to_owned(),
-        // The same for every letter of the key, so that their order stays.
+        // All dead letters of the key share the digest, so that they stay in order.
         Some(key) => Digest::of(key).to_string(),
     }
 }

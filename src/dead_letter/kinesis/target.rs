@@ -1,4 +1,4 @@
-//! Looking at the dead-letter stream before letters depend on it.
+//! Checks the dead-letter stream at start, and reads its record limit.
 
 use std::sync::atomic::Ordering;
 
@@ -8,10 +8,10 @@ use super::{Kinesis, Payload};
 use crate::dead_letter::{DeadLetter, SourceStream, TargetError, Warning};
 use crate::failure::BoxError;
 
-/// The smallest record limit that a stream can have, and the one it has at first, in bytes: records up
-/// to it are never refused for their size (UpdateMaxRecordSize, Kinesis API reference).
+/// The smallest record limit that a stream can have, and that of a new stream, in bytes. Records up to this
+/// size are never refused for their size (UpdateMaxRecordSize, Kinesis API reference).
 pub(super) const SMALLEST_LIMIT: u64 = 1024 * KIB;
-/// The largest record limit that a stream can have, in bytes (the same).
+/// The largest record limit that a stream can have, in bytes (the same page).
 pub(super) const LARGEST_LIMIT: u64 = 10 * 1024 * KIB;
 
 const KIB: u64 = 1024;
@@ -34,8 +34,8 @@ impl Kinesis {
         Ok([order, retention, limit].into_iter().flatten().collect())
     }
 
-    /// The most bytes of a record, payload and partition key, that the stream takes at this moment.
-    /// `None` if it does not say.
+    /// Asks for the maximum size of a record (payload and partition key), in bytes, at this moment. Returns
+    /// `None` if the stream does not answer.
     pub(super) async fn ask_stream_for_limit(&self) -> Option<u64> {
         match self.describe().await {
             Ok(target) => record_limit(&target),
@@ -43,7 +43,7 @@ impl Kinesis {
                 tracing::warn!(
                     stream = %self.stream,
                     error = &*error,
-                    "the record limit of the dead-letter stream cannot be asked for; the service judges the letter"
+                    "record limit of the dead-letter stream not read; Kinesis decides whether the dead letter is too large"
                 );
                 None
             }
@@ -65,7 +65,7 @@ impl Kinesis {
         })?;
         let summary = output
             .stream_description_summary
-            .ok_or("the answer holds no summary")?;
+            .ok_or("the answer contains no summary")?;
         self.limit
             .store(record_limit(&summary).unwrap_or(0), Ordering::Relaxed);
         Ok(summary)
@@ -75,7 +75,7 @@ impl Kinesis {
         let strategy = target.record_distribution_strategy.as_ref()?;
         (*strategy == RecordDistributionStrategy::Auto).then(|| Warning {
             message: format!(
-                "the dead-letter stream {:?} distributes records by itself (AUTO): letters of one partition key keep no order",
+                "the dead-letter stream {:?} distributes records by itself (AUTO): dead letters of one partition key have no order",
                 self.stream.name()
             ),
             remedy: format!(
@@ -89,7 +89,7 @@ impl Kinesis {
         let hours = target.retention_period_hours;
         (hours < WEEK_HOURS).then(|| Warning {
             message: format!(
-                "the dead-letter stream {:?} keeps letters for {hours} hours only; after that they are lost",
+                "the dead-letter stream {:?} keeps dead letters for only {hours} hours; after that they are lost",
                 self.stream.name()
             ),
             remedy: format!(
@@ -105,11 +105,11 @@ impl Kinesis {
             Payload::Enveloped => DeadLetter::MAX_ENVELOPE_BYTES as u64,
             Payload::Raw => 0,
         };
-        // Where the source's own limit is unknown, it is at least the smallest there is.
+        // If the source's limit is unknown, it is at least the smallest possible one.
         let needed = source.max_record_bytes.unwrap_or(SMALLEST_LIMIT) + envelope;
         (limit < needed).then(|| Warning {
             message: format!(
-                "the dead-letter stream {:?} takes records of up to {limit} bytes, a letter may have {needed}; larger ones are refused",
+                "the dead-letter stream {:?} takes records of up to {limit} bytes, but a dead letter may have {needed}; larger ones are refused",
                 self.stream.name()
             ),
             remedy: if limit < LARGEST_LIMIT {
@@ -127,7 +127,7 @@ impl Kinesis {
 
 fn is_source(target: &StreamDescriptionSummary, source: &SourceStream) -> bool {
     match source.arn.as_deref() {
-        // Streams of one name exist in every account and region.
+        // Streams with the same name can exist in every account and region, so the ARNs are compared.
         Some(arn) if !target.stream_arn.is_empty() => arn == target.stream_arn,
         _ => source.name == target.stream_name,
     }

@@ -1,4 +1,4 @@
-//! PutObject calls beside each other.
+//! Concurrent PutObject calls.
 
 use std::sync::Arc;
 

@@ -1,11 +1,12 @@
-//! Where a letter is.
+//! The key of a dead letter's object.
 
 use std::time::SystemTime;
 
 use crate::dead_letter::DeadLetter;
 use crate::rfc3339;
 
-/// As Kinesis writes most: shorter ones are filled up, so that a listing has them in their order.
+/// The number of digits of most sequence numbers. Shorter ones are padded with zeros, so that a listing is in
+/// order.
 const USUAL_DIGITS: usize = 56;
 
 pub(super) fn of(prefix: &str, letter: &DeadLetter) -> String {
@@ -21,7 +22,7 @@ pub(super) fn of(prefix: &str, letter: &DeadLetter) -> String {
     format!("{prefix}{stream}/{shard}/{day}/{number:0>USUAL_DIGITS$}-{sub_sequence_number:0>10}-{id}")
 }
 
-/// In UTC.
+/// Returns the day in UTC, as `year/month/day`.
 fn day(time: SystemTime) -> String {
     let time = rfc3339::format(time).to_string();
     let (day, _) = time.split_once('T').unwrap_or((&time, ""));

@@ -1,4 +1,4 @@
-//! Dead letters as objects in a bucket.
+//! A sink that writes dead letters as objects to a bucket.
 
 use std::fmt;
 
@@ -14,27 +14,28 @@ mod call;
 mod key;
 mod payload;
 
-/// Writes letters to an S3 bucket, each an object as [`DeadLetter::encode`] writes it: a JSON header in one line, a line
-/// feed, the failed record's payload. The largest record fits.
+/// Writes dead letters to an S3 bucket, each as one object. [`DeadLetter::encode`] defines its content: a
+/// JSON header in one line, a line feed, and the failed record's payload. The largest record fits.
 ///
-/// - An object's key is made of what the letter says, never of the time: `<prefix><stream>/<shard>/<year>/<month>/<day>/
-///   <sequence number>-<sub-sequence number>-<letter id>`, of the day on which the record arrived, in UTC. A letter that is
-///   written again is written over itself, and a listing has the letters of a shard's day in the shard's order.
-/// - Letters of one partition key are written one after the other, each when the one ahead of it is confirmed; of different
-///   keys 16 at a time.
-/// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
-///   [`Unavailable`](SinkError::Unavailable).
-/// - The client's own retries are switched off for writing. An attempt ends after 30 s unless the client sets an
-///   operation-attempt timeout. All else of the client is kept.
+/// - An object's key depends only on the dead letter, never on the time of writing:
+///   `<prefix><stream>/<shard>/<year>/<month>/<day>/<sequence number>-<sub-sequence number>-<dead letter id>`.
+///   The day is the one on which the record arrived, in UTC. A dead letter that is written again overwrites
+///   itself. A listing of a shard's day is in the shard's order.
+/// - Dead letters of one partition key are written one after the other, each when the one ahead of it is
+///   confirmed. Up to 16 dead letters of different keys are written concurrently.
+/// - A failed write is retried after up to 100, 200, 400 and 800 ms (full jitter). After 5 tries the result
+///   is [`Unavailable`](SinkError::Unavailable).
+/// - The client's own retries are disabled for writing. An attempt ends after 30 s unless the client sets an
+///   operation-attempt timeout. All other settings of the client are kept.
 ///
-/// A bucket's name may be anybody's once the bucket is deleted: with an [owner](S3::expected_bucket_owner) nobody else
-/// gets the letters.
+/// Once a bucket is deleted, any account may create a bucket with the same name. With an expected
+/// [owner](S3::expected_bucket_owner), no other account receives the dead letters.
 ///
 /// Permissions: `s3:PutObject` on the objects, `s3:ListBucket` on the bucket.
 pub struct S3 {
-    // Without retries: for PutObject.
+    // A client without retries, for PutObject.
     writer: Located<Client>,
-    // With the retries that the user set: for HeadBucket, and for payloads of letters that are elsewhere.
+    // A client with the user's retries, for HeadBucket and for payloads of dead letters in other sinks.
     reader: Located<Client>,
     bucket: String,
     prefix: String,
@@ -42,17 +43,18 @@ pub struct S3 {
     rests: Rests,
 }
 
-/// The metadata of an object that identifies the write. A reader tells by it whether an object was written again since.
+/// The metadata key whose value identifies the write of an object. A reader uses it to detect that an object
+/// was written again.
 pub(crate) const WRITE_METADATA: &str = "redrive-write";
 
-/// So many calls beside each other.
+/// The maximum number of concurrent calls.
 const LIMITS: Limits = Limits {
     entries: 16,
     bytes: u64::MAX,
 };
 
 impl S3 {
-    /// A sink that writes to this bucket.
+    /// Creates a sink that writes to this bucket.
     pub fn new(client: Client, bucket: impl Into<String>) -> Self {
         S3 {
             reader: aws::s3::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -64,14 +66,15 @@ impl S3 {
         }
     }
 
-    /// What each key begins with, such as `dead-letters/`. Default: nothing.
+    /// Sets the prefix of each key, such as `dead-letters/`. Default: empty.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The account that the bucket must belong to; if it does not, nothing is written. Default: not looked at.
+    /// Sets the account that must own the bucket. If another account owns it, nothing is written. Default:
+    /// not checked.
     #[must_use]
     pub fn expected_bucket_owner(mut self, account: impl Into<String>) -> Self {
         self.owner = Some(account.into());
@@ -88,7 +91,7 @@ impl S3 {
     fn entry(&self, letter: &DeadLetter) -> Entry {
         let data = letter.encode();
         Entry {
-            // Without a key there is no order.
+            // Dead letters without a key have no order.
             key: match &letter.partition_key {
                 Some(key) => format!("key {key}"),
                 None => letter.id.to_string(),
@@ -111,7 +114,7 @@ impl Service for S3 {
         Ok(self.put_objects(schedule, request).await)
     }
 
-    /// The largest record fits.
+    /// Unlimited, because the largest record fits into an object.
     const LARGEST_LIMIT: u64 = u64::MAX;
 
     fn known_limit(&self) -> u64 {

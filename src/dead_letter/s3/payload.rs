@@ -1,4 +1,4 @@
-//! Payloads by themselves, for letters that are elsewhere.
+//! Objects with only a payload, for dead letters in other sinks.
 
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::BytesMut;
@@ -10,13 +10,13 @@ use crate::dead_letter::claim_check::ClaimError;
 use crate::dead_letter::{DeadLetter, SinkError};
 use crate::digest::Digest;
 
-/// The most bytes of a record (Kinesis, quotas), and so of a payload.
+/// The maximum size of a record in bytes (Kinesis, quotas), and so of a payload.
 const LARGEST: u64 = 10 * 1024 * 1024;
 
 const SUFFIX: &str = ".payload";
 
 impl S3 {
-    /// Writes a letter's payload. Where it is: `s3://bucket/key`.
+    /// Writes a dead letter's payload. Returns its place: `s3://bucket/key`.
     pub(in crate::dead_letter) async fn put_payload(&self, letter: &DeadLetter) -> Result<String, SinkError> {
         let key = format!("{}{SUFFIX}", key::of(&self.prefix, letter));
         let call = self
@@ -32,7 +32,7 @@ impl S3 {
         }
     }
 
-    /// Returns whether a payload that is written here could be at this place.
+    /// Returns true if this sink could have written a payload to this place.
     pub(crate) fn holds(&self, place: &str) -> bool {
         self.key_of(place).is_some()
     }
@@ -43,7 +43,7 @@ impl S3 {
         (key.starts_with(&*self.prefix) && key.ends_with(SUFFIX)).then_some(key)
     }
 
-    /// The letter with its payload.
+    /// Returns the dead letter with its payload.
     pub(crate) async fn redeem(&self, letter: DeadLetter) -> Result<DeadLetter, ClaimError> {
         let Some(place) = letter.payload_at.clone() else {
             return Ok(letter);
@@ -80,7 +80,7 @@ impl S3 {
             expected,
             found,
         };
-        // Of an object that is no payload of this letter nothing is read.
+        // An object of another length is not this dead letter's payload. Nothing of it is read.
         let length = object
             .content_length()
             .and_then(|bytes| u64::try_from(bytes).ok());
@@ -93,7 +93,7 @@ impl S3 {
                 Ok(None) => break,
                 Ok(Some(Ok(chunk))) => chunk,
                 Err(_) => {
-                    let source = "S3 sent nothing more of the object in time".into();
+                    let source = "S3 did not send the rest of the object in time".into();
                     return Err(ClaimError::Unreadable { place, source });
                 }
                 Ok(Some(Err(error))) => {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const TRIES: u32 = 3;
-/// As Kinesis has them.
+/// The limits of Kinesis.
 const LIMITS: Limits = Limits {
     entries: 500,
     bytes: 10 * 1024 * 1024,
@@ -47,7 +47,7 @@ fn refused(entry: &Entry) -> SinkError {
     entry.refused(0, "too large")
 }
 
-/// One letter a result: confirmed, unavailable, refused or behind.
+/// Returns one character for each result: `c`onfirmed, `u`navailable, `r`efused or `b`ehind.
 fn signs(schedule: Schedule) -> String {
     schedule
         .into_results()
@@ -119,7 +119,7 @@ fn a_request_holds_500_entries_and_10_mib_with_keys() {
     assert_eq!(many.next_request().expect("ready").len(), 500);
     assert_eq!(many.next_request().expect("one more").len(), 1);
 
-    // Five of 2 MiB with their keys are exactly 10 MiB; a byte more and one has to wait.
+    // Five entries of 2 MiB with their keys are exactly 10 MiB. With one more byte, one entry has to wait.
     let mib2 = 2 * 1024 * 1024;
     let mut full = sized(["a", "b", "c", "d", "e"].map(|key| (key, mib2 - 1)));
     assert_eq!(full.next_request().expect("ready").len(), 5);
@@ -146,7 +146,7 @@ fn letters_ahead_of_one_refused_leave_and_those_behind_stay() {
 
 #[test]
 fn a_letter_too_large_stays_behind_one_that_failed() {
-    // Refused, it would go to the fallback sink and be readable before the one ahead of it.
+    // If it were refused, it would go to the fallback sink and be readable before the one ahead of it.
     let mut schedule = sized([("a", 1), ("a", 9)]);
     schedule.refuse_larger_than(8);
     schedule.give_up(&failed());
@@ -185,12 +185,12 @@ fn giving_up_leaves_what_is_confirmed() {
     assert_eq!(signs(schedule), "cuucb");
 }
 
-/// What a call comes to.
+/// The outcome of a call.
 #[derive(Debug, Clone)]
 enum Call {
-    /// Each entry, in turn, is written or not.
+    /// The service answers. Each entry, in turn, is written or not.
     Answered(Vec<bool>),
-    /// The request is not answered, but its entries are written all the same or not.
+    /// The request is not answered. Its entries are written nevertheless, or not.
     Lost(bool),
     Refused,
 }
@@ -214,7 +214,7 @@ proptest! {
         calls in calls(),
     ) {
         let names = ["a", "b", "c", "d", "e", "f"];
-        // The length tells the letters apart.
+        // The length identifies the dead letter.
         let zeros = Bytes::from_static(&[0; 64 * 80_000]);
         let mut schedule = Schedule::new(entries.iter().enumerate().map(|(number, &(key, size))| Entry {
             key: names[key].to_owned(),
@@ -226,11 +226,11 @@ proptest! {
         schedule.refuse_larger_than(limit);
         let number_of = |entry: &Entry| entry.data.len() % 64;
 
-        // What the stream holds, in order; a letter may be there twice.
+        // The content of the stream, in order. It may contain a dead letter twice.
         let mut stream: Vec<usize> = Vec::new();
         let mut calls = calls.into_iter();
         for round in 0.. {
-            prop_assert!(round < 10_000, "it comes to an end");
+            prop_assert!(round < 10_000, "the put must end");
             let Some(request) = schedule.next_request() else {
                 match schedule.wake() {
                     Some(_) => continue,
@@ -268,7 +268,7 @@ proptest! {
         for key in 0..names.len() {
             let own: Vec<usize> = (0..entries.len()).filter(|&number| entries[number].0 == key).collect();
             let ends: String = own.iter().map(|&number| &signs[number..=number]).collect();
-            // Confirmed ones, then at most one with an error of its own, then those behind it.
+            // First the confirmed ones, then at most one with an error of its own, then those behind it.
             let rest = ends.trim_start_matches('c').trim_start_matches(['u', 'r']);
             prop_assert!(rest.chars().all(|sign| sign == 'b'), "{}", ends);
             prop_assert!(ends.matches(['u', 'r']).count() <= 1, "{}", ends);
@@ -280,7 +280,7 @@ proptest! {
                     prop_assert!(!stream.contains(&number));
                 }
             }
-            // A reader that drops what it has seen reads them in order.
+            // A reader that skips what it has seen reads the dead letters in order.
             let mut read: Vec<usize> = stream.iter().copied().filter(|number| own.contains(number)).collect();
             let mut seen = BTreeSet::new();
             read.retain(|&number| seen.insert(number));

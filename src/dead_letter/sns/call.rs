@@ -1,4 +1,4 @@
-//! One PublishBatch call, and what its answer says.
+//! The PublishBatch call, and the interpretation of its answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::dead_letter::service::{CallError, EntryError, in_order};
 const PUBLISH_BATCH: &str = "PublishBatch";
 
 impl Sns {
-    /// One PublishBatch call: an answer for each entry.
+    /// Makes one PublishBatch call. Returns an answer for each entry.
     pub(super) async fn publish_batch(
         &self,
         schedule: &Schedule,

@@ -1,4 +1,4 @@
-//! A dead-letter topic.
+//! A sink that writes dead letters to an SNS topic.
 
 use std::fmt;
 
@@ -14,45 +14,49 @@ use crate::aws::{self, Located};
 mod call;
 mod target;
 
-/// Writes letters to an SNS topic, each a message that [`DeadLetter::from_json_line`] reads: the payload is in it as
-/// base64, as SNS takes nothing but text. Subscribe a queue with raw message delivery, and the queue has what
-/// [`Sqs`](super::Sqs) would have written.
+/// Writes dead letters to an SNS topic, each as one message that [`DeadLetter::from_json_line`] reads. The
+/// message contains the payload as base64, because SNS takes only text. A subscribed queue with raw message
+/// delivery gets the same messages as [`Sqs`](super::Sqs) would write.
 ///
-/// A topic keeps nothing: SNS confirms a letter, and whoever is not subscribed then never sees it. A topic without a
-/// confirmed subscription is therefore an error at start ([`TargetError::NobodyListens`]).
+/// A topic stores nothing: SNS confirms a dead letter even if it has no subscriber, and the dead letter is
+/// then lost. A topic without a confirmed subscription is therefore an error at start
+/// ([`TargetError::NobodyListens`]).
 ///
-/// - In a FIFO topic (its ARN ends with `.fifo`) the message group is the letter's partition key, or the SHA-256 of one
-///   that SNS does not take for a group (1 to 128 letters, digits and punctuation). Each write has a deduplication id of its
-///   own: a dead letter that is written again is delivered again, also within the 5 minutes of SNS's deduplication.
-/// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
-///   [`Unavailable`](SinkError::Unavailable).
-/// - The client's own retries are switched off for writing. An attempt ends after 30 s unless the client sets an
-///   operation-attempt timeout. All else of the client is kept.
-/// - Letters larger than 256 KiB (SNS, quotas) are [`Refused`](SinkError::Refused); a payload takes a third more than its
-///   bytes, and the envelope up to 32 KiB.
+/// - In a FIFO topic (its ARN ends with `.fifo`) the message group is the record's partition key. SNS takes 1
+///   to 128 letters, digits and punctuation characters as a group; any other key is replaced by its SHA-256
+///   digest.
+/// - In a FIFO topic each write has a deduplication id of its own. A dead letter that is written again is
+///   thus delivered again, even within the 5 minutes of SNS's deduplication.
+/// - A failed write is retried after up to 100, 200, 400 and 800 ms (full jitter). After 5 tries the result
+///   is [`Unavailable`](SinkError::Unavailable).
+/// - The client's own retries are disabled for writing. An attempt ends after 30 s unless the client sets an
+///   operation-attempt timeout. All other settings of the client are kept.
+/// - Dead letters larger than 256 KiB (SNS, quotas) are [`Refused`](SinkError::Refused). Base64 makes a
+///   payload larger by a third, and the envelope adds up to 32 KiB.
 ///
 /// Permissions: `sns:Publish` and `sns:ListSubscriptionsByTopic` on the topic.
 pub struct Sns {
-    // Without retries: for PublishBatch.
+    // A client without retries, for PublishBatch.
     writer: Located<Client>,
-    // With the retries that the user set: for ListSubscriptionsByTopic.
+    // A client with the user's retries, for ListSubscriptionsByTopic.
     reader: Located<Client>,
     topic_arn: String,
     deduplication: Deduplication,
     rests: Rests,
 }
 
-/// The most bytes of a message (PublishBatch, SNS API reference).
+/// The maximum size of a message in bytes (PublishBatch, SNS API reference).
 const MESSAGE_LIMIT: u64 = 256 * 1024;
 
-/// What PublishBatch takes (the same): the messages together as much as one of them.
+/// The limits of PublishBatch (the same page): all messages together have the same maximum size as a single
+/// one.
 const LIMITS: Limits = Limits {
     entries: 10,
     bytes: MESSAGE_LIMIT,
 };
 
 impl Sns {
-    /// A sink that writes to the topic with this ARN.
+    /// Creates a sink that writes to the topic with this ARN.
     pub fn new(client: Client, topic_arn: impl Into<String>) -> Self {
         Sns {
             reader: aws::sns::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -70,7 +74,7 @@ impl Sns {
         self
     }
 
-    /// The topic's name.
+    /// Returns the topic's name.
     fn topic(&self) -> &str {
         self.topic_arn.rsplit(':').next().unwrap_or_default()
     }

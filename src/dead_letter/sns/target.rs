@@ -1,10 +1,10 @@
-//! Looking at the topic before letters depend on it.
+//! Checks the topic at start.
 
 use super::{MESSAGE_LIMIT, Sns};
 use crate::dead_letter::{DeadLetter, SourceStream, TargetError, Warning};
 use crate::failure::BoxError;
 
-/// What a record of a stream may have at least: the limit that a stream has at first.
+/// The record limit that every stream has at least, in bytes. It is the limit of a new stream.
 const RECORD_LIMIT: u64 = 1024 * 1024;
 
 impl Sns {
@@ -16,22 +16,23 @@ impl Sns {
             Err(source) => return Err(TargetError::Unreachable { name: name(), source }),
         }
         let record = source.max_record_bytes.unwrap_or(RECORD_LIMIT);
-        // As base64.
+        // Base64 makes the payload larger by a third.
         let needed = record.div_ceil(3) * 4 + DeadLetter::MAX_ENVELOPE_BYTES as u64;
         let too_small = (MESSAGE_LIMIT < needed).then(|| Warning {
             message: format!(
-                "the dead-letter topic {:?} takes messages of up to {MESSAGE_LIMIT} bytes, a letter may have {needed}; larger ones are refused",
+                "the dead-letter topic {:?} takes messages of up to {MESSAGE_LIMIT} bytes, but a dead letter may have {needed}; larger ones are refused",
                 self.topic()
             ),
             remedy: format!(
-                "add a fallback sink for larger letters: {MESSAGE_LIMIT} bytes is the most that SNS takes"
+                "add a fallback sink for larger dead letters: {MESSAGE_LIMIT} bytes is the most that SNS takes"
             ),
         });
         Ok(too_small.into_iter().collect())
     }
 
-    /// Returns whether there is a confirmed subscription. Of one that is not confirmed the ARN is no ARN. A page may hold
-    /// none, and the next one some. The paginator ends with an error where a token is repeated.
+    /// Returns true if the topic has a confirmed subscription. An unconfirmed subscription has a text such as
+    /// `PendingConfirmation` in place of its ARN. All pages are read, because an empty page may be followed
+    /// by others. If a token repeats, the paginator returns an error.
     async fn is_subscribed_to(&self) -> Result<bool, BoxError> {
         let call = self
             .reader

@@ -1,4 +1,4 @@
-//! One SendMessageBatch call, and what its answer says.
+//! The SendMessageBatch call, and the interpretation of its answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::dead_letter::service::{CallError, EntryError, in_order};
 const SEND_MESSAGE_BATCH: &str = "SendMessageBatch";
 
 impl Sqs {
-    /// One SendMessageBatch call: an answer for each entry.
+    /// Makes one SendMessageBatch call. Returns an answer for each entry.
     pub(super) async fn send_message_batch(
         &self,
         schedule: &Schedule,
@@ -65,7 +65,7 @@ impl Sqs {
 }
 
 fn call_error(error: SdkError<SendMessageBatchError>) -> CallError {
-    // Codes of either protocol: JSON's, and the older one's with the service's name in front.
+    // Error codes of both protocols: JSON, and the older one with the service's name in front.
     let code = error.code().and_then(|code| code.rsplit(['.', '#']).next());
     let for_content = matches!(
         code,

@@ -1,4 +1,4 @@
-//! A dead-letter queue.
+//! A sink that writes dead letters to an SQS queue.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,43 +15,48 @@ use crate::aws::{self, Located};
 mod call;
 mod target;
 
-/// Writes letters to an SQS queue, each a message that [`DeadLetter::from_json_line`] reads: the payload is in it as
-/// base64, as SQS takes nothing but text.
+/// Writes dead letters to an SQS queue, each as one message that [`DeadLetter::from_json_line`] reads. The
+/// message contains the payload as base64, because SQS takes only text.
 ///
-/// - In a FIFO queue (its name ends with `.fifo`) the message group is the letter's partition key, or the SHA-256 of one
-///   that SQS does not take for a group (1 to 128 letters, digits and punctuation). Each write has a deduplication id of its
-///   own: a dead letter that is written again is in the queue again, also within the 5 minutes of SQS's deduplication.
-///   In a standard queue letters of one key are sent one after the other as well, but SQS keeps no order there.
-/// - What fails is tried 5 times, after up to 100, 200, 400 and 800 ms (full jitter), then it is
-///   [`Unavailable`](SinkError::Unavailable).
-/// - The client's own retries are switched off for writing. An attempt ends after 30 s unless the client sets an
-///   operation-attempt timeout. All else of the client is kept.
-/// - Letters larger than the queue takes are [`Refused`](SinkError::Refused): 1 MiB (SQS, quotas), or less if the queue
-///   says so; a payload takes a third more than its bytes, and the envelope up to 32 KiB.
+/// - In a FIFO queue (its name ends with `.fifo`) the message group is the record's partition key. SQS takes
+///   1 to 128 letters, digits and punctuation characters as a group; any other key is replaced by its SHA-256
+///   digest.
+/// - In a FIFO queue each write has a deduplication id of its own. A dead letter that is written again is
+///   thus in the queue again, even within the 5 minutes of SQS's deduplication.
+/// - For a standard queue, dead letters of one key are also sent one after the other, but SQS keeps no order
+///   there.
+/// - A failed write is retried after up to 100, 200, 400 and 800 ms (full jitter). After 5 tries the result
+///   is [`Unavailable`](SinkError::Unavailable).
+/// - The client's own retries are disabled for writing. An attempt ends after 30 s unless the client sets an
+///   operation-attempt timeout. All other settings of the client are kept.
+/// - Dead letters larger than the queue's limit are [`Refused`](SinkError::Refused). The limit is 1 MiB (SQS,
+///   quotas), or less if the queue is configured so. Base64 makes a payload larger by a third, and the
+///   envelope adds up to 32 KiB.
 ///
-/// A record without a partition key goes under its letter's id.
+/// For a record without a partition key, the dead letter's id takes the place of the key.
 ///
 /// Permissions: `sqs:SendMessage` and `sqs:GetQueueAttributes` on the queue.
 pub struct Sqs {
-    // Without retries: for SendMessageBatch.
+    // A client without retries, for SendMessageBatch.
     writer: Located<Client>,
-    // With the retries that the user set: for GetQueueAttributes.
+    // A client with the user's retries, for GetQueueAttributes.
     reader: Located<Client>,
     queue_url: String,
-    // The most bytes of a message, 0 while unknown.
+    // The maximum size of a message in bytes; 0 while unknown.
     limit: AtomicU64,
     deduplication: Deduplication,
     rests: Rests,
 }
 
-/// What SendMessageBatch takes (SQS API reference): the messages together as much as one of them.
+/// The limits of SendMessageBatch (SQS API reference): all messages together have the same maximum size as a
+/// single one.
 const LIMITS: Limits = Limits {
     entries: 10,
     bytes: target::LARGEST_LIMIT,
 };
 
 impl Sqs {
-    /// A sink that writes to the queue with this URL.
+    /// Creates a sink that writes to the queue with this URL.
     pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
         Sqs {
             reader: aws::sqs::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -70,7 +75,7 @@ impl Sqs {
         self
     }
 
-    /// The queue's name.
+    /// Returns the queue's name.
     fn queue(&self) -> &str {
         self.queue_url.rsplit('/').next().unwrap_or_default()
     }

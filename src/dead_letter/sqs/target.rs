@@ -1,4 +1,4 @@
-//! Looking at the queue before letters depend on it.
+//! Checks the queue at start, and reads its message limit.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -11,9 +11,9 @@ use crate::failure::BoxError;
 
 /// The smallest message limit that a queue can have, in bytes (SetQueueAttributes, SQS API reference).
 pub(super) const SMALLEST_LIMIT: u64 = 1_024;
-/// The largest, and the one it has at first (the same).
+/// The largest message limit, and that of a new queue, in bytes (the same page).
 pub(super) const LARGEST_LIMIT: u64 = 1024 * 1024;
-/// What a record of a stream may have at least: the limit that a stream has at first.
+/// The record limit that every stream has at least, in bytes. It is the limit of a new stream.
 const RECORD_LIMIT: u64 = 1024 * 1024;
 
 const WEEK_SECONDS: u64 = 7 * 24 * 60 * 60;
@@ -35,7 +35,8 @@ impl Sqs {
         Ok([retention, limit].into_iter().flatten().collect())
     }
 
-    /// The most bytes of a message that the queue takes at this moment. `None` if it does not say.
+    /// Asks for the maximum size of a message, in bytes, at this moment. Returns `None` if the queue does not
+    /// answer.
     pub(super) async fn ask_queue_for_limit(&self) -> Option<u64> {
         match self.attributes().await {
             Ok(attributes) => number(&attributes, &QueueAttributeName::MaximumMessageSize),
@@ -43,7 +44,7 @@ impl Sqs {
                 tracing::warn!(
                     queue = self.queue(),
                     error = &*error,
-                    "the message limit of the dead-letter queue cannot be asked for; the service judges the letter"
+                    "message limit of the dead-letter queue not read; SQS decides whether the dead letter is too large"
                 );
                 None
             }
@@ -62,7 +63,7 @@ impl Sqs {
             let task = format!("read the attributes of the dead-letter queue {:?}", self.queue());
             self.reader.failed(task, "sqs:GetQueueAttributes", error)
         })?;
-        let attributes = output.attributes.ok_or("the answer holds no attributes")?;
+        let attributes = output.attributes.ok_or("the answer contains no attributes")?;
         let limit = number(&attributes, &QueueAttributeName::MaximumMessageSize);
         self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
         Ok(attributes)
@@ -72,7 +73,7 @@ impl Sqs {
         let seconds = number(attributes, &QueueAttributeName::MessageRetentionPeriod)?;
         (seconds < WEEK_SECONDS).then(|| Warning {
             message: format!(
-                "the dead-letter queue {:?} keeps letters for {} hours only; after that they are lost",
+                "the dead-letter queue {:?} keeps dead letters for only {} hours; after that they are lost",
                 self.queue(),
                 seconds / 3_600
             ),
@@ -83,17 +84,17 @@ impl Sqs {
     fn limit_warning(&self, attributes: &Attributes, source: &SourceStream) -> Option<Warning> {
         let limit = number(attributes, &QueueAttributeName::MaximumMessageSize)?;
         let record = source.max_record_bytes.unwrap_or(RECORD_LIMIT);
-        // As base64.
+        // Base64 makes the payload larger by a third.
         let needed = record.div_ceil(3) * 4 + DeadLetter::MAX_ENVELOPE_BYTES as u64;
         (limit < needed).then(|| Warning {
             message: format!(
-                "the dead-letter queue {:?} takes messages of up to {limit} bytes, a letter may have {needed}; larger ones are refused",
+                "the dead-letter queue {:?} takes messages of up to {limit} bytes, but a dead letter may have {needed}; larger ones are refused",
                 self.queue()
             ),
             remedy: if limit < LARGEST_LIMIT {
                 self.set_attribute("MaximumMessageSize", LARGEST_LIMIT)
             } else {
-                format!("add a fallback sink for larger letters: {LARGEST_LIMIT} bytes is the most that SQS takes")
+                format!("add a fallback sink for larger dead letters: {LARGEST_LIMIT} bytes is the most that SQS takes")
             },
         })
     }

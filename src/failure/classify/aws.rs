@@ -1,4 +1,4 @@
-//! Errors of the AWS SDK.
+//! The classification of errors of the AWS SDK.
 
 use std::any::{Any, type_name};
 use std::error::Error;
@@ -17,7 +17,7 @@ use super::Classify;
 use super::aws_code::{aws_code, with_aws_code};
 use crate::failure::{Class, Scope, Verdict, chain, mark};
 
-/// What an error of any AWS service means.
+/// Returns the verdict on an error of any AWS service.
 ///
 /// | `SdkError` | verdict |
 /// |---|---|
@@ -25,13 +25,13 @@ use crate::failure::{Class, Scope, Verdict, chain, mark};
 /// | `DispatchFailure` | transient, dependency: a connection, or credentials that did not load |
 /// | `DispatchFailure` of kind user, `ConstructionFailure` | permanent, dependency |
 /// | `ServiceError`, status 5xx, 408 or 429 | transient, dependency |
-/// | `ServiceError`, a code that [`aws_code`] knows | what that says |
+/// | `ServiceError`, a code that [`aws_code`] knows | the verdict of `aws_code` |
 /// | `ServiceError`, status 401, 403 or 407 | permanent, dependency |
 /// | `ServiceError`, another 4xx status | permanent, scope unknown |
-/// | `ServiceError`, neither | transient, scope unknown |
+/// | `ServiceError`, any other | transient, scope unknown |
 ///
-/// The verdict carries the error code and, when it is transient, the delay that the service asked for
-/// (header `x-amz-retry-after`, milliseconds). `R` is the raw response: an `HttpResponse`, or the
+/// The verdict contains the error code. A transient verdict also contains the delay that the service asked
+/// for (header `x-amz-retry-after`, milliseconds). `R` is the raw response: an `HttpResponse`, or the
 /// `RawMessage` of an event stream, which has no status.
 ///
 /// ```
@@ -71,15 +71,17 @@ fn outage() -> Verdict {
     Verdict::new(Class::Transient, Scope::Dependency)
 }
 
-/// The request could not even be made. Mostly that is the configuration, sometimes what the handler
-/// made of this record. The scope is right for both: the record is held while nothing else succeeds,
-/// and dead-lettered once others do.
+/// Returns the verdict on an error that an operator can fix, such as a request that could not even be made.
+/// Mostly the configuration is at fault, sometimes the request that the processor made from this record. The
+/// scope is right for both: the record is held while nothing else succeeds, and dead-lettered once other
+/// records succeed.
 fn mendable() -> Verdict {
     Verdict::new(Class::Permanent, Scope::Dependency)
 }
 
-/// Kind `other` is transient, though the SDK does not try again: it is what credentials and endpoints
-/// that did not resolve become, and every error of a connection that the HTTP client cannot name.
+/// Returns the verdict on a connector's error. Kind `other` is transient, although the SDK does not retry it.
+/// That kind stands for credentials and endpoints that did not resolve, and for every connection error that
+/// the HTTP client cannot name.
 fn connector(error: &ConnectorError) -> Verdict {
     if error.is_user() { mendable() } else { outage() }
 }
@@ -88,7 +90,7 @@ fn service(error: &ErrorMetadata, response: Option<&HttpResponse>) -> Verdict {
     let code = error.code().unwrap_or_default();
     let status = response.map_or(0, |response| response.status().as_u16());
     let verdict = match (aws_code(code), status) {
-        // Who says that the fault is its own may mend it, whatever the code: Lambda sends
+        // A service that reports a fault of its own may recover, whatever the code: Lambda sends
         // `KMSAccessDeniedException` with a 502.
         (_, 500..=599 | 408 | 429) => outage(),
         (Some(verdict), _) => return verdict,
@@ -107,14 +109,15 @@ fn retry_after(response: &HttpResponse) -> Option<Duration> {
 /// A classifier that knows the errors of one operation `E` of any AWS service; see [`sdk_errors`].
 pub struct SdkErrors<E>(PhantomData<fn(E)>);
 
-/// Teaches the engine the errors of an operation of another service: `.classifier(sdk_errors::<PutItemError>())`.
+/// Creates a classifier for the errors of an operation of another service:
+/// `.classifier(sdk_errors::<PutItemError>())`.
 ///
-/// Without it an `SdkError<PutItemError>` is known only as far as its parts have the same type in
-/// every service: failed connections and errors that the service's model does not name. All else
-/// would be transient, of unknown scope. The Kinesis client's operations need no such line.
+/// Without this classifier, the engine knows only those parts of an `SdkError<PutItemError>` that have the
+/// same type in every service: failed connections, and errors that the service's model does not name. Any
+/// other error is transient, of unknown scope. The operations of the Kinesis client need no such classifier.
 ///
-/// It finds `SdkError<E>` and `E` anywhere in the chain of sources, but leaves an error that the
-/// handler marked ([`MarkFailure`](crate::MarkFailure)) to its mark.
+/// The classifier finds `SdkError<E>` and `E` anywhere in the chain of sources. An error that the processor
+/// marked ([`MarkFailure`](crate::MarkFailure)) keeps the verdict of its mark.
 pub const fn sdk_errors<E>() -> SdkErrors<E>
 where
     E: Error + ProvideErrorMetadata + 'static,
@@ -140,7 +143,7 @@ impl<E> fmt::Debug for SdkErrors<E> {
     }
 }
 
-/// One error of a chain, if it is one of the SDK's.
+/// Returns the verdict on one error of a chain, if the error belongs to the SDK.
 pub(super) fn known(error: &(dyn Error + 'static)) -> Option<Verdict> {
     if let Some(error) = error.downcast_ref::<ErrorMetadata>() {
         return metadata(error);
@@ -158,7 +161,8 @@ pub(super) fn known(error: &(dyn Error + 'static)) -> Option<Verdict> {
     })
 }
 
-/// Without a code there is nothing to go by: an unhandled error keeps what it knows in its source.
+/// Returns the verdict on an error with a code. An error without a code is skipped: an unhandled error keeps
+/// its details in its source.
 fn metadata(error: &ErrorMetadata) -> Option<Verdict> {
     error.code().map(|_| service(error, None))
 }
@@ -219,8 +223,9 @@ const OPERATIONS: &[Known] = {
     ]
 };
 
-/// What the errors of operations hold, as wrappers hide the outer one. Their types stand for the code:
-/// an exception that the operation's own model lacks comes without metadata.
+/// The exceptions inside the errors of operations: a wrapper may hide the outer error. The type of an
+/// exception stands for its code, as an exception that the operation's own model lacks comes without
+/// metadata.
 const EXCEPTIONS: &[(Is, &str)] = &[
     (is::<kinesis::AccessDeniedException>, "AccessDeniedException"),
     (

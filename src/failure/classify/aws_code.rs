@@ -6,9 +6,9 @@ use crate::failure::{Class, Scope, Verdict};
 
 // Names are listed without the `Exception` that some protocols append.
 
-/// Another try may succeed, though the SDK's own lists (which are asked too) lack them.
+/// The codes for which another attempt may succeed, although the SDK's own lists (also checked) lack them.
 const TRANSIENT: &[&str] = &[
-    // The service's own fault. It comes with a 5xx status, but not in an entry of a batch.
+    // A fault of the service itself. A whole response has a 5xx status, an entry of a batch has none.
     "InternalFailure",
     "InternalError",
     "InternalServer",
@@ -17,7 +17,7 @@ const TRANSIENT: &[&str] = &[
     "InternalServiceError",
     "KMSInternal",
     "ServiceUnavailable",
-    // Passes by itself: the stream is being changed (Kinesis), another writer was first.
+    // A conflict that passes by itself: the stream is being changed (Kinesis), or another writer was first.
     "ResourceInUse",
     "ResourceNotReady",
     "ConcurrentModification",
@@ -25,7 +25,7 @@ const TRANSIENT: &[&str] = &[
     "OperationAborted",
     "ReplicatedWriteConflict",
     "TransactionConflict",
-    // Refresh and go on: whoever holds the iterator, token or clock gets a new one.
+    // Passes after a refresh: the owner of the iterator, token or clock gets a new one.
     "ExpiredIterator",
     "ExpiredNextToken",
     "ExpiredToken",
@@ -35,7 +35,7 @@ const TRANSIENT: &[&str] = &[
     "TooManyRequests",
 ];
 
-/// An operator can mend it: a permission, a key, a name, a limit.
+/// The codes of problems that an operator can fix: a permission, a key, a name, a limit.
 const CONFIGURATION: &[&str] = &[
     "AllAccessDisabled",
     "AuthFailure",
@@ -70,7 +70,7 @@ const CONFIGURATION: &[&str] = &[
     "UnsupportedOperation",
 ];
 
-/// The request that was made of this record is wrong, or its condition does not hold.
+/// The codes of a request that is wrong because of this record, or whose condition does not hold.
 const RECORD: &[&str] = &[
     "BatchEntryIdsNotDistinct",
     "BatchRequestTooLong",
@@ -97,18 +97,18 @@ const RECORD: &[&str] = &[
     "ValidationError",
 ];
 
-/// What an AWS error code means, whichever service sent it; `None` for one that it does not know.
+/// Returns the verdict on an AWS error code, whichever service sent it; `None` for an unknown code.
 ///
-/// Also for the code in an entry of a batch (`PutRecords`, `SendMessageBatch`). A namespace before
-/// the code (`com.amazonaws…#`, `AWS.SimpleQueueService.`) and a URL behind it are passed over, and a
-/// trailing `Exception` makes no difference.
+/// The code may also come from an entry of a batch (`PutRecords`, `SendMessageBatch`). A namespace before the
+/// code (`com.amazonaws…#`, `AWS.SimpleQueueService.`) and a URL behind it are ignored. A trailing
+/// `Exception` makes no difference.
 ///
-/// - Throttling, the service's own faults, and what passes by itself: transient, dependency.
+/// - Throttling, faults of the service, and conflicts that pass by themselves: transient, dependency.
 /// - Permissions, KMS keys, names that do not exist: permanent, dependency.
 /// - Invalid arguments, and a condition that does not hold: permanent, record.
 ///
-/// Throttling and timeouts are the SDK's own lists, and what those lack; above all
-/// `KMSThrottlingException`, which comes with status 400, so that the SDK does not try again.
+/// Throttling and timeouts are the codes in the SDK's own lists, and codes that these lists lack. The most
+/// important one is `KMSThrottlingException`: it comes with status 400, so the SDK does not retry.
 ///
 /// ```
 /// use redrive::{Class, Scope, classify::aws_code};
@@ -122,8 +122,8 @@ pub fn aws_code(code: &str) -> Option<Verdict> {
     Some(with_aws_code(Verdict::new(class, scope), code))
 }
 
-/// The verdict with this code, if it looks like one. Codes are written where error texts are not, so
-/// whatever a server may have put in its place must not get there.
+/// Returns the verdict with this code, if the text looks like a code. Codes appear where error texts do not,
+/// so an arbitrary text from a server must not get there.
 pub(super) fn with_aws_code(verdict: Verdict, code: &str) -> Verdict {
     let code = bare(code);
     let looks_like_one = (1..=128).contains(&code.len())
@@ -158,8 +158,8 @@ fn meaning(code: &str) -> Option<(Class, Scope)> {
     {
         Some((Class::Transient, Scope::Dependency))
     } else if code == "TransactionCanceled" {
-        // DynamoDB's reasons, which the code does not tell, go from a conflict to a failed condition:
-        // trying again is harmless for the one and right for the other.
+        // The code does not contain DynamoDB's reasons, which range from a conflict to a failed condition. A
+        // retry is right for a conflict and harmless for a failed condition.
         Some((Class::Transient, Scope::Unknown))
     } else if is_kms || code.starts_with("AccessDenied") || listed(CONFIGURATION) {
         Some((Class::Permanent, Scope::Dependency))
@@ -216,7 +216,7 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         // The SDK lists `Throttling` and `RequestThrottled` both with and without `Exception`, and
-        // `TooManyRequests` stands in its list as well.
+        // `TooManyRequests` is in its list as well.
         assert_eq!(lists - all.len(), 3);
     }
 }

@@ -1,21 +1,21 @@
-//! What an error means: will trying again help, and whose fault is it?
+//! Classification of errors: can another attempt succeed, and whose fault is the error?
 //!
-//! Retrying what cannot succeed wastes time and blocks a lane; dead-lettering what would have
-//! succeeded a second later loses it to an operator's desk. So every error gets a [`Verdict`], in
-//! three steps:
-//! 1. the builder's `.classify(|error: &MyError| …)`, which sees the handler's own type;
+//! Retrying a record that cannot succeed wastes time and blocks a lane. Dead-lettering a record that would
+//! have succeeded a second later leaves it to an operator. The engine therefore gets a [`Verdict`] on every
+//! error, in three steps:
+//! 1. the builder's `.classify(|error: &MyError| …)`, which sees the processor's own error type;
 //! 2. any [`Classify`], which sees a `dyn Error`;
-//! 3. [`StandardClassifier`]: marks ([`MarkFailure`](crate::MarkFailure)), I/O, timeouts, parsers and
-//!    AWS errors.
+//! 3. [`StandardClassifier`]: marks ([`MarkFailure`](crate::MarkFailure)), I/O, timeouts, parsers and AWS
+//!    errors.
 //!
-//! An error that none of them knows is taken for [`Verdict::transient`]: it is tried a few times, and
-//! its scope is unknown.
+//! An error that none of them knows is treated as [`Verdict::transient`]: the record is retried a few times,
+//! and the scope is unknown.
 #![cfg_attr(
     feature = "kinesis",
     doc = "
-For AWS: the standard classifier knows the Kinesis client's errors as they are, of other services only
-what has the same type everywhere. [`sdk_errors`] teaches it an operation of another service;
-[`sdk_error`] and [`aws_code`] are for a handler that has the error, or just its code, in hand."
+For AWS, the standard classifier knows all errors of the Kinesis client. Of other services it knows only
+the errors that have the same type in every service. [`sdk_errors`] is a classifier for an operation of
+another service. [`sdk_error`] and [`aws_code`] are for a processor that has the error, or only its code."
 )]
 
 use std::error::Error;
@@ -35,10 +35,11 @@ pub use aws::{SdkErrors, sdk_error, sdk_errors};
 pub use aws_code::aws_code;
 pub use standard::StandardClassifier;
 
-/// Says what an error means.
+/// Classifies an error.
 ///
-/// Called once for each failed attempt, never for one that succeeded. It must be quick and must not
-/// block. A function is a classifier, and so is a closure that names its argument's type:
+/// The engine calls a classifier once for each failed attempt, never for a successful one. A classifier must
+/// be quick and must not block. A function is a classifier, and so is a closure that names its argument's
+/// type:
 ///
 /// ```
 /// use std::error::Error;
@@ -56,12 +57,13 @@ pub use standard::StandardClassifier;
 /// assert!(declined.classify(&std::fmt::Error).is_none());
 /// ```
 pub trait Classify: Send + Sync {
-    /// The verdict; `None` when this classifier does not know the error, and the next is asked.
+    /// Returns the verdict on an error; `None` if this classifier does not know the error. The engine then
+    /// asks the next classifier.
     ///
-    /// `error` is what the handler returned: what it wraps is reached through `source()`. Beware of
-    /// wrappers that show the source of an error in place of the error itself, as
-    /// `#[error(transparent)]` and `Arc` do: the typed `.classify(…)` of the builder sees through
-    /// them, this does not. (Through an `anyhow::Error` the engine looks, with feature `anyhow`.)
+    /// `error` is the error that the processor returned. Its `source()` leads to the errors that it wraps.
+    /// Beware of wrappers that expose the source of an error in place of the error itself, such as
+    /// `#[error(transparent)]` and `Arc`. The builder's typed `.classify(…)` sees through them, this method
+    /// does not. (The engine looks through an `anyhow::Error` if the feature `anyhow` is on.)
     fn classify(&self, error: &(dyn Error + 'static)) -> Option<Verdict>;
 }
 

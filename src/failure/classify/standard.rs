@@ -1,4 +1,4 @@
-//! The classifier that is always asked last.
+//! The standard classifier, which the engine asks last.
 
 use std::error::Error;
 use std::io;
@@ -9,14 +9,14 @@ use std::string::FromUtf8Error;
 use super::Classify;
 use crate::failure::{Class, Scope, Verdict, chain, mark, text, written};
 
-/// Knows marks, the errors of the standard library, tokio, serde_json, base64 and the AWS SDK.
+/// Classifies marked errors, and errors of the standard library, tokio, serde_json, base64 and the AWS SDK.
 ///
-/// It walks the error and its sources, outermost first. A mark anywhere in the chain decides; without
-/// one the first error that it knows does:
+/// The classifier walks over the error and its sources, outermost first. A mark anywhere in the chain
+/// decides. Without a mark, the first known error decides:
 ///
 /// | error | verdict |
 /// |---|---|
-/// | a [`Failure`](crate::Failure) | what was said of it |
+/// | a [`Failure`](crate::Failure) | the verdict of the failure |
 /// | [`io::Error`]: connections, timeouts, a full disk, too many open files | transient, dependency |
 /// | [`io::Error`]: permission denied, a read-only file system | permanent, dependency |
 /// | [`io::Error`]: invalid data or input | permanent, record |
@@ -28,22 +28,22 @@ use crate::failure::{Class, Scope, Verdict, chain, mark, text, written};
     doc = "| errors of the AWS SDK | see [`sdk_error`](super::sdk_error) and [`aws_code`](super::aws_code) |"
 )]
 ///
-/// What does not parse is taken for the record's fault. Where it is the answer of a service that does
-/// not parse, say so at that place: `.transient()`.
+/// Data that does not parse is treated as the record's fault. If the answer of a service does not parse, mark
+/// the error there with `.transient()`.
 ///
-/// An `io::Error` that wraps another error is asked last, as the wrapped one knows more.
+/// An `io::Error` that wraps another error is considered last, as the wrapped error is more precise.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StandardClassifier;
 
 impl StandardClassifier {
-    /// The classifier.
+    /// Creates the classifier.
     pub const fn new() -> Self {
         StandardClassifier
     }
 }
 
 impl StandardClassifier {
-    /// Whether it may be gone the next time: what nobody knows may.
+    /// Returns whether an error may be gone at the next attempt. An unknown error may be.
     #[cfg(any(feature = "kinesis", feature = "lambda"))]
     pub(crate) fn is_passing(error: &(dyn Error + 'static)) -> bool {
         let verdict = StandardClassifier.classify(error);
@@ -91,19 +91,19 @@ fn known(error: &(dyn Error + 'static)) -> Option<Verdict> {
     None
 }
 
-/// An `io::Error` around an error that said nothing.
+/// Returns the verdict on an `io::Error` that wraps an unknown error.
 fn wrapper(error: &(dyn Error + 'static)) -> Option<Verdict> {
     let error = error.downcast_ref::<io::Error>()?;
     let inner = error.get_ref()?;
     io_error(error).filter(|verdict| {
-        // TLS libraries report a bad certificate as invalid data around an error of their own. That
-        // is no record's fault: taken for one, an expired certificate would fill the dead-letter
-        // queue. A mere text is what a parser of data gives.
+        // TLS libraries report a bad certificate as invalid data around an error of their own. That is no
+        // record's fault: treated as one, an expired certificate would fill the dead-letter queue. Parsers of
+        // data wrap a plain text.
         verdict.scope() != Scope::Record || is_text(inner)
     })
 }
 
-/// Whether the error was made of a text: only then its `Debug` is the quoted text.
+/// Returns whether the error was made from a text: only then its `Debug` output is the quoted text.
 fn is_text(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     written(format_args!("{error:?}")) == format!("{:?}", text(error))
 }

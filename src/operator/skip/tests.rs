@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::checkpoint::InFlightRecord;
 
-/// Three inside each aggregated one.
+/// Creates a record. Each aggregate has three of them.
 fn record(i: u64) -> Record {
     Record::builder("orders", "shardId-0".into(), (95 + i / 3).into())
         .sub_sequence_number(i % 3)
@@ -17,7 +17,7 @@ fn at(secs: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
 }
 
-/// Stands at the first record; of those behind it these are settled.
+/// Creates a checkpoint at the first record. `settled` says which of the records after it are settled.
 fn standing(settled: &[bool]) -> Checkpoint {
     let position = record(0).position();
     let at = Checkpoint::at(position.clone());
@@ -55,7 +55,7 @@ proptest! {
             let is_skipped = skipped.iter().any(|it| it.position() == record.position());
             prop_assert_eq!(is_settled(&past, record), is_settled(&stands, record) || is_skipped);
         }
-        // As a store keeps it.
+        // The checkpoint survives encoding and decoding.
         if let Some(ahead) = past.ahead() {
             prop_assert_eq!(SettledAhead::from_bytes(&ahead.to_bytes()), Ok(ahead.clone()));
         }
@@ -66,7 +66,7 @@ proptest! {
 fn the_time_of_reading_does_not_go_back_nor_past_what_is_settled() {
     let read_until = |stands: Checkpoint| past(&stands, &[record(1)]).read_until();
     let stands = Checkpoint::at(record(0).position());
-    // The rest of the aggregated record arrived with it.
+    // The rest of the aggregate arrived at the same time.
     let before = at(101) - Duration::from_millis(1);
     assert_eq!(read_until(stands.clone()), Some(before));
     assert_eq!(read_until(stands.with_read_until(at(500))), Some(at(500)));

@@ -1,4 +1,4 @@
-//! Records that go to their handler together: which do.
+//! Batching: which records go to a batch processor together.
 
 use std::task::Context;
 
@@ -17,7 +17,8 @@ where
     F: Future<Output = Stepped>,
     M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
 {
-    /// A record has been read whose place in its lane is behind this one. It goes with it, if that waits for others.
+    /// Adds a record that was just read to the batch being collected, if that batch contains the record ahead
+    /// of it.
     #[inline]
     pub(super) fn join_behind(&mut self, ahead: Ordinal, ordinal: Ordinal) {
         if let Some(gather) = self.queue.gather.as_mut().filter(|gather| gather.contains(ahead)) {
@@ -25,14 +26,15 @@ where
         }
     }
 
-    /// Gathers what is ready, and begins what is full.
+    /// Collects ready records into batches, and begins each batch that is full.
     pub(super) fn gather_ready(&mut self, cx: &mut Context<'_>) {
         let may_begin = self.may_begin_all();
         let Some(gather) = &mut self.queue.gather else {
             return;
         };
         if !may_begin {
-            // One by one, if at all.
+            // Records begin one by one, if at all, while a breaker is not closed or the guard has stopped the
+            // shard.
             for ordinal in gather.dissolve().into_iter().rev() {
                 self.queue.ready.push_front(ordinal);
             }
@@ -65,13 +67,14 @@ where
         }
     }
 
-    /// Whether there is a record that has not been tried, and room for it.
+    /// Returns whether an untried record is ready, may begin, and has room in the batch.
     pub(super) fn has_to_gather(&self) -> bool {
         let has_room = self.queue.gather.as_ref().is_some_and(|gather| !gather.is_full());
         has_room && self.queue.ready.untried() > 0 && self.may_begin_all()
     }
 
-    /// Nothing is to be read now: begins what is there, unless others are waited for. Whether it has.
+    /// Begins the batch although it is not full, as there is nothing to read now. A batch that waits for more
+    /// records does not begin. Returns whether a batch began.
     pub(super) fn begin_what_is_there(&mut self, more_may_come: bool, cx: &mut Context<'_>) -> bool {
         let may_begin = self.may_begin_all();
         let Some(gather) = &mut self.queue.gather else {
@@ -95,7 +98,7 @@ where
         let ordered = self.pipeline.ordering != RecordOrder::Unordered;
         let mut members = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals {
-            // Only unsettled records are ever gathered.
+            // Always found: only unsettled records are collected.
             if let Some(record) = self.settling.window.take(ordinal) {
                 let lane = ordered.then(|| self.settling.lanes.of(&record));
                 let attempts = gather.tried.remove(&ordinal).unwrap_or_default();
@@ -112,7 +115,7 @@ where
         true
     }
 
-    /// It has not its turn, as if it had never been taken.
+    /// Puts a record back into the window, as if it had never been taken. Its attempts are kept.
     pub(super) fn put_back(&mut self, member: Member) {
         if let Some(gather) = self.queue.gather.as_mut().filter(|_| member.attempts.calls() > 0) {
             gather.tried.insert(member.ordinal, member.attempts);
@@ -120,7 +123,7 @@ where
         self.settling.window.put_back(member.ordinal, member.record);
     }
 
-    /// What a record went through before it was put back.
+    /// Takes the attempts that a record had before it was put back.
     pub(super) fn tried(&mut self, ordinal: Ordinal) -> Attempts {
         let tried = self
             .queue

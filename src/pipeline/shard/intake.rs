@@ -1,4 +1,5 @@
-//! What is read: batches, and the records of the newest that are not admitted yet.
+//! The input of a shard: the stream of batches, and the records of the newest batch that are not admitted
+//! yet.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,13 +14,13 @@ use crate::record::Record;
 pub(super) struct Intake<S> {
     batches: S,
     batch: Unread,
-    /// Whether memory is reserved for the records of the batch.
+    /// True if memory is reserved for the records of the batch.
     is_reserved: bool,
-    /// No batch comes any more.
+    /// True once the stream of batches has ended.
     ended: bool,
 }
 
-/// A batch has come.
+/// A batch that has just been read.
 pub(super) struct Arrival {
     pub(super) read_until: Option<std::time::SystemTime>,
     pub(super) is_empty: bool,
@@ -36,19 +37,19 @@ impl<S: Stream<Item = Batch> + Unpin> Intake<S> {
         }
     }
 
-    /// The next record of the batch.
+    /// Takes the next record of the batch.
     #[inline]
     pub(super) fn next(&mut self) -> Option<NextRecord> {
         self.batch.next()
     }
 
-    /// Whether all records of the batch are taken.
+    /// Returns whether all records of the batch are taken.
     #[inline]
     pub(super) fn is_batch_empty(&self) -> bool {
         self.batch.is_empty()
     }
 
-    /// The records of the batch behind the one that was taken last.
+    /// Returns the records of the batch behind the one that was taken last.
     #[inline]
     pub(super) fn behind(&self) -> &[Record] {
         self.batch.behind()
@@ -59,7 +60,7 @@ impl<S: Stream<Item = Batch> + Unpin> Intake<S> {
         self.is_reserved
     }
 
-    /// Reads the next batch. `None`: nothing is there now.
+    /// Reads the next batch. Returns `None` if no batch is available now, or none comes any more.
     pub(super) fn poll_batch(&mut self, cx: &mut Context<'_>) -> Option<Arrival> {
         if self.ended {
             return None;
@@ -83,7 +84,7 @@ impl<S: Stream<Item = Batch> + Unpin> Intake<S> {
         }
     }
 
-    /// Whether no record comes any more.
+    /// Returns true if no more records will come.
     pub(super) fn is_over(&self) -> bool {
         self.ended && self.batch.is_empty()
     }

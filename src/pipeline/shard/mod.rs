@@ -1,5 +1,5 @@
-//! The task of one shard: polls the attempts that were woken, starts what may start, reads on while the
-//! bounds allow.
+//! The task of one shard: polls the attempts that were woken, starts records that may start, and reads while
+//! the bounds allow.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -41,11 +41,11 @@ use crate::record::Record;
 use crate::sabotage::Sabotage;
 use crate::settlement::{Halt, Settled, Unsettled};
 
-/// While a breaker is not closed, reading goes on until so many records are there that were not tried
-/// yet: probes made of nothing but records that failed before might never succeed.
+/// The number of untried records up to which the shard reads while a breaker is not closed. Probes made only
+/// of records that failed before might never succeed.
 const UNTRIED: usize = 8;
 
-/// A shard while it runs. [`turn`](Shard::turn) is the table of contents.
+/// A running shard. [`turn`](Shard::turn) is the table of contents.
 struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,
     run: &'a Run,
@@ -61,13 +61,13 @@ struct Shard<'a, S, F, M> {
     stop: Option<Stop>,
 }
 
-/// The steps that run.
+/// The running steps of records, and the permits for them.
 struct Running<F, M> {
     slots: Slots<F, Tag>,
     permits: Permits,
-    /// Makes the future of one step.
+    /// Creates the future of one step.
     step: M,
-    /// Kept between turns for its allocation only.
+    /// The steps that ended in this turn. Kept between turns only to reuse its allocation.
     ended: Vec<(Tag, Stepped)>,
 }
 
@@ -77,7 +77,7 @@ struct Tag {
     permit: bool,
 }
 
-/// Nothing new begins; what runs may end until the timer fires.
+/// A stop in progress: nothing new begins, and running steps may end until the timer fires.
 struct Stop {
     timer: Pin<Box<Sleep>>,
     halted: Option<(Record, Halt)>,
@@ -99,7 +99,7 @@ where
         let bound = loop {
             self.go_on(&mut work);
             let bound = self.begin(cx, &mut work);
-            // What was woken meanwhile need not wait for another turn of the task.
+            // Attempts that were woken meanwhile are polled in this turn of the task.
             if work.is_used_up() || !self.running.slots.has_woken() || !has_budget_remaining() {
                 break bound;
             }
@@ -115,7 +115,7 @@ where
             return Poll::Pending;
         }
         let idle = self.running.slots.is_empty() && self.queue.is_empty();
-        // Idle behind a bound: every lane in the window has stopped.
+        // Idle behind a full bound: every lane in the window has stopped.
         if idle && (self.intake.is_over() || bound.is_some()) {
             Poll::Ready(())
         } else {
@@ -133,7 +133,7 @@ where
         self.running.ended = ended;
     }
 
-    /// Begins what may begin, and reads on. Returns the bound that stops the reading, if one does.
+    /// Starts records that may start, and reads more. Returns the bound that stops the reading, if any.
     fn begin(&mut self, cx: &mut Context<'_>, work: &mut TurnBudget) -> Option<Bound> {
         loop {
             self.queue.wake_due(cx);
@@ -147,7 +147,8 @@ where
                 }
                 _ if self.queue.gather.is_some()
                     && self.begin_what_is_there(self.more_may_come(&read), cx) => {}
-                // What was started just now may wait for a time that no timer is set to yet.
+                // A record that was just started may be in backoff already, and the timer is not set for it
+                // yet.
                 _ if !self.queue.delays.is_armed() => {}
                 Read::Nothing => return None,
                 Read::Bounded(bound) => return Some(bound),
@@ -156,7 +157,7 @@ where
     }
 
     fn end_turn(&mut self, cx: &mut Context<'_>, bound: Option<Bound>) {
-        // A stopped shard takes no permit, so that one which came to it in the line would be lost to all others.
+        // A stopped shard uses no permit: one that it received in the line would be lost to all other shards.
         let is_stopped = self.run.is_stopped();
         self.running
             .permits
@@ -211,7 +212,7 @@ where
         }
     }
 
-    /// Whether waiting may bring another record.
+    /// Returns whether waiting may bring another record.
     fn more_may_come(&self, read: &Read) -> bool {
         matches!(read, Read::Nothing) && !self.intake.is_over()
     }
@@ -235,7 +236,7 @@ where
                 self.settling.window.follow(ahead, ordinal);
                 self.join_behind(ahead, ordinal);
             }
-            // It may run: only its place is kept.
+            // The record runs at once: the window keeps only its place.
             None if self.may_run_at_once(cx) => {
                 let ordinal = self.settling.window.admit(record.place(), lane, bytes);
                 self.start(ordinal, record, None);
@@ -247,7 +248,7 @@ where
         }
     }
 
-    /// A step has ended.
+    /// Handles the end of a step.
     fn stepped(&mut self, tag: Tag, step: Stepped) {
         if tag.permit {
             self.running.permits.give();
@@ -258,10 +259,10 @@ where
         }
     }
 
-    /// A step has ended otherwise than by the first success of a record.
+    /// Handles the end of a step other than success at the first attempt.
     #[cold]
     fn parted(&mut self, mut fates: Vec<Fate>) {
-        // First, so that they are found by whoever is settled before them.
+        // Put back first: the settlement of the record ahead must find them in the window.
         for fate in fates.extract_if(.., |fate| matches!(fate, Fate::Behind(_))) {
             if let Fate::Behind(member) = fate {
                 self.put_back(member);
@@ -279,8 +280,8 @@ where
 
     fn wait(&mut self, group: Box<Group>) {
         match group.due() {
-            // The verdict is reached: the letter is written even while we stop. It takes no permit,
-            // and it is the record's last step.
+            // The verdict is reached: the dead letter is written even during a stop. This last step takes no
+            // permit.
             None => self.start_again(group, Pass::FREE),
             Some(_) if self.stop.is_some() => self.give_back(*group, |_| Unsettled::Shutdown),
             Some(due) if self.run.is_over_by(due) => self.give_back(*group, Group::why_unsettled),
@@ -299,16 +300,16 @@ where
             return;
         };
         match released.next {
-            // What stands behind it has not begun, and nothing new begins.
+            // The next record of the lane has not begun, and nothing new begins during a stop.
             Some(_) if self.stop.is_some() => {}
-            // It went to its handler together with this one.
+            // The next record went to the processor together with this one.
             Some(next) if self.queue.gather.is_some() && self.settling.window.is_taken(next) => {}
             Some(next) => self.queue.ready.push_first(next),
             None => self.settling.lanes.leave(released.lane),
         }
     }
 
-    /// Records are given back that were tried.
+    /// Releases records that were tried.
     fn give_back(&mut self, group: Group, reason: impl Fn(&Group) -> Unsettled) {
         let reasons: Vec<Unsettled> = (0..group.len()).map(|_| reason(&group)).collect();
         for (record, reason) in self.run.give_back(group).into_iter().zip(reasons) {
@@ -316,7 +317,7 @@ where
         }
     }
 
-    /// A record is given back. Its lane stops here: nothing behind it may overtake it.
+    /// Releases a record unsettled. Its lane stops here: no record behind it may overtake it.
     fn unsettled(&mut self, record: Record, reason: Unsettled) {
         if self.run.observers().want(Interest::FAILURES) {
             self.run.observers().tell(&Event::Unsettled {
@@ -329,19 +330,20 @@ where
                 let stop = self.stop();
                 stop.halted.get_or_insert((record.place(), halt));
             }
-            // What comes behind it is delivered again with it: as little as possible is done twice.
+            // The records behind it are redelivered with it: stop, so that as few as possible are processed
+            // twice.
             reason if self.run.is_part() && !self.is_done_once(&reason) => drop(self.stop()),
             _ => {}
         }
     }
 
-    /// Whether others may be processed though a record is given back for this reason: they are remembered, and
-    /// nothing that they need is sick.
+    /// Returns whether other records may be processed although a record is released for this reason. They may
+    /// if an idempotency store remembers them and the reason is no failure of a dependency.
     fn is_done_once(&self, reason: &Unsettled) -> bool {
         self.run.remembers() && matches!(reason, Unsettled::ClaimedElsewhere | Unsettled::Deadline)
     }
 
-    /// Nothing new begins from here on.
+    /// Stops the shard: nothing new begins from here on.
     fn stop(&mut self) -> &mut Stop {
         for group in self.queue.drain() {
             self.give_back(group, |_| Unsettled::Shutdown);

@@ -9,11 +9,11 @@ use crate::pipeline::run_queue::RunQueue;
 use crate::processor::Bounds;
 
 pub(super) struct Queue {
-    /// Those that may begin.
+    /// The records that may begin.
     pub(super) ready: RunQueue,
-    /// Those that are in backoff.
+    /// The records that are in backoff.
     pub(super) delays: BackoffQueue<Box<Group>>,
-    /// Of a handler that works on many records at once.
+    /// The batch that is being collected, for a batch processor.
     pub(super) gather: Option<Gather>,
 }
 
@@ -26,7 +26,7 @@ impl Queue {
         }
     }
 
-    /// Moves the records whose backoff is over to those that may begin.
+    /// Moves the records whose backoff is over to the records that may begin.
     pub(super) fn wake_due(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(group) = self.delays.poll_due(cx) {
             self.ready.push_again(group);
@@ -38,13 +38,13 @@ impl Queue {
         self.ready.is_empty() && self.delays.is_empty() && gathered
     }
 
-    /// Whether records wait for a permit.
+    /// Returns whether records wait for a permit.
     pub(super) fn waits_for_permit(&self) -> bool {
         let gather_waits = self.gather.as_ref().is_some_and(|gather| gather.waits_for_permit);
         !self.ready.is_empty() || gather_waits
     }
 
-    /// Takes out all that were tried. The others are forgotten.
+    /// Empties the queue. Returns the records that were tried before.
     pub(super) fn drain(&mut self) -> Vec<Group> {
         self.gather.iter_mut().for_each(|gather| drop(gather.take()));
         let waiting = self.ready.drain().chain(self.delays.drain());

@@ -1,4 +1,4 @@
-//! What may begin: within the permits, and as far as breakers and the dead-letter guard let it.
+//! Starting the steps of records, within the permits and as far as breakers and the dead-letter guard allow.
 
 use std::task::Context;
 
@@ -17,7 +17,8 @@ where
     F: Future<Output = Stepped>,
     M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,
 {
-    /// Whether a record need not queue: it waits for no others, nothing is ready before it, and it has a permit now.
+    /// Returns whether a record may skip the queue: it waits for no batch, no record is ready before it, and
+    /// a permit is free. If so, the permit is taken.
     #[inline]
     pub(super) fn may_run_at_once(&mut self, cx: &mut Context<'_>) -> bool {
         self.queue.gather.is_none()
@@ -26,7 +27,7 @@ where
             && self.running.permits.poll_take(cx).is_ready()
     }
 
-    /// Whether neither a breaker nor the dead-letter guard is against it.
+    /// Returns whether every breaker is closed and the dead-letter guard has not stopped the shard.
     #[inline]
     pub(super) fn may_begin_all(&self) -> bool {
         self.run.is_clear() && !self.run.is_stopped()
@@ -42,7 +43,7 @@ where
         loop {
             self.gather_ready(cx);
             self.start_ready_ones(cx);
-            // What has ended meanwhile has let others in.
+            // Steps that ended meanwhile may have made more records ready.
             if !self.has_to_gather() {
                 return;
             }
@@ -71,7 +72,7 @@ where
             match next {
                 Next::First(ordinal) => match self.take(ordinal) {
                     Some(member) => self.start_first(member, pass),
-                    // Only unsettled records are ever ready.
+                    // Never happens: only unsettled records are ready.
                     None => self.running.permits.give(),
                 },
                 Next::Again(group) => self.start_again(group, pass),
@@ -79,7 +80,7 @@ where
         }
     }
 
-    /// Lets go of what may not begin, and would be gone soon.
+    /// Gives up records that may not begin and that the stream is about to drop.
     #[cold]
     fn give_up_expiring(&mut self) {
         let run = self.run;
@@ -106,14 +107,14 @@ where
         }
     }
 
-    /// The record that may be tried although a breaker is not closed: lanes have turns.
+    /// Returns the record that may be tried although a breaker is not closed. Lanes take turns.
     #[cold]
     fn next_probe(&mut self) -> Option<(Next, Pass)> {
         let rounds = self.run.rounds()?;
         let next = self.queue.ready.pop_if(|group| !group.has_probed(&rounds))?;
         match self.run.pass() {
             Some(pass) => Some((next, pass)),
-            // Another shard took it.
+            // Another shard took the probe.
             None => {
                 match next {
                     Next::First(ordinal) => self.queue.ready.push_first(ordinal),
@@ -124,13 +125,13 @@ where
         }
     }
 
-    /// Takes a record out of the window that is not settled.
+    /// Takes an unsettled record out of the window.
     fn take(&mut self, ordinal: Ordinal) -> Option<Member> {
         let record = self.settling.window.take(ordinal)?;
         Some(Member::new(ordinal, None, record).tried(self.tried(ordinal)))
     }
 
-    /// Begins a record's first step, or the first since it was put back.
+    /// Begins the first step of a record, or its first step since it was put back.
     pub(super) fn start_first(&mut self, member: Member, pass: Pass) {
         match pass.is_free() && member.attempts.calls() == 0 {
             true => self.start(member.ordinal, member.record, None),
@@ -138,8 +139,8 @@ where
         }
     }
 
-    /// Begins the next step of records that were tried, or a step of several. For one that calls the handler a permit
-    /// has been taken.
+    /// Begins the next step of records that were tried, or a step of several records. For a step that calls
+    /// the processor, the caller has taken a permit.
     pub(super) fn start_again(&mut self, mut group: Box<Group>, pass: Pass) {
         group.probes_with(pass);
         match group.first() {
@@ -148,7 +149,7 @@ where
         }
     }
 
-    /// Begins a step. For one that calls the handler a permit has been taken.
+    /// Begins a step. For a step that calls the processor, the caller has taken a permit.
     #[inline]
     pub(super) fn start(&mut self, ordinal: Ordinal, record: Record, again: Option<Box<Group>>) {
         let permit = again.as_ref().is_none_or(|group| group.calls_handler());

@@ -1,4 +1,4 @@
-//! What is read and not settled, and how far the shard is settled.
+//! The records that are read and not settled, and the position up to which the shard is settled.
 
 use super::super::capacity::{Capacity, Reservation};
 use super::super::lanes::{Lanes, RecordOrder};
@@ -22,9 +22,9 @@ pub(super) struct Settling {
     /// Bytes to release at the end of the turn.
     freed: usize,
     counted: Counted,
-    /// Something settled since the last checkpoint was made.
+    /// True if the checkpoint has changed since the last one was published.
     changed: bool,
-    /// And the checkpoint should not wait.
+    /// True if the next checkpoint should not wait, as after a dead letter.
     urgent: bool,
 }
 
@@ -43,7 +43,7 @@ impl Settling {
         }
     }
 
-    /// A batch has come.
+    /// Takes in a batch that was just read.
     pub(super) fn arrived(&mut self, arrival: Arrival) {
         let Arrival {
             read_until,
@@ -53,7 +53,7 @@ impl Settling {
         self.read_until.batch(read_until, self.window.next());
         if is_empty {
             self.batch_admitted();
-            // Of an idle shard a checkpoint is made for this alone.
+            // An idle shard makes a checkpoint for the stated time alone.
             self.changed |= read_until.is_some() && self.window.in_flight() == 0;
         }
         if let Some(reservation) = reservation {
@@ -61,12 +61,13 @@ impl Settling {
         }
     }
 
-    /// All records of the batch are in the window.
+    /// Marks the batch as admitted: all its records are in the window.
     pub(super) fn batch_admitted(&mut self) {
         self.read_until.admitted(self.window.next());
     }
 
-    /// Returns what the next record counts for. `behind`: the records of its batch that come after it.
+    /// Returns the memory that the next record counts for. `behind`: the records of its batch that come after
+    /// it.
     #[inline]
     pub(super) fn weigh(&mut self, next: &NextRecord, behind: &[Record]) -> u32 {
         let ordinal = self.window.next();
@@ -74,19 +75,20 @@ impl Settling {
             if let Some((records, bytes)) = next.opens {
                 self.buffers.open(ordinal, records, bytes);
             }
-            // Until now it was a few bytes of its aggregate.
+            // The reservation covers the bytes of the aggregate, not the overhead of each record made from
+            // it.
             self.memory.grow(OVERHEAD);
         }
         self.buffers.weigh(&next.record, behind, ordinal)
     }
 
-    /// The record weighed last needs no place: the checkpoint has passed it.
+    /// Frees the record weighed last, which needs no place in the window: the checkpoint has passed it.
     pub(super) fn passed(&mut self, bytes: u32) {
         self.freed += self.buffers.passed(bytes);
     }
 
-    /// An earlier run settled the record ahead of its checkpoint. It has a place in the window, so that the next
-    /// checkpoint remembers it as well.
+    /// Admits a record that an earlier run settled ahead of its checkpoint. The record gets a place in the
+    /// window, so that the next checkpoint remembers it as well.
     pub(super) fn settled_before(&mut self, record: Record, bytes: u32) {
         let ordinal = self.window.admit(record, 0, 0);
         self.window.settle(ordinal, Settled::Processed);
@@ -94,7 +96,7 @@ impl Settling {
         self.changed = true;
     }
 
-    /// A record is settled. Returns what that lets go; `None` if it was settled already.
+    /// Settles a record. Returns the resources that this frees; `None` if the record was settled already.
     #[inline]
     pub(super) fn settle(&mut self, ordinal: Ordinal, settled: Settled) -> Option<Released> {
         let released = self.window.settle(ordinal, settled)?;
@@ -119,7 +121,7 @@ impl Settling {
         progress.set_in_flight(self.window.in_flight(), oldest);
     }
 
-    /// How far the shard is settled.
+    /// Returns the position up to which the shard is settled.
     pub(super) fn checkpoint(&mut self) -> Checkpoint {
         let checkpoint = self.window.checkpoint();
         let base = self.window.next() - self.window.span() as Ordinal;

@@ -1,4 +1,4 @@
-//! How a run of a shard begins, and what it works with.
+//! The start of a shard's run, and the parts that the run is made of.
 
 use std::future::poll_fn;
 
@@ -51,7 +51,7 @@ where
     .await
 }
 
-/// As [`run`]. Whatever calls the handler asks first.
+/// Runs a shard as [`run`] does, but every step that calls the processor asks the gate first.
 #[cfg(feature = "kinesis")]
 pub(in crate::pipeline) async fn run_gated<P, S>(
     pipeline: &Pipeline,

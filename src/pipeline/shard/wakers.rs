@@ -1,4 +1,4 @@
-//! What wakes the shard's task when a breaker or the dead-letter guard lets its records begin again.
+//! Waking the shard's task when a breaker or the dead-letter guard lets its records begin again.
 
 use std::task::Context;
 
@@ -8,9 +8,9 @@ use crate::engine::Run;
 
 #[derive(Default)]
 pub(super) struct Wakers<'a> {
-    /// While a breaker is not closed.
+    /// The wait for a change of a breaker, while one is not closed.
     breaker_change: Option<BoxFuture<'a, ()>>,
-    /// While the dead-letter guard has stopped the shard.
+    /// The wait for a resumption, while the dead-letter guard has stopped the shard.
     guard_resumed: Option<BoxFuture<'a, ()>>,
 }
 
@@ -20,8 +20,8 @@ impl<'a> Wakers<'a> {
         self.await_guard(run, cx);
     }
 
-    /// While the dead-letter guard has stopped the shard, the task is woken when the guard resumes it: perhaps no dead
-    /// letter is left that waits for that.
+    /// Wakes the task when the dead-letter guard resumes the shard. A dead letter that waits for the guard
+    /// would wake the task too, but perhaps none is left.
     fn await_guard(&mut self, run: &'a Run, cx: &mut Context<'_>) {
         if !run.is_stopped() {
             self.guard_resumed = None;
@@ -32,7 +32,7 @@ impl<'a> Wakers<'a> {
             return;
         }
         let resumed = self.guard_resumed.get_or_insert_with(|| {
-            // A resumption before this moment is seen in a turn of its own.
+            // Another turn checks for a resumption before this moment.
             cx.waker().wake_by_ref();
             Box::pin(run.resumed())
         });
@@ -42,14 +42,14 @@ impl<'a> Wakers<'a> {
         }
     }
 
-    /// While a breaker is not closed the task is woken when that changes.
+    /// Wakes the task when a breaker that is not closed changes.
     fn await_breakers(&mut self, run: &'a Run, cx: &mut Context<'_>) {
         if run.is_clear() {
             self.breaker_change = None;
             return;
         }
         let change = self.breaker_change.get_or_insert_with(|| {
-            // What changed before is seen in a turn of its own.
+            // Another turn checks for a change before this moment.
             cx.waker().wake_by_ref();
             Box::pin(run.change())
         });

@@ -1,4 +1,4 @@
-//! A window against a model that remembers everything.
+//! Tests that compare the window with a model that keeps every record.
 
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ fn record(number: u64) -> Record {
         .build()
 }
 
-/// The window beside a model of it that keeps everything and looks at all of it.
+/// A model of the window that keeps every record and scans all of them.
 #[derive(Default)]
 struct Model {
     settled: Vec<bool>,
@@ -50,7 +50,7 @@ proptest! {
             let oldest = model.settled.iter().position(|&settled| !settled);
             prop_assert_eq!(window.oldest().map(|(ordinal, _)| ordinal as usize), oldest);
 
-            // A restart from this checkpoint repeats the unsettled records and no other.
+            // A restart from this checkpoint repeats exactly the unsettled records.
             let checkpoint = window.checkpoint();
             for (number, &settled) in model.settled.iter().enumerate() {
                 let record = record(number as u64);
@@ -62,13 +62,13 @@ proptest! {
     }
 }
 
-/// Whether a restart from this checkpoint skips the record.
+/// Returns whether a restart from this checkpoint skips the record.
 fn skips(checkpoint: &Checkpoint, record: &Record) -> bool {
     checkpoint.position().covers(record) || checkpoint.ahead().is_some_and(|ahead| ahead.covers(record))
 }
 
 proptest! {
-    /// A second run that is cut off before it has read again all that the first one settled.
+    /// The second run ends before it has reread everything that the first run settled.
     #[test]
     fn a_checkpoint_forgets_nothing_that_an_earlier_run_settled(
         first in prop::collection::vec(any::<bool>(), 1..60),

@@ -1,4 +1,4 @@
-//! When to pause and when to go on: a pure state machine, without lock, clock or task.
+//! The breaker's state machine: when to pause and when to resume. It has no lock, clock or task.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,10 +10,10 @@ use super::Settings;
 use crate::protection::Jitter;
 use crate::protection::sliding_window::{SlidingWindow, WindowedGrowth};
 
-/// A time in which probes are made: its number is given once in a process.
+/// The number of a round of probes, unique within the process.
 pub(crate) type Round = u64;
 
-/// In which time those that wait in an outage have all been probes, however long its pauses are.
+/// The time within which every record that waits in an outage has been a probe, however long the pauses are.
 const LATELY: Duration = Duration::from_secs(15 * 60);
 
 static ROUNDS: AtomicU64 = AtomicU64::new(1);
@@ -24,15 +24,15 @@ pub(super) struct Machine {
     phase: Phase,
     failures: SlidingWindow,
     successes: WindowedGrowth,
-    /// The keys whose records failed since the last success, and when they did last; the latest, as many as are
-    /// worth knowing.
+    /// The keys whose records failed since the last success, each with the time of its last failure. Only as
+    /// many of the latest keys are kept as decisions need.
     streak: Vec<(u64, Instant)>,
-    /// Records that failed since the last success, and that no other has succeeded beside.
+    /// Records that failed since the last success, except those that failed while other records succeeded.
     failing: Pair,
     /// Records that failed within the window.
     failed_lately: Pair,
-    /// How long the next pause is: how often it has opened, half of that after each time that it closed,
-    /// nothing once it has stayed closed for a window.
+    /// The exponent of the next pause: the number of openings, halved each time that the breaker closes, and
+    /// 0 once it has stayed closed for a window.
     openings: u32,
     opened: Option<Instant>,
     closed: Option<Instant>,
@@ -53,7 +53,7 @@ pub(super) struct Probing {
     running: u32,
     succeeded: u32,
     failed: u32,
-    /// Whether a probe has ended, whatever it showed.
+    /// True once a probe has ended, whatever it showed.
     has_shown: bool,
 }
 
@@ -70,7 +70,7 @@ impl Probing {
     }
 }
 
-/// The last two different records that failed, and when they did last.
+/// The last two different records that failed, each with the time of its last failure.
 #[derive(Debug, Default)]
 struct Pair([Option<(u64, Instant)>; 2]);
 
@@ -90,14 +90,14 @@ impl Pair {
         self.0.iter().flatten().any(|(known, _)| *known != record)
     }
 
-    /// Whether both failed since this time; `None`: at any time.
+    /// Returns true if both records failed since this time. `None` stands for any time.
     fn are_two_since(&self, time: Option<Instant>) -> bool {
         let since = |known: &Option<(u64, Instant)>| known.is_some_and(|(_, at)| Some(at) >= time);
         self.0.iter().all(since)
     }
 }
 
-/// The breaker has changed.
+/// A change of the breaker's state.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Change {
     Opened {
@@ -111,12 +111,12 @@ pub(crate) enum Change {
     },
 }
 
-/// What a probe showed.
+/// The result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Proof {
     Works,
     Fails,
-    /// A record's own fault, or an attempt that was given up.
+    /// The failure was the record's own fault, or the attempt was given up.
     Nothing,
 }
 
@@ -141,8 +141,9 @@ impl Machine {
         self.phase
     }
 
-    /// An attempt failed that began while it was closed. `key` is the record's, unless others have
-    /// succeeded since it failed first; `successes` is their total.
+    /// Counts a failed attempt that began while the breaker was closed. `key` is the record's key, or `None`
+    /// if other records have succeeded since this record first failed. `successes` is the total of all
+    /// successes.
     pub(super) fn failed(
         &mut self,
         now: Instant,
@@ -162,7 +163,7 @@ impl Machine {
         self.failures.add(now, 1);
         let failures = self.failures.sum(now);
         let attempts = failures + self.successes.sum(now);
-        // A record that fails by itself is no outage, however often it is tried.
+        // A record that fails alone is no outage, however often it is attempted.
         let are_two = self
             .failed_lately
             .are_two_since(now.checked_sub(self.settings.window));
@@ -178,7 +179,7 @@ impl Machine {
         }
     }
 
-    /// A record has succeeded: what failed before says nothing.
+    /// Notes that a record has succeeded, so that earlier failures no longer suggest an outage.
     fn works(&mut self) {
         self.streak.clear();
         self.failing = Pair::default();
@@ -196,25 +197,26 @@ impl Machine {
         }
     }
 
-    /// Different keys that make an outage of what may also be a few bad records.
+    /// The number of different keys that tells an outage from a few bad records.
     fn enough_keys(&self) -> usize {
         usize::try_from(self.settings.attempts).unwrap_or(usize::MAX)
     }
 
-    /// Whether another record than this one has failed since the last success.
+    /// Returns true if another record than this one has failed since the last success.
     pub(super) fn has_failed_beside(&mut self, now: Instant, record: u64, successes: u64) -> bool {
         self.observe(now, successes);
         self.failing.has_other_than(record)
     }
 
-    /// Whether only a few keys have failed lately, since the last success: so few that their records may be to blame
-    /// themselves, and nothing else is there that could succeed. What was given up since does not make it an outage.
+    /// Returns true if only a few keys have failed since the last success, not counting failures older than
+    /// `LATELY`. Their records may be bad themselves, on a stream where nothing else could succeed. Records
+    /// that were given up since do not add up to an outage.
     pub(super) fn is_narrow(&self, now: Instant) -> bool {
         let lately = |(_, at): &&(u64, Instant)| now.saturating_duration_since(*at) < LATELY;
         self.streak.iter().filter(lately).count() < self.enough_keys()
     }
 
-    /// Whether it has been closed for so long.
+    /// Returns true if the breaker has been closed for at least this time.
     pub(super) fn is_closed_for(&self, now: Instant, time: Duration) -> bool {
         let closed = self
             .closed
@@ -243,7 +245,8 @@ impl Machine {
 
     fn close(&mut self, now: Instant, successes: u64) -> Change {
         self.phase = Phase::Closed;
-        // Most of the probes succeeded: if it opens again it is not as sick as it was.
+        // Most of the probes succeeded, so the dependency is less sick than before if the breaker opens
+        // again.
         self.openings /= 2;
         self.failures.clear();
         self.successes.restart(now, successes);
@@ -255,18 +258,19 @@ impl Machine {
         }
     }
 
-    /// Lets time pass: a pause may be over, or a round of probes.
+    /// Ends a pause or a round of probes whose time is over.
     pub(super) fn tick(&mut self, now: Instant, successes: u64) -> Option<Change> {
         match self.phase {
             Phase::Open { until } if now >= until => {
                 self.phase = Phase::HalfOpen(Probing::begin(now));
                 Some(Change::HalfOpened)
             }
-            // Fewer records came than there are probes: those that did come decide.
+            // Fewer records came than there are probes: the probes that were made decide.
             Phase::HalfOpen(probing) if self.round_ends().is_some_and(|end| now >= end) => {
                 match probing.succeeded.cmp(&probing.failed) {
                     std::cmp::Ordering::Greater => Some(self.close(now, successes)),
-                    // They showed nothing. They may once more, as there may be no others.
+                    // The probes showed nothing. The same records may probe again, because there may be no
+                    // others.
                     std::cmp::Ordering::Equal if probing.failed == 0 => {
                         self.phase = Phase::HalfOpen(Probing::begin(now));
                         None
@@ -290,7 +294,7 @@ impl Machine {
         }
     }
 
-    /// When time alone will change something.
+    /// Returns when time alone changes the state next.
     pub(super) fn next_tick(&self) -> Option<Instant> {
         match self.phase {
             Phase::Open { until } => Some(until),
@@ -298,7 +302,7 @@ impl Machine {
         }
     }
 
-    /// The round in which there is a probe left to make.
+    /// Returns the current round, if a probe is left in it.
     pub(super) fn round(&self) -> Option<Round> {
         match self.phase {
             Phase::HalfOpen(probing) => {
@@ -309,7 +313,7 @@ impl Machine {
         }
     }
 
-    /// Makes a probe.
+    /// Begins a probe, if one is left.
     pub(super) fn probe(&mut self) -> Option<Round> {
         let round = self.round()?;
         if let Phase::HalfOpen(probing) = &mut self.phase {
@@ -318,7 +322,7 @@ impl Machine {
         Some(round)
     }
 
-    /// A probe has ended.
+    /// Counts the result of a probe.
     pub(super) fn proved(
         &mut self,
         now: Instant,
@@ -337,7 +341,7 @@ impl Machine {
         }
         let probing = match &mut self.phase {
             Phase::HalfOpen(probing) if probing.round == round => probing,
-            // Its round is over, and decided without it.
+            // The probe's round is over, and was decided without it.
             _ => return None,
         };
         probing.running = probing.running.saturating_sub(1);

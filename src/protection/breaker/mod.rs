@@ -1,11 +1,12 @@
-//! Pauses while a dependency is sick, so that an outage makes no dead letters and no retry makes it
-//! worse.
+//! The circuit breaker: a pause while a dependency is sick, so that an outage causes no dead letters and
+//! retries do not make the outage worse.
 //!
-//! A retry policy knows one record. When the database is down every record fails, each would use up its
-//! attempts within seconds, and all of them would be dead letters though nothing is wrong with any. The
-//! breaker looks at all records together: when too many fail it opens, nothing is attempted, nothing is
-//! given up, and the stream keeps its data. After a pause a few records are tried; when most of them
-//! succeed all go on.
+//! A retry policy knows one record. When the database is down every record fails, and exhausts its attempts
+//! within seconds. All of them would become dead letters, although no record is bad.
+//!
+//! The breaker watches all records together. When too many attempts fail it opens: no attempt begins, no
+//! record is given up, and the stream keeps its data. After a pause a few records are attempted as probes.
+//! When most of the probes succeed, all records resume.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -26,20 +27,20 @@ use crate::protection::sliding_window::{SuccessCounter, SuccessCounters};
 use crate::record::Record;
 use machine::{Machine, Phase};
 
-/// A circuit breaker. On by default in every [`Resilient`](crate::Resilient).
+/// A circuit breaker, on by default in every [`Resilient`](crate::Resilient).
 ///
-/// It counts failures whose [scope](crate::Scope) is a dependency or unknown, among all attempts. A
-/// clone is the same breaker: give one to several processors that need the same dependency.
+/// The breaker counts failures whose [scope](crate::Scope) is a dependency or unknown, as a share of all
+/// attempts. Clones share one breaker. Pass a clone to each processor that needs the same dependency.
 #[derive(Clone)]
 pub struct CircuitBreaker(Arc<Shared>);
 
 struct Shared {
-    /// What every attempt looks at.
+    /// The state that every attempt checks, without the lock.
     state: AtomicU8,
     hold_at_most: Duration,
     pause: Backoff,
     inner: Mutex<Inner>,
-    /// Wakes in the order of waiting, which a watch channel would not.
+    /// Wakes waiters in the order in which they began to wait. A watch channel would not.
     changes: Arc<Notify>,
     keys: RandomState,
 }
@@ -53,15 +54,15 @@ const CLOSED: u8 = 0;
 const OPEN: u8 = 1;
 const HALF_OPEN: u8 = 2;
 
-/// Whether a [`CircuitBreaker`] lets attempts through.
+/// The state of a [`CircuitBreaker`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CircuitBreakerState {
-    /// All go through.
+    /// Every attempt may begin.
     Closed,
-    /// None does.
+    /// No attempt may begin.
     Open,
-    /// A few do, to see whether the dependency works again.
+    /// A few attempts may begin as probes, to find out whether the dependency works again.
     HalfOpen,
 }
 
@@ -84,7 +85,7 @@ struct Settings {
 /// | [`min_attempts`](CircuitBreakerBuilder::min_attempts) | 20 |
 /// | [`window`](CircuitBreakerBuilder::window) | 10 s |
 /// | [`keys_in_a_row`](CircuitBreakerBuilder::keys_in_a_row) | 5 |
-/// | [`pause`](CircuitBreakerBuilder::pause) | 1 s doubling up to 1 min, the second half of it by chance |
+/// | [`pause`](CircuitBreakerBuilder::pause) | 1 s doubling up to 1 min, with [`Jitter::Equal`](crate::Jitter::Equal) |
 /// | [`probes`](CircuitBreakerBuilder::probes) | 5 |
 /// | [`hold_at_most`](CircuitBreakerBuilder::hold_at_most) | 15 min |
 /// | [`seed`](CircuitBreakerBuilder::seed) | random |
@@ -96,60 +97,69 @@ pub struct CircuitBreakerBuilder {
 }
 
 impl CircuitBreakerBuilder {
-    /// Opens when at least this share of the attempts within the window failed, more than 0 and at most 1.
+    /// Sets the share of failed attempts within the window at which the breaker opens: more than 0 and at
+    /// most 1.
     pub fn failure_share(mut self, share: f64) -> Self {
         self.settings.share = share;
         self
     }
 
-    /// As long as there are fewer attempts within the window, their share says nothing.
+    /// Sets the minimum number of attempts within the window. With fewer attempts their share says nothing.
     pub fn min_attempts(mut self, attempts: u64) -> Self {
         self.settings.attempts = attempts;
         self
     }
 
-    /// How long an attempt counts.
+    /// Sets the time for which an attempt counts.
     pub fn window(mut self, window: Duration) -> Self {
         self.settings.window = window;
         self
     }
 
-    /// Opens also when records of so many different partition keys failed, one after the other, with no
-    /// success between: what a quiet stream has before any share says something. A record that others
-    /// have succeeded beside, since it failed first, is none of these: the fault is its own.
+    /// Sets the number of different partition keys whose records must fail in a row, with no success between,
+    /// to open the breaker whatever the share of failures.
+    ///
+    /// A quiet stream opens the breaker in this way, before any share says something. A record that fails
+    /// again while other records succeed does not count: the fault is its own.
     pub fn keys_in_a_row(mut self, keys: usize) -> Self {
         self.settings.in_a_row = keys;
         self
     }
 
-    /// How long nothing is attempted: longer each time that the probes fail.
+    /// Sets the time for which no attempt begins. The pause grows each time that the probes fail.
     pub fn pause(mut self, pause: Backoff) -> Self {
         self.settings.pause = pause;
         self
     }
 
-    /// How many attempts decide, by majority, whether the dependency works again; odd.
+    /// Sets the number of probes that decide, by majority, whether the dependency works again. Must be odd.
     pub fn probes(mut self, probes: u32) -> Self {
         self.settings.probes = probes;
         self
     }
 
-    /// How long a record may be held because nothing else succeeds either: afterwards it is a dead
-    /// letter. While the breaker is not closed that is so only as long as fewer different partition keys
-    /// have failed than [`min_attempts`](CircuitBreakerBuilder::min_attempts): more are an outage, which no
-    /// record is given up for however long it lasts.
+    /// Sets the maximum time for which a record is held because nothing else succeeds either. After this time
+    /// the record becomes a dead letter.
+    ///
+    /// While the breaker is not closed, the limit applies only as long as fewer different partition keys have
+    /// failed than [`min_attempts`](CircuitBreakerBuilder::min_attempts). More keys are an outage, in which
+    /// no record is given up, however long the outage lasts.
     pub fn hold_at_most(mut self, time: Duration) -> Self {
         self.settings.hold_at_most = time;
         self
     }
 
-    /// Makes the jitter repeatable.
+    /// Sets the seed of the jitter, which makes pauses repeatable. Default: random.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// The breaker, or what is wrong with its settings.
+    /// Builds the breaker.
+    ///
+    /// # Errors
+    ///
+    /// A setting cannot be used. The error names the problem.
     pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
         let settings = &self.settings;
         let wrong = |problem: &str| Err(ConfigError::new("breaker", problem));
@@ -160,7 +170,7 @@ impl CircuitBreakerBuilder {
             return wrong("min_attempts and keys_in_a_row must be at least 1");
         }
         if settings.window.is_zero() {
-            return wrong("window must be longer than nothing");
+            return wrong("window must be greater than zero");
         }
         if settings.probes.is_multiple_of(2) {
             return wrong("probes must be odd, so that there is a majority");
@@ -194,7 +204,7 @@ impl Default for CircuitBreaker {
 }
 
 impl CircuitBreaker {
-    /// CrashCount with the defaults.
+    /// Creates a builder with the defaults.
     pub fn builder() -> CircuitBreakerBuilder {
         CircuitBreakerBuilder {
             settings: Settings {
@@ -212,7 +222,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Whether it lets attempts through.
+    /// Returns the breaker's state.
     pub fn state(&self) -> CircuitBreakerState {
         match self.0.state.load(Ordering::Relaxed) {
             CLOSED => CircuitBreakerState::Closed,
@@ -238,19 +248,20 @@ impl CircuitBreaker {
         self.0.hold_at_most
     }
 
-    /// From now on these successes count.
+    /// Counts these successes from now on.
     pub(crate) fn enlist(&self, tally: Arc<SuccessCounter>) {
         let mut inner = self.inner();
         inner.successes.enlist(tally);
     }
 
-    /// All successes so far.
+    /// Returns the number of all successes so far.
     pub(crate) fn successes(&self) -> u64 {
         let mut inner = self.inner();
         inner.successes.total()
     }
 
-    /// An attempt failed that began while it was closed. `others_succeed`: since the record failed first.
+    /// Counts a failed attempt that began while the breaker was closed. `others_succeed`: other records have
+    /// succeeded since this record first failed.
     pub(crate) fn failed(&self, record: &Record, others_succeed: bool) -> Option<Change> {
         let key = Some(self.key(record)).filter(|_| !others_succeed);
         let record = self.identity(record);
@@ -258,14 +269,14 @@ impl CircuitBreaker {
     }
 
     fn key(&self, record: &Record) -> u64 {
-        // Without a key each record stands for itself.
+        // A record without a partition key stands for itself.
         match record.partition_key() {
             Some(key) => self.0.keys.hash_one(key),
             None => self.0.keys.hash_one(record.sequence_number()),
         }
     }
 
-    /// What tells a record from others.
+    /// Returns a hash that tells a record from others.
     fn identity(&self, record: &Record) -> u64 {
         self.0.keys.hash_one((
             record.stream(),
@@ -275,7 +286,7 @@ impl CircuitBreaker {
         ))
     }
 
-    /// Whether another record than this one has failed since the last success.
+    /// Returns true if another record than this one has failed since the last success.
     pub(crate) fn has_failed_beside(&self, record: &Record) -> bool {
         let record = self.identity(record);
         let mut inner = self.inner();
@@ -283,32 +294,34 @@ impl CircuitBreaker {
         machine.has_failed_beside(Instant::now(), record, successes.total())
     }
 
-    /// The pauses between tries of what it holds.
+    /// Returns the backoff between attempts of a held record.
     pub(crate) fn pause(&self) -> Backoff {
         self.0.pause
     }
 
-    /// Whether it has been closed for so long.
+    /// Returns true if the breaker has been closed for at least this time.
     pub(crate) fn is_closed_for(&self, time: Duration) -> bool {
         self.inner().machine.is_closed_for(Instant::now(), time)
     }
 
-    /// Whether only a few keys have failed since the last success: they may be to blame themselves.
+    /// Returns true if only a few keys have failed since the last success, so that their records may be bad
+    /// themselves.
     pub(crate) fn is_narrow(&self) -> bool {
         self.inner().machine.is_narrow(Instant::now())
     }
 
-    /// Lets time pass. To be called when [`change`](CircuitBreaker::change) has returned.
+    /// Ends a pause or a round whose time is over. Call it after [`change`](CircuitBreaker::change) has
+    /// returned.
     pub(crate) fn tick(&self) -> Option<Change> {
         self.with(|machine, successes| machine.tick(Instant::now(), successes))
     }
 
-    /// The round in which there is a probe left to make.
+    /// Returns the current round, if a probe is left in it.
     pub(crate) fn round(&self) -> Option<Round> {
         self.inner().machine.round()
     }
 
-    /// Makes a probe, if there is one left.
+    /// Begins a probe, if one is left.
     pub(crate) fn probe(&self) -> Option<Probe> {
         let mut inner = self.inner();
         inner.machine.probe().map(|round| Probe {
@@ -318,17 +331,17 @@ impl CircuitBreaker {
         })
     }
 
-    /// `of`: the record, and its key.
+    /// Counts the result of a probe. `of`: the hashes of its record and of the record's key.
     fn proved(&self, round: Round, proof: Proof, of: (u64, u64)) -> Option<Change> {
         let change =
             self.with(|machine, successes| machine.proved(Instant::now(), round, proof, of, successes));
-        // One that showed nothing may be made again by another record, and the first that showed something
-        // sets the round an end: who waits must look again.
+        // Another record may repeat a probe that showed nothing, and the first probe that ends sets the end
+        // of its round. All waiters must check again.
         self.0.changes.notify_waiters();
         change
     }
 
-    /// Returns when the breaker has changed since the call, or its time has come to: then
+    /// Waits until the breaker changes after this call, or until time alone changes its state. Then call
     /// [`tick`](CircuitBreaker::tick).
     pub(crate) fn change(&self) -> impl Future<Output = ()> + Send + use<> {
         let (breaker, changed) = (self.clone(), self.0.changes.clone().notified_owned());
@@ -370,7 +383,7 @@ impl fmt::Debug for CircuitBreaker {
     }
 }
 
-/// An attempt that shows whether the dependency works again. If it is dropped it has shown nothing.
+/// An attempt that shows whether the dependency works again. A probe that is dropped shows nothing.
 #[derive(Debug)]
 pub(crate) struct Probe {
     breaker: CircuitBreaker,

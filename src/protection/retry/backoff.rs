@@ -1,11 +1,11 @@
-//! How long to wait before the next attempt.
+//! The delay before the next attempt.
 
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-/// How the delays grow, before jitter.
+/// The growth of delays from retry to retry, before jitter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backoff {
     base: Duration,
@@ -14,7 +14,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Always the same delay.
+    /// Creates a backoff with the same delay before every retry.
     pub const fn constant(delay: Duration) -> Self {
         Backoff {
             base: delay,
@@ -23,7 +23,7 @@ impl Backoff {
         }
     }
 
-    /// `base × factorⁿ`, at most the cap. Defaults: base 100 ms, factor 2, cap 10 s.
+    /// Creates a backoff of `base × factorⁿ`, limited by the cap. Defaults: base 100 ms, factor 2, cap 10 s.
     pub const fn exponential() -> Self {
         Backoff {
             base: Duration::from_millis(100),
@@ -32,41 +32,41 @@ impl Backoff {
         }
     }
 
-    /// The first delay.
+    /// Sets the delay before the first retry.
     #[must_use]
     pub const fn base(mut self, base: Duration) -> Self {
         self.base = base;
         self
     }
 
-    /// What each delay is multiplied by to make the next; at least 1.
+    /// Sets the factor between one delay and the next; at least 1.
     #[must_use]
     pub const fn factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
     }
 
-    /// The longest delay, jitter included.
+    /// Sets the maximum delay, jitter included.
     #[must_use]
     pub const fn cap(mut self, cap: Duration) -> Self {
         self.cap = cap;
         self
     }
 
-    /// The delay before retry number `retry`, which counts from 0. Never more than the cap.
+    /// Returns the delay before retry number `retry`, which counts from 0. The delay never exceeds the cap.
     pub fn delay(&self, retry: u32) -> Duration {
         let exponent = i32::try_from(retry).unwrap_or(i32::MAX);
         self.bounded(self.base.as_secs_f64() * self.factor.powi(exponent))
     }
 
-    /// So many seconds, at most the cap; what grew past all numbers is the cap.
+    /// Converts seconds into a delay, limited by the cap. A number too large for a duration becomes the cap.
     fn bounded(&self, seconds: f64) -> Duration {
         Duration::try_from_secs_f64(seconds).map_or(self.cap, |delay| delay.min(self.cap))
     }
 
     pub(crate) fn problem(&self) -> Option<&'static str> {
         if !(self.factor >= 1.0 && self.factor.is_finite()) {
-            Some("the backoff's factor must be a number and at least 1")
+            Some("the backoff's factor must be finite and at least 1")
         } else if self.cap < self.base {
             Some("the backoff's cap must not be below its base")
         } else {
@@ -75,28 +75,29 @@ impl Backoff {
     }
 }
 
-/// How chance spreads the delays, so that clients that failed together do not come back together.
+/// The random spread of delays, so that clients that failed together do not retry together.
 ///
-/// The first four as in "Exponential Backoff And Jitter" of the AWS Architecture Blog.
+/// The first four are described in "Exponential Backoff And Jitter" of the AWS Architecture Blog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Jitter {
-    /// The computed delay itself. Clients that failed together come back together: for tests.
+    /// The computed delay itself, for tests. Clients that failed together retry together.
     None,
-    /// Anything between nothing and the delay. The least work for the failing side.
+    /// A random delay from zero to the computed delay. Causes the least work for the failing side.
     #[default]
     Full,
-    /// At least half the delay.
+    /// A random delay from half of the computed delay to all of it.
     Equal,
-    /// Between the base and three times the last delay: grows by chance, not by count.
+    /// A random delay from the base to three times the previous delay. The delay grows by chance, not by
+    /// count.
     Decorrelated,
-    /// The delay and up to as much again: never earlier than computed.
+    /// The computed delay plus a random part of up to 100 %. The retry never comes earlier than computed.
     Proportional,
 }
 
 impl Jitter {
-    /// The delay before retry number `retry` (from 0), when the one before it was `previous` (zero
-    /// before the first). Never more than the backoff's cap.
+    /// Returns the delay before retry number `retry`, which counts from 0. `previous` is the last delay, zero
+    /// before the first retry. The delay never exceeds the backoff's cap.
     pub fn delay<R: Rng + ?Sized>(
         self,
         backoff: &Backoff,
@@ -120,7 +121,7 @@ impl Jitter {
     }
 }
 
-/// What jitter is drawn from: the same each time with a seed.
+/// Creates the random number generator for jitter. With a seed its numbers are repeatable.
 pub(crate) fn seeded_rng(seed: Option<u64>) -> SmallRng {
     match seed {
         Some(seed) => SmallRng::seed_from_u64(seed),
@@ -196,8 +197,8 @@ mod tests {
         assert_eq!(backoff.delay(10_000), Duration::from_secs(10));
     }
 
-    /// Full jitter is uniform: each tenth of the range gets about a tenth of the draws. With 10,000
-    /// draws a share's standard deviation is 0.3 %, so 2 % is more than six of them.
+    /// Full jitter is uniform: each tenth of the range gets about a tenth of the draws. With 10,000 draws the
+    /// standard deviation of a share is 0.3 %, so 2 % is more than six standard deviations.
     #[test]
     fn jitter_is_spread_evenly() {
         let backoff = Backoff::constant(Duration::from_secs(1));

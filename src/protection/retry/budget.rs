@@ -1,8 +1,8 @@
-//! How many retries all records together may make.
+//! The retry budget: a limit on the retries of all records together.
 //!
-//! A limit on the retries of one record does not protect a dependency: when every second call fails,
-//! four more tries each make its load three times what it was, at the worst of times. A budget bounds
-//! them by what succeeds. (Finagle's and tower's retry budgets do the same.)
+//! A limit on the retries of one record does not protect a dependency. When every second call fails, four
+//! retries each triple the load, at the worst time. A budget limits retries by what succeeds, as the retry
+//! budgets of Finagle and tower do.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +13,14 @@ use tokio::time::Instant;
 use crate::config::ConfigError;
 use crate::protection::sliding_window::{SuccessCounter, SuccessCounters, WindowedGrowth};
 
-/// Retries may be a share of the successes, and so many a second besides.
+/// A limit on retries: a share of the successes, and a number per second in addition.
 ///
-/// An empty budget makes a record wait longer before its retry; that wait uses up neither its attempts
-/// nor its time, so a budget never makes a dead letter. A clone is the same budget: give one to several
-/// processors that need the same dependency.
+/// An empty budget delays a record's retry. The delay counts neither as an attempt nor as elapsed time, so a
+/// budget never causes a dead letter.
 ///
-/// Default: 20 % of the successes, and 10 a second. What was not used is kept for 10 s.
+/// Clones share one budget. Pass a clone to each processor that needs the same dependency.
+///
+/// Default: 20 % of the successes, and 10 retries per second. Unused retries are kept for 10 s.
 #[derive(Clone)]
 pub struct RetryBudget(Arc<Shared>);
 
@@ -36,23 +37,28 @@ struct Bucket {
     lately: WindowedGrowth,
 }
 
-/// How long what was not used is kept.
+/// The time for which unused retries are kept.
 const KEPT: Duration = Duration::from_secs(10);
 
 impl RetryBudget {
-    /// So many retries for each success (0.2 is 20 %), and so many a second whatever succeeds.
+    /// Creates a budget of `share_of_successes` retries for each success (0.2 is 20 %), and `per_second`
+    /// retries per second whatever succeeds.
+    ///
+    /// # Errors
+    ///
+    /// A number is negative or not finite, or `per_second` is zero.
     pub fn new(share_of_successes: f64, per_second: f64) -> Result<Self, ConfigError> {
         let valid = |number: f64| number.is_finite() && number >= 0.0;
         if !valid(share_of_successes) || !valid(per_second) {
             return Err(ConfigError::new(
                 "retry_budget",
-                "its numbers must not be negative",
+                "share_of_successes and per_second must be finite and not negative",
             ));
         }
         if per_second == 0.0 {
             return Err(ConfigError::new(
                 "retry_budget",
-                "without any retry a second, nothing would ever be tried again once nothing succeeds",
+                "per_second must be greater than 0; otherwise no retry is made once nothing succeeds",
             ));
         }
         Ok(RetryBudget::of(share_of_successes, per_second))
@@ -71,20 +77,20 @@ impl RetryBudget {
         }))
     }
 
-    /// How many retries could be made now.
+    /// Returns the number of retries that could be made now.
     pub fn state(&self) -> u64 {
         let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         self.fill(&mut bucket);
         bucket.balance as u64
     }
 
-    /// From now on these successes count.
+    /// Counts these successes from now on.
     pub(crate) fn enlist(&self, tally: Arc<SuccessCounter>) {
         let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         bucket.successes.enlist(tally);
     }
 
-    /// Takes a retry, if there is one.
+    /// Takes one retry from the budget. Returns false if there is none.
     pub(crate) fn withdraw(&self) -> bool {
         let mut bucket = self.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         self.fill(&mut bucket);
@@ -108,7 +114,7 @@ impl RetryBudget {
         };
         let most = per_second * KEPT.as_secs_f64() + share * bucket.lately.sum(now) as f64;
         let earned = per_second * passed.as_secs_f64() + share * grown as f64;
-        // A floor below one a while must add up to one all the same.
+        // A budget of less than one retry in `KEPT` must still add up to one.
         bucket.balance = (bucket.balance + earned).min(most.max(1.0));
     }
 }

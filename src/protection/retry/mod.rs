@@ -1,8 +1,9 @@
-//! When to try again, and when to stop.
+//! The retry policy: when a record is retried, and when retries stop.
 //!
-//! A retry holds its record's lane, so the defaults are short: what a few seconds do not mend is not
-//! mended by a few more, and a dead letter keeps the record safe. What fails because a dependency is
-//! down is another matter, and not this policy's.
+//! A retry blocks its record's lane, so the defaults are short. If a few seconds do not fix a failure, a few
+//! more seconds do not either, and a dead letter keeps the record safe.
+//!
+//! The circuit breaker handles dependencies that are down. This policy does not.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub use budget::RetryBudget;
 
 use crate::config::ConfigError;
 
-/// How often, how long and how far apart a record is tried.
+/// The limits on a record's attempts: their number, their time and the delays between them.
 ///
 /// | setting | default |
 /// |---|---|
@@ -44,7 +45,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The defaults.
+    /// Creates a policy with the defaults.
     pub const fn exponential() -> Self {
         RetryPolicy {
             backoff: Backoff::exponential(),
@@ -56,63 +57,71 @@ impl RetryPolicy {
         }
     }
 
-    /// The same delay before every retry (jittered); all else as by default.
+    /// Creates a policy with the same delay before every retry, with jitter. All other settings have their
+    /// defaults.
     pub const fn constant(delay: Duration) -> Self {
         RetryPolicy::exponential().backoff(Backoff::constant(delay))
     }
 
-    /// One attempt, no retry; but a record that is held while an outage is suspected is tried again.
+    /// Creates a policy with one attempt and no retry. A record that is held while an outage is suspected is
+    /// still attempted again.
     pub const fn none() -> Self {
         RetryPolicy::exponential().max_attempts(1)
     }
 
-    /// How the delays grow.
+    /// Sets how the delays grow.
     #[must_use]
     pub const fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How chance spreads the delays.
+    /// Sets the random spread of the delays.
     #[must_use]
     pub const fn jitter(mut self, jitter: Jitter) -> Self {
         self.jitter = jitter;
         self
     }
 
-    /// How often the processor is called for a record, the first time included, before the record becomes a dead letter.
-    /// Default: 5.
+    /// Sets the maximum number of calls of the processor for a record, the first included, before the record
+    /// becomes a dead letter. Default: 5.
     ///
-    /// Every call counts, except calls that begin or end while the [`CircuitBreaker`](crate::CircuitBreaker) that the failure counts for is
-    /// not closed. For a record that fails alone the number is exact.
+    /// Every call counts, except calls that begin or end while the [`CircuitBreaker`](crate::CircuitBreaker)
+    /// that the failure counts for is not closed. For a record that fails alone the number is exact.
     ///
-    /// A record that has used up its attempts while an outage is suspected is held instead: the breaker is not closed, or
-    /// another record has failed too since the last success. It is tried again at the breaker's pace, which does not count,
-    /// and starts again with a full count when another record succeeds or the breaker closes.
-    /// [`hold_at_most`](crate::CircuitBreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the whole rule.
+    /// A record that has exhausted its attempts while an outage is suspected is held instead. An outage is
+    /// suspected while the breaker is not closed, or while another record has failed too since the last
+    /// success.
+    ///
+    /// A held record is retried at the breaker's pace. These probes do not count. The record restarts with a
+    /// full count when another record succeeds or the breaker closes.
+    /// [`hold_at_most`](crate::CircuitBreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the
+    /// whole rule.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
     }
 
-    /// How long attempts and backoffs of a record may take together. Waiting for anything else (a
-    /// sink, a free place to run) does not count. No backoff is begun that would pass it, but for the
-    /// first: a single attempt that hung until its timeout proves nothing, so one retry is always made.
+    /// Sets the maximum time of a record's attempts and backoffs together. Other waits (for a sink, for a
+    /// free place to run) do not count.
+    ///
+    /// No backoff begins that would exceed the limit. The first backoff is an exception: a single attempt
+    /// that hung until its timeout proves nothing, so one retry is always made.
     #[must_use]
     pub const fn max_elapsed(mut self, elapsed: Duration) -> Self {
         self.max_elapsed = elapsed;
         self
     }
 
-    /// How long one attempt may take before its future is dropped.
+    /// Sets the maximum time of one attempt. After this time the attempt's future is dropped.
     #[must_use]
     pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout;
         self
     }
 
-    /// The longest wait that an error's own `retry_after` can ask for.
+    /// Sets the maximum delay that an error's own `retry_after` can ask for.
     #[must_use]
     pub const fn max_retry_after(mut self, delay: Duration) -> Self {
         self.max_retry_after = delay;
@@ -123,18 +132,18 @@ impl RetryPolicy {
         self.attempt_timeout
     }
 
-    /// Whether so many attempts are all there are.
+    /// Returns true if this many attempts exhaust the policy.
     pub(crate) const fn attempts_exhausted(&self, attempts: u32) -> bool {
         attempts >= self.max_attempts
     }
 
-    /// Whether so much time is all there is, after so many attempts.
+    /// Returns true if this much time exhausts the policy. The time of a single attempt never does.
     pub(crate) fn time_exhausted(&self, attempts: u32, spent: Duration) -> bool {
         attempts > 1 && spent > self.max_elapsed
     }
 
-    /// The wait before the next attempt, after so many failed ones. What the failing side asked for
-    /// wins over the computed delay.
+    /// Returns the delay before the next attempt, after this many failed ones. A `retry_after` from the
+    /// failing side takes precedence over the computed delay.
     pub fn delay<R: Rng + ?Sized>(
         &self,
         failed_attempts: u32,
@@ -143,7 +152,7 @@ impl RetryPolicy {
         rng: &mut R,
     ) -> Duration {
         match retry_after {
-            // All clients were told the same time: a tenth more, by chance, keeps them apart.
+            // All clients received the same time. Up to a tenth more, at random, keeps them apart.
             Some(asked) => {
                 let spread = match self.jitter {
                     Jitter::None => 0.0,
@@ -165,7 +174,7 @@ impl RetryPolicy {
         } else if self.max_attempts == 0 {
             wrong("max_attempts must be at least 1, the first attempt included")
         } else if self.attempt_timeout.is_zero() {
-            wrong("attempt_timeout must be longer than nothing")
+            wrong("attempt_timeout must be greater than zero")
         } else {
             Ok(())
         }

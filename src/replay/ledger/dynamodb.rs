@@ -19,14 +19,14 @@ use super::{Entry, Key, Ledger, LedgerError};
 use crate::aws::{self, FailedCall, Located, table};
 use crate::failure::BoxError;
 
-/// Remembers in a DynamoDB table, for all who drive letters again. The table is made at the first use if there is none
-/// (`PAY_PER_REQUEST`, key `id`).
+/// Remembers entries in a DynamoDB table, for replays on several machines. If the table does not exist, the
+/// first use creates it (`PAY_PER_REQUEST`, key `id`).
 ///
-/// Items have an attribute `expiration`, in seconds since 1970, 400 days on: longer than any stream keeps a letter. Switch
-/// the table's time to live on for it, if it is to forget.
+/// Items have an attribute `expiration` in seconds since 1970, 400 days after the write: longer than any
+/// stream keeps a dead letter. Enable the table's time to live (TTL) on this attribute to remove old items.
 ///
-/// A letter costs two reads at most and two to four writes. It needs `dynamodb:BatchGetItem`, `PutItem`, `DeleteItem` and
-/// `DescribeTable`; to make the table `CreateTable`.
+/// A dead letter costs up to two reads, and up to three writes. Permissions: `dynamodb:BatchGetItem`,
+/// `PutItem`, `DeleteItem` and `DescribeTable`; `CreateTable` to create the table.
 #[derive(Clone)]
 pub struct DynamoDb {
     client: Located<Client>,
@@ -35,12 +35,12 @@ pub struct DynamoDb {
 }
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A table is made within seconds.
+/// The maximum time to create the table, which takes seconds as a rule.
 const CREATED_WITHIN: Duration = Duration::from_secs(120);
-/// The most calls under way.
+/// The maximum number of concurrent calls.
 const CALLS: usize = 32;
 const LOCK_TIME: Duration = Duration::from_secs(60);
-/// By how much the clocks of two machines may differ.
+/// The maximum difference between the clocks of two machines.
 const CLOCK_SKEW: Duration = Duration::from_secs(10);
 const KEPT: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
@@ -50,7 +50,7 @@ const OWNER: &str = "owner";
 const EXPIRATION: &str = "expiration";
 
 impl DynamoDb {
-    /// In the table of this name.
+    /// Creates a ledger in the table with this name.
     pub fn new(client: Client, table: impl Into<Arc<str>>) -> Self {
         DynamoDb {
             client: aws::dynamodb::with_timeout(&client, CALL_TIMEOUT),
@@ -70,13 +70,13 @@ impl DynamoDb {
         self.ready.get_or_try_init(made).await.copied()
     }
 
-    /// Of at most [`table::MOST_KEYS`] keys.
+    /// Returns the entries of at most [`table::MOST_KEYS`] keys.
     async fn get(&self, keys: &[Key]) -> Result<HashMap<String, Entry>, BoxError> {
         let ids = keys.iter().map(Key::as_str);
         let items = table::get_items(&self.client, &self.table, ID, ids).await?;
         let entries = items.into_iter().map(|(id, item)| {
             let entry = item.get(ENTRY).and_then(|entry| entry.as_s().ok());
-            let entry = entry.ok_or("an item of the replay ledger has no entry")?;
+            let entry = entry.ok_or("an item of the replay ledger has no attribute `entry`")?;
             Ok((id, serde_json::from_str(entry)?))
         });
         entries.collect()
@@ -180,7 +180,7 @@ impl Ledger for DynamoDb {
             .expression_attribute_values(":owner", text(owner));
         match call.send().await {
             Ok(_) => Ok(()),
-            // It is another's by now.
+            // Another owner has the lock by now.
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
             Err(error) => Err(LedgerError::unavailable(
                 self.failed("dynamodb:DeleteItem", error),

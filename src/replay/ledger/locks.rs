@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::LedgerError;
 
-/// Owners by their sources.
+/// The owners of locked sources.
 #[derive(Debug, Default)]
 pub(super) struct Locks(Mutex<HashMap<String, String>>);
 

@@ -1,4 +1,4 @@
-//! A ledger that ends with its process.
+//! A ledger in the memory of the process.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use super::locks::Locks;
 use super::{Entry, Key, Ledger, LedgerError};
 
-/// Remembers in memory; a clone shares it.
+/// Remembers entries in memory; a clone shares them.
 ///
-/// A source that keeps its letters gives them all again to the next process. What was put into a stream by an earlier one,
-/// without a stamp, counts as driven again for the first time when it fails again.
+/// After a restart the ledger is empty. A source that keeps its dead letters then replays all of them again.
+/// A record that an earlier process put into a stream without a stamp counts as never replayed if it fails
+/// again.
 #[derive(Debug, Clone, Default)]
 pub struct Memory(Arc<Inner>);
 
@@ -22,7 +23,7 @@ struct Inner {
 }
 
 impl Memory {
-    /// An empty one.
+    /// Creates an empty ledger.
     pub fn new() -> Self {
         Memory::default()
     }

@@ -1,8 +1,8 @@
-//! What was driven again, and how often: the port, and the ledgers.
+//! The memory of what was replayed, and how often: the trait and its implementations.
 //!
 //! | ledger | for |
 //! |---|---|
-//! | [`Memory`] | tests, and sources that remove what was driven again |
+//! | [`Memory`] | tests, and sources that remove what was replayed |
 #![cfg_attr(feature = "redb", doc = "| [`Redb`] | one machine: a file |")]
 #![cfg_attr(feature = "dynamodb", doc = "| [`DynamoDb`] | several machines: a table |")]
 
@@ -33,28 +33,30 @@ pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;
 
-/// Remembers across runs what a replay has done, and lets one replay at a time at a source.
+/// Remembers across runs what was replayed, and allows one replay per source at a time.
 ///
-/// What an implementation promises:
-/// - One answer for each key that is looked up, in their order; what was written last.
-/// - `Ok` from [`write`](Ledger::write) only when all of it is durable. After an error some of it may be.
-/// - Of two owners that lock a source one has it, until it [unlocks](Ledger::unlock) it, or has not locked it again for the
-///   [time](Ledger::lock_time) that a lock holds, or is gone.
+/// An implementation guarantees:
+/// - A lookup returns one result for each key, in their order: the entry that was written last.
+/// - [`write`](Ledger::write) returns `Ok` only once all entries are durable. After an error some of them may
+///   be.
+/// - Of two owners that lock a source, only one succeeds. Its lock ends when the owner
+///   [unlocks](Ledger::unlock) the source, does not renew the lock within the [lock time](Ledger::lock_time),
+///   or is gone.
 #[async_trait]
 pub trait Ledger: Send + Sync + fmt::Debug {
-    /// What is known under these keys.
+    /// Returns the entries under these keys.
     async fn look_up(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>, LedgerError>;
 
-    /// Remembers these, in the place of what was known under their keys.
+    /// Stores these entries, and replaces earlier entries under their keys.
     async fn write(&self, entries: &[(Key, Entry)]) -> Result<(), LedgerError>;
 
-    /// Locks a source, or keeps it locked.
+    /// Locks a source, or renews the lock.
     async fn lock(&self, source: &str, owner: &str) -> Result<(), LedgerError>;
 
-    /// Unlocks it, if it is this owner's.
+    /// Unlocks a source if this owner has locked it.
     async fn unlock(&self, source: &str, owner: &str) -> Result<(), LedgerError>;
 
-    /// For how long a lock holds. `None`: until its owner is gone.
+    /// Returns how long a lock lasts without renewal. `None`: until its owner is gone.
     fn lock_time(&self) -> Option<Duration> {
         None
     }
@@ -85,25 +87,26 @@ impl<L: Ledger + ?Sized> Ledger for Arc<L> {
     }
 }
 
-/// What is remembered, and for which target.
+/// The key of an entry: its subject and its target.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(String);
 
 impl Key {
-    /// A letter.
+    /// Returns the key of a dead letter.
     pub fn letter(target: &str, id: DeadLetterId) -> Self {
         Key(format!("letter/{target}/{id}"))
     }
 
-    /// A record through all its redrives, where its letters tell of them.
+    /// Returns the key of a record across all its redrives, if its dead letters name their origin.
     pub fn origin(target: &str, origin: DeadLetterId) -> Self {
         Key(format!("origin/{target}/{origin}"))
     }
 
-    /// A record of which nothing tells that it was driven again: what it is and which partition key it has.
+    /// Returns the key of a record whose dead letters do not show that it was replayed: its payload and its
+    /// partition key identify it.
     pub fn record(target: &str, partition_key: Option<&str>, payload: &Bytes) -> Self {
         let mut hash = Sha256::new();
-        // With its length in front no two pairs read the same; no key is none of them.
+        // The length in front makes the bytes of different pairs differ. No key has the length `u64::MAX`.
         hash.update(
             partition_key
                 .map_or(u64::MAX, |key| key.len() as u64)
@@ -114,34 +117,35 @@ impl Key {
         Key(format!("record/{target}/{}", Digest(hash.finalize().into())))
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What is remembered.
+/// The entry of a dead letter or of a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Entry {
-    /// How far it is.
+    /// The state of the replay.
     pub state: State,
-    /// The origin of its letters.
+    /// The origin of the record's dead letters.
     pub origin: DeadLetterId,
-    /// How often it was driven again.
+    /// The number of times that the record was replayed.
     pub count: u32,
-    /// When the letter was made: one of the same record that was made later is of another failure.
+    /// The time at which the dead letter was made. A later dead letter of the same record belongs to another
+    /// failure.
     #[serde(with = "rfc3339")]
     pub letter_at: SystemTime,
-    /// By which run of a replay.
+    /// The id of the run that wrote this entry.
     pub run: String,
-    /// When, by that run's clock.
+    /// The time of this entry, by the clock of that run.
     #[serde(with = "rfc3339")]
     pub at: SystemTime,
 }
 
 impl Entry {
-    /// What is to be remembered.
+    /// Creates an entry.
     pub fn new(
         state: State,
         (origin, count): (DeadLetterId, u32),
@@ -153,7 +157,7 @@ impl Entry {
             state,
             origin,
             count,
-            // As it is written.
+            // Milliseconds, as they are stored.
             letter_at: rfc3339::to_millis(letter_at),
             run: run.into(),
             at: rfc3339::to_millis(at),
@@ -161,43 +165,44 @@ impl Entry {
     }
 }
 
-/// How far the driving again of a letter is.
+/// The state of a dead letter's replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It was begun. If nothing more is known, the run was interrupted: it may have been done or not.
+    /// The replay began. If this is the last state, the run was interrupted: the record may have been
+    /// replayed or not.
     Begun,
-    /// It is confirmed.
+    /// The target has confirmed the dead letter.
     Done,
 }
 
-/// The ledger does not do what it was asked.
+/// A ledger failed, or refuses a replay.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
-    /// It cannot be reached, or holds what cannot be read.
+    /// The ledger cannot be reached, or has an entry that cannot be read.
     #[error("the replay ledger is unavailable")]
     Unavailable(#[source] BoxError),
-    /// It is open in another process.
+    /// The ledger's file is open in another process.
     #[error(
-        "the replay ledger {path} is open in another process: wait for it to end, or name another ledger"
+        "the replay ledger {path} is open in another process; wait until that process ends, or use another ledger"
     )]
     InUse {
         /// The file.
         path: String,
     },
-    /// Another replay is at this source.
-    #[error("another replay reads {source_name}: {owner}; wait until it ends")]
+    /// Another replay has locked this source.
+    #[error("another replay ({owner}) reads {source_name}; wait until that replay ends")]
     Locked {
         /// The source.
         source_name: String,
-        /// The other one.
+        /// The id of the other run.
         owner: String,
     },
 }
 
 impl LedgerError {
-    /// It cannot be reached, or holds what cannot be read.
+    /// Creates an error for a ledger that cannot be reached, or has an entry that cannot be read.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         LedgerError::Unavailable(error.into())
     }

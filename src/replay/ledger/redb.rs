@@ -13,11 +13,11 @@ use super::{Entry, Key, Ledger, LedgerError};
 use crate::embedded_db::{self, OpenError};
 use crate::failure::BoxError;
 
-/// Remembers in a [redb](https://www.redb.org) file, fsynced at every write. One process at a time can open it. A clone
-/// shares it.
+/// Remembers entries in a [redb](https://www.redb.org) file, fsynced at every write. Only one process at a
+/// time can open the file. A clone shares it.
 ///
-/// It grows by some 500 bytes a letter, and nothing is ever forgotten; delete the file once the letters that it knows are
-/// gone from everywhere.
+/// The file grows by about 500 bytes per dead letter, and no entry is ever removed. Delete the file once no
+/// copy of its dead letters is left anywhere.
 #[derive(Clone)]
 pub struct Redb {
     database: Arc<Database>,
@@ -25,11 +25,11 @@ pub struct Redb {
     locks: Arc<Locks>,
 }
 
-/// A [`Key`] as text → an [`Entry`] as JSON, which an operator can read.
+/// Maps a [`Key`] as text to an [`Entry`] as JSON, which an operator can read.
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("replayed");
 
 impl Redb {
-    /// Opens the file, or makes it (not its folder).
+    /// Opens the file, or creates it (not its folder).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = path.as_ref().to_path_buf();
         match embedded_db::open(&path) {
@@ -72,7 +72,7 @@ impl Ledger for Redb {
     }
 
     async fn lock(&self, source: &str, owner: &str) -> Result<(), LedgerError> {
-        // No other process has the file open.
+        // No other process has the file open, so that a lock in this process suffices.
         self.locks.lock(source, owner)
     }
 

@@ -1,4 +1,4 @@
-//! From what Lambda says of a batch to the letters of its records.
+//! Creates dead letters from what Lambda reports about a failed batch.
 
 #[cfg(feature = "kinesis")]
 pub(in crate::replay) mod on_failure;
@@ -25,19 +25,21 @@ use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
 use crate::record::{Record, SequenceNumber, ShardId, Source};
 
-/// Makes dead letters of the messages that Lambda writes to an on-failure destination, which say only where a batch was:
-/// its records are read from the stream again, from the first to the last. Those of an S3 destination have them, and need
-/// no reading.
+/// Creates dead letters from the messages that Lambda writes to an on-failure destination. Such a message
+/// states only where a batch was, so the records are read from the stream again, from the first to the last.
+/// Messages of an S3 destination contain the records, and need no reading.
 ///
 /// - A record that the stream has dropped is reported ([`Outcome::Gone`]), and its message stays.
-/// - Lambda names a range. If there are more records in it than the batch had (others were filtered out, or succeeded), they
-///   cannot be told apart: all become letters, and each is [suspect](DeadLetter::suspect).
-/// - A record that the KPL has aggregated becomes a letter for each record inside.
-/// - A message is untrusted input. Only [streams](Rehydrate::stream) that the caller has named are read. A message whose
-///   batch would have more than 10,000 records (Lambda, quotas), 64 MiB, or 100,000 records inside aggregated ones is
-///   reported as [damaged](Outcome::Damaged), whatever size the message states.
+/// - Lambda names a range of sequence numbers. The range may contain more records than the batch had, because
+///   others were filtered out or succeeded. They cannot be told apart: all become dead letters, and each is
+///   [suspect](DeadLetter::suspect).
+/// - Each record inside a KPL aggregate becomes a dead letter of its own.
+/// - A message is untrusted input. Only [streams](Rehydrate::stream) that the caller has named are read. A
+///   batch is limited to 10,000 records (Lambda quotas), 64 MiB, and 100,000 records inside aggregates. A
+///   message beyond a limit is reported as [damaged](Outcome::Damaged), whatever size it states.
 ///
-/// Permissions: `kinesis:GetShardIterator` and `kinesis:GetRecords` on the stream.
+/// Permissions: `kinesis:GetShardIterator`, `kinesis:GetRecords` and, for a shard that is gone,
+/// `kinesis:DescribeStreamSummary` on the stream.
 pub struct Rehydrate {
     client: Located<Client>,
     streams: Vec<StreamId>,
@@ -45,15 +47,16 @@ pub struct Rehydrate {
     next_call: Instant,
 }
 
-/// A batch has 6 MB at most (Lambda, quotas). A range with more than this is none that can be worked on.
+/// The maximum size of the records in a range. A batch has at most 6 MB (Lambda quotas), so a range with more
+/// than this limit is not processed.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// The most records of a batch (Lambda, quotas).
+/// The maximum number of records of a batch (Lambda quotas).
 const MOST_RECORDS: usize = 10_000;
-/// The most records inside the aggregated records of a batch.
+/// The maximum number of records inside the aggregates of a batch.
 const MOST_OPENED: usize = 100_000;
 
 impl Rehydrate {
-    /// Reads the records with this client.
+    /// Creates a reader that reads the records with this client.
     pub fn new(client: Client) -> Self {
         Rehydrate {
             client: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -63,16 +66,18 @@ impl Rehydrate {
         }
     }
 
-    /// Allows records to be read from this stream, by its name or ARN. Can be called for several streams. Default: none.
+    /// Allows records to be read from this stream, by its name or ARN. Can be called for several streams.
+    /// Default: none.
     ///
-    /// By its ARN a stream is read only for messages that state the same ARN. The client's region must be that of the ARN.
+    /// A stream that is named by its ARN is read only for messages that state the same ARN. The client's
+    /// region must be that of the ARN.
     #[must_use]
     pub fn stream(mut self, stream: impl Into<StreamId>) -> Self {
         self.streams.push(stream.into());
         self
     }
 
-    /// The application that the letters are of. Default: the function's name.
+    /// Sets the application that the dead letters belong to. Default: the function's name.
     #[must_use]
     pub fn application(mut self, name: impl Into<String>) -> Self {
         self.application = Some(name.into());
@@ -93,17 +98,17 @@ impl Rehydrate {
             None => {}
         }
         let place = Place::of(batch)
-            .ok_or_else(|| Unread::Damaged("it does not say where its records are".into()))?;
+            .ok_or_else(|| Unread::Damaged("the message does not say where its records are".into()))?;
         let stream = self.allowed(batch)?;
         let records = self.read(&stream, &place).await?;
         let number = |record: Option<&Record>| record.map(|record| record.sequence_number().clone());
         let from_start = number(records.first()).as_ref() == Some(place.start);
         let to_end = number(records.last()).as_ref() == Some(place.end);
-        // A larger batch is none of Lambda's: what a message states bounds nothing.
+        // Lambda has no larger batches. The size in the message is untrusted, and must not raise the limit.
         let size = batch.batch_size.map(|size| size.min(MOST_RECORDS as u64));
         let found = records.len() as u64;
-        // Without the first and the last record of the range one is missing at least, and of those that are left some may
-        // be others.
+        // If the first or the last record of the range is missing, at least one record is gone. Then some of
+        // the records that are left may not belong to the batch.
         let missing = size.map_or(0, |size| size.saturating_sub(found));
         let gone = missing.max(u64::from(!(from_start && to_end)));
         let suspect = match size {
@@ -118,10 +123,10 @@ impl Rehydrate {
         })
     }
 
-    /// Returns the stream of a batch, as the caller has named it.
+    /// Returns the stream of a batch as the caller has named it, or an error if the caller has not named it.
     fn allowed(&self, batch: &OnFailure) -> Result<StreamId, Unread> {
         let arn = batch.stream_arn.as_deref().unwrap_or_default();
-        // That of a consumer of the stream goes on behind the stream's.
+        // The ARN of a stream's consumer is the stream's ARN followed by a slash and more.
         let is_same = |own: &str| {
             arn.strip_prefix(own)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -132,13 +137,13 @@ impl Rehydrate {
         let stream = self.streams.iter().find(fits).cloned();
         stream.ok_or_else(|| {
             let error = format!(
-                "its records are in {arn}, which this run may not read; allow the stream (Rehydrate::stream, --from-stream)"
+                "cannot read records from {arn}: the stream is not allowed; use Rehydrate::stream or --from-stream"
             );
             Unread::Damaged(error.into())
         })
     }
 
-    /// What the stream still holds from the first to the last.
+    /// Returns the records that the stream still has, from the first to the last of the batch.
     async fn read(&mut self, stream: &StreamId, place: &Place<'_>) -> Result<Vec<Record>, Unread> {
         let (mut records, mut bytes, mut passed): (Vec<Record>, _, _) = (Vec::new(), 0, false);
         let source = Arc::new(Source {
@@ -148,7 +153,7 @@ impl Rehydrate {
         let iterator = self.iterator(stream, place).await?;
         let mut pages = ShardPages::from(&self.client, stream, place.shard.as_str(), iterator);
         while !passed {
-            // Another batch of the same shard may be next: its turns are shared.
+            // The next batch may be of the same shard, so that all calls share one pace.
             self.turn().await;
             let page = pages.next().await;
             let Some(page) = page.map_err(|error| Unread::Unreachable(error.into()))? else {
@@ -160,14 +165,15 @@ impl Rehydrate {
                 };
                 let number = record.sequence_number();
                 passed |= number >= place.end;
-                // Not every server of Kinesis' API begins at the record that it is asked for, nor has each page in order.
+                // Some servers of the Kinesis API do not start at the requested record, or return a page out
+                // of order.
                 if !(place.start..=place.end).contains(&number) {
                     continue;
                 }
                 bytes += record.payload().len();
                 if bytes > MOST_BYTES || records.len() == MOST_RECORDS {
                     return Err(Unread::Damaged(
-                        "between its first and its last record there are more than 64 MiB or 10,000 records"
+                        "the range of the batch has more than 64 MiB, or more than the maximum of 10,000 records"
                             .into(),
                     ));
                 }
@@ -175,12 +181,12 @@ impl Rehydrate {
             }
         }
         records.sort_by(|a, b| a.sequence_number().cmp(b.sequence_number()));
-        // A page that came twice, or a record in two pages, is one.
+        // A page that is returned twice, or a record in two pages, counts once.
         records.dedup_by(|a, b| a.sequence_number() == b.sequence_number());
         Ok(records)
     }
 
-    /// `None` if the shard's records are all gone.
+    /// Returns an iterator at the first record of the batch; `None` if the stream no longer has the shard.
     async fn iterator(&mut self, stream: &StreamId, place: &Place<'_>) -> Result<Option<String>, Unread> {
         self.turn().await;
         let from = |kind| {
@@ -199,7 +205,7 @@ impl Rehydrate {
             Err(error) => error,
         };
         match error.code() {
-            // Its first record is dropped: whether others are left is seen from the oldest.
+            // The first record was dropped: read from the oldest record to see whether later ones are left.
             Some("InvalidArgumentException") => {}
             Some("ResourceNotFoundException") => return self.without_shard(stream, error).await,
             _ => return Err(Unread::Unreachable(error.into())),
@@ -210,7 +216,7 @@ impl Rehydrate {
         }
     }
 
-    /// Whether it is only the shard that is no longer there.
+    /// Returns `None` if the stream exists and only the shard is gone; otherwise returns the error.
     async fn without_shard(
         &self,
         stream: &StreamId,
@@ -260,21 +266,21 @@ impl Rehydrate {
     }
 }
 
-/// What was found of a batch.
+/// The records of a batch that were found.
 struct Read {
     records: Vec<Record>,
-    /// So many are no longer in the stream, at least.
+    /// The minimum number of records that are no longer in the stream.
     gone: u64,
-    /// The first record of the batch is still there.
+    /// True if the first record of the batch was found.
     from_start: bool,
-    /// Some of them may be none of the batch.
+    /// True if some of the records may not belong to the batch.
     suspect: bool,
 }
 
 enum Unread {
-    /// It is not what it should be: the rest goes on.
+    /// The message is invalid or not allowed. The run continues with the others.
     Damaged(BoxError),
-    /// It may be read later.
+    /// The records cannot be read now, but may be readable later.
     Unreachable(BoxError),
 }
 
@@ -296,9 +302,9 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Why there is a letter: all that Lambda says of it.
+/// The error of a rehydrated dead letter: all that Lambda reports about the failure.
 #[derive(Debug, thiserror::Error)]
-#[error("AWS Lambda gave the batch up: {condition}")]
+#[error("AWS Lambda gave up the batch: {condition}")]
 struct GaveUp {
     condition: String,
 }
@@ -329,7 +335,7 @@ impl Reader for Rehydrate {
                 opened.push(record);
             }
             if opened.len() > MOST_OPENED {
-                let error = "its records hold more than 100,000 aggregated ones".into();
+                let error = "the batch has more than 100,000 records inside aggregates".into();
                 return Ok(vec![Found::Not(Outcome::Damaged(error))]);
             }
         }
@@ -338,14 +344,14 @@ impl Reader for Rehydrate {
             Found::Letter(Box::new(letter))
         }));
         if found.is_empty() {
-            let error = "there are no records in it".into();
+            let error = "the batch has no records".into();
             found.push(Found::Not(Outcome::Damaged(error)));
         }
         Ok(found)
     }
 }
 
-/// A record that is lost, and what is known of it.
+/// A record that is lost, and what is known about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{record} is no longer in stream {stream}, {shard}; {story}")]
 struct Gone {
@@ -356,7 +362,7 @@ struct Gone {
 }
 
 impl Gone {
-    /// One of several, of which only the first of the batch is known by its number.
+    /// Describes one of several lost records. Only the first record of a batch has a known sequence number.
     fn of(batch: &OnFailure, number: u64, read: &Read) -> Self {
         let text =
             |number: &Option<SequenceNumber>| number.as_ref().map_or("?", SequenceNumber::as_str).to_owned();
@@ -365,7 +371,7 @@ impl Gone {
             record: match number {
                 1 if !read.from_start => format!("record {start}"),
                 _ => format!(
-                    "record {number} of {} behind {start}, at or before {end},",
+                    "record {number} of {} after {start}, at or before {end},",
                     read.gone
                 ),
             },

@@ -1,7 +1,8 @@
-//! What Lambda says of a batch that it gave up.
+//! Messages of Lambda about a batch that it gave up.
 //!
-//! (Lambda developer guide, Kinesis: on-failure destinations.) Messages to SQS and SNS name the batch's place in its stream;
-//! objects in S3 have the whole event as well. Nothing is taken for granted: what Lambda leaves out is not known.
+//! Source: Lambda developer guide, Kinesis, on-failure destinations. Messages to SQS and SNS name the batch's
+//! place in its stream; objects in S3 also contain the whole event. Lambda may omit any field, and an omitted
+//! field is `None`.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -15,48 +16,50 @@ use crate::record::{Record, SequenceNumber, ShardId};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OnFailure {
-    /// Of the last invocation.
+    /// The request id of the last invocation.
     pub request_id: Option<String>,
-    /// The function.
+    /// The ARN of the function.
     pub function_arn: Option<String>,
-    /// Why it was given up: `RetryAttemptsExhausted`, `RecordAgeExceeded`.
+    /// The reason why Lambda gave up: `RetryAttemptsExhausted` or `RecordAgeExceeded`.
     pub condition: Option<String>,
-    /// How often it was tried, about.
+    /// The approximate number of invocations.
     pub invoke_count: Option<u32>,
-    /// `Unhandled`, say; nothing after an answer that named failed records.
+    /// The error of the function, for example `Unhandled`. `None` if the function returned a response that
+    /// named failed records.
     pub function_error: Option<String>,
     /// The function's version.
     pub version: Option<String>,
-    /// When it was given up.
+    /// The time at which Lambda gave up.
     pub timestamp: Option<SystemTime>,
     /// The stream's name.
     pub stream: Option<String>,
     /// The stream's ARN.
     pub stream_arn: Option<String>,
-    /// The shard.
+    /// The shard of the batch.
     pub shard: Option<ShardId>,
     /// The first record of the batch.
     pub start: Option<SequenceNumber>,
-    /// The last.
+    /// The last record of the batch.
     pub end: Option<SequenceNumber>,
-    /// When the first arrived.
+    /// The time at which the first record arrived.
     pub first_arrival: Option<SystemTime>,
-    /// When the last did.
+    /// The time at which the last record arrived.
     pub last_arrival: Option<SystemTime>,
-    /// How many records there are, of those that are put: an aggregated one is one.
+    /// The number of records as put into the stream: an aggregate counts as one.
     pub batch_size: Option<u64>,
-    /// The event, as JSON, where the destination is a bucket.
+    /// The event as JSON, if the destination is a bucket.
     pub payload: Option<String>,
 }
 
-/// A text that is no message of an on-failure destination of a Kinesis event source mapping.
+/// The text is not a message of an on-failure destination of a Kinesis event source mapping, or cannot be
+/// read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidOnFailure {
-    /// Nothing of the kind.
+    /// The text is no such message.
     #[error("not a message of a Lambda on-failure destination for Kinesis")]
     Foreign,
-    /// It begins as one, and cannot be read.
+    /// The text begins like such a message, and cannot be read.
     #[error("the message of a Lambda on-failure destination cannot be read")]
     Damaged(#[source] serde_json::Error),
 }
@@ -106,7 +109,7 @@ struct Batch {
     stream_arn: Option<String>,
 }
 
-/// One that cannot be read is none: the records are what matters.
+/// Reads a time. A time that cannot be read becomes `None`, because only the records matter.
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| humantime::parse_rfc3339_weak(&text).ok()))
@@ -152,7 +155,8 @@ impl OnFailure {
         })
     }
 
-    /// The records of the event that it holds, as Kinesis has them; none if it holds no event.
+    /// Returns the records of the event in the message, as Kinesis has them. `None` if the message has no
+    /// event.
     pub fn records(&self) -> Option<Result<Vec<Record>, InvalidEvent>> {
         #[derive(Deserialize)]
         struct Event<'a> {
@@ -167,13 +171,13 @@ impl OnFailure {
         })
     }
 
-    /// The function's name.
+    /// Returns the function's name.
     pub fn function(&self) -> Option<&str> {
         // arn:aws:lambda:region:account:function:name[:version]
         self.function_arn.as_deref()?.split(':').nth(6)
     }
 
-    /// What is known of it, in a line.
+    /// Returns what is known about the batch, in one line.
     pub(in crate::replay) fn story(&self) -> String {
         let or = |text: Option<Cow<'_, str>>| text.unwrap_or(Cow::Borrowed("?")).into_owned();
         let text = |text: &Option<String>| or(text.as_deref().map(Cow::Borrowed));
@@ -195,7 +199,7 @@ impl OnFailure {
 mod tests {
     use super::*;
 
-    /// From the developer guide.
+    /// The example in the developer guide.
     const MESSAGE: &str = r#"{"requestContext":{"requestId":"c9b8fa9f-5a7f-xmpl-af9c-0c604cde93a5",
         "functionArn":"arn:aws:lambda:us-east-2:123456789012:function:myfunction",
         "condition":"RetryAttemptsExhausted","approximateInvokeCount":1},
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_guides_message_is_read_whole() {
-        let read = OnFailure::parse(MESSAGE.as_bytes()).expect("a message");
+        let read = OnFailure::parse(MESSAGE.as_bytes()).expect("a valid message");
         assert_eq!(read.function(), Some("myfunction"));
         assert_eq!(read.condition.as_deref(), Some("RetryAttemptsExhausted"));
         assert_eq!((read.invoke_count, read.batch_size), (Some(1), Some(500)));
@@ -222,10 +226,10 @@ mod tests {
 
     #[test]
     fn anything_may_be_missing_but_what_makes_it_one() {
-        let read = OnFailure::parse(br#"{"KinesisBatchInfo":{}}"#).expect("a message");
+        let read = OnFailure::parse(br#"{"KinesisBatchInfo":{}}"#).expect("a valid message");
         assert_eq!((read.stream, read.start, read.condition), (None, None, None));
         let odd = br#"{"KinesisBatchInfo":{"streamArn":"x","startSequenceNumber":"-1","approximateArrivalOfFirstRecord":"?"},"timestamp":null}"#;
-        let read = OnFailure::parse(odd).expect("a message");
+        let read = OnFailure::parse(odd).expect("a valid message");
         assert_eq!((read.stream, read.start, read.first_arrival), (None, None, None));
         for foreign in [
             "{}",
@@ -237,7 +241,7 @@ mod tests {
             let error = OnFailure::parse(foreign.as_bytes()).expect_err(foreign);
             assert!(matches!(error, InvalidOnFailure::Foreign), "{foreign}");
         }
-        let damaged = OnFailure::parse(br#"{"KinesisBatchInfo":7}"#).expect_err("no object");
+        let damaged = OnFailure::parse(br#"{"KinesisBatchInfo":7}"#).expect_err("not an object");
         assert!(matches!(damaged, InvalidOnFailure::Damaged(_)), "{damaged:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Letters in a file of JSON lines.
+//! Reads dead letters from a file of JSON lines.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,11 @@ use tokio::task::spawn_blocking;
 use super::{DeadLetterSource, Handle, Message, SourceError};
 use crate::dead_letter::{ReadError, ReadLines, Storage};
 
-/// Reads what a [`dead_letter::File`](crate::dead_letter::File) has written, its successors (`<path>.1`) included, in the
-/// order of writing.
+/// Reads what a [`dead_letter::File`](crate::dead_letter::File) has written, including its successors
+/// (`<path>.1`), in the order of writing.
 ///
-/// Takes no lock: the sink may go on writing. A line that is being written at this moment may show as a torn one.
+/// Takes no lock, so that the sink may continue writing. A line that is being written during the read may be
+/// read as an incomplete one.
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
@@ -19,13 +20,13 @@ pub struct File {
 }
 
 const PAGE: usize = 500;
-/// A page is done once it has as many.
+/// The size at which a page is full, in bytes.
 const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 impl File {
-    /// The letters at this path.
+    /// Creates a source for the file at this path.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        // Absolute, as the ledger knows the source by its name.
+        // The path is absolute because the ledger identifies the source by its name.
         let path = std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_path_buf());
         File {
             lines: Some(ReadLines::new(&path)),
@@ -62,7 +63,7 @@ fn unreadable(error: ReadError) -> SourceError {
 #[async_trait]
 impl DeadLetterSource for File {
     async fn read(&mut self) -> Result<Vec<Message>, SourceError> {
-        // None only if a read was dropped before its end, or has panicked.
+        // `None` only if an earlier read was dropped before its end, or has panicked.
         let mut lines = self.lines.take().unwrap_or_else(|| ReadLines::new(&self.path));
         let read = spawn_blocking(move || (page(&mut lines), lines)).await;
         let (page, lines) = read.map_err(|error| SourceError::unavailable(self.name(), error))?;

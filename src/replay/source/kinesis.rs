@@ -1,4 +1,4 @@
-//! Letters in a dead-letter stream.
+//! Reads dead letters from a stream.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,17 +18,18 @@ use crate::aws::{self, FailedCall, Located};
 use crate::dead_letter::Storage;
 use crate::failure::BoxError;
 
-/// Reads what a [`dead_letter::Kinesis`](crate::dead_letter::Kinesis) has written, from the oldest record that the stream
-/// holds, or from a [time](Kinesis::since) on, to the newest.
+/// Reads what a [`dead_letter::Kinesis`](crate::dead_letter::Kinesis) has written, from the oldest record
+/// that the stream holds, or from a [time](Kinesis::since), up to the newest.
 ///
-/// One shard after the other, a shard's children behind it, so that letters of a key are in their order.
+/// Reads one shard after the other, and children after their parents, so that the dead letters of a key are
+/// in order.
 ///
 /// Permissions: `kinesis:ListShards`, `kinesis:GetShardIterator` and `kinesis:GetRecords` on the stream.
 pub struct Kinesis {
     client: Located<Client>,
     stream: StreamId,
     since: Option<SystemTime>,
-    /// What is still to be read; none before it is begun.
+    /// The shards that are not read yet. `None` before the first read.
     shards: Option<VecDeque<String>>,
     open: Option<Open>,
 }
@@ -37,7 +38,8 @@ pub struct Kinesis {
 type Open = ShardPages;
 
 impl Kinesis {
-    /// The letters in this stream, by its name or ARN. The client's region must be that of the ARN.
+    /// Creates a source for the dead letters in this stream, by its name or ARN. The client's region must be
+    /// that of the ARN.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
             client: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -48,7 +50,7 @@ impl Kinesis {
         }
     }
 
-    /// From letters on that were written at this time or later. Default: from the oldest.
+    /// Starts at the dead letters that were written at this time or later. Default: at the oldest.
     #[must_use]
     pub fn since(mut self, time: SystemTime) -> Self {
         self.since = Some(time);
@@ -66,7 +68,7 @@ impl Kinesis {
                     return Ok(Vec::new());
                 };
                 self.open = self.iterator(&shard).await?;
-                // Only now: after an error the shard is still to be read.
+                // Only now: after an error the shard must still be read.
                 self.shards.as_mut().and_then(VecDeque::pop_front);
                 continue;
             };
@@ -76,7 +78,7 @@ impl Kinesis {
                     self.open = None;
                     continue;
                 }
-                // No record was read yet.
+                // The iterator expired before a record was read.
                 Err(error) if error.code() == Some("ExpiredIteratorException") => {
                     let shard = open.shard().to_owned();
                     self.open = self.iterator(&shard).await?;
@@ -91,7 +93,7 @@ impl Kinesis {
         }
     }
 
-    /// What a page holds.
+    /// Returns the messages of a page.
     fn take(&mut self, page: Page) -> Vec<Message> {
         let Some(open) = &self.open else {
             return Vec::new();
@@ -107,7 +109,7 @@ impl Kinesis {
             .collect()
     }
 
-    /// `None` for a shard whose records are all gone.
+    /// Returns the pages of a shard; `None` if the stream no longer has the shard.
     async fn iterator(&self, shard: &str) -> Result<Option<Open>, BoxError> {
         let (name, arn) = self.stream.name_or_arn();
         let call = self.client.get_shard_iterator();
@@ -135,8 +137,8 @@ impl Kinesis {
         )))
     }
 
-    /// Returns whether the stream still has a shard. Its last record may have been dropped since it was listed; or the
-    /// stream may be gone, which is an error.
+    /// Returns true if the stream still has a shard. The stream may have dropped the shard's last record
+    /// since it was listed. If the stream itself is gone, that is an error.
     async fn lists(&self, shard: &str) -> Result<bool, BoxError> {
         let shards = shard_list::list_shards(&self.client, &self.stream).await?;
         Ok(shards.iter().any(|listed| listed.shard_id == shard))

@@ -1,17 +1,17 @@
-//! Where dead letters are read: the port, and what implements it.
+//! The sources of dead letters: the trait and its implementations.
 //!
-//! | source | order | a letter that is driven again |
+//! | source | order | a replayed dead letter |
 //! |---|---|---|
-//! | [`File`] | of writing | stays |
+//! | [`File`] | order of writing | stays |
 #![cfg_attr(
     feature = "kinesis",
-    doc = "| [`Kinesis`] | of each shard | stays, until the stream drops it |"
+    doc = "| [`Kinesis`] | order of each shard | stays, until the stream drops it |"
 )]
 #![cfg_attr(
     feature = "sqs",
-    doc = "| [`Sqs`] | FIFO: of each group; standard: of what was collected | is removed |"
+    doc = "| [`Sqs`] | FIFO: order of each group; standard: order of what was collected | is removed |"
 )]
-#![cfg_attr(feature = "s3", doc = "| [`S3`] | of each shard | is removed |")]
+#![cfg_attr(feature = "s3", doc = "| [`S3`] | order of each shard | is removed |")]
 
 use std::fmt;
 use std::time::Duration;
@@ -40,65 +40,72 @@ pub use sqs::Sqs;
 
 /// Reads messages, of which some or all are dead letters.
 ///
-/// What an implementation promises:
-/// - Messages of one partition key come in the order in which their letters were written, if it
-///   [keeps order](DeadLetterSource::keeps_order).
-/// - It ends: what is written while it is read may be left for the next time.
-/// - A message is removed only when it is asked to be, and `Ok` says that it is gone.
-/// - What was read and is not removed can be read again after [`close`](DeadLetterSource::close), or at the latest when this
-///   process is gone for a while.
+/// An implementation guarantees:
+/// - Messages of one partition key come in the order in which their dead letters were written, if the source
+///   [keeps the order](DeadLetterSource::keeps_order).
+/// - The source ends. What is written while it is read may be left for the next run.
+/// - A message is removed only on request, and `Ok` confirms that it is gone.
+/// - A message that was read and not removed can be read again after [`close`](DeadLetterSource::close). If
+///   this process dies, it can be read again some time later.
 #[async_trait]
 pub trait DeadLetterSource: Send + Sync + fmt::Debug {
-    /// The next messages, a bounded number of bytes. None are the end.
+    /// Returns the next messages, a bounded number of bytes. An empty result is the end of the source.
     async fn read(&mut self) -> Result<Vec<Message>, SourceError>;
 
-    /// Removes these messages. One result for each, in their order. Default: they stay, which is right where
-    /// [`removes`](DeadLetterSource::removes) says so.
+    /// Removes these messages. Returns one result for each, in their order. Default: the messages stay, which
+    /// is correct for a source that does not [remove](DeadLetterSource::removes) messages.
     async fn remove(&mut self, messages: &[Handle]) -> Vec<Result<(), SourceError>> {
         messages.iter().map(|_| Ok(())).collect()
     }
 
-    /// Whether messages are removed. Where they are not, the [ledger](super::Ledger) alone knows what was driven again.
+    /// Returns true if the source removes messages. If not, only the [ledger](super::Ledger) knows what was
+    /// replayed. Default: false.
     fn removes(&self) -> bool {
         false
     }
 
-    /// Whether letters of one partition key come in the order in which they were written. Default: yes.
+    /// Returns true if dead letters of one partition key come in the order in which they were written.
+    /// Default: true.
     fn keeps_order(&self) -> bool {
         true
     }
 
-    /// How often [`keep`](DeadLetterSource::keep) is to be called while messages are worked on. Default: never.
+    /// Returns the interval between calls of [`keep`](DeadLetterSource::keep) while messages are in flight.
+    /// Default: `None`, no calls.
     fn keep_interval(&self) -> Option<Duration> {
         None
     }
 
-    /// Keeps others from reading what is being worked on here.
+    /// Keeps the messages in flight hidden from other readers.
     async fn keep(&mut self) -> Result<(), SourceError> {
         Ok(())
     }
 
-    /// What it holds and has not given, at its end.
+    /// Returns the messages that the source holds and [`read`](DeadLetterSource::read) did not return. Called
+    /// after the last read.
     async fn rest(&mut self) -> Remaining {
         Remaining::default()
     }
 
-    /// Lets others read what was not removed.
+    /// Makes the messages that were not removed visible to other readers.
     async fn close(&mut self) -> Result<(), SourceError> {
         Ok(())
     }
 
-    /// How many messages there are, about, where that can be told. For showing how far a replay is.
+    /// Returns the approximate number of messages, to show the progress of a replay. Default: `None`,
+    /// unknown.
     async fn estimate(&mut self) -> Option<u64> {
         None
     }
 
-    /// What it is called in messages and in the ledger: the same for everybody who reads the same.
+    /// Returns the source's name in messages and in the ledger. All sources that read the same storage have
+    /// the same name.
     fn name(&self) -> String;
 
     /// Returns the storage that is read. Default: [`Storage::Named`] with the source's name.
     ///
-    /// A source that removes messages states its storage: a [`Replay`](super::Replay) refuses a sink that writes there.
+    /// A source that removes messages states its storage: a [`Replay`](super::Replay) refuses a sink that
+    /// writes there.
     fn storage(&self) -> Storage {
         Storage::Named(self.name())
     }
@@ -153,24 +160,24 @@ impl<S: DeadLetterSource + ?Sized> DeadLetterSource for Box<S> {
     }
 }
 
-/// One message: what was found, where.
+/// A message, and where it was found.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Message {
-    /// Where it is, for people: a line of a file, a key of a bucket.
+    /// The place of the message, for people: a line of a file, a key of a bucket.
     pub place: String,
-    /// What is in it.
+    /// The content of the message.
     pub body: Bytes,
-    /// For [removing](DeadLetterSource::remove) it.
+    /// The handle that [removes](DeadLetterSource::remove) the message.
     pub handle: Handle,
 }
 
-/// What a source knows a message by.
+/// The name by which a source identifies a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Handle(pub String);
 
 impl Message {
-    /// A message found at this place.
+    /// Creates a message that was found at this place.
     pub fn new(place: impl Into<String>, body: impl Into<Bytes>, handle: Handle) -> Self {
         Message {
             place: place.into(),
@@ -189,46 +196,48 @@ impl fmt::Debug for Message {
     }
 }
 
-/// Messages that a source holds and has not given. About: a queue does not know it better.
+/// Messages that a source holds and did not return. The counts are approximate, as a queue has no exact ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Remaining {
-    /// They can be received and were not given: in a FIFO queue they are behind others of their group, which stay; a
-    /// standard queue has answered several times that it is empty.
+    /// Messages that were visible and not returned. In a FIFO queue, they are behind others of their group,
+    /// which stay. A standard queue has reported several times that it is empty, although it has these
+    /// messages.
     pub behind: u64,
-    /// Another reader has them; or one that is no more had them, and they are shown again soon.
+    /// Messages that are in flight with another reader, or with one that has died. The latter become visible
+    /// again soon.
     pub hidden: u64,
 }
 
-/// Messages cannot be read, or not be removed.
+/// A message cannot be read, or cannot be removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// There is nothing of this name.
-    #[error("there is no {place}; check its name and, where it is of AWS, the region and the account")]
+    /// The source does not exist.
+    #[error("there is no {place}; check the name and, for an AWS resource, the region and the account")]
     Missing {
-        /// What was looked for.
+        /// The source that was not found.
         place: String,
     },
-    /// A message was written again since it was read. It is left where it is.
-    #[error("{place} was written again since it was read; it is left there for the next run")]
+    /// A message was overwritten after it was read. The source still has it.
+    #[error("{place} was overwritten after it was read; it stays there for the next run")]
     Changed {
         /// The message's place.
         place: String,
     },
-    /// It cannot be read from, or written to.
+    /// The source cannot be read from, or written to.
     #[error("{place} cannot be reached")]
     Unavailable {
         /// The source.
         place: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: BoxError,
     },
 }
 
 impl SourceError {
-    /// It cannot be read from, or written to.
+    /// Creates an error for a source that cannot be read from, or written to.
     pub fn unavailable(place: impl Into<String>, error: impl Into<BoxError>) -> Self {
         SourceError::Unavailable {
             place: place.into(),
@@ -237,6 +246,6 @@ impl SourceError {
     }
 }
 
-/// As much of what was read is held at a time, in bytes.
+/// The maximum number of bytes that are read before they are processed.
 #[cfg(any(feature = "sqs", feature = "s3"))]
 const PAGE_BYTES: usize = 64 * 1024 * 1024;

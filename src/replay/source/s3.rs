@@ -1,4 +1,4 @@
-//! Letters in a bucket.
+//! Reads dead letters from a bucket.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -17,14 +17,14 @@ use crate::aws::{self, Located};
 use crate::dead_letter::{Storage, WRITE_METADATA};
 use crate::failure::BoxError;
 
-/// Reads the objects of a bucket, or those below a [prefix](S3::prefix), in the order of their keys: that of
-/// [`dead_letter::S3`](crate::dead_letter::S3) has the letters of each shard in their order. Those that end with `.payload`
-/// belong to letters elsewhere and are passed over.
+/// Reads the objects of a bucket, or those below a [prefix](S3::prefix), in the order of their keys. The keys
+/// of [`dead_letter::S3`](crate::dead_letter::S3) keep the dead letters of each shard in order. Objects whose
+/// key ends with `.payload` are ignored: they belong to other dead letters.
 ///
-/// What is driven again is deleted; in a bucket with versions that leaves a delete marker. An object that was written
-/// again since it was read is not deleted ([`SourceError::Changed`]).
+/// An object is deleted once it is replayed; in a bucket with versions that leaves a delete marker. An object
+/// that was overwritten after it was read is not deleted ([`SourceError::Changed`]).
 ///
-/// Of an object larger than 32 MiB, which no dead letter is, only the beginning is read.
+/// Only the beginning of an object larger than 32 MiB is read. No dead letter is that large.
 ///
 /// Permissions: `s3:ListBucket` on the bucket, `s3:GetObject` and `s3:DeleteObject` on the objects.
 pub struct S3 {
@@ -32,9 +32,9 @@ pub struct S3 {
     bucket: String,
     prefix: String,
     owner: Option<String>,
-    /// Keys and their sizes, listed and not read.
+    /// Keys and sizes of objects that are listed and not read yet.
     listed: VecDeque<(String, usize)>,
-    /// None before the first listing and after the last.
+    /// The next continuation token. `None` before the first listing and after the last.
     next: Option<String>,
     /// Every continuation token so far.
     tokens: HashSet<String>,
@@ -43,11 +43,11 @@ pub struct S3 {
     versions: HashMap<String, Version>,
 }
 
-/// For the bytes of one object: the timeout of an attempt ends with its headers.
+/// The timeout for the bytes of one object. The timeout of an attempt covers only the headers.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// Identifies one write of an object. The same bytes that are written again have the same ETag, so that the ETag alone
-/// does not tell two writes apart.
+/// Identifies one write of an object. A second write of the same bytes has the same ETag, so that the ETag
+/// alone does not distinguish the two.
 #[derive(Debug, Clone, PartialEq)]
 struct Version {
     etag: Option<String>,
@@ -56,7 +56,7 @@ struct Version {
     write: Option<String>,
 }
 
-/// Reads the version from an answer to GetObject or HeadObject.
+/// Reads the version from a response to GetObject or HeadObject.
 macro_rules! version {
     ($answer:expr) => {
         Version {
@@ -70,17 +70,17 @@ macro_rules! version {
     };
 }
 
-/// So many objects are read, or deleted, beside each other.
+/// The maximum number of objects that are read, or deleted, concurrently.
 const CALLS: usize = 16;
 const PAGE: usize = 500;
-/// The largest object that is read to its end, in bytes: a dead letter has 10 MiB of payload at most, a third more as
-/// base64; a message of Lambda's has an event of 6 MB.
+/// The size of the largest object that is read to its end, in bytes. The payload of a dead letter has at most
+/// 10 MiB, a third more as base64. A message of Lambda has an event of up to 6 MB.
 const LARGEST: usize = 32 * 1024 * 1024;
-/// The part of a larger one that is read, which tells what the object is.
+/// The part of a larger object that is read. It suffices to identify the kind of object.
 const BEGINNING: &str = "bytes=0-65535";
 
 impl S3 {
-    /// The letters in this bucket.
+    /// Creates a source for the dead letters in this bucket.
     pub fn new(client: Client, bucket: impl Into<String>) -> Self {
         S3 {
             client: aws::s3::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -95,14 +95,14 @@ impl S3 {
         }
     }
 
-    /// What each key begins with. Default: nothing.
+    /// Sets the prefix of the keys. Default: empty.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The account that the bucket must belong to. Default: not looked at.
+    /// Sets the account that must own the bucket. Default: not checked.
     #[must_use]
     pub fn expected_bucket_owner(mut self, account: impl Into<String>) -> Self {
         self.owner = Some(account.into());
@@ -143,7 +143,7 @@ impl S3 {
         Ok(())
     }
 
-    /// `None` if it is gone by now.
+    /// Returns the object; `None` if it no longer exists.
     async fn object(&self, key: &str) -> Result<Option<(Message, Version)>, BoxError> {
         let Some(mut object) = self.get(key, None).await? else {
             return Ok(None);
@@ -180,7 +180,7 @@ impl S3 {
         }
     }
 
-    /// Deletes an object that is still the one that was read.
+    /// Deletes an object if it is still the one that was read.
     async fn delete(&self, key: &str) -> Result<(), SourceError> {
         let unavailable = |error: BoxError| SourceError::unavailable(self.name(), error);
         let call = self.client.head_object().bucket(&self.bucket).key(key);
@@ -239,7 +239,8 @@ impl DeadLetterSource for S3 {
     }
 
     async fn remove(&mut self, messages: &[Handle]) -> Vec<Result<(), SourceError>> {
-        // Each by itself: not every store that speaks S3 takes the checksum that DeleteObjects asks for.
+        // Deletes objects one by one: not every S3-compatible store accepts the checksum that DeleteObjects
+        // requires.
         let calls: Vec<_> = messages.iter().map(|Handle(key)| self.delete(key)).collect();
         stream::iter(calls).buffered(CALLS).collect().await
     }

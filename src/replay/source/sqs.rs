@@ -1,4 +1,4 @@
-//! Letters in a queue.
+//! Reads dead letters from a queue.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,41 +20,47 @@ use crate::aws::{self, Located};
 use crate::dead_letter::{DeadLetter, Storage};
 use crate::failure::BoxError;
 
-/// Reads what a [`dead_letter::Sqs`](crate::dead_letter::Sqs) has written, or a [`dead_letter::Sns`](crate::dead_letter::Sns)
-/// to a topic that this queue is subscribed to, with raw delivery or without.
+/// Reads what a [`dead_letter::Sqs`](crate::dead_letter::Sqs) has written. Also reads what a
+/// [`dead_letter::Sns`](crate::dead_letter::Sns) has written to a topic that this queue is subscribed to,
+/// with or without raw delivery.
 ///
-/// - A FIFO queue gives the letters of a group in order, and no more of a group while some of it are being worked on: those
-///   behind letters that stay (because they do not match, say) are not reached.
-/// - A standard queue keeps no order. Up to 10,000 messages or 64 MiB are collected and sorted by the places of their
-///   records; among what was collected, letters of a key are in order.
-/// - What is read is hidden from others for a minute, which is renewed while it is worked on; what was not removed is shown
-///   again at the end. A queue that moves messages after so many receives counts these.
+/// - A FIFO queue returns the dead letters of a group in order, and no more of a group while some of its
+///   messages are in flight. Dead letters behind others that stay (for example because the filter does not
+///   match) are not reached.
+/// - A standard queue keeps no order. The source collects up to 10,000 messages or 64 MiB and sorts them by
+///   the positions of their records. Among the collected messages, the dead letters of a key are in order.
+/// - A message that was read is hidden from other readers for a minute, which is renewed while the message is
+///   in flight. A message that was not removed becomes visible again at the end. A queue with a redrive
+///   policy (`maxReceiveCount`) counts these receives.
 ///
-/// Permissions: `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and `sqs:GetQueueAttributes`.
+/// Permissions: `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and
+/// `sqs:GetQueueAttributes`.
 pub struct Sqs {
     client: Located<Client>,
     queue_url: String,
-    /// Received and not removed: the receipt handles by the messages' ids.
+    /// The receipt handles of messages that were received and not removed, by message id.
     held: HashMap<String, String>,
-    /// Messages of the last page that are deleted: a queue may give one twice.
+    /// The messages of the last page that were deleted: a queue may deliver a message twice.
     deleted: HashSet<String>,
     kept_at: Instant,
 }
 
-/// ReceiveMessage and the batches take as many (SQS API reference).
+/// The maximum number of messages of a ReceiveMessage call and of a batch call (SQS API reference).
 const BATCH: usize = 10;
-/// The most messages of a standard queue that are sorted at once, and of a FIFO queue that are worked on.
+/// The maximum number of messages of a standard queue that are sorted at once.
 const COLLECTED: usize = 10_000;
+/// The maximum number of messages of a FIFO queue that are in flight at once.
 const COLLECTED_FIFO: usize = 500;
-/// Calls beside each other.
+/// The maximum number of concurrent calls.
 const CALLS: usize = 8;
 const HIDDEN: Duration = Duration::from_secs(60);
 const WAIT: Duration = Duration::from_secs(1);
-/// So many empty answers in a row are an empty queue: a standard one is spread over servers that may each hold a few.
+/// The number of empty responses in a row after which a queue counts as empty. A standard queue is spread
+/// over servers, each of which may hold a few messages.
 const EMPTY_ANSWERS: u32 = 3;
 
 impl Sqs {
-    /// The letters in the queue with this URL.
+    /// Creates a source for the dead letters in the queue with this URL.
     pub fn new(client: Client, queue_url: impl Into<String>) -> Self {
         Sqs {
             client: aws::sqs::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -69,7 +75,7 @@ impl Sqs {
         self.queue_url.ends_with(".fifo")
     }
 
-    /// What a few calls beside each other bring.
+    /// Receives messages with this number of concurrent calls.
     async fn receive(&mut self, calls: usize) -> Result<Vec<Message>, SourceError> {
         let received = join_all((0..calls).map(|_| {
             self.client
@@ -97,7 +103,7 @@ impl Sqs {
                     continue;
                 };
                 let place = format!("{}/{id}", self.name());
-                // The newest handle is the one that counts.
+                // Only the newest receipt handle is valid.
                 self.held.insert(id.clone(), handle);
                 let body = unwrapped(message.body.unwrap_or_default());
                 messages.push(Message::new(place, body, Handle(id)));
@@ -129,7 +135,8 @@ impl Sqs {
             async move {
                 let call = self.client.change_message_visibility_batch();
                 let call = call.queue_url(&self.queue_url).set_entries(Some(entries?));
-                // One that is no longer hidden cannot be hidden longer: it may be read again, which is harmless.
+                // Failed entries are ignored. A message that is already visible cannot be hidden longer;
+                // reading it twice is harmless.
                 call.send().await?;
                 Ok::<(), BoxError>(())
             }
@@ -140,9 +147,10 @@ impl Sqs {
         changed.map_err(|error| SourceError::unavailable(self.name(), error))
     }
 
-    /// Of at most [`BATCH`] messages.
+    /// Deletes at most [`BATCH`] messages.
     async fn delete(&self, ids: &[Handle]) -> Vec<Result<(), SourceError>> {
-        // Only what the answer confirms is deleted. What was given back since is not.
+        // Only messages that SQS confirms count as deleted. A message that was released meanwhile is not
+        // deleted.
         let unconfirmed = || SourceError::unavailable(self.name(), "the deletion was not confirmed");
         let result = |Handle(id): &Handle| match self.deleted.contains(id) {
             true => Ok(()),
@@ -178,7 +186,7 @@ impl Sqs {
                 let place = |id: String| id.parse::<usize>().ok();
                 for deleted in answer.successful {
                     let deleted = place(deleted.id).and_then(|place| ids.get(place));
-                    // The queue may have given a message twice.
+                    // The queue may have delivered a message twice.
                     for (result, _) in results.iter_mut().zip(ids).filter(|(_, id)| Some(*id) == deleted) {
                         *result = Ok(());
                     }
@@ -197,7 +205,7 @@ impl Sqs {
     }
 }
 
-/// What a topic has delivered is wrapped, unless its subscription says otherwise.
+/// Returns the message inside the envelope that SNS adds, unless the subscription uses raw delivery.
 fn unwrapped(body: String) -> String {
     #[derive(serde::Deserialize)]
     struct Notification {
@@ -219,7 +227,7 @@ impl DeadLetterSource for Sqs {
         let most = if self.is_fifo() { COLLECTED_FIFO } else { COLLECTED };
         let (mut messages, mut bytes, mut empty) = (Vec::new(), 0, 0);
         while messages.len() < most && bytes < PAGE_BYTES && empty < EMPTY_ANSWERS {
-            // Once there is little left, one call waits for it.
+            // Once few messages are left, a single call waits for them.
             let calls = if empty == 0 { CALLS } else { 1 };
             let received = self.receive(calls).await?;
             if self.kept_at.elapsed() > HIDDEN / 3 {
@@ -228,7 +236,7 @@ impl DeadLetterSource for Sqs {
             empty = if received.is_empty() { empty + 1 } else { 0 };
             bytes += received.iter().map(|message| message.body.len()).sum::<usize>();
             messages.extend(received);
-            // Of a FIFO queue's groups nothing more comes until these are removed.
+            // A FIFO queue returns no more messages of these groups until these are removed.
             if self.is_fifo() && empty > 0 && !messages.is_empty() {
                 break;
             }
@@ -277,7 +285,7 @@ impl DeadLetterSource for Sqs {
     async fn rest(&mut self) -> Remaining {
         let hidden = self.count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible);
         let hidden = hidden.await.unwrap_or(0).saturating_sub(self.held.len() as u64);
-        // In a standard queue as well: empty answers do not prove that it is empty.
+        // Also counted for a standard queue: empty responses do not prove that it is empty.
         let behind = self.count(QueueAttributeName::ApproximateNumberOfMessages).await;
         Remaining {
             behind: behind.unwrap_or(0),

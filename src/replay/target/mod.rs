@@ -1,4 +1,4 @@
-//! Where what is driven again goes.
+//! The targets of a replay.
 
 pub(in crate::replay) mod processor;
 #[cfg(feature = "kinesis")]
@@ -13,40 +13,40 @@ use crate::dead_letter::{DeadLetter, DeadLetterSink, SinkError};
 use crate::failure::BoxError;
 use crate::record::Redriven;
 
-/// A letter on its way.
+/// A dead letter to send.
 pub(super) struct Job {
     pub(super) letter: DeadLetter,
-    /// As the record will be known, if it is driven again.
+    /// The redrive data that the record carries if it is replayed.
     pub(super) redriven: Redriven,
-    /// It was begun by a run of which no more is known.
+    /// True if an earlier run began this dead letter, and its outcome is unknown.
     pub(super) possibly_repeated: bool,
 }
 
-/// What became of them, in their order; and why not more, if the target could not be reached.
+/// The outcomes of jobs, in their order, and the error of a target that could not be reached.
 pub(super) struct Sent {
     pub(super) outcomes: Vec<Outcome>,
     pub(super) failed: Option<BoxError>,
 }
 
 pub(super) trait Target: Send + Sync {
-    /// For the ledger: what is done for one target is not for another.
+    /// Returns the target's name in the ledger. Each target has ledger entries of its own.
     fn name(&self) -> String;
 
-    /// Whether a record that comes back to the queue is found by its content alone.
+    /// Returns true if replayed records carry no stamp, so that only their content identifies them.
     fn is_known_by_content(&self) -> bool {
         false
     }
 
-    /// Whether the records are driven again; letters that are only moved are not.
+    /// Returns true if records are replayed, and false if dead letters are only moved.
     fn drives(&self) -> bool {
         true
     }
 
-    /// Those of one partition key one after the other.
+    /// Sends the jobs. Jobs of one partition key are sent one after the other.
     fn send(&self, jobs: &[Job], stop: &CancellationToken) -> impl Future<Output = Sent> + Send;
 }
 
-/// Moves letters as they are.
+/// Moves dead letters as they are.
 pub(super) struct Sink<S>(pub(super) S);
 
 impl<S: DeadLetterSink> Target for Sink<S> {
@@ -64,7 +64,7 @@ impl<S: DeadLetterSink> Target for Sink<S> {
     }
 }
 
-/// Writes a letter for each job. What is refused does not hold up those of its key behind it.
+/// Writes a dead letter for each job. A refused dead letter does not stop later ones of its key.
 pub(super) async fn write(sink: &impl DeadLetterSink, jobs: &[Job], letters: Vec<DeadLetter>) -> Sent {
     let mut outcomes: Vec<Outcome> = jobs.iter().map(|_| Outcome::Blocked).collect();
     let mut left: Vec<(usize, DeadLetter)> = letters.into_iter().enumerate().collect();
@@ -89,7 +89,7 @@ pub(super) async fn write(sink: &impl DeadLetterSink, jobs: &[Job], letters: Vec
             }
             Some(Err(SinkError::Behind)) => true,
             None => {
-                failed.get_or_insert_with(|| "the sink gave no result for a letter".into());
+                failed.get_or_insert_with(|| "the sink gave no result for a dead letter".into());
                 true
             }
         });

@@ -1,4 +1,4 @@
-//! Records through a processor, in this process.
+//! Replays records through a processor in this process.
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ pub(in crate::replay) struct Through<P: RecordProcessor> {
     processor: Resilient<P>,
 }
 
-/// So many partition keys are worked on at a time.
+/// The maximum number of partition keys that are processed concurrently.
 const LANES: usize = 64;
 
 impl<P: RecordProcessor> Through<P> {
@@ -23,7 +23,7 @@ impl<P: RecordProcessor> Through<P> {
         Through { processor }
     }
 
-    /// Jobs of one partition key, one after the other.
+    /// Settles the jobs of one partition key one after the other, up to the first that is not settled.
     async fn lane(&self, jobs: Vec<(usize, &Job)>, stop: &CancellationToken) -> Vec<(usize, Outcome)> {
         let mut outcomes = Vec::new();
         for (place, job) in jobs {
@@ -50,7 +50,7 @@ impl<P: RecordProcessor> Through<P> {
     }
 }
 
-/// The record as it was, and what is known of it now.
+/// Builds the original record of a dead letter, with its redrive data.
 pub(crate) fn record(letter: &DeadLetter, redriven: &Redriven) -> Record {
     let number = letter.sequence_number.clone();
     let mut record = Record::builder(letter.stream.as_str(), letter.shard.clone(), number)

@@ -1,4 +1,4 @@
-//! Records back into a stream.
+//! Replays records into a stream.
 
 use std::fmt;
 
@@ -11,9 +11,10 @@ use crate::dead_letter::{self, DeadLetter, DeadLetterSink as _, Payload};
 use crate::kpl::Aggregator;
 use crate::replay::target::{self, Job, Sent, Target};
 
-/// A stream that letters' records are put into, each under its own partition key.
+/// A stream that receives the records of dead letters, each under its own partition key.
 ///
-/// The bytes are those of the record as it was. A record that was inside an aggregated one comes alone.
+/// The payload is that of the original record. A record from inside an aggregate is put as a record of its
+/// own.
 ///
 /// Permissions: `kinesis:PutRecords` and `kinesis:DescribeStreamSummary` on the stream.
 pub struct Stream {
@@ -22,7 +23,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// This stream, by its name or ARN. The client's region must be that of the ARN.
+    /// Creates a target for this stream, by its name or ARN. The client's region must be that of the ARN.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Stream {
             sink: dead_letter::Kinesis::new(client, stream).payload(Payload::Raw),
@@ -30,9 +31,12 @@ impl Stream {
         }
     }
 
-    /// Each record goes inside an aggregated one, as the KPL makes them, of which the tags say where it comes from and how
-    /// often it was driven again. Consumers of redrive hear of it ([`Record::redriven`](crate::Record::redriven)); KCL opens
-    /// it; one that opens no aggregates must not be given any. Takes up to 250 bytes more.
+    /// Wraps each record in a KPL aggregate, whose tags say where the record comes from and how often it was
+    /// replayed. The wrapping adds up to 250 bytes.
+    ///
+    /// A consumer of redrive that is built with `redrive_stamps` reads the tags
+    /// ([`Record::redriven`](crate::Record::redriven)). KCL opens the aggregate. A consumer that opens no
+    /// aggregates must not receive any.
     #[must_use]
     pub fn stamped(mut self) -> Self {
         self.stamped = true;
@@ -43,11 +47,11 @@ impl Stream {
         &self.sink
     }
 
-    /// What is put, as a letter that the sink writes without its envelope.
+    /// Returns what to put into the stream, as a dead letter that the sink writes without its envelope.
     fn record(&self, job: &Job) -> DeadLetter {
         let letter = job.letter.clone();
         let payload = match &letter.partition_key {
-            // Only an aggregated record can have such a key: it was inside of one.
+            // Only a record from inside an aggregate can have such a key, so that it is wrapped again.
             Some(key) if self.stamped || !(1..=256).contains(&key.chars().count()) => self.wrapped(key, job),
             None if self.stamped => self.wrapped(&letter.id.to_string(), job),
             _ => letter.payload,
@@ -63,7 +67,7 @@ impl Stream {
             false => aggregator.add(key, None, payload),
         };
         let aggregate = added.ok().and_then(|()| aggregator.finish());
-        // There is room for anything.
+        // An aggregator without a size limit accepts every record.
         aggregate.map_or_else(|| job.letter.payload.clone(), |aggregate| aggregate.data)
     }
 }

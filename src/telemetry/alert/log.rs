@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::{Alert, AlertSink, AlertState};
 use crate::failure::BoxError;
 
-/// Writes alerts as `tracing` events: WARN, and INFO once they are over.
+/// Writes alerts as `tracing` events, at WARN while the rate is too high and at INFO once it has recovered.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Log;
 

@@ -1,4 +1,4 @@
-//! Alerts kept for a test.
+//! Alerts kept in memory, for tests.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,17 +7,17 @@ use async_trait::async_trait;
 use super::{Alert, AlertSink};
 use crate::failure::BoxError;
 
-/// Keeps alerts. A clone shares them.
+/// Keeps alerts in memory. A clone shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Memory(Arc<Mutex<Vec<Alert>>>);
 
 impl Memory {
-    /// Without any.
+    /// Creates a sink without alerts.
     pub fn new() -> Self {
         Memory::default()
     }
 
-    /// Those sent so far.
+    /// Returns the alerts sent so far.
     pub fn alerts(&self) -> Vec<Alert> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,11 +1,11 @@
-//! Somebody is told: the port, and who is.
+//! Alert sinks: the trait and its implementations.
 //!
 //! | sink | for |
 //! |---|---|
 //! | [`Log`] | `tracing` events at WARN |
 //! | [`Memory`] | tests |
-//! | [`Webhook`] | a function of yours: a chat, a pager |
-#![cfg_attr(feature = "sns", doc = "| [`Sns`] | a topic: mail, a pager, a function |")]
+//! | [`Webhook`] | a function of yours, which posts to a chat or a pager |
+#![cfg_attr(feature = "sns", doc = "| [`Sns`] | an SNS topic: mail, a pager |")]
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,10 +28,11 @@ pub use memory::Memory;
 pub use sns::Sns;
 pub use webhook::Webhook;
 
-/// Tells somebody.
+/// Sends alerts.
 #[async_trait]
 pub trait AlertSink: Send + Sync + fmt::Debug {
-    /// Tells of this alert. What fails is tried twice more, then it is logged and given up.
+    /// Sends an alert. The monitor drops a call after 30 s. It retries a failed call twice, then logs the
+    /// alert at WARN and drops it.
     async fn send(&self, alert: &Alert) -> Result<(), BoxError>;
 }
 
@@ -44,42 +45,42 @@ impl<S: AlertSink + ?Sized> AlertSink for Arc<S> {
     }
 }
 
-/// A rate is too high, or is no longer. Its text has nothing of a record in it.
+/// A report that a rate is too high, or has recovered. It contains no data of a record.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Alert {
-    /// The application.
+    /// The application's name.
     pub application: String,
-    /// What is too high.
+    /// The rate that is too high.
     pub rate: Rate,
-    /// What became of it.
+    /// The state of the alert.
     pub state: AlertState,
-    /// The share, from 0 to 1.
+    /// The share within the window, from 0 to 1.
     pub share: f64,
     /// The share that raises an alert.
     pub above: f64,
-    /// How many there were within the window.
+    /// The number of attempts or records within the window, good and bad.
     pub of: u64,
-    /// The window.
+    /// The length of the window.
     pub within: Duration,
-    /// Since when it is too high.
+    /// The time at which the rate became too high.
     pub since: SystemTime,
 }
 
-/// What became of an alert.
+/// The state of an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlertState {
-    /// It is too high from now on.
+    /// The rate has become too high.
     Raised,
-    /// It is still too high.
+    /// The rate is still too high.
     Repeated,
-    /// It is no longer.
+    /// The rate is no longer too high.
     Recovered,
 }
 
 impl AlertState {
-    /// In one word.
+    /// Returns the state in one word.
     pub const fn as_str(self) -> &'static str {
         match self {
             AlertState::Raised => "raised",

@@ -1,4 +1,4 @@
-//! Alerts on a topic.
+//! Alerts on an SNS topic.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::{Alert, AlertSink};
 use crate::aws::{self, Located};
 use crate::failure::BoxError;
 
-/// Publishes each alert to an SNS topic: a subject, and a text that people can read.
+/// Publishes each alert to an SNS topic, as a subject and a readable text.
 ///
 /// Permissions: `sns:Publish` on the topic.
 pub struct Sns {
@@ -17,11 +17,11 @@ pub struct Sns {
     topic_arn: String,
 }
 
-/// A subject has no more (Publish, SNS API reference).
+/// The maximum number of characters in a subject (Publish, SNS API reference).
 const SUBJECT: usize = 100;
 
 impl Sns {
-    /// To the topic with this ARN.
+    /// Creates a sink that publishes to the topic with this ARN.
     pub fn new(client: Client, topic_arn: impl Into<String>) -> Self {
         Sns {
             client: aws::sns::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -34,7 +34,7 @@ impl Sns {
 impl AlertSink for Sns {
     async fn send(&self, alert: &Alert) -> Result<(), BoxError> {
         let subject = format!("{} ({}): {}", alert.application, alert.state.as_str(), alert.rate);
-        // ASCII without control characters is what it takes.
+        // SNS accepts only ASCII without control characters.
         let is_taken = |c: &char| c.is_ascii() && !c.is_ascii_control();
         let subject: String = subject.chars().filter(is_taken).take(SUBJECT).collect();
         let call = self.client.publish().topic_arn(&self.topic_arn);

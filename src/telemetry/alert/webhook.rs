@@ -1,4 +1,4 @@
-//! Alerts to a function of the user's.
+//! Alerts passed to a function of the user.
 
 use std::any::type_name;
 use std::fmt;
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::{Alert, AlertSink};
 use crate::failure::BoxError;
 
-/// Calls a function with each alert: with your own HTTP client it posts to a chat or a pager.
+/// Calls a function with each alert, for example to post to a chat or a pager with your HTTP client.
 ///
 /// ```
 /// use redrive::telemetry::alert::{Alert, Webhook};
@@ -28,7 +28,7 @@ where
     Fut: Future<Output = Result<(), E>> + Send,
     E: Into<BoxError>,
 {
-    /// Calls this one.
+    /// Creates a sink that calls this function.
     pub fn new(call: F) -> Self {
         Webhook(call)
     }

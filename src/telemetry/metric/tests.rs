@@ -1,4 +1,4 @@
-//! Every metric comes of something that happens.
+//! Checks that every metric is derived from at least one event.
 
 use std::collections::HashSet;
 use std::io;

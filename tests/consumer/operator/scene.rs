@@ -75,7 +75,7 @@ impl Scene {
         Shards::new(self.client.clone(), store.clone(), "billing", STREAM)
     }
 
-    /// CrashCount a consumer.
+    /// Starts a consumer.
     pub fn run(&self, store: &(impl CheckpointStore + Clone + 'static), handler: &Handler) -> Running {
         let resilient = Resilient::builder("billing", handler.clone())
             .dead_letters(dead_letter::Memory::new())

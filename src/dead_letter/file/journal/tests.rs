@@ -1,4 +1,5 @@
-//! The journal on a disk that fails when told to, and forgets at a power loss what was not synced.
+//! Tests of the journal on a simulated disk, whose operations fail on demand and which loses unsynced data
+//! when the power fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -9,12 +10,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What becomes of one operation.
+/// The outcome of one operation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Done,
     Fails,
-    /// A write takes only a part, as `write(2)` may; anything else is done.
+    /// A write accepts only part of its bytes, as `write(2)` may. Any other operation succeeds.
     Short,
 }
 
@@ -24,13 +25,13 @@ struct State {
     names: BTreeMap<PathBuf, usize>,
     names_on_disk: BTreeMap<PathBuf, usize>,
     locked: BTreeSet<usize>,
-    /// What becomes of the next operations; all are done when it is used up.
+    /// The outcomes of the next operations, last one first. Operations beyond them succeed.
     fates: Vec<Fate>,
-    /// After so many operations nothing works any more.
+    /// The number of operations after which all others fail.
     power_ends_after: Option<usize>,
 }
 
-/// A file as the page cache has it, and as the disk has it.
+/// The content of a file in the page cache and on the disk.
 #[derive(Default)]
 struct Inode {
     cached: Vec<u8>,
@@ -85,7 +86,7 @@ impl Sim {
         state.fates.clear();
     }
 
-    /// What was not synced is gone, but for so many bytes of every file's end.
+    /// Drops all data that was not synced, except the first `survive` unsynced bytes of every file.
     fn power_is_lost(&self, survive: usize) {
         self.process_ends();
         let mut state = self.state();
@@ -110,7 +111,7 @@ impl Sim {
         Some(String::from_utf8_lossy(&state.inodes[*inode].cached).into_owned())
     }
 
-    /// All lines, in the order in which the files are read.
+    /// Returns all lines, in the order in which the files are read.
     fn lines(&self) -> Vec<String> {
         let numbers = successors(self, Path::new("f")).expect("no fault");
         let names = std::iter::once("f".to_owned()).chain(numbers.iter().map(|n| format!("f.{n}")));
@@ -252,7 +253,7 @@ impl DiskFile for SimFile {
                 inode.on_disk[at] = inode.cached[at];
             }
         }
-        // After a failure as well, as Linux does: the next fsync then leaves these bytes out.
+        // Also after a failure, as Linux does: the next fsync then skips these bytes.
         inode.dirty.fill(false);
         fate.map(|_| ())
     }
@@ -315,7 +316,7 @@ fn a_half_written_line_stays_behind_in_the_old_file() {
     sim.process_ends();
 
     let (mut journal, torn) = open(&sim).expect("no fault");
-    assert_eq!(torn, None, "only the file that is gone on with is looked at");
+    assert_eq!(torn, None, "only the last file is checked for a torn line");
     append(&mut journal, &["three"]).expect("no fault");
     assert_eq!(sim.text("f.1").as_deref(), Some("two\n\nthree\n"));
 }
@@ -408,9 +409,9 @@ fn only_numbers_as_the_journal_writes_them_count_as_successors() {
 #[derive(Debug, Clone)]
 enum Step {
     Put(usize, Vec<Fate>),
-    /// The process ends and a new one begins.
+    /// The process ends and a new one starts.
     Restart(Vec<Fate>),
-    /// The same by a power loss, which so many unsynced bytes of a file outlive.
+    /// The power fails and a new process starts. This number of unsynced bytes of each file survives.
     PowerLoss(usize, Vec<Fate>),
 }
 
@@ -430,7 +431,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever fails and whenever the power goes: what was confirmed is read back, in order.
+    /// Checks that all confirmed lines are read back in order, whatever operations fail and whenever the
+    /// power fails.
     #[test]
     fn nothing_confirmed_is_lost_torn_or_reordered(steps in steps(), survive in 0usize..20) {
         let sim = Sim::default();
@@ -463,7 +465,7 @@ proptest! {
                 }
             }
             if journal.is_none() {
-                // A failed opening is tried again by the next process, on a disk that works.
+                // After a failed open, the next process opens the journal on a disk that works.
                 sim.process_ends();
                 journal = open(&sim).ok().map(|(journal, _)| journal);
                 prop_assert!(journal.is_some());

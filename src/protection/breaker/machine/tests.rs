@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use crate::protection::CircuitBreaker;
 use crate::protection::breaker::machine::*;
 
-/// Another record fails each time.
+/// Fails a record that has not failed before.
 fn fails(machine: &mut Machine, now: Instant, key: Option<u64>, successes: u64) -> Option<Change> {
     static RECORDS: AtomicU64 = AtomicU64::new(0);
     let record = RECORDS.fetch_add(1, Ordering::Relaxed);
@@ -19,7 +19,7 @@ fn opened(change: Option<Change>) -> bool {
     matches!(change, Some(Change::Opened { .. }))
 }
 
-/// Opens it, and lets its pause pass.
+/// Opens the breaker, and waits until its pause is over.
 fn half_open(machine: &mut Machine, now: Instant) -> Instant {
     assert!(opened((0..5).find_map(|key| fails(machine, now, Some(key), 0))));
     let Phase::Open { until } = machine.phase else {
@@ -59,7 +59,7 @@ fn a_success_between_begins_the_row_anew() {
 fn half_of_twenty_attempts_open_it_and_fewer_do_not() {
     let now = Instant::now();
     let mut machine = machine();
-    // A success before every failure.
+    // One success before every failure.
     assert!((1..=9).all(|n| fails(&mut machine, now, Some(n), n).is_none()));
     assert!(opened(fails(&mut machine, now, Some(10), 10)));
 }
@@ -109,7 +109,7 @@ fn a_probe_that_shows_nothing_is_made_again() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
     for _ in 0..100 {
-        let round = machine.probe().expect("one is left");
+        let round = machine.probe().expect("a probe is left");
         assert_eq!(machine.proved(now, round, Proof::Nothing, (1, 1), 0), None);
     }
 }
@@ -118,13 +118,13 @@ fn a_probe_that_shows_nothing_is_made_again() {
 fn a_round_in_which_nothing_was_shown_is_followed_by_another() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
-    let round = machine.probe().expect("one is left");
+    let round = machine.probe().expect("a probe is left");
     machine.proved(now, round, Proof::Nothing, (1, 1), 0);
     let over = machine.next_tick().expect("the round ends");
     assert_eq!(machine.tick(over, 0), None);
-    let next = machine.round().expect("who probed before may probe again");
+    let next = machine.round().expect("the same record may probe again");
     assert_ne!(next, round);
-    assert_eq!(machine.next_tick(), None, "nothing was tried in it yet");
+    assert_eq!(machine.next_tick(), None, "no probe has ended in it yet");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn few_keys_are_no_outage_however_often_they_fail() {
     );
 }
 
-/// Nineteen of them were given up, or mended, long ago: the one that goes on failing is not an outage.
+/// Nineteen keys were given up or fixed long ago: the one that still fails is not an outage.
 #[test]
 fn what_failed_long_ago_makes_no_outage_of_one_key() {
     let mut now = Instant::now();
@@ -163,7 +163,7 @@ fn what_failed_long_ago_makes_no_outage_of_one_key() {
             .settings,
         SmallRng::seed_from_u64(1),
     );
-    // As many have succeeded before that it stays closed.
+    // Enough records have succeeded before to keep the breaker closed.
     fails(&mut machine, now, Some(0), 1_000_000);
     for key in 0..20 {
         fails(&mut machine, now, Some(key), 1_000_000);
@@ -174,7 +174,7 @@ fn what_failed_long_ago_makes_no_outage_of_one_key() {
         fails(&mut machine, now, Some(7), 1_000_000);
     }
     assert!(machine.is_narrow(now) && !machine.streak.is_empty());
-    // Others than those that it knows already.
+    // Keys that the breaker does not know yet.
     for key in 100..119 {
         fails(&mut machine, now, Some(key), 1_000_000);
     }
@@ -185,16 +185,16 @@ fn what_failed_long_ago_makes_no_outage_of_one_key() {
 fn what_a_probe_shows_of_a_key_counts_as_well() {
     let mut machine = machine();
     let mut now = half_open(&mut machine, Instant::now());
-    // Five were needed to open it; three that fail open it again.
+    // Five failed keys opened the breaker; three failed probes open it again.
     for key in 5..20 {
-        let round = machine.probe().expect("one is left");
+        let round = machine.probe().expect("a probe is left");
         if opened(machine.proved(now, round, Proof::Fails, (key, key), 0)) {
             now = machine.next_tick().expect("it is open");
             machine.tick(now, 0);
         }
     }
     assert!(!machine.is_narrow(now));
-    let round = machine.probe().expect("one is left");
+    let round = machine.probe().expect("a probe is left");
     machine.proved(now, round, Proof::Works, (1, 1), 1);
     assert!(machine.is_narrow(now));
 }
@@ -207,7 +207,7 @@ fn it_has_been_closed_for_as_long_as_it_has() {
     let now = half_open(&mut machine, start);
     assert!(!machine.is_closed_for(now, Duration::ZERO));
     for _ in 0..3 {
-        let round = machine.probe().expect("one is left");
+        let round = machine.probe().expect("a probe is left");
         machine.proved(now, round, Proof::Works, (1, 1), 3);
     }
     let later = now + Duration::from_secs(5);
@@ -215,10 +215,10 @@ fn it_has_been_closed_for_as_long_as_it_has() {
     assert!(!machine.is_closed_for(later, Duration::from_secs(6)));
 }
 
-/// Fails its probes, and lets its pause pass.
+/// Fails a round of probes, and waits until the pause is over.
 fn fail_round(machine: &mut Machine, now: Instant) -> Instant {
     let change = (0..3).find_map(|_| {
-        let round = machine.probe().expect("one is left");
+        let round = machine.probe().expect("a probe is left");
         machine.proved(now, round, Proof::Fails, (1, 1), 0)
     });
     let Some(Change::Opened {
@@ -246,12 +246,12 @@ fn the_next_pause_is_half_as_grown_after_it_closed_and_not_grown_once_it_stayed_
     for (stays_closed, pauses) in [(0, 4.0..=8.0), (9, 4.0..=8.0), (10, 0.5..=1.0)] {
         let mut machine = machine();
         let mut now = half_open(&mut machine, Instant::now());
-        // Six openings so far, so the seventh pause would be a minute.
+        // The breaker has opened six times so far, so the seventh pause would be a minute.
         for _ in 0..5 {
             now = fail_round(&mut machine, now);
         }
         for _ in 0..3 {
-            let round = machine.probe().expect("one is left");
+            let round = machine.probe().expect("a probe is left");
             machine.proved(now, round, Proof::Works, (1, 1), 3);
         }
         assert!(matches!(machine.phase(), Phase::Closed));
@@ -265,12 +265,12 @@ fn the_next_pause_is_half_as_grown_after_it_closed_and_not_grown_once_it_stayed_
 fn a_round_goes_on_until_its_time_is_over() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
-    let round = machine.probe().expect("one is left");
+    let round = machine.probe().expect("a probe is left");
     machine.proved(now, round, Proof::Works, (1, 1), 1);
     assert_eq!(machine.tick(now + Duration::from_secs(9), 1), None);
     assert_eq!(machine.next_tick(), Some(now + Duration::from_secs(10)));
-    // As many that fail as that succeed are no reason to close.
-    let round = machine.probe().expect("one is left");
+    // As many failures as successes do not close the breaker.
+    let round = machine.probe().expect("a probe is left");
     machine.proved(now, round, Proof::Fails, (1, 1), 1);
     let over = machine.tick(now + Duration::from_secs(10), 1);
     assert!(
@@ -290,7 +290,7 @@ fn a_round_goes_on_until_its_time_is_over() {
 fn a_probe_of_a_round_that_is_over_decides_nothing() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
-    let late = machine.probe().expect("one is left");
+    let late = machine.probe().expect("a probe is left");
     let now = fail_round(&mut machine, now);
     for _ in 0..5 {
         assert_eq!(machine.proved(now, late, Proof::Works, (1, 1), 1), None);
@@ -312,7 +312,7 @@ async fn a_probe_that_is_dropped_is_given_back() {
     let round = probes[0].round();
     drop(probes);
     assert_eq!(breaker.round(), Some(round));
-    let probe = breaker.probe().expect("it was given back");
+    let probe = breaker.probe().expect("a dropped probe can be made again");
     probe.showed(Proof::Works, &record);
     let left: Vec<_> = std::iter::from_fn(|| breaker.probe()).collect();
     assert_eq!(left.len(), 4, "one was used");
@@ -325,9 +325,9 @@ fn too_few_probes_decide_when_their_time_is_over() {
     assert_eq!(
         machine.next_tick(),
         None,
-        "without any there is nothing to decide"
+        "without a probe there is nothing to decide"
     );
-    let round = machine.probe().expect("five are left");
+    let round = machine.probe().expect("five probes are left");
     assert_eq!(machine.proved(now, round, Proof::Works, (1, 1), 1), None);
     let over = machine.next_tick().expect("the round ends");
     assert!(matches!(machine.tick(over, 1), Some(Change::Closed { .. })));
@@ -340,7 +340,7 @@ fn pauses_grow_while_it_stays_sick_and_never_past_their_cap() {
     let mut pauses = Vec::new();
     for _ in 0..20 {
         let change = (0..3).find_map(|_| {
-            let round = machine.probe().expect("one is left");
+            let round = machine.probe().expect("a probe is left");
             machine.proved(now, round, Proof::Fails, (1, 1), 0)
         });
         let Some(Change::Opened { pause, .. }) = change else {
@@ -368,8 +368,8 @@ enum Move {
 }
 
 proptest! {
-    /// Whatever happens: never more probes than there may be, a change is one of the phase, and with
-    /// a dependency that works again it closes.
+    /// In every sequence of moves: the number of probes is limited, each change matches the phase, and the
+    /// breaker closes once the dependency works again.
     #[test]
     fn it_never_gets_stuck(moves in prop::collection::vec(
         prop_oneof![
@@ -416,7 +416,7 @@ proptest! {
                 prop_assert!(probing.running + probing.succeeded + probing.failed <= 5);
             }
         }
-        // It works again: what runs ends, and a success at a time comes.
+        // The dependency works again: running probes end, then one probe at a time succeeds.
         for round in running {
             machine.proved(now, round, Proof::Works, (1, 1), successes);
         }
@@ -433,7 +433,7 @@ proptest! {
     }
 }
 
-/// However often it is tried: it is no outage.
+/// A single record is no outage, however often it is attempted.
 #[tokio::test(start_paused = true)]
 async fn one_record_that_fails_again_and_again_opens_nothing() {
     let mut machine = machine();
@@ -443,7 +443,7 @@ async fn one_record_that_fails_again_and_again_opens_nothing() {
     assert!(opened(machine.failed(now, 8, Some(8), 0)));
 }
 
-/// One beside which others have succeeded is no sign of an outage.
+/// A record that fails while other records succeed is no sign of an outage.
 #[tokio::test(start_paused = true)]
 async fn what_fails_since_the_last_success_and_beside_no_other_is_a_sign_of_an_outage() {
     let mut machine = machine();
@@ -452,6 +452,6 @@ async fn what_fails_since_the_last_success_and_beside_no_other_is_a_sign_of_an_o
     assert!(!machine.has_failed_beside(now, 2, 10));
     machine.failed(now, 3, Some(3), 10);
     assert!(machine.has_failed_beside(now, 2, 10));
-    assert!(!machine.has_failed_beside(now, 3, 10), "it is alone");
-    assert!(!machine.has_failed_beside(now, 2, 11), "one has succeeded");
+    assert!(!machine.has_failed_beside(now, 3, 10), "no other has failed");
+    assert!(!machine.has_failed_beside(now, 2, 11), "a record has succeeded");
 }
