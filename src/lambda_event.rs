@@ -52,7 +52,7 @@ pub enum InvalidEvent {
         index: usize,
         /// The reason why the data cannot be decoded.
         #[source]
-        source: base64::DecodeError,
+        source: BoxError,
     },
 }
 
@@ -96,7 +96,10 @@ impl RawRecords<'_> {
                 .try_into()
                 .map_err(|source| InvalidEvent::NoSequenceNumber { index, source })?;
             let data = BASE64.decode(record.kinesis.data.as_bytes());
-            let data = data.map_err(|source| InvalidEvent::NoBase64 { index, source })?;
+            let data = data.map_err(|source| InvalidEvent::NoBase64 {
+                index,
+                source: source.into(),
+            })?;
             let mut builder = Record::read_from(source, number).payload(data);
             if let Some(key) = record.kinesis.partition_key {
                 builder = builder.partition_key(key.into_owned());

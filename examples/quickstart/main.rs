@@ -11,7 +11,6 @@ mod verify;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use redrive::pipeline::RecordOrder;
 use redrive::{Consumer, Jitter, Resilient, RetryPolicy, checkpoint, dead_letter};
 
 use orders::Billing;
@@ -46,7 +45,6 @@ async fn main() -> anyhow::Result<ExitCode> {
         .build()?;
     Consumer::builder(server.client(), STREAM)
         .checkpoints(checkpoint::Redb::open(folder.path().join("checkpoints.redb"))?)
-        .ordering(RecordOrder::PartitionKey)
         .build()?
         .run_until(orders, screen.all_settled())
         .await?;

@@ -12,7 +12,7 @@ use crate::aws;
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRangePolicy};
-use crate::pipeline::{Capacity, ExpiryPolicy, Pipeline, RecordOrder};
+use crate::pipeline::Pipeline;
 use crate::protection::retry::seeded_rng;
 use crate::wall_clock;
 
@@ -24,20 +24,16 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | setting | default |
 /// |---|---|
 /// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: mandatory |
-/// | [`ordering`](ConsumerBuilder::ordering) | [`RecordOrder::PartitionKey`] |
+/// | [`pipeline`](ConsumerBuilder::pipeline) | [`Pipeline::new()`](Pipeline): order per key, 4,096 records in flight per shard |
 /// | [`starting_position`](ConsumerBuilder::starting_position) | [`StartingPosition::TrimHorizon`] |
 /// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
 /// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard (limit of all its readers) |
 /// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
 /// | [`idle_interval`](ConsumerBuilder::idle_interval) | 1 s |
 /// | [`calls_in_flight`](ConsumerBuilder::calls_in_flight) | 64 |
-/// | [`in_flight`](ConsumerBuilder::in_flight) | 4,096 records for each shard |
-/// | [`span`](ConsumerBuilder::span) | 262,144 records for each shard |
-/// | [`capacity`](ConsumerBuilder::capacity) | 64 processor calls, 256 MiB |
 /// | [`out_of_range_policy`](ConsumerBuilder::out_of_range_policy) | [`OutOfRangePolicy::Deliver`] |
 /// | [`redrive_stamps`](ConsumerBuilder::redrive_stamps) | ignored |
 /// | [`on_data_loss`](ConsumerBuilder::on_data_loss) | [`DataLossPolicy::Resume`] |
-/// | [`expiry_policy`](ConsumerBuilder::expiry_policy) | [`ExpiryPolicy::Hold`] |
 /// | [`refresh_interval`](ConsumerBuilder::refresh_interval) | 5 minutes |
 /// | [`shutdown_timeout`](ConsumerBuilder::shutdown_timeout) | 20 s |
 /// | [`seed`](ConsumerBuilder::seed) | random |
@@ -87,9 +83,11 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets the order in which the records of a shard are processed.
-    pub fn ordering(mut self, ordering: RecordOrder) -> Self {
-        self.pipeline = self.pipeline.ordering(ordering);
+    /// Sets the order, the bounds and the expiry policy of each shard's [`Pipeline`]. The consumer itself sets
+    /// the pipeline's drain and retention. Consumers whose pipelines have clones of one
+    /// [`Capacity`](crate::pipeline::Capacity) share its limits.
+    pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
+        self.pipeline = pipeline;
         self
     }
 
@@ -131,25 +129,6 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets the maximum number of a shard's records that are in flight (read and not settled).
-    pub fn in_flight(mut self, records: usize) -> Self {
-        self.pipeline = self.pipeline.in_flight(records);
-        self
-    }
-
-    /// Sets the maximum number of records between a shard's watermark and its newest record read.
-    pub fn span(mut self, records: usize) -> Self {
-        self.pipeline = self.pipeline.span(records);
-        self
-    }
-
-    /// Sets the limits on processor calls and payload bytes of the process. Consumers that get clones of one
-    /// [`Capacity`] share its limits.
-    pub fn capacity(mut self, capacity: Capacity) -> Self {
-        self.pipeline = self.pipeline.capacity(capacity);
-        self
-    }
-
     /// Sets what happens to records inside a KPL aggregate that belong to another shard: see
     /// [`OutOfRangePolicy`].
     pub fn out_of_range_policy(mut self, policy: OutOfRangePolicy) -> Self {
@@ -175,12 +154,6 @@ impl ConsumerBuilder {
         decide: impl Fn(&DataLoss) -> DataLossPolicy + Send + Sync + 'static,
     ) -> Self {
         self.on_data_loss = OnDataLoss::new(decide);
-        self
-    }
-
-    /// Sets what happens to a held record that the stream is about to drop: see [`ExpiryPolicy`].
-    pub fn expiry_policy(mut self, on_expiring: ExpiryPolicy) -> Self {
-        self.pipeline = self.pipeline.expiry_policy(on_expiring);
         self
     }
 

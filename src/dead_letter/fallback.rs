@@ -24,7 +24,7 @@ use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storag
 /// - A dead letter that the first sink [refuses](SinkError::Refused) goes to the other at once.
 /// - While the first sink is down, dead letters wait for it, as for any sink. When it has confirmed nothing
 ///   for [`after`](Fallback::after), they go to the other. The first is then retried twice a minute.
-/// - A put into the first sink has failed if it takes longer than 20 s.
+/// - A put into the first sink fails if it takes longer than 20 s.
 ///
 /// Dead letters of one partition key are in order in each of the two sinks. A replay must read both sinks.
 #[derive(Debug)]

@@ -18,8 +18,8 @@ use crate::failure::BoxError;
 const TRIES: u32 = 5;
 /// The longest rest after the first failure. Each further failure doubles it.
 const BASE: Duration = Duration::from_millis(100);
-/// The time before a target is asked for its limit again after it did not answer, for example for want of
-/// permission.
+/// The time before a target is asked for its limit again, after it did not answer. A missing permission is a
+/// typical cause.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// A service that takes many dead letters in a request.

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 /// Identifies the storage behind a sink or a source of dead letters.
 ///
-/// A replay removes each dead letter from its source after writing it elsewhere. If both are the same
-/// storage, the replay removes its own copies. A [`Replay`](crate::replay::Replay) therefore refuses a sink
-/// whose storage [overlaps](Storage::overlaps) that of its source.
+/// If a replay wrote into the storage that it reads, and removed dead letters from there after writing, it
+/// would remove its own copies. A [`Replay`](crate::replay::Replay) therefore refuses a sink whose storage
+/// [overlaps](Storage::overlaps) that of its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Storage {

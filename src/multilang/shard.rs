@@ -105,7 +105,7 @@ impl Shard {
             None => false,
         };
         if !sent {
-            // The shard has halted, which was reported. Without an answer, KCL stores nothing of this batch.
+            // The shard has halted, which was reported. No further checkpoint is sent.
             std::future::pending::<()>().await;
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Shard {
     }
 
     /// Asks KCL to store the end of the shard, so that its child shards can start. Retries until KCL has
-    /// stored it.
+    /// stored it or the lease is lost.
     pub(super) async fn end<I, O>(&mut self, daemon: &mut Daemon<I, O>) -> Result<(), MultiLangError>
     where
         I: AsyncBufRead + Unpin,

@@ -251,8 +251,8 @@ impl Report {
     }
 
     /// Returns the counts with their names, for display.
-    pub fn counts(&self) -> [(&'static str, u64); 20] {
-        [
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        vec![
             ("read", self.read),
             ("replayed", self.replayed),
             ("possibly_repeated", self.possibly_repeated),

@@ -69,9 +69,9 @@ struct All {
 /// The metrics of a stream, or of no stream, since the last call.
 struct Gathered {
     stream: Option<String>,
-    sums: [f64; Metric::ALL.len()],
+    sums: [f64; Metric::COUNT],
     /// The number of values within each [step](step).
-    values: [BTreeMap<i32, u64>; Metric::ALL.len()],
+    values: [BTreeMap<i32, u64>; Metric::COUNT],
 }
 
 /// The maximum number of metrics in a call, and of values of each metric (PutMetricData, CloudWatch API
@@ -214,7 +214,7 @@ impl Gathered {
     fn new(stream: Option<&str>) -> Self {
         Gathered {
             stream: stream.map(str::to_owned),
-            sums: [0.0; Metric::ALL.len()],
+            sums: [0.0; Metric::COUNT],
             values: std::array::from_fn(|_| BTreeMap::new()),
         }
     }
@@ -230,7 +230,7 @@ impl Gathered {
         let dimension = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
         let mut dimensions = vec![dimension("Application", &settings.application)];
         dimensions.extend(self.stream.iter().map(|stream| dimension("Stream", stream)));
-        for metric in Metric::ALL {
+        for &metric in Metric::ALL {
             let datum = || {
                 MetricDatum::builder()
                     .metric_name(metric.name())

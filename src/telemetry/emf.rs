@@ -55,8 +55,8 @@ struct State {
 
 /// The metrics of a stream since the last line.
 struct Gathered {
-    sums: [f64; Metric::ALL.len()],
-    values: [Values; Metric::ALL.len()],
+    sums: [f64; Metric::COUNT],
+    values: [Values; Metric::COUNT],
 }
 
 /// A uniform random sample of values, and the highest value.
@@ -176,7 +176,7 @@ impl Emf {
 impl Gathered {
     fn new() -> Self {
         Gathered {
-            sums: [0.0; Metric::ALL.len()],
+            sums: [0.0; Metric::COUNT],
             values: std::array::from_fn(|_| Values::default()),
         }
     }

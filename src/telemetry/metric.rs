@@ -21,7 +21,8 @@ macro_rules! metrics {
 
         impl Metric {
             /// All metrics.
-            pub const ALL: [Metric; [$(stringify!($name)),*].len()] = [$(Metric::$name),*];
+            pub const ALL: &'static [Metric] = &[$(Metric::$name),*];
+            pub(crate) const COUNT: usize = Metric::ALL.len();
 
             /// Returns the name of the metric in CloudWatch, such as `RecordsProcessed`.
             pub const fn name(self) -> &'static str {

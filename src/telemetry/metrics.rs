@@ -54,7 +54,7 @@ const LONGEST_CODE: usize = 64;
 struct Handles {
     stream: Option<String>,
     shard: Option<ShardId>,
-    each: [Handle; Metric::ALL.len()],
+    each: [Handle; Metric::COUNT],
 }
 
 enum Handle {
@@ -96,7 +96,7 @@ impl Metrics {
     /// Describes every metric to the recorder. [`new`](Metrics::new) does not, because the recorder may be
     /// installed later.
     pub fn describe() {
-        for metric in Metric::ALL {
+        for &metric in Metric::ALL {
             let (name, text) = (name(metric), metric.description());
             let unit = match (metric.unit(), metric.kind()) {
                 (Unit::Milliseconds, _) => FacadeUnit::Seconds,
@@ -123,7 +123,7 @@ impl Metrics {
         Handles {
             stream: stream.map(str::to_owned),
             shard: shard.cloned(),
-            each: Metric::ALL.map(|metric| match metric.kind() {
+            each: std::array::from_fn(|place| Metric::ALL[place]).map(|metric| match metric.kind() {
                 _ if is_gauge(metric) || has_own_labels(metric) => Handle::Elsewhere,
                 Kind::Sum => Handle::Counter(metrics::counter!(name(metric), labels.clone())),
                 Kind::Distribution => Handle::Histogram(metrics::histogram!(name(metric), labels.clone())),

@@ -1,4 +1,5 @@
-//! Records that the KPL has aggregated: a handler sees those inside, a checkpoint may stand between them.
+//! Records that the KPL has aggregated: the handler receives the inner records, and a checkpoint may lie
+//! between them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,8 @@ use crate::scene::{STREAM, Scene};
 use support::proxy::Fault;
 use support::waiting::eventually;
 
-/// `bad`: can never be processed. `gate`: not before the gate is opened. Anything else is done at once.
+/// A handler that follows each payload. `bad` fails permanently, `gate` waits until the gate is open, and any
+/// other payload succeeds at once.
 #[derive(Clone, Default)]
 struct Inside {
     done: Arc<Mutex<Vec<(u64, String, Bytes)>>>,
@@ -89,7 +91,7 @@ impl Scene {
         call.send().await.expect("PutRecord");
     }
 
-    /// Runs a consumer until this holds.
+    /// Runs a consumer until the condition `holds` is true.
     async fn run_inside(
         &self,
         inside: &Inside,
@@ -106,13 +108,13 @@ impl Scene {
             .checkpoints(store.clone())
             .out_of_range_policy(policy);
         let running = self.run(consumer, resilient);
-        eventually("it holds", holds).await;
+        eventually("the condition holds", holds).await;
         running.stop().await.expect("nothing halted");
     }
 }
 
 #[tokio::test]
-async fn records_inside_are_settled_each_for_itself() {
+async fn records_of_an_aggregate_are_settled_individually() {
     let scene = Scene::new(1).await;
     scene.put_plain("plain", "0").await;
     let number = scene
@@ -145,9 +147,10 @@ async fn records_inside_are_settled_each_for_itself() {
     assert!(inside.told().is_empty());
 }
 
-/// It may stand inside an aggregate: what comes behind it there must come again, what is before must not.
+/// Restarts from a checkpoint inside an aggregate. Only the inner records after the checkpoint are
+/// redelivered.
 #[tokio::test]
-async fn a_restart_goes_on_inside_an_aggregate() {
+async fn restart_resumes_inside_an_aggregate() {
     let scene = Scene::new(1).await;
     let steps = ["1", "2", "gate", "4"].map(|data| ("key", None, data));
     let number = scene.put_one(aggregate(&steps)).await;
@@ -165,7 +168,7 @@ async fn a_restart_goes_on_inside_an_aggregate() {
             .shutdown_timeout(std::time::Duration::from_millis(100)),
         Resilient::builder("billing", inside.clone()).dead_letters(letters.clone()),
     );
-    eventually("two are done", || inside.done().len() == 2).await;
+    eventually("two records are processed", || inside.done().len() == 2).await;
     running.stop().await.expect("nothing halted");
     let inside_it = Position::Record {
         sequence_number: number.parse().expect("a number"),
@@ -185,9 +188,9 @@ async fn a_restart_goes_on_inside_an_aggregate() {
     assert_eq!(call.body["StartingSequenceNumber"], number);
 }
 
-/// Once it was handed over as a whole, an iterator is made behind it.
+/// Resumes after an aggregate that was delivered completely.
 #[tokio::test]
-async fn an_iterator_lost_behind_an_aggregate_is_made_again_behind_it() {
+async fn expired_iterator_resumes_after_a_delivered_aggregate() {
     let scene = Scene::new(1).await;
     scene
         .put_one(aggregate(&["1", "2"].map(|data| ("key", None, data))))
@@ -204,13 +207,13 @@ async fn an_iterator_lost_behind_an_aggregate_is_made_again_behind_it() {
         scene.consumer().checkpoints(Memory::new()).records_per_call(1),
         Resilient::builder("billing", inside.clone()).dead_letters(letters),
     );
-    eventually("all are done", || inside.done().len() >= 4).await;
+    eventually("all records are processed", || inside.done().len() >= 4).await;
     running.stop().await.expect("nothing halted");
     assert_eq!(inside.payloads(), ["1", "2", "3", "4"]);
 }
 
 #[tokio::test]
-async fn an_aggregate_that_cannot_be_opened_is_delivered_as_it_is() {
+async fn damaged_aggregate_is_delivered_unopened() {
     let scene = Scene::new(1).await;
     let mut damaged = aggregate(&[("key", None, "1")]);
     let mut data = damaged.data.to_vec();
@@ -232,9 +235,9 @@ async fn an_aggregate_that_cannot_be_opened_is_delivered_as_it_is() {
 }
 
 #[tokio::test]
-async fn records_of_another_shard_are_delivered_or_dropped_and_told_of() {
+async fn out_of_range_records_are_delivered_or_dropped() {
     let scene = Scene::new(2).await;
-    // To the first shard, whose hash keys are the lower half.
+    // The aggregate goes to the first shard, which has the lower half of the hash keys.
     let put = || {
         aggregate(&[
             ("key", Some(1), "1"),

@@ -1,5 +1,6 @@
-//! What a stream, its keepers and its checkpoints may do to a consumer: each is an error that says what is wrong, or a
-//! wait that is told, and never a busy loop.
+//! Faults of a stream, its operators and its checkpoints.
+//!
+//! Each fault leads to an error that names the problem or to a reported wait, never to a busy loop.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use support::proxy::Fault;
 use support::waiting::eventually;
 
 #[tokio::test]
-async fn a_stream_that_is_deleted_meanwhile_ends_the_run() {
+async fn deleted_stream_ends_the_run() {
     let scene = Scene::new(2).await;
     scene.put(records(20, 5, |_| "ok")).await;
     let running = scene.start();
@@ -26,7 +27,7 @@ async fn a_stream_that_is_deleted_meanwhile_ends_the_run() {
         Err(ConsumerError::StreamNotFound { stream, .. }) => assert_eq!(stream, STREAM),
         other => panic!("{other:?}"),
     }
-    // What it had read is settled and stored.
+    // The records that were read are settled and stored.
     assert_eq!(scene.ledger.book().last_saved().len(), 2);
 }
 
@@ -47,9 +48,10 @@ async fn a_stream_that_is_being_created_is_waited_for() {
     assert_eq!(scene.ledger.events("DiscoveryFailed"), 3);
 }
 
-/// Each of them is mended by somebody, some time; until then there are a few calls, and each is told.
+/// Covers errors that an operator has to fix. Until then the consumer makes few calls and reports each
+/// failure.
 #[tokio::test]
-async fn what_somebody_must_mend_is_told_and_waited_for() {
+async fn denied_calls_are_reported_and_retried() {
     for error in [
         "AccessDeniedException",
         "ExpiredTokenException",
@@ -69,7 +71,7 @@ async fn what_somebody_must_mend_is_told_and_waited_for() {
             });
             let running = scene.start();
             let told = || scene.ledger.events("DiscoveryFailed") + scene.ledger.events("FetchFailed");
-            eventually("it is told", || told() >= 3).await;
+            eventually("the failures are reported", || told() >= 3).await;
             let calls = scene.proxy.calls(target).len();
             assert!(calls <= told() + 1, "{error}: {calls} calls of {target}");
             *refused.lock().expect("no panic") = false;
@@ -78,7 +80,7 @@ async fn what_somebody_must_mend_is_told_and_waited_for() {
     }
 }
 
-/// A store with a row that nobody understands, until it is mended.
+/// A checkpoint store in which some rows are unreadable.
 #[derive(Debug, Clone)]
 struct Corrupt {
     inner: Memory,
@@ -108,7 +110,7 @@ impl CheckpointStore for Corrupt {
 }
 
 #[tokio::test]
-async fn a_checkpoint_that_is_not_understood_holds_up_its_shard_and_no_other() {
+async fn unreadable_checkpoint_blocks_only_its_shard() {
     let scene = Scene::new(2).await;
     scene.put(records(100, 20, |_| "ok")).await;
     let sent = scene.read().await;

@@ -1,4 +1,4 @@
-//! Starts that no retry can fix: the consumer ends with an error that says what to do.
+//! Starts that no retry can fix: the consumer ends with an error that states the next step.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
@@ -22,7 +22,7 @@ use support::emulator::unique;
 use support::proxy::Fault;
 use support::waiting::eventually;
 
-/// The text of an error and of its causes, a line each.
+/// Returns the texts of an error and of its causes, and asserts that no text is repeated.
 fn texts(error: &dyn Error) -> Vec<String> {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();
@@ -32,11 +32,11 @@ fn texts(error: &dyn Error) -> Vec<String> {
     }
     let mut different = texts.clone();
     different.dedup();
-    assert_eq!(texts, different, "no cause is printed twice");
+    assert_eq!(texts, different, "a cause repeats the text of its error");
     texts
 }
 
-/// Refuses the first calls of an operation, or all of them.
+/// Refuses the first `times` calls of an operation.
 fn refuse(scene: &Scene, operation: &'static str, times: usize) {
     let refused = AtomicUsize::new(0);
     scene.proxy.script(move |call| {
@@ -50,7 +50,7 @@ fn refuse(scene: &Scene, operation: &'static str, times: usize) {
 
 async fn end_of(scene: &Scene, client: Client) -> ConsumerError {
     let running = scene.run(scene.consumer_of(client), scene.resilient());
-    running.end().await.expect_err("it cannot start")
+    running.end().await.expect_err("the consumer cannot start")
 }
 
 #[tokio::test]
@@ -76,9 +76,10 @@ async fn access_denied_ends_the_start_after_a_few_tries() {
     }
 }
 
-/// Seeds 1455 and 2242 of the simulation: the other shard was read later, and the refused one stood still for ever.
+/// Reproduces seeds 1455 and 2242 of the simulation: the other shard was read later, and the refused one
+/// stood still forever.
 #[tokio::test]
-async fn one_shard_that_is_refused_ends_the_start_of_all() {
+async fn one_denied_shard_ends_the_start() {
     let scene = Scene::new(2).await;
     scene.proxy.script(|call| {
         let is_first = call.body["ShardId"] == "shardId-000000000000";
@@ -93,7 +94,7 @@ async fn one_shard_that_is_refused_ends_the_start_of_all() {
 }
 
 #[tokio::test]
-async fn a_permission_that_is_granted_a_moment_later_does_not_end_the_start() {
+async fn permission_granted_late_does_not_end_the_start() {
     for operation in ["ListShards", "GetShardIterator", "GetRecords"] {
         let scene = Scene::new(1).await;
         refuse(&scene, operation, 3);
@@ -103,7 +104,8 @@ async fn a_permission_that_is_granted_a_moment_later_does_not_end_the_start() {
     }
 }
 
-/// A permission that is taken away while the consumer runs may come back, and records are in flight.
+/// Covers a permission that is revoked while the consumer runs. Records are in flight, and the permission may
+/// come back.
 #[tokio::test]
 async fn access_denied_later_does_not_end_the_consumer() {
     let scene = Scene::new(1).await;
@@ -162,7 +164,7 @@ async fn a_client_without_credentials_cannot_start() {
 }
 
 #[tokio::test]
-async fn a_missing_stream_is_named_with_its_place() {
+async fn missing_stream_error_names_the_endpoint() {
     let scene = Scene::new(1).await;
     let consumer = Consumer::builder(scene.proxy.client(), "invoices").checkpoints(scene.store.clone());
     let error = scene.run(consumer, scene.resilient()).end().await;
@@ -177,7 +179,7 @@ async fn a_missing_stream_is_named_with_its_place() {
     );
 }
 
-/// Keeps the texts of failed discoveries.
+/// Collects the error texts of failed discoveries.
 #[derive(Clone, Default)]
 struct Discoveries(Arc<Mutex<Vec<String>>>);
 
@@ -193,7 +195,7 @@ impl Observer for Discoveries {
     }
 }
 
-/// An emulator, or a network, may come up later.
+/// Retries, because an emulator or a network may come up later.
 #[tokio::test]
 async fn a_closed_port_is_retried_and_named() {
     let scene = Scene::new(1).await;
@@ -206,7 +208,7 @@ async fn a_closed_port_is_retried_and_named() {
     );
     let failed = || discoveries.0.lock().expect("no panic").len() >= 2;
     eventually("discovery fails", failed).await;
-    running.stop().await.expect("it was still trying");
+    running.stop().await.expect("the consumer was still retrying");
     assert_eq!(
         discoveries.0.lock().expect("no panic")[0],
         format!(r#"cannot describe the stream "orders" at {closed} (DescribeStreamSummary)"#)
@@ -250,18 +252,18 @@ async fn a_lease_table_of_another_stream_ends_the_start() {
     let key = ShardKey::new("billing", "few", "shardId-000000000000".into());
     let other = store();
     let row = NewShard::new(key.clone(), Checkpoint::at(Position::TrimHorizon));
-    other.create(&[row]).await.remove(0).expect("it is made");
+    other.create(&[row]).await.remove(0).expect("created");
     other
         .take(std::slice::from_ref(&key))
         .await
         .remove(0)
-        .expect("it answers");
+        .expect("the store answers");
     let checkpoint = Checkpoint::at(Position::TrimHorizon);
     other
         .save(&[(key, checkpoint)])
         .await
         .remove(0)
-        .expect("it is stored");
+        .expect("saved");
 
     let scene = Scene::new(1).await;
     let error = scene
@@ -300,18 +302,18 @@ async fn a_missing_idempotency_table_ends_the_start() {
              name, the region and the account"
         )
     );
-    seen.create_table().await.expect("it is made");
+    seen.create_table().await.expect("created");
     let resilient = scene.resilient().idempotency(seen);
     let running = scene.run(scene.consumer(), resilient);
     scene.settle_all(running).await;
 }
 
 #[tokio::test]
-async fn files_are_named_and_a_locked_one_says_what_to_do() {
+async fn file_errors_name_the_path_and_the_next_step() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("orders.redb");
-    let open = checkpoint::Redb::open(&path).expect("it is new");
-    let error = checkpoint::Redb::open(&path).expect_err("it is open");
+    let open = checkpoint::Redb::open(&path).expect("a new file");
+    let error = checkpoint::Redb::open(&path).expect_err("the file is open");
     assert_eq!(
         texts(&error),
         [format!(
@@ -323,8 +325,8 @@ async fn files_are_named_and_a_locked_one_says_what_to_do() {
     drop(open);
     let path = folder.path().join("missing/orders.redb");
     for texts in [
-        texts(&checkpoint::Redb::open(&path).expect_err("no folder")),
-        texts(&idempotency::Redb::open(&path).expect_err("no folder")),
+        texts(&checkpoint::Redb::open(&path).expect_err("the folder does not exist")),
+        texts(&idempotency::Redb::open(&path).expect_err("the folder does not exist")),
     ] {
         assert_eq!(
             texts[1],
@@ -337,8 +339,8 @@ async fn files_are_named_and_a_locked_one_says_what_to_do() {
         assert_eq!(texts.len(), 3, "{texts:?}");
     }
     let text = std::fs::write(folder.path().join("text"), "not a database");
-    text.expect("it is written");
-    let error = checkpoint::Redb::open(folder.path().join("text")).expect_err("no database");
+    text.expect("written");
+    let error = checkpoint::Redb::open(folder.path().join("text")).expect_err("not a database");
     assert!(
         texts(&error)[1].contains("move it away if it is not a redb database"),
         "{error:?}"
@@ -364,7 +366,7 @@ async fn a_missing_dead_letter_stream_is_named() {
     );
 }
 
-/// Keeps what the consumer says at its start and at its end.
+/// Collects the consumer's events at its start and at its end.
 #[derive(Clone, Default)]
 struct StartAndEnd(Arc<Mutex<Vec<String>>>);
 
@@ -400,7 +402,7 @@ impl Observer for StartAndEnd {
 }
 
 #[tokio::test]
-async fn start_and_end_are_reported_with_what_was_settled() {
+async fn start_and_stop_are_reported_with_settled_counts() {
     let scene = Scene::new(2).await;
     scene
         .put(records(20, 5, |number| if number < 5 { "bad" } else { "ok" }))
@@ -433,5 +435,5 @@ async fn create_table(client: &aws_sdk_dynamodb::Client, name: &str, key: &str) 
         .attribute_definitions(column.build().expect("complete"))
         .key_schema(schema.build().expect("complete"))
         .send();
-    created.await.expect("it is made");
+    created.await.expect("created");
 }

@@ -1,11 +1,11 @@
-//! The bounds: what is read at a time, held at a time, called at a time.
+//! The limits on bytes read, records in flight and handler calls.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use redrive::pipeline::{Capacity, RecordOrder};
+use redrive::pipeline::{Capacity, Pipeline, RecordOrder};
 use redrive::{Attempt, BoxError, Record, RecordProcessor};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -18,10 +18,10 @@ use support::stream::{self, Place, Sent};
 use support::waiting::eventually;
 
 const MIB: usize = 1024 * 1024;
-/// The most that a GetRecords call brings, and so what is reserved for one.
+/// The maximum size of a GetRecords response, which is reserved for each call.
 const PAGE: usize = 10 * MIB;
 
-/// What is there now, and the most there ever was.
+/// A current amount and its maximum.
 #[derive(Debug, Default)]
 struct Gauge {
     now: AtomicUsize,
@@ -43,7 +43,8 @@ impl Gauge {
     }
 }
 
-/// Waits for the gate, and counts payload bytes and calls.
+/// A handler that waits for the gate, and counts payload bytes and calls. Marked records fail at their first
+/// attempt.
 #[derive(Clone)]
 struct Counting {
     payloads: Arc<Gauge>,
@@ -66,8 +67,8 @@ impl RecordProcessor for Counting {
     }
 }
 
-/// Reads so many records of 300 KiB, and says how many of their bytes were there at a time at most: handed
-/// out by the server, and not done with by the handler.
+/// Reads `count` records of 300 KiB and returns the maximum of their bytes in memory at a time. A record
+/// counts from the server's response until the handler succeeds.
 async fn most_bytes_at_once(memory: usize, count: usize) -> usize {
     let scene = Scene::new(3).await;
     let large = (0..count).map(|number| {
@@ -91,10 +92,13 @@ async fn most_bytes_at_once(memory: usize, count: usize) -> usize {
     });
     let capacity = Capacity::new(4, memory).expect("valid");
     let running = scene.run(
-        scene.consumer().capacity(capacity.clone()).records_per_call(12),
+        scene
+            .consumer()
+            .pipeline(Pipeline::new().capacity(capacity.clone()))
+            .records_per_call(12),
         scene.resilient_with(counting.clone()),
     );
-    // All handlers wait, so that all is read that is read without them.
+    // All handlers wait, so the consumer reads as far as it may without them.
     eventually("handlers run", || counting.calls.now.load(SeqCst) > 0).await;
     scene.reading_stops().await;
     assert!(capacity.bytes() > 0);
@@ -109,26 +113,27 @@ async fn most_bytes_at_once(memory: usize, count: usize) -> usize {
     assert_eq!(
         (capacity.bytes(), capacity.running()),
         (0, 0),
-        "all is given back"
+        "all capacity is released"
     );
     counting.payloads.most()
 }
 
 #[tokio::test]
-async fn no_more_is_read_than_the_memory_takes() {
+async fn reads_stay_within_the_memory_limit() {
     let memory = 12 * MIB;
     let most = most_bytes_at_once(memory, 50).await;
     assert!(most <= memory, "{most} of {memory} bytes");
 }
 
-/// Less memory than a page may need: one page at a time goes through, or nothing ever would.
+/// Reads one page at a time although a page may exceed the memory limit. Otherwise the consumer would never
+/// read at all.
 #[tokio::test]
-async fn with_little_memory_there_is_one_page_at_a_time() {
+async fn with_little_memory_one_page_is_read_at_a_time() {
     let most = most_bytes_at_once(MIB, 16).await;
     assert!(most <= PAGE, "{most} of {PAGE} bytes");
 }
 
-/// The payloads of a GetRecords reply, which are base64 there.
+/// Returns the number of payload bytes in a GetRecords response. The payloads are in base64.
 fn payload_bytes(reply: &Value) -> usize {
     let records = reply["Records"].as_array().into_iter().flatten();
     let lengths = records.map(|record| {
@@ -139,7 +144,7 @@ fn payload_bytes(reply: &Value) -> usize {
 }
 
 #[tokio::test]
-async fn no_more_records_are_open_than_may_be_held_nor_lie_apart_more_than_the_span() {
+async fn in_flight_and_span_limits_are_respected() {
     const HELD: usize = 12;
     const SPAN: usize = 40;
     let scene = Scene::new(1).await;
@@ -150,35 +155,44 @@ async fn no_more_records_are_open_than_may_be_held_nor_lie_apart_more_than_the_s
         _ => "ok",
     };
     scene.put(records(600, 30, steps)).await;
-    let running = scene.run(scene.consumer().in_flight(HELD).span(SPAN), scene.resilient());
+    let running = scene.run(
+        scene
+            .consumer()
+            .pipeline(Pipeline::new().in_flight(HELD).span(SPAN)),
+        scene.resilient(),
+    );
     let sent = scene.settle_all(running).await;
     let (most_open, most_apart) = extent(&scene, &sent);
-    assert!(most_open <= HELD, "{most_open} open");
-    assert!(most_apart <= SPAN, "{most_apart} apart");
-    assert!(most_apart > HELD, "what is settled ahead is not held");
+    assert!(most_open <= HELD, "{most_open} records in flight");
+    assert!(most_apart <= SPAN, "a span of {most_apart} records");
+    assert!(most_apart > HELD, "records settled ahead count as in flight");
 }
 
-/// More handler calls are allowed, and every record has a key of its own.
+/// Allows more handler calls than records in flight, and gives every record its own key.
 #[tokio::test]
-async fn what_may_be_held_bounds_the_records_begun() {
+async fn in_flight_limit_bounds_the_records_begun() {
     const HELD: usize = 12;
     let scene = Scene::new(2).await;
     scene.put(records(200, 200, |_| "gate")).await;
     let script = Script::default();
     let running = scene.run(
-        scene.consumer().in_flight(HELD).records_per_call(10),
+        scene
+            .consumer()
+            .pipeline(Pipeline::new().in_flight(HELD))
+            .records_per_call(10),
         scene.resilient_with(script.clone()),
     );
     eventually("handlers run", || script.calls().len() >= 2 * HELD).await;
     scene.reading_stops().await;
-    assert_eq!(script.calls().len(), 2 * HELD, "each shard holds its own");
+    assert_eq!(script.calls().len(), 2 * HELD, "each shard has its own limit");
     script.open_gate();
     scene.settle_all(running).await;
 }
 
-/// A shard that waits for its next call leaves the memory to others. One page needs all of it.
+/// Gives the consumer memory for a single page. A shard that waits for its next call must leave that memory
+/// to other shards.
 #[tokio::test]
-async fn memory_is_taken_when_a_call_may_be_made_and_not_before() {
+async fn shard_waiting_for_its_next_call_reserves_no_memory() {
     const SHARDS: usize = 6;
     let interval = Duration::from_secs(2);
     let scene = Scene::new(SHARDS as i32).await;
@@ -194,7 +208,7 @@ async fn memory_is_taken_when_a_call_may_be_made_and_not_before() {
         _ => Fault::None,
     });
     let consumer = scene.consumer().calls_per_second(1.0 / interval.as_secs_f64());
-    let consumer = consumer.capacity(Capacity::new(4, PAGE).expect("valid"));
+    let consumer = consumer.pipeline(Pipeline::new().capacity(Capacity::new(4, PAGE).expect("valid")));
     let running = scene.run(consumer, scene.resilient());
     let reads = || scene.proxy.calls("GetRecords");
     eventually("each shard is read twice", || reads().len() >= 2 * SHARDS).await;
@@ -203,12 +217,12 @@ async fn memory_is_taken_when_a_call_may_be_made_and_not_before() {
     let took = reads[2 * SHARDS - 1].at - reads[0].at;
     assert!(
         took < interval * SHARDS as u32 * 2 / 3,
-        "{took:?}: one after the other"
+        "{took:?}: the shards were read one after the other"
     );
 }
 
-/// Of the records begun and not settled the most at a time, and of the distance from the oldest unsettled
-/// record to the newest begun the longest.
+/// Returns two maxima: of the records begun and not settled at a time, and of the distance from the oldest
+/// unsettled record to the newest begun one.
 fn extent(scene: &Scene, sent: &[Sent]) -> (usize, usize) {
     let rank = |place: &Place| sent.iter().position(|sent| sent.place == *place);
     let book = scene.ledger.book();
@@ -220,11 +234,11 @@ fn extent(scene: &Scene, sent: &[Sent]) -> (usize, usize) {
         match note {
             Note::Began(place) => {
                 open.insert(place);
-                newest = newest.max(rank(place).expect("of the stream") + 1);
+                newest = newest.max(rank(place).expect("a record of the stream") + 1);
             }
             Note::Processed(place) | Note::Lettered(place) => {
                 open.remove(place);
-                settled[rank(place).expect("of the stream")] = true;
+                settled[rank(place).expect("a record of the stream")] = true;
             }
             _ => {}
         }
@@ -238,7 +252,7 @@ fn extent(scene: &Scene, sent: &[Sent]) -> (usize, usize) {
 }
 
 #[tokio::test]
-async fn in_shard_order_one_record_follows_the_other() {
+async fn shard_order_processes_one_record_at_a_time() {
     let scene = Scene::new(2).await;
     let steps = |number| match number % 40 {
         7 => "fail,fail,ok",
@@ -246,24 +260,28 @@ async fn in_shard_order_one_record_follows_the_other() {
         _ => "ok",
     };
     scene.put(records(200, 50, steps)).await;
-    let consumer = scene.consumer().ordering(RecordOrder::Shard);
+    let consumer = scene
+        .consumer()
+        .pipeline(Pipeline::new().ordering(RecordOrder::Shard));
     let running = scene.run(consumer, scene.resilient());
     let mut sent = scene.settle_all(running).await;
-    // As if all records of a shard had one key.
+    // The check treats all records of a shard as records of one key.
     for sent in &mut sent {
         sent.key = sent.place.shard.to_string();
     }
     scene.ledger.check(&sent);
 }
 
-/// One key, and yet no record waits for another.
+/// Gives all records one key; none of them waits for another.
 #[tokio::test]
-async fn without_order_a_failing_record_holds_up_not_even_its_key() {
+async fn unordered_record_does_not_block_its_key() {
     let scene = Scene::new(1).await;
     scene
         .put(records(200, 1, |number| if number == 0 { "hang" } else { "ok" }))
         .await;
-    let consumer = scene.consumer().ordering(RecordOrder::Unordered);
+    let consumer = scene
+        .consumer()
+        .pipeline(Pipeline::new().ordering(RecordOrder::Unordered));
     let consumer = consumer.shutdown_timeout(Duration::from_secs(1));
     let running = scene.run(consumer, scene.resilient());
     scene.ledger.settled(199).await;
@@ -272,9 +290,9 @@ async fn without_order_a_failing_record_holds_up_not_even_its_key() {
     assert!(scene.ledger.is_stored(&sent));
 }
 
-/// Many shards share the handler calls and the reads, and none is left out.
+/// Shares two handler calls and three reads among 24 shards. No shard is left out.
 #[tokio::test]
-async fn many_shards_are_read_side_by_side() {
+async fn many_shards_share_the_calls_and_the_reads() {
     let scene = Scene::new(24).await;
     let steps = |number| match number % 100 {
         7 => "fail,ok",
@@ -284,7 +302,7 @@ async fn many_shards_are_read_side_by_side() {
     };
     scene.put(records(2_000, 400, steps)).await;
     let consumer = scene.consumer().calls_in_flight(3);
-    let consumer = consumer.capacity(Capacity::new(2, 64 * MIB).expect("valid"));
+    let consumer = consumer.pipeline(Pipeline::new().capacity(Capacity::new(2, 64 * MIB).expect("valid")));
     let running = scene.run(consumer, scene.resilient());
     let sent = scene.settle_all(running).await;
     let shards: HashSet<_> = sent.iter().map(|sent| &sent.place.shard).collect();

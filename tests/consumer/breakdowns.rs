@@ -1,4 +1,4 @@
-//! What breaks down that is no handler: a store, an observer. Nothing is lost by it, and nobody is left behind.
+//! Failures of stores, observers and shard tasks. No record is lost, and no shard stays stopped.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +11,7 @@ use support::ledger::{Ledger, Note};
 
 use crate::scene::{Scene, records};
 
-/// Panics for the first few calls of each kind.
+/// A store that panics in the first calls of each kind.
 #[derive(Debug, Default)]
 struct Panics {
     store: Memory,
@@ -37,7 +37,7 @@ impl CheckpointStore for Panics {
 }
 
 #[tokio::test]
-async fn a_store_that_panics_has_failed_and_is_asked_again() {
+async fn panicking_checkpoint_store_is_retried() {
     let scene = Scene::new(1).await;
     scene.put(records(200, 20, |_| "ok")).await;
     scene
@@ -61,7 +61,7 @@ async fn a_store_that_panics_has_failed_and_is_asked_again() {
     scene.ledger.check(&scene.read().await);
 }
 
-/// Panics at every event of a kind.
+/// An observer that panics at every event of one kind.
 struct Stumbles(&'static str);
 
 impl Observer for Stumbles {
@@ -70,7 +70,7 @@ impl Observer for Stumbles {
     }
 }
 
-/// In the task that reads, in the one that settles, and in the one that stores checkpoints.
+/// Panics in the task that reads, in the one that settles, and in the one that stores checkpoints.
 #[tokio::test]
 async fn an_observer_that_panics_stops_no_task() {
     for event in ["Fetched", "Settled", "Checkpointed"] {
@@ -87,7 +87,7 @@ async fn an_observer_that_panics_stops_no_task() {
     }
 }
 
-/// Fails once, with an error that panics when it is dropped.
+/// A handler that fails once, with an error that panics when it is dropped.
 #[derive(Default)]
 struct FailsBadly(AtomicUsize);
 
@@ -112,7 +112,7 @@ impl RecordProcessor for FailsBadly {
     }
 }
 
-/// Notes a restart: what was settled since the last checkpoint is repeated.
+/// Notes a restart of a shard. Records settled since its last checkpoint are repeated.
 struct NotesRestarts(Ledger);
 
 impl Observer for NotesRestarts {
@@ -124,7 +124,7 @@ impl Observer for NotesRestarts {
 }
 
 #[tokio::test]
-async fn a_shard_whose_task_breaks_down_begins_again_at_its_checkpoint() {
+async fn shard_with_a_crashed_task_restarts_at_its_checkpoint() {
     let scene = Scene::new(2).await;
     scene.put(records(200, 20, |_| "ok")).await;
     let resilient = scene.resilient_with(FailsBadly::default());

@@ -1,5 +1,6 @@
-//! Checkpoints: whatever befalls the store, none passes a record that is not settled, and none is lost
-//! once the store is back. (That none ever passes one is asked in every test, at its end.)
+//! Checkpoints under failures of the store. None is lost once the store is back.
+//!
+//! Every test also asserts that no checkpoint passes an unsettled record.
 
 use std::time::Duration;
 
@@ -8,12 +9,12 @@ use support::ledger::Note;
 use support::waiting::eventually;
 
 #[tokio::test]
-async fn while_the_store_is_down_processing_goes_on() {
+async fn processing_continues_while_the_store_is_down() {
     let scene = Scene::new(2).await;
     scene.store.set_down(true);
-    // The shards are found first: where to begin is asked of the store as well.
+    // Discovery comes first, and it also loads the starting positions from the store.
     let running = scene.start();
-    eventually("the start is tried again", || {
+    eventually("the start is retried", || {
         scene.ledger.events("DiscoveryFailed") >= 2
     })
     .await;
@@ -29,7 +30,7 @@ async fn while_the_store_is_down_processing_goes_on() {
     scene.store.set_down(true);
     scene.put(records(400, 40, |_| "ok")).await;
     scene.ledger.settled(800).await;
-    eventually("the store is tried again", || {
+    eventually("the store is retried", || {
         scene.ledger.events("CheckpointFailed") >= 4
     })
     .await;
@@ -41,9 +42,9 @@ async fn while_the_store_is_down_processing_goes_on() {
     scene.settle_all(running).await;
 }
 
-/// By then the store is left alone for longer than a shutdown has for the last checkpoint.
+/// Shuts down when the pause before the next attempt at the store is longer than the shutdown timeout.
 #[tokio::test]
-async fn a_shutdown_asks_a_store_again_that_was_down() {
+async fn shutdown_retries_a_store_that_was_down() {
     let scene = Scene::new(1).await;
     scene.put(records(100, 10, |_| "ok")).await;
     let consumer = scene.consumer().shutdown_timeout(Duration::from_secs(4));
@@ -56,16 +57,16 @@ async fn a_shutdown_asks_a_store_again_that_was_down() {
     scene.settle_all(running).await;
 }
 
-/// A letter's checkpoint does not wait for the interval, which is longer than the test.
+/// Does not wait for the write interval, which is longer than the test.
 #[tokio::test]
-async fn a_letter_is_checkpointed_at_once() {
+async fn dead_letter_is_checkpointed_immediately() {
     let mut scene = Scene::new(1).await;
     scene.store = scene.store.interval(Duration::from_secs(600));
     scene
         .put(records(100, 10, |number| if number == 50 { "bad" } else { "ok" }))
         .await;
     let running = scene.start();
-    eventually("the letter is checkpointed", || {
+    eventually("the dead letter is checkpointed", || {
         let book = scene.ledger.book();
         let lettered = book
             .notes
@@ -81,12 +82,12 @@ async fn a_letter_is_checkpointed_at_once() {
     assert_eq!(
         scene.ledger.book().notes.iter().filter(saved).count(),
         2,
-        "that it begins, and after the letter"
+        "one at the start and one after the dead letter"
     );
     scene.settle_all(running).await;
     assert_eq!(
         scene.ledger.book().notes.iter().filter(saved).count(),
         3,
-        "and at the end"
+        "and one at the end"
     );
 }

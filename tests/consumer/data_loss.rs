@@ -1,4 +1,4 @@
-//! Checkpoints whose record is gone: what is lost with it is told, and what is not lost is not.
+//! Checkpoints whose record is gone. A loss is reported, and no loss is reported where nothing was lost.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ use support::waiting::eventually;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 impl Scene {
-    /// Stores that everything up to this record is settled, of the one shard there is.
+    /// Stores a checkpoint after this record, in its shard.
     async fn begin_behind(&self, last: &Sent, read_until: Option<SystemTime>) {
         let checkpoint = Checkpoint::at(last.record().position());
         let checkpoint = match read_until {
@@ -40,7 +40,7 @@ impl Scene {
             .expect("saved");
     }
 
-    /// Kinesis takes this number for none of the shard.
+    /// Makes Kinesis refuse this sequence number as one that is not from this stream.
     fn refuse(&self, number: &SequenceNumber) {
         let number = number.to_string();
         let unknown = json!({
@@ -60,7 +60,7 @@ impl Scene {
         });
     }
 
-    /// Kinesis has dropped what is older than this record: no reply holds it.
+    /// Makes Kinesis drop all records older than this one: no response contains them.
     fn trim_before(&self, oldest: &Sent) {
         let oldest = oldest.place.number.clone();
         self.proxy.script(move |call| {
@@ -83,7 +83,7 @@ impl Scene {
     }
 }
 
-/// What was told: from, to, certain.
+/// The reported losses, each as `from`, `to` and `certain`.
 #[derive(Default)]
 struct Losses(Mutex<Vec<(Option<SystemTime>, SystemTime, bool)>>);
 
@@ -98,7 +98,7 @@ impl Observer for Losses {
     }
 }
 
-/// A stream of 100 records, of which the first 60 are dropped, and the first 20 were settled.
+/// Creates a stream of 100 records, of which the first 60 are dropped and the first 20 were settled.
 async fn trimmed(read_until: Option<SystemTime>) -> (Scene, Vec<Sent>) {
     let scene = Scene::new(1).await;
     scene.put(records(100, 10, |_| "ok")).await;
@@ -109,9 +109,9 @@ async fn trimmed(read_until: Option<SystemTime>) -> (Scene, Vec<Sent>) {
 }
 
 #[tokio::test]
-async fn a_checkpoint_whose_record_is_gone_is_a_loss_unless_all_was_read() {
+async fn trimmed_checkpoint_is_a_loss_unless_all_was_read() {
     let now = SystemTime::now();
-    // Retention is a day.
+    // The retention is one day.
     for (read_until, loss) in [
         (None, Some(None)),
         (Some(now - 30 * HOUR), Some(Some(now - 30 * HOUR))),
@@ -126,7 +126,7 @@ async fn a_checkpoint_whose_record_is_gone_is_a_loss_unless_all_was_read() {
         let expected = loss.is_some();
         assert_eq!(told.len(), usize::from(expected), "{read_until:?}: {told:?}");
         for (from, to, certain) in told {
-            // In whole milliseconds.
+            // Times are stored in whole milliseconds.
             let same = |a: SystemTime, b: SystemTime| {
                 a <= b && b.duration_since(a).is_ok_and(|it| it.as_millis() < 1)
             };
@@ -142,9 +142,9 @@ async fn a_checkpoint_whose_record_is_gone_is_a_loss_unless_all_was_read() {
     }
 }
 
-/// KCL's users have learned of it when they missed the records.
+/// Halts the shard. KCL does not report such a loss.
 #[tokio::test]
-async fn whoever_wants_it_halts_at_a_loss() {
+async fn halt_policy_halts_the_shard_at_a_data_loss() {
     let (scene, _) = trimmed(None).await;
     let asked: Arc<Mutex<Vec<DataLoss>>> = Arc::default();
     let asks = asked.clone();
@@ -161,12 +161,12 @@ async fn whoever_wants_it_halts_at_a_loss() {
     assert_eq!(scene.ledger.book().settled.len(), 0);
 }
 
-/// A record that was not settled is known by its number, however lately the shard was read.
+/// Detects a trimmed record by its sequence number, however recently the shard was read.
 #[tokio::test]
-async fn a_record_that_was_not_settled_is_missed_by_its_number() {
+async fn trimmed_unsettled_record_is_detected_by_its_number() {
     for (oldest, loss) in [(30, None), (31, Some(true)), (60, Some(true))] {
         let scene = Scene::new(1).await;
-        // One holds up the watermark, and those behind it do not wait.
+        // One record blocks the watermark, and the records after it do not wait.
         let steps = |number: usize| if number == 30 { "hang" } else { "ok" };
         scene.put(records(100, 100, steps)).await;
         let sent = scene.read().await;
@@ -179,11 +179,11 @@ async fn a_record_that_was_not_settled_is_missed_by_its_number() {
         scene.ledger.settled(99).await;
         running.stop().await.expect("nothing halted");
         scene.trim_before(&sent[oldest]);
-        // What is lost is lost once.
+        // Each loss is reported only once.
         for _ in 0..2 {
             let running = run(&losses);
             let before = scene.ledger.events("Fetched");
-            eventually("it is read", || scene.ledger.events("Fetched") > before + 1).await;
+            eventually("the shard is read", || scene.ledger.events("Fetched") > before + 1).await;
             running.stop().await.expect("nothing halted");
         }
         let told = losses.0.lock().expect("no panic").clone();
@@ -192,9 +192,9 @@ async fn a_record_that_was_not_settled_is_missed_by_its_number() {
     }
 }
 
-/// A number that Kinesis does not take: of a stream that had this name before.
+/// Refuses every sequence number, as Kinesis does for positions of an earlier stream of this name.
 #[tokio::test]
-async fn a_place_that_kinesis_does_not_know_is_left_for_the_oldest_record() {
+async fn refused_position_falls_back_to_the_oldest_record() {
     for retrieval in [Retrieval::Polling, Retrieval::fan_out()] {
         let scene = Scene::new(1).await;
         scene.put(records(50, 5, |_| "ok")).await;
@@ -220,14 +220,14 @@ async fn a_place_that_kinesis_does_not_know_is_left_for_the_oldest_record() {
         let running = scene.run(consumer, scene.resilient().observer(losses.clone()));
         scene.ledger.settled(30).await;
         running.stop().await.expect("nothing halted");
-        // Its record was there all the same: nothing is lost, and nothing comes twice.
+        // The record of the checkpoint is still there, so nothing is lost and nothing is repeated.
         assert_eq!(losses.0.lock().expect("no panic").len(), 0);
         assert_eq!(scene.ledger.book().settled.len(), 30);
     }
 }
 
-/// A number that is none of the shard's, of a stream that was deleted for example: everything is read, and the loss of what
-/// the other stream held is reported.
+/// Starts from a sequence number that the shard does not have, for example of a deleted stream. All records
+/// are read, and the loss of the other stream's records is reported.
 #[tokio::test]
 async fn a_position_of_another_stream_is_reported_and_all_is_read() {
     for (retrieval, halts) in [
@@ -238,7 +238,7 @@ async fn a_position_of_another_stream_is_reported_and_all_is_read() {
         let scene = Scene::new(1).await;
         scene.put(records(50, 5, |_| "ok")).await;
         let sent = scene.read().await;
-        // Higher than any number of this stream.
+        // This number is higher than any number of this stream.
         let other: SequenceNumber = format!("{}0", sent[49].place.number).parse().expect("a number");
         let position = Position::Record {
             sequence_number: other.clone(),
@@ -276,10 +276,10 @@ async fn a_position_of_another_stream_is_reported_and_all_is_read() {
     }
 }
 
-/// The application has started long ago, and was down while its shard was split and trimmed: what its children hold is no
-/// start.
+/// Restarts an application that was down while its shard was split and trimmed. The starting position does
+/// not apply to the children.
 #[tokio::test]
-async fn children_of_a_shard_that_was_trimmed_while_it_was_down_are_read_from_their_beginning() {
+async fn children_of_a_trimmed_shard_are_read_from_the_beginning() {
     for (is_ended, losses) in [(true, 0), (false, 1)] {
         let scene = Scene::new(2).await;
         scene.put(records(30, 6, |_| "ok")).await;
@@ -299,13 +299,14 @@ async fn children_of_a_shard_that_was_trimmed_while_it_was_down_are_read_from_th
             scene.ledger.settled(30).await;
             running.stop().await.expect("nothing halted");
         }
-        assert_eq!(scene.ledger.events("DataLoss"), losses, "once, over all starts");
+        assert_eq!(scene.ledger.events("DataLoss"), losses, "one report over all starts");
     }
 }
 
-/// A shard whose position is a time, as it was quiet: the time tells whether records may have been dropped since.
+/// Checks a quiet shard, whose position is a time. That time shows whether records may have been dropped
+/// since.
 #[tokio::test]
-async fn a_quiet_shard_is_missed_by_the_time_until_which_it_was_read() {
+async fn quiet_shard_detects_loss_by_its_read_until_time() {
     for (hours, losses) in [(20, 0), (30, 1)] {
         let scene = Scene::new(1).await;
         scene.put(records(10, 5, |_| "ok")).await;
@@ -328,9 +329,10 @@ async fn a_quiet_shard_is_missed_by_the_time_until_which_it_was_read() {
     }
 }
 
-/// A running shard that was held up for longer than the retention: what was trimmed behind its last record is reported.
+/// Delays a running shard for longer than the retention. The records trimmed after its last record are
+/// reported.
 #[tokio::test]
-async fn a_shard_that_was_held_up_for_too_long_reports_what_was_trimmed() {
+async fn delayed_shard_reports_records_trimmed_meanwhile() {
     for (hours, losses) in [(20, 0), (30, 1)] {
         let scene = Scene::new(1).await;
         scene.put(records(100, 10, |_| "ok")).await;
@@ -347,7 +349,7 @@ async fn a_shard_that_was_held_up_for_too_long_reports_what_was_trimmed() {
             }
             let (last_read, oldest) = (last_read.clone(), oldest.clone());
             match call.number {
-                // Twenty records, long ago.
+                // The first page holds twenty old records.
                 1 => Fault::Rewrite(Box::new(move |reply: &mut Value| {
                     reply["MillisBehindLatest"] = json!(hours * 3_600_000);
                     keep(reply, |number| number <= last_read);
@@ -369,22 +371,22 @@ async fn a_shard_that_was_held_up_for_too_long_reports_what_was_trimmed() {
     }
 }
 
-/// The same, of a shard whose iterator is still valid, while Kinesis does not state the retention. It may be the shortest one, so
-/// that one loss is reported, and not another with each page.
+/// Delays a shard whose iterator is still valid, while Kinesis does not state the retention. The retention
+/// may be the shortest possible, so one loss is reported, and no further loss with each page.
 #[tokio::test]
-async fn a_lag_of_a_day_is_reported_once_while_the_retention_is_not_known() {
+async fn day_of_lag_is_reported_once_if_retention_is_unknown() {
     let losses = tokio::join!(
         losses_of_a_lag(20, |_| false),
         losses_of_a_lag(30, |_| true),
         losses_of_a_lag(30, |_| false),
-        // It was a week when the consumer started, and may have been lowered.
+        // The retention was a week when the consumer started, and may have been lowered.
         losses_of_a_lag(30, |call| call == 1),
     );
     assert_eq!(losses, (0, 0, 1, 1));
 }
 
-/// Reads records that arrived so many hours ago, page by page, of a stream that keeps them for a week. Its retention is
-/// stated by some calls only.
+/// Reads records that arrived `hours` ago, page by page, from a stream with a retention of a week. Only the
+/// calls that `states` selects state the retention. Returns the number of reported losses.
 async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Sync + 'static) -> usize {
     let scene = Scene::new(1).await;
     let arrival = SystemTime::now() - hours * HOUR;
@@ -406,7 +408,7 @@ async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Syn
         _ => Fault::None,
     });
     let running = scene.run(scene.consumer().records_per_call(10), scene.resilient());
-    // An answer is used for five seconds.
+    // The consumer reuses an answer for five seconds.
     sleep(Duration::from_secs(6)).await;
     scene.put(records(60, 10, |_| "ok")).await;
     scene.ledger.settled(60).await;
@@ -414,7 +416,7 @@ async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Syn
     scene.ledger.events("DataLoss")
 }
 
-/// Leaves the records of these numbers in a GetRecords reply.
+/// Keeps only the wanted records in a GetRecords response.
 fn keep(reply: &mut Value, wanted: impl Fn(SequenceNumber) -> bool) {
     if let Some(records) = reply["Records"].as_array_mut() {
         records.retain(|record| {
@@ -424,9 +426,9 @@ fn keep(reply: &mut Value, wanted: impl Fn(SequenceNumber) -> bool) {
     }
 }
 
-/// What a restart needs to know is kept up while nothing comes.
+/// Keeps the information for a restart current while no records arrive.
 #[tokio::test]
-async fn a_shard_that_is_read_at_its_tip_says_so_beside_its_checkpoint() {
+async fn idle_shard_stores_the_time_until_which_it_was_read() {
     let start = SystemTime::now();
     let scene = Scene::new(1).await;
     scene.put(records(10, 5, |_| "ok")).await;
@@ -438,7 +440,7 @@ async fn a_shard_that_is_read_at_its_tip_says_so_beside_its_checkpoint() {
         let is_last = checkpoint.position().covers(&sent[9].record());
         checkpoint.read_until().filter(|_| is_last)
     };
-    eventually("it is stored", || until().is_some()).await;
+    eventually("the time is stored", || until().is_some()).await;
     running.stop().await.expect("nothing halted");
     let until = until().expect("stored");
     // Clocks may differ by a minute.

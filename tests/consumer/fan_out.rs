@@ -1,10 +1,11 @@
-//! Enhanced fan-out: the same promises, with records that are pushed.
+//! Enhanced fan-out: the same guarantees for records that Kinesis pushes.
 //!
-//! The embedded server begins each subscription at the shard's first record, whatever number it is given:
-//! what comes twice must be known. LocalStack begins where it is told.
+//! The embedded server starts each subscription at the shard's first record, whatever number it receives. The
+//! consumer therefore has to recognize repeated records. LocalStack starts at the requested position.
 
 use std::time::Duration;
 
+use redrive::pipeline::Pipeline;
 use redrive::testing::kinesis::KinesisServer;
 use redrive::{FanOutConsumer, Retrieval};
 
@@ -12,7 +13,7 @@ use crate::scene::{STREAM, Scene, records};
 use support::proxy::Fault;
 use support::waiting::eventually;
 
-/// After which time a subscription ends: Kinesis has five minutes.
+/// The lifetime of a subscription. In Kinesis it is five minutes.
 const SHORT: Duration = Duration::from_millis(700);
 
 impl Scene {
@@ -30,7 +31,7 @@ fn steps(number: usize) -> &'static str {
 }
 
 #[tokio::test]
-async fn a_stream_is_read_by_subscriptions_that_are_renewed() {
+async fn subscriptions_are_renewed() {
     let scene = Scene::on(2, KinesisServer::builder().subscription_lifetime(SHORT)).await;
     scene.put(records(300, 50, steps)).await;
     let running = scene.run(
@@ -52,12 +53,12 @@ async fn a_stream_is_read_by_subscriptions_that_are_renewed() {
     scene.settle_all(running).await;
     scene.check_lineage().await;
     assert!(scene.ended().contains(&split.shard_id().into()));
-    assert!(scene.proxy.calls("GetRecords").is_empty(), "all of it was pushed");
+    assert!(scene.proxy.calls("GetRecords").is_empty(), "the consumer polled");
     let registered = scene.proxy.calls("RegisterStreamConsumer");
-    assert_eq!(registered.len(), 1, "once for all shards");
+    assert_eq!(registered.len(), 1, "one registration for all shards");
     assert_eq!(registered[0].body["ConsumerName"], "billing");
 
-    // The next run finds it registered, and goes on at the checkpoints.
+    // The next run finds the consumer registered, and resumes at the checkpoints.
     scene.put(records(100, 50, steps)).await;
     let running = scene.run(
         scene.consumer().retrieval(Retrieval::fan_out()),
@@ -66,9 +67,9 @@ async fn a_stream_is_read_by_subscriptions_that_are_renewed() {
     scene.settle_all(running).await;
 }
 
-/// Whatever becomes of a subscription, the next goes on behind what was handed over.
+/// Resumes after the last delivered record, however a subscription ends.
 #[tokio::test]
-async fn subscriptions_that_break_are_taken_up_again() {
+async fn broken_subscriptions_are_resumed() {
     let scene = Scene::on(1, KinesisServer::builder().records_per_event(20)).await;
     scene.put(records(400, 50, steps)).await;
     scene.proxy.script(|call| match (&*call.target, call.number) {
@@ -91,7 +92,7 @@ async fn subscriptions_that_break_are_taken_up_again() {
     assert!(scene.ledger.events("FetchFailed") >= 4);
 }
 
-/// It must not stand still, and must not be silent about it.
+/// Falls back to polling and reports it.
 #[tokio::test]
 async fn a_shard_that_cannot_be_subscribed_to_is_polled() {
     let arn = "arn:aws:kinesis:us-east-1:000000000000:stream/orders/consumer/nobody:1";
@@ -111,14 +112,14 @@ async fn a_shard_that_cannot_be_subscribed_to_is_polled() {
         assert_eq!(scene.ledger.events("FanOutUnavailable"), 2, "{refused}");
         assert!(
             scene.proxy.calls("RegisterStreamConsumer").len() <= 1,
-            "one shard asks for all"
+            "one registration for all shards"
         );
     }
 }
 
-/// With a full window nothing is renewed, and what was pushed is not lost.
+/// Renews no subscription while the window is full, and loses no pushed record.
 #[tokio::test]
-async fn a_shard_that_waits_is_not_subscribed_to_in_vain() {
+async fn full_window_renews_no_subscription() {
     let scene = Scene::on(
         1,
         KinesisServer::builder()
@@ -128,12 +129,15 @@ async fn a_shard_that_waits_is_not_subscribed_to_in_vain() {
     .await;
     let script = support::script::Script::default();
     scene.put(records(100, 50, |_| "gate")).await;
-    let consumer = scene.consumer().in_flight(10).retrieval(Retrieval::fan_out());
+    let consumer = scene
+        .consumer()
+        .pipeline(Pipeline::new().in_flight(10))
+        .retrieval(Retrieval::fan_out());
     let running = scene.run(consumer, scene.resilient_with(script.clone()));
     eventually("the window is full", || scene.ledger.events("WindowFull") == 1).await;
     let before = scene.subscriptions();
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(scene.subscriptions() <= before + 1, "renewed in vain");
+    assert!(scene.subscriptions() <= before + 1, "a subscription was renewed while the window was full");
     script.open_gate();
     scene.settle_all(running).await;
 }

@@ -1,8 +1,9 @@
-//! What a consumer says of how it does.
+//! The health report of a consumer.
 
 use std::time::Duration;
 
 use redrive::observer::Bound;
+use redrive::pipeline::Pipeline;
 use redrive::{Health, ShardState, WaitsFor};
 use tokio::time::sleep;
 
@@ -12,7 +13,7 @@ use support::proxy::Fault;
 use support::waiting::{eventually, finished};
 
 #[tokio::test]
-async fn a_consumer_that_runs_is_live_and_ready_and_says_how_far_it_is() {
+async fn running_consumer_is_live_ready_and_reports_its_progress() {
     let scene = Scene::new(2).await;
     scene.put(records(100, 20, |_| "ok")).await;
     let consumer = scene.consumer();
@@ -34,8 +35,8 @@ async fn a_consumer_that_runs_is_live_and_ready_and_says_how_far_it_is() {
             .filter(|shard| shard.position.is_some())
             .count()
     };
-    eventually("both are stored", || stored() == 2 && scene.ledger.is_stored(&[])).await;
-    eventually("they are read to the tip", || {
+    eventually("both shards are stored", || stored() == 2 && scene.ledger.is_stored(&[])).await;
+    eventually("both shards are read to the tip", || {
         health
             .report()
             .shards
@@ -59,9 +60,9 @@ async fn a_consumer_that_runs_is_live_and_ready_and_says_how_far_it_is() {
     assert!(after.live && !after.ready && after.shards.is_empty(), "{after:?}");
 }
 
-/// Whoever waits is alive, and it shows for what.
+/// Reports a waiting consumer as live, with the cause of the wait.
 #[tokio::test]
-async fn what_is_waited_for_shows() {
+async fn health_names_what_the_consumer_waits_for() {
     let scene = Scene::new(1).await;
     scene.put(records(1, 1, |_| "bad")).await;
     scene.sink.set(SinkState::Down);
@@ -69,45 +70,49 @@ async fn what_is_waited_for_shows() {
     let health = consumer.health();
     let resilient = scene.resilient().build().expect("valid");
     let running = tokio::spawn(consumer.run(resilient));
-    eventually("the sink is missed", || {
+    eventually("the report names the sink", || {
         health.report().waits_for == [WaitsFor::DeadLetterSink]
     })
     .await;
     assert!(health.report().live && !health.report().ready);
     scene.sink.set(SinkState::Up);
-    eventually("it is back", || health.report().ready).await;
+    eventually("the consumer is ready again", || health.report().ready).await;
 
     scene.store.set_down(true);
     scene.put(records(1, 1, |_| "ok")).await;
     let state = || health.report().shards.first().map(|shard| shard.state);
-    eventually("the store is missed", || {
+    eventually("the report names the store", || {
         state() == Some(ShardState::StoringFails)
     })
     .await;
     scene.store.set_down(false);
-    eventually("it is back", || health.report().ready).await;
+    eventually("the consumer is ready again", || health.report().ready).await;
 
     scene.proxy.script(|call| match call.target.as_str() {
         "GetRecords" => Fault::error(500, "InternalFailure"),
         _ => Fault::None,
     });
-    eventually("Kinesis is missed", || state() == Some(ShardState::ReadingFails)).await;
+    eventually("the report names the failing reads", || state() == Some(ShardState::ReadingFails)).await;
     assert!(health.report().live && !health.report().ready);
     scene.proxy.script(|_| Fault::None);
-    eventually("it is back", || health.report().ready).await;
+    eventually("the consumer is ready again", || health.report().ready).await;
     running.abort();
 }
 
 #[tokio::test]
-async fn a_breaker_that_is_open_and_a_full_window_show() {
+async fn health_shows_an_open_breaker_and_a_full_window() {
     let scene = Scene::new(1).await;
     scene.put(records(10, 10, |_| "hang")).await;
-    let consumer = scene.consumer().in_flight(5).build().expect("valid");
+    let consumer = scene
+        .consumer()
+        .pipeline(Pipeline::new().in_flight(5))
+        .build()
+        .expect("valid");
     let health = consumer.health();
     let resilient = scene.resilient().build().expect("valid");
     let running = tokio::spawn(consumer.run(resilient));
     let state = || health.report().shards.first().map(|shard| shard.state);
-    eventually("it is full", || {
+    eventually("the window is full", || {
         state() == Some(ShardState::Full(Bound::InFlight))
     })
     .await;
@@ -130,10 +135,11 @@ async fn a_breaker_that_is_open_and_a_full_window_show() {
     running.abort();
 }
 
-/// The lag is what the last read said, and stays: the age of the oldest record is what an alarm can go by.
+/// Asserts that the age of the oldest record grows while nothing is read. The lag stays at the value of the
+/// last read, so an alarm should use the age.
 async fn age_grows_without_a_read(scene: &Scene, health: &Health) {
     let shard = || health.report().shards.remove(0);
-    // Some are read ahead, and a page more.
+    // The consumer reads some records ahead, and one more page.
     let reads = || scene.proxy.calls("GetRecords").len();
     let stops = async {
         loop {
@@ -145,10 +151,10 @@ async fn age_grows_without_a_read(scene: &Scene, health: &Health) {
             }
         }
     };
-    finished("the reading stops", stops).await;
+    finished("reading stops", stops).await;
     let (before, read) = (shard(), reads());
-    let grown = before.oldest.expect("there is one") + Duration::from_millis(300);
-    eventually("it grows", || shard().oldest.is_some_and(|age| age > grown)).await;
+    let grown = before.oldest.expect("an oldest record") + Duration::from_millis(300);
+    eventually("the age grows", || shard().oldest.is_some_and(|age| age > grown)).await;
     assert_eq!(reads(), read);
     assert_eq!(shard().lag, before.lag);
 }

@@ -1,10 +1,12 @@
-//! A position belongs to one stream: a stream that is deleted and created again under the same name has others. And what the
-//! consumer knows of the stream itself is asked for again while it runs.
+//! Stream incarnations: a position belongs to one incarnation, and a stream that is deleted and created again
+//! has other positions.
+//!
+//! The consumer also refreshes the stream's description while it runs.
 
 use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::{Checkpoint, CheckpointStore, DynamoDb, Leases, NewShard, ShardKey};
-use redrive::pipeline::ExpiryPolicy;
+use redrive::pipeline::{ExpiryPolicy, Pipeline};
 use redrive::testing::kinesis;
 use redrive::{ConsumerError, DataLossPolicy, Position, StartingPosition};
 use serde_json::json;
@@ -19,7 +21,8 @@ use support::waiting::eventually;
 const SHARD: &str = "shardId-000000000000";
 
 impl Scene {
-    /// Deletes the stream and creates it again. Creation times are in whole seconds, and count as different from 1 s on.
+    /// Deletes the stream and creates it again. Creation times are in whole seconds, and count as different
+    /// if they are at least 1 s apart.
     async fn create_again(&self, shards: i32) {
         let client = self.client();
         let deleted = client.delete_stream().stream_name(STREAM).send().await;
@@ -57,7 +60,7 @@ async fn eventually_gone(client: &aws_sdk_kinesis::Client) {
 }
 
 #[tokio::test]
-async fn a_stream_that_was_created_again_is_read_from_its_beginning() {
+async fn recreated_stream_is_read_from_its_beginning() {
     let scene = Scene::new(1).await;
     scene.put(records(30, 3, |_| "ok")).await;
     let running = scene.start();
@@ -65,24 +68,24 @@ async fn a_stream_that_was_created_again_is_read_from_its_beginning() {
     scene.create_again(1).await;
     scene.put(records(20, 3, |_| "ok")).await;
     for _ in 0..2 {
-        // Not a first start.
+        // The application has started before, so the starting position does not apply.
         let consumer = scene.consumer().starting_position(StartingPosition::Latest);
         let running = scene.run(consumer, scene.resilient());
         scene.ledger.settled(50).await;
         running.stop().await.expect("nothing halted");
     }
-    assert_eq!(scene.reported(), (1, 1), "once, over all starts");
+    assert_eq!(scene.reported(), (1, 1), "one report of each over all starts");
 }
 
-/// The new stream's open shard has the name of one that has ended.
+/// Reads the open shard of a new stream although a shard of the same name has ended.
 #[tokio::test]
-async fn a_shard_that_ended_in_an_earlier_stream_is_read() {
+async fn shard_that_ended_in_an_earlier_incarnation_is_read() {
     let scene = Scene::new(1).await;
     scene.put(records(30, 3, |_| "ok")).await;
     let open = scene.open_shards().await;
     scene.split(&open[0]).await;
     let running = scene.start();
-    eventually("its end is stored", || scene.ledger.events("ShardEnded") == 1).await;
+    eventually("the shard's end is stored", || scene.ledger.events("ShardEnded") == 1).await;
     running.stop().await.expect("nothing halted");
     scene.create_again(1).await;
     scene.put(records(20, 3, |_| "ok")).await;
@@ -91,13 +94,14 @@ async fn a_shard_that_ended_in_an_earlier_stream_is_read() {
     running.stop().await.expect("nothing halted");
     let (recreated, losses) = scene.reported();
     assert_eq!(recreated, 1);
-    // Also of a child that had a row, which the new stream does not list.
+    // A child with a row that the new stream does not list may count as a loss as well.
     assert!((1..=3).contains(&losses), "{losses}");
 }
 
-/// A row from a version that did not store the stream's creation time: what was read is older than the stream.
+/// Recognizes rows without the stream's creation time, from an earlier version: the stream was last read
+/// before it was created.
 #[tokio::test]
-async fn the_time_of_an_earlier_stream_tells_its_rows() {
+async fn rows_older_than_the_stream_are_recognized() {
     let behind_all = Position::Record {
         sequence_number: "9".repeat(56).parse().expect("digits"),
         sub_sequence_number: 0,
@@ -115,7 +119,7 @@ async fn the_time_of_an_earlier_stream_tells_its_rows() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_is_to_halt_at_a_loss_leaves_the_row_as_it_is() {
+async fn halt_at_a_loss_leaves_the_row_unchanged() {
     let scene = Scene::new(1).await;
     scene.put(records(20, 3, |_| "ok")).await;
     let before = SystemTime::now() - Duration::from_secs(3_600);
@@ -130,9 +134,10 @@ async fn a_consumer_that_is_to_halt_at_a_loss_leaves_the_row_as_it_is() {
     assert_eq!(stored, Some(row));
 }
 
-/// KCL's row of a shard that has ended, without any time. The listing shows the shard as open, and goes on to.
+/// Reads a shard whose row, written by KCL without any time, says that the shard has ended. The listing keeps
+/// showing the shard as open.
 #[tokio::test]
-async fn an_open_shard_whose_row_says_that_it_has_ended_is_read() {
+async fn open_shard_with_an_ended_row_is_read() {
     let Some(server) = DynamoDbLocal::shared() else {
         return;
     };
@@ -145,20 +150,20 @@ async fn an_open_shard_whose_row_says_that_it_has_ended_is_read() {
     store.create(&[ended]).await.remove(0).expect("created");
     let store = Store::over(&scene.ledger, store);
     let running = scene.run(scene.consumer().checkpoints(store), scene.resilient());
-    // For the 30 s that a listing may lag behind.
-    eventually("it is read", || scene.ledger.book().settled.len() == 20).await;
+    // The consumer waits for 30 s, because a listing may lag behind.
+    eventually("the shard is read", || scene.ledger.book().settled.len() == 20).await;
     running.stop().await.expect("nothing halted");
     assert_eq!(scene.reported(), (1, 1));
 }
 
-/// The retention may be raised or lowered while the consumer runs.
+/// Refreshes the description, because the retention may change while the consumer runs.
 #[tokio::test]
-async fn the_stream_is_described_again_while_it_is_read() {
+async fn stream_description_is_refreshed() {
     let scene = Scene::new(1).await;
     let consumer = scene.consumer().refresh_interval(Duration::from_millis(50));
     let running = scene.run(consumer, scene.resilient());
     let calls = || scene.proxy.calls("DescribeStreamSummary").len();
-    eventually("it is asked for", || calls() >= 5).await;
+    eventually("the stream is described repeatedly", || calls() >= 5).await;
     assert_eq!(scene.ledger.events("StreamNotDescribed"), 0);
     scene.proxy.script(|call| match &*call.target {
         "DescribeStreamSummary" => Fault::error(400, "AccessDeniedException"),
@@ -171,7 +176,7 @@ async fn the_stream_is_described_again_while_it_is_read() {
 }
 
 #[tokio::test]
-async fn without_a_known_retention_no_record_can_expire_in_time() {
+async fn expiry_dead_letters_need_a_known_retention() {
     for (on_expiring, is_refused) in [(ExpiryPolicy::Hold, false), (ExpiryPolicy::DeadLetter, true)] {
         let scene = Scene::new(1).await;
         scene.put(records(20, 3, |_| "ok")).await;
@@ -179,7 +184,12 @@ async fn without_a_known_retention_no_record_can_expire_in_time() {
             "DescribeStreamSummary" => Fault::Reply(400, json!({"__type": "AccessDeniedException"})),
             _ => Fault::None,
         });
-        let running = scene.run(scene.consumer().expiry_policy(on_expiring), scene.resilient());
+        let running = scene.run(
+            scene
+                .consumer()
+                .pipeline(Pipeline::new().expiry_policy(on_expiring)),
+            scene.resilient(),
+        );
         if is_refused {
             let ended = running.end().await;
             assert!(
@@ -188,7 +198,7 @@ async fn without_a_known_retention_no_record_can_expire_in_time() {
             );
         } else {
             scene.settle_all(running).await;
-            assert_eq!(scene.ledger.events("StreamNotDescribed"), 1, "a warning");
+            assert_eq!(scene.ledger.events("StreamNotDescribed"), 1, "one warning");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The process is killed in the middle of a run.
+//! Processes that are killed in the middle of a run.
 
 use std::time::Duration;
 
@@ -13,22 +13,23 @@ use support::waiting::eventually;
 use crate::scene::{Scene, records};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_that_is_killed_loses_nothing_and_repeats_only_what_no_checkpoint_covers() {
+async fn killed_consumer_loses_nothing_and_repeats_only_unstored() {
     let server = KinesisServer::start().await.expect("a free port");
     kill::survives_kills(server.endpoint(), "killing::child_consumer", "orders", 4, 1_800).await;
 }
 
-/// One record in hand ends the process, which no catch can stop: it becomes a letter, and no other does.
+/// Processes a record that aborts the process, which no panic catch can stop. Only that record is
+/// dead-lettered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_that_ends_every_process_becomes_a_letter() {
+async fn record_that_aborts_every_process_is_dead_lettered() {
     let server = KinesisServer::start().await.expect("a free port");
     kill::survives_a_record_that_aborts(server.endpoint(), "killing::child_consumer", "orders").await;
 }
 
-/// The handler waits for a dependency that hangs, and the process is killed for another reason, again and again: the record
-/// did not end it.
+/// Kills the process repeatedly while the handler waits for a dependency that hangs. The record did not cause
+/// these ends.
 #[tokio::test]
-async fn a_record_that_waits_while_the_process_is_killed_is_innocent() {
+async fn waiting_record_is_not_blamed_for_kills() {
     let scene = Scene::new(1).await;
     scene.put(records(3, 1, |_| "gate")).await;
     let script = Script::default();
@@ -36,7 +37,7 @@ async fn a_record_that_waits_while_the_process_is_killed_is_innocent() {
         let calls = script.calls().len();
         let running = scene.run(scene.consumer(), scene.resilient_with(script.clone()));
         eventually("the record is in flight", || script.calls().len() > calls).await;
-        // A handler that is not woken for 2 s waits.
+        // A handler that has not been woken for 2 s counts as waiting.
         tokio::time::sleep(Duration::from_millis(2_500)).await;
         running.abort().await;
     }
@@ -48,9 +49,10 @@ async fn a_record_that_waits_while_the_process_is_killed_is_innocent() {
     assert_eq!(scene.letters.letters().len(), 0);
 }
 
-/// Three consumers share a stream. One after the other is killed, or suspended for longer than the failover time.
+/// Lets three consumers share a stream. They are killed, or suspended for longer than the failover time, one
+/// after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fleet_that_is_killed_and_suspended_loses_nothing() {
+async fn killed_and_suspended_fleet_loses_nothing() {
     let Some(dynamo) = DynamoDbLocal::shared() else {
         return;
     };

@@ -125,7 +125,7 @@ fn steps(_: usize) -> &'static str {
 }
 
 #[tokio::test]
-async fn a_second_consumer_stands_by_and_goes_on_at_once_when_the_first_stops() {
+async fn standby_takes_over_when_the_first_worker_stops() {
     let Some(shared) = Shared::new(4).await else {
         return;
     };
@@ -155,7 +155,7 @@ async fn a_second_consumer_stands_by_and_goes_on_at_once_when_the_first_stops() 
 }
 
 #[tokio::test]
-async fn when_one_is_killed_the_other_goes_on_where_it_had_stored() {
+async fn leases_of_a_killed_worker_are_taken_over() {
     let Some(shared) = Shared::new(4).await else {
         return;
     };
@@ -203,7 +203,7 @@ async fn an_idle_shard_keeps_its_lease() {
 }
 
 #[tokio::test]
-async fn what_is_taken_from_it_is_left_alone_and_taken_back_when_it_is_free() {
+async fn stolen_lease_is_respected_and_taken_back_when_free() {
     let Some(shared) = Shared::new(1).await else {
         return;
     };
@@ -239,7 +239,7 @@ async fn what_is_taken_from_it_is_left_alone_and_taken_back_when_it_is_free() {
 
 /// As KCL 3 asks for a shard.
 #[tokio::test]
-async fn a_shard_that_is_asked_for_is_stored_and_handed_over() {
+async fn requested_shard_is_stored_and_handed_over() {
     let Some(shared) = Shared::new(1).await else {
         return;
     };
@@ -272,7 +272,7 @@ async fn a_shard_that_is_asked_for_is_stored_and_handed_over() {
 
 /// Nothing new begins while nobody can tell who holds a shard.
 #[tokio::test]
-async fn an_outage_of_the_table_stops_what_cannot_be_renewed() {
+async fn table_outage_stops_shards_that_cannot_renew() {
     let Some(shared) = Shared::new(2).await else {
         return;
     };
@@ -312,7 +312,7 @@ async fn an_outage_of_the_table_stops_what_cannot_be_renewed() {
 }
 
 #[tokio::test]
-async fn rows_of_children_stand_before_their_parent_has_ended() {
+async fn child_rows_exist_before_their_parent_ends() {
     let Some(shared) = Shared::new(2).await else {
         return;
     };
@@ -365,7 +365,7 @@ async fn rows_of_children_stand_before_their_parent_has_ended() {
 /// When one parent of a merged shard ends, a listing lacks the other one, which has not begun. Whoever sees the row of a child
 /// takes a parent without a row for finished, so that none may be made.
 #[tokio::test]
-async fn a_parent_that_is_not_listed_is_read_before_its_merged_child() {
+async fn unlisted_parent_is_read_before_its_merged_child() {
     let Some(shared) = Shared::new(2).await else {
         return;
     };
@@ -401,7 +401,7 @@ async fn a_parent_that_is_not_listed_is_read_before_its_merged_child() {
 
 /// Another takes a shard just as its end is to be stored: it has not ended, and its children do not begin.
 #[tokio::test]
-async fn an_end_that_is_not_stored_is_none() {
+async fn shard_end_counts_only_once_stored() {
     let Some(shared) = Shared::new(1).await else {
         return;
     };
@@ -444,7 +444,7 @@ async fn an_end_that_is_not_stored_is_none() {
 
 /// Those that are taken first are renewed while the others are taken.
 #[tokio::test]
-async fn many_leases_are_kept_although_it_takes_long_to_take_them_all() {
+async fn slow_takeover_of_many_leases_loses_none() {
     let shards = support::volume(150, 1_000) as i32;
     // One after the other they are taken within 32 s, when the first of them is lost long since.
     let failover = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! Dead letters: a record counts as settled when its letter is confirmed, never before.
+//! Dead letters: a record counts as settled once its dead letter is confirmed, never before.
 
 use std::error::Error;
 
@@ -9,9 +9,9 @@ use support::ledger::{Note, SinkState, covers};
 use support::stream::{Place, Sent};
 use support::waiting::eventually;
 
-/// A record that can never be processed stands before everything else, and its key goes on behind it.
+/// Puts records that can never be processed before all others, with more records of their keys after them.
 #[tokio::test]
-async fn while_the_sink_is_down_a_failed_record_holds_up_its_key_and_nothing_else() {
+async fn failed_record_blocks_only_its_key_while_the_sink_is_down() {
     let scene = Scene::new(2).await;
     scene.sink.set(SinkState::Down);
     for key in ["sick-1", "sick-2", "sick-3"] {
@@ -26,18 +26,18 @@ async fn while_the_sink_is_down_a_failed_record_holds_up_its_key_and_nothing_els
 
     scene.ledger.settled(300).await;
     scene.ledger.stored(&sent).await;
-    eventually("the sink is tried again", || {
+    eventually("the sink is retried", || {
         scene.ledger.events("DeadLetterDelayed") >= 3
     })
     .await;
-    assert_eq!(begun_of(&scene, &sent, "sick-1").len(), 1, "its key waits");
+    assert_eq!(begun_of(&scene, &sent, "sick-1").len(), 1, "later records of the key wait");
     {
         let stored = scene.ledger.book().last_saved();
         let (sick, well): (Vec<_>, Vec<_>) = sent.iter().partition(|sent| sent.key.starts_with("sick"));
         assert!(!sick.iter().any(|sent| covers(&stored, sent)));
         assert!(
             well.iter().all(|sent| covers(&stored, sent)),
-            "ahead of the watermark"
+            "records ahead of the watermark are not stored"
         );
     }
 
@@ -67,7 +67,7 @@ fn begun_of(scene: &Scene, sent: &[Sent], key: &str) -> Vec<Place> {
 }
 
 #[tokio::test]
-async fn after_a_dead_letter_a_shard_stops_if_it_is_told_to_and_a_restart_goes_on_behind_it() {
+async fn stop_policy_halts_after_a_dead_letter_and_restart_resumes() {
     let scene = Scene::new(1).await;
     scene
         .put(records(100, 1, |number| if number == 40 { "bad" } else { "ok" }))
@@ -88,7 +88,7 @@ async fn after_a_dead_letter_a_shard_stops_if_it_is_told_to_and_a_restart_goes_o
 }
 
 #[tokio::test]
-async fn a_letter_that_is_refused_halts_its_shard_and_no_other() {
+async fn refused_dead_letter_halts_only_its_shard() {
     let scene = Scene::new(3).await;
     scene.sink.set(SinkState::Refuses("key-7".to_owned()));
     let steps = |number| match number {
@@ -99,10 +99,10 @@ async fn a_letter_that_is_refused_halts_its_shard_and_no_other() {
     let running = scene.start();
     eventually("a shard halts", || scene.ledger.events("ShardHalted") > 0).await;
 
-    // The others go on, also with what comes only now.
+    // The other shards continue, also with records that arrive only now.
     scene.put(records(300, 60, |_| "ok")).await;
     let sent = scene.read().await;
-    let bad = sent.iter().find(|sent| sent.data == b"bad").expect("one is bad");
+    let bad = sent.iter().find(|sent| sent.data == b"bad").expect("a bad record");
     let elsewhere: Vec<&Sent> = sent
         .iter()
         .filter(|sent| sent.place.shard != bad.place.shard)
@@ -131,7 +131,7 @@ async fn a_letter_that_is_refused_halts_its_shard_and_no_other() {
         ),
         "{halted:?}"
     );
-    let cause = error.source().expect("says which").to_string();
+    let cause = error.source().expect("a source that names the record").to_string();
     assert!(
         cause.contains(bad.place.shard.as_str()) && cause.contains(bad.place.number.as_str()),
         "{cause}"
@@ -139,17 +139,17 @@ async fn a_letter_that_is_refused_halts_its_shard_and_no_other() {
     scene.ledger.check(&sent);
     assert!(
         scene.ledger.is_stored(&sent),
-        "what the halted shard settled is stored"
+        "a settled record of the halted shard is not stored"
     );
 
-    // Once the sink takes it, the next run goes on from there and repeats nothing.
+    // Once the sink takes the dead letter, the next run resumes there and repeats nothing.
     scene.sink.set(SinkState::Up);
     let running = scene.start();
     scene.settle_all(running).await;
 }
 
 #[tokio::test]
-async fn without_a_sink_a_record_that_failed_for_good_ends_the_run() {
+async fn permanent_failure_without_a_sink_ends_the_run() {
     let scene = Scene::new(1).await;
     scene
         .put(records(100, 10, |number| if number == 42 { "bad" } else { "ok" }))

@@ -238,7 +238,7 @@ async fn a_stream_is_read_by_enhanced_fan_out() {
 /// Nothing of before, and all that came since: also while it was down. (The embedded server begins at the
 /// beginning where nothing has arrived since a time.)
 #[tokio::test]
-async fn latest_begins_once_at_the_time_of_the_first_start() {
+async fn latest_starts_at_the_time_of_the_first_start() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -294,7 +294,7 @@ async fn latest_begins_once_at_the_time_of_the_first_start() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_exist_is_an_error_by_its_arn_as_well() {
+async fn missing_stream_is_an_error_by_name_and_by_arn() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -328,7 +328,7 @@ fn binary(number: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_dead_letter_stream_gives_back_every_byte() {
+async fn dead_letters_preserve_every_payload_byte() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -384,7 +384,7 @@ const THROTTLED: &str = "ProvisionedThroughputExceededException";
 /// LocalStack fails half of the calls: PutRecords as a whole, each of its entries, while it counts one of
 /// them only.
 #[tokio::test]
-async fn letters_arrive_through_a_stream_that_is_throttled() {
+async fn dead_letters_arrive_in_a_throttled_stream() {
     let Some(localstack) = LocalStack::start(&[("KINESIS_ERROR_PROBABILITY", "0.5")]) else {
         return;
     };
@@ -454,7 +454,7 @@ async fn letters_arrive_through_a_stream_that_is_throttled() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_that_is_killed_loses_nothing_and_repeats_only_what_no_checkpoint_covers() {
+async fn killed_consumer_loses_nothing_and_repeats_only_unstored() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };

@@ -61,7 +61,7 @@ async fn throttled_reads_are_backed_off() {
 
 /// Nothing delivered is asked for again, and nothing that is not is passed over.
 #[tokio::test]
-async fn an_expired_iterator_is_made_again_after_the_last_record_delivered() {
+async fn expired_iterator_resumes_after_the_last_record() {
     let scene = Scene::new(1).await;
     scene.put(records(500, 20, |_| "ok")).await;
     scene.proxy.script(on_get_records(|number| match number {
@@ -94,7 +94,7 @@ async fn an_expired_iterator_is_made_again_after_the_last_record_delivered() {
 }
 
 #[tokio::test]
-async fn an_iterator_that_outlives_its_time_is_made_again() {
+async fn iterator_past_its_lifetime_is_replaced() {
     let scene = Scene::on(
         1,
         KinesisServer::builder().iterator_lifetime(Duration::from_secs(1)),
@@ -113,7 +113,7 @@ async fn an_iterator_that_outlives_its_time_is_made_again() {
 
 /// The idle interval is ten times what the test may take, so following a page late cannot pass.
 #[tokio::test]
-async fn an_empty_page_of_a_shard_that_is_behind_is_followed_at_once() {
+async fn empty_page_behind_the_tip_is_followed_immediately() {
     let scene = Scene::new(1).await;
     scene.put(records(10, 5, |_| "ok")).await;
     scene.proxy.script(|call| match call.number {
@@ -133,7 +133,7 @@ async fn an_empty_page_of_a_shard_that_is_behind_is_followed_at_once() {
 
 /// The server sees a call no sooner than the idle interval after it answered the one before.
 #[tokio::test]
-async fn an_idle_shard_is_left_alone_for_the_idle_interval() {
+async fn idle_shard_waits_for_the_idle_interval() {
     let scene = Scene::new(1).await;
     let idle = Duration::from_millis(150);
     let running = scene.run(scene.consumer().idle_interval(idle), scene.resilient());
@@ -147,7 +147,7 @@ async fn an_idle_shard_is_left_alone_for_the_idle_interval() {
 
 /// Empty pages of a shard that stays behind are what makes a reader call as often as it may.
 #[tokio::test]
-async fn a_shard_is_read_no_more_often_than_allowed() {
+async fn shard_reads_respect_the_call_rate_limit() {
     const CALLS: u32 = 15;
     let scene = Scene::new(1).await;
     scene.proxy.script(|call| match &*call.target {
@@ -172,7 +172,7 @@ async fn a_shard_is_read_no_more_often_than_allowed() {
 }
 
 #[tokio::test]
-async fn lost_replies_and_broken_connections_lose_and_double_nothing() {
+async fn lost_replies_neither_lose_nor_repeat_records() {
     let scene = Scene::new(2).await;
     scene
         .put(records(600, 30, |number| match number % 50 {
@@ -200,7 +200,7 @@ async fn lost_replies_and_broken_connections_lose_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn a_read_that_hangs_is_given_up_and_made_again() {
+async fn hanging_read_times_out_and_is_retried() {
     let scene = Scene::new(1).await;
     scene.put(records(100, 10, |_| "ok")).await;
     scene.proxy.script(on_get_records(|number| match number {
@@ -220,7 +220,7 @@ async fn a_read_that_hangs_is_given_up_and_made_again() {
 }
 
 #[tokio::test]
-async fn finding_the_shards_is_tried_again_and_goes_on_page_by_page() {
+async fn discovery_is_retried_and_reads_all_pages() {
     let scene = Scene::new(4).await;
     scene.put(records(200, 40, |_| "ok")).await;
     let mut rest = Vec::new();

@@ -173,7 +173,7 @@ async fn shards_are_split_and_merged_while_they_are_read() {
 }
 
 #[tokio::test]
-async fn a_stream_that_was_resharded_before_is_read_from_its_beginning() {
+async fn resharded_stream_is_read_from_its_beginning() {
     let scene = Scene::new(1).await;
     scene.put(records(100, 30, steps)).await;
     scene.split(&scene.open_shards().await[0]).await;
@@ -189,7 +189,7 @@ async fn a_stream_that_was_resharded_before_is_read_from_its_beginning() {
 
 /// A write that was given up may arrive at any time, and nobody writes an ended shard's row any more.
 #[tokio::test]
-async fn what_has_ended_is_not_read_again_though_its_row_is_put_back() {
+async fn ended_shard_is_not_read_again_if_its_row_is_reset() {
     let memory = Memory::new();
     let mut scene = Scene::new(1).await;
     scene.store = Store::over(&scene.ledger, memory.clone());
@@ -249,7 +249,7 @@ async fn a_stream_is_scaled_while_it_is_read() {
 
 /// What a parent cannot settle keeps its children from beginning, through a restart as well.
 #[tokio::test]
-async fn the_children_of_a_halted_shard_wait_for_it() {
+async fn children_of_a_halted_shard_wait() {
     let scene = Scene::new(1).await;
     scene
         .put(records(50, 5, |number| if number == 30 { "bad" } else { "ok" }))
@@ -305,7 +305,7 @@ async fn children_that_are_not_listed_yet_are_waited_for() {
 }
 
 #[tokio::test]
-async fn hash_keys_that_no_shard_holds_are_told() {
+async fn uncovered_hash_keys_are_reported() {
     let scene = Scene::new(3).await;
     scene.put(records(200, 30, steps)).await;
     let listed = scene.list().await;
@@ -337,7 +337,7 @@ async fn hash_keys_that_no_shard_holds_are_told() {
 /// Splits, merges and restarts while records are put, as chance has it: nothing is lost, and the order of
 /// each key is kept.
 #[tokio::test]
-async fn any_history_of_splits_and_merges_is_read_without_loss_and_in_order() {
+async fn random_resharding_loses_nothing_and_keeps_order() {
     for seed in 0..20 {
         let mut rng = SmallRng::seed_from_u64(seed);
         let scene = Scene::new(rng.random_range(1..4)).await;

@@ -37,7 +37,7 @@ fn unsettled(scene: &Scene, sent: &[Sent]) -> HashSet<Place> {
 }
 
 #[tokio::test]
-async fn what_runs_may_end_and_nothing_new_begins() {
+async fn shutdown_lets_running_calls_end_and_begins_none() {
     let scene = Scene::new(1).await;
     let sink_opens = CancellationToken::new();
     scene.sink.set(SinkState::Waits(sink_opens.clone()));
@@ -85,7 +85,7 @@ async fn what_runs_may_end_and_nothing_new_begins() {
 }
 
 #[tokio::test]
-async fn a_handler_that_hangs_is_given_up_in_time_and_its_record_comes_again() {
+async fn hanging_handler_is_dropped_and_its_record_redelivered() {
     let scene = Scene::new(2).await;
     scene
         .put(records(
@@ -126,7 +126,7 @@ async fn a_handler_that_hangs_is_given_up_in_time_and_its_record_comes_again() {
 
 /// As long as it takes: no time that is given makes it panic, or end at once.
 #[tokio::test]
-async fn a_shutdown_may_have_all_the_time_there_is() {
+async fn unlimited_shutdown_timeout_waits_for_the_handler() {
     let scene = Scene::new(1).await;
     scene.put([one("running", "gate")]).await;
     let script = Script::default();
@@ -144,7 +144,7 @@ async fn a_shutdown_may_have_all_the_time_there_is() {
 
 /// Without a shutdown nothing is written at the end: the next run repeats what no checkpoint covers.
 #[tokio::test]
-async fn a_consumer_that_is_dropped_leaves_nothing_behind_and_loses_nothing() {
+async fn dropped_consumer_loses_nothing() {
     let scene = Scene::new(2).await;
     scene
         .put(records(1_000, 50, |number| match number % 100 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::TargetError;
+use redrive::pipeline::Pipeline;
 use redrive::{
     Consumer, ConsumerBuilder, ConsumerError, Position, RecordOrder, Retrieval, StartingPosition, checkpoint,
     dead_letter,
@@ -71,7 +72,7 @@ async fn a_dead_letter_stream_that_does_not_exist_is_an_error() {
 
 /// A stream keeps its records for a day by default, which is little for a dead letter.
 #[tokio::test]
-async fn a_dead_letter_stream_that_forgets_soon_is_warned_of_and_used() {
+async fn short_dead_letter_retention_is_a_warning() {
     let scene = Scene::new(1).await;
     create_stream(&scene.client(), "orders-dlq", 1)
         .await
@@ -93,7 +94,7 @@ async fn a_dead_letter_stream_that_forgets_soon_is_warned_of_and_used() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_built_is_refused_by_name() {
+async fn invalid_settings_are_refused_by_name() {
     let scene = Scene::new(1).await;
     let refused = |builder: ConsumerBuilder| builder.build().expect_err("refused").setting();
     let valid = || consumer(&scene, STREAM);
@@ -150,7 +151,7 @@ impl CheckpointStore for Forgetful {
 }
 
 #[tokio::test]
-async fn a_store_that_answers_for_too_few_shards_is_asked_again() {
+async fn store_answer_for_too_few_shards_is_retried() {
     let scene = Scene::new(2).await;
     scene.put(records(20, 5, |_| "ok")).await;
     let sent = scene.settle_all(scene.start()).await;
@@ -182,7 +183,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn an_application_may_begin_at_a_time_or_behind_given_records() {
+async fn application_starts_at_a_time_or_after_given_records() {
     let scene = Scene::new(1).await;
     scene.put(records(50, 20, |_| "ok")).await;
     a_moment().await;
@@ -221,7 +222,7 @@ async fn an_application_may_begin_at_a_time_or_behind_given_records() {
 
 /// Streams that place records themselves have no keys, and what is not there cannot be kept.
 #[tokio::test]
-async fn the_order_of_keys_is_not_promised_where_there_are_none() {
+async fn key_order_is_refused_on_streams_without_keys() {
     let scene = Scene::new(1).await;
     scene.put(records(50, 20, |_| "ok")).await;
     let auto = |described: bool| {
@@ -259,7 +260,7 @@ async fn the_order_of_keys_is_not_promised_where_there_are_none() {
         let before = scene.ledger.book().notes.len();
         let consumer = scene
             .consumer()
-            .ordering(ordering)
+            .pipeline(Pipeline::new().ordering(ordering))
             .checkpoints(checkpoint::Memory::new());
         let running = scene.run(consumer, scene.resilient());
         // Two notes of each record: begun and processed.
@@ -275,7 +276,7 @@ async fn the_order_of_keys_is_not_promised_where_there_are_none() {
 /// This machine's clock is ahead: Kinesis refuses a time that is still to come for it. Nothing that arrives meanwhile is
 /// passed over, also after a restart.
 #[tokio::test]
-async fn a_start_in_the_future_of_kinesis_begins_earlier() {
+async fn start_time_ahead_of_kinesis_is_moved_back() {
     for retrieval in [Retrieval::Polling, Retrieval::fan_out()] {
         let scene = Scene::new(1).await;
         scene.proxy.script(|call| {

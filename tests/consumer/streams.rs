@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redrive::pipeline::Capacity;
+use redrive::pipeline::{Capacity, Pipeline};
 use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_with};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,7 @@ async fn see(seen: Arc<Seen>, record: Record) -> Result<(), std::io::Error> {
 }
 
 #[tokio::test]
-async fn streams_of_one_process_share_its_bounds_and_a_store_and_nothing_else() {
+async fn streams_of_one_process_share_only_bounds_and_store() {
     const PAYMENTS: &str = "payments";
     let scene = Scene::new(2).await;
     let client = scene.client();
@@ -52,7 +52,7 @@ async fn streams_of_one_process_share_its_bounds_and_a_store_and_nothing_else() 
             let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
             let consumer = Consumer::builder(client.clone(), stream)
                 .checkpoints(store.clone())
-                .capacity(capacity.clone())
+                .pipeline(Pipeline::new().capacity(capacity.clone()))
                 .calls_per_second(200.0)
                 .idle_interval(Duration::from_millis(20))
                 .build()

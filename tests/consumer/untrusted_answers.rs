@@ -17,7 +17,7 @@ fn rewrite(change: impl FnOnce(&mut Value) + Send + 'static) -> Fault {
 }
 
 #[tokio::test]
-async fn an_open_shard_without_a_next_iterator_is_read_on() {
+async fn open_shard_without_a_next_iterator_is_still_read() {
     let replies: [fn() -> Fault; 2] = [
         || {
             rewrite(|reply| {
@@ -98,7 +98,7 @@ async fn a_closed_shard_of_old_records_ends() {
 }
 
 #[tokio::test]
-async fn a_listing_without_shards_is_asked_for_again() {
+async fn empty_listing_is_retried() {
     let scene = Scene::new(2).await;
     scene.put(records(40, 4, |_| "ok")).await;
     scene.proxy.script(|call| match (&*call.target, call.number) {
@@ -152,7 +152,7 @@ async fn subscriptions_that_end_without_an_event_are_failures() {
 
 /// A parent that a listing lacks, though it exists: its children wait.
 #[tokio::test]
-async fn children_wait_for_a_parent_that_a_listing_lacks() {
+async fn children_wait_for_an_unlisted_parent() {
     let scene = Scene::new(1).await;
     // The parent has a checkpoint, and then waits.
     let steps = |number: usize| if number < 5 { "ok" } else { "sleep:300" };

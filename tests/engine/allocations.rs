@@ -1,7 +1,7 @@
-//! The happy path allocates nothing: counted, on the thread that runs it.
+//! Tests of the allocations on the happy path, counted on the thread that runs it.
 //!
-//! What is counted is what the engine and the pipeline do for a record that succeeds the first time.
-//! Records are made beforehand and kept, so that nothing of their own making or freeing is part of it.
+//! The tests count the allocations of the engine and of the pipeline for records whose first attempt succeeds.
+//! Records are created beforehand and kept, so that creating and dropping them does not count.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -27,7 +27,7 @@ const ORDERINGS: [RecordOrder; 3] = [
     RecordOrder::Unordered,
 ];
 
-/// Gives way so often before it succeeds, as a handler that waits for something does.
+/// A handler that yields this number of times before it succeeds.
 struct Yields(u32);
 
 impl RecordProcessor for Yields {
@@ -65,7 +65,7 @@ fn record_of_200_bytes(number: u64) -> Record {
     record(number, &format!("customer-{}", number % 100), &"x".repeat(200))
 }
 
-/// Allocations while 1,000 records are settled one after the other, after one that warms up.
+/// Counts the allocations of settling 1,000 records one after the other, after one record to warm up.
 fn allocations_of_settle<P: RecordProcessor>(processor: P) -> u64 {
     allocations_of(&resilient(processor))
 }
@@ -96,14 +96,14 @@ fn settling_a_record_that_succeeds_allocates_nothing() {
 }
 
 #[test]
-fn nor_does_one_whose_handler_waits_first() {
+fn settling_with_a_pending_handler_allocates_nothing() {
     assert_eq!(allocations_of_settle(Yields(1)), 0);
     assert_eq!(allocations_of_settle(Yields(3)), 0);
 }
 
-/// Metrics between two lines are added up in place.
+/// Metrics are aggregated in place between two lines of output.
 #[test]
-fn nor_does_one_that_is_measured() {
+fn settling_with_metrics_allocates_nothing() {
     let resilient = Resilient::builder("billing", Yields(0))
         .dead_letters(dead_letter::Memory::new())
         .observer(Emf::new("billing"))
@@ -113,10 +113,10 @@ fn nor_does_one_that_is_measured() {
     assert_eq!(allocations_of(&resilient), 0);
 }
 
-/// A record that came as a `Vec` is cloned for a handler that wants its own: `Bytes` makes its shared
-/// part with the first clone, one allocation. A payload that is shared already takes none.
+/// A handler that takes an owned record gets a clone. The first clone of a payload that was a `Vec` makes the
+/// `Bytes` shared, which is one allocation. A payload that is already shared needs none.
 #[test]
-fn an_owned_record_costs_what_bytes_needs_to_be_shared() {
+fn owned_record_costs_at_most_one_allocation() {
     let function = || processor_fn(async |_: Record| -> io::Result<()> { Ok(()) });
     assert!(allocations_of_settle(function()) <= 1_000);
     let stateful = processor_with(Arc::new(()), async |_: Arc<()>, _: Record| -> io::Result<()> {
@@ -129,8 +129,8 @@ const BATCH: u64 = 2_000;
 const WARM_UP: u64 = 10 * BATCH;
 const COUNTED: u64 = 10 * BATCH;
 
-/// Batches made beforehand. Between warming up and being counted it pauses, so that the pipeline's
-/// future comes back to the test.
+/// A stream of batches created beforehand. It pauses after the warm-up, so that the future of the pipeline
+/// returns to the test.
 struct Batches {
     left: std::vec::IntoIter<Batch>,
     pause_at: usize,
@@ -149,7 +149,7 @@ impl Stream for Batches {
     }
 }
 
-/// Allocations for each of so many records that go through a pipeline which has seen as many before.
+/// Counts the allocations of [`COUNTED`] records in a pipeline, after [`WARM_UP`] records.
 fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: RecordOrder) -> u64 {
     let (runtime, resilient) = (runtime(), resilient(processor));
     let records: Vec<Record> = (0..WARM_UP + COUNTED).map(record_of_200_bytes).collect();
@@ -165,10 +165,10 @@ fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: RecordOrd
     };
     let pipeline = Pipeline::new().ordering(ordering);
     let mut run = pin!(pipeline.run(&resilient, batches));
-    // Up to the pause, and until everything before it is settled.
+    // Run up to the pause.
     runtime.block_on(async {
         poll_fn(|cx| {
-            assert!(run.as_mut().poll(cx).is_pending(), "more is to come");
+            assert!(run.as_mut().poll(cx).is_pending(), "more batches follow");
             if paused.get() {
                 Poll::Ready(())
             } else {
@@ -179,20 +179,20 @@ fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: RecordOrd
     });
     let mut finished = None;
     let counted = measure(|| finished = Some(runtime.block_on(&mut run)));
-    let finished = finished.expect("it ran").expect("nothing halts");
+    let finished = finished.expect("the pipeline ran").expect("nothing halts");
     assert!(finished.complete && finished.unsettled == 0);
     counted.count_total
 }
 
 #[test]
-fn a_record_that_succeeds_goes_through_the_pipeline_without_an_allocation() {
+fn pipeline_allocations_are_printed() {
     for ordering in ORDERINGS {
         println!("{ordering:?}: {}", allocations_of_pipeline(Yields(0), ordering));
     }
 }
 
 #[test]
-fn and_so_does_one_whose_handler_waits_first() {
+fn pipeline_allocations_with_a_pending_handler_are_printed() {
     for ordering in ORDERINGS {
         println!("{ordering:?}: {}", allocations_of_pipeline(Yields(1), ordering));
     }

@@ -1,4 +1,4 @@
-//! What uses up an attempt, and what a record waits for between two of them. Time is paused throughout.
+//! Tests of which attempts count, and of what a record waits for between two attempts. Time is paused throughout.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -19,7 +19,7 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Does what the test says with each call of the record `x`. All others fail until a time, as in an outage.
+/// A processor that runs a script for each call of the record `x`. All other records fail during the outage.
 struct Scripted<F> {
     outage: std::ops::Range<Instant>,
     calls: AtomicU32,
@@ -44,7 +44,7 @@ where
     }
 }
 
-/// One second between attempts, of which there are few, and time for all of them.
+/// Returns a policy with one second between attempts and enough time for all of them.
 fn policy(attempts: u32) -> RetryPolicy {
     RetryPolicy::constant(secs(1))
         .jitter(Jitter::None)
@@ -65,7 +65,7 @@ fn resilient<P: RecordProcessor>(
         .seed(11)
 }
 
-/// Pauses for so long that what ends a second after it has opened ends while it is open.
+/// Creates a breaker with long pauses. It is still open when an attempt ends one second after it has opened.
 fn slow_breaker() -> CircuitBreaker {
     let pause = Backoff::constant(secs(8));
     CircuitBreaker::builder()
@@ -75,8 +75,8 @@ fn slow_breaker() -> CircuitBreaker {
         .expect("valid")
 }
 
-/// Settles `x` by hand, and from a second later on six others, whose failures open the breaker.
-async fn beside_an_outage<P: RecordProcessor + 'static>(
+/// Settles `x`, and one second later six other records whose failures open the breaker.
+async fn settle_during_an_outage<P: RecordProcessor + 'static>(
     resilient: Resilient<P>,
 ) -> Result<Settled, Unsettled> {
     let settle = |number, key: String, after| {
@@ -100,10 +100,10 @@ fn unknown() -> Result<(), BoxError> {
     Err("of unknown cause".into())
 }
 
-/// It fails while the breaker is not closed, then once more, and then no longer: of two attempts it has
-/// used up one.
+/// The record fails while the breaker is not closed, then fails once more, and then succeeds. Only one of its two
+/// attempts is exhausted.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_ends_while_a_breaker_is_open_uses_up_nothing() {
+async fn attempt_that_ends_at_an_open_breaker_is_not_counted() {
     let breaker = slow_breaker();
     let (seen, failed) = (breaker.clone(), AtomicU32::new(0));
     let failed = Arc::new(failed);
@@ -126,13 +126,13 @@ async fn an_attempt_that_ends_while_a_breaker_is_open_uses_up_nothing() {
         },
     };
     let resilient = resilient(processor, 2, &breaker).build().expect("valid");
-    let settled = beside_an_outage(resilient).await;
+    let settled = settle_during_an_outage(resilient).await;
     assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
 }
 
-/// The breaker was closed again when it ended, but what it met may have been the outage.
+/// The breaker is closed again when the attempt ends, but the outage may be the cause of its failure.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
+async fn attempt_that_hangs_through_an_outage_is_not_counted() {
     let breaker = slow_breaker();
     let seen = breaker.clone();
     let processor = Scripted {
@@ -152,7 +152,7 @@ async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
         },
     };
     let resilient = resilient(processor, 2, &breaker).build().expect("valid");
-    // After it others succeed: a failure that had been used up would be one of two.
+    // Another record succeeds later. If the first failure counted, the second would exhaust the two attempts.
     tokio::spawn({
         let (resilient, start) = (resilient.clone(), Instant::now());
         async move {
@@ -160,13 +160,13 @@ async fn an_attempt_that_hangs_through_an_outage_uses_up_nothing() {
             resilient.settle(&record(9, "later", "")).await
         }
     });
-    let settled = beside_an_outage(resilient).await;
+    let settled = settle_during_an_outage(resilient).await;
     assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
 }
 
-/// They count for no breaker, so that it does not matter whether one is closed.
+/// Failures of record scope do not count towards a breaker, so the state of the breaker does not matter.
 #[tokio::test(start_paused = true)]
-async fn failures_of_the_records_own_count_while_a_breaker_is_not_closed() {
+async fn record_scope_failures_count_while_a_breaker_is_not_closed() {
     let breaker = slow_breaker();
     let seen = breaker.clone();
     let processor = Scripted {
@@ -184,13 +184,13 @@ async fn failures_of_the_records_own_count_while_a_breaker_is_not_closed() {
         },
     };
     let resilient = resilient(processor, 2, &breaker).build().expect("valid");
-    let settled = beside_an_outage(resilient).await;
+    let settled = settle_during_an_outage(resilient).await;
     assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
 }
 
-/// However many attempts there are: it is alone, and nobody else can close the breaker.
+/// The record is alone, so no other record can close the breaker. The number of attempts left does not matter.
 #[tokio::test(start_paused = true)]
-async fn a_hold_behind_a_breaker_ends_whatever_is_left_of_attempts_and_time() {
+async fn hold_at_most_ends_a_hold_with_attempts_left() {
     let breaker = CircuitBreaker::builder().keys_in_a_row(1).hold_at_most(secs(60));
     let breaker = breaker.build().expect("valid");
     let start = Instant::now();
@@ -209,9 +209,9 @@ async fn a_hold_behind_a_breaker_ends_whatever_is_left_of_attempts_and_time() {
     );
 }
 
-/// A probe a round is what a breaker lets through of a record that is settled by hand.
+/// A breaker admits one probe per round of a record that is passed to `settle`.
 #[tokio::test(start_paused = true)]
-async fn a_retry_by_hand_waits_for_the_breaker_and_probes_once_a_round() {
+async fn record_passed_to_settle_probes_once_per_round() {
     #[derive(Default)]
     struct Rounds(AtomicU32);
     impl Observer for Rounds {
@@ -292,9 +292,9 @@ async fn a_retry_that_the_budget_refuses_waits() {
     );
 }
 
-/// Whoever is given a record back learns what it waited for.
+/// The returned `Unsettled` names what the dead letter waited for.
 #[tokio::test(start_paused = true)]
-async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
+async fn deadline_reports_what_delayed_the_dead_letter() {
     let bad = || redrive::processor_fn(|_: Record| async { Err::<(), _>(Failure::permanent("bad data")) });
     let guard = DeadLetterGuard::new(0.5, 1, secs(60)).expect("valid");
     let breaker = CircuitBreaker::builder().keys_in_a_row(1).build().expect("valid");
@@ -306,7 +306,7 @@ async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
     }
     assert!(matches!(last, Some(Err(Unsettled::GuardStopped))), "{last:?}");
 
-    // A verdict is reached while a breaker is open: the letter waits for it.
+    // The record fails permanently while a breaker is open. Its dead letter waits for the breaker.
     let outage = Scripted {
         outage: Instant::now()..Instant::now() + secs(1_000),
         calls: AtomicU32::new(0),
@@ -340,7 +340,7 @@ async fn a_deadline_tells_what_kept_the_letter_from_being_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_are_numbered_as_they_are_made() {
+async fn attempts_are_numbered_in_order() {
     #[derive(Default)]
     struct Numbers(Mutex<Vec<(bool, u32)>>);
     impl Observer for Numbers {
@@ -368,9 +368,9 @@ async fn attempts_are_numbered_as_they_are_made() {
     assert_eq!(seen, [(false, 1), (true, 2), (false, 2), (true, 3), (false, 3)]);
 }
 
-/// What a breaker does is told once each time, by whatever it was moved.
+/// Each change of a breaker is reported once, whichever record caused it.
 #[tokio::test(start_paused = true)]
-async fn the_changes_of_a_breaker_are_told() {
+async fn breaker_changes_are_reported() {
     #[derive(Default)]
     struct Changes(Mutex<Vec<&'static str>>);
     impl Observer for Changes {
@@ -391,7 +391,7 @@ async fn the_changes_of_a_breaker_are_told() {
         x: |_| async { Ok(()) },
     };
     let resilient = resilient(processor, 5, &slow_breaker()).observer(changes.clone());
-    let settled = beside_an_outage(resilient.build().expect("valid")).await;
+    let settled = settle_during_an_outage(resilient.build().expect("valid")).await;
     assert!(matches!(settled, Ok(Settled::Processed)));
     let seen = changes.0.lock().expect("no panic while locked").clone();
     assert_eq!(seen[..2], ["opened", "half-opened"]);
@@ -406,9 +406,9 @@ async fn the_changes_of_a_breaker_are_told() {
     }
 }
 
-/// A dependency without a breaker of its own counts for the one that all share.
+/// Failures of a dependency without its own breaker count at the common breaker.
 #[tokio::test(start_paused = true)]
-async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_one() {
+async fn failure_counts_at_the_breaker_of_its_dependency() {
     for (fails, open) in [("db", [true, false]), ("cache", [false, true])] {
         let [db, common] =
             [(); 2].map(|()| CircuitBreaker::builder().keys_in_a_row(2).build().expect("valid"));
@@ -429,9 +429,9 @@ async fn a_failure_counts_for_the_breaker_of_its_dependency_or_for_the_common_on
     }
 }
 
-/// An attempt may probe several breakers: what one dependency does shows nothing of another.
+/// An attempt may probe several breakers. The failure of one dependency shows nothing about another.
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_fails_counts_for_the_breaker_of_its_dependency_alone() {
+async fn failed_probe_counts_only_at_the_breaker_of_its_dependency() {
     #[derive(Default)]
     struct Openings(AtomicU32, AtomicU32);
     impl Observer for Openings {
@@ -448,7 +448,7 @@ async fn a_probe_that_fails_counts_for_the_breaker_of_its_dependency_alone() {
         let breaker = CircuitBreaker::builder().keys_in_a_row(2).pause(pause).seed(seed);
         breaker.build().expect("valid")
     });
-    // All begin before one has failed, so that both open; from then on only the database is down.
+    // All calls begin before the first failure, so both breakers open. From then on only the database is down.
     let processor = redrive::processor_with(
         Arc::new(AtomicU32::new(0)),
         async |calls: Arc<AtomicU32>, _: Record| {
@@ -480,9 +480,9 @@ async fn a_probe_that_fails_counts_for_the_breaker_of_its_dependency_alone() {
     assert_eq!(of_common.load(Relaxed), 1);
 }
 
-/// An outage that many meet is one, however long it lasts; a few that fail alone may be all that is left.
+/// Many failing records are held however long the outage lasts. A few failing records may be all that is left.
 #[tokio::test(start_paused = true)]
-async fn many_that_fail_together_are_never_given_up_and_a_few_are() {
+async fn few_held_records_are_dead_lettered_and_many_are_not() {
     for (records, given_up) in [(30, false), (6, true)] {
         let start = Instant::now();
         let processor = Scripted {
@@ -501,9 +501,9 @@ async fn many_that_fail_together_are_never_given_up_and_a_few_are() {
     }
 }
 
-/// Attempts are counted over all the times that the record is given back.
+/// Attempts are counted across all deliveries of the record.
 #[tokio::test(start_paused = true)]
-async fn what_a_deadline_cut_short_goes_on_the_next_time() {
+async fn attempts_are_counted_across_deadlines() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
     let processor = Scripted {

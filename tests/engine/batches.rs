@@ -1,4 +1,4 @@
-//! A handler that works on many records at once: which it is given together, and what becomes of them when it fails.
+//! Tests of batch processors: which records form a batch, and how they settle when the batch fails.
 //! Time is paused throughout.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,10 +22,15 @@ use support::script::record;
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// A table into which many rows are put at once: all of them, or none. What a record's payload says is what its row does:
-/// `bad` (the call fails for good, as it is to blame), `own` (the same, but it may be tried again), `odd` (the call fails,
-/// and nobody knows why), `odd:<n>` (so often), `named` (the call names it, for good), `named:<n>` (so often, as of
-/// unknown cause), `panic`, `hang`; anything else is put.
+/// A table that stores all rows of a batch, or none. The payload of a record says what its row does:
+///
+/// - `bad`: the call fails permanently, and the error blames a record.
+/// - `own`: the call fails with a transient error that blames a record; `own:<n>`: the first `n` times.
+/// - `odd`: the call fails for an unknown cause; `odd:<n>`: the first `n` times.
+/// - `named`: the call names this record with a permanent error.
+/// - `named:<n>`: the call names this record with an error of unknown cause, the first `n` times.
+/// - `panic` and `hang`: the call panics or never returns.
+/// - Any other payload is stored.
 #[derive(Clone, Default)]
 struct Table(Arc<State>);
 
@@ -33,15 +38,16 @@ struct Table(Arc<State>);
 struct State {
     calls: Mutex<Vec<Vec<u64>>>,
     at: Mutex<Vec<Instant>>,
-    /// In the order in which they were put last.
+    /// The stored rows, in the order in which they were last put.
     rows: Mutex<Vec<Record>>,
     letters: dead_letter::Memory,
     failed: Mutex<BTreeMap<u64, u32>>,
     is_down: AtomicBool,
-    /// And nobody says so.
+    /// An outage whose errors do not say that the table is at fault.
     is_odd: AtomicBool,
     takes: Mutex<Duration>,
-    /// Whose order is looked at: when a record is given to the handler all before it in its lane are settled, or go with it.
+    /// The records whose order is checked. When the handler gets a record, all earlier records of its lane are
+    /// settled or are in the same call.
     ordering: Mutex<Option<(RecordOrder, Vec<Record>)>>,
     broken: Mutex<Vec<String>>,
     running: AtomicUsize,
@@ -178,7 +184,7 @@ impl BatchProcessor for Table {
     }
 }
 
-/// So many records of as many keys, of which these are something else.
+/// Returns `count` records of different keys. `others` lists the records with a payload, and the payload.
 fn records(count: u64, others: &[(u64, &str)]) -> Vec<Record> {
     let word = |number| {
         others
@@ -216,19 +222,19 @@ fn all(count: u64) -> BTreeSet<u64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_there_is_goes_together() {
+async fn available_records_are_batched() {
     let table = Table::default();
     assert!(run(&table, 100, records(250, &[])).await.complete);
     assert_eq!(table.sizes(), [100, 100, 50]);
     assert_eq!(
         table.calls().concat(),
         (0..250).collect::<Vec<_>>(),
-        "in the shard's order"
+        "in the order of the shard"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_of_one_key_go_together_in_their_order() {
+async fn records_of_one_key_are_batched_in_order() {
     for ordering in [
         RecordOrder::Shard,
         RecordOrder::PartitionKey,
@@ -251,7 +257,7 @@ async fn records_of_one_key_go_together_in_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_follows_in_a_key_waits_for_the_batch_before_it_and_other_keys_do_not() {
+async fn only_records_of_the_same_key_wait_for_a_running_batch() {
     let table = Table::default();
     *Table::lock(&table.0.takes) = Duration::from_millis(10);
     let mut records: Vec<Record> = (0..20).map(|number| record(number, "one", "")).collect();
@@ -272,7 +278,7 @@ async fn what_follows_in_a_key_waits_for_the_batch_before_it_and_other_keys_do_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_bounded_in_bytes_and_a_large_record_is_one_by_itself() {
+async fn batch_bytes_are_bounded_and_a_large_record_goes_alone() {
     let table = Table::default();
     let sized = |number: u64, bytes: usize| record(number, &number.to_string(), &"x".repeat(bytes));
     let records = [400, 400, 400, 5_000, 100, 900, 1].iter().zip(0..);
@@ -289,11 +295,11 @@ async fn a_batch_is_bounded_in_bytes_and_a_large_record_is_one_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_waits_for_more_as_long_as_it_may() {
+async fn batch_waits_for_more_records_until_linger_ends() {
     let linger = Duration::from_millis(200);
     let table = Table::default();
     let start = Instant::now();
-    // One every 30 ms, and none after the fifteenth.
+    // One record every 30 ms, fifteen in all. The stream then stays open for a minute.
     let trickle = stream::iter(records(15, &[])).then(|record| async move {
         sleep(Duration::from_millis(30)).await;
         Batch::from(vec![record])
@@ -307,7 +313,7 @@ async fn a_batch_waits_for_more_as_long_as_it_may() {
         .build()
         .expect("valid");
     Pipeline::new().run(&resilient, trickle).await.expect("no halt");
-    assert_eq!(table.sizes(), [5, 5, 5], "each is full before its time");
+    assert_eq!(table.sizes(), [5, 5, 5], "each batch is full before its linger ends");
     let at = Table::lock(&table.0.at)[0] - start;
     assert_eq!(at, Duration::from_millis(150));
 
@@ -328,12 +334,12 @@ async fn a_batch_waits_for_more_as_long_as_it_may() {
     assert_eq!(
         Table::lock(&table.0.at)[0] - start,
         linger,
-        "not for the stream's end"
+        "the batch does not wait for the end of the stream"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn bad_data_are_found_by_halves_without_a_retry() {
+async fn bad_record_is_found_by_halving_without_a_retry() {
     for bad in [0, 1, 17, 62, 63] {
         let table = Table::default();
         let start = Instant::now();
@@ -342,7 +348,7 @@ async fn bad_data_are_found_by_halves_without_a_retry() {
         let mut expected = all(64);
         expected.remove(&bad);
         assert_eq!(table.rows(), expected);
-        assert_eq!(start.elapsed(), Duration::ZERO, "nothing is waited for");
+        assert_eq!(start.elapsed(), Duration::ZERO, "no backoff");
         let calls = table.calls().len();
         assert!(
             calls <= 1 + 6 + 2,
@@ -353,7 +359,7 @@ async fn bad_data_are_found_by_halves_without_a_retry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn several_bad_ones_are_each_found() {
+async fn several_bad_records_are_each_found() {
     let table = Table::default();
     let bad = [(3, "bad"), (4, "bad"), (40, "bad"), (99, "bad")];
     assert!(run(&table, 100, records(100, &bad)).await.complete);
@@ -363,9 +369,9 @@ async fn several_bad_ones_are_each_found() {
     assert!(calls <= 4 * 9 + 2, "{calls}");
 }
 
-/// Whose fault it is nobody says: a batch has its retries before it is halved, as one record has.
+/// A batch that fails for an unknown cause has all its attempts before it is halved.
 #[tokio::test(start_paused = true)]
-async fn what_fails_for_an_unknown_cause_is_tried_again_whole_before_it_is_halved() {
+async fn batch_of_unknown_cause_is_retried_before_it_is_halved() {
     let table = Table::default();
     assert!(run(&table, 64, records(128, &[(20, "odd")])).await.complete);
     assert_eq!(table.letters(), [20]);
@@ -377,33 +383,33 @@ async fn what_fails_for_an_unknown_cause_is_tried_again_whole_before_it_is_halve
         .filter(|call| call.contains(&20))
         .map(Vec::len)
         .collect();
-    assert_eq!(of_it[..5], [64; 5], "its five attempts");
+    assert_eq!(of_it[..5], [64; 5], "the five attempts of the whole batch");
     assert!(
         of_it[5..].iter().is_sorted_by(|a, b| a > b || **b == 1),
         "{of_it:?}"
     );
     let alone = of_it.iter().filter(|size| **size == 1).count();
-    assert!(alone >= 5, "and all its attempts by itself: {of_it:?}");
+    assert!(alone >= 5, "the record alone has all its attempts: {of_it:?}");
     assert!(sizes.len() - alone <= 5 + 6 + 6, "{sizes:?}");
     let letter = &table.0.letters.letters()[0];
     assert_eq!(
         letter.attempts.count as usize,
         of_it.len(),
-        "all its attempts are in its letter"
+        "the dead letter counts all attempts"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_passes_by_itself_is_never_halved() {
+async fn batch_that_succeeds_on_retry_is_never_halved() {
     let table = Table::default();
     assert!(run(&table, 64, records(64, &[(20, "odd:3")])).await.complete);
     assert_eq!(table.sizes(), [64; 4]);
     assert!(table.letters().is_empty());
 }
 
-/// The one to blame has its retries by itself, and the others do not wait for them.
+/// The record at fault is retried alone, and the other records do not wait for its retries.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_is_to_blame_is_found_at_once_and_tried_again_by_itself() {
+async fn record_at_fault_is_isolated_and_retried_alone() {
     let table = Table::default();
     let start = Instant::now();
     assert!(run(&table, 64, records(64, &[(20, "own:6")])).await.complete);
@@ -417,12 +423,12 @@ async fn a_record_that_is_to_blame_is_found_at_once_and_tried_again_by_itself() 
     let mut others = calls.iter().zip(&*at).filter(|(call, _)| !call.contains(&20));
     assert!(
         others.all(|(_, at)| *at == start),
-        "the others do not wait for it"
+        "the other records do not wait"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dependency_that_is_down_halves_nothing_and_loses_nothing() {
+async fn dependency_outage_makes_no_dead_letters_of_a_batch() {
     let table = Table::default();
     table.0.is_down.store(true, SeqCst);
     let resilient = builder(&table, 64).build().expect("valid");
@@ -438,13 +444,13 @@ async fn a_dependency_that_is_down_halves_nothing_and_loses_nothing() {
     let calls = table.calls().len();
     assert!(
         calls < 200,
-        "{calls} calls in ten minutes, and the breaker is open"
+        "{calls} calls in ten minutes with an open breaker"
     );
 }
 
-/// The same, when nobody says that it is the dependency: what halving shows of an outage opens the breaker.
+/// An outage of unknown scope also makes no dead letters: the failures that halving finds open the breaker.
 #[tokio::test(start_paused = true)]
-async fn an_outage_that_looks_like_anything_makes_no_letters() {
+async fn outage_of_unknown_scope_makes_no_dead_letters() {
     let table = Table::default();
     table.0.is_odd.store(true, SeqCst);
     let healed = table.clone();
@@ -460,7 +466,7 @@ async fn an_outage_that_looks_like_anything_makes_no_letters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_named_ones_the_others_are_processed_once() {
+async fn only_named_records_are_retried() {
     let table = Table::default();
     assert!(
         run(&table, 64, records(64, &[(5, "named"), (9, "named:2")]))
@@ -469,11 +475,11 @@ async fn of_named_ones_the_others_are_processed_once() {
     );
     assert_eq!(table.letters(), [5]);
     assert_eq!(table.rows().len(), 63);
-    assert_eq!(table.sizes(), [64, 1, 1], "9 is tried again by itself");
+    assert_eq!(table.sizes(), [64, 1, 1], "record 9 is retried alone");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_behind_a_named_one_in_its_key_comes_again_after_it() {
+async fn records_of_the_key_of_a_named_record_follow_its_retry() {
     let table = Table::default();
     let batch = vec![
         record(0, "a", ""),
@@ -489,7 +495,7 @@ async fn what_is_behind_a_named_one_in_its_key_comes_again_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_the_batch_does_not_have_is_everybodys_failure() {
+async fn index_outside_the_batch_fails_the_whole_batch() {
     struct Odd(AtomicUsize);
     impl BatchProcessor for Odd {
         type Error = BoxError;
@@ -525,11 +531,11 @@ async fn a_name_that_the_batch_does_not_have_is_everybodys_failure() {
         .expect("valid");
     let finished = Pipeline::new().run(&resilient, whole(records(10, &[]))).await;
     assert!(finished.expect("no halt").complete);
-    assert_eq!(odd.0.load(SeqCst), 2, "all ten were tried again");
+    assert_eq!(odd.0.load(SeqCst), 2, "the whole batch was retried once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn panics_and_hangs_are_found_as_well() {
+async fn records_that_panic_or_hang_are_isolated() {
     for (word, at_most) in [
         ("panic", Duration::from_millis(100)),
         ("hang", Duration::from_secs(3_600)),
@@ -543,10 +549,10 @@ async fn panics_and_hangs_are_found_as_well() {
     }
 }
 
-/// It is called for records, not for calls.
+/// The guard counts records, not calls of the handler.
 #[tokio::test(start_paused = true)]
-async fn the_guard_counts_records() {
-    // One bad one in ten: 90 of 100 succeed, by a few calls.
+async fn guard_counts_records_not_calls() {
+    // One record in ten is bad: 90 of 100 succeed, in only a few calls.
     let bad: Vec<(u64, &str)> = (0..100).map(|tenth| (tenth * 10, "named")).collect();
     let table = Table::default();
     let resilient = Resilient::builder("billing", table.clone().batched().size(100))
@@ -558,13 +564,13 @@ async fn the_guard_counts_records() {
     let running = running.run(&resilient, whole(records(1_000, &bad)));
     let finished = tokio::time::timeout(Duration::from_secs(60), running)
         .await
-        .expect("not stopped");
+        .expect("the guard does not stop the shard");
     assert!(finished.expect("no halt").complete);
     assert_eq!(table.letters().len(), 100);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_gives_back_what_is_not_settled() {
+async fn shutdown_reports_the_unsettled_records_of_a_batch() {
     let table = Table::default();
     *Table::lock(&table.0.takes) = Duration::from_millis(100);
     let resilient = builder(&table, 10).build().expect("valid");
@@ -588,7 +594,7 @@ async fn a_shutdown_gives_back_what_is_not_settled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_hand_a_record_is_a_batch_of_its_own() {
+async fn settle_calls_a_batch_processor_with_one_record() {
     let table = Table::default();
     let resilient = builder(&table, 10).build().expect("valid");
     for (word, settled) in [
@@ -604,7 +610,7 @@ async fn by_hand_a_record_is_a_batch_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_its_type_it_is_one_all_the_same() {
+async fn boxed_batch_processor_still_batches() {
     let table = Table::default();
     let processor = Arc::new(table.clone().batched().size(8)).boxed();
     let resilient = Resilient::builder("billing", processor)
@@ -624,7 +630,7 @@ async fn without_its_type_it_is_one_all_the_same() {
     assert_eq!(table.rows().len(), 14);
 }
 
-/// A store that counts what it is asked.
+/// A store that counts its calls.
 #[derive(Debug, Default)]
 struct Counting {
     store: idempotency::Memory,
@@ -695,13 +701,13 @@ async fn keys_are_claimed_and_completed_together() {
     );
     assert_eq!((table.rows().len(), table.letters()), (99, vec![7]));
     let calls = table.calls().len();
-    assert_eq!(store.claims.load(SeqCst), calls, "once for each call");
+    assert_eq!(store.claims.load(SeqCst), calls, "one claim call for each call of the handler");
     assert_eq!(
         store.completions.load(SeqCst),
         calls - table.calls().iter().filter(|call| call.contains(&7)).count()
     );
 
-    // Delivered again nothing is processed again, but for the one that was not.
+    // A redelivery processes only the record that was dead-lettered.
     let before = table.calls().len();
     assert!(
         Pipeline::new()
@@ -714,10 +720,10 @@ async fn keys_are_claimed_and_completed_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_another_has_claimed_holds_up_nobody_else() {
+async fn key_claimed_elsewhere_delays_no_other_record() {
     let (table, store) = (Table::default(), Arc::new(Counting::default()));
     let by_field = || Idempotency::new(store.clone()).key(|record| Some(record.partition_key()?.to_owned()));
-    // Somebody else is at key-5, and takes a while.
+    // Another worker has claimed key-5 and takes 3 s.
     let slow = Table::default();
     *Table::lock(&slow.0.takes) = Duration::from_secs(3);
     let other = builder(&slow, 1).idempotency(by_field()).build().expect("valid");
@@ -746,18 +752,18 @@ async fn a_key_that_another_has_claimed_holds_up_nobody_else() {
     assert_eq!(
         table.sizes(),
         [49],
-        "of key-6 one, of key-5 none: {:?}",
+        "key-6 runs once, key-5 never: {:?}",
         table.calls()
     );
     let rows = table.rows();
     assert!(
         !rows.contains(&5) && !rows.contains(&50),
-        "duplicates of the other's"
+        "both are duplicates of the record of the other worker"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_store_is_down_a_batch_waits_whole() {
+async fn batch_waits_while_the_idempotency_store_is_down() {
     let (table, store) = (Table::default(), Arc::new(Counting::default()));
     store.is_down.store(true, SeqCst);
     let mine = builder(&table, 64)
@@ -780,9 +786,9 @@ async fn while_the_store_is_down_a_batch_waits_whole() {
     assert!(store.claims.load(SeqCst) < 100);
 }
 
-/// What an observer is told of a batch.
+/// Checks the events that an observer gets for a batch.
 #[tokio::test(start_paused = true)]
-async fn a_failed_call_is_told_once_with_how_many_it_had() {
+async fn failed_batch_call_is_reported_once_with_its_size() {
     #[derive(Clone, Default)]
     struct Ears(Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>);
     impl Observer for Ears {
@@ -790,7 +796,7 @@ async fn a_failed_call_is_told_once_with_how_many_it_had() {
             match event {
                 Event::AttemptFailed { records, .. } => Table::lock(&self.0).push(*records),
                 Event::Settled { attempts, .. } => {
-                    // With the two that failed for another's sake.
+                    // Two attempts of the batch failed because of another record.
                     assert_eq!(*attempts, 3);
                     self.1.fetch_add(1, SeqCst);
                 }
@@ -816,8 +822,8 @@ async fn a_failed_call_is_told_once_with_how_many_it_had() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever fails: each record is a row or a letter, the letters are those that are to blame, and no record is given
-    /// to the handler before all in its lane before it are settled or go with it.
+    /// Each record becomes a row or a dead letter, and only records at fault become dead letters. The handler
+    /// gets a record when all earlier records of its lane are settled or are in the same call.
     #[test]
     fn every_record_is_settled_in_its_order(
         words in prop::collection::vec((0usize..30, 0usize..6), 1..120),
@@ -866,14 +872,14 @@ proptest! {
             let running = pipeline.run(&resilient, batches);
             tokio::time::timeout(Duration::from_secs(7_200), running).await
         });
-        let finished = finished.expect("it ends").expect("no halt");
+        let finished = finished.expect("the pipeline ends").expect("no halt");
         prop_assert!(finished.complete, "{finished:?}");
         prop_assert_eq!(table.letters(), expected.clone());
         prop_assert_eq!(table.rows().len(), records.len() - expected.len());
         for letter in table.0.letters.letters() {
             let number = number_of(&letter.sequence_number);
             let calls = table.calls().iter().filter(|call| call.contains(&number)).count() as u32;
-            // One behind a named one was given, and no attempt was made at it.
+            // A record behind a named record of its key was in the call, but that call was no attempt at it.
             let exact = ordering == RecordOrder::Unordered;
             let attempts = letter.attempts.count;
             prop_assert!(attempts <= calls && (!exact || attempts == calls), "{} {} {}", number, attempts, calls);

@@ -1,6 +1,6 @@
-//! Handlers that block their thread: never two for a record, whatever the attempts do.
+//! Tests of handlers that block their thread: a record never has two calls at the same time.
 //!
-//! Threads know nothing of paused time, so that these tests wait for each other, and for short timeouts.
+//! Threads ignore paused time. These tests wait for the threads and for short timeouts instead.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,7 +14,7 @@ use redrive::{
 };
 use support::script::record;
 
-/// Calls that end when they are told to, and how.
+/// Calls whose end and result the test controls.
 #[derive(Clone)]
 struct Calls {
     begun: Arc<AtomicU32>,
@@ -53,8 +53,8 @@ impl Calls {
             calls.most.fetch_max(running, SeqCst);
             let end = calls.ends.lock().expect("no panic while locked").recv();
             calls.running.fetch_sub(1, SeqCst);
-            match end.expect("it is told") {
-                Err("panic") => panic!("as it was told"),
+            match end.expect("the test sends a result") {
+                Err("panic") => panic!("requested by the test"),
                 end => Ok(end?),
             }
         };
@@ -78,11 +78,11 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn what_a_call_returns_is_the_attempts_result() {
+async fn attempt_returns_the_result_of_its_call() {
     let (calls, end) = Calls::new();
     let resilient = calls.resilient(Duration::from_secs(60)).build().expect("valid");
     for how in [Err("of unknown cause"), Err("panic"), Ok(())] {
-        end.send(how).expect("it listens");
+        end.send(how).expect("a call receives");
     }
     assert_eq!(
         resilient.settle(&record(1, "a", "")).await.expect("settled"),
@@ -92,23 +92,23 @@ async fn what_a_call_returns_is_the_attempts_result() {
 }
 
 #[tokio::test]
-async fn an_attempt_waits_for_the_call_before_it_and_takes_its_success() {
+async fn attempt_waits_for_a_stuck_call_and_takes_its_success() {
     let (calls, end) = Calls::new();
     let resilient = calls.resilient(Duration::from_millis(20)).build().expect("valid");
     let settling = tokio::spawn(async move { resilient.settle(&record(1, "a", "")).await });
-    eventually("attempts wait, and that is told", || {
+    eventually("attempts wait, and that is reported", || {
         calls.stuck.load(SeqCst) >= 2
     })
     .await;
     assert_eq!(calls.begun.load(SeqCst), 1, "no second thread");
-    end.send(Ok(())).expect("it listens");
+    end.send(Ok(())).expect("a call receives");
     let settled = settling.await.expect("no panic").expect("settled");
     assert_eq!(settled, Settled::Processed);
     assert_eq!((calls.begun.load(SeqCst), calls.most.load(SeqCst)), (1, 1));
 }
 
 #[tokio::test]
-async fn behind_a_call_that_fails_the_next_one_begins() {
+async fn next_call_begins_after_a_stuck_call_fails() {
     let (calls, end) = Calls::new();
     let resilient = calls.resilient(Duration::from_millis(20)).build().expect("valid");
     let settling = tokio::spawn(async move { resilient.settle(&record(1, "a", "")).await });
@@ -116,7 +116,7 @@ async fn behind_a_call_that_fails_the_next_one_begins() {
         eventually("a call has begun", || calls.begun.load(SeqCst) == begun).await;
         let stuck = calls.stuck.load(SeqCst);
         eventually("an attempt waits for it", || calls.stuck.load(SeqCst) > stuck).await;
-        end.send(how).expect("it listens");
+        end.send(how).expect("a call receives");
     }
     let settled = settling.await.expect("no panic").expect("settled");
     assert_eq!(settled, Settled::Processed);

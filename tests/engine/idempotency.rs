@@ -1,5 +1,5 @@
-//! What the engine does with a record's key: claimed before an attempt, completed after a success, given back
-//! otherwise. Time is paused throughout.
+//! Tests of idempotency keys: the engine claims a key before an attempt, completes it after a success, and releases
+//! it otherwise. Time is paused throughout.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -24,7 +24,7 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// A store that can be down, and lose answers; and what was asked of it.
+/// A store that can be down and can lose answers. It records its calls.
 #[derive(Debug, Clone, Default)]
 struct Store {
     memory: Memory,
@@ -34,14 +34,14 @@ struct Store {
 #[derive(Debug, Default)]
 struct State {
     down: bool,
-    /// How long a call takes.
+    /// The time that a call takes.
     takes: Duration,
     completions_fail: bool,
     release_hangs: bool,
-    /// What is stored under this key cannot be read.
+    /// The key whose entry cannot be read.
     corrupt: Option<Key>,
     loses_answers: u32,
-    /// The next call of this name does not arrive.
+    /// The operation whose next call fails.
     fails_next: Option<&'static str>,
     calls: Vec<(&'static str, Key)>,
 }
@@ -62,7 +62,7 @@ impl Store {
         self.state().calls.iter().map(|(call, _)| *call).collect()
     }
 
-    /// What stands in the way of a call, if anything does before or after it.
+    /// Records the call. Returns whether the store is down for it, and whether its answer is lost.
     fn note(&self, call: &'static str, claims: &[Claim]) -> (bool, bool) {
         let mut state = self.state();
         let keys = claims.iter().map(|claim| (call, claim.key.clone()));
@@ -132,7 +132,7 @@ impl IdempotencyStore for Store {
     }
 }
 
-/// What a test sees: its store, its letters, what was told, the handler's calls.
+/// The setup of a test: the store, the dead letters, the events, and the calls of the handler.
 #[derive(Clone)]
 struct Scene {
     store: Store,
@@ -170,8 +170,8 @@ impl Scene {
         Idempotency::new(self.store.clone()).clock(move || scene.now())
     }
 
-    /// The payload says what the handler does, one step for each call, of which the last repeats: `ok`, `bad`,
-    /// `fail`, `slow` (takes 10 s).
+    /// Creates a handler that does what the payload says, one step per call. The last step repeats. Steps are
+    /// `ok`, `bad`, `fail` and `slow`, which takes 10 s.
     fn builder(&self, idempotency: Idempotency) -> ResilientBuilder<impl redrive::RecordProcessor + use<>> {
         let handler = async |calls: Arc<AtomicU32>, record: Record| -> Result<(), redrive::BoxError> {
             let call = calls.fetch_add(1, Relaxed) as usize;
@@ -214,7 +214,7 @@ impl Scene {
         events.iter().filter(|name| *name == event).count()
     }
 
-    /// Somebody else's claim of a record's key.
+    /// Returns a claim of the record's key by another worker.
     fn other(&self, record: &Record) -> Claim {
         let key = Key::of_place("billing", record);
         let mut claim = Claim::new(key, Owner::new(99), self.now());
@@ -243,7 +243,7 @@ async fn a_record_that_was_processed_is_a_duplicate() {
     let scene = Scene::new();
     let record = record(1, "a", "ok");
     assert!(is(scene.resilient().settle(&record).await, Settled::Processed));
-    // Another process: what it knows, it knows of the store.
+    // A new process knows only what the store knows.
     let resilient = scene.resilient();
     assert!(is(resilient.settle(&record).await, Settled::Duplicate));
     assert!(is(resilient.settle(&record).await, Settled::Duplicate));
@@ -251,7 +251,7 @@ async fn a_record_that_was_processed_is_a_duplicate() {
     assert_eq!(
         scene.store.calls(),
         ["claim", "complete", "claim"],
-        "then it is in the cache"
+        "the last duplicate is found in the cache"
     );
 }
 
@@ -266,7 +266,7 @@ async fn without_a_cache_the_store_is_asked_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_of_the_payload_catches_what_a_producer_has_put_twice() {
+async fn payload_key_detects_duplicates_of_the_producer() {
     let scene = Scene::new();
     let resilient = scene
         .builder(scene.settings().json_field("/order/id"))
@@ -276,7 +276,7 @@ async fn a_key_of_the_payload_catches_what_a_producer_has_put_twice() {
     assert!(is(resilient.settle(&order(1, "7")).await, Settled::Processed));
     assert!(is(resilient.settle(&order(2, "7")).await, Settled::Duplicate));
     assert!(is(resilient.settle(&order(3, "\"7\"")).await, Settled::Processed));
-    // Told apart by their places.
+    // Records without an id are distinguished by their positions.
     for number in 4..6 {
         assert!(is(
             resilient.settle(&order(number, "null")).await,
@@ -292,12 +292,12 @@ async fn a_key_of_the_payload_catches_what_a_producer_has_put_twice() {
     let leaks = |(_, key): &(&str, Key)| key.as_str().contains("order\"") || key.as_str() == "billing#7";
     assert!(
         !state.calls.iter().any(leaks),
-        "of a payload only hashes are stored"
+        "only hashes of a payload are stored"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_known_key_with_another_payload_fails_for_good() {
+async fn known_key_with_another_payload_is_dead_lettered() {
     let scene = Scene::new();
     let by_key = |record: &Record| record.partition_key().map(str::to_owned);
     let settings = scene.settings().key(by_key).check_payload(true);
@@ -329,9 +329,9 @@ async fn a_dead_lettered_record_is_not_remembered_as_processed() {
     assert_eq!(scene.calls(), 2);
 }
 
-/// Until then another delivery must not run it.
+/// The claim keeps another delivery from running the record until the dead letter is confirmed.
 #[tokio::test(start_paused = true)]
-async fn a_claim_is_given_back_once_the_letter_is_confirmed() {
+async fn claim_is_released_once_the_dead_letter_is_confirmed() {
     let scene = Scene::new();
     let sink = ScriptedSink::default();
     sink.on_put(|_, _| Answer::take_late(secs(20)));
@@ -353,7 +353,7 @@ async fn a_claim_is_given_back_once_the_letter_is_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_is_not_held_through_a_backoff() {
+async fn claim_is_released_during_a_backoff() {
     let scene = Scene::new();
     let resilient = scene.resilient();
     let record = record(1, "a", "fail,ok");
@@ -365,7 +365,7 @@ async fn a_claim_is_not_held_through_a_backoff() {
     let other = scene.other(&record);
     assert_eq!(scene.claim(&other).await, GRANTED);
     sleep(secs(30)).await;
-    assert_eq!(scene.calls(), 1, "the other is at it");
+    assert_eq!(scene.calls(), 1, "the other worker has the claim");
     let completed = scene.store.memory.complete(&[other]).await.remove(0);
     assert_eq!(completed.expect("memory answers"), Completion::Stored);
     assert!(is(settling.await.expect("no panic"), Settled::Duplicate));
@@ -373,7 +373,7 @@ async fn a_claim_is_not_held_through_a_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_deliveries_at_once_one_runs_and_the_other_waits_for_it() {
+async fn concurrent_deliveries_run_once() {
     let scene = Scene::new();
     let settle = || {
         let resilient = scene.resilient();
@@ -387,9 +387,9 @@ async fn of_two_deliveries_at_once_one_runs_and_the_other_waits_for_it() {
     assert_eq!(scene.calls(), 1);
 }
 
-/// Its claim is another's only 10 s after it has expired, as clocks differ.
+/// A claim can be taken over only 10 s after it has expired, because clocks differ.
 #[tokio::test(start_paused = true)]
-async fn a_record_whose_process_died_is_processed_once_its_claim_has_expired() {
+async fn record_of_a_dead_process_runs_after_its_claim_expires() {
     let scene = Scene::new();
     let record = record(1, "a", "ok");
     let dead = scene.other(&record);
@@ -400,7 +400,7 @@ async fn a_record_whose_process_died_is_processed_once_its_claim_has_expired() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_says_what_was_waited_for() {
+async fn deadline_reports_what_the_record_waited_for() {
     let scene = Scene::new();
     let record = record(1, "a", "ok");
     assert_eq!(scene.claim(&scene.other(&record)).await, GRANTED);
@@ -417,7 +417,7 @@ async fn a_deadline_says_what_was_waited_for() {
     assert_eq!(scene.calls(), 0);
 }
 
-/// The next invocation must not have to wait for it.
+/// The next invocation must not wait for the claim.
 #[tokio::test(start_paused = true)]
 async fn a_claim_does_not_outlive_its_deadline() {
     let scene = Scene::new();
@@ -425,7 +425,7 @@ async fn a_claim_does_not_outlive_its_deadline() {
     let by = Instant::now() + secs(4);
     let unsettled = scene.resilient().settle_by(&record, by).await;
     assert!(matches!(unsettled, Err(Unsettled::Deadline)), "{unsettled:?}");
-    assert_eq!(scene.claim(&scene.other(&record)).await, GRANTED, "given back");
+    assert_eq!(scene.claim(&scene.other(&record)).await, GRANTED, "released");
 
     let scene = Scene::new();
     let by = Instant::now() + secs(4);
@@ -436,13 +436,13 @@ async fn a_claim_does_not_outlive_its_deadline() {
         assert!(dropped.is_err());
     }
     let Claimed::InProgress { expires, .. } = scene.claim(&scene.other(&record)).await else {
-        panic!("it was dropped with its claim");
+        panic!("the claim remains after the drop");
     };
-    assert!(expires <= scene.now() + secs(3), "as long as its deadline");
+    assert!(expires <= scene.now() + secs(3), "the claim expires at the deadline");
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_store_is_down_records_wait_and_nothing_runs_unguarded() {
+async fn records_wait_while_the_store_is_down() {
     let scene = Scene::new();
     scene.store.state().down = true;
     let budget = RetryBudget::new(0.2, 1.0).expect("valid");
@@ -460,7 +460,7 @@ async fn while_the_store_is_down_records_wait_and_nothing_runs_unguarded() {
     sleep(secs(600)).await;
     assert_eq!(scene.calls(), 0);
     let asked = scene.store.calls().len();
-    // A round asks with as many as may run beside each other, and rounds come every 10 s at the end.
+    // Each round claims for as many records as may run concurrently. In the end a round starts every 10 s.
     assert!(asked < 50 * 75, "{asked}");
     assert!(scene.told("IdempotencyDelayed") < 100);
     scene.store.state().down = false;
@@ -470,31 +470,31 @@ async fn while_the_store_is_down_records_wait_and_nothing_runs_unguarded() {
     assert_eq!(
         scene.told("RetryDelayed") + scene.told("AttemptFailed"),
         0,
-        "it is no attempt"
+        "waiting for the store is no attempt"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_whose_answer_was_lost_is_its_own_the_next_time() {
+async fn claim_with_a_lost_answer_is_granted_again() {
     let scene = Scene::new();
     scene.store.state().loses_answers = 1;
     assert!(is(
         scene.resilient().settle(&record(1, "a", "ok")).await,
         Settled::Processed
     ));
-    assert!(scene.start.elapsed() < secs(5), "it does not wait for itself");
+    assert!(scene.start.elapsed() < secs(5), "the record does not wait for its own claim");
 
-    // The same of one that could not be given back.
+    // A claim that could not be released is also granted again.
     let scene = Scene::new();
     scene.store.state().fails_next = Some("release");
     let settled = scene.resilient().settle(&record(1, "a", "fail,ok")).await;
     assert!(is(settled, Settled::Processed));
     assert_eq!(scene.store.calls(), ["claim", "release", "claim", "complete"]);
-    assert!(scene.start.elapsed() < secs(10), "it does not wait for itself");
+    assert!(scene.start.elapsed() < secs(10), "the record does not wait for its own claim");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_completion_that_fails_is_repeated_and_the_handler_is_not() {
+async fn failed_completion_is_retried_without_the_handler() {
     let scene = Scene::new();
     scene.store.state().completions_fail = true;
     let resilient = scene.resilient();
@@ -511,7 +511,7 @@ async fn a_completion_that_fails_is_repeated_and_the_handler_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_deadline_a_completion_is_lost_and_told() {
+async fn completion_lost_at_the_deadline_is_reported() {
     let scene = Scene::new();
     scene.store.state().completions_fail = true;
     let by = Instant::now() + secs(20);
@@ -538,14 +538,14 @@ async fn a_shutdown_does_not_wait_for_a_completion() {
     sleep(secs(60)).await;
     shutdown.cancel();
     let finished = running.await.expect("no panic").expect("nothing halted");
-    assert_eq!(finished.unsettled, 0, "its work is done");
+    assert_eq!(finished.unsettled, 0, "the record is processed");
     assert_eq!(scene.told("CompletionLost"), 1);
     assert!(scene.start.elapsed() < secs(62));
 }
 
-/// A handler that takes so long that another has taken its key: what that one does is not overwritten.
+/// Another worker has taken over the key of a slow handler. The late completion does not overwrite its claim.
 #[tokio::test(start_paused = true)]
-async fn whoever_is_too_slow_loses_its_completion() {
+async fn completion_of_an_expired_claim_is_lost() {
     let scene = Scene::new();
     let record = record(1, "a", "slow");
     let skewed = scene.clone();
@@ -556,7 +556,7 @@ async fn whoever_is_too_slow_loses_its_completion() {
         async move { slow.settle(&record).await }
     });
     sleep(secs(5)).await;
-    // By the clock of all others its claim has expired long ago.
+    // The claim has expired long ago by the clock of every other worker.
     let other = scene.other(&record);
     let granted = scene.claim(&other).await;
     assert_eq!(granted, Claimed::Granted { abandoned: 1 });
@@ -567,7 +567,7 @@ async fn whoever_is_too_slow_loses_its_completion() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_or_panics_is_one_that_is_down() {
+async fn hanging_or_panicking_store_counts_as_down() {
     #[derive(Debug, Clone, Copy)]
     enum Broken {
         Hangs,
@@ -610,7 +610,7 @@ async fn a_store_that_hangs_or_panics_is_one_that_is_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_kept_for_no_time_is_refused() {
+async fn keep_for_of_zero_is_refused() {
     let scene = Scene::new();
     let error = scene
         .builder(scene.settings().keep_for(Duration::ZERO))
@@ -619,9 +619,9 @@ async fn what_is_kept_for_no_time_is_refused() {
     assert!(error.expect("refused").to_string().contains("keep_for"));
 }
 
-/// As many as may run beside each other, 64, claim and complete at once.
+/// The 64 records that may run concurrently claim and complete their keys at the same time.
 #[tokio::test(start_paused = true)]
-async fn a_batch_of_500_records_takes_few_round_trips_one_after_the_other() {
+async fn store_calls_of_500_records_run_concurrently() {
     let scene = Scene::new();
     let trip = secs(1);
     scene.store.state().takes = trip;
@@ -637,15 +637,15 @@ async fn a_batch_of_500_records_takes_few_round_trips_one_after_the_other() {
         began.elapsed().as_secs_f64() / trip.as_secs_f64()
     };
     let (first, again) = (run().await, run().await);
-    println!("500 records: {first:.1} round trips after each other; delivered again: {again:.1}");
+    println!("500 records: {first:.1} sequential round trips; redelivered: {again:.1}");
     assert_eq!(scene.calls(), 500);
-    // Two for each of 64: ⌈500 / 64⌉ times.
+    // Two round trips for each group of 64 records: 2 × ⌈500 / 64⌉.
     assert!(first < 16.5 && again < 0.5, "{first} {again}");
 }
 
-/// It waits for somebody to mend it, and nobody waits with it.
+/// The record waits until an operator repairs the entry. No other record waits.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_cannot_be_read_holds_up_its_own_record_alone() {
+async fn corrupt_key_delays_only_its_own_record() {
     let scene = Scene::new();
     let bad = record(0, "bad", "ok");
     scene.store.state().corrupt = Some(Key::of_place("billing", &bad));
@@ -668,7 +668,7 @@ async fn a_key_that_cannot_be_read_holds_up_its_own_record_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_confirmed_letter_is_one_though_its_key_cannot_be_given_back_in_time() {
+async fn confirmed_dead_letter_settles_though_the_release_hangs() {
     let scene = Scene::new();
     scene.store.state().release_hangs = true;
     let by = Instant::now() + secs(3);

@@ -1,7 +1,9 @@
-//! Twenty processes that all get the same records, with clocks that differ, on a store that fails in every way, and
-//! that die at any moment: what is processed once is never processed again, and no two are at one key.
+//! Simulation of twenty processes that share an idempotency store and get the same records.
 //!
-//! Time is paused, and everything comes from a seed.
+//! Their clocks differ, their calls to the store fail in every way, and they crash at any moment. A completed key
+//! is never processed again, and no two processes work on one key at the same time.
+//!
+//! Time is paused, and all randomness comes from a seed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,34 +23,34 @@ use tokio::time::{Instant, sleep, timeout};
 
 const OWNERS: u64 = 20;
 const KEYS: u64 = 60;
-/// How long an attempt may take.
+/// The timeout of an attempt.
 const ATTEMPT: Duration = Duration::from_secs(20);
-/// A call of the store may arrive so late, or its repetition.
+/// The maximum delay of a late call to the store, or of its repetition.
 const LATE: Duration = Duration::from_secs(4);
-/// A call takes so long at most.
+/// The maximum time that a call takes.
 const LATENCY: Duration = Duration::from_secs(3);
-/// By how much each clock is off, one way or the other.
+/// The deviation of each clock, ahead or behind.
 const OFF: Duration = Duration::from_secs(5);
-/// For how long a process may not reach the store.
+/// The maximum time for which a process cannot reach the store.
 const CUT: Duration = Duration::from_secs(90);
-/// When everything is calm.
+/// The time after which no more faults happen.
 const CALM: Duration = Duration::from_secs(600);
 
-/// What is true of the world, and what goes wrong in it.
+/// The simulated world: its store, its faults and the ground truth.
 #[derive(Clone)]
 struct World {
     start: Instant,
     memory: Memory,
-    /// Of one process: until when it does not reach the store.
+    /// The time until which this process cannot reach the store.
     cut: Arc<Mutex<Instant>>,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
     rng: SmallRng,
-    /// Who is at which key.
+    /// The process that works on each key.
     running: HashMap<Key, u64>,
-    /// What the store has confirmed as completed.
+    /// The keys that the store has confirmed as completed.
     completed: HashSet<Key>,
     violations: Vec<String>,
     calls: u64,
@@ -95,7 +97,7 @@ impl World {
         self.start.elapsed() < CALM && self.state().rng.random_bool(share)
     }
 
-    /// A call arrives or does not, or late, when nobody waits any more; or twice.
+    /// Returns whether the call arrives. It may also arrive late, when no caller waits any more, or twice.
     async fn arrives(&self, call: Call, claims: &[Claim]) -> bool {
         sleep(self.draw(LATENCY)).await;
         if self.strikes(0.02) {
@@ -108,7 +110,7 @@ impl World {
         if late {
             self.state().late += 1;
             let (world, claims, after) = (self.clone(), claims.to_vec(), self.draw(LATE));
-            // Whatever becomes of the process that made it.
+            // The late call arrives even if its process has crashed.
             tokio::spawn(async move {
                 sleep(after).await;
                 match call {
@@ -121,7 +123,7 @@ impl World {
         !(lost || late && self.strikes(0.5))
     }
 
-    /// Its answer comes, or does not.
+    /// Returns the answers, or loses them.
     fn answered<T>(&self, answers: Vec<Result<T, StoreError>>) -> Vec<Result<T, StoreError>> {
         match self.strikes(0.1) {
             true => {
@@ -138,7 +140,7 @@ impl World {
         for (claim, answer) in claims.iter().zip(&answers) {
             if matches!(answer, Ok(Completion::Stored)) {
                 if state.running.contains_key(&claim.key) {
-                    let what = format!("{} is completed while another is at it", claim.key);
+                    let what = format!("{} is completed while another process works on it", claim.key);
                     state.violations.push(what);
                 }
                 state.completed.insert(claim.key.clone());
@@ -187,13 +189,13 @@ impl IdempotencyStore for World {
     }
 }
 
-/// A process's handler.
+/// The handler of a process.
 struct Handler {
     world: World,
     owner: u64,
 }
 
-/// Whoever is at a key, as long as this lives.
+/// A guard that marks a key as running until it is dropped.
 struct AtIt {
     world: World,
     key: Key,
@@ -218,7 +220,7 @@ impl RecordProcessor for Handler {
                 state.violations.push(what);
             }
             if let Some(other) = state.running.insert(key.clone(), self.owner) {
-                let what = format!("{other} and {} are at {key}", self.owner);
+                let what = format!("{other} and {} work on {key} at the same time", self.owner);
                 state.violations.push(what);
             }
         }
@@ -237,7 +239,7 @@ impl RecordProcessor for Handler {
     }
 }
 
-/// A process that settles every record, dies now and then, and begins anew.
+/// Runs a process that settles every record, crashes now and then, and restarts.
 async fn process(world: World, owner: u64) {
     let world = World {
         cut: Arc::new(Mutex::new(Instant::now())),
@@ -258,7 +260,7 @@ async fn process(world: World, owner: u64) {
             world: world.clone(),
             owner,
         };
-        // Nothing becomes a letter: what fails is tried again.
+        // No record becomes a dead letter: every failure is retried.
         let resilient = Resilient::builder("billing", handler)
             .dead_letters(dead_letter::Memory::new())
             .retry(
@@ -295,7 +297,7 @@ async fn process(world: World, owner: u64) {
 }
 
 #[test]
-fn what_is_completed_is_never_processed_again_and_no_two_are_at_one_key() {
+fn keys_run_one_at_a_time_and_never_after_completion() {
     let (mut crashes, mut lost, mut late, mut calls) = (0, 0, 0, 0);
     for seed in 0..100 {
         let clock = tokio::runtime::Builder::new_current_thread()
@@ -310,7 +312,7 @@ fn what_is_completed_is_never_processed_again_and_no_two_are_at_one_key() {
             for process in processes {
                 process.await.expect("no panic");
             }
-            // Whoever died last has left a claim that expires, and then others go on.
+            // The last crash leaves a claim that expires. The other processes then continue.
             let most = ATTEMPT + Duration::from_secs(10) + CLOCK_SKEW + Duration::from_secs(120);
             let over = world.start.elapsed();
             assert!(
@@ -330,6 +332,6 @@ fn what_is_completed_is_never_processed_again_and_no_two_are_at_one_key() {
     println!("{calls} calls of the handler, {crashes} crashes, {lost} calls lost, {late} late");
     assert!(
         crashes > 1_000 && lost > 1_000 && late > 1_000,
-        "it is what was to be shown"
+        "the simulation has too few faults"
     );
 }

@@ -1,4 +1,4 @@
-//! Aggregated records against the public Python implementation, both ways.
+//! Tests of KPL aggregation against the public Python implementation, in both directions.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ fn python() -> Option<PathBuf> {
     python::with("tests/kpl/requirements.txt")
 }
 
-/// A key, perhaps a hash key, and any bytes.
+/// A partition key, an optional explicit hash key, and a payload.
 type Put = (String, Option<u128>, Vec<u8>);
 
 fn some_records(seed: u64) -> Vec<Put> {
@@ -29,7 +29,7 @@ fn some_records(seed: u64) -> Vec<Put> {
                 Some(&key) => key.to_owned(),
                 None => format!("key-{}", rng.random::<u32>()),
             };
-            // All of an aggregate have one, or none: Python takes it so.
+            // Python expects that all records of an aggregate have a hash key, or none.
             let hash_key = (seed % 2 == 1).then(|| rng.random::<u128>() >> rng.random_range(0..120));
             let data = (0..rng.random_range(0..300)).map(|_| rng.random()).collect();
             (key, hash_key, data)
@@ -38,7 +38,7 @@ fn some_records(seed: u64) -> Vec<Put> {
 }
 
 #[test]
-fn what_python_aggregates_is_opened() {
+fn aggregates_of_python_are_deaggregated() {
     let Some(python) = python() else { return };
     for seed in 0..4 {
         let put = some_records(seed);
@@ -73,7 +73,7 @@ fn what_python_aggregates_is_opened() {
 }
 
 #[test]
-fn what_is_aggregated_is_opened_by_python() {
+fn python_deaggregates_our_aggregates() {
     let Some(python) = python() else { return };
     for seed in 0..4 {
         let put = some_records(seed);
@@ -89,7 +89,7 @@ fn what_is_aggregated_is_opened_by_python() {
                 add(aggregator.finish());
                 aggregator
                     .add(key, *hash_key, data.clone())
-                    .expect("room in an empty one");
+                    .expect("an empty aggregate has room");
             }
         }
         add(aggregator.finish());
@@ -98,7 +98,7 @@ fn what_is_aggregated_is_opened_by_python() {
         let mut put = put.iter();
         for line in opened.lines() {
             let records: Vec<(String, Option<String>, u64, String)> =
-                serde_json::from_str(line).expect("what it prints");
+                serde_json::from_str(line).expect("output of the script");
             for (number, (key, hash_key, sub, data)) in (0..).zip(records) {
                 let (expected_key, expected_hash_key, expected_data) =
                     put.next().expect("no more than were put");

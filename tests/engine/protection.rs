@@ -1,5 +1,7 @@
-//! What looks at all records together: an outage makes no dead letters, a flood of them is stopped, and
-//! whoever fails alone holds nobody up. Time is paused throughout.
+//! Tests of the circuit breaker, the dead-letter guard and the retry budget.
+//!
+//! An outage makes at most one dead letter, and the guard stops a flood of dead letters. A record that fails
+//! alone does not block the others. Time is paused throughout.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering as Atomic};
@@ -16,7 +18,7 @@ use redrive::{
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// A database that is down for a while, and a handler that says no more than that it failed.
+/// A processor whose database is down for a while. Its error does not say that the database is at fault.
 #[derive(Debug)]
 struct Database {
     down: std::ops::Range<Instant>,
@@ -58,7 +60,7 @@ impl RecordProcessor for Database {
     }
 }
 
-/// Batches that come in every 100 ms, or a record at a time where they are fewer than that.
+/// Returns ten batches per second. At low rates each batch is a single record.
 fn arriving(records: u64, per_second: u64) -> impl Stream<Item = Batch> + Unpin {
     let start = Instant::now();
     let batch = (per_second / 10).max(1);
@@ -77,7 +79,7 @@ struct Outcome {
     calls_while_down: u64,
 }
 
-/// A minute's outage in the stream of so many records a second.
+/// Processes `records` at a rate of `per_second` through an outage of 60 s.
 async fn outage(
     per_second: u64,
     records: u64,
@@ -107,19 +109,19 @@ async fn an_outage_makes_one_dead_letter_at_most() {
         })
         .await;
         println!(
-            "60 s outage at {per_second} records/s: {} dead letters, {} calls to the sick database; \
+            "60 s outage at {per_second} records/s: {} dead letters, {} calls while the database was down; \
              without breaker, budget and guard: {} dead letters, {} calls",
             with.letters, with.calls_while_down, without.letters, without.calls_while_down
         );
         assert!(with.letters <= 1, "{}", with.letters);
         assert_eq!(with.letters + with.stored, records as usize);
-        assert!(without.letters > 1, "or nothing was shown");
+        assert!(without.letters > 1, "without protection the outage makes several dead letters");
         assert_eq!(without.letters + without.stored, records as usize);
         assert!(with.calls_while_down < without.calls_while_down);
     }
 }
 
-/// Counts what somebody should look at: a shard that the guard has stopped, a record that is held.
+/// Counts the events that need an operator: a shard stopped by the guard, and a held record.
 #[derive(Default)]
 struct Alarms(AtomicUsize);
 
@@ -134,7 +136,7 @@ impl Observer for Alarms {
     }
 }
 
-/// A deploy that is bad until somebody takes it back.
+/// A bad deployment that fails every record until it is rolled back.
 #[derive(Default)]
 struct Deploy {
     mended: AtomicBool,
@@ -157,7 +159,7 @@ impl RecordProcessor for Deploy {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_dead_letters_is_stopped_until_somebody_has_looked() {
+async fn guard_stops_a_flood_of_dead_letters_until_resume() {
     const RECORDS: u64 = 5_000;
     for panics in [false, true] {
         let deploy = Arc::new(Deploy {
@@ -200,7 +202,7 @@ async fn a_flood_of_dead_letters_is_stopped_until_somebody_has_looked() {
     }
 }
 
-/// One tenant's credentials are refused.
+/// A processor whose calls for one tenant are refused.
 struct Tenants;
 
 impl RecordProcessor for Tenants {
@@ -216,7 +218,7 @@ impl RecordProcessor for Tenants {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_tenant_whose_calls_are_refused_is_dead_lettered_and_the_others_flow() {
+async fn refused_tenant_is_dead_lettered_and_others_continue() {
     let sink = dead_letter::Memory::new();
     let resilient = Resilient::builder("billing", Tenants)
         .dead_letters(sink.clone())
@@ -238,7 +240,7 @@ async fn one_tenant_whose_calls_are_refused_is_dead_lettered_and_the_others_flow
     );
 }
 
-/// Fails as its records say.
+/// Succeeds or fails as the payload of the record says.
 async fn obey(record: Record) -> Result<(), BoxError> {
     match &record.payload()[..] {
         b"ok" => Ok(()),
@@ -260,7 +262,7 @@ fn obedient(sink: &dead_letter::Memory) -> ResilientBuilder<impl RecordProcessor
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_has_an_end() {
+async fn held_records_are_dead_lettered_after_hold_at_most() {
     let sink = dead_letter::Memory::new();
     let start = Instant::now();
     let resilient = obedient(&sink).build().expect("valid");
@@ -278,7 +280,7 @@ async fn a_hold_has_an_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_record_that_is_to_blame_is_not_held() {
+async fn failure_of_record_scope_is_not_held() {
     let sink = dead_letter::Memory::new();
     let start = Instant::now();
     let resilient = obedient(&sink).build().expect("valid");
@@ -288,7 +290,7 @@ async fn a_record_that_is_to_blame_is_not_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_gives_back_what_a_breaker_holds() {
+async fn deadline_ends_the_wait_for_an_open_breaker() {
     let sink = dead_letter::Memory::new();
     let resilient = obedient(&sink).build().expect("valid");
     let soon = Instant::now() + Duration::from_secs(60);
@@ -308,10 +310,10 @@ async fn a_deadline_gives_back_what_a_breaker_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_settled_by_hand_wait_for_the_end_of_an_outage() {
+async fn records_passed_to_settle_wait_for_the_end_of_an_outage() {
     let database = Database::down(Duration::ZERO, 60);
     let sink = dead_letter::Memory::new();
-    // Fewer records than there are probes: each waits for the next round once it has probed.
+    // A round has more probes than there are records. A record that has probed waits for the next round.
     let breaker = CircuitBreaker::builder().keys_in_a_row(2).build().expect("valid");
     let builder = Resilient::builder("billing", database.clone()).dead_letters(sink.clone());
     let resilient = builder.breaker(breaker).build().expect("valid");
@@ -326,8 +328,9 @@ async fn records_settled_by_hand_wait_for_the_end_of_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_of_two_dependencies_are_not_held_against_each_other() {
-    // The database works for another processor, which says nothing of this one's own failures.
+async fn record_that_fails_at_two_breakers_is_held() {
+    // The database has worked for another processor. This record fails for an unknown cause first, and at
+    // the database from then on.
     async fn changes_its_mind(record: Record) -> Result<(), BoxError> {
         static CALLS: AtomicU64 = AtomicU64::new(0);
         match (&record.payload()[..], CALLS.fetch_add(1, Atomic::Relaxed)) {
@@ -355,7 +358,7 @@ async fn failures_of_two_dependencies_are_not_held_against_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_record_that_fails_where_others_succeed_is_given_up_wherever_it_failed_before() {
+async fn record_is_dead_lettered_while_others_succeed_at_its_breaker() {
     async fn changes_its_mind(_: Record) -> Result<(), BoxError> {
         static CALLS: AtomicU64 = AtomicU64::new(0);
         match CALLS.fetch_add(1, Atomic::Relaxed) {
@@ -373,7 +376,7 @@ async fn a_record_that_fails_where_others_succeed_is_given_up_wherever_it_failed
         .expect("valid");
     let start = Instant::now();
     let alone = tokio::spawn(async move { resilient.settle(&record(99, "a", "")).await });
-    // The database works for another processor all the while.
+    // Calls of another processor to the same database succeed during this time.
     for number in 0..60_000 {
         if alone.is_finished() {
             break;
@@ -388,7 +391,7 @@ async fn a_record_that_fails_where_others_succeed_is_given_up_wherever_it_failed
 }
 
 #[tokio::test(start_paused = true)]
-async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
+async fn processors_share_the_breaker_of_a_dependency() {
     let sink = dead_letter::Memory::new();
     let db = CircuitBreaker::default();
     let first = obedient(&sink)
@@ -417,22 +420,22 @@ async fn processors_that_share_a_dependency_share_its_breaker_and_no_other() {
         third.settle(&record(9, "z", "ok")).await,
         Ok(Settled::Processed)
     ));
-    assert_eq!(start.elapsed(), Duration::ZERO, "it does not need the database");
+    assert_eq!(start.elapsed(), Duration::ZERO, "the third processor does not use the breaker");
     assert!(matches!(
         second.settle(&record(9, "z", "ok")).await,
         Ok(Settled::Processed)
     ));
     assert!(
         start.elapsed() >= Duration::from_millis(500),
-        "it waited for the breaker"
+        "the second processor waits for the breaker"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn poisoned_lanes_do_not_keep_a_breaker_from_closing() {
+async fn failing_lanes_do_not_keep_a_breaker_open() {
     let sink = dead_letter::Memory::new();
     let resilient = obedient(&sink).build().expect("valid");
-    // More than there are probes in a round, and all of them before the first that works.
+    // The failing records outnumber the probes of a round, and they all precede the first good record.
     let records = (0..400)
         .map(|number| {
             record(
@@ -455,7 +458,7 @@ async fn poisoned_lanes_do_not_keep_a_breaker_from_closing() {
         .await;
     assert!(finished.expect("nothing halts").complete);
     assert_eq!(sink.letters().len(), 20);
-    // Twenty in a row look like an outage, and some rounds of probes meet nothing else.
+    // Twenty failures in a row look like an outage. Some rounds of probes try failing records only.
     assert!(
         start.elapsed() < Duration::from_secs(600),
         "{:?}",
@@ -464,7 +467,7 @@ async fn poisoned_lanes_do_not_keep_a_breaker_from_closing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_to_blame_at_the_quiet_end_of_a_stream_open_no_breaker() {
+async fn scattered_bad_records_open_no_breaker() {
     let sink = dead_letter::Memory::new();
     let resilient = obedient(&sink).build().expect("valid");
     let script = |number| if number % 20 == 7 { "unknown" } else { "ok" };
@@ -481,7 +484,7 @@ async fn records_to_blame_at_the_quiet_end_of_a_stream_open_no_breaker() {
     );
 }
 
-/// Settles them one behind the other, or as many at a time as may be held.
+/// Settles the records through `pipeline`. Returns the number of dead letters and the elapsed time.
 async fn settle_all(
     records: &[(&str, &str)],
     pipeline: Pipeline,
@@ -497,7 +500,7 @@ async fn settle_all(
     let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
     let finished = tokio::time::timeout(Duration::from_secs(24 * 60 * 60), run).await;
     let finished = finished
-        .expect("it does not stand for ever")
+        .expect("the pipeline ends")
         .expect("nothing halts");
     assert!(finished.complete);
     (sink.letters().len(), start.elapsed())
@@ -548,11 +551,11 @@ async fn probes_come_from_different_lanes_in_turn() {
         assert_eq!(different.len(), round.len(), "a lane was tried twice: {round:?}");
     }
     let tried: std::collections::HashSet<&String> = rounds.iter().flatten().collect();
-    assert_eq!(tried.len(), 9, "some lane never had its turn: {rounds:?}");
+    assert_eq!(tried.len(), 9, "a lane was never probed: {rounds:?}");
 }
 
 #[test]
-fn what_a_processor_is_given_can_be_looked_at() {
+fn resilient_returns_its_settings() {
     let sink = dead_letter::Memory::new();
     let guard = DeadLetterGuard::new(0.25, 7, Duration::from_secs(3)).expect("valid");
     let budget = redrive::RetryBudget::new(0.5, 3.0).expect("valid");
@@ -580,9 +583,9 @@ fn what_a_processor_is_given_can_be_looked_at() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_is_not_blocked_for_ever_by_a_record_that_fails_alone() {
+async fn lone_failing_record_does_not_block_a_shard_forever() {
     for (how, least, most) in [("unknown", 0.0, 0.5), ("refused", 15.0, 17.5)] {
-        // Nothing else can succeed meanwhile. Where the error says that a dependency is at fault it is believed for a time.
+        // No other record can succeed meanwhile. An error that blames a dependency is held for `hold_at_most`.
         let records = [("a", "ok"), ("b", how), ("c", "ok"), ("b", "ok")];
         let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
         let (letters, took) = settle_all(&records, pipeline, CircuitBreaker::default()).await;
@@ -593,8 +596,8 @@ async fn a_shard_is_not_blocked_for_ever_by_a_record_that_fails_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_round_of_probes_ends_though_there_are_fewer_records_than_probes() {
-    // No more is held than the two that fail, so nothing else is there to be tried.
+async fn round_of_probes_ends_with_fewer_records_than_probes() {
+    // Only the two failing records are in flight, so no other record can probe.
     let records = [
         ("a", "slow"),
         ("b", "slow"),
@@ -609,7 +612,7 @@ async fn a_round_of_probes_ends_though_there_are_fewer_records_than_probes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_hangs_across_the_end_of_an_outage_makes_no_letter() {
+async fn attempt_that_outlasts_an_outage_makes_no_dead_letter() {
     // Each attempt hangs for 5 s. Two records are too few to open the breaker.
     struct Hangs(Instant);
     impl RecordProcessor for Hangs {
@@ -638,7 +641,7 @@ async fn an_attempt_that_hangs_across_the_end_of_an_outage_makes_no_letter() {
     });
     let batches: std::pin::Pin<Box<dyn Stream<Item = Batch>>> =
         Box::pin(batches.chain(stream::once(async move {
-            // It succeeds while the others' last attempts still hang.
+            // This record succeeds while the last attempts of the others still hang.
             sleep_until(outage_ends).await;
             Batch::from(vec![record(9, "other", "")])
         })));
@@ -648,7 +651,7 @@ async fn an_attempt_that_hangs_across_the_end_of_an_outage_makes_no_letter() {
 }
 
 #[test]
-fn what_cannot_work_is_refused() {
+fn invalid_protection_settings_are_refused() {
     assert!(CircuitBreaker::builder().probes(4).build().is_err());
     assert!(CircuitBreaker::builder().failure_share(0.0).build().is_err());
     assert!(CircuitBreaker::builder().window(Duration::ZERO).build().is_err());

@@ -1,4 +1,5 @@
-//! `max_attempts` means what it says, and an outage costs one dead letter at most. Time is paused throughout.
+//! Tests of the retry limit: `max_attempts` is exact, and an outage costs at most one dead letter. Time is paused
+//! throughout.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,11 +18,11 @@ use redrive::{
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Fails for records whose payload is "bad", and for all records while the database is down.
+/// A processor that fails for payloads of "bad", and for all records while its database is down.
 #[derive(Debug)]
 struct Orders {
     down: Range<Instant>,
-    /// Whether the error says that the database is at fault.
+    /// Set if the error says that the database is at fault.
     says_so: bool,
     calls_for_bad: AtomicU32,
     calls_while_down: AtomicU32,
@@ -64,7 +65,7 @@ impl RecordProcessor for Orders {
     }
 }
 
-/// So many records a second; `of` makes key and payload of each.
+/// Returns batches at `per_second` records per second. `of` returns the key and the payload of each record.
 fn arriving(
     records: u64,
     per_second: u64,
@@ -100,7 +101,7 @@ async fn run(orders: &Arc<Orders>, batches: impl Stream<Item = Batch> + Unpin + 
     sink
 }
 
-/// What became of a lone bad record.
+/// Checks the calls and the dead letter of a lone bad record.
 fn check_lone(attempts: u32, calls: u32, sink: &Memory) {
     assert_eq!(calls, attempts);
     let letters = sink.letters();
@@ -113,7 +114,7 @@ fn check_lone(attempts: u32, calls: u32, sink: &Memory) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_record_is_called_as_often_as_the_policy_says() {
+async fn lone_record_is_called_max_attempts_times() {
     for attempts in [1, 3, 5, 50] {
         let calls = Arc::new(AtomicU32::new(0));
         let sink = Memory::new();
@@ -134,7 +135,7 @@ async fn a_lone_record_is_called_as_often_as_the_policy_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_record_in_the_pipeline_is_called_as_often_as_the_policy_says() {
+async fn lone_record_in_the_pipeline_is_called_max_attempts_times() {
     for attempts in [1, 3, 5] {
         for ordering in [
             RecordOrder::PartitionKey,
@@ -153,7 +154,7 @@ async fn a_lone_record_in_the_pipeline_is_called_as_often_as_the_policy_says() {
     }
 }
 
-/// Fails as a whole if a record is bad.
+/// The sizes of all batch calls. A batch fails as a whole if one of its records is bad.
 #[derive(Debug, Default)]
 struct Batches(Mutex<Vec<usize>>);
 
@@ -177,7 +178,7 @@ impl BatchProcessor for Watched {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_record_in_a_batch_is_called_as_often_as_the_policy_says() {
+async fn lone_record_in_a_batch_is_called_max_attempts_times() {
     for attempts in [1, 3, 5] {
         let batches = Arc::new(Batches::default());
         let sink = Memory::new();
@@ -193,7 +194,7 @@ async fn a_lone_record_in_a_batch_is_called_as_often_as_the_policy_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_record_among_a_hundred_good_ones_a_second_is_called_five_times() {
+async fn bad_record_among_good_ones_is_called_five_times() {
     let orders = Orders::new(0..0, false);
     let of = |number| {
         let payload = if number == 500 { "bad" } else { "good" };
@@ -205,9 +206,9 @@ async fn a_bad_record_among_a_hundred_good_ones_a_second_is_called_five_times() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_percent_of_bad_records_is_called_hardly_more_often() {
+async fn one_percent_bad_records_get_at_most_ten_percent_more_calls() {
     const RECORDS: u64 = 60_000;
-    // Good ones come behind the last of the bad: what fails when nothing succeeds any more may be an outage.
+    // Good records follow the last bad one: failures without any later success look like an outage.
     const BAD_UNTIL: u64 = 40_000;
     let orders = Orders::new(0..0, false);
     let of = |number| {
@@ -223,9 +224,9 @@ async fn one_percent_of_bad_records_is_called_hardly_more_often() {
     assert!((5.0..=5.5).contains(&calls), "{calls}");
 }
 
-/// The first record to fail has nothing to be compared with; the second has.
+/// Without a scope, an outage is suspected only from the second failing record on. The first may be dead-lettered.
 #[tokio::test(start_paused = true)]
-async fn an_outage_costs_one_dead_letter_at_most_and_none_if_the_error_says_so() {
+async fn outage_costs_at_most_one_dead_letter() {
     for says_so in [false, true] {
         for (records, per_second, keys) in [(100_000, 10_000, 1_000), (120, 1, 1_000), (120, 1, 1)] {
             let orders = Orders::new(5..65, says_so);
@@ -233,12 +234,12 @@ async fn an_outage_costs_one_dead_letter_at_most_and_none_if_the_error_says_so()
             let sink = run(&orders, arriving(records, per_second, of)).await;
             let letters = sink.letters().len();
             println!(
-                "60 s outage, {per_second} records/s of {keys} keys, scope told: {says_so}: {letters} dead letters, {} \
+                "60 s outage, {per_second} records/s of {keys} keys, scope known: {says_so}: {letters} dead letters, {} \
                  calls while down",
                 orders.calls_while_down.load(Atomic::Relaxed),
             );
             assert!(letters <= usize::from(!says_so), "{letters}");
-            // As many as before the rule was made simpler.
+            // The counts of an earlier, more complicated rule are the limit.
             let most = if per_second == 1 { 43 } else { 94 };
             assert!(orders.calls_while_down.load(Atomic::Relaxed) <= most);
             assert_eq!(
@@ -261,9 +262,9 @@ impl Observer for Held {
     }
 }
 
-/// Two records fail and nothing succeeds: an outage is suspected, until others succeed.
+/// Two records fail and nothing succeeds, so an outage is suspected until other records succeed.
 #[tokio::test(start_paused = true)]
-async fn a_held_record_has_all_its_attempts_once_another_succeeds() {
+async fn held_record_gets_all_attempts_once_another_succeeds() {
     let calls: HashMap<String, AtomicU32> = (1..=2)
         .map(|number: u64| (number.to_string(), AtomicU32::new(0)))
         .collect();
@@ -294,7 +295,7 @@ async fn a_held_record_has_all_its_attempts_once_another_succeeds() {
     }
     sleep(Duration::from_secs(300)).await;
     assert_eq!(sink.letters().len(), 0, "held");
-    assert_eq!(held.0.load(Atomic::Relaxed), 2, "each is told once");
+    assert_eq!(held.0.load(Atomic::Relaxed), 2, "each is reported once");
     // Others succeed from now on.
     let mut number = 3;
     while !settling.is_empty() {
@@ -311,8 +312,8 @@ async fn a_held_record_has_all_its_attempts_once_another_succeeds() {
     assert_eq!(letters.len(), 2);
     for letter in letters {
         let attempts = &letter.attempts;
-        assert_eq!(attempts.count, 6, "three before it was held, and three after");
-        assert!(attempts.probes > 1, "it was tried meanwhile");
+        assert_eq!(attempts.count, 6, "three attempts before the hold and three after it");
+        assert!(attempts.probes > 1, "the record was probed while it was held");
         assert_eq!(
             attempts.calls(),
             calls[&letter.sequence_number.to_string()].load(Atomic::Relaxed)

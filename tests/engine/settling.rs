@@ -1,4 +1,4 @@
-//! The life of one record: attempts, retries, verdicts, letters. Time is paused throughout.
+//! Tests of the life of one record: attempts, retries, verdicts and dead letters. Time is paused throughout.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,8 +18,8 @@ fn policy() -> RetryPolicy {
     RetryPolicy::exponential().jitter(Jitter::None)
 }
 
-/// Without a breaker, which would hold a lone record back: whether it or a dependency is to blame shows
-/// only when others succeed.
+/// Creates a builder without a breaker, because a breaker would hold a lone record: only the success of other
+/// records shows whether a dependency is at fault.
 fn builder(script: &Script, sink: &dead_letter::Memory) -> ResilientBuilder<Script> {
     Resilient::builder("billing", script.clone())
         .without_breaker()
@@ -61,7 +61,7 @@ async fn a_transient_failure_is_tried_again_with_backoff() {
 async fn a_permanent_failure_is_dead_lettered_at_once() {
     let (result, script, letters, took) = settle("bad").await;
     let [letter] = &letters[..] else {
-        panic!("one letter: {letters:?}")
+        panic!("one dead letter: {letters:?}")
     };
     assert!(matches!(result, Ok(Settled::DeadLettered(id)) if id == letter.id));
     assert_eq!((script.calls().len(), took), (1, Duration::ZERO));
@@ -73,7 +73,7 @@ async fn a_permanent_failure_is_dead_lettered_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn exhausted_attempts_end_in_a_letter() {
+async fn exhausted_attempts_end_in_a_dead_letter() {
     let (_, script, letters, _) = settle("fail").await;
     assert_eq!(script.calls().len(), 5);
     assert_eq!(letters[0].reason, Reason::AttemptsExhausted);
@@ -86,10 +86,10 @@ async fn exhausted_attempts_end_in_a_letter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn exhausted_time_ends_in_a_letter_without_one_more_backoff() {
+async fn exhausted_time_ends_in_a_dead_letter_without_a_backoff() {
     let (_, script, letters, took) = settle("slowfail:14000").await;
     assert_eq!(letters[0].reason, Reason::TimeExhausted);
-    // 14 s + 100 ms + 14 s + 200 ms: a third backoff would pass 30 s only after a third attempt.
+    // 14 s + 100 ms + 14 s + 200 ms is below the limit of 30 s. The third attempt passes it.
     assert_eq!(script.calls().len(), 3);
     assert_eq!(took, Duration::from_millis(42_300));
     assert_eq!(letters[0].attempts.first[0].duration_ms, 14_000);
@@ -146,14 +146,14 @@ async fn a_panic_before_the_first_await_is_caught() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_failing_side_may_ask_to_be_left_alone() {
+async fn retry_after_delays_the_next_attempt() {
     let (result, _, _, took) = settle("after:3000,ok").await;
     assert!(matches!(result, Ok(Settled::Processed)));
     assert_eq!(took, Duration::from_secs(3));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_gives_the_record_back() {
+async fn deadline_returns_the_record_unsettled() {
     let (script, sink) = (Script::default(), dead_letter::Memory::new());
     let resilient = builder(&script, &sink).build().expect("valid");
     for text in ["hang", "fail,fail,fail,fail,ok", "slowfail:900"] {
@@ -182,7 +182,7 @@ async fn without_a_sink_a_permanent_failure_halts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again() {
+async fn sink_outage_does_not_repeat_the_handler() {
     let script = Script::default();
     let sink = ScriptedSink::default();
     sink.on_put(|put, _| match put.number {
@@ -198,7 +198,7 @@ async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again()
     assert!(matches!(result, Ok(Settled::DeadLettered(_))), "{result:?}");
     assert_eq!(script.calls().len(), 1);
     assert_eq!(sink.letters().len(), 1);
-    // Waiting for a sink uses up neither attempts nor time, and is never given up.
+    // The wait for a sink counts neither as attempts nor as time, and it has no limit.
     assert!(
         start.elapsed() > Duration::from_secs(120),
         "{:?}",
@@ -207,7 +207,7 @@ async fn a_sink_that_is_down_is_waited_for_and_the_handler_is_not_called_again()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_letter_that_can_never_be_written_halts() {
+async fn refused_dead_letter_halts() {
     let refused = || SinkError::Refused {
         size: 2_000,
         limit: 1_000,
@@ -233,7 +233,7 @@ async fn a_letter_that_can_never_be_written_halts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_hangs_panics_or_answers_too_little_has_not_confirmed() {
+async fn faulty_sink_has_not_confirmed() {
     let sink = ScriptedSink::default();
     sink.on_put(|put, _| match put.number {
         1 => Answer::Hang,
@@ -254,7 +254,7 @@ async fn a_sink_that_hangs_panics_or_answers_too_little_has_not_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn letters_of_many_records_go_out_together() {
+async fn dead_letters_of_many_records_are_written_together() {
     let sink = ScriptedSink::default();
     sink.on_put(|_, _| Answer::take_late(Duration::from_millis(10)));
     let resilient = Resilient::builder("billing", Script::default())
@@ -284,7 +284,7 @@ async fn letters_of_many_records_go_out_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn typed_classifiers_come_first_then_erased_ones_then_the_standard_one() {
+async fn typed_classifier_decides_first() {
     #[derive(Debug, thiserror::Error)]
     #[error("declined")]
     struct Declined;
@@ -309,9 +309,9 @@ async fn typed_classifiers_come_first_then_erased_ones_then_the_standard_one() {
     assert!(sink.letters()[0].error.type_name.ends_with("Declined"));
 }
 
-/// `anyhow::Error` shows a walker the source of what it holds, not what it holds.
+/// `anyhow::Error` exposes the source of its inner error, but not the inner error itself.
 #[tokio::test(start_paused = true)]
-async fn an_error_inside_anyhow_is_seen() {
+async fn error_inside_anyhow_is_classified() {
     let parse = |_: Record| async {
         serde_json::from_str::<u32>("no JSON")?;
         anyhow::Ok(())
@@ -350,7 +350,7 @@ async fn an_error_inside_anyhow_is_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn observers_hear_what_happens_and_debug_hides_the_error_text() {
+async fn observers_get_all_events_and_debug_hides_the_error_text() {
     #[derive(Default)]
     struct Ears(Mutex<Vec<String>>);
     impl Observer for Ears {
@@ -394,7 +394,7 @@ async fn observers_hear_what_happens_and_debug_hides_the_error_text() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_by_name() {
+fn invalid_settings_are_refused_by_name() {
     let refused = |builder: ResilientBuilder<Script>| builder.build().expect_err("refused").to_string();
     let text = refused(Resilient::builder("billing", Script::default()));
     assert!(
@@ -416,9 +416,9 @@ fn what_cannot_work_is_refused_by_name() {
     assert!(text.contains("max_attempts"), "{text}");
 }
 
-/// Only who asks for attempts has the clock read for them.
+/// An observer that is interested in attempts gets the duration of each attempt.
 #[tokio::test(start_paused = true)]
-async fn each_attempt_is_told_with_its_time_to_who_asks() {
+async fn observer_of_attempts_gets_their_durations() {
     struct Attempts(Mutex<Vec<(u32, Duration, bool)>>);
     impl Observer for Attempts {
         fn interest(&self) -> Interest {

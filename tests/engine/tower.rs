@@ -1,4 +1,4 @@
-//! tower services as handlers, and a resilient handler as a service.
+//! Tests of tower services as handlers, and of a resilient handler as a service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -20,7 +20,7 @@ async fn a_service_is_tried_again_and_its_errors_are_classified() {
     let letters = dead_letter::Memory::new();
     let counted = calls.clone();
     let service = ServiceBuilder::new()
-        // Ready for one at a time.
+        // The service is ready for one record at a time.
         .concurrency_limit(1)
         .service(service_fn(move |record: Record| {
             let call = counted.fetch_add(1, Relaxed);
@@ -30,7 +30,7 @@ async fn a_service_is_tried_again_and_its_errors_are_classified() {
                     b"flaky" if call == 0 => Err("of unknown cause")?,
                     _ => {}
                 }
-                Ok::<_, BoxError>("an answer that nobody reads")
+                Ok::<_, BoxError>("an answer that is discarded")
             }
         }));
     let resilient = Resilient::builder("billing", processor_service(service))

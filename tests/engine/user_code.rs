@@ -1,4 +1,5 @@
-//! Code of the user's that panics, and errors that cannot be read: each record is settled all the same. Time is paused.
+//! Tests of user code that panics, and of errors that cannot be read. Each record is settled nevertheless. Time
+//! is paused throughout.
 
 use std::error::Error;
 use std::fmt;
@@ -17,7 +18,7 @@ use redrive::{
 use support::script::record;
 use tokio::time::timeout;
 
-/// Panics at every event.
+/// An observer that panics at every event.
 struct Panics;
 
 impl Observer for Panics {
@@ -73,7 +74,7 @@ async fn is_dead_lettered<P: RecordProcessor>(builder: ResilientBuilder<P>) -> d
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_observer_that_panics_costs_its_events_alone() {
+async fn panicking_observer_loses_only_its_own_events() {
     let (sink, reports) = (dead_letter::Memory::new(), Arc::new(Reports::default()));
     let resilient = Resilient::builder("billing", processor_fn(obey))
         .dead_letters(sink.clone())
@@ -94,11 +95,11 @@ async fn an_observer_that_panics_costs_its_events_alone() {
         code.starts_with("observer ") && code.ends_with("Panics"),
         "{code}"
     );
-    assert!(*count >= 101, "{count}: it saw each attempt and each settlement");
+    assert!(*count >= 101, "{count} panics: one for each attempt and each settlement");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_classifier_that_panics_does_not_know_the_error() {
+async fn panicking_classifier_is_skipped() {
     async fn fails(_: Record) -> Result<(), std::io::Error> {
         Err(std::io::Error::other("of unknown cause"))
     }
@@ -118,7 +119,7 @@ async fn a_classifier_that_panics_does_not_know_the_error() {
         "{counts:?}"
     );
 
-    // The others are asked.
+    // The other classifiers are called.
     let builder = Resilient::builder("billing", processor_fn(fails));
     let knows = |_: &(dyn Error + 'static)| Some(Verdict::permanent().with_code("known"));
     let letter = is_dead_lettered(builder.classify(typed).classifier(erased).classifier(knows)).await;
@@ -208,7 +209,7 @@ async fn an_error_that_cannot_be_read_ends_in_a_dead_letter() {
         (Odd::SourcePanics, "odd"),
         (Odd::SourceIsACircle, "odd"),
     ] {
-        // By itself, as the source of an error that the standard classifier asks, and in the log.
+        // Alone, and as the source of an error that the standard classifier inspects. The log shows it too.
         for wrapped in [false, true] {
             let handler = move |_: Record| async move {
                 match wrapped {
@@ -228,7 +229,7 @@ async fn an_error_that_cannot_be_read_ends_in_a_dead_letter() {
     }
 }
 
-/// A handler's error of which no boxed error can be made.
+/// A handler's error that cannot be converted into a boxed error.
 struct Unboxable;
 
 impl From<Unboxable> for BoxError {
@@ -251,7 +252,7 @@ async fn an_error_that_panics_when_it_is_boxed_ends_in_a_dead_letter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_function_that_panics_leaves_the_record_its_place_as_key() {
+async fn panicking_key_function_falls_back_to_the_position() {
     let calls = Arc::new(AtomicU64::new(0));
     let counted = calls.clone();
     let handler = move |_: Record| {

@@ -1,5 +1,5 @@
-//! The real consumer in a simulated world, under faults of every kind: an oracle asks at every step whether
-//! a promise is broken. The command `simulate` runs more seeds than fit in a test.
+//! The real consumer in a simulated world, under faults of every kind. An oracle checks the promises after
+//! every step. The command `simulate` runs more seeds than fit in a test.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use redrive::Sabotage;
 
 use simulator::{Counts, Fault, Options, Outcome, Promise, Violation, minimise, simulate};
 
-/// Returns how many seeds a test runs: `usual` shows the property, `large` is chosen by `REDRIVE_TEST_LARGE=1`.
+/// Returns the number of seeds that a test runs: `large` with `REDRIVE_TEST_LARGE=1`, `usual` otherwise.
 fn volume(usual: u64, large: u64) -> u64 {
     match std::env::var("REDRIVE_TEST_LARGE").is_ok_and(|value| value == "1") {
         true => large,
@@ -18,8 +18,8 @@ fn volume(usual: u64, large: u64) -> u64 {
     }
 }
 
-/// The seed at which the search for a deliberate fault begins. Few seeds meet some faults, and a build without optimization
-/// takes a second for each.
+/// Returns the seed at which the search for a deliberate fault begins. Few seeds meet some faults, and a
+/// build without optimization takes a second per seed.
 fn first_seed(sabotage: Sabotage) -> u64 {
     match sabotage {
         Sabotage::HideDataLoss => 60,
@@ -27,7 +27,7 @@ fn first_seed(sabotage: Sabotage) -> u64 {
     }
 }
 
-/// Runs seeds on all cores until `enough` says so of what they came to, or there are no more.
+/// Runs seeds on all cores until `enough` returns true for an outcome, or all seeds were run.
 fn run(
     seeds: Range<u64>,
     sabotage: Option<Sabotage>,
@@ -47,7 +47,7 @@ fn run(
             }
             outcomes
                 .lock()
-                .expect("no panic while locked")
+                .expect("the lock is not poisoned")
                 .push((seed, outcome));
         }
     };
@@ -56,13 +56,13 @@ fn run(
             scope.spawn(work);
         }
     });
-    let mut outcomes = outcomes.into_inner().expect("no panic while locked");
+    let mut outcomes = outcomes.into_inner().expect("the lock is not poisoned");
     outcomes.sort_by_key(|(seed, _)| *seed);
     outcomes
 }
 
 #[test]
-fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
+fn no_seed_breaks_a_promise_and_all_faults_are_injected() {
     let seeds = volume(200, 300);
     let outcomes = run(0..seeds, None, |_, outcome| outcome.violation.is_some());
     let mut counts = Counts::default();
@@ -76,11 +76,11 @@ fn no_seed_breaks_a_promise_and_every_kind_of_fault_is_met() {
         .filter(|(_, count)| *count == 0)
         .map(|(fault, _)| fault)
         .collect();
-    assert_eq!(never, [], "of these none was injected");
+    assert_eq!(never, [], "kinds of faults that were never injected");
 }
 
 #[test]
-fn a_seed_does_the_same_each_time() {
+fn seed_is_deterministic() {
     for seed in 0..volume(8, 25) {
         let [first, second] = [(), ()].map(|()| simulate(&Options::of(seed), false));
         assert_eq!(first.trace, second.trace, "seed {seed}");
@@ -92,7 +92,7 @@ fn a_seed_does_the_same_each_time() {
     }
 }
 
-/// What each deliberate fault must be seen by, among others perhaps.
+/// Returns the promises that a deliberate fault breaks. The oracle must report at least one of them.
 fn promises(sabotage: Sabotage) -> &'static [Promise] {
     match sabotage {
         Sabotage::CheckpointEarly => &[Promise::NothingPassed],
@@ -128,17 +128,19 @@ fn every_deliberate_fault_is_caught() {
             caught(&outcome.violation)
         });
         let first = outcomes.iter().find(|(_, outcome)| caught(&outcome.violation));
-        let (seed, outcome) = first.unwrap_or_else(|| panic!("{sabotage:?} is not caught"));
-        let violation = outcome.violation.as_ref().expect("caught");
+        let (seed, outcome) = first.unwrap_or_else(|| panic!("no seed catches {sabotage:?}"));
+        let violation = outcome.violation.as_ref().expect("the seed breaks a promise");
         println!("{sabotage:?} is caught by seed {seed}: {:?}", violation.promise);
     }
 }
 
 #[test]
-fn a_failing_seed_is_made_smaller_and_still_fails() {
+fn failing_seed_is_minimised_and_still_fails() {
     Sabotage::commit(Some(Sabotage::LoseOrder));
     let options = Options::of(2);
-    let violation = simulate(&options, false).violation.expect("caught");
+    let violation = simulate(&options, false)
+        .violation
+        .expect("the seed breaks a promise");
     let (least, outcome) = minimise(&options, &violation);
     assert_eq!(
         outcome.violation.map(|found| found.promise),
@@ -146,6 +148,6 @@ fn a_failing_seed_is_made_smaller_and_still_fails() {
     );
     assert!(least.records < 20 && least.without.len() > 20, "{least:?}");
     let again = simulate(&least, false);
-    assert_eq!(again.trace, outcome.trace, "it replays");
+    assert_eq!(again.trace, outcome.trace, "the minimised seed replays");
     Sabotage::commit(None);
 }

@@ -1,6 +1,7 @@
-//! Runs the consumer in a simulated world, a seed at a time: Kinesis, the stores, the handler and the clock
-//! are simulated, everything that can go wrong does, and after each step an oracle asks whether a promise
-//! is broken.
+//! Runs the consumer in a simulated world, one seed after the other.
+//!
+//! Kinesis, the stores, the processor and the clock are simulated. Faults of every kind are injected. An
+//! oracle checks the promises after every step.
 //!
 //! ```sh
 //! cargo run --release -p redrive-simulation -- --seeds 100000
@@ -19,28 +20,28 @@ use redrive::Sabotage;
 
 use simulator::{Counts, Fault, Options, Outcome, Violation, minimise, simulate};
 
-/// Runs the consumer under simulated faults.
+/// Run the consumer under simulated faults
 #[derive(Parser)]
 struct Arguments {
-    /// How many seeds to run
+    /// Number of seeds to run
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
-    /// The first of them
+    /// First seed
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Runs this seed alone
+    /// Run only this seed
     #[arg(long)]
     seed: Option<u64>,
-    /// Kinds of faults to leave out
+    /// Kinds of faults to exclude, separated by commas
     #[arg(long, value_delimiter = ',')]
     without: Vec<Fault>,
-    /// The most records that a stream begins with
+    /// Maximum number of records that the seed plans
     #[arg(long)]
     records: Option<usize>,
-    /// Prints what happens, step by step
+    /// Print the plan, the steps and the events
     #[arg(long)]
     print: bool,
-    /// Lets the code commit a deliberate fault, by its name, such as LoseOrder
+    /// Commit a deliberate fault in the code, by name, such as LoseOrder
     #[arg(long, value_parser = sabotage)]
     sabotage: Option<Sabotage>,
 }
@@ -49,7 +50,7 @@ fn sabotage(name: &str) -> Result<Sabotage, String> {
     let found = Sabotage::ALL
         .into_iter()
         .find(|fault| format!("{fault:?}") == name);
-    found.ok_or_else(|| format!("there are {:?}", Sabotage::ALL))
+    found.ok_or_else(|| format!("unknown fault; the faults are {:?}", Sabotage::ALL))
 }
 
 impl Arguments {
@@ -62,7 +63,7 @@ impl Arguments {
     }
 }
 
-/// What all seeds came to.
+/// The totals over all seeds.
 #[derive(Default)]
 struct Totals {
     counts: Counts,
@@ -90,17 +91,17 @@ impl Totals {
 
     fn print(&self) {
         println!(
-            "{} seeds, {} records, {} handler calls, {} letters, {:.0} hours of simulated time",
+            "{} seeds, {} records, {} processor calls, {} dead letters, {:.0} hours of simulated time",
             self.seeds, self.records, self.calls, self.letters, self.hours
         );
         for (fault, count) in self.counts.iter() {
             println!("{count:>12} {fault}");
         }
         let total: u64 = self.counts.iter().map(|(_, count)| count).sum();
-        println!("{total:>12} faults in all");
+        println!("{total:>12} faults in total");
         if self.held > 0 {
             println!(
-                "{} seeds ended with 20 poisoned keys or more, behind which nothing is left that could succeed",
+                "{} seeds ended with held records: 20 or more poisoned keys, and no record that can succeed",
                 self.held
             );
         }
@@ -108,7 +109,7 @@ impl Totals {
     }
 }
 
-/// After so many there is enough to look at.
+/// The number of failing seeds after which the search stops.
 const ENOUGH: usize = 10;
 
 fn main() -> ExitCode {
@@ -155,12 +156,12 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The least of a failing seed that still fails, and how to see it.
+/// Minimises a failing seed. Prints its violation, and the command that replays the minimised seed.
 fn print_least(options: &Options, violation: &Violation, sabotage: Option<Sabotage>) {
     let (least, outcome) = minimise(options, violation);
     let without: BTreeSet<&str> = least.without.iter().map(|fault| fault.name()).collect();
     let without: Vec<&str> = without.into_iter().collect();
-    println!("\nthe least of seed {} that still breaks it:", least.seed);
+    println!("\nminimised seed {}, which breaks the same promise:", least.seed);
     if let Some(violation) = outcome.violation {
         println!("{violation}");
     }

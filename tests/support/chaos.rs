@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use redrive::checkpoint::DynamoDb;
 use redrive::dead_letter::{self, DeadLetter};
-use redrive::pipeline::Capacity;
+use redrive::pipeline::{Capacity, Pipeline};
 use redrive::testing::kinesis;
 use redrive::{Consumer, Resilient, RetryPolicy};
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ async fn consume(task: Task) {
         .write_interval(Duration::from_millis(300));
     let consumer = Consumer::builder(client, &*task.stream)
         .checkpoints(store)
-        .capacity(Capacity::new(8, 64 * 1024 * 1024).expect("valid"))
+        .pipeline(Pipeline::new().capacity(Capacity::new(8, 64 * 1024 * 1024).expect("valid")))
         .records_per_call(200)
         .idle_interval(Duration::from_millis(100))
         .build()
@@ -182,7 +182,11 @@ pub async fn a_fleet_survives((kinesis, dynamodb): (&str, &str), table: &str, te
         if open == 0 {
             break settled.len();
         }
-        assert!(begun.elapsed() < PATIENCE, "{open} of {} records are lost", sent.len());
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{open} of {} records are lost",
+            sent.len()
+        );
         sleep(Duration::from_millis(200)).await;
     };
     let processed = task.processed();

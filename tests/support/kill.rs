@@ -1,8 +1,8 @@
-//! A consumer in a process of its own, to be killed.
+//! A consumer in a separate process, for tests that kill it.
 //!
-//! The process is this test binary again: [`child`] is called by an ignored test, which the parent starts
-//! by its name. What it does is in a journal, each line one write, so that a kill tears none; where it
-//! stands is in a redb file; its dead letters are in a Kinesis stream.
+//! The process is this test binary: the parent starts an ignored test by its name, and that test calls
+//! [`child`]. The child appends what it did to a journal. Each line is a single write, so that a kill never
+//! leaves part of a line. The checkpoints are in a redb file, and the dead letters in a Kinesis stream.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
 use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::{self, DeadLetter, Reason};
-use redrive::pipeline::Capacity;
+use redrive::pipeline::{Capacity, Pipeline};
 use redrive::testing::kinesis;
 use redrive::{
     Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Scope, ShardId,
@@ -32,7 +32,7 @@ const TASK: &str = "REDRIVE_TEST_CONSUMER";
 const APPLICATION: &str = "billing";
 const KILLS: usize = 3;
 
-/// What the child is to do.
+/// The task of the child, passed in an environment variable.
 #[derive(Debug, Serialize, Deserialize)]
 struct Task {
     endpoint: String,
@@ -51,7 +51,7 @@ impl Task {
     }
 }
 
-/// The child's whole life; nothing if this process is no child.
+/// Runs the consumer if this process was started as a child. Returns at once otherwise.
 pub fn child() {
     let Ok(task) = std::env::var(TASK) else {
         return;
@@ -70,14 +70,14 @@ async fn consume(task: Task) {
         .build()
         .expect("a valid processor");
     let store = checkpoint::Redb::open(task.checkpoints()).expect("a checkpoint file");
-    // Slow enough to be killed in the middle.
+    // The consumer is slow enough that a kill interrupts it.
     let consumer = Consumer::builder(client, &*task.stream)
         .checkpoints(Noted {
             store,
             journal,
             last: Mutex::default(),
         })
-        .capacity(Capacity::new(4, 64 * 1024 * 1024).expect("valid"))
+        .pipeline(Pipeline::new().capacity(Capacity::new(4, 64 * 1024 * 1024).expect("valid")))
         .records_per_call(200)
         .idle_interval(Duration::from_millis(100))
         .build()
@@ -86,7 +86,7 @@ async fn consume(task: Task) {
     ended.expect("the consumer ends well");
 }
 
-/// Completes when the parent closes its end of the standard input, or dies.
+/// Completes when the parent closes its end of the child's standard input, or dies.
 pub(super) fn end_of_input() -> impl Future<Output = ()> + Send {
     let (open, closed) = oneshot::channel::<()>();
     std::thread::spawn(move || {
@@ -98,12 +98,12 @@ pub(super) fn end_of_input() -> impl Future<Output = ()> + Send {
     }
 }
 
-/// Where the child writes what it did.
+/// The file in which the child notes what it did.
 #[derive(Debug, Clone)]
 pub(super) struct Journal(Arc<File>);
 
 impl Journal {
-    /// One that several processes write to.
+    /// Opens a journal that several processes write to.
     pub(super) fn append(path: &Path) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(path);
         Journal(Arc::new(file.expect("a journal")))
@@ -112,7 +112,7 @@ impl Journal {
     fn open(path: &Path) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.expect("a journal");
-        // A line that the last process was killed in: what it would have said was not done.
+        // If the last process was killed within a line, the line is removed. What it describes was not done.
         let whole = whole_lines(&fs::read(path).expect("a journal")).len();
         file.set_len(whole as u64).expect("a journal");
         Journal(Arc::new(file))
@@ -124,13 +124,14 @@ impl Journal {
     }
 }
 
-/// All but a last line that is not whole: a reader can see the half of one that is being written.
+/// Returns the journal without an incomplete last line. A reader can see part of a line that is being
+/// written.
 fn whole_lines(journal: &[u8]) -> &[u8] {
     let end = journal.iter().rposition(|&byte| byte == b'\n');
     &journal[..end.map_or(0, |end| end + 1)]
 }
 
-/// The places of the records that a journal says were processed, in its order.
+/// Returns the places of the records that a journal lists as processed, in its order.
 pub(super) fn processed_lines(journal: &Path) -> Vec<Place> {
     let journal = fs::read(journal).unwrap_or_default();
     let journal = std::str::from_utf8(whole_lines(&journal)).expect("text");
@@ -150,10 +151,10 @@ impl RecordProcessor for Journal {
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
         tokio::time::sleep(Duration::from_millis(8)).await;
         match &record.payload()[..] {
-            // What no catch can stop.
+            // No panic catch can stop an abort.
             b"abort" => std::process::abort(),
             b"bad" => return Err(Failure::permanent("bad data").into()),
-            // For about three seconds, and anew after each restart.
+            // Fails for about three seconds, and again after each restart.
             b"late" if attempt.number() < 5 => {
                 let busy = Failure::transient("busy").with_scope(Scope::Record);
                 return Err(busy.with_retry_after(Duration::from_millis(750)).into());
@@ -169,7 +170,7 @@ impl RecordProcessor for Journal {
     }
 }
 
-/// Writes into the journal what is stored.
+/// A checkpoint store that notes each stored change in the journal.
 #[derive(Debug)]
 struct Noted {
     store: checkpoint::Redb,
@@ -186,7 +187,7 @@ impl CheckpointStore for Noted {
     async fn save(&self, rows: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
         let results = self.store.save(rows).await;
         for ((key, checkpoint), result) in rows.iter().zip(&results) {
-            // What is stored beside the same place once more is no news.
+            // Only a new position, or a change of what is settled ahead, is noted.
             let place = Checkpoint::at(checkpoint.position().clone());
             let place = match checkpoint.ahead() {
                 Some(ahead) => place.with_ahead(ahead.clone()),
@@ -205,8 +206,9 @@ impl CheckpointStore for Noted {
     }
 }
 
-/// Puts so many records into this stream, has a child process them which is killed thrice, and holds what
-/// is left behind against what is in the stream.
+/// Puts `count` records into this stream and has a child process them. The child is killed three times.
+///
+/// After each kill the test compares the journal, the checkpoints and the dead letters with the stream.
 ///
 /// `test` is the full name of the ignored test that calls [`child`].
 pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i32, count: usize) {
@@ -228,7 +230,7 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
     for kill in 1..=KILLS {
         let before = task.done().len();
         let mut child = task.start(test);
-        eventually("the child has done its part and stored some of it", || {
+        eventually("the child has processed its part and stored some of it", || {
             child.must_run();
             let done = task.done();
             let enough = done.len() - before >= count / (KILLS + 2);
@@ -248,7 +250,7 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
         .iter()
         .filter(|sent| !covers(&killed.stored, sent))
         .partition(|sent| sent.data == b"bad");
-    // What an earlier run has done and not stored must be done once more.
+    // Records that an earlier run processed but did not store must be processed again.
     eventually("every record that no checkpoint covers is processed", || {
         let done = task.done();
         let again: HashSet<Place> = processed(&done[killed.done.len()..])
@@ -257,16 +259,19 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
         good.iter().all(|sent| again.contains(&sent.place))
     })
     .await;
-    finished("every bad record that no checkpoint covers is a letter", async {
-        loop {
-            let letters = task.letters(&client).await;
-            let again = &letters[killed.letters.len()..];
-            if bad.iter().all(|sent| again.contains(&sent.place)) {
-                break;
+    finished(
+        "every bad record that no checkpoint covers is dead-lettered",
+        async {
+            loop {
+                let letters = task.letters(&client).await;
+                let again = &letters[killed.letters.len()..];
+                if bad.iter().all(|sent| again.contains(&sent.place)) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
+        },
+    )
     .await;
     child.stop();
 
@@ -275,26 +280,23 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
     let lost = sent.iter().find(|sent| !settled.contains(&sent.place));
     assert_eq!(lost, None, "lost");
     let open = sent.iter().find(|sent| !covers(&last.stored, sent));
-    assert_eq!(open, None, "a shutdown stores the last checkpoint");
+    assert_eq!(open, None, "the shutdown did not store the last checkpoint");
     let ahead: usize = kills.iter().map(|killed| killed.ahead(&sent)).sum();
-    assert!(
-        ahead > 0,
-        "at no kill was anything settled ahead of the watermark"
-    );
+    assert!(ahead > 0, "no kill found a record settled ahead of the watermark");
     check_order(&last.done, &kills, &sent);
     for killed in &kills {
         killed.check_repeats(&last, &sent);
     }
     let processed = processed(&last.done).count();
     println!(
-        "{count} records, {KILLS} kills: {processed} processed, {} letters; {} repeated",
+        "{count} records, {KILLS} kills: {processed} processed, {} dead-lettered; {} repeated",
         last.letters.len(),
         processed + last.letters.len() - count
     );
 }
 
-/// Puts records into this stream, of which one ends whatever process takes it in hand, and starts such processes until
-/// one lives on.
+/// Puts records into this stream, one of which aborts every process that handles it. Starts child processes
+/// until one survives.
 pub async fn survives_a_record_that_aborts(endpoint: &str, test: &str, stream: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let (task, client) = Task::begin(endpoint, stream, 2, folder.path()).await;
@@ -307,20 +309,20 @@ pub async fn survives_a_record_that_aborts(endpoint: &str, test: &str, stream: &
     let aborts = sent
         .iter()
         .find(|sent| sent.data == b"abort")
-        .expect("it was put");
+        .expect("the record was put");
 
     let mut crashes = 0;
     let child = loop {
         let mut child = task.start(test);
         let mut crashed = false;
-        eventually("the child has crashed, or settled all", || {
+        eventually("the child has crashed or settled all records", || {
             crashed = child.has_ended();
             let done = task.done();
             let processed: HashSet<Place> = processed(&done).map(|(_, place)| place).collect();
             crashed || processed.len() == sent.len() - 1
         })
         .await;
-        // All but one may be processed before that one is a letter.
+        // The other records may all be processed before the aborting record is dead-lettered.
         if !crashed {
             while task.letters(&client).await.is_empty() && !child.has_ended() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -331,7 +333,7 @@ pub async fn survives_a_record_that_aborts(endpoint: &str, test: &str, stream: &
             break child;
         }
         crashes += 1;
-        assert!(crashes <= 10, "it crashes for ever:\n{}", child.log());
+        assert!(crashes <= 10, "it crashes again and again:\n{}", child.log());
         let letters = task.letters(&client).await;
         assert_eq!(letters, [], "after {crashes} crashes");
     };
@@ -343,15 +345,16 @@ pub async fn survives_a_record_that_aborts(endpoint: &str, test: &str, stream: &
     assert_eq!(
         last.letters,
         std::slice::from_ref(&aborts.place),
-        "the others are not to blame"
+        "a record that did not crash is dead-lettered"
     );
     let letter = stream::read(&client, &task.letters).await.remove(0);
-    let letter = DeadLetter::decode(&letter.data.into()).expect("a letter");
+    let letter = DeadLetter::decode(&letter.data.into()).expect("a dead letter");
     assert_eq!(letter.reason, Reason::CrashLoop);
-    // Three with it in hand, and those before in which it was one of many.
+    // Three crashes count against the record. In the crashes before those, it was one of several records in
+    // flight.
     assert!(crashes >= 5, "{crashes} crashes");
     let starts = last.stored.values().filter_map(Checkpoint::starts).count();
-    assert_eq!(starts, 0, "an orderly end leaves none behind");
+    assert_eq!(starts, 0, "an orderly end leaves no start counts behind");
     println!("{crashes} crashes of one record among 400");
 }
 
@@ -363,7 +366,7 @@ enum Done {
 }
 
 impl Task {
-    /// Makes the streams.
+    /// Creates the streams and the task.
     async fn begin(endpoint: &str, stream: &str, shards: i32, folder: &Path) -> (Self, Client) {
         let task = Task {
             endpoint: endpoint.to_owned(),
@@ -397,7 +400,7 @@ impl Task {
         }
     }
 
-    /// What the journal says.
+    /// Returns the lines of the journal.
     fn done(&self) -> Vec<Done> {
         let journal = fs::read(self.journal()).unwrap_or_default();
         let journal = std::str::from_utf8(whole_lines(&journal)).expect("text");
@@ -415,11 +418,11 @@ impl Task {
         journal.lines().map(parse).collect()
     }
 
-    /// The records of the letters in the dead-letter stream, in order.
+    /// Returns the places of the records in the dead-letter stream, in order.
     async fn letters(&self, client: &Client) -> Vec<Place> {
         let letters = stream::read(client, &self.letters).await;
         let place = |sent: Sent| {
-            let letter = DeadLetter::decode(&sent.data.into()).expect("a letter");
+            let letter = DeadLetter::decode(&sent.data.into()).expect("a dead letter");
             Place {
                 shard: letter.shard,
                 number: letter.sequence_number,
@@ -428,7 +431,7 @@ impl Task {
         letters.into_iter().map(place).collect()
     }
 
-    /// What the checkpoint file says, which no process has open.
+    /// Returns the checkpoints in the file, which no other process has open.
     async fn stored(&self, client: &Client) -> HashMap<ShardId, Checkpoint> {
         let store = checkpoint::Redb::open(self.checkpoints()).expect("the file outlives the kill");
         let shards = stream::shards(client, &self.stream).await;
@@ -438,7 +441,7 @@ impl Task {
             .collect();
         let stored = store.load(&keys).await.into_iter();
         let stored = keys.into_iter().zip(stored).filter_map(|(key, row)| {
-            let row = row.expect("can be understood");
+            let row = row.expect("a readable checkpoint");
             row.map(|checkpoint| (key.shard, checkpoint))
         });
         stored.collect()
@@ -452,8 +455,8 @@ fn processed(done: &[Done]) -> impl Iterator<Item = (usize, Place)> + '_ {
     })
 }
 
-/// What was processed in this run before the last but one checkpoint of its shard was stored. The last one
-/// was made after that, so that it must cover all of it.
+/// Returns the records that this run processed before the second to last checkpoint of their shard was
+/// stored. The last checkpoint was made after that, so it must cover all of them.
 fn before_last_save(done: &[Done], start: usize) -> HashSet<Place> {
     let mut saves: HashMap<&ShardId, Vec<usize>> = HashMap::new();
     for (at, done) in done.iter().enumerate().skip(start) {
@@ -462,14 +465,14 @@ fn before_last_save(done: &[Done], start: usize) -> HashSet<Place> {
         }
     }
     let due = |&(at, ref place): &(usize, Place)| match saves.get(&place.shard).map(Vec::as_slice) {
-        // What an earlier run processed and did not store in time is repeated, and may be so only later.
+        // Records that an earlier run processed but did not store are repeated, perhaps only later.
         Some([.., last_but_one, _]) => (start..*last_but_one).contains(&at),
         _ => false,
     };
     processed(done).filter(due).map(|(_, place)| place).collect()
 }
 
-/// A child that runs; it does not outlive this value.
+/// A running child. Dropping this value kills the process.
 struct Running {
     child: Child,
     log: PathBuf,
@@ -486,14 +489,14 @@ impl Running {
         self.child.try_wait().expect("a child").is_some()
     }
 
-    /// With SIGKILL.
+    /// Kills the process with SIGKILL.
     fn kill(&mut self) {
         self.child.kill().expect("a child that runs");
         self.child.wait().expect("a child");
     }
 
     fn stop(mut self) {
-        // Closes its standard input, which is what ends it.
+        // `wait` closes the child's standard input, which ends the child.
         let status = self.child.wait().expect("a child");
         assert!(status.success(), "{status}\n{}", self.log());
     }
@@ -510,9 +513,9 @@ impl Drop for Running {
     }
 }
 
-/// What a child left behind.
+/// The state that a child left behind.
 struct Killed {
-    /// Where in the journal its run began.
+    /// The number of journal lines from before its run.
     start: usize,
     done: Vec<Done>,
     letters: Vec<Place>,
@@ -534,20 +537,24 @@ impl Killed {
         processed.chain(self.letters.iter().cloned()).collect()
     }
 
-    /// Its checkpoints pass nothing that is not settled, and are no older than the last that was due.
+    /// Asserts that the checkpoints pass no unsettled record, and that they are no older than the last one
+    /// that was due.
     fn check(&self, sent: &[Sent]) {
         let settled = self.settled();
         let due = before_last_save(&self.done, self.start);
         for sent in sent {
             if covers(&self.stored, sent) {
-                assert!(settled.contains(&sent.place), "stored as settled: {sent:?}");
+                assert!(
+                    settled.contains(&sent.place),
+                    "stored as settled, but not settled: {sent:?}"
+                );
             } else {
                 assert!(!due.contains(&sent.place), "repeated without need: {sent:?}");
             }
         }
     }
 
-    /// What its checkpoints cover was neither processed nor dead-lettered after it.
+    /// Asserts that no record covered by these checkpoints was processed or dead-lettered later.
     fn check_repeats(&self, last: &Killed, sent: &[Sent]) {
         let again: HashSet<Place> = processed(&last.done[self.done.len()..])
             .map(|(_, place)| place)
@@ -556,10 +563,10 @@ impl Killed {
         let repeated = sent
             .iter()
             .find(|sent| covers(&self.stored, sent) && again.contains(&sent.place));
-        assert_eq!(repeated, None, "stored as settled, and done again");
+        assert_eq!(repeated, None, "stored as settled, and settled again");
     }
 
-    /// How many records are stored as settled ahead of the watermark.
+    /// Returns the number of records that are stored as settled ahead of the watermark.
     fn ahead(&self, sent: &[Sent]) -> usize {
         let ahead = sent.iter().filter(|sent| {
             let record = sent.record();
@@ -582,8 +589,8 @@ impl Killed {
     }
 }
 
-/// In each run the records of a key are processed in order, and none for the first time before those ahead
-/// of it.
+/// Asserts that each run processes the records of a key in order, and that none is processed for the first
+/// time before earlier records of its key.
 fn check_order(done: &[Done], kills: &[Killed], sent: &[Sent]) {
     let ranks = ranks(sent);
     let mut firsts: HashMap<&str, usize> = HashMap::new();
@@ -598,11 +605,14 @@ fn check_order(done: &[Done], kills: &[Killed], sent: &[Sent]) {
         assert!(rank <= *first, "{place:?} overtakes a record of its key");
         *first = (*first).max(rank + 1);
         let before = last.insert(key, rank);
-        assert!(before.is_none_or(|before| before < rank), "{place:?} comes late");
+        assert!(
+            before.is_none_or(|before| before < rank),
+            "{place:?} is processed after a later record of its key"
+        );
     }
 }
 
-/// For each record that can be processed its key, and how many of the key are ahead of it.
+/// Maps each record that can be processed to its key and to the number of earlier records of that key.
 pub(super) fn ranks(sent: &[Sent]) -> HashMap<&Place, (&str, usize)> {
     let mut ranks = HashMap::new();
     let mut counts: HashMap<&str, usize> = HashMap::new();

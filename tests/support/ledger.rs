@@ -1,5 +1,7 @@
-//! Everything that happens to the records of a stream, in one order: what was begun, confirmed and
-//! checkpointed. What must always hold is asked of it at the end of each test.
+//! A log of everything that happens to the records of a stream, in one order: what was begun, confirmed and
+//! checkpointed.
+//!
+//! Each test ends with the invariants that this log must satisfy.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,16 +22,16 @@ use tokio_util::sync::CancellationToken;
 use super::stream::{Place, Sent};
 use super::waiting::{PATIENCE, eventually};
 
-/// A clone shares it.
+/// A shared log of the notes of a test. Clones share the same log.
 #[derive(Clone, Default)]
 pub struct Ledger(Arc<Mutex<Book>>);
 
 #[derive(Debug, Default)]
 pub struct Book {
     pub notes: Vec<Note>,
-    /// Processed, or confirmed by the sink.
+    /// The records that were processed, or whose dead letter the sink confirmed.
     pub settled: HashSet<Place>,
-    /// How often each kind of event was told to observers.
+    /// The number of events of each kind that observers received.
     pub events: HashMap<String, usize>,
 }
 
@@ -41,11 +43,11 @@ pub enum Note {
     Began(Place),
     /// The handler returns `Ok`.
     Processed(Place),
-    /// The sink confirms.
+    /// The sink confirms a dead letter.
     Lettered(Place),
-    /// A checkpoint is given to the store.
+    /// A checkpoint is passed to the store.
     Saving(ShardId, Checkpoint),
-    /// The store has it.
+    /// The store has saved a checkpoint.
     Saved(ShardId, Checkpoint),
 }
 
@@ -62,12 +64,12 @@ impl Ledger {
         book.notes.push(note);
     }
 
-    /// How often this kind of event was told.
+    /// Returns the number of events of this kind.
     pub fn events(&self, kind: &str) -> usize {
         self.book().events.get(kind).copied().unwrap_or(0)
     }
 
-    /// The handler, noted down.
+    /// Wraps a handler whose calls are noted.
     pub fn handler<P>(&self, inner: P) -> Handler<P> {
         Handler {
             ledger: self.clone(),
@@ -75,7 +77,7 @@ impl Ledger {
         }
     }
 
-    /// Waits until so many records are settled.
+    /// Waits until `count` records are settled.
     pub async fn settled(&self, count: usize) {
         let start = Instant::now();
         while self.book().settled.len() < count {
@@ -91,9 +93,9 @@ impl Ledger {
         }
     }
 
-    /// Waits until a checkpoint is stored that covers exactly what is settled.
+    /// Waits until the stored checkpoints cover exactly the settled records.
     pub async fn stored(&self, stream: &[Sent]) {
-        eventually("all that is settled is stored", || self.is_stored(stream)).await;
+        eventually("all settled records are stored", || self.is_stored(stream)).await;
     }
 
     pub fn is_stored(&self, stream: &[Sent]) -> bool {
@@ -104,14 +106,14 @@ impl Ledger {
             .all(|sent| book.settled.contains(&sent.place) == covers(&last, sent))
     }
 
-    /// What must hold in each test, at any moment of it.
+    /// Asserts what must hold in each test, at every moment.
     pub fn check(&self, stream: &[Sent]) {
         let book = self.book();
         book.check_checkpoints(stream);
         book.check_order(stream);
     }
 
-    /// And this, where nothing is left open: every record of the stream settled, each exactly once.
+    /// Asserts also that every record of the stream is settled exactly once.
     pub fn check_settled_once(&self, stream: &[Sent]) {
         self.check(stream);
         let book = self.book();
@@ -120,14 +122,14 @@ impl Ledger {
         assert_eq!(
             book.settled.len(),
             stream.len(),
-            "settled what is not in the stream"
+            "settled a record that is not in the stream"
         );
         assert_eq!(book.repeats(), 0, "settled twice");
     }
 }
 
 impl Book {
-    /// The checkpoint stored last, for each shard.
+    /// Returns the last stored checkpoint of each shard.
     pub fn last_saved(&self) -> HashMap<ShardId, Checkpoint> {
         let mut last = HashMap::new();
         for note in &self.notes {
@@ -138,19 +140,19 @@ impl Book {
         last
     }
 
-    /// How often a record was settled that was settled before.
+    /// Returns the number of times that a settled record was settled again.
     pub fn repeats(&self) -> usize {
         let ends = |note: &&Note| matches!(note, Note::Processed(_) | Note::Lettered(_));
         self.notes.iter().filter(ends).count() - self.settled.len()
     }
 
-    /// The notes from the last start on.
+    /// Returns the notes since the last start of a consumer.
     pub fn last_run(&self) -> &[Note] {
         let start = self.notes.iter().rposition(|note| matches!(note, Note::Run));
         &self.notes[start.unwrap_or(0)..]
     }
 
-    /// No checkpoint passes a record that is not settled, and none goes back.
+    /// Asserts that no checkpoint passes an unsettled record, and that none moves backwards.
     fn check_checkpoints(&self, stream: &[Sent]) {
         let mut shards: HashMap<&ShardId, Vec<(&Place, Record)>> = HashMap::new();
         for sent in stream {
@@ -162,7 +164,8 @@ impl Book {
         let mut stored: HashMap<&ShardId, &Position> = HashMap::new();
         for note in &self.notes {
             match note {
-                // It goes on where the store is, which need not have got what it was given last.
+                // The new run starts from what the store has. A checkpoint passed to the store last may not
+                // have been saved.
                 Note::Run => last = stored.clone(),
                 Note::Saved(shard, checkpoint) => {
                     stored.insert(shard, checkpoint.position());
@@ -174,13 +177,13 @@ impl Book {
                     for (place, record) in shards.get(shard).into_iter().flatten() {
                         assert!(
                             settled.contains(place) || !covered(checkpoint, record),
-                            "{checkpoint:?} passes {place:?}, which was not settled"
+                            "{checkpoint:?} passes {place:?}, which is not settled"
                         );
                     }
                     let before = last.insert(shard, checkpoint.position());
                     assert!(
                         before.is_none_or(|before| before <= checkpoint.position()),
-                        "{shard} went back from {before:?} to {checkpoint:?}"
+                        "{shard} moved backwards from {before:?} to {checkpoint:?}"
                     );
                 }
                 _ => {}
@@ -188,8 +191,8 @@ impl Book {
         }
     }
 
-    /// A record begins only when all before it of its key are settled, and none begins behind it in the
-    /// same run.
+    /// Asserts that a record begins only when all earlier records of its key are settled. Within one run, no
+    /// record begins after a later record of its key.
     fn check_order(&self, stream: &[Sent]) {
         let mut keys: HashMap<&str, Vec<&Place>> = HashMap::new();
         let mut ranks: HashMap<&Place, (&str, usize)> = HashMap::new();
@@ -199,7 +202,7 @@ impl Book {
             places.push(&sent.place);
         }
         let mut settled: HashSet<&Place> = HashSet::new();
-        // For each key, of the records that have begun in this run the last one.
+        // For each key, the rank of the last record that has begun in this run.
         let mut last: HashMap<&str, usize> = HashMap::new();
         for note in &self.notes {
             match note {
@@ -213,7 +216,10 @@ impl Book {
                         .find(|before| !settled.contains(**before));
                     assert_eq!(open, None, "{place:?} overtakes a record of its key");
                     let before = last.insert(key, rank);
-                    assert!(before.is_none_or(|before| before <= rank), "{place:?} comes late");
+                    assert!(
+                        before.is_none_or(|before| before <= rank),
+                        "{place:?} begins after a later record of its key"
+                    );
                 }
                 Note::Processed(place) | Note::Lettered(place) => {
                     settled.insert(place);
@@ -224,7 +230,7 @@ impl Book {
     }
 }
 
-/// Whether a restart from these checkpoints skips the record.
+/// Returns whether a restart from these checkpoints skips the record.
 pub fn covers(checkpoints: &HashMap<ShardId, Checkpoint>, sent: &Sent) -> bool {
     let checkpoint = checkpoints.get(&sent.place.shard);
     checkpoint.is_some_and(|checkpoint| covered(checkpoint, &sent.record()))
@@ -242,7 +248,7 @@ impl Observer for Ledger {
     }
 }
 
-/// A handler whose calls are noted down.
+/// A handler whose calls are noted.
 #[derive(Clone)]
 pub struct Handler<P> {
     ledger: Ledger,
@@ -260,7 +266,7 @@ impl<P: RecordProcessor> RecordProcessor for Handler<P> {
     }
 }
 
-/// A sink that can be made to fail. A clone shares it.
+/// A sink that can be made to fail. Clones share its state.
 #[derive(Clone)]
 pub struct Sink {
     ledger: Ledger,
@@ -273,9 +279,9 @@ pub enum SinkState {
     #[default]
     Up,
     Down,
-    /// Takes letters as soon as this is cancelled.
+    /// Takes dead letters once this token is cancelled.
     Waits(CancellationToken),
-    /// Can never take a letter of this key.
+    /// Can never take a dead letter of this key.
     Refuses(String),
 }
 
@@ -339,7 +345,7 @@ impl DeadLetterSink for Sink {
     }
 }
 
-/// A store that notes what it is given, and can be made to fail. A clone shares it.
+/// A store that notes each checkpoint and can be made to fail. Clones share its state.
 #[derive(Clone, Debug)]
 pub struct Store {
     ledger: Ledger,
@@ -349,12 +355,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Written often, so that many checkpoints are seen.
+    /// Creates a store in memory with a short write interval, so that a test sees many checkpoints.
     pub fn new(ledger: &Ledger) -> Self {
         Store::over(ledger, checkpoint::Memory::new())
     }
 
-    /// The same over another store.
+    /// Wraps another store, with the same short write interval.
     pub fn over(ledger: &Ledger, inner: impl CheckpointStore + 'static) -> Self {
         Store {
             ledger: ledger.clone(),

@@ -1,8 +1,7 @@
-//! LocalStack, for the real protocol over a real socket.
+//! LocalStack: the real protocol over a real socket.
 //!
-//! It needs `python3` (3.11 or later, with `venv`), `node` and `npm`, and at first use the network, for then
-//! LocalStack is installed below the target directory, for all runs to come. `tests/localstack/install.py`
-//! does that.
+//! Requires `python3` (3.11 or later, with `venv`), `node` and `npm`. The first use also requires network
+//! access: `tests/localstack/install.py` installs LocalStack below the target directory, for all later runs.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -15,38 +14,39 @@ use super::emulator::{self, HINT, Supervised, free_port, home, is_skipped, reque
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/localstack");
 
-/// Many times what a start takes on an idle machine, for tests run beside other tests.
+/// A limit far above the start time on an idle machine, because tests run concurrently.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 const SETTINGS: &[(&str, &str)] = &[
     ("SERVICES", "cloudformation,cloudwatch,kinesis,s3,sns,sqs"),
     ("KINESIS_MOCK_PROVIDER_ENGINE", "node"),
     ("KINESIS_PERSISTENCE", "0"),
-    // All tests of a run share it.
+    // All tests of a run share one server.
     ("KINESIS_SHARD_LIMIT", "10000"),
-    // Nothing but the endpoint: no licence check, certificate download, telemetry or DNS server.
+    // Only the endpoint: no licence check, certificate download, telemetry or DNS server.
     ("ACTIVATE_PRO", "0"),
     ("SKIP_SSL_CERT_DOWNLOAD", "1"),
     ("DISABLE_EVENTS", "1"),
     ("DNS_ADDRESS", "0"),
-    // FILESYSTEM_ROOT counts only outside of a container, and LocalStack takes some machines for one.
+    // FILESYSTEM_ROOT is used only outside a container, and LocalStack mistakes some machines for one.
     ("OVERRIDE_IN_DOCKER", "0"),
 ];
 
 /// A running LocalStack, with Kinesis in us-east-1 for any credentials.
 pub struct LocalStack {
     endpoint: String,
-    /// None for a server that others use, too.
+    /// `None` for a server that other tests also use.
     server: Option<Supervised>,
 }
 
 impl LocalStack {
-    /// Returns the LocalStack that all tests share, or the server at `AWS_ENDPOINT_URL` where that is set. None means
-    /// that the test is to be skipped, the reason having been told.
+    /// Returns the LocalStack that all tests share, or the server at `AWS_ENDPOINT_URL` if that is set.
+    ///
+    /// Returns `None` if the test is to be skipped, after printing the reason.
     ///
     /// # Panics
     ///
-    /// When it cannot be installed or does not come up, with the end of its log.
+    /// Panics if LocalStack cannot be installed or does not start, and prints the end of its log.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<LocalStack>> = OnceLock::new();
         let start = || {
@@ -71,15 +71,15 @@ impl LocalStack {
         SHARED.get_or_init(start).as_ref()
     }
 
-    /// Starts one with these environment variables besides [`SETTINGS`], and returns once Kinesis answers. None means
-    /// that the test is to be skipped, the reason having been told.
+    /// Starts a LocalStack with these environment variables in addition to [`SETTINGS`]. Returns once Kinesis
+    /// answers, or `None` if the test is to be skipped, after printing the reason.
     ///
     /// # Panics
     ///
-    /// When it cannot be installed or does not come up, with the end of its log.
+    /// Panics if LocalStack cannot be installed or does not start, and prints the end of its log.
     pub fn start(env: &[(&str, &str)]) -> Option<Self> {
         if endpoint_of_user().is_some() {
-            tell("skipped: the server at AWS_ENDPOINT_URL is not ours to configure");
+            tell("skipped: the tests cannot configure the server at AWS_ENDPOINT_URL");
             return None;
         }
         if is_skipped() {
@@ -88,7 +88,7 @@ impl LocalStack {
         let home = home("localstack");
         install(&home);
         let mut problem = String::new();
-        // Another process may take the port before LocalStack does: that deserves another try.
+        // Another process may take the port first. In that case the start is retried.
         for _ in 0..3 {
             let port = free_port();
             let mut server = Supervised::spawn(&home, |scratch| command(&home, scratch, port, env));
@@ -120,7 +120,7 @@ impl Drop for LocalStack {
     }
 }
 
-/// The server that the user wants the tests to run against, if any.
+/// Returns the endpoint of the user's own server, if one is set.
 pub fn endpoint_of_user() -> Option<String> {
     std::env::var("AWS_ENDPOINT_URL")
         .ok()
@@ -128,7 +128,7 @@ pub fn endpoint_of_user() -> Option<String> {
 }
 
 fn command(home: &Path, scratch: &Path, port: u16, env: &[(&str, &str)]) -> Command {
-    symlink(home.join("root/usr"), scratch.join("usr")).expect("a link to what is installed");
+    symlink(home.join("root/usr"), scratch.join("usr")).expect("a link to the installed files");
     let mut command = Command::new(home.join("venv/bin/python"));
     command
         .args(["-P", "-m", "localstack.runtime.main"])
@@ -143,7 +143,7 @@ fn command(home: &Path, scratch: &Path, port: u16, env: &[(&str, &str)]) -> Comm
 
 fn install(home: &Path) {
     if !home.join("installed").exists() {
-        tell("installing LocalStack below the target directory, which takes a minute or two, once");
+        tell("installing LocalStack into the target directory, which takes a minute or two (first use only)");
     }
     let mut installer = Supervised::spawn(home, |_| {
         let mut command = Command::new("python3");
@@ -157,7 +157,8 @@ fn install(home: &Path) {
     );
 }
 
-/// Whether LocalStack is up, and its Kinesis, which it starts with the first request, answers.
+/// Returns whether LocalStack is up and its Kinesis answers. LocalStack starts Kinesis with the first
+/// request.
 fn answers(port: u16) -> bool {
     let health = request(port, START_TIMEOUT, "GET /_localstack/health", "", "").unwrap_or_default();
     let is_healthy = ["available", "running"]

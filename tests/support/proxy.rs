@@ -1,4 +1,4 @@
-//! A proxy in front of a Kinesis server, which makes calls fail as a test scripts it.
+//! A proxy in front of a Kinesis server that makes calls fail as a test scripts it.
 
 use std::io::{self, Error, ErrorKind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// The running proxy; it stops when dropped.
+/// A running proxy. Dropping it stops the proxy.
 #[derive(Debug)]
 pub struct Proxy {
     endpoint: String,
@@ -31,40 +31,40 @@ pub struct Proxy {
 pub struct Call {
     /// The operation, such as `GetRecords`.
     pub target: String,
-    /// Counts the calls of this operation, from 1.
+    /// The number of this call among the calls of its operation, from 1.
     pub number: usize,
     pub body: Value,
     pub at: Instant,
 }
 
-/// What becomes of a call.
+/// The outcome of a call.
 pub enum Fault {
-    /// It goes through.
+    /// The call passes unchanged.
     None,
-    /// This is answered in the server's place.
+    /// The proxy responds with this status and body in place of the server.
     Reply(u16, Value),
-    /// Nothing is ever answered.
+    /// The proxy never responds.
     Hang,
-    /// It goes through after this time.
+    /// The call passes after this delay.
     Delay(Duration),
-    /// The connection is closed; the server never sees the call.
+    /// The connection closes, and the server never receives the call.
     Drop,
-    /// The server has the call, and the connection is closed without its reply.
+    /// The server executes the call, and the connection closes without a response.
     LoseReply,
-    /// The server has the call, and the connection breaks in the middle of its reply.
+    /// The server executes the call, and the connection breaks in the middle of the response.
     CutReply,
-    /// What a subscription sends goes through for this time; then its connection breaks.
+    /// The events of a subscription pass for this time; then its connection breaks.
     BreakAfter(Duration),
-    /// What a subscription sends goes through for this time; then nothing more does.
+    /// The events of a subscription pass for this time; then no more events arrive.
     SilentAfter(Duration),
-    /// A subscription is accepted, and ends without an event.
+    /// The subscription is accepted and ends without an event.
     EndAtOnce,
-    /// It goes through, and the reply is changed.
+    /// The call passes, and this function changes the response.
     Rewrite(Box<dyn FnOnce(&mut Value) + Send>),
 }
 
 impl Fault {
-    /// An error of the service, such as `ProvisionedThroughputExceededException`.
+    /// Creates an error response of the service, such as `ProvisionedThroughputExceededException`.
     pub fn error(status: u16, name: &str) -> Self {
         Fault::Reply(status, json!({"__type": name, "message": "as the test wants it"}))
     }
@@ -88,7 +88,7 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Proxy {
-    /// Starts one in front of the server at this endpoint. Everything goes through at first.
+    /// Starts a proxy in front of the server at this endpoint. At first all calls pass unchanged.
     pub async fn start(endpoint: &str) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let own = format!("http://{}", listener.local_addr()?);
@@ -112,19 +112,19 @@ impl Proxy {
         })
     }
 
-    /// Asks the script what is to become of each call from now on.
+    /// Replaces the script that decides the outcome of each call.
     pub fn script(&self, script: impl FnMut(&Call) -> Fault + Send + 'static) {
         *self.desk.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(script);
     }
 
-    /// The calls of this operation so far.
+    /// Returns the calls of this operation so far.
     pub fn calls(&self, target: &str) -> Vec<Call> {
         let calls = self.desk.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let of_target = calls.iter().filter(|call| call.target == target);
         of_target.cloned().collect()
     }
 
-    /// How many calls are not answered yet, those included that never are.
+    /// Returns the number of calls without a response, including those that never get one.
     pub fn under_way(&self) -> usize {
         self.desk.under_way.load(Ordering::Relaxed)
     }
@@ -133,7 +133,7 @@ impl Proxy {
         &self.endpoint
     }
 
-    /// A client that goes through it.
+    /// Creates a client that connects through the proxy.
     pub fn client(&self) -> Client {
         kinesis::client(&self.endpoint)
     }
@@ -172,12 +172,12 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
     if target.ends_with("SubscribeToShard") {
         return match desk.subscribe(target, &body, fault).await {
             Ok(events) => events,
-            Err(error) => panic!("the server behind the proxy does not answer: {error}"),
+            Err(error) => panic!("the server behind the proxy does not respond: {error}"),
         };
     }
     let (status, mut answer) = match desk.forward(target, &body).await {
         Ok(answered) => answered,
-        Err(error) => panic!("the server behind the proxy does not answer: {error}"),
+        Err(error) => panic!("the server behind the proxy does not respond: {error}"),
     };
     match fault {
         Fault::LoseReply => close_connection(),
@@ -192,7 +192,7 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
     respond(status, answer.len(), Body::from(answer))
 }
 
-/// Counts a call as long as it lives.
+/// Counts a call as under way until it is dropped.
 struct UnderWay<'a>(&'a AtomicUsize);
 
 impl<'a> UnderWay<'a> {
@@ -225,9 +225,9 @@ impl Desk {
         script(&call)
     }
 
-    /// A call whose reply goes on and on.
+    /// Forwards a subscription, whose response is an open stream of events.
     async fn subscribe(&self, target: &str, body: &[u8], fault: Fault) -> io::Result<Response> {
-        // What is no HTTP/1.1 comes unchunked, until the connection is closed.
+        // The response to an HTTP/1.0 request is not chunked and lasts until the connection closes.
         let mut upstream = self.call("HTTP/1.0", target, body).await?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -270,7 +270,7 @@ impl Desk {
         Ok(reply.body(Body::from_stream(events)).expect("a valid response"))
     }
 
-    /// One call on a connection of its own: status and body of the reply.
+    /// Forwards one call on its own connection, and returns the status and body of the response.
     async fn forward(&self, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
         let mut upstream = self.call("HTTP/1.1", target, body).await?;
         let mut answer = Vec::new();
@@ -305,7 +305,7 @@ fn reply(status: u16, body: &Value) -> Response {
     respond(status, body.len(), Body::from(body))
 }
 
-/// Promises the whole and breaks off in the middle.
+/// Responds with the full content length, but breaks off in the middle of the body.
 fn cut(status: u16, answer: Vec<u8>) -> Response {
     let whole = answer.len();
     let half = Bytes::from(answer).slice(..whole / 2);
@@ -326,7 +326,7 @@ fn respond(status: u16, length: usize, body: Body) -> Response {
         .expect("a valid response")
 }
 
-/// Unwinds the task that serves the connection, which closes it. No panic: the hook stays silent.
+/// Unwinds the task that serves the connection, which closes the connection. The panic hook does not run.
 fn close_connection() -> ! {
     std::panic::resume_unwind(Box::new("the proxy closes the connection"))
 }

@@ -1,4 +1,4 @@
-//! A Python with packages of its own, below the target directory, made at first use.
+//! Python environments below the target directory, each created at first use.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -8,12 +8,14 @@ use std::thread;
 
 use super::emulator::{HINT, home, is_skipped, repository};
 
-/// The interpreter, with what this file of the repository requires. None means that the test is to be
-/// skipped, the reason having been told.
+/// Returns a Python interpreter with the packages that this requirements file of the repository lists.
+///
+/// Returns `None` if the test is to be skipped, after printing the reason.
 ///
 /// # Panics
 ///
-/// When it cannot be made: it needs `python3` with `venv`, and at first use the network.
+/// Panics if the environment cannot be created. Creating one requires `python3` with `venv`, and network
+/// access at first use.
 pub fn with(requirements: &str) -> Option<PathBuf> {
     if is_skipped() {
         return None;
@@ -22,8 +24,8 @@ pub fn with(requirements: &str) -> Option<PathBuf> {
     let folder = requirements.parent().and_then(Path::file_name);
     let home = home(&folder.expect("a file in a folder").to_string_lossy());
     fs::create_dir_all(&home).expect("a folder below the target directory");
-    // Any number of processes may come here at once: one installs, the others wait.
-    let lock = File::create(home.join("lock")).expect("a lock");
+    // Concurrent processes wait for the one that installs the environment.
+    let lock = File::create(home.join("lock")).expect("a lock file");
     lock.lock().expect("the lock");
     let wanted = fs::read_to_string(&requirements).expect("the requirements");
     let (marker, python) = (home.join("installed"), home.join("venv/bin/python"));
@@ -59,7 +61,7 @@ fn run(command: &mut Command) {
     );
 }
 
-/// What a script of the repository answers to this input.
+/// Runs a script of the repository with this input, and returns its output.
 pub fn ask(python: &Path, script: &str, arguments: &[&str], input: String) -> String {
     let mut child = Command::new(python)
         .arg(repository().join(script))
@@ -67,12 +69,15 @@ pub fn ask(python: &Path, script: &str, arguments: &[&str], input: String) -> St
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("the interpreter just made");
+        .expect("the installed interpreter runs");
     let mut stdin = child.stdin.take().expect("a pipe");
-    // Both at once: either side may fill its pipe.
+    // Writes and reads concurrently, because either side may fill its pipe.
     let writing = thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().expect("its output");
-    writing.join().expect("no panic").expect("it reads its input");
-    assert!(output.status.success(), "{script} {arguments:?} fails");
+    writing
+        .join()
+        .expect("no panic")
+        .expect("the script reads its input");
+    assert!(output.status.success(), "{script} {arguments:?} failed");
     String::from_utf8(output.stdout).expect("text")
 }

@@ -1,4 +1,4 @@
-//! A handler that does what each record's payload says, and remembers every call.
+//! A handler that follows the steps in each record's payload and records every call.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -7,10 +7,12 @@ use std::time::Duration;
 use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, Scope, SequenceNumber};
 use tokio_util::sync::CancellationToken;
 
-/// Payloads are lists of steps, one an attempt, such as `fail,fail,ok` (the last is repeated):
-/// `ok`, `fail` (transient, of unknown cause), `own` (transient, the record's own fault), `bad` (permanent),
-/// `panic`, `hang`, `sleep:<ms>` (then ok), `slowfail:<ms>`, `slowbad:<ms>` (then fails), `after:<ms>` (fails
-/// and asks for that delay), `gate` (ok as soon as the gate is opened).
+/// Follows payloads that are lists of steps, one per attempt, such as `fail,fail,ok`. The last step is
+/// repeated.
+///
+/// The steps are: `ok`, `fail` (transient, of unknown cause), `own` (transient, the record's own fault),
+/// `bad` (permanent), `panic`, `hang`, `sleep:<ms>` (then succeeds), `slowfail:<ms>` and `slowbad:<ms>` (then
+/// fails), `after:<ms>` (fails and requests that delay), and `gate` (succeeds once the gate is open).
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     calls: Arc<Mutex<Vec<Call>>>,
@@ -32,17 +34,17 @@ impl Script {
         self.calls.lock().expect("no panic while locked").clone()
     }
 
-    /// The records whose work is done: what a database would know.
+    /// Returns the records that succeeded: what a database would contain.
     pub fn done(&self) -> BTreeSet<SequenceNumber> {
         self.done.lock().expect("no panic while locked").clone()
     }
 
-    /// Opens the gate, for good.
+    /// Opens the gate permanently.
     pub fn open_gate(&self) {
         self.gate.cancel();
     }
 
-    /// The sequence numbers in the order in which they were first called.
+    /// Returns the sequence numbers in the order of their first calls.
     pub fn first_calls(&self) -> Vec<u64> {
         let calls = self.calls();
         let first = calls.iter().filter(|call| call.attempt == 1);
@@ -103,7 +105,7 @@ impl RecordProcessor for Script {
     }
 }
 
-/// A record of stream `orders`, shard `shardId-0`.
+/// Creates a record of stream `orders`, shard `shardId-0`.
 pub fn record(number: u64, key: &str, script: &str) -> Record {
     Record::builder("orders", "shardId-0".into(), number.into())
         .partition_key(key)

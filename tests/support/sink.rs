@@ -42,18 +42,18 @@ pub struct Put {
     pub at: Instant,
 }
 
-/// What the sink does with the dead letters of one put. Behind a dead letter that fails, those of its
+/// The sink's response to the dead letters of one put. After a dead letter that fails, later ones of its
 /// partition key fail as [`SinkError::Behind`].
 pub enum Answer {
     /// Confirms all.
     Take,
-    /// Confirms all as soon as the future ends.
+    /// Confirms all once the future completes.
     TakeAfter(BoxFuture<'static, ()>),
-    /// Confirms this many. The others fail as unavailable.
+    /// Confirms the first ones, up to this number. The others fail as unavailable.
     TakeFirst(usize),
-    /// Confirms or fails each dead letter by a result of its own.
+    /// Confirms or fails each dead letter by its own result.
     Each(Vec<Result<(), SinkError>>),
-    /// Fails all, each with an error that this function makes.
+    /// Fails all, each with an error from this function.
     Fail(fn() -> SinkError),
     /// Writes all and reports all as unavailable.
     Lose,
@@ -64,19 +64,19 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Confirms all after this time.
+    /// Creates an answer that confirms all after this time.
     pub fn take_late(time: Duration) -> Self {
         Answer::TakeAfter(Box::pin(sleep(time)))
     }
 }
 
-/// The error of a sink that is down.
+/// Returns the error of a sink that is down.
 pub fn unavailable() -> SinkError {
     SinkError::unavailable("down")
 }
 
 impl ScriptedSink {
-    /// The dead letters that were written: all that are confirmed, and those of [`Answer::Lose`].
+    /// Returns the dead letters that were written: all confirmed ones, and those of [`Answer::Lose`].
     pub fn letters(&self) -> Vec<DeadLetter> {
         self.letters.letters()
     }
@@ -85,12 +85,12 @@ impl ScriptedSink {
         self.state().puts.clone()
     }
 
-    /// Replaces the script of puts.
+    /// Replaces the script for puts.
     pub fn on_put(&self, script: impl FnMut(&Put, &[DeadLetter]) -> Answer + Send + 'static) {
         self.state().on_put = Some(Box::new(script));
     }
 
-    /// Replaces the script of puts by one that fails all as unavailable, or confirms all.
+    /// Replaces the script for puts with one that fails all as unavailable, or confirms all.
     pub fn set_down(&self, down: bool) {
         self.on_put(move |_, _| match down {
             true => Answer::Fail(unavailable),
@@ -98,7 +98,7 @@ impl ScriptedSink {
         });
     }
 
-    /// Replaces the script of checks.
+    /// Replaces the script for checks.
     pub fn on_check(&self, script: impl FnMut(&SourceStream) -> Checked + Send + 'static) {
         self.state().on_check = Some(Box::new(script));
     }

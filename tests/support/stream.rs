@@ -5,7 +5,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
 use redrive::{Record, SequenceNumber, ShardId};
 
-/// Where a record stands.
+/// The place of a record: its shard and sequence number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     pub shard: ShardId,
@@ -21,7 +21,7 @@ impl Place {
     }
 }
 
-/// A record as the stream has it.
+/// A record as it is in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     pub place: Place,
@@ -30,7 +30,7 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// As redrive sees it, without its payload: for asking a checkpoint.
+    /// Builds the record as redrive sees it, without its payload, for comparison with a checkpoint.
     pub fn record(&self) -> Record {
         let Place { shard, number } = self.place.clone();
         Record::builder("orders", shard, number)
@@ -39,7 +39,8 @@ impl Sent {
     }
 }
 
-/// As many as Kinesis takes in a request, and fewer bytes: the embedded server takes 2 MB with base64.
+/// The maximum number of entries per request, which is Kinesis' own limit. The limit in bytes is lower than
+/// Kinesis', because the embedded server takes 2 MB including base64.
 const MAX_ENTRIES: usize = 500;
 const MAX_BYTES: usize = 1024 * 1024;
 
@@ -74,8 +75,8 @@ async fn request(client: &Client, stream: &str, entries: Vec<PutRecordsRequestEn
     }
 }
 
-/// Every record of the stream, shard by shard in the order of their names, so that the records of a key
-/// are in order: children have higher names than their parents.
+/// Returns every record of the stream, shard by shard in the order of their names. Children have higher names
+/// than their parents, so the records of a key are in order.
 pub async fn read(client: &Client, stream: &str) -> Vec<Sent> {
     let mut records = Vec::new();
     for shard in shards(client, stream).await {
@@ -84,7 +85,7 @@ pub async fn read(client: &Client, stream: &str) -> Vec<Sent> {
     records
 }
 
-/// The names of the stream's shards, sorted.
+/// Returns the names of the stream's shards, sorted.
 pub async fn shards(client: &Client, stream: &str) -> Vec<ShardId> {
     let reply = client.list_shards().stream_name(stream).send().await;
     let reply = reply.expect("ListShards");
@@ -111,7 +112,7 @@ async fn read_shard(client: &Client, stream: &str, shard: &ShardId) -> Vec<Sent>
     while let Some(token) = iterator {
         let page = client.get_records().shard_iterator(token).send().await;
         let page = page.expect("GetRecords");
-        // A page at the tip that still brings records says nothing of the next.
+        // A page with records at the tip does not show that the next page is empty.
         let at_tip = page.records.is_empty() && page.millis_behind_latest == Some(0);
         for record in page.records {
             records.push(Sent {

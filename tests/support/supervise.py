@@ -1,9 +1,9 @@
-"""Runs a command until its owner ends, then leaves nothing of it behind.
+"""Runs a command until its owner ends, then kills all of its processes and removes its directory.
 
 usage: supervise.py [--until-exit-of PID] DIRECTORY COMMAND...
 
-The owner is the process PID, or whoever holds the other end of standard input: so the command ends with its owner even
-when that is killed outright. The command's working directory is DIRECTORY, which is removed in the end.
+The owner is the process PID, or the process that holds the other end of standard input. The command therefore ends with
+its owner, even if the owner is killed. The command's working directory is DIRECTORY, which is removed at the end.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ LINUX = sys.platform == "linux"
 
 
 def wait(child, owner):
-    """Returns when the command or its owner has ended."""
+    """Waits until the command or its owner has ended."""
     while child.poll() is None:
         if owner:
             time.sleep(0.1)
@@ -42,7 +42,7 @@ def is_alive(pid):
     except PermissionError:
         return True
     try:
-        # A process that has ended stays until its parent asks how.
+        # An ended process stays as a zombie until its parent collects the exit status.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return not LINUX
@@ -53,7 +53,7 @@ def my_children():
         if not entry.name.isdigit():
             continue
         try:
-            # "pid (name) state parent …", where the name may hold anything
+            # The format is "pid (name) state parent …"; the name may contain any character.
             parent = entry.joinpath("stat").read_text().rpartition(")")[2].split()[1]
         except OSError:
             continue
@@ -62,9 +62,9 @@ def my_children():
 
 
 def kill_all(child):
-    """Kills all the command has started, not just its group: LocalStack gives node a session of its own."""
+    """Kills all processes of the command, not just its group: LocalStack starts node in a separate session."""
     if LINUX:
-        # Each one killed leaves its children to this process, the subreaper, until there are none.
+        # This process is the subreaper: it inherits the children of each killed process until none are left.
         while True:
             for pid in my_children():
                 os.kill(pid, signal.SIGKILL)
@@ -72,7 +72,7 @@ def kill_all(child):
                 os.wait()
             except ChildProcessError:
                 return
-    # No subreaper elsewhere: LocalStack stops its own children when asked to end.
+    # Other systems have no subreaper. LocalStack stops its own children when it is terminated.
     child.terminate()
     try:
         child.wait(GRACE_SECONDS)
@@ -90,7 +90,7 @@ def main():
     if arguments[0] == "--until-exit-of":
         owner, arguments = int(arguments[1]), arguments[2:]
     directory, *command = arguments
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through `finally`
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # runs the `finally` block
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = None

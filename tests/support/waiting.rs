@@ -1,17 +1,20 @@
-//! Waiting for what must happen, never for a time to pass.
+//! Waits for conditions, never for a fixed time.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// Many times what anything takes on an idle machine: only a test that fails waits so long.
+/// A limit far above the time that anything takes on an idle machine. Only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits until the condition holds.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{what}: did not happen within {PATIENCE:?}"
+        );
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -20,6 +23,6 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub async fn finished<T>(what: &str, future: impl Future<Output = T>) -> T {
     match timeout(PATIENCE, future).await {
         Ok(result) => result,
-        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
+        Err(_) => panic!("{what}: did not happen within {PATIENCE:?}"),
     }
 }

@@ -41,7 +41,9 @@ impl Alarm {
             return Vec::new();
         }
         let names = self.all("MetricName");
-        names.map(|name| metric(name).unwrap_or_else(|| panic!("{name}"))).collect()
+        names
+            .map(|name| metric(name).unwrap_or_else(|| panic!("{name}")))
+            .collect()
     }
 
     fn is_raised_without_data(&self) -> bool {
@@ -83,7 +85,7 @@ fn alarms() -> Vec<Alarm> {
 }
 
 #[test]
-fn every_query_of_the_cloudwatch_dashboard_names_a_metric_that_exists() {
+fn cloudwatch_dashboard_queries_name_existing_metrics() {
     let names: BTreeSet<&str> = Metric::ALL.iter().map(|metric| metric.name()).collect();
     let dashboard: Value = serde_json::from_str(&read("dashboards/cloudwatch.json")).expect("JSON");
     let mut shown = BTreeSet::new();
@@ -110,7 +112,7 @@ fn every_query_of_the_cloudwatch_dashboard_names_a_metric_that_exists() {
 }
 
 #[test]
-fn every_query_of_the_grafana_dashboard_names_a_metric_that_exists() {
+fn grafana_dashboard_queries_name_existing_metrics() {
     let names: BTreeSet<String> = Metric::ALL.iter().map(|metric| Metrics::name(*metric)).collect();
     let text = read("dashboards/grafana.json");
     let dashboard: Value = serde_json::from_str(&text).expect("JSON");
@@ -130,7 +132,7 @@ fn every_query_of_the_grafana_dashboard_names_a_metric_that_exists() {
 }
 
 #[test]
-fn every_metric_is_explained() {
+fn every_metric_and_alarm_is_documented() {
     let path = repository().join("docs/operations.md");
     let text = std::fs::read_to_string(path).expect("it is there");
     for metric in Metric::ALL {
@@ -142,11 +144,14 @@ fn every_metric_is_explained() {
 }
 
 #[test]
-fn each_alarm_evaluates_metrics_that_exist_and_missing_ages_raise_it() {
+fn alarm_metrics_exist_and_missing_ages_raise_alarms() {
     let mut of_redrive = 0;
     for alarm in alarms() {
         let name = &alarm.name;
-        let (points, periods) = (alarm.number("DatapointsToAlarm"), alarm.number("EvaluationPeriods"));
+        let (points, periods) = (
+            alarm.number("DatapointsToAlarm"),
+            alarm.number("EvaluationPeriods"),
+        );
         assert!(points >= 1 && points <= periods, "{name}");
         assert_eq!(alarm.all("AlarmDescription").count(), 1, "{name}");
         let metrics = alarm.metrics();
@@ -162,7 +167,7 @@ fn each_alarm_evaluates_metrics_that_exist_and_missing_ages_raise_it() {
 /// A function does not read, and so measures neither an age nor what is in flight: an alarm that misses them is raised
 /// permanently.
 #[test]
-fn an_alarm_of_a_function_evaluates_what_lambda_measures() {
+fn function_alarms_use_metrics_that_lambda_reports() {
     let of_reading = [
         Metric::OldestUnsettledAge,
         Metric::BehindLatest,
@@ -176,7 +181,10 @@ fn an_alarm_of_a_function_evaluates_what_lambda_measures() {
         if is_of_service {
             continue;
         }
-        let reading = alarm.metrics().into_iter().find(|metric| of_reading.contains(metric));
+        let reading = alarm
+            .metrics()
+            .into_iter()
+            .find(|metric| of_reading.contains(metric));
         assert_eq!(reading, None, "{}", alarm.name);
         raised_without_data.extend(alarm.is_raised_without_data().then_some(alarm.name));
     }
@@ -187,7 +195,7 @@ fn an_alarm_of_a_function_evaluates_what_lambda_measures() {
 /// To CloudWatch one plus nothing is nothing, and an alarm that nothing is bad for would be raised: what is summed up is told
 /// also where there is none.
 #[tokio::test]
-async fn what_is_reckoned_with_is_always_told() {
+async fn metrics_in_alarm_expressions_are_always_reported() {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
     let emf = Emf::new("billing").writer(writer);
     let resilient = Resilient::builder("billing", Script::default())
@@ -211,7 +219,11 @@ async fn what_is_reckoned_with_is_always_told() {
         if !alarm.text.contains("      Metrics:\n") {
             continue;
         }
-        for metric in alarm.metrics().into_iter().filter(|metric| metric.kind() == Kind::Sum) {
+        for metric in alarm
+            .metrics()
+            .into_iter()
+            .filter(|metric| metric.kind() == Kind::Sum)
+        {
             assert!(
                 line[metric.name()].is_number(),
                 "{metric:?} for {}: {line}",

@@ -30,7 +30,7 @@ fn resilient(cloudwatch: &CloudWatch) -> Resilient<Script> {
 }
 
 #[tokio::test]
-async fn what_arrives_has_the_right_sums() {
+async fn sent_metrics_have_the_right_sums() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -92,7 +92,7 @@ async fn what_arrives_has_the_right_sums() {
 
 /// The service is down, and then it is not.
 #[tokio::test]
-async fn what_could_not_be_sent_is_sent_with_the_next() {
+async fn failed_send_is_retried_with_the_next_one() {
     let calls = Arc::new(AtomicU32::new(0));
     let (counted, down) = (calls.clone(), Arc::new(AtomicU32::new(1)));
     let is_down = down.clone();

@@ -15,7 +15,9 @@ fn read(path: &str) -> String {
 
 /// The code block that follows this line.
 fn block<'a>(text: &'a str, line: &str) -> &'a str {
-    let (_, rest) = text.split_once(&format!("\n{line}\n")).expect("the line is there");
+    let (_, rest) = text
+        .split_once(&format!("\n{line}\n"))
+        .expect("the line is there");
     let (_, rest) = rest.split_once("```").expect("a code block follows");
     let (_, code) = rest.split_once('\n').expect("it has a first line");
     code.split_once("```").expect("it ends").0
@@ -39,7 +41,10 @@ fn the_program_of_the_readme_is_an_example() {
         read("examples/service/src/main.rs")
     );
     let manifest = read("examples/service/Cargo.toml");
-    assert_eq!(dependencies(block(&readme, "`Cargo.toml`:")), dependencies(&manifest));
+    assert_eq!(
+        dependencies(block(&readme, "`Cargo.toml`:")),
+        dependencies(&manifest)
+    );
 }
 
 #[test]
@@ -53,7 +58,9 @@ fn anchors(text: &str) -> BTreeSet<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let anchor = |line: &str| {
         let heading = line.trim_start_matches('#').trim().to_lowercase();
-        let kept = heading.chars().filter(|it| it.is_alphanumeric() || " -_".contains(*it));
+        let kept = heading
+            .chars()
+            .filter(|it| it.is_alphanumeric() || " -_".contains(*it));
         kept.collect::<String>().replace(' ', "-")
     };
     headings.map(anchor).collect()

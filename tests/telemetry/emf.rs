@@ -140,7 +140,7 @@ fn event(scripts: &[&str]) -> Invocation {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_invocation_has_written_its_metrics_before_it_answers() {
+async fn invocation_writes_its_metrics_before_it_answers() {
     let log = Log::default();
     let function = Function::new(resilient(&log)).partial_responses(true);
     let scripts = ["ok", "bad", "fail,ok", "own", "ok"];
@@ -190,7 +190,7 @@ async fn an_invocation_has_written_its_metrics_before_it_answers() {
 
 /// It is a state, which its opening alone does not tell of.
 #[tokio::test(start_paused = true)]
-async fn a_breaker_is_told_as_long_as_it_is_open() {
+async fn open_breaker_is_reported_by_every_invocation() {
     let log = Log::default();
     let function = Function::new(resilient(&log)).partial_responses(true);
     let open = |log: &Log| {
@@ -215,7 +215,7 @@ async fn a_breaker_is_told_as_long_as_it_is_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_many_latencies_a_hundred_stand_for_all_and_the_highest_is_among_them() {
+async fn many_latencies_are_sampled_and_keep_the_highest() {
     let log = Log::default();
     let emf = Arc::new(Emf::new("billing").writer(log.clone()));
     let resilient = Resilient::builder("billing", Script::default())
@@ -251,7 +251,7 @@ async fn of_many_latencies_a_hundred_stand_for_all_and_the_highest_is_among_them
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_cannot_be_written_to_stops_nothing() {
+async fn unwritable_log_stops_no_processing() {
     struct Full;
     impl Write for Full {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -278,7 +278,7 @@ async fn a_log_that_cannot_be_written_to_stops_nothing() {
 
 /// A service writes now and then, and what is left when it ends.
 #[tokio::test]
-async fn a_consumer_that_ends_has_written_everything() {
+async fn stopped_consumer_has_written_all_metrics() {
     let server = KinesisServer::start().await.expect("a free port");
     let created = kinesis::create_stream(&server.client(), "orders", 2).await;
     created.expect("a stream");
@@ -323,7 +323,7 @@ async fn a_consumer_that_ends_has_written_everything() {
 
 /// Neither what is in a payload, nor a partition key, nor an error's text.
 #[tokio::test(start_paused = true)]
-async fn nothing_of_a_record_is_in_it() {
+async fn emf_lines_contain_no_record_content() {
     let log = Log::default();
     let resilient = resilient(&log);
     let marked = Record::builder("orders", "shardId-0".into(), 1.into())
@@ -345,7 +345,7 @@ async fn nothing_of_a_record_is_in_it() {
 }
 
 #[test]
-fn each_metric_has_a_name_of_its_own() {
+fn metric_names_are_unique_and_match_their_units() {
     let names: std::collections::BTreeSet<&str> = Metric::ALL.iter().map(|metric| metric.name()).collect();
     assert_eq!(names.len(), Metric::ALL.len());
     for (place, metric) in Metric::ALL.iter().enumerate() {

@@ -75,7 +75,7 @@ impl Observer for Events {
 }
 
 #[tokio::test]
-async fn nothing_of_a_record_is_in_a_log_a_metric_an_alert_or_the_health() {
+async fn telemetry_never_contains_record_content() {
     let log = Text::default();
     let writer = log.clone();
     let _turn = crate::turn_to_subscribe().await;

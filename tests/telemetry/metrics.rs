@@ -53,7 +53,7 @@ fn histogram(values: &BTreeMap<String, DebugValue>, key: &str) -> Vec<f64> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_recorder_gets_what_happened() {
+async fn recorder_receives_names_labels_and_counts() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
@@ -110,7 +110,7 @@ impl BatchProcessor for Inserts {
 
 /// A table that refuses every second insert fails half of what is tried, however many rows each has.
 #[tokio::test(start_paused = true)]
-async fn a_call_with_many_records_is_an_attempt_of_each() {
+async fn batch_call_is_an_attempt_of_each_record() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
@@ -155,7 +155,7 @@ fn gauge(values: &BTreeMap<String, DebugValue>, key: &str) -> f64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stands_still_is_a_gauge_until_it_goes_on() {
+async fn open_breaker_and_stopped_shard_are_gauges() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
@@ -200,7 +200,7 @@ async fn what_stands_still_is_a_gauge_until_it_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shards_are_told_apart_only_by_name() {
+async fn shard_label_is_opt_in() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
@@ -272,7 +272,7 @@ async fn codes_beyond_a_hundred_share_a_label() {
 
 /// What is there without a record: read from the pipeline, which has no consumer.
 #[tokio::test(start_paused = true)]
-async fn every_name_follows_the_conventions() {
+async fn metric_names_follow_the_conventions() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);

@@ -55,7 +55,7 @@ fn states(alerts: &alert::Memory) -> Vec<AlertState> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_is_told_once_and_its_end_once() {
+async fn burst_raises_one_alert_and_one_recovery() {
     let threshold = Threshold::on(Rate::FailedAttempts(None)).above(0.2).at_least(50);
     let (builder, alerts) = monitor(threshold);
     let resilient = resilient(builder.build().expect("valid"));
@@ -87,7 +87,7 @@ async fn a_burst_is_told_once_and_its_end_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_it_lasts_it_is_told_now_and_then() {
+async fn lasting_alert_is_repeated() {
     let (builder, alerts) = monitor(Threshold::on(Rate::DeadLetters).above(0.1).at_least(10));
     let resilient = resilient(builder.repeat_after(5 * MINUTE).build().expect("valid"));
     for _ in 0..16 * 60 {
@@ -99,7 +99,7 @@ async fn while_it_lasts_it_is_told_now_and_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_in_between_does_not_make_it_come_and_go() {
+async fn rate_between_the_thresholds_does_not_flap() {
     let threshold = Threshold::on(Rate::DeadLetters)
         .above(0.5)
         .below(0.1)
@@ -122,7 +122,7 @@ async fn a_rate_in_between_does_not_make_it_come_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn few_say_nothing_and_classes_are_told_apart() {
+async fn too_few_attempts_raise_nothing_and_classes_are_separate() {
     let (builder, alerts) = monitor(Threshold::on(Rate::FailedAttempts(Some(Class::Permanent))).above(0.5));
     let resilient = resilient(builder.build().expect("valid"));
     settle(&resilient, "bad", 49).await;
@@ -139,7 +139,7 @@ async fn few_say_nothing_and_classes_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_slow_is_a_rate_as_well() {
+async fn slow_records_are_a_rate() {
     let (builder, alerts) = monitor(Threshold::on(Rate::SlowerThan(MINUTE)).above(0.5).at_least(10));
     let resilient = resilient(builder.build().expect("valid"));
     let arrived = |ago: Duration, number: u64| {
@@ -190,7 +190,7 @@ impl AlertSink for Stubborn {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_fails_or_hangs_holds_nothing_up_and_is_told_in_the_end() {
+async fn failing_alert_sink_blocks_nothing_and_is_retried() {
     let stubborn = Arc::new(Stubborn::default());
     let hook = Arc::new(AtomicU32::new(0));
     let calls = hook.clone();
@@ -217,7 +217,7 @@ async fn a_sink_that_fails_or_hangs_holds_nothing_up_and_is_told_in_the_end() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_by_name() {
+fn invalid_thresholds_are_refused_by_name() {
     let refused = |builder: MonitorBuilder| builder.build().expect_err("refused").to_string();
     let on = || Threshold::on(Rate::DeadLetters);
     assert!(refused(Monitor::builder("billing")).contains("alert_sink"));
@@ -232,7 +232,7 @@ fn what_cannot_work_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_topic_gets_an_alert_once_and_its_end_once() {
+async fn topic_receives_one_alert_and_one_recovery() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -333,7 +333,7 @@ impl AlertSink for Panics {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_panics_keeps_no_alert_from_the_others() {
+async fn panicking_alert_sink_does_not_affect_others() {
     let alerts = alert::Memory::new();
     let threshold = Threshold::on(Rate::FailedAttempts(None)).above(0.2).at_least(50);
     let builder = Monitor::builder("billing").watch(threshold);

@@ -9,11 +9,21 @@ use support::emulator::repository;
 
 /// Source files or folders, and the policies whose holder runs their calls.
 const ADAPTERS: &[(&str, &[&str])] = &[
-    ("src/aws/shard_list.rs", &["consumer", "operator", "replay-from-kinesis"]),
-    ("src/aws/shard_pages.rs", &["operator", "rehydrate", "replay-from-kinesis"]),
+    (
+        "src/aws/shard_list.rs",
+        &["consumer", "operator", "replay-from-kinesis"],
+    ),
+    (
+        "src/aws/shard_pages.rs",
+        &["operator", "rehydrate", "replay-from-kinesis"],
+    ),
     (
         "src/aws/table.rs",
-        &["checkpoints-dynamodb", "idempotency-dynamodb", "replay-ledger-dynamodb"],
+        &[
+            "checkpoints-dynamodb",
+            "idempotency-dynamodb",
+            "replay-ledger-dynamodb",
+        ],
     ),
     ("src/checkpoint", &["checkpoints-dynamodb"]),
     ("src/consumer/read/fan_out.rs", &["consumer-fan-out"]),
@@ -44,7 +54,10 @@ const CALLS: &[(&str, &str)] = &[
     ("add_tags_to_stream", "kinesis:AddTagsToStream"),
     ("create_channel", "kinesis:CreateChannel"),
     ("create_stream", "kinesis:CreateStream"),
-    ("decrease_stream_retention_period", "kinesis:DecreaseStreamRetentionPeriod"),
+    (
+        "decrease_stream_retention_period",
+        "kinesis:DecreaseStreamRetentionPeriod",
+    ),
     ("delete_channel", "kinesis:DeleteChannel"),
     ("delete_resource_policy", "kinesis:DeleteResourcePolicy"),
     ("delete_stream", "kinesis:DeleteStream"),
@@ -60,7 +73,10 @@ const CALLS: &[(&str, &str)] = &[
     ("get_records", "kinesis:GetRecords"),
     ("get_resource_policy", "kinesis:GetResourcePolicy"),
     ("get_shard_iterator", "kinesis:GetShardIterator"),
-    ("increase_stream_retention_period", "kinesis:IncreaseStreamRetentionPeriod"),
+    (
+        "increase_stream_retention_period",
+        "kinesis:IncreaseStreamRetentionPeriod",
+    ),
     ("list_channels", "kinesis:ListChannels"),
     ("list_shards", "kinesis:ListShards"),
     ("list_stream_consumers", "kinesis:ListStreamConsumers"),
@@ -84,8 +100,14 @@ const CALLS: &[(&str, &str)] = &[
     ("update_max_record_size", "kinesis:UpdateMaxRecordSize"),
     ("update_shard_count", "kinesis:UpdateShardCount"),
     ("update_stream_mode", "kinesis:UpdateStreamMode"),
-    ("update_stream_record_distribution_strategy", "kinesis:UpdateStreamRecordDistributionStrategy"),
-    ("update_stream_warm_throughput", "kinesis:UpdateStreamWarmThroughput"),
+    (
+        "update_stream_record_distribution_strategy",
+        "kinesis:UpdateStreamRecordDistributionStrategy",
+    ),
+    (
+        "update_stream_warm_throughput",
+        "kinesis:UpdateStreamWarmThroughput",
+    ),
     ("batch_execute_statement", "dynamodb:BatchExecuteStatement"),
     ("batch_get_item", "dynamodb:BatchGetItem"),
     ("batch_write_item", "dynamodb:BatchWriteItem"),
@@ -97,23 +119,47 @@ const CALLS: &[(&str, &str)] = &[
     ("delete_resource_policy", "dynamodb:DeleteResourcePolicy"),
     ("delete_table", "dynamodb:DeleteTable"),
     ("describe_backup", "dynamodb:DescribeBackup"),
-    ("describe_continuous_backups", "dynamodb:DescribeContinuousBackups"),
-    ("describe_contributor_insights", "dynamodb:DescribeContributorInsights"),
+    (
+        "describe_continuous_backups",
+        "dynamodb:DescribeContinuousBackups",
+    ),
+    (
+        "describe_contributor_insights",
+        "dynamodb:DescribeContributorInsights",
+    ),
     ("describe_endpoints", "dynamodb:DescribeEndpoints"),
     ("describe_export", "dynamodb:DescribeExport"),
     ("describe_global_table", "dynamodb:DescribeGlobalTable"),
-    ("describe_global_table_settings", "dynamodb:DescribeGlobalTableSettings"),
+    (
+        "describe_global_table_settings",
+        "dynamodb:DescribeGlobalTableSettings",
+    ),
     ("describe_import", "dynamodb:DescribeImport"),
-    ("describe_kinesis_streaming_destination", "dynamodb:DescribeKinesisStreamingDestination"),
+    (
+        "describe_kinesis_streaming_destination",
+        "dynamodb:DescribeKinesisStreamingDestination",
+    ),
     ("describe_limits", "dynamodb:DescribeLimits"),
     ("describe_table", "dynamodb:DescribeTable"),
-    ("describe_table_replica_auto_scaling", "dynamodb:DescribeTableReplicaAutoScaling"),
+    (
+        "describe_table_replica_auto_scaling",
+        "dynamodb:DescribeTableReplicaAutoScaling",
+    ),
     ("describe_time_to_live", "dynamodb:DescribeTimeToLive"),
-    ("disable_kinesis_streaming_destination", "dynamodb:DisableKinesisStreamingDestination"),
-    ("enable_kinesis_streaming_destination", "dynamodb:EnableKinesisStreamingDestination"),
+    (
+        "disable_kinesis_streaming_destination",
+        "dynamodb:DisableKinesisStreamingDestination",
+    ),
+    (
+        "enable_kinesis_streaming_destination",
+        "dynamodb:EnableKinesisStreamingDestination",
+    ),
     ("execute_statement", "dynamodb:ExecuteStatement"),
     ("execute_transaction", "dynamodb:ExecuteTransaction"),
-    ("export_table_to_point_in_time", "dynamodb:ExportTableToPointInTime"),
+    (
+        "export_table_to_point_in_time",
+        "dynamodb:ExportTableToPointInTime",
+    ),
     ("get_item", "dynamodb:GetItem"),
     ("get_resource_policy", "dynamodb:GetResourcePolicy"),
     ("import_table", "dynamodb:ImportTable"),
@@ -128,7 +174,10 @@ const CALLS: &[(&str, &str)] = &[
     ("put_resource_policy", "dynamodb:PutResourcePolicy"),
     ("query", "dynamodb:Query"),
     ("restore_table_from_backup", "dynamodb:RestoreTableFromBackup"),
-    ("restore_table_to_point_in_time", "dynamodb:RestoreTableToPointInTime"),
+    (
+        "restore_table_to_point_in_time",
+        "dynamodb:RestoreTableToPointInTime",
+    ),
     ("scan", "dynamodb:Scan"),
     ("search_vectors", "dynamodb:SearchVectors"),
     ("tag_resource", "dynamodb:TagResource"),
@@ -136,13 +185,25 @@ const CALLS: &[(&str, &str)] = &[
     ("transact_write_items", "dynamodb:TransactWriteItems"),
     ("untag_resource", "dynamodb:UntagResource"),
     ("update_continuous_backups", "dynamodb:UpdateContinuousBackups"),
-    ("update_contributor_insights", "dynamodb:UpdateContributorInsights"),
+    (
+        "update_contributor_insights",
+        "dynamodb:UpdateContributorInsights",
+    ),
     ("update_global_table", "dynamodb:UpdateGlobalTable"),
-    ("update_global_table_settings", "dynamodb:UpdateGlobalTableSettings"),
+    (
+        "update_global_table_settings",
+        "dynamodb:UpdateGlobalTableSettings",
+    ),
     ("update_item", "dynamodb:UpdateItem"),
-    ("update_kinesis_streaming_destination", "dynamodb:UpdateKinesisStreamingDestination"),
+    (
+        "update_kinesis_streaming_destination",
+        "dynamodb:UpdateKinesisStreamingDestination",
+    ),
     ("update_table", "dynamodb:UpdateTable"),
-    ("update_table_replica_auto_scaling", "dynamodb:UpdateTableReplicaAutoScaling"),
+    (
+        "update_table_replica_auto_scaling",
+        "dynamodb:UpdateTableReplicaAutoScaling",
+    ),
     ("update_time_to_live", "dynamodb:UpdateTimeToLive"),
     ("add_permission", "sqs:AddPermission"),
     ("cancel_message_move_task", "sqs:CancelMessageMoveTask"),
@@ -168,24 +229,39 @@ const CALLS: &[(&str, &str)] = &[
     ("tag_queue", "sqs:TagQueue"),
     ("untag_queue", "sqs:UntagQueue"),
     ("add_permission", "sns:AddPermission"),
-    ("check_if_phone_number_is_opted_out", "sns:CheckIfPhoneNumberIsOptedOut"),
+    (
+        "check_if_phone_number_is_opted_out",
+        "sns:CheckIfPhoneNumberIsOptedOut",
+    ),
     ("confirm_subscription", "sns:ConfirmSubscription"),
     ("create_platform_application", "sns:CreatePlatformApplication"),
     ("create_platform_endpoint", "sns:CreatePlatformEndpoint"),
-    ("create_sms_sandbox_phone_number", "sns:CreateSmsSandboxPhoneNumber"),
+    (
+        "create_sms_sandbox_phone_number",
+        "sns:CreateSmsSandboxPhoneNumber",
+    ),
     ("create_topic", "sns:CreateTopic"),
     ("delete_endpoint", "sns:DeleteEndpoint"),
     ("delete_platform_application", "sns:DeletePlatformApplication"),
-    ("delete_sms_sandbox_phone_number", "sns:DeleteSmsSandboxPhoneNumber"),
+    (
+        "delete_sms_sandbox_phone_number",
+        "sns:DeleteSmsSandboxPhoneNumber",
+    ),
     ("delete_topic", "sns:DeleteTopic"),
     ("get_data_protection_policy", "sns:GetDataProtectionPolicy"),
     ("get_endpoint_attributes", "sns:GetEndpointAttributes"),
-    ("get_platform_application_attributes", "sns:GetPlatformApplicationAttributes"),
+    (
+        "get_platform_application_attributes",
+        "sns:GetPlatformApplicationAttributes",
+    ),
     ("get_sms_attributes", "sns:GetSmsAttributes"),
     ("get_sms_sandbox_account_status", "sns:GetSmsSandboxAccountStatus"),
     ("get_subscription_attributes", "sns:GetSubscriptionAttributes"),
     ("get_topic_attributes", "sns:GetTopicAttributes"),
-    ("list_endpoints_by_platform_application", "sns:ListEndpointsByPlatformApplication"),
+    (
+        "list_endpoints_by_platform_application",
+        "sns:ListEndpointsByPlatformApplication",
+    ),
     ("list_origination_numbers", "sns:ListOriginationNumbers"),
     ("list_phone_numbers_opted_out", "sns:ListPhoneNumbersOptedOut"),
     ("list_platform_applications", "sns:ListPlatformApplications"),
@@ -200,7 +276,10 @@ const CALLS: &[(&str, &str)] = &[
     ("put_data_protection_policy", "sns:PutDataProtectionPolicy"),
     ("remove_permission", "sns:RemovePermission"),
     ("set_endpoint_attributes", "sns:SetEndpointAttributes"),
-    ("set_platform_application_attributes", "sns:SetPlatformApplicationAttributes"),
+    (
+        "set_platform_application_attributes",
+        "sns:SetPlatformApplicationAttributes",
+    ),
     ("set_sms_attributes", "sns:SetSmsAttributes"),
     ("set_subscription_attributes", "sns:SetSubscriptionAttributes"),
     ("set_topic_attributes", "sns:SetTopicAttributes"),
@@ -208,7 +287,10 @@ const CALLS: &[(&str, &str)] = &[
     ("tag_resource", "sns:TagResource"),
     ("unsubscribe", "sns:Unsubscribe"),
     ("untag_resource", "sns:UntagResource"),
-    ("verify_sms_sandbox_phone_number", "sns:VerifySmsSandboxPhoneNumber"),
+    (
+        "verify_sms_sandbox_phone_number",
+        "sns:VerifySmsSandboxPhoneNumber",
+    ),
     ("abort_multipart_upload", "s3:AbortMultipartUpload"),
     ("complete_multipart_upload", "s3:CompleteMultipartUpload"),
     ("copy_object", "s3:CopyObject"),
@@ -216,7 +298,10 @@ const CALLS: &[(&str, &str)] = &[
     ("create_multipart_upload", "s3:CreateMultipartUpload"),
     ("delete_object", "s3:DeleteObject"),
     ("delete_objects", "s3:DeleteObject"),
-    ("get_bucket_lifecycle_configuration", "s3:GetBucketLifecycleConfiguration"),
+    (
+        "get_bucket_lifecycle_configuration",
+        "s3:GetBucketLifecycleConfiguration",
+    ),
     ("get_bucket_location", "s3:GetBucketLocation"),
     ("get_bucket_versioning", "s3:GetBucketVersioning"),
     ("get_object", "s3:GetObject"),
@@ -234,23 +319,38 @@ const CALLS: &[(&str, &str)] = &[
     ("select_object_content", "s3:SelectObjectContent"),
     ("upload_part", "s3:UploadPart"),
     ("associate_dataset_kms_key", "cloudwatch:AssociateDatasetKmsKey"),
-    ("create_resource_metrics_configuration", "cloudwatch:CreateResourceMetricsConfiguration"),
+    (
+        "create_resource_metrics_configuration",
+        "cloudwatch:CreateResourceMetricsConfiguration",
+    ),
     ("delete_alarm_mute_rule", "cloudwatch:DeleteAlarmMuteRule"),
     ("delete_alarms", "cloudwatch:DeleteAlarms"),
     ("delete_anomaly_detector", "cloudwatch:DeleteAnomalyDetector"),
     ("delete_dashboards", "cloudwatch:DeleteDashboards"),
     ("delete_insight_rules", "cloudwatch:DeleteInsightRules"),
     ("delete_metric_stream", "cloudwatch:DeleteMetricStream"),
-    ("delete_resource_metrics_configuration", "cloudwatch:DeleteResourceMetricsConfiguration"),
-    ("describe_alarm_contributors", "cloudwatch:DescribeAlarmContributors"),
+    (
+        "delete_resource_metrics_configuration",
+        "cloudwatch:DeleteResourceMetricsConfiguration",
+    ),
+    (
+        "describe_alarm_contributors",
+        "cloudwatch:DescribeAlarmContributors",
+    ),
     ("describe_alarm_history", "cloudwatch:DescribeAlarmHistory"),
     ("describe_alarms", "cloudwatch:DescribeAlarms"),
     ("describe_alarms_for_metric", "cloudwatch:DescribeAlarmsForMetric"),
-    ("describe_anomaly_detectors", "cloudwatch:DescribeAnomalyDetectors"),
+    (
+        "describe_anomaly_detectors",
+        "cloudwatch:DescribeAnomalyDetectors",
+    ),
     ("describe_insight_rules", "cloudwatch:DescribeInsightRules"),
     ("disable_alarm_actions", "cloudwatch:DisableAlarmActions"),
     ("disable_insight_rules", "cloudwatch:DisableInsightRules"),
-    ("disassociate_dataset_kms_key", "cloudwatch:DisassociateDatasetKmsKey"),
+    (
+        "disassociate_dataset_kms_key",
+        "cloudwatch:DisassociateDatasetKmsKey",
+    ),
     ("enable_alarm_actions", "cloudwatch:EnableAlarmActions"),
     ("enable_insight_rules", "cloudwatch:EnableInsightRules"),
     ("get_alarm_mute_rule", "cloudwatch:GetAlarmMuteRule"),
@@ -262,7 +362,10 @@ const CALLS: &[(&str, &str)] = &[
     ("get_metric_stream", "cloudwatch:GetMetricStream"),
     ("get_metric_widget_image", "cloudwatch:GetMetricWidgetImage"),
     ("get_o_tel_enrichment", "cloudwatch:GetOTelEnrichment"),
-    ("get_resource_metrics_configuration", "cloudwatch:GetResourceMetricsConfiguration"),
+    (
+        "get_resource_metrics_configuration",
+        "cloudwatch:GetResourceMetricsConfiguration",
+    ),
     ("list_alarm_mute_rules", "cloudwatch:ListAlarmMuteRules"),
     ("list_dashboards", "cloudwatch:ListDashboards"),
     ("list_managed_insight_rules", "cloudwatch:ListManagedInsightRules"),
@@ -287,7 +390,10 @@ const CALLS: &[(&str, &str)] = &[
     ("tag_resource", "cloudwatch:TagResource"),
     ("untag_resource", "cloudwatch:UntagResource"),
     ("update_o_tel_enrichment", "cloudwatch:UpdateOTelEnrichment"),
-    ("update_resource_metrics_configuration", "cloudwatch:UpdateResourceMetricsConfiguration"),
+    (
+        "update_resource_metrics_configuration",
+        "cloudwatch:UpdateResourceMetricsConfiguration",
+    ),
 ];
 
 /// Source files with their text, without the tests in them.
@@ -298,7 +404,11 @@ fn sources(folder: &Path, found: &mut BTreeMap<String, String>) {
             sources(&path, found);
         } else if path.extension().is_some_and(|it| it == "rs") {
             let text = fs::read_to_string(&path).expect("text");
-            let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+            let text = text
+                .split("#[cfg(test)]\nmod tests {")
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             let name = path.strip_prefix(repository()).expect("below the root");
             found.insert(name.display().to_string(), text);
         }
@@ -311,8 +421,12 @@ fn allowed(policy: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{policy}: {error}"));
     let policy: Value = serde_json::from_str(&text).expect("JSON");
     let statements = policy["Statement"].as_array().expect("statements");
-    let actions = statements.iter().flat_map(|it| it["Action"].as_array().expect("actions"));
-    actions.map(|action| action.as_str().expect("text").to_owned()).collect()
+    let actions = statements
+        .iter()
+        .flat_map(|it| it["Action"].as_array().expect("actions"));
+    actions
+        .map(|action| action.as_str().expect("text").to_owned())
+        .collect()
 }
 
 #[test]
@@ -336,7 +450,10 @@ fn each_call_is_allowed_by_a_policy_and_each_policy_is_used() {
                 if allowed(policy).contains(*action) {
                     used.entry(policy).or_default().insert(action);
                 } else {
-                    assert!(file.starts_with("cli/"), "{file} calls {method}; {policy} lacks {action}");
+                    assert!(
+                        file.starts_with("cli/"),
+                        "{file} calls {method}; {policy} lacks {action}"
+                    );
                 }
             }
         }
@@ -345,7 +462,12 @@ fn each_call_is_allowed_by_a_policy_and_each_policy_is_used() {
     for entry in fs::read_dir(repository().join("deploy/policies")).expect("a folder") {
         let name = entry.expect("readable").file_name().into_string().expect("UTF-8");
         let name = name.trim_end_matches(".json");
-        let used: BTreeSet<String> = used.get(name).into_iter().flatten().map(|it| it.to_string()).collect();
+        let used: BTreeSet<String> = used
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|it| it.to_string())
+            .collect();
         assert_eq!(allowed(name), used, "{name}");
         policies += 1;
     }

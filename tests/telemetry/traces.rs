@@ -141,7 +141,7 @@ fn policy() -> RetryPolicy {
 }
 
 #[tokio::test]
-async fn a_record_goes_on_with_its_producers_trace_from_its_first_attempt_to_its_letter() {
+async fn record_spans_continue_the_producers_trace() {
     let exported = exported("redrive=debug,telemetry=debug").await;
     let server = KinesisServer::start().await.expect("a free port");
     let client = server.client();
@@ -228,7 +228,7 @@ async fn a_record_goes_on_with_its_producers_trace_from_its_first_attempt_to_its
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_of_a_function_is_the_parent_of_its_records() {
+async fn lambda_batch_span_is_the_parent_of_its_records() {
     let exported = exported("redrive=debug").await;
     let item = |number: u8| {
         serde_json::json!({
@@ -269,7 +269,7 @@ impl BatchProcessor for Inserts {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_with_many_records_is_linked_to_the_traces_of_all() {
+async fn batch_attempt_links_the_traces_of_all_records() {
     use redrive::pipeline::{Batch, Pipeline};
     let exported = exported("redrive=debug").await;
     let orders = Resilient::builder("billing", Inserts.batched())
@@ -295,7 +295,7 @@ async fn a_call_with_many_records_is_linked_to_the_traces_of_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_extracted_where_nobody_wants_it_and_a_panic_costs_the_trace_alone() {
+async fn trace_context_is_extracted_only_on_demand_and_may_panic() {
     // Failures are told at INFO; spans are not.
     let quiet = exported("redrive=info").await;
     let asked = Arc::new(AtomicUsize::new(0));

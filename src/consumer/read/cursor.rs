@@ -23,13 +23,10 @@ use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::kpl::expand::{count, unpack};
 use crate::observer::{Event, Interest, Observers};
-use crate::protection::{Backoff, Jitter};
+use crate::protection::{Backoff, RetryTimer};
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
-
-/// Delay between failed calls.
-const BACKOFF: Backoff = Backoff::exponential();
 
 /// A shard, and the position from which reading continues.
 pub(in crate::consumer) struct Reading {
@@ -508,26 +505,26 @@ impl Reading {
 
 /// The number of consecutive failed calls, which determines the delay before the next one.
 pub(in crate::consumer) struct Failures {
-    pub(in crate::consumer) count: u32,
-    rng: SmallRng,
+    retries: RetryTimer,
 }
 
 impl Failures {
     pub(in crate::consumer) fn new(reading: &Reading) -> Self {
         Failures {
-            count: 0,
-            rng: reading.rng.clone(),
+            retries: RetryTimer::new(Backoff::exponential(), reading.rng.clone()),
         }
     }
 
     pub(in crate::consumer) fn none(&mut self) {
-        self.count = 0;
+        self.retries.reset();
+    }
+
+    pub(in crate::consumer) fn count(&self) -> u32 {
+        self.retries.failures()
     }
 
     fn next_delay(&mut self, at_least: Duration) -> Duration {
-        let delay = Jitter::Equal.delay(&BACKOFF, self.count, Duration::ZERO, &mut self.rng);
-        self.count = self.count.saturating_add(1);
-        delay.max(at_least)
+        self.retries.next_delay().max(at_least)
     }
 
     pub(in crate::consumer) async fn throttled(&mut self, reading: &Reading) {
@@ -549,7 +546,7 @@ impl Failures {
     ) -> Result<(), BoxError> {
         let error = BoxError::from(error);
         let is_refused = FailedCall::is_refused(&*error) && !reading.facts.has_read();
-        if is_refused && self.count + 1 >= REFUSALS {
+        if is_refused && self.count() + 1 >= REFUSALS {
             return Err(error);
         }
         self.wait(reading, error).await;
@@ -566,7 +563,7 @@ impl Failures {
         reading.tell(|stream, shard| Event::FetchFailed {
             stream,
             shard,
-            failures: self.count,
+            failures: self.count(),
             error: &*error,
             delay,
         });

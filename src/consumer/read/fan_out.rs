@@ -71,7 +71,7 @@ impl FanOut {
                 End::Ended(ended) => return Ok(ended),
                 End::Expired => {}
                 End::Refused(error) => return Err(error),
-                End::Failed(error) | End::InUse(error) if failures.count >= FAILURES_TO_FALL_BACK => {
+                End::Failed(error) | End::InUse(error) if failures.count() >= FAILURES_TO_FALL_BACK => {
                     return Err(error);
                 }
                 End::InUse(error) => failures.wait_at_least(TAKE_OVER, reading, error).await,

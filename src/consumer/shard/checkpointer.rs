@@ -1,9 +1,8 @@
 //! Stores the checkpoints of one shard, on a separate task.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -14,10 +13,7 @@ use crate::consumer::shards::lease::Hold;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, Published};
-use crate::protection::{Backoff, Jitter};
-
-/// Delay between failed writes.
-const BACKOFF: Backoff = Backoff::exponential();
+use crate::protection::RetryTimer;
 
 /// The task that stores a shard's checkpoints.
 pub(in crate::consumer) struct Checkpointer {
@@ -25,7 +21,7 @@ pub(in crate::consumer) struct Checkpointer {
     pub(in crate::consumer) key: ShardKey,
     pub(in crate::consumer) observers: Observers,
     pub(in crate::consumer) progress: Arc<Progress>,
-    pub(in crate::consumer) rng: SmallRng,
+    pub(in crate::consumer) retries: RetryTimer,
     /// The state of the shard's lease. `None` if the store is not shared by several processes.
     pub(in crate::consumer) hold: Option<Arc<Hold>>,
     /// The creation time of the stream that the shard belongs to.
@@ -80,7 +76,7 @@ impl Checkpointer {
     /// Stores the latest checkpoint, and retries until the store takes it. Returns true if no further
     /// checkpoint is to be stored.
     async fn store_latest(&mut self, latest: &mut watch::Receiver<Option<Published>>) -> bool {
-        let mut failures = 0;
+        self.retries.reset();
         loop {
             let published = latest.borrow_and_update().clone();
             let (checkpoint, last) = match published {
@@ -107,8 +103,8 @@ impl Checkpointer {
                 }
                 Err(error) => error.into(),
             };
-            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut self.rng);
-            failures = failures.saturating_add(1);
+            let delay = self.retries.next_delay();
+            let failures = self.retries.failures();
             self.tell(|stream, shard| Event::CheckpointFailed {
                 stream,
                 shard,

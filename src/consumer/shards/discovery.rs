@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
@@ -24,7 +23,7 @@ use crate::failure::BoxError;
 use crate::idempotency::{IdempotencyStore, check_store};
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Pipeline, RecordOrder};
-use crate::protection::{Backoff, Jitter};
+use crate::protection::{Backoff, RetryTimer};
 use crate::record::ShardId;
 use crate::sabotage::Sabotage;
 
@@ -387,11 +386,10 @@ pub(in crate::consumer) const REFUSALS: u32 = 6;
 
 /// The decision whether to retry, and after which delay.
 pub(in crate::consumer) struct StartRetries {
-    failures: u32,
+    timer: RetryTimer,
     /// The number of consecutive refusals.
     refusals: u32,
     most_refusals: u32,
-    rng: SmallRng,
 }
 
 impl StartRetries {
@@ -407,10 +405,9 @@ impl StartRetries {
     /// settled yet.
     pub(in crate::consumer) fn running(discovery: &Discovery<'_>) -> Self {
         StartRetries {
-            failures: 0,
+            timer: RetryTimer::new(Backoff::exponential(), discovery.rng.clone()),
             refusals: 0,
             most_refusals: u32::MAX,
-            rng: discovery.rng.clone(),
         }
     }
 
@@ -434,12 +431,10 @@ impl StartRetries {
     }
 
     pub(in crate::consumer) async fn wait_after(&mut self, discovery: &Discovery<'_>, error: BoxError) {
-        let backoff = const { Backoff::exponential() };
-        let delay = Jitter::Equal.delay(&backoff, self.failures, Duration::ZERO, &mut self.rng);
-        self.failures = self.failures.saturating_add(1);
+        let delay = self.timer.next_delay();
         discovery.tell(|stream| Event::DiscoveryFailed {
             stream,
-            failures: self.failures,
+            failures: self.timer.failures(),
             error: &*error,
             delay,
         });

@@ -19,7 +19,7 @@ use crate::consumer::answer;
 use crate::consumer::shard::shard_end::ShardEnd;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
-use crate::protection::{Backoff, Jitter};
+use crate::protection::{Backoff, RetryTimer};
 use crate::sabotage::Sabotage;
 
 /// Delay between failed renewals, short enough for a few attempts before the lease is lost.
@@ -111,31 +111,29 @@ impl Lease {
     /// time counts as lost: this process starts nothing new before another worker may take the lease.
     async fn renew_on(self: Arc<Self>) {
         let Some(leases) = self.store.leases() else { return };
-        let mut rng = self.rng.clone();
+        let mut retries = RetryTimer::new(BACKOFF, self.rng.clone());
         let failover = leases.failover_time();
         let (every, limit) = (failover / 3, failover / 3 * 2);
-        let (mut renewed, mut next, mut failures) = (self.since, self.since + every, 0);
+        let (mut renewed, mut next) = (self.since, self.since + every);
         loop {
             sleep_until(next).await;
             let asked = Instant::now();
             let answer = timeout_at(renewed + limit, self.renew(leases)).await;
             let error = match answer {
-                Ok(Ok(Renewal::Leased)) => {
-                    (renewed, next, failures) = (asked, asked + every, 0);
-                    continue;
-                }
-                Ok(Ok(Renewal::Wanted)) => {
-                    (renewed, next, failures) = (asked, asked + every, 0);
-                    self.hold.hand_over();
+                Ok(Ok(renewal @ (Renewal::Leased | Renewal::Wanted))) => {
+                    (renewed, next) = (asked, asked + every);
+                    retries.reset();
+                    if renewal == Renewal::Wanted {
+                        self.hold.hand_over();
+                    }
                     continue;
                 }
                 Ok(Ok(Renewal::Lost)) => return self.hold.lose(),
                 Ok(Err(error)) => error,
                 Err(_) => "the store did not answer in time".into(),
             };
-            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut rng);
-            failures = failures.saturating_add(1);
-            self.tell(&error, failures, delay);
+            let delay = retries.next_delay();
+            self.tell(&error, retries.failures(), delay);
             let now = Instant::now();
             if now >= renewed + limit {
                 return self.hold.lose();

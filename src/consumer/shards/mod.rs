@@ -43,7 +43,7 @@ use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, RecordOrder, SettledCounts};
 use crate::processor::RecordProcessor;
-use crate::protection::{Backoff, Jitter};
+use crate::protection::{Backoff, Jitter, RetryTimer};
 use crate::record::{Position, ShardId};
 use crate::wall_clock;
 
@@ -666,7 +666,7 @@ impl<P: RecordProcessor + 'static> Shards<P> {
                 key: key.clone(),
                 observers: observers.clone(),
                 progress: progress.clone(),
-                rng: self.rng(),
+                retries: RetryTimer::new(Backoff::exponential(), self.rng()),
                 hold: hold.clone(),
                 stream_created: self.facts.created().or(from.stream_created()),
                 from: from.clone(),

@@ -13,6 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::failure::BoxError;
 use crate::failure::{Class, Failure, Scope};
 use crate::record::DeadLetterId;
 use crate::record::{Record, SequenceNumber, ShardId};
@@ -38,8 +39,7 @@ const MAX_TRACE_CONTEXT_BYTES: usize = 1_024;
 pub struct DeadLetter {
     /// The id of this dead letter: unique to the record and its redrive count, and the same for every copy.
     pub id: DeadLetterId,
-    /// The id of the record's origin: the same for all dead letters of the record, however often it is
-    /// replayed.
+    /// The id that all dead letters of the record share, however often it is replayed.
     pub origin: DeadLetterId,
     /// The application whose processor failed.
     pub application: String,
@@ -135,7 +135,7 @@ pub enum DecodeError {
     Header(#[source] serde_json::Error),
     /// The payload's base64 is damaged.
     #[error("the dead letter's payload cannot be read")]
-    Payload(#[source] base64::DecodeError),
+    Payload(#[source] BoxError),
 }
 
 impl DeadLetter {
@@ -226,7 +226,10 @@ impl DeadLetter {
             .unwrap_or(bytes.len());
         let (mut letter, payload) = Self::read_header(&bytes[..end])?;
         letter.payload = match payload {
-            Some(payload) => BASE64.decode(payload).map_err(DecodeError::Payload)?.into(),
+            Some(payload) => BASE64
+                .decode(payload)
+                .map_err(|error| DecodeError::Payload(error.into()))?
+                .into(),
             None => bytes.slice((end + 1).min(bytes.len())..),
         };
         letter.checked()
@@ -243,7 +246,7 @@ impl DeadLetter {
         let (mut letter, payload) = Self::read_header(line)?;
         letter.payload = BASE64
             .decode(payload.unwrap_or_default())
-            .map_err(DecodeError::Payload)?
+            .map_err(|error| DecodeError::Payload(error.into()))?
             .into();
         letter.checked()
     }

@@ -28,21 +28,25 @@ pub enum Reason {
 
 /// A text that is not a [`Reason`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a reason of dead letters; use one of {}", Reason::ALL.map(Reason::as_str).join(", "))]
+#[error("not a reason of dead letters; use one of {}", names().join(", "))]
 pub struct InvalidReason;
 
 impl FromStr for Reason {
     type Err = InvalidReason;
 
     fn from_str(text: &str) -> Result<Self, InvalidReason> {
-        let mut all = Reason::ALL.into_iter();
+        let mut all = Reason::ALL.iter().copied();
         all.find(|reason| reason.as_str() == text).ok_or(InvalidReason)
     }
 }
 
+fn names() -> Vec<&'static str> {
+    Reason::ALL.iter().map(|reason| reason.as_str()).collect()
+}
+
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: &'static [Reason] = &[
         Reason::Permanent,
         Reason::AttemptsExhausted,
         Reason::TimeExhausted,

@@ -18,9 +18,9 @@ mod payload;
 /// JSON header in one line, a line feed, and the failed record's payload. The largest record fits.
 ///
 /// - An object's key depends only on the dead letter, never on the time of writing:
-///   `<prefix><stream>/<shard>/<year>/<month>/<day>/<sequence number>-<sub-sequence number>-<dead letter id>`.
-///   The day is the one on which the record arrived, in UTC. A dead letter that is written again overwrites
-///   itself. A listing of a shard's day is in the shard's order.
+///   `<prefix><stream>/<shard>/<year>/<month>/<day>/<sequence number>-<sub-sequence number>-<id>`. The day is
+///   the one on which the record arrived, in UTC; the id is that of the dead letter. A dead letter that is
+///   written again overwrites itself. A listing of a shard's day is in the shard's order.
 /// - Dead letters of one partition key are written one after the other, each when the one ahead of it is
 ///   confirmed. Up to 16 dead letters of different keys are written concurrently.
 /// - A failed write is retried after up to 100, 200, 400 and 800 ms (full jitter). After 5 tries the result

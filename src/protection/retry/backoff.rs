@@ -98,7 +98,7 @@ pub enum Jitter {
 impl Jitter {
     /// Returns the delay before retry number `retry`, which counts from 0. `previous` is the last delay, zero
     /// before the first retry. The delay never exceeds the backoff's cap.
-    pub fn delay<R: Rng + ?Sized>(
+    pub(crate) fn delay<R: Rng + ?Sized>(
         self,
         backoff: &Backoff,
         retry: u32,

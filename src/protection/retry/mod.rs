@@ -11,10 +11,14 @@ use rand::{Rng, RngExt};
 
 mod backoff;
 mod budget;
+#[cfg(feature = "kinesis")]
+mod timer;
 
 pub(crate) use backoff::seeded_rng;
 pub use backoff::{Backoff, Jitter};
 pub use budget::RetryBudget;
+#[cfg(feature = "kinesis")]
+pub(crate) use timer::RetryTimer;
 
 use crate::config::ConfigError;
 
@@ -144,7 +148,7 @@ impl RetryPolicy {
 
     /// Returns the delay before the next attempt, after this many failed ones. A `retry_after` from the
     /// failing side takes precedence over the computed delay.
-    pub fn delay<R: Rng + ?Sized>(
+    pub(crate) fn delay<R: Rng + ?Sized>(
         &self,
         failed_attempts: u32,
         previous: Duration,

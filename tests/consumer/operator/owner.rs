@@ -44,7 +44,7 @@ async fn take(store: &DynamoDb) -> LeaseOutcome {
 }
 
 #[tokio::test]
-async fn nothing_is_moved_while_the_owner_lives() {
+async fn shard_with_a_live_owner_is_not_moved() {
     let Some(store) = table(PATIENT).await else { return };
     let (scene, sent) = Scene::with(&["0", "hang", "2"]).await;
     let handler = Handler::default();
@@ -86,7 +86,7 @@ async fn nothing_is_moved_while_the_owner_lives() {
 }
 
 #[tokio::test]
-async fn the_shard_of_a_dead_owner_is_moved_after_the_failover_time_and_let_go() {
+async fn shard_of_a_dead_owner_moves_after_the_failover_time() {
     let Some(store) = table(SHORT).await else { return };
     let (scene, sent) = Scene::with(&["0", "1", "2"]).await;
     let dead = store("dead");
@@ -112,7 +112,7 @@ async fn the_shard_of_a_dead_owner_is_moved_after_the_failover_time_and_let_go()
 }
 
 #[tokio::test]
-async fn by_force_an_owner_that_lives_loses_the_shard_and_goes_on_behind_the_skipped_record() {
+async fn force_takes_the_shard_and_owner_resumes_after_the_skip() {
     let Some(store) = table(PATIENT).await else { return };
     let (scene, sent) = Scene::with(&["0", "hang", "2"]).await;
     let handler = Handler::default();
@@ -181,7 +181,7 @@ async fn stand_by(store: DynamoDb) {
 }
 
 #[tokio::test]
-async fn a_shard_that_is_lost_meanwhile_is_not_moved_and_a_slow_sink_loses_none() {
+async fn lost_lease_prevents_the_skip_and_slow_sink_does_not() {
     let Some(store) = table(PATIENT).await else { return };
     let (scene, sent) = Scene::with(&["0", "1", "2"]).await;
     let operator = store("operator");
@@ -208,7 +208,7 @@ async fn a_shard_that_is_lost_meanwhile_is_not_moved_and_a_slow_sink_loses_none(
 }
 
 #[tokio::test]
-async fn a_shard_at_its_end_that_nobody_can_take_goes_back() {
+async fn ended_shard_without_an_owner_can_be_rewound() {
     let Some(store) = table(PATIENT).await else { return };
     let (scene, _) = Scene::with(&["0"]).await;
     let operator = store("operator");

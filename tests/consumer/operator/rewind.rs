@@ -67,7 +67,7 @@ async fn rewind(scene: &Scene, store: &Memory, to: Position) -> Result<Checkpoin
 }
 
 #[tokio::test]
-async fn what_stands_behind_the_place_gone_back_to_is_processed_again() {
+async fn records_after_the_rewind_position_are_processed_again() {
     let (scene, _proxy, sent, arrivals) = a_minute_apart(6).await;
     for (to, again) in [
         (sent[3].record().position(), &["4", "5"][..]),
@@ -84,7 +84,7 @@ async fn what_stands_behind_the_place_gone_back_to_is_processed_again() {
 }
 
 #[tokio::test]
-async fn what_was_settled_ahead_comes_again_too() {
+async fn rewind_repeats_records_settled_ahead() {
     let (scene, sent) = Scene::with(&["0", "1", "hang", "3", "4"]).await;
     let store = Memory::new();
     let handler = Handler::default();
@@ -100,7 +100,7 @@ async fn what_was_settled_ahead_comes_again_too() {
 }
 
 #[tokio::test]
-async fn no_way_leads_past_what_is_not_settled() {
+async fn rewind_never_passes_an_unsettled_record() {
     let (scene, _proxy, sent, arrivals) = a_minute_apart(6).await;
     let store = Memory::new();
     settle(&store, &sent[2]).await;
@@ -158,7 +158,7 @@ fn one_less(number: &SequenceNumber) -> SequenceNumber {
 }
 
 #[tokio::test]
-async fn a_number_that_the_shard_does_not_have_is_no_place_to_go_back_to() {
+async fn rewind_to_an_unknown_sequence_number_is_refused() {
     let (scene, sent) = Scene::with(&["0", "1"]).await;
     let store = Memory::new();
     settle(&store, &sent[1]).await;
@@ -175,7 +175,7 @@ async fn a_number_that_the_shard_does_not_have_is_no_place_to_go_back_to() {
 }
 
 #[tokio::test]
-async fn a_shard_that_was_split_goes_back_and_its_children_are_named() {
+async fn rewind_of_a_split_shard_names_its_children() {
     let (scene, _) = Scene::with(&["0", "1"]).await;
     let store = Memory::new();
     let split = scene.client.split_shard().stream_name(crate::scene::STREAM);
@@ -201,7 +201,7 @@ async fn a_shard_that_was_split_goes_back_and_its_children_are_named() {
 }
 
 #[tokio::test]
-async fn what_was_a_way_back_and_is_none_any_more_is_not_gone() {
+async fn rewind_plan_that_became_forward_is_refused() {
     let (scene, sent) = Scene::with(&["0", "1", "2", "3"]).await;
     let store = Memory::new();
     settle(&store, &sent[3]).await;
@@ -220,7 +220,7 @@ async fn what_was_a_way_back_and_is_none_any_more_is_not_gone() {
 
 /// It is no time at which the application begins: then the others would begin there as well.
 #[tokio::test]
-async fn a_shard_without_a_checkpoint_begins_at_its_oldest_record_though_another_went_back_to_a_time() {
+async fn rewind_to_a_time_does_not_affect_other_shards() {
     let mut scene = Scene::of(2).await;
     let payloads: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();

@@ -15,7 +15,7 @@ use support::proxy::{Fault, Proxy};
 use support::sink::{Answer, ScriptedSink};
 
 #[tokio::test]
-async fn a_skipped_record_is_a_letter_before_the_position_moves() {
+async fn skipped_record_is_dead_lettered_before_the_position_moves() {
     let (scene, sent) = Scene::with(&["0", "1", "2", "3"]).await;
     let store = Memory::new();
     settle(&store, &sent[0]).await;
@@ -60,7 +60,7 @@ async fn a_skipped_record_is_a_letter_before_the_position_moves() {
 }
 
 #[tokio::test]
-async fn while_the_sink_does_not_confirm_every_letter_nothing_moves() {
+async fn unconfirmed_dead_letters_keep_the_position() {
     let (scene, sent) = Scene::with(&["0", "1", "2", "3"]).await;
     let store = Memory::new();
     settle(&store, &sent[0]).await;
@@ -94,7 +94,7 @@ async fn while_the_sink_does_not_confirm_every_letter_nothing_moves() {
 }
 
 #[tokio::test]
-async fn records_inside_an_aggregated_one_are_skipped_each_for_itself() {
+async fn records_of_an_aggregate_are_skipped_individually() {
     let scene = Scene::new().await;
     let mut aggregator = Aggregator::new(1024 * 1024);
     for payload in ["a", "b", "c"] {
@@ -129,7 +129,7 @@ async fn records_inside_an_aggregated_one_are_skipped_each_for_itself() {
 }
 
 #[tokio::test]
-async fn what_is_settled_ahead_is_neither_skipped_nor_repeated() {
+async fn records_settled_ahead_are_neither_skipped_nor_repeated() {
     let (scene, sent) = Scene::with(&["0", "hang", "2", "hang", "4"]).await;
     let store = Memory::new();
     let handler = Handler::default();
@@ -157,7 +157,7 @@ async fn what_is_settled_ahead_is_neither_skipped_nor_repeated() {
 }
 
 #[tokio::test]
-async fn where_there_is_nothing_to_skip_nothing_is_skipped() {
+async fn skip_without_a_record_to_skip_is_refused() {
     let (scene, sent) = Scene::with(&["0", "1"]).await;
     let store = Memory::new();
     let shards = scene.shards(&store);
@@ -177,7 +177,7 @@ async fn where_there_is_nothing_to_skip_nothing_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_plan_is_carried_out_only_where_the_same_records_come_first() {
+async fn skip_plan_is_refused_if_other_records_come_first() {
     let (scene, sent) = Scene::with(&["0", "1", "2"]).await;
     let store = Memory::new();
     settle(&store, &sent[0]).await;
@@ -201,7 +201,7 @@ async fn a_plan_is_carried_out_only_where_the_same_records_come_first() {
 }
 
 #[tokio::test]
-async fn that_the_record_at_the_position_is_gone_is_told() {
+async fn skip_reports_a_trimmed_position() {
     let (scene, sent) = Scene::with(&["0", "1", "2"]).await;
     let proxy = Proxy::start(scene.server.endpoint()).await.expect("a free port");
     let store = Memory::new();

@@ -1,4 +1,4 @@
-//! AWS errors: codes, and what a client of Kinesis or of another service returns.
+//! Tests of AWS errors: error codes, and the errors that an SDK client returns.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use redrive::{Class, Classify, MarkFailure, Scope, Verdict};
 use super::client::{self, Answer};
 use super::{MENDABLE, RECORD, TRANSIENT, layers, pair, standard};
 
-/// Every error code of the Kinesis API, and of DynamoDB and SQS those that a handler or sink meets.
+/// Covers every error code of the Kinesis API, and the codes of DynamoDB and SQS that a handler or a sink meets.
 #[test]
 fn error_codes_mean_what_the_services_document() {
     let table = [
@@ -91,9 +91,9 @@ fn error_codes_mean_what_the_services_document() {
     }
 }
 
-/// Each of these is what a handler returns that calls Kinesis and uses `?`.
+/// Covers the errors of a handler that calls Kinesis and uses `?`.
 #[tokio::test]
-async fn errors_of_the_kinesis_client_are_known_however_they_are_wrapped() {
+async fn kinesis_errors_are_classified_behind_any_wrapper() {
     let table = [
         (TRANSIENT, Answer::Refused),
         (
@@ -141,8 +141,8 @@ async fn errors_of_the_kinesis_client_are_known_however_they_are_wrapped() {
                 "{layer}: {answer:?} as the operation's error"
             );
         }
-        // `aws_sdk_kinesis::Error` hides what it holds, so that a wrapper which hides this one as well
-        // leaves nothing to see.
+        // `aws_sdk_kinesis::Error` hides its source. Behind a wrapper that hides it too, the error cannot be
+        // found.
         for (layer, wrap) in layers::SHOWING {
             let error = client.list_shards().send().await.expect_err("fails");
             let error = wrap(aws_sdk_kinesis::Error::from(error).into());
@@ -156,7 +156,7 @@ async fn errors_of_the_kinesis_client_are_known_however_they_are_wrapped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_and_what_fails_before_the_request_leaves_are_known() {
+async fn timeouts_and_unsent_requests_are_classified() {
     use aws_sdk_kinesis::Client;
     use aws_sdk_kinesis::config::timeout::TimeoutConfig;
     use aws_sdk_kinesis::error::SdkError;
@@ -177,8 +177,8 @@ async fn a_timeout_and_what_fails_before_the_request_leaves_are_known() {
     assert!(matches!(error, SdkError::TimeoutError(_)), "{error:?}");
     assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
 
-    // Credentials that do not load come as a dispatch failure of kind other, which the SDK does not
-    // retry. So does a wrong endpoint.
+    // Credentials that do not load are a dispatch failure of the kind "other", which the SDK does not retry.
+    // A wrong endpoint is the same kind of failure.
     let unsigned = Client::from_conf(client::config(Answer::Refused).build());
     let error = unsigned.list_shards().send().await.expect_err("unsigned");
     assert!(
@@ -187,7 +187,7 @@ async fn a_timeout_and_what_fails_before_the_request_leaves_are_known() {
     );
     assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
 
-    // A request that cannot even be made.
+    // A request that cannot be built.
     let error = aws_sdk_kinesis::types::PutRecordsRequestEntry::builder()
         .build()
         .expect_err("no data");
@@ -198,7 +198,7 @@ async fn a_timeout_and_what_fails_before_the_request_leaves_are_known() {
 }
 
 #[tokio::test]
-async fn a_verdict_carries_the_code_and_the_delay_the_service_asked_for() {
+async fn verdict_has_the_code_and_the_delay_of_the_service() {
     let send = async |answer| {
         let result = client::kinesis(answer).list_shards().send().await;
         sdk_error(&result.expect_err("fails"))
@@ -212,16 +212,16 @@ async fn a_verdict_carries_the_code_and_the_delay_the_service_asked_for() {
     assert_eq!(
         verdict.retry_after(),
         None,
-        "waiting does not help a permanent error"
+        "a permanent error has no delay"
     );
 
     let verdict = send(Answer::Status(400, r#"{"__type":"card 4711 of Alice"}"#)).await;
-    assert_eq!(verdict.code(), None, "no code, so it may be anything");
+    assert_eq!(verdict.code(), None, "the text is not an error code");
     assert_eq!(pair(&verdict), (Class::Permanent, Scope::Unknown));
 }
 
 #[test]
-fn in_an_event_stream_the_code_decides() {
+fn event_stream_errors_are_classified_by_code() {
     use aws_sdk_kinesis::types::error::{KmsThrottlingException, SubscribeToShardEventStreamError as Event};
     use aws_smithy_runtime_api::client::result::SdkError;
     use aws_smithy_types::error::ErrorMetadata;
@@ -238,7 +238,7 @@ fn in_an_event_stream_the_code_decides() {
     assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
 }
 
-/// Another service's operation, as its SDK crate would generate it.
+/// An operation error of another service, as its SDK crate generates it.
 mod other_service {
     use aws_smithy_types::error::ErrorMetadata;
     use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -255,7 +255,7 @@ mod other_service {
 }
 
 #[test]
-fn an_operation_of_another_service_can_be_taught() {
+fn sdk_errors_classifies_another_service() {
     use aws_smithy_runtime_api::client::result::SdkError;
     use aws_smithy_types::error::ErrorMetadata;
     use other_service::PutItemError;
@@ -266,7 +266,7 @@ fn an_operation_of_another_service_can_be_taught() {
     };
     let taught = sdk_errors::<PutItemError>();
     for (layer, wrap) in layers::ALL {
-        // A wrapper may hide the `SdkError`; the operation's error is its source, and enough.
+        // A wrapper may hide the `SdkError`. Its source, the error of the operation, is enough.
         let error = wrap(failed().into());
         assert_eq!(
             taught.classify(&*error).as_ref().map(pair),

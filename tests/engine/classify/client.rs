@@ -1,4 +1,4 @@
-//! A Kinesis client that gets one canned answer, or none at all.
+//! A Kinesis client that gets one canned response, or none.
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::retry::RetryConfig;

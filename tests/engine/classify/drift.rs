@@ -1,4 +1,4 @@
-//! The SDK's own retry classifiers, run on the same errors beside ours.
+//! Comparison with the retry classifiers of the SDK, on the same errors.
 
 use aws_runtime::retries::classifiers::{AwsErrorCodeClassifier, THROTTLING_ERRORS, TRANSIENT_ERRORS};
 use aws_smithy_runtime::client::retries::classifiers::{
@@ -15,10 +15,10 @@ use redrive::classify::sdk_error;
 
 use super::client;
 
-/// Where the SDK tries again, we must; where only we do, it is written down here. When an upgrade of
-/// the SDK changes its mind this test says so.
+/// Checks that every error that the SDK retries is transient. The list at the end names the errors that only
+/// this crate retries. The test fails when an upgrade of the SDK changes its classification.
 #[test]
-fn we_are_never_stricter_than_the_sdk_and_the_differences_are_known() {
+fn every_error_that_the_sdk_retries_is_transient() {
     let mut cases = vec![];
     for &code in THROTTLING_ERRORS.iter().chain(TRANSIENT_ERRORS) {
         cases.push((format!("listed {code}"), answered(400, Some(code))));
@@ -95,7 +95,7 @@ fn we_are_never_stricter_than_the_sdk_and_the_differences_are_known() {
         let (sdk_retries, error) = fail(stage, error);
         let ours = sdk_error(&error);
         let we_retry = ours.class() == Class::Transient;
-        assert!(we_retry || !sdk_retries, "{name}: the SDK tries again, we do not");
+        assert!(we_retry || !sdk_retries, "{name}: the SDK retries this error, this crate does not");
         if we_retry && !sdk_retries {
             only_ours.push(name);
         }
@@ -110,7 +110,7 @@ fn we_are_never_stricter_than_the_sdk_and_the_differences_are_known() {
         "code TransactionConflictException",
         "code TransactionCanceledException",
         "code RequestTimeTooSkewed",
-        // Neither a success nor an error: nothing says that the record is to blame.
+        // Neither a success nor a known error: nothing shows that the record is at fault.
         "status 200",
         "status 301",
         "status 408",
@@ -124,7 +124,7 @@ fn we_are_never_stricter_than_the_sdk_and_the_differences_are_known() {
     assert_eq!(only_ours, expected);
 }
 
-/// Where in the life of a request it fails.
+/// The phase of a request in which it fails.
 #[derive(Debug)]
 enum Stage {
     Construction,
@@ -132,7 +132,7 @@ enum Stage {
     Response(Box<HttpResponse>),
 }
 
-/// Whether the SDK would try again, and the error that it returns if it may not.
+/// Returns whether the SDK would retry, and the error that it returns when it may not.
 fn fail(stage: Stage, error: OrchestratorError<Error>) -> (bool, SdkError<ErrorMetadata, HttpResponse>) {
     let mut context = InterceptorContext::new(Input::doesnt_matter());
     if !matches!(stage, Stage::Construction) {

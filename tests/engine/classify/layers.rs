@@ -1,4 +1,4 @@
-//! What a service does to an error on its way out of the handler.
+//! Wrappers that applications put around an error before the handler returns it.
 
 use std::error::Error;
 use std::io;
@@ -20,7 +20,7 @@ const ITSELF: Layer = ("itself", |error| error);
 const NAMED: Layer = ("a named source", |error| Named(error).into());
 const IO: Layer = ("io::Error::other", |error| io::Error::other(error).into());
 
-/// Those in which a walk along `source()` and `get_ref()` meets the error itself.
+/// The wrappers whose `source()` or `get_ref()` returns the error itself.
 pub(crate) const SHOWING: [Layer; 3] = [ITSELF, NAMED, IO];
 
 pub(crate) const ALL: [Layer; 7] = [

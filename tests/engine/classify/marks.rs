@@ -1,4 +1,4 @@
-//! Marks behind wrappers, and what is no mark.
+//! Tests of marked errors behind wrappers, and of errors without a mark.
 
 use std::error::Error;
 use std::io;
@@ -35,7 +35,7 @@ fn a_mark_is_found_behind_every_typed_wrapper() {
 }
 
 #[test]
-fn a_mark_is_found_two_wrappers_deep_and_the_unknown_stays_unknown() {
+fn mark_is_found_two_wrappers_deep() {
     for (outer, wrap) in layers::ALL {
         for (inner, wrap_inner) in layers::ALL {
             let marked = wrap(wrap_inner(Failure::permanent("declined").into()));
@@ -51,7 +51,7 @@ fn a_mark_is_found_two_wrappers_deep_and_the_unknown_stays_unknown() {
 }
 
 #[test]
-fn the_outermost_mark_wins_and_a_mark_wins_over_what_it_marks() {
+fn outermost_mark_wins_over_what_it_wraps() {
     let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
     assert_eq!(standard(&refused()).as_ref().map(pair), Some(TRANSIENT));
     let marked = Failure::permanent(refused());

@@ -1,4 +1,4 @@
-//! Classification, where it needs other crates.
+//! Tests of error classification that need other crates.
 
 use std::error::Error;
 

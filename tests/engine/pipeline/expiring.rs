@@ -1,5 +1,7 @@
-//! A record that is held, and that the stream is about to drop: by default it is held on, on demand it becomes a dead
-//! letter in time. Time is paused throughout; the age of a record is by its arrival.
+//! Tests of held records that the stream is about to drop.
+//!
+//! By default they stay held. With [`ExpiryPolicy::DeadLetter`] they become dead letters in time. Time is paused
+//! throughout. The age of a record is measured from its arrival.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -14,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// So many make an outage, which is held for however long it takes.
+/// The number of partition keys. Failures of this many keys are an outage, which is held until it ends.
 const KEYS: u64 = 50;
 
-/// Fails for everybody while it is down.
+/// A processor that fails for every record while its database is down.
 #[derive(Clone, Default)]
 struct Database {
     up: Arc<AtomicBool>,
@@ -61,7 +63,7 @@ fn resilient(database: &Database, sink: &Memory) -> Resilient<Database> {
         .expect("valid")
 }
 
-/// Runs on while the time that is given passes. Returns what had a letter by then, and why, in the order of the letters.
+/// Runs the records for `time`. Returns each dead letter: its record, its reason and its number of attempts.
 async fn held_for(
     time: Duration,
     pipeline: Pipeline,
@@ -90,7 +92,7 @@ fn each_key_is_in_order(letters: &[(u64, Reason, u32)]) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn behind_an_open_breaker_what_expires_becomes_letters_in_order_and_the_rest_is_held() {
+async fn expiring_records_behind_a_breaker_are_dead_lettered_in_order() {
     let old = (0..200).map(|number| record_of_age(number, 23 * HOUR));
     let young = (200..300).map(|number| record_of_age(number, 20 * HOUR));
     let records: Vec<Record> = old.chain(young).collect();
@@ -98,7 +100,7 @@ async fn behind_an_open_breaker_what_expires_becomes_letters_in_order_and_the_re
 
     let database = Database::default();
     let held = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
-    assert_eq!(held, [], "by default they are held on");
+    assert_eq!(held, [], "by default the records stay held");
 
     let pipeline = pipeline.expiry_policy(ExpiryPolicy::DeadLetter);
     let database = Database::default();
@@ -111,15 +113,15 @@ async fn behind_an_open_breaker_what_expires_becomes_letters_in_order_and_the_re
     );
     assert!(each_key_is_in_order(&letters));
     let untried = letters.iter().filter(|(.., attempts)| *attempts == 0).count();
-    assert!(untried >= 100, "{untried} of them never met the database");
+    assert!(untried >= 100, "only {untried} of them were never tried");
 
     let unknown = held_for(HOUR, pipeline.retention(20 * DAY), &Database::default(), records).await;
-    assert_eq!(unknown, [], "the stream keeps them for long");
+    assert_eq!(unknown, [], "the retention is long");
 }
 
-/// However old they are: nothing is against trying them.
+/// The age of a record does not matter while nothing keeps it from being processed.
 #[tokio::test(start_paused = true)]
-async fn what_may_run_runs_however_old_it_is() {
+async fn old_records_are_processed_while_nothing_fails() {
     let database = Database::default();
     database.up.store(true, SeqCst);
     let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
@@ -132,7 +134,7 @@ async fn what_may_run_runs_however_old_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_database_is_back_the_younger_ones_are_stored() {
+async fn younger_records_are_stored_after_an_outage() {
     let database = Database::default();
     let records = (0..40).map(|number| record_of_age(number, if number < 20 { 23 } else { 1 } * HOUR));
     let (sink, progress) = (Memory::new(), Progress::new());
@@ -158,9 +160,9 @@ async fn when_the_database_is_back_the_younger_ones_are_stored() {
     assert_eq!(stored, (20..40).collect::<Vec<_>>());
 }
 
-/// A service that catches up after a day has nothing but old records. A short outage then is as any other.
+/// A service that catches up after a day has only old records. A short outage makes no dead letters of them.
 #[tokio::test(start_paused = true)]
-async fn a_short_outage_makes_no_letters_of_old_records() {
+async fn short_outage_makes_no_dead_letters_of_old_records() {
     let database = Database::default();
     let back = database.up.clone();
     tokio::spawn(async move {
@@ -176,9 +178,9 @@ async fn a_short_outage_makes_no_letters_of_old_records() {
     assert_eq!(database.stored.lock().expect("no panic").len(), 500);
 }
 
-/// The guard stops a flood of letters until somebody has looked. Nobody has.
+/// The guard has stopped a flood of dead letters, and no operator has resumed the shard.
 #[tokio::test(start_paused = true)]
-async fn the_guard_does_not_keep_what_expires() {
+async fn guard_does_not_stop_expiring_records() {
     let database = Database {
         permanent: true,
         ..Database::default()
@@ -202,9 +204,9 @@ async fn the_guard_does_not_keep_what_expires() {
     assert!(letters.iter().any(|(_, reason, _)| *reason == Reason::Expiring));
 }
 
-/// Two records that fail while nothing else succeeds: an outage is suspected.
+/// Two records fail while nothing else succeeds, so an outage is suspected.
 #[tokio::test(start_paused = true)]
-async fn records_held_as_an_outage_is_suspected_are_given_up_as_well() {
+async fn expiring_records_of_a_suspected_outage_are_dead_lettered() {
     let pipeline = Pipeline::new()
         .retention(DAY)
         .expiry_policy(ExpiryPolicy::DeadLetter);
@@ -220,9 +222,9 @@ async fn records_held_as_an_outage_is_suspected_are_given_up_as_well() {
     assert_eq!(young, []);
 }
 
-/// Without a sink there is nothing better than to hold it.
+/// Without a sink the record can only be held.
 #[tokio::test(start_paused = true)]
-async fn without_dead_letters_it_is_held() {
+async fn expiring_record_without_a_sink_stays_held() {
     let resilient = Resilient::builder("billing", Database::default())
         .without_dead_letters()
         .build()
@@ -234,26 +236,27 @@ async fn without_dead_letters_it_is_held() {
     let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
     assert!(
         timeout(Duration::from_secs(5 * 60), run).await.is_err(),
-        "it waits"
+        "the run waits"
     );
 }
 
 #[test]
-fn a_consumer_is_told_as_well() {
+fn consumer_builder_sets_the_expiry_policy() {
     let config = aws_sdk_kinesis::Config::builder()
         .behavior_version_latest()
         .build();
     let client = aws_sdk_kinesis::Client::from_conf(config);
-    let builder = redrive::Consumer::builder(client, "orders").expiry_policy(ExpiryPolicy::DeadLetter);
+    let builder = redrive::Consumer::builder(client, "orders")
+        .pipeline(Pipeline::new().expiry_policy(ExpiryPolicy::DeadLetter));
     assert!(
         format!("{builder:?}").contains("on_expiring: DeadLetter"),
         "{builder:?}"
     );
 }
 
-/// The dead letters that waited for the resumption are written as expiring, so that none is left which asks for it.
+/// The dead letters that waited for the resumption are written as expiring, so no dead letter asks to resume.
 #[tokio::test(start_paused = true)]
-async fn a_stopped_shard_resumes_though_no_dead_letter_waits() {
+async fn stopped_shard_resumes_without_a_waiting_dead_letter() {
     let database = Database {
         permanent: true,
         ..Database::default()
@@ -293,12 +296,12 @@ async fn a_stopped_shard_resumes_though_no_dead_letter_waits() {
     guard.resume();
     let complete = timeout(HOUR, running)
         .await
-        .expect("it resumes")
+        .expect("the shard resumes")
         .expect("no panic");
     assert!(complete);
     assert_eq!(database.stored.lock().expect("no panic").len(), 100);
     assert!(guard.state().is_empty() && !progress.is_stopped());
-    assert_eq!(resumptions.load(SeqCst), 1, "it is reported once");
+    assert_eq!(resumptions.load(SeqCst), 1, "the resumption is reported once");
 }
 
 struct Resumptions(Arc<AtomicU32>);

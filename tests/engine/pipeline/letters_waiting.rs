@@ -1,4 +1,4 @@
-//! When letters that a sink did not take are written again. Time is paused throughout.
+//! Tests of the retries of dead letters that a sink did not take. Time is paused throughout.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use support::script::record;
 use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::{Instant, sleep_until};
 
-/// One put: when, of which keys.
+/// One put: its time and its keys.
 type Put = (Duration, String);
 
-/// What is said of letters that wait: failures in a row, the longest wait.
+/// The reported delays of dead letters: failures in a row, and the delay.
 #[derive(Debug, Default)]
 struct Told(Mutex<Vec<(u32, Duration)>>);
 
@@ -24,8 +24,8 @@ impl Observer for Told {
     }
 }
 
-/// Dead-letters records of these keys at these times, in milliseconds. The first puts fail the keys that
-/// `refuses` names for each of them. Returns all puts, and the delays that were reported.
+/// Dead-letters records of the given keys at the given times in milliseconds. Put number `n` refuses the keys in
+/// entry `n` of `refuses`. Returns all puts, and the delays that were reported.
 async fn write(
     seed: u64,
     letters: &[(u64, &'static str)],
@@ -74,7 +74,7 @@ fn put(at: Duration, keys: &str) -> Put {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_is_down_is_asked_less_and_less_often() {
+async fn retries_of_a_failing_sink_back_off() {
     let (puts, told) = write(1, &[(0, "a")], &["a"; 12]).await;
     assert_eq!(puts.len(), 13);
     for (retry, gap) in puts.windows(2).map(|two| two[1].0 - two[0].0).enumerate() {
@@ -88,9 +88,9 @@ async fn a_sink_that_is_down_is_asked_less_and_less_often() {
     assert_eq!(failures, Vec::from_iter(1..=12));
 }
 
-/// Others were taken beside it: it is this letter that waits, twice as long each time, and no other.
+/// The sink took other dead letters of the same put, so only the refused dead letter waits.
 #[tokio::test(start_paused = true)]
-async fn a_letter_that_alone_is_not_taken_waits_alone() {
+async fn dead_letter_refused_alone_waits_alone() {
     for seed in 0..20 {
         // `a` waits when `c` is refused.
         let letters = [(0, "a"), (0, "b"), (10, "c"), (10, "d")];
@@ -101,7 +101,7 @@ async fn a_letter_that_alone_is_not_taken_waits_alone() {
         rest.sort();
         for ((at, keys), (due, key)) in puts[2..].iter().zip(rest) {
             assert_eq!(keys, key);
-            // Timers are as fine as a millisecond.
+            // Timers have a resolution of one millisecond.
             assert!(
                 *at >= due && *at <= due + millis(1),
                 "{key} at {at:?}, due {due:?}"
@@ -110,13 +110,13 @@ async fn a_letter_that_alone_is_not_taken_waits_alone() {
     }
 }
 
-/// Nothing was taken: one call after a while asks for all that wait.
+/// The sink refused the whole put, so the next put has all dead letters that wait.
 #[tokio::test(start_paused = true)]
-async fn while_a_sink_takes_nothing_all_letters_wait_for_the_next_try() {
+async fn dead_letters_wait_together_while_the_sink_takes_none() {
     for seed in 0..20 {
         let letters = [(0, "a"), (0, "b"), (10, "c")];
         let (puts, told) = write(seed, &letters, &["a", "c"]).await;
-        // What was taken in between begins the count again.
+        // A dead letter that the sink takes restarts the count.
         assert_eq!(told.iter().map(|told| told.0).collect::<Vec<_>>(), [1, 1]);
         let (a, c) = (told[0].1, millis(10) + told[1].1);
         assert!(told[1].1 >= millis(50) && told[1].1 <= millis(100), "{told:?}");
@@ -128,7 +128,7 @@ async fn while_a_sink_takes_nothing_all_letters_wait_for_the_next_try() {
     }
 }
 
-/// Dead-letters this number of records, each of a key of its own, and returns when all are settled.
+/// Dead-letters the records with these numbers, each with its own key, and returns when all are settled.
 async fn dead_letter_all(
     resilient: &Resilient<impl redrive::RecordProcessor + 'static>,
     numbers: std::ops::Range<u64>,
@@ -154,9 +154,9 @@ fn all_bad(sink: &ScriptedSink) -> Resilient<impl redrive::RecordProcessor + 'st
         .expect("valid")
 }
 
-/// Together they take longer than a put may.
+/// A put of all dead letters would take longer than a put may.
 #[tokio::test(start_paused = true)]
-async fn a_slow_sink_is_given_fewer_at_a_time() {
+async fn slow_sink_gets_smaller_puts() {
     let sink = ScriptedSink::default();
     sink.on_put(|put, _| Answer::take_late(millis(200) * put.keys.len() as u32));
     let resilient = all_bad(&sink);
@@ -167,12 +167,12 @@ async fn a_slow_sink_is_given_fewer_at_a_time() {
         "{:?}",
         start.elapsed()
     );
-    assert_eq!(sink.letters().len(), 400, "what is confirmed is not put again");
+    assert_eq!(sink.letters().len(), 400, "confirmed dead letters are not put again");
     let start = Instant::now();
     dead_letter_all(&resilient, 1_000..1_400).await;
     assert!(
         start.elapsed() < Duration::from_secs(60),
-        "the sink is known to be slow: {:?}",
+        "the smaller puts are kept: {:?}",
         start.elapsed()
     );
 }
@@ -203,11 +203,11 @@ async fn a_dead_letter_that_hangs_waits_alone() {
     }
     assert!(!hangs.is_finished());
     sink.set_down(false);
-    hangs.await.expect("it is written once the sink takes it");
+    hangs.await.expect("the sink takes the dead letter");
     assert_eq!(sink.letters().len(), 1 + 500 + 1_500);
 }
 
-/// A function of a sink of sinks that panics for one dead letter, for example.
+/// Models, for example, a routing function of a combined sink that panics for one dead letter.
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_that_makes_the_sink_panic_waits_alone() {
     let sink = ScriptedSink::default();
@@ -229,11 +229,11 @@ async fn a_dead_letter_that_makes_the_sink_panic_waits_alone() {
     alone.abort();
 }
 
-/// Whatever hangs: dead letters of one partition key become readable in their order.
+/// Dead letters of one partition key are written in order, also when puts hang.
 #[tokio::test(start_paused = true)]
-async fn parts_keep_the_order_of_a_partition_key() {
+async fn smaller_puts_keep_the_order_of_a_partition_key() {
     let sink = ScriptedSink::default();
-    // Each put hangs at first, so that every dead letter is in a part.
+    // The first puts hang, so that the dead letters are put in smaller parts.
     sink.on_put(|put, _| match put.number {
         1..=3 => Answer::Hang,
         _ => Answer::take_late(millis(2_000)),

@@ -1,5 +1,5 @@
-//! When a shard makes the checkpoints that are asked of it, and what it needs to know of an earlier run's. Time
-//! is paused throughout.
+//! Tests of when a shard publishes a requested checkpoint, and of a run from an earlier checkpoint. Time is
+//! paused throughout.
 
 use std::future::pending;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn resilient(script: &Script) -> Resilient<Script> {
         .expect("valid")
 }
 
-/// A batch for each of these records, a second apart, and no end.
+/// Returns one batch per record, one per second. The stream does not end.
 fn each_second(records: Vec<Record>) -> impl Stream<Item = Batch> + Unpin {
     let batches = stream::iter(records).then(|record| async {
         sleep(Duration::from_secs(1)).await;
@@ -30,10 +30,10 @@ fn each_second(records: Vec<Record>) -> impl Stream<Item = Batch> + Unpin {
     Box::pin(batches.chain(stream::once(pending())))
 }
 
-/// What is published within a tenth of a second: the rest of this second nothing happens in the shard.
+/// Returns the checkpoint that is published within 100 ms. No record settles during that time.
 async fn at_once(published: &mut watch::Receiver<Option<Published>>) -> Option<Published> {
     let changed = timeout(Duration::from_millis(100), published.changed()).await;
-    changed.ok()?.expect("its sender lives");
+    changed.ok()?.expect("the sender exists");
     published.borrow_and_update().clone()
 }
 
@@ -41,8 +41,8 @@ fn position(number: u64) -> Position {
     record(number, "", "").position()
 }
 
-/// Runs a shard over these records, which settle a second apart, while `ask` asks for its checkpoints, between
-/// two of them.
+/// Runs a shard over `records`, which settle one second apart. `ask` requests checkpoints halfway between two
+/// settlements.
 async fn asking(records: &[&'static str], ask: impl AsyncFnOnce(&Progress)) {
     let script = Script::default();
     let resilient = resilient(&script);
@@ -54,7 +54,7 @@ async fn asking(records: &[&'static str], ask: impl AsyncFnOnce(&Progress)) {
     let records = each_second(records.collect());
     let run = pipeline.run_from(&resilient, records, from, &progress, &never);
     tokio::select! {
-        _ = run => panic!("its input has no end"),
+        _ = run => panic!("the input has no end"),
         () = async {
             sleep(Duration::from_millis(500)).await;
             ask(&progress).await;
@@ -65,19 +65,19 @@ async fn asking(records: &[&'static str], ask: impl AsyncFnOnce(&Progress)) {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn a_checkpoint_is_made_when_it_is_asked_for_and_once() {
+async fn checkpoint_is_published_once_per_request() {
     asking(&["ok"; 4], async |progress| {
         let mut published = progress.subscribe();
         sleep(2 * SECOND).await;
-        assert!(at_once(&mut published).await.is_none(), "nobody has asked");
-        // Nothing else happens just then: it is the question that wakes the shard.
+        assert!(at_once(&mut published).await.is_none(), "no checkpoint was requested");
+        // No record settles now: the request itself wakes the shard.
         progress.want_any();
         let made = at_once(&mut published).await.expect("two have settled");
         assert_eq!((made.checkpoint.position(), made.last), (&position(2), false));
         sleep(SECOND).await;
-        assert!(at_once(&mut published).await.is_none(), "it is being stored");
+        assert!(at_once(&mut published).await.is_none(), "the checkpoint is being stored");
         progress.want_urgent();
-        assert!(at_once(&mut published).await.is_none(), "it need not be at once");
+        assert!(at_once(&mut published).await.is_none(), "the checkpoint is not urgent");
         progress.want_any();
         let made = at_once(&mut published).await.expect("one more has settled");
         assert_eq!(made.checkpoint.position(), &position(3));
@@ -90,7 +90,7 @@ async fn a_checkpoint_is_made_when_it_is_asked_for_and_once() {
     .await;
 }
 
-/// Nothing that settles beside it takes that back, another letter no more than a success.
+/// The checkpoint stays urgent when another record settles, whether as processed or as a dead letter.
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_makes_a_checkpoint_urgent() {
     for records in [["bad", "ok"], ["ok", "bad"], ["bad", "bad"]] {
@@ -105,10 +105,10 @@ async fn a_dead_letter_makes_a_checkpoint_urgent() {
     }
 }
 
-/// As much as there is is reserved for each page, also of records that an earlier run has settled ahead of its
-/// checkpoint.
+/// Each page reserves almost all memory. Records that an earlier run settled ahead of its checkpoint must
+/// release their share.
 #[tokio::test(start_paused = true)]
-async fn what_was_settled_ahead_frees_its_memory_when_it_is_read_again() {
+async fn records_settled_ahead_release_their_memory_when_reread() {
     let records = ["hang", "ok", "ok"];
     let mut stored = None;
     asking(&records, async |progress| {
@@ -138,7 +138,7 @@ async fn what_was_settled_ahead_frees_its_memory_when_it_is_read_again() {
     let finished = timeout(Duration::from_secs(60), run).await;
     assert!(
         finished
-            .expect("something is still reserved")
+            .expect("all memory is released")
             .is_ok_and(|end| end.complete)
     );
     assert_eq!(script.first_calls(), [1, 4]);

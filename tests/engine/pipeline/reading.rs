@@ -1,5 +1,7 @@
-//! How far a shard is read, by hand, and what that leaves: at a shutdown, while a breaker is open, and of what
-//! an earlier run has settled. Time is paused throughout.
+//! Tests of how far a pipeline reads a shard, and of the memory that it reserves.
+//!
+//! The cases are a shutdown, an open breaker, a shard that the guard has stopped, and records that an earlier run
+//! has settled. Time is paused throughout.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -20,7 +22,7 @@ fn record_of_100_bytes(number: u64) -> Record {
     record(number, &number.to_string(), &"x".repeat(100))
 }
 
-/// Batches of two records, and how many of them were taken.
+/// Returns batches of two records, and a counter of the batches that were taken.
 fn counted(batches: u64) -> (impl Stream<Item = Batch> + Unpin, Arc<AtomicUsize>) {
     let taken = Arc::new(AtomicUsize::new(0));
     let count = taken.clone();
@@ -39,7 +41,8 @@ async fn hang(_: Record) -> Result<(), BoxError> {
     std::future::pending().await
 }
 
-/// Batches of records that are never done, shut down after a while. How it ended, and how many batches were taken.
+/// Runs records whose handler never returns, and shuts down after 5 s. Returns the result of the run and the
+/// number of batches taken.
 async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
     let resilient = Resilient::builder("billing", processor_fn(hang));
     let resilient = resilient.without_dead_letters().build().expect("valid");
@@ -57,25 +60,25 @@ async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_reads_no_more_and_says_what_is_left() {
-    // The bound is reached in the middle of a batch.
+async fn shutdown_stops_reading_and_reports_unsettled_records() {
+    // The bound of records in flight is reached in the middle of a batch.
     let (finished, taken) = shut_down(Pipeline::new().in_flight(3), 10).await;
     assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
 }
 
-/// The end of the input is not the end of the shard: what hangs is not settled.
+/// Reaching the end of the input is no completion while handlers hang: their records are not settled.
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_at_the_end_of_the_input_is_no_completion() {
+async fn shutdown_at_the_end_of_the_input_is_not_complete() {
     let (finished, taken) = shut_down(Pipeline::new(), 2).await;
     assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
     assert_eq!(finished.checkpoint.position(), &Position::TrimHorizon);
 }
 
-/// What waits for a breaker need not be in memory; a few that were never tried are, for probes.
+/// Records that wait for a breaker are not read, except for a few that serve as probes.
 #[tokio::test(start_paused = true)]
-async fn little_is_read_while_a_breaker_is_open() {
+async fn few_batches_are_read_while_a_breaker_is_open() {
     let start = Instant::now();
     let down = async |start: Instant, _: Record| -> Result<(), BoxError> {
         match start.elapsed() < Duration::from_secs(60) {
@@ -96,17 +99,17 @@ async fn little_is_read_while_a_breaker_is_open() {
     for _ in 0..5 {
         assert!(
             timeout(Duration::from_secs(11), &mut run).await.is_err(),
-            "it is down"
+            "the run does not end during the outage"
         );
         seen.push(taken.load(Relaxed));
     }
-    // Five in a row opened it; each round of probes tries five more at most.
+    // Five failures in a row open the breaker. Each round of probes tries at most five more records.
     assert!(seen.iter().all(|batches| *batches < 40), "{seen:?}");
     assert!(run.await.expect("nothing halts").complete);
     assert_eq!(taken.load(Relaxed), 1_000);
 }
 
-/// The same where the dead-letter guard has stopped a shard.
+/// A shard that the dead-letter guard has stopped also reads no further records.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_read_while_the_guard_has_stopped_a_shard() {
     async fn bad(_: Record) -> Result<(), BoxError> {
@@ -129,10 +132,10 @@ async fn nothing_is_read_while_the_guard_has_stopped_a_shard() {
     assert!(before < 1_000, "{before}");
 }
 
-/// Whatever is done with a record frees what was reserved for it: also what an earlier run has settled, and
-/// records that share a buffer.
+/// Memory is released for every record, also for records that an earlier run has settled and for records that
+/// share a buffer.
 #[tokio::test(start_paused = true)]
-async fn memory_is_given_back_for_every_record() {
+async fn memory_is_released_for_every_record() {
     async fn ok(_: Record) -> Result<(), BoxError> {
         Ok(())
     }
@@ -145,7 +148,7 @@ async fn memory_is_given_back_for_every_record() {
             .payload(vec![0; 100])
             .build()
     };
-    // Each page needs all but one byte, so that nothing may be left of the one before.
+    // Each page reserves all but one byte, so the page before must release everything.
     const BYTES: usize = 10_000;
     let capacity = Capacity::new(64, BYTES).expect("valid");
     let pipeline = Pipeline::new().capacity(capacity.clone());
@@ -175,14 +178,14 @@ async fn memory_is_given_back_for_every_record() {
         let from = Checkpoint::at(covered.clone());
         let run = pipeline.run_from(&resilient, Box::pin(pages), from, &progress, &never);
         let finished = timeout(Duration::from_secs(60), run).await;
-        let finished = finished.unwrap_or_else(|_| panic!("from {covered}: something is still reserved"));
+        let finished = finished.unwrap_or_else(|_| panic!("from {covered}: memory is still reserved"));
         assert!(finished.expect("nothing halts").complete);
     }
 }
 
-/// A shard that the dead-letter guard has stopped keeps neither the right to call a handler nor all of the memory.
+/// A shard that the dead-letter guard has stopped keeps no permit to run, and leaves memory for other shards.
 #[tokio::test(start_paused = true)]
-async fn a_stopped_shard_takes_nothing_that_others_need() {
+async fn stopped_shard_takes_no_permit_and_not_all_memory() {
     async fn obey(record: Record) -> Result<(), BoxError> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         match record.partition_key() {
@@ -220,13 +223,13 @@ async fn a_stopped_shard_takes_nothing_that_others_need() {
     let other = tokio::spawn(shard("shardId-1", "good", 1_000, 100));
     let finished = timeout(Duration::from_secs(3_600), other)
         .await
-        .expect("it is not held up");
+        .expect("the other shard is not blocked");
     assert!(finished.expect("no panic").expect("nothing halts").complete);
     assert_eq!(guard.state().len(), 1);
     assert_eq!(capacity.running(), 0);
     assert!(
         capacity.bytes() > BYTES / 2,
-        "{} bytes are kept",
+        "only {} bytes are free",
         capacity.bytes()
     );
     stopped.abort();

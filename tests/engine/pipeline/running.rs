@@ -1,4 +1,4 @@
-//! One shard: order, bounds, watermark, shutdown. Time is paused throughout.
+//! Tests of one shard: order, bounds, watermark and shutdown. Time is paused throughout.
 
 use std::collections::{BTreeSet, HashMap};
 use std::pin::pin;
@@ -25,7 +25,7 @@ fn policy() -> RetryPolicy {
     RetryPolicy::exponential().jitter(Jitter::None)
 }
 
-/// What the tests here make fail is no dependency's fault, however much it is.
+/// Creates an engine without breaker and guard: the failures in these tests are no outage, however many they are.
 fn resilient(script: &Script) -> Resilient<Script> {
     let builder = Resilient::builder("billing", script.clone()).retry(policy());
     builder
@@ -60,7 +60,7 @@ async fn run(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_record_holds_up_its_own_key_and_nobody_else() {
+async fn failing_record_delays_only_its_own_key() {
     let mut records = vec![record(0, "bad", "fail,fail,ok"), record(1, "bad", "ok")];
     records.extend((2..100).map(|number| record(number, &format!("key-{number}"), "sleep:1")));
     let (script, result, _) = run(RecordOrder::PartitionKey, records).await;
@@ -75,18 +75,18 @@ async fn a_failing_record_holds_up_its_own_key_and_nobody_else() {
     assert_eq!(
         at(1, 1) - start,
         Duration::from_millis(300),
-        "behind its key's two backoffs"
+        "after the two backoffs of its key"
     );
     for number in 2..100 {
         assert!(
             at(number, 1) - start <= Duration::from_millis(4),
-            "record {number} was held up"
+            "record {number} was delayed"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_shard_order_a_failing_record_holds_up_all() {
+async fn failing_record_delays_all_in_shard_order() {
     let records = (0..5).map(|number| {
         record(
             number,
@@ -102,7 +102,7 @@ async fn in_shard_order_a_failing_record_holds_up_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_order_records_of_a_key_run_beside_each_other() {
+async fn unordered_records_of_a_key_run_concurrently() {
     let records = (0..60).map(|number| record(number, "one", "sleep:10")).collect();
     let (_, _, took) = run(RecordOrder::Unordered, records).await;
     assert!(took < Duration::from_millis(20), "{took:?}");
@@ -121,7 +121,7 @@ async fn records_without_a_key_keep_their_order() {
     assert_eq!(script.first_calls(), (0..10).collect::<Vec<_>>());
 }
 
-/// Counts the calls that run, and keeps the largest number.
+/// Counts the running calls, and keeps the maximum.
 #[derive(Default)]
 struct Gauge {
     now: AtomicUsize,
@@ -144,7 +144,7 @@ impl RecordProcessor for Gauge {
 }
 
 #[tokio::test(start_paused = true)]
-async fn running_bounds_the_handler_calls_of_all_shards_together() {
+async fn capacity_bounds_the_handler_calls_of_all_shards() {
     let gauge = Arc::new(Gauge::default());
     let builder = Resilient::builder("billing", gauge.clone()).without_dead_letters();
     let resilient = builder.build().expect("valid");
@@ -164,7 +164,7 @@ async fn running_bounds_the_handler_calls_of_all_shards_together() {
 
 /// Many records in backoff must not keep others from running.
 #[tokio::test(start_paused = true)]
-async fn a_record_in_backoff_gives_its_place_to_run_back() {
+async fn record_in_backoff_releases_its_permit() {
     let gauge = Arc::new(Gauge::default());
     let builder = Resilient::builder("billing", gauge.clone())
         .without_dead_letters()
@@ -189,13 +189,13 @@ async fn a_record_in_backoff_gives_its_place_to_run_back() {
             .await
             .is_ok_and(|end| end.complete)
     );
-    // 900 calls of 1 ms by 2, most of them within one backoff: not 400 backoffs one after the other.
+    // 900 calls of 1 ms, two at a time, most of them within one backoff. The 400 backoffs overlap.
     assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
     assert_eq!(gauge.most.load(Atomic::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn held_and_span_stop_the_reading_and_say_for_whom() {
+async fn full_window_stops_reading_and_reports_the_oldest_record() {
     #[derive(Default)]
     struct Full(Mutex<Vec<(Bound, String, usize)>>);
     impl Observer for Full {
@@ -248,9 +248,9 @@ async fn held_and_span_stop_the_reading_and_say_for_whom() {
     }
 }
 
-/// A busy shard's window is always full, with another record at its end every few moments.
+/// The window of a busy shard is always full, but its oldest record changes every few seconds.
 #[tokio::test(start_paused = true)]
-async fn a_full_window_that_moves_is_not_spoken_of() {
+async fn full_window_that_moves_is_not_reported() {
     struct Never;
     impl Observer for Never {
         fn on(&self, event: &Event<'_>) {
@@ -271,9 +271,9 @@ async fn a_full_window_that_moves_is_not_spoken_of() {
     assert_eq!(calls[9].at - calls[0].at, Duration::from_secs(27));
 }
 
-/// Somebody has to come before Kinesis drops what the shard waits for.
+/// An operator has to act before Kinesis drops the record that the shard waits for.
 #[tokio::test(start_paused = true)]
-async fn a_record_that_the_stream_drops_soon_is_spoken_of_again_and_again() {
+async fn record_about_to_expire_is_reported_repeatedly() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
     #[derive(Default)]
     struct Expiring(Mutex<Vec<(String, Duration)>>);
@@ -320,14 +320,14 @@ async fn a_record_that_the_stream_drops_soon_is_spoken_of_again_and_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
+async fn sink_outage_stops_the_position_but_not_other_keys() {
     let (script, sink) = (Script::default(), ScriptedSink::default());
     sink.set_down(true);
     let resilient = Resilient::builder("billing", script.clone())
         .dead_letters(sink.clone())
         .build()
         .expect("valid");
-    // More of them than may run at once: a letter being written needs no place to run.
+    // More bad records than may run at once: a dead letter that is being written needs no permit.
     let mut records: Vec<Record> = (0..100)
         .map(|number| record(number, &format!("bad-{number}"), "bad"))
         .collect();
@@ -341,7 +341,7 @@ async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
         tokio::time::timeout(Duration::from_secs(60), &mut running)
             .await
             .is_err(),
-        "it waits"
+        "the run waits for the sink"
     );
     assert_eq!(script.calls().len(), 200, "every handler was called once");
     progress.want_any();
@@ -353,11 +353,11 @@ async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
     let checkpoint = published
         .borrow_and_update()
         .clone()
-        .expect("asked for")
+        .expect("a checkpoint was requested")
         .checkpoint;
     assert_eq!(checkpoint.position(), &Position::TrimHorizon);
-    assert!(!checkpoint.ahead().expect("some are").covers(&record(99, "", "")));
-    assert!(checkpoint.ahead().expect("some are").covers(&record(100, "", "")));
+    assert!(!checkpoint.ahead().expect("records are settled ahead").covers(&record(99, "", "")));
+    assert!(checkpoint.ahead().expect("records are settled ahead").covers(&record(100, "", "")));
 
     sink.set_down(false);
     let finished = running.await.expect("no halt");
@@ -365,9 +365,9 @@ async fn while_the_sink_is_down_the_position_stays_and_other_keys_go_on() {
     assert_eq!((script.calls().len(), sink.letters().len()), (200, 100));
 }
 
-/// The letter counts: what comes behind it is what waits for somebody to look.
+/// The dead letter is settled. The records behind it wait for an operator.
 #[tokio::test(start_paused = true)]
-async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
+async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let build = |after| {
         let builder = Resilient::builder("billing", script.clone()).retry(policy());
@@ -389,7 +389,7 @@ async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
     assert_eq!((halted.unsettled, &halted.first_unsettled), (89, &11.into()));
     assert_eq!(script.first_calls().len(), 11);
 
-    // It goes on from there.
+    // A new run continues from there.
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let stopping = build(DeadLetterPolicy::Stop);
     let finished = Pipeline::new()
@@ -414,7 +414,7 @@ async fn after_a_dead_letter_the_shard_stops_behind_it_if_it_is_told_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_halt_stops_the_shard_before_the_record_and_keeps_what_was_done() {
+async fn halt_stops_before_the_record_and_keeps_settled_ones() {
     let script = Script::default();
     let resilient = Resilient::builder("billing", script.clone())
         .without_dead_letters()
@@ -439,14 +439,14 @@ async fn a_halt_stops_the_shard_before_the_record_and_keeps_what_was_done() {
     assert_eq!(halted.checkpoint.position(), &position(9));
     assert!(
         script.calls().len() < 200,
-        "nothing new was begun: {}",
+        "no new record was begun: {}",
         script.calls().len()
     );
     assert!(
         halted
             .checkpoint
             .ahead()
-            .expect("others ran")
+            .expect("records are settled ahead")
             .covers(&record(11, "", ""))
     );
 }
@@ -479,7 +479,7 @@ async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
     assert_eq!(
         start.elapsed(),
         Duration::from_secs(3),
-        "the longest running handler was waited for"
+        "the run waits for the longest handler"
     );
     assert_eq!(finished.checkpoint.position(), &position(0));
     assert_eq!(finished.unsettled, 3, "two in backoff and one that was not begun");
@@ -487,14 +487,14 @@ async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
         finished
             .checkpoint
             .ahead()
-            .expect("one is")
+            .expect("a record is settled ahead")
             .covers(&record(3, "", ""))
     );
     assert!(!finished.complete);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_hangs_does_not_hold_up_a_shutdown_for_ever() {
+async fn hanging_handler_delays_a_shutdown_by_drain_at_most() {
     let resilient = resilient(&Script::default());
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     shutdown.cancel();
@@ -522,11 +522,11 @@ async fn a_handler_that_hangs_does_not_hold_up_a_shutdown_for_ever() {
     drop(shutdown);
 }
 
-/// What a record counts for besides its payload.
+/// The bytes that a record counts in addition to its payload.
 const OVERHEAD: usize = 256;
 
 #[tokio::test(start_paused = true)]
-async fn memory_is_given_back_as_records_settle_and_when_the_run_is_dropped() {
+async fn memory_is_released_on_settlement_and_on_drop() {
     let capacity = Capacity::new(64, 1_000).expect("valid");
     let resilient = resilient(&Script::default());
     let reserved = |records: Vec<Record>| {
@@ -540,7 +540,7 @@ async fn memory_is_given_back_as_records_settle_and_when_the_run_is_dropped() {
     assert_eq!(
         capacity.bytes(),
         "ok".len() + bytes + OVERHEAD,
-        "what the records do not need is released"
+        "the surplus of the reservation is released"
     );
     let pipeline = Pipeline::new().capacity(capacity.clone());
     let never_ends = stream::iter([batch]).chain(stream::pending());
@@ -557,8 +557,8 @@ async fn memory_is_given_back_as_records_settle_and_when_the_run_is_dropped() {
     assert_eq!((capacity.bytes(), capacity.running()), (0, 0));
 }
 
-// Properties: random streams, failures and orders; the run is cut off at a random moment and begun anew
-// from the last checkpoint.
+// Property test: random streams, failures and orders. Each run is cut off at a random moment, and the next run
+// starts from the last checkpoint.
 
 #[derive(Debug, Clone)]
 struct Plan {
@@ -571,7 +571,7 @@ struct Plan {
     held: usize,
     span: usize,
     running: usize,
-    /// After how many milliseconds each run but the last is cut off.
+    /// The milliseconds after which each run except the last is cut off.
     cuts: Vec<u64>,
 }
 
@@ -637,7 +637,7 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
         .dead_letters(sink.clone())
         .build()
         .expect("valid");
-    // What a database and a dead-letter queue know, not what the engine says.
+    // The ground truth: the records that the handler has processed or the sink has stored.
     let ended = || {
         let mut ended = script.done();
         ended.extend(sink.letters().into_iter().map(|letter| letter.sequence_number));
@@ -662,7 +662,7 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
         let (progress, shutdown) = (Progress::new(), CancellationToken::new());
         let mut published = progress.subscribe();
         let calls_before = script.calls().len();
-        // By any checkpoint so far: a later one must not forget what an earlier one knew.
+        // A later checkpoint must cover every record that an earlier checkpoint covered.
         covered.extend(
             (0u64..)
                 .zip(&records)
@@ -706,12 +706,12 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
                 }
             }
         }
-        prop_assert_eq!(capacity.running(), 0, "every permit comes back");
+        prop_assert_eq!(capacity.running(), 0, "every permit is released");
         for call in &script.calls()[calls_before..] {
             let number: u64 = call.sequence_number.as_str().parse().expect("small");
             prop_assert!(
                 !covered.contains(&number),
-                "record {} was settled and is repeated",
+                "record {} was settled and is processed again",
                 number
             );
         }
@@ -741,7 +741,7 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Within a lane a record is first called when all before it have had their last call.
+/// Checks that a record is first called after the last call of every earlier record of its lane.
 fn check_order(ordering: RecordOrder, script: &Script) -> Result<(), TestCaseError> {
     let mut last: HashMap<String, u64> = HashMap::new();
     for call in script.calls() {

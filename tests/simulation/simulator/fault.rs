@@ -1,11 +1,11 @@
-//! What goes wrong, by kind.
+//! The kinds of faults that the simulation injects, and their counts.
 
 use std::fmt;
 use std::str::FromStr;
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// A kind of fault. Its name is the one used on the command line.
+        /// A kind of fault. The command line uses its name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Fault {
             $($(#[$doc])* $variant,)*
@@ -24,47 +24,47 @@ macro_rules! faults {
 }
 
 faults! {
-    /// Kinesis asks to be called more slowly.
+    /// The service throttles a call.
     Throttled = "throttled",
-    /// The key service asks for that.
+    /// The key management service (KMS) throttles a call.
     KmsThrottled = "kms-throttled",
-    /// Kinesis answers with an internal failure.
+    /// The service answers with an internal failure.
     ServerError = "server-error",
     /// The credentials are refused for a while.
     AccessDenied = "access-denied",
     /// The request does not arrive.
     RequestLost = "request-lost",
-    /// The request does what it asks for, and its response does not arrive.
+    /// The request takes effect, and its response is lost.
     ResponseLost = "response-lost",
-    /// The request does what it asks for, and no response ever comes.
+    /// The request takes effect, and no response ever arrives.
     Silence = "silence",
     /// The request arrives twice.
     RequestDoubled = "request-doubled",
     /// The response takes seconds.
     SlowResponse = "slow-response",
-    /// The response cannot be read.
+    /// The response cannot be parsed.
     Garbled = "garbled",
-    /// A shard iterator is refused before its time.
+    /// A shard iterator expires early.
     ExpiredIterator = "expired-iterator",
-    /// A page is empty though there is more to read.
+    /// A page is empty although the shard has more records.
     EmptyPage = "empty-page",
-    /// A call is answered with an empty object.
+    /// The answer to a call is an empty object.
     EmptyAnswer = "empty-answer",
     /// A page of an open shard has no next iterator.
     NoNextIterator = "no-next-iterator",
-    /// A sequence number of the shard is refused.
+    /// Kinesis refuses a sequence number of the shard.
     RefusedNumber = "refused-number",
     /// A listing lacks a shard.
     PartialListing = "partial-listing",
-    /// A listing has each shard twice.
+    /// A page of a listing contains each shard twice.
     RepeatedListing = "repeated-listing",
-    /// The stream has another retention than before.
+    /// The retention of the stream changes.
     RetentionChanged = "retention-changed",
-    /// The process is away for longer than the stream keeps its records.
+    /// No process reads the stream for hours, perhaps longer than the retention of the stream.
     Absence = "absence",
-    /// The stream is deleted, and another one has its name.
+    /// The stream is deleted, and another stream of the same name is created.
     Recreated = "recreated",
-    /// Some entries of a PutRecords call are not written.
+    /// Some dead letters of a request to the sink are not written.
     EntryFailed = "entry-failed",
     /// The sink panics.
     SinkPanic = "sink-panic",
@@ -72,7 +72,7 @@ faults! {
     SinkSlow = "sink-slow",
     /// An observer panics.
     ObserverPanic = "observer-panic",
-    /// A write to the checkpoint store takes effect long after it was given up.
+    /// A write to the checkpoint store takes effect after its caller gave up the call.
     LateWrite = "late-write",
     /// The dead-letter sink is down for a while.
     SinkOutage = "sink-outage",
@@ -80,21 +80,21 @@ faults! {
     StoreOutage = "store-outage",
     /// Kinesis is down for a while.
     KinesisOutage = "kinesis-outage",
-    /// What the handler needs is down for a while.
+    /// The dependency of the processor is down for a while.
     Outage = "outage",
-    /// For a while a bad deploy fails every record for good.
+    /// A bad deploy permanently fails every record for a while.
     BadDeploy = "bad-deploy",
-    /// A record whose handler takes long.
+    /// A processor call takes long.
     Slow = "slow",
-    /// A record whose handler never comes back.
+    /// A processor call never returns.
     Hanging = "hanging",
-    /// A record whose handler panics.
+    /// A processor call panics.
     Panicking = "panicking",
-    /// A record that fails some times.
+    /// A record fails at first, and then succeeds.
     Flaky = "flaky",
-    /// A record that fails for good.
+    /// A record fails at every attempt.
     Poison = "poison",
-    /// The process dies.
+    /// The process crashes.
     Crash = "crash",
     /// The process is shut down.
     Shutdown = "shutdown",
@@ -104,25 +104,25 @@ faults! {
     Split = "split",
     /// Two shards are merged.
     Merge = "merge",
-    /// A shard is not listed yet though its parent is closed.
+    /// A shard is not listed yet although its parent is closed.
     LateListing = "late-listing",
     /// Another worker takes a shard.
     LeaseTaken = "lease-taken",
-    /// Another worker asks for a shard.
+    /// Another worker requests the handover of a shard.
     LeaseWanted = "lease-wanted",
-    /// The process stands still for minutes.
+    /// The process is suspended for up to 20 minutes.
     ClockJump = "clock-jump",
-    /// A subscription is accepted, and ends without an event.
+    /// A subscription is accepted and ends without an event.
     SubscriptionEmpty = "subscription-empty",
     /// The connection of a subscription breaks.
     SubscriptionBroken = "subscription-broken",
-    /// A subscription sends nothing any more, not even that there is nothing.
+    /// A subscription stops sending events, even empty ones.
     SubscriptionSilent = "subscription-silent",
     /// A subscription ends with an error of the service.
     SubscriptionFailed = "subscription-failed",
-    /// A subscription begins before the record that was asked for.
+    /// A subscription begins before the requested record.
     SubscribedEarly = "subscribed-early",
-    /// Somebody deregisters the consumer.
+    /// Another actor deregisters the fan-out consumer.
     Deregistered = "deregistered",
 }
 
@@ -139,12 +139,12 @@ impl FromStr for Fault {
         let found = Fault::ALL.iter().find(|fault| fault.name() == name);
         found.copied().ok_or_else(|| {
             let names: Vec<&str> = Fault::ALL.iter().map(|fault| fault.name()).collect();
-            format!("there are {}", names.join(", "))
+            format!("unknown kind of fault; the kinds are {}", names.join(", "))
         })
     }
 }
 
-/// How often each kind of fault was injected.
+/// The number of injected faults of each kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts([u64; Fault::ALL.len()]);
 

@@ -1,12 +1,12 @@
-//! The real consumer, engine and pipeline in a world that is simulated: Kinesis, the stores, the handler,
-//! the clock and all that goes wrong come from one seed.
+//! The real consumer, engine and pipeline in a simulated world. One seed determines Kinesis, the stores, the
+//! processor, the clock and all faults.
 
 use std::pin::pin;
 use std::time::Duration;
 
 use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
-use redrive::pipeline::Capacity;
+use redrive::pipeline::{Capacity, Pipeline};
 use redrive::{
     BoxProcessor, CircuitBreaker, Consumer, ConsumerError, DeadLetterGuard, Resilient, Retrieval, dead_letter,
 };
@@ -42,32 +42,33 @@ const APPLICATION: &str = "billing";
 const STREAM: &str = "orders";
 const LETTERS: &str = "orders-dlq";
 
-/// What went wrong before it was calm may take so long to be over: a late write, a call that hangs.
+/// The time after the last injected fault in which earlier faults may still have effects, such as a late
+/// write or a call that hangs.
 const AFTERMATH: Duration = Duration::from_secs(2 * 60);
 
-/// What is lost is reported within this time once all else is settled.
+/// The time limit for the reports of losses, once all other records are settled.
 const REPORTED: Duration = Duration::from_secs(15 * 60);
 
-/// How long the orchestrator takes to start a process again that could not start.
+/// The time after which the orchestrator restarts a process whose consumer could not start.
 const RESTART: Duration = Duration::from_secs(5);
 
-/// What a seed came to.
+/// The outcome of a seed.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub violation: Option<Violation>,
     pub counts: Counts,
-    /// Everything that happened and when, in a number.
+    /// A hash of all steps and their times.
     pub trace: u64,
-    /// How long it took, in the time of the world.
+    /// The simulated time that the seed took.
     pub took: Duration,
-    /// It ended with records that are held until something succeeds, and nothing is left that could.
+    /// The seed ended with held records, and no record was left that could succeed.
     pub held: bool,
     pub records: u64,
     pub calls: u64,
     pub letters: u64,
 }
 
-/// Runs a seed to its end, or to the first promise that is broken.
+/// Runs a seed to its end, or to the first broken promise.
 pub fn simulate(options: &Options, print: bool) -> Outcome {
     let world = World::new(Plan::new(options), print);
     let mut life = Life {
@@ -87,7 +88,7 @@ pub fn simulate(options: &Options, print: bool) -> Outcome {
             break;
         };
         let after = runtime.block_on(life.process());
-        // What still runs in it dies with it.
+        // The tasks of a process end with the process.
         drop(runtime);
         if after.is_break() {
             break;
@@ -111,15 +112,17 @@ type After = std::ops::ControlFlow<()>;
 struct Life {
     world: World,
     ends: std::vec::IntoIter<(End, Duration)>,
-    /// Whether a last process is to come that finds out what was lost: in the one before it may have been in hand.
+    /// One more process follows the last planned one, and detects losses. In the last planned process, a
+    /// record that the stream dropped may still have been in flight.
     looks_once_more: bool,
-    /// The run has ended as there was no stream, or as its calls were denied: the orchestrator starts another.
+    /// The run ended because there was no stream, or because calls were denied. The orchestrator starts
+    /// another process.
     could_not_start: bool,
     seeds: rand::rngs::SmallRng,
 }
 
 impl Life {
-    /// From the start of a process to its end.
+    /// Runs a process from its start to its end.
     async fn process(&mut self) -> After {
         let world = self.world.clone();
         world.process_begins();
@@ -183,7 +186,7 @@ impl Life {
         builder.build().expect("valid settings")
     }
 
-    /// A run of the consumer.
+    /// Runs the consumer until the planned end, or until all records are settled.
     async fn run(&mut self, resilient: Resilient<BoxProcessor>, end: Option<End>) {
         let (world, plan) = (&self.world, self.world.plan());
         let capacity = Capacity::new(plan.running, plan.bytes).expect("valid bounds");
@@ -195,7 +198,12 @@ impl Life {
             false => consumer.checkpoints(Store(world.clone())),
         };
         let consumer = consumer
-            .ordering(plan.ordering)
+            .pipeline(
+                Pipeline::new()
+                    .ordering(plan.ordering)
+                    .in_flight(plan.held)
+                    .capacity(capacity.clone()),
+            )
             .retrieval(match plan.fan_out {
                 true => Retrieval::fan_out(),
                 false => Retrieval::Polling,
@@ -203,8 +211,6 @@ impl Life {
             .calls_per_second(plan.calls_per_second)
             .records_per_call(plan.page)
             .idle_interval(plan.idle)
-            .in_flight(plan.held)
-            .capacity(capacity.clone())
             .seed(self.seeds.random())
             .build()
             .expect("valid settings");
@@ -230,7 +236,7 @@ impl Life {
                 ended = &mut running => {
                     let is_expected = match &ended {
                         Err(ConsumerError::StreamNotFound { .. }) => plan.recreated.is_some(),
-                        // Its calls were denied several times in a row before the first succeeded.
+                        // Several calls in a row were denied before the first call succeeded.
                         Err(ConsumerError::Refused(_)) => world.state().counts.of(Fault::AccessDenied) > 0,
                         _ => false,
                     };
@@ -264,7 +270,7 @@ impl Life {
                 }
             }
         }
-        // What was dropped is gone once its tasks have had a turn.
+        // The tasks of a dropped consumer release their resources when they run next.
         sleep(Duration::from_millis(1)).await;
         if (capacity.running(), capacity.bytes()) != (0, 0) {
             world.violated(Promise::NothingLeaks, format!("{capacity:?}"));
@@ -279,7 +285,8 @@ impl Life {
         }
     }
 
-    /// Returns when all is settled, if that is what the run ends with, and when that takes too long.
+    /// Returns when all records are settled. Reports a violation, and returns, if that takes too long.
+    /// Without `ends`, the run has another planned end, and settled records do not end the wait.
     async fn all_settled(&self, ends: bool) {
         let (world, plan) = (&self.world, self.world.plan());
         while world.now() < plan.calm + AFTERMATH {
@@ -306,7 +313,7 @@ impl Life {
     }
 }
 
-/// Somebody looks at what the dead-letter guard has stopped, once a bad deploy is mended.
+/// Plays the operator, who resumes the dead-letter guard once the bad deploy is over.
 async fn operate(world: World, guard: DeadLetterGuard) {
     loop {
         sleep(Duration::from_secs(60)).await;
@@ -317,7 +324,7 @@ async fn operate(world: World, guard: DeadLetterGuard) {
     }
 }
 
-/// The process gets no time for a while, as on a machine that sleeps.
+/// Suspends the process at the planned times, like a machine that sleeps.
 async fn stand_still(world: World) {
     if let Some(Absence {
         when: Away::At(at),
@@ -337,7 +344,7 @@ async fn stand_still(world: World) {
     }
 }
 
-/// The same for longer than the stream keeps its records.
+/// Suspends the process for hours, perhaps longer than the retention of the stream.
 async fn be_suspended(world: World, at: Duration, length: Duration) {
     let Some(left) = at.checked_sub(world.now()) else {
         return;

@@ -1,4 +1,4 @@
-//! The shards of the stream, and what comes of them: drawn from the seed before a run begins.
+//! The shards of the stream, their splits and their merges, drawn from the seed before a run begins.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rand::{Rng, RngExt};
 
 use super::fault::Fault;
 
-/// A shard, from when on it is there until it is split or merged.
+/// A shard. It opens when it is created, and closes when it is split or merged.
 #[derive(Debug, Clone)]
 pub struct PlannedShard {
     pub opens: Duration,
@@ -28,7 +28,7 @@ impl PlannedShard {
     }
 }
 
-/// So many shards to begin with, some of which are split or merged at these times.
+/// Draws the shards: `shards` at the start, some of which are split or merged at `times`.
 pub fn draw(
     rng: &mut SmallRng,
     shards: usize,
@@ -54,7 +54,7 @@ pub fn draw(
             .collect();
         open.sort_by_key(|&shard| all[shard].first_key);
         let which = rng.random_range(0..open.len());
-        // Drawn whatever is wanted, so that what is left out changes nothing else.
+        // Drawn before the check, so that an excluded fault does not change the other draws.
         let merge = rng.random_bool(0.5) && which + 1 < open.len();
         if !wanted(if merge { Fault::Merge } else { Fault::Split }) {
             continue;
@@ -89,7 +89,7 @@ pub fn draw(
     all
 }
 
-/// The shard that gets a key's records at this time.
+/// Returns the shard that receives the records of a key at this time.
 pub fn owner(shards: &[PlannedShard], key: &str, at: Duration) -> usize {
     let hash = u128::from(super::plan::stream(0, key).next_u64()) << 64;
     shards
@@ -98,7 +98,7 @@ pub fn owner(shards: &[PlannedShard], key: &str, at: Duration) -> usize {
         .unwrap_or(0)
 }
 
-/// The shards that take records at this time.
+/// Returns the shards that are open at this time.
 pub fn open(shards: &[PlannedShard], at: Duration) -> impl Iterator<Item = usize> + '_ {
     (0..shards.len()).filter(move |&shard| shards[shard].is_open(at))
 }

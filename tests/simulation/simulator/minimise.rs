@@ -1,10 +1,10 @@
-//! Makes a failing seed smaller: fewer kinds of faults, fewer records.
+//! Minimises a failing seed: fewer kinds of faults, fewer records.
 
 use super::fault::Fault;
 use super::plan::Options;
 use super::{Outcome, Violation, simulate};
 
-/// The least that still breaks the same promise, and what it came to.
+/// Returns the smallest options that still break the same promise, and their outcome.
 pub fn minimise(options: &Options, violation: &Violation) -> (Options, Outcome) {
     let breaks = |options: &Options| {
         let outcome = simulate(options, false);
@@ -16,7 +16,7 @@ pub fn minimise(options: &Options, violation: &Violation) -> (Options, Outcome) 
     };
     let mut least = options.clone();
     let mut outcome = simulate(options, false);
-    // What the seed does not do can be left out in any case.
+    // Also excludes faults that the seed never injects.
     for &fault in Fault::ALL {
         let mut less = least.clone();
         if less.without.insert(fault)

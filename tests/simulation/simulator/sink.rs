@@ -1,4 +1,4 @@
-//! A dead-letter sink that is no Kinesis stream.
+//! The simulated dead-letter sink that is not a Kinesis stream.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -26,7 +26,7 @@ impl Sink {
             behind.insert(key);
             return Err(SinkError::unavailable("not this one"));
         }
-        // As it reads back.
+        // Checks the dead letter as a reader decodes it.
         match DeadLetter::from_json_line(&letter.to_json_line()) {
             Ok(letter) => world.letter_stored(&letter),
             Err(error) => world.violated(super::Promise::LetterWhole, error.to_string()),

@@ -1,4 +1,4 @@
-//! The checkpoint store.
+//! The simulated checkpoint store without leases.
 
 use std::fmt;
 use std::future::pending;
@@ -15,7 +15,7 @@ use super::world::{World, shard_id};
 pub struct Store(pub World);
 
 impl Store {
-    /// A call reaches the store, or does not.
+    /// Simulates the request of a call, which may fail.
     async fn reach(&self) -> Result<(), CheckpointError> {
         let world = &self.0;
         world.contact("store", 0, 0).await;
@@ -29,7 +29,7 @@ impl Store {
         Ok(())
     }
 
-    /// Its answer arrives, or does not.
+    /// Simulates the response of a call, which may be lost or never arrive.
     async fn answer(&self) -> Result<(), CheckpointError> {
         let world = &self.0;
         world.contact("stored", 0, 0).await;

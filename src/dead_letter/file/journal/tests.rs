@@ -45,7 +45,7 @@ struct Sim(Arc<Mutex<State>>);
 
 impl Sim {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no test panicked with it")
+        self.0.lock().expect("no test panicked while it held the lock")
     }
 
     fn with(files: &[(&str, &str)]) -> Self {
@@ -331,7 +331,7 @@ fn a_disk_that_stays_full_is_not_filled_with_files() {
     for _ in 0..50 {
         // List, create, sync the folder, write.
         sim.fates(&[Done, Done, Done, Fails]);
-        append(&mut journal, &["two"]).expect_err("it still is");
+        append(&mut journal, &["two"]).expect_err("the disk is still full");
     }
     let path = append(&mut journal, &["two"]).expect("there is room again");
     assert_eq!(path, Path::new("f.1"));
@@ -344,7 +344,7 @@ fn a_second_journal_is_refused_also_after_a_fault_of_the_first() {
     let (mut journal, _) = open(&sim).expect("no fault");
     assert!(matches!(open(&sim), Err(FileError::Locked { .. })));
     sim.fates(&[Fails]);
-    append(&mut journal, &["one"]).expect_err("it failed");
+    append(&mut journal, &["one"]).expect_err("the write failed");
     append(&mut journal, &["one"]).expect("in a new file");
     assert!(matches!(open(&sim), Err(FileError::Locked { .. })));
 }
@@ -378,7 +378,7 @@ fn setting_a_torn_line_aside_loses_it_at_no_moment() {
         sim.state().power_ends_after = Some(operations);
         whole_runs += usize::from(open(&sim).is_ok());
         sim.power_is_lost(0);
-        let first = sim.text("f").expect("it was there");
+        let first = sim.text("f").expect("the file exists");
         let aside = sim.text("f.torn-1").unwrap_or_default();
         assert!(first.starts_with("one\n"), "{first:?}");
         assert!(
