@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use bench::{median, records};
 use futures_util::stream;
 use redrive::pipeline::{Batch, Capacity, Pipeline, RecordOrder};
-use redrive::{Attempt, Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
+use redrive::processor::Attempt;
+use redrive::{Jitter, Record, RecordProcessor, Resilient, RetryPolicy, dead_letter};
 
 const WORK: Duration = Duration::from_millis(1);
 const BACKOFF: Duration = Duration::from_millis(50);

@@ -29,7 +29,8 @@ use bench::server;
 use bench::server::Server;
 use futures_util::future::try_join_all;
 use redrive::dead_letter::{DeadLetter, DeadLetterSink, Kinesis, Memory, S3, Sns, SourceStream, Sqs};
-use redrive::{Attempt, Record, RecordProcessor, Resilient, RetryPolicy, Settled};
+use redrive::processor::Attempt;
+use redrive::{Record, RecordProcessor, Resilient, RetryPolicy, Settled};
 use rustix::time::{ClockId, clock_gettime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;

@@ -132,9 +132,9 @@ pub mod observer;
 pub mod operator;
 pub mod pipeline;
 mod private_file;
-mod processor;
-mod protection;
-mod record;
+pub mod processor;
+pub mod protection;
+pub mod record;
 pub mod replay;
 mod retention;
 mod rfc3339;
@@ -151,10 +151,7 @@ mod wall_clock;
 
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
-pub use consumer::{
-    Consumer, ConsumerBuilder, ConsumerError, DataLoss, DataLossPolicy, FanOutConsumer, Health, HealthReport,
-    Retrieval, ShardHealth, ShardState, StartingPosition, StreamId, WaitsFor,
-};
+pub use consumer::{Consumer, ConsumerError, DataLossPolicy, Retrieval, StartingPosition, StreamId};
 pub use dead_letter::DeadLetterPolicy;
 pub use engine::{AttemptTimedOut, Resilient, ResilientBuilder};
 pub use external::Panicked;
@@ -164,18 +161,10 @@ pub use idempotency::Idempotency;
 pub use observer::TraceContext;
 pub use pipeline::RecordOrder;
 pub use processor::{
-    Attempt, BatchFailure, BatchProcessor, Batched, BoxProcessor, JsonError, ProcessorBlocking, ProcessorFn,
-    ProcessorFnJson, ProcessorWith, RecordProcessor, processor_blocking, processor_fn, processor_fn_json,
-    processor_with,
+    BatchProcessor, RecordProcessor, processor_blocking, processor_fn, processor_fn_json, processor_with,
 };
-pub use protection::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerState, DeadLetterGuard, Jitter,
-    RetryBudget, RetryPolicy, StoppedShard,
-};
-pub use record::{
-    DeadLetterId, InvalidDeadLetterId, InvalidSequenceNumber, KeyHash, Position, Record, RecordBuilder,
-    Redriven, SequenceNumber, ShardId,
-};
+pub use protection::{Backoff, CircuitBreaker, DeadLetterGuard, Jitter, RetryBudget, RetryPolicy};
+pub use record::{DeadLetterId, Position, Record, SequenceNumber, ShardId};
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sabotage::Sabotage;

@@ -6,7 +6,7 @@ use tokio::signal;
 ///
 /// Pass it to [`Consumer::run_until`](crate::Consumer::run_until), which then stops reading, settles what is
 /// in flight and stores the checkpoints. The orchestrator must wait for longer than
-/// [`shutdown_timeout`](crate::ConsumerBuilder::shutdown_timeout), 20 s by default, before it kills the
+/// [`shutdown_timeout`](crate::consumer::ConsumerBuilder::shutdown_timeout), 20 s by default, before it kills the
 /// process.
 ///
 /// After the first poll these signals no longer end the process by themselves. If the process cannot listen

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use redrive::{
-    Attempt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, dead_letter,
-};
+use redrive::processor::Attempt;
+use redrive::{Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, dead_letter};
 
 /// Completes at once. All contestants use the same handler.
 pub async fn handle(record: &Record) -> Result<(), io::Error> {

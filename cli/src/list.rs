@@ -157,7 +157,7 @@ pub(crate) fn as_json(letter: &DeadLetter) -> String {
         "shard": letter.shard.as_str(),
         "sequence_number": letter.sequence_number.as_str(),
         "sub_sequence_number": letter.sub_sequence_number,
-        "key_hash": letter.partition_key.as_deref().map(|key| redrive::KeyHash::of(key).to_string()),
+        "key_hash": letter.partition_key.as_deref().map(|key| redrive::record::KeyHash::of(key).to_string()),
         "arrived_at": letter.arrived_at.map(output::time),
         "dead_lettered_at": output::time(letter.dead_lettered_at),
         "reason": letter.reason.as_str(),

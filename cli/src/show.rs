@@ -7,8 +7,9 @@ use std::ops::ControlFlow;
 use crate::address::Address;
 use clap::Args;
 use redrive::dead_letter::{AttemptReport, DeadLetter};
+use redrive::record::KeyHash;
 use redrive::replay::{Filter, look};
-use redrive::{BoxError, DeadLetterId, KeyHash};
+use redrive::{BoxError, DeadLetterId};
 
 use crate::Ended;
 use crate::clients::Clients;

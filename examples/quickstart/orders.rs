@@ -6,7 +6,8 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
-use redrive::{Attempt, Record, RecordProcessor};
+use redrive::processor::Attempt;
+use redrive::{Record, RecordProcessor};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -29,7 +29,8 @@ use crate::rfc3339;
 ///
 /// ```
 /// use redrive::lambda::{Fold, Window};
-/// use redrive::{Attempt, Record};
+/// use redrive::processor::Attempt;
+/// use redrive::Record;
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Clone, Default, Serialize, Deserialize)]
@@ -139,7 +140,8 @@ impl<F: Fold> Windowed<F> {
     ///
     /// ```
     /// # use redrive::lambda::{Fold, Window, Windowed};
-    /// # use redrive::{Attempt, Record, dead_letter};
+    /// # use redrive::processor::Attempt;
+    /// # use redrive::{Record, dead_letter};
     /// # struct Count;
     /// # impl Fold for Count {
     /// #     type State = std::collections::BTreeMap<String, u64>;

@@ -13,7 +13,8 @@ use crate::record::Record;
 /// Processes many records at a time, for a database or a service that takes many at once.
 ///
 /// ```
-/// use redrive::{Attempt, BatchFailure, BatchProcessor, Record, Resilient, dead_letter};
+/// use redrive::processor::{Attempt, BatchFailure};
+/// use redrive::{BatchProcessor, Record, Resilient, dead_letter};
 ///
 /// struct Inserts { /* a pool, a client, … */ }
 ///

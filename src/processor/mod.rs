@@ -36,7 +36,8 @@ pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 ///   over, the engine drops the future at its current `.await`.
 ///
 /// ```
-/// use redrive::{Attempt, Record, RecordProcessor};
+/// use redrive::processor::Attempt;
+/// use redrive::{Record, RecordProcessor};
 ///
 /// struct Orders { /* a pool, a client, … */ }
 ///

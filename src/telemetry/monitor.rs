@@ -44,7 +44,7 @@ use crate::settlement::Settled;
 /// A monitor counts the events of its own process only. It calls the sinks on a separate task, which runs
 /// while an alert is raised, so that a slow sink delays no record. A clone shares the monitor. In AWS Lambda,
 /// where no task runs between invocations and a function has many processes, use [`Emf`](super) and
-/// [`Alarms`](super::Alarms).
+/// the CloudWatch alarms of `deploy/alarms.yaml`.
 #[derive(Clone)]
 pub struct Monitor(Arc<Inner>);
 

@@ -10,7 +10,8 @@ use redrive::checkpoint::{Checkpoint, CheckpointStore, Memory, ShardKey};
 use redrive::dead_letter;
 use redrive::kpl::{Aggregated, Aggregator, OutOfRangePolicy};
 use redrive::observer::{Event, Observer};
-use redrive::{Attempt, BoxError, Failure, Position, Record, RecordProcessor, Resilient};
+use redrive::processor::Attempt;
+use redrive::{BoxError, Failure, Position, Record, RecordProcessor, Resilient};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene};
@@ -188,7 +189,8 @@ async fn restart_resumes_inside_an_aggregate() {
     assert_eq!(call.body["StartingSequenceNumber"], number);
 }
 
-/// Resumes after an aggregate that was delivered completely.
+/// Replaces an expired iterator after an aggregate that was delivered completely. The new iterator starts
+/// after that aggregate.
 #[tokio::test]
 async fn expired_iterator_resumes_after_a_delivered_aggregate() {
     let scene = Scene::new(1).await;

@@ -259,11 +259,7 @@ async fn a_lease_table_of_another_stream_ends_the_start() {
         .remove(0)
         .expect("the store answers");
     let checkpoint = Checkpoint::at(Position::TrimHorizon);
-    other
-        .save(&[(key, checkpoint)])
-        .await
-        .remove(0)
-        .expect("saved");
+    other.save(&[(key, checkpoint)]).await.remove(0).expect("saved");
 
     let scene = Scene::new(1).await;
     let error = scene

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use redrive::pipeline::{Capacity, Pipeline, RecordOrder};
-use redrive::{Attempt, BoxError, Record, RecordProcessor};
+use redrive::processor::Attempt;
+use redrive::{BoxError, Record, RecordProcessor};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Memory, ShardKey};
 use redrive::observer::{Event, Observer};
-use redrive::{Attempt, Record, RecordProcessor};
+use redrive::processor::Attempt;
+use redrive::{Record, RecordProcessor};
 
 use support::ledger::{Ledger, Note};
 

@@ -4,10 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
+use redrive::consumer::DataLoss;
 use redrive::observer::{Event, Observer};
-use redrive::{
-    ConsumerError, DataLoss, DataLossPolicy, Position, Retrieval, SequenceNumber, StartingPosition,
-};
+use redrive::{ConsumerError, DataLossPolicy, Position, Retrieval, SequenceNumber, StartingPosition};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -153,7 +152,7 @@ async fn halt_policy_halts_the_shard_at_a_data_loss() {
         DataLossPolicy::Halt
     });
     let running = scene.run(consumer, scene.resilient());
-    eventually("it halts", || scene.ledger.events("ShardHalted") == 1).await;
+    eventually("the shard halts", || scene.ledger.events("ShardHalted") == 1).await;
     match running.stop().await {
         Err(ConsumerError::DataLoss(loss)) => assert_eq!([*loss], asked.lock().expect("no panic")[..]),
         other => panic!("{other:?}"),
@@ -183,7 +182,10 @@ async fn trimmed_unsettled_record_is_detected_by_its_number() {
         for _ in 0..2 {
             let running = run(&losses);
             let before = scene.ledger.events("Fetched");
-            eventually("the shard is read", || scene.ledger.events("Fetched") > before + 1).await;
+            eventually("the shard is read", || {
+                scene.ledger.events("Fetched") > before + 1
+            })
+            .await;
             running.stop().await.expect("nothing halted");
         }
         let told = losses.0.lock().expect("no panic").clone();
@@ -192,7 +194,8 @@ async fn trimmed_unsettled_record_is_detected_by_its_number() {
     }
 }
 
-/// Refuses every sequence number, as Kinesis does for positions of an earlier stream of this name.
+/// Refuses every start at a sequence number, as Kinesis does for a position of an earlier stream of this
+/// name.
 #[tokio::test]
 async fn refused_position_falls_back_to_the_oldest_record() {
     for retrieval in [Retrieval::Polling, Retrieval::fan_out()] {
@@ -263,7 +266,7 @@ async fn a_position_of_another_stream_is_reported_and_all_is_read() {
             .on_data_loss(move |_| decision);
         let running = scene.run(consumer, scene.resilient());
         if halts {
-            eventually("it halts", || scene.ledger.events("ShardHalted") == 1).await;
+            eventually("the shard halts", || scene.ledger.events("ShardHalted") == 1).await;
             let ended = running.stop().await;
             assert!(matches!(ended, Err(ConsumerError::DataLoss(_))), "{ended:?}");
             assert_eq!(scene.ledger.book().settled.len(), 0);
@@ -299,7 +302,11 @@ async fn children_of_a_trimmed_shard_are_read_from_the_beginning() {
             scene.ledger.settled(30).await;
             running.stop().await.expect("nothing halted");
         }
-        assert_eq!(scene.ledger.events("DataLoss"), losses, "one report over all starts");
+        assert_eq!(
+            scene.ledger.events("DataLoss"),
+            losses,
+            "one report over all starts"
+        );
     }
 }
 
@@ -329,8 +336,8 @@ async fn quiet_shard_detects_loss_by_its_read_until_time() {
     }
 }
 
-/// Delays a running shard for longer than the retention. The records trimmed after its last record are
-/// reported.
+/// Delays a running shard by less and by more than the retention of a day. If it was more, the records
+/// trimmed after its last record are reported.
 #[tokio::test]
 async fn delayed_shard_reports_records_trimmed_meanwhile() {
     for (hours, losses) in [(20, 0), (30, 1)] {

@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
+use redrive::Retrieval;
+use redrive::consumer::FanOutConsumer;
 use redrive::pipeline::Pipeline;
 use redrive::testing::kinesis::KinesisServer;
-use redrive::{FanOutConsumer, Retrieval};
 
 use crate::scene::{STREAM, Scene, records};
 use support::proxy::Fault;
@@ -137,7 +138,10 @@ async fn full_window_renews_no_subscription() {
     eventually("the window is full", || scene.ledger.events("WindowFull") == 1).await;
     let before = scene.subscriptions();
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    assert!(scene.subscriptions() <= before + 1, "a subscription was renewed while the window was full");
+    assert!(
+        scene.subscriptions() <= before + 1,
+        "a subscription was renewed while the window was full"
+    );
     script.open_gate();
     scene.settle_all(running).await;
 }

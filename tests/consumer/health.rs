@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use redrive::consumer::{Health, ShardState, WaitsFor};
 use redrive::observer::Bound;
 use redrive::pipeline::Pipeline;
-use redrive::{Health, ShardState, WaitsFor};
 use tokio::time::sleep;
 
 use crate::scene::{Scene, records};
@@ -35,7 +35,10 @@ async fn running_consumer_is_live_ready_and_reports_its_progress() {
             .filter(|shard| shard.position.is_some())
             .count()
     };
-    eventually("both shards are stored", || stored() == 2 && scene.ledger.is_stored(&[])).await;
+    eventually("both shards are stored", || {
+        stored() == 2 && scene.ledger.is_stored(&[])
+    })
+    .await;
     eventually("both shards are read to the tip", || {
         health
             .report()
@@ -92,7 +95,10 @@ async fn health_names_what_the_consumer_waits_for() {
         "GetRecords" => Fault::error(500, "InternalFailure"),
         _ => Fault::None,
     });
-    eventually("the report names the failing reads", || state() == Some(ShardState::ReadingFails)).await;
+    eventually("the report names the failing reads", || {
+        state() == Some(ShardState::ReadingFails)
+    })
+    .await;
     assert!(health.report().live && !health.report().ready);
     scene.proxy.script(|_| Fault::None);
     eventually("the consumer is ready again", || health.report().ready).await;

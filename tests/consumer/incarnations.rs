@@ -85,7 +85,10 @@ async fn shard_that_ended_in_an_earlier_incarnation_is_read() {
     let open = scene.open_shards().await;
     scene.split(&open[0]).await;
     let running = scene.start();
-    eventually("the shard's end is stored", || scene.ledger.events("ShardEnded") == 1).await;
+    eventually("the shard's end is stored", || {
+        scene.ledger.events("ShardEnded") == 1
+    })
+    .await;
     running.stop().await.expect("nothing halted");
     scene.create_again(1).await;
     scene.put(records(20, 3, |_| "ok")).await;

@@ -1,4 +1,5 @@
-//! Several consumers on one lease table: each shard is read by one of them, and by another when that is gone.
+//! Several consumers on one lease table: each shard is read by one consumer, and another one takes over when
+//! that consumer is gone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +17,13 @@ use support::ledger::{Note, Store};
 use support::proxy::{Fault, Proxy};
 use support::waiting::eventually;
 
-/// Nothing is expected within it, and nothing lost because a call takes a while.
-/// Long enough that a busy machine renews in time.
+/// The failover time. It is long enough for a busy machine to renew its leases in time, and no test expects
+/// an event within it.
 const FAILOVER: Duration = Duration::from_secs(4);
 
 type Item = HashMap<String, AttributeValue>;
 
-/// A scene with a lease table.
+/// A scene with a lease table on DynamoDB Local.
 struct Shared {
     scene: Scene,
     dynamo: Client,
@@ -30,7 +31,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// None without DynamoDB Local.
+    /// Creates a scene. Returns `None` without DynamoDB Local.
     async fn new(shards: i32) -> Option<Self> {
         let server = DynamoDbLocal::shared()?;
         Some(Shared {
@@ -40,7 +41,7 @@ impl Shared {
         })
     }
 
-    /// Another consumer, under a name of its own.
+    /// Starts a consumer with this worker name.
     fn start(&self, name: &str) -> Running {
         self.start_on(name, &self.dynamo)
     }
@@ -65,7 +66,7 @@ impl Shared {
             .collect()
     }
 
-    /// Waits until the rows are like this.
+    /// Waits until the rows satisfy the condition.
     async fn rows_become(&self, what: &str, holds: impl Fn(&HashMap<String, Item>) -> bool) {
         let start = tokio::time::Instant::now();
         while !holds(&self.rows().await) {
@@ -78,7 +79,7 @@ impl Shared {
         }
     }
 
-    /// Waits until all rows are held by the consumer of this name.
+    /// Waits until this worker has leased all shards.
     async fn held_by(&self, name: &str, shards: usize) {
         self.rows_become(name, |rows| {
             rows.len() == shards && rows.values().all(|row| text(row, "leaseOwner").starts_with(name))
@@ -86,7 +87,7 @@ impl Shared {
         .await;
     }
 
-    /// Writes to a row, whatever its counter is, as another worker would.
+    /// Writes to a row as another worker would, whatever the row's counter is.
     async fn write(&self, row: &str, update: &str, values: &[(&str, &str)]) {
         let call = self.dynamo.update_item().table_name(&self.table);
         let mut call = call.key("leaseKey", AttributeValue::S(row.to_owned()));
@@ -119,7 +120,7 @@ fn set<'a>(row: &'a Item, name: &str) -> &'a [String] {
 
 const SHARD: &str = "shardId-000000000000";
 
-/// Each record is tried once and takes no time.
+/// Lets each record succeed at its first attempt, without delay.
 fn steps(_: usize) -> &'static str {
     "ok"
 }
@@ -134,7 +135,7 @@ async fn standby_takes_over_when_the_first_worker_stops() {
     let first = shared.start("first");
     shared.held_by("first", 4).await;
     let second = shared.start("second");
-    eventually("it stands by", || {
+    eventually("the second worker stands by", || {
         scene.ledger.events("ShardLeasedElsewhere") == 4
     })
     .await;
@@ -143,7 +144,7 @@ async fn standby_takes_over_when_the_first_worker_stops() {
     shared.held_by("second", 4).await;
     scene.put(records(400, 40, steps)).await;
     scene.settle_all(second).await;
-    // It was said once of each shard, and all are let go.
+    // Each wait was reported once per shard, and all leases are released.
     assert_eq!(scene.ledger.events("ShardLeasedElsewhere"), 4);
     assert!(
         shared
@@ -160,13 +161,13 @@ async fn leases_of_a_killed_worker_are_taken_over() {
         return;
     };
     let scene = &shared.scene;
-    // Some are in hand when it dies, and some settled ahead of others.
+    // Some records are in flight when the first worker dies, and some are settled ahead of others.
     let steps = |number: usize| if number % 20 == 7 { "sleep:100" } else { "ok" };
     scene.put(records(2_000, 100, steps)).await;
     let first = shared.start("first");
     shared.held_by("first", 4).await;
     let second = shared.start("second");
-    eventually("it stands by", || {
+    eventually("the second worker stands by", || {
         scene.ledger.events("ShardLeasedElsewhere") == 4
     })
     .await;
@@ -181,7 +182,7 @@ async fn leases_of_a_killed_worker_are_taken_over() {
     assert!(scene.ledger.is_stored(&sent));
 }
 
-/// Longer than any failover time: a shard without a record is renewed all the same.
+/// Waits for several failover times. The lease of a shard without records is also renewed.
 #[tokio::test]
 async fn an_idle_shard_keeps_its_lease() {
     let Some(shared) = Shared::new(1).await else {
@@ -214,7 +215,10 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     scene.ledger.settled(20).await;
     let take = "SET leaseOwner = :owner";
     shared.write(SHARD, take, &[(":owner", "somebody")]).await;
-    eventually("it is noticed", || scene.ledger.events("LeaseLost") == 1).await;
+    eventually("the lease counts as lost", || {
+        scene.ledger.events("LeaseLost") == 1
+    })
+    .await;
     let begun = || {
         let book = scene.ledger.book();
         let begun = book.notes.iter().filter(|note| matches!(note, Note::Began(_)));
@@ -222,13 +226,13 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     };
     let before = begun();
     assert!(before < 2_000);
-    // Somebody lives for twice the failover time.
+    // The other worker stays alive for twice the failover time.
     for _ in 0..8 {
         tokio::time::sleep(FAILOVER / 4).await;
         shared.write(SHARD, take, &[(":owner", "somebody")]).await;
         assert_eq!(begun(), before);
     }
-    // What was settled and not stored any more comes again.
+    // Records that were settled but not stored are redelivered.
     scene.ledger.note(Note::Run);
     shared.held_by("first", 1).await;
     scene.ledger.settled(2_000).await;
@@ -237,7 +241,7 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     scene.ledger.check(&sent);
 }
 
-/// As KCL 3 asks for a shard.
+/// Requests a shard as KCL 3 does.
 #[tokio::test]
 async fn requested_shard_is_stored_and_handed_over() {
     let Some(shared) = Shared::new(1).await else {
@@ -253,7 +257,7 @@ async fn requested_shard_is_stored_and_handed_over() {
     shared
         .write(SHARD, ask, &[(":kcl", "kcl"), (":ours", &ours)])
         .await;
-    eventually("it is handed over", || {
+    eventually("the shard is handed over", || {
         scene.ledger.events("ShardHandedOver") == 1
     })
     .await;
@@ -262,7 +266,7 @@ async fn requested_shard_is_stored_and_handed_over() {
         (text(row, "leaseOwner"), text(row, "checkpointOwner")),
         ("kcl", "")
     );
-    // What it had begun it has ended, and stored: whoever goes on repeats nothing.
+    // The worker has finished and stored all begun records, so the next owner repeats nothing.
     let sent = scene.read().await;
     assert!(scene.ledger.is_stored(&sent));
     scene.ledger.check(&sent);
@@ -270,24 +274,27 @@ async fn requested_shard_is_stored_and_handed_over() {
     running.stop().await.expect("nothing halted");
 }
 
-/// Nothing new begins while nobody can tell who holds a shard.
+/// Begins no record while no worker can tell who owns a shard.
 #[tokio::test]
 async fn table_outage_stops_shards_that_cannot_renew() {
     let Some(shared) = Shared::new(2).await else {
         return;
     };
     let scene = &shared.scene;
-    let server = DynamoDbLocal::shared().expect("it runs");
+    let server = DynamoDbLocal::shared().expect("DynamoDB Local runs");
     let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
     let steps = |number: usize| if number < 10 { "ok" } else { "sleep:20" };
     scene.put(records(2_500, 2, steps)).await;
     let running = shared.start_on("first", &dynamodb::client(proxy.endpoint()));
     scene.ledger.settled(20).await;
-    eventually("both are read", || scene.ledger.events("ShardStarted") >= 2).await;
+    eventually("both shards are read", || {
+        scene.ledger.events("ShardStarted") >= 2
+    })
+    .await;
     let down = json!({"__type": "InternalServerError", "message": "down"});
     proxy.script(move |_| Fault::Reply(500, down.clone()));
-    // Each that was read, and both were; a busy machine may have lost one before.
-    eventually("both count as lost", || {
+    // Every started shard loses its lease. A busy machine may have lost one before.
+    eventually("all leases count as lost", || {
         let (lost, started) = (
             scene.ledger.events("LeaseLost"),
             scene.ledger.events("ShardStarted"),
@@ -298,11 +305,11 @@ async fn table_outage_stops_shards_that_cannot_renew() {
     assert!(scene.ledger.events("LeaseNotRenewed") >= 2);
     let begun = || scene.ledger.book().notes.len();
     let before = begun();
-    eventually("it has looked again", || {
+    eventually("discovery has run again", || {
         scene.ledger.events("DiscoveryFailed") > 0
     })
     .await;
-    assert_eq!(begun(), before, "nothing is begun, settled or stored");
+    assert_eq!(begun(), before, "a record was begun, settled or stored");
     scene.ledger.note(Note::Run);
     proxy.script(|_| Fault::None);
     scene.ledger.settled(2_500).await;
@@ -331,7 +338,7 @@ async fn child_rows_exist_before_their_parent_ends() {
     scene.merge(&open[1], &open[2]).await;
     put().await;
     scene.ledger.settled(900).await;
-    // Two ended by the split and the merge, one more as a parent of the merge.
+    // The split ended one shard, and the merge ended two.
     shared
         .rows_become("all ends are stored", |rows| {
             let ended = rows.values().filter(|row| text(row, "checkpoint") == "SHARD_END");
@@ -362,8 +369,8 @@ async fn child_rows_exist_before_their_parent_ends() {
     scene.check_lineage().await;
 }
 
-/// When one parent of a merged shard ends, a listing lacks the other one, which has not begun. Whoever sees the row of a child
-/// takes a parent without a row for finished, so that none may be made.
+/// Reads a parent that the listing lacks when the other parent of a merged shard ends. Any worker that sees a
+/// child's row treats a parent without a row as finished. The child's row may therefore not be created yet.
 #[tokio::test]
 async fn unlisted_parent_is_read_before_its_merged_child() {
     let Some(shared) = Shared::new(2).await else {
@@ -399,7 +406,8 @@ async fn unlisted_parent_is_read_before_its_merged_child() {
     assert_eq!(scene.ledger.events("DataLoss"), 0);
 }
 
-/// Another takes a shard just as its end is to be stored: it has not ended, and its children do not begin.
+/// Lets another worker take the shard just before its end is stored. The shard has not ended then, and its
+/// children do not begin.
 #[tokio::test]
 async fn shard_end_counts_only_once_stored() {
     let Some(shared) = Shared::new(1).await else {
@@ -408,7 +416,7 @@ async fn shard_end_counts_only_once_stored() {
     let shared = Arc::new(shared);
     let scene = &shared.scene;
     scene.put(records(20, 5, steps)).await;
-    let server = DynamoDbLocal::shared().expect("it runs");
+    let server = DynamoDbLocal::shared().expect("DynamoDB Local runs");
     let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
     let taking = shared.clone();
     proxy.script(move |call| {
@@ -416,7 +424,7 @@ async fn shard_end_counts_only_once_stored() {
         if !values.contains("SHARD_END") {
             return Fault::None;
         }
-        // It is somebody else's before the write arrives.
+        // The other worker takes the lease before the write arrives.
         let shared = taking.clone();
         tokio::spawn(async move {
             let take = "SET leaseOwner = :owner";
@@ -428,12 +436,16 @@ async fn shard_end_counts_only_once_stored() {
     let running = shared.start_on("first", &client);
     scene.ledger.settled(20).await;
     scene.split(&scene.open_shards().await[0]).await;
-    eventually("it is lost", || scene.ledger.events("LeaseLost") >= 1).await;
+    eventually("the lease is lost", || scene.ledger.events("LeaseLost") >= 1).await;
     assert_eq!(scene.ledger.events("ShardEnded"), 0);
     let rows = shared.rows().await;
     assert_ne!(text(&rows[SHARD], "checkpoint"), "SHARD_END");
     assert_eq!(text(&rows[SHARD], "leaseOwner"), "somebody");
-    assert_eq!(rows.len(), 3, "its children have rows, as those stand first");
+    assert_eq!(
+        rows.len(),
+        3,
+        "the children's rows are created before the end is stored"
+    );
     let mut children = rows.iter().filter(|(name, _)| *name != SHARD);
     assert!(
         children.all(|(_, row)| text(row, "leaseOwner").is_empty()),
@@ -442,16 +454,16 @@ async fn shard_end_counts_only_once_stored() {
     running.stop().await.expect("nothing halted");
 }
 
-/// Those that are taken first are renewed while the others are taken.
+/// Renews the first leases while the consumer is still taking the others.
 #[tokio::test]
 async fn slow_takeover_of_many_leases_loses_none() {
     let shards = support::volume(150, 1_000) as i32;
-    // One after the other they are taken within 32 s, when the first of them is lost long since.
+    // Taking 150 leases one after the other takes 32 s. By then the first ones would have been lost.
     let failover = Duration::from_secs(20);
     let Some(shared) = Shared::new(shards).await else {
         return;
     };
-    let proxy = Proxy::start(DynamoDbLocal::shared().expect("it runs").endpoint())
+    let proxy = Proxy::start(DynamoDbLocal::shared().expect("DynamoDB Local runs").endpoint())
         .await
         .expect("a free port");
     proxy.script(|call| match &*call.target {
@@ -466,10 +478,10 @@ async fn slow_takeover_of_many_leases_loses_none() {
     let consumer = consumer.checkpoints(Store::over(&scene.ledger, store));
     let running = scene.run(consumer, scene.resilient());
     shared.held_by("first", shards as usize).await;
-    // Nobody renews a lease that is thought to be lost.
+    // A lease that counts as lost is not renewed.
     tokio::time::sleep(failover / 2).await;
     assert_eq!(scene.ledger.events("LeaseLost"), 0);
     let started = scene.ledger.events("ShardStarted");
-    assert_eq!(started, shards as usize, "each of them once");
+    assert_eq!(started, shards as usize, "each shard starts once");
     running.stop().await.expect("nothing halted");
 }

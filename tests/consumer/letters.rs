@@ -30,7 +30,11 @@ async fn failed_record_blocks_only_its_key_while_the_sink_is_down() {
         scene.ledger.events("DeadLetterDelayed") >= 3
     })
     .await;
-    assert_eq!(begun_of(&scene, &sent, "sick-1").len(), 1, "later records of the key wait");
+    assert_eq!(
+        begun_of(&scene, &sent, "sick-1").len(),
+        1,
+        "later records of the key wait"
+    );
     {
         let stored = scene.ledger.book().last_saved();
         let (sick, well): (Vec<_>, Vec<_>) = sent.iter().partition(|sent| sent.key.starts_with("sick"));
@@ -102,7 +106,10 @@ async fn refused_dead_letter_halts_only_its_shard() {
     // The other shards continue, also with records that arrive only now.
     scene.put(records(300, 60, |_| "ok")).await;
     let sent = scene.read().await;
-    let bad = sent.iter().find(|sent| sent.data == b"bad").expect("a bad record");
+    let bad = sent
+        .iter()
+        .find(|sent| sent.data == b"bad")
+        .expect("a bad record");
     let elsewhere: Vec<&Sent> = sent
         .iter()
         .filter(|sent| sent.place.shard != bad.place.shard)
@@ -131,7 +138,10 @@ async fn refused_dead_letter_halts_only_its_shard() {
         ),
         "{halted:?}"
     );
-    let cause = error.source().expect("a source that names the record").to_string();
+    let cause = error
+        .source()
+        .expect("a source that names the record")
+        .to_string();
     assert!(
         cause.contains(bad.place.shard.as_str()) && cause.contains(bad.place.number.as_str()),
         "{cause}"

@@ -1,5 +1,5 @@
-//! The consumer and the Kinesis dead-letter sink against LocalStack: a second implementation of the
-//! protocol, beside the embedded server that the other tests use.
+//! The consumer and the Kinesis dead-letter sink against LocalStack, a second implementation of the protocol.
+//! Most other tests use the embedded server.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use support::stream::{self, Sent};
 use support::waiting::{eventually, finished};
 use tokio_util::sync::CancellationToken;
 
-/// A stream of this many shards, and its name.
+/// Creates a stream with this many shards and returns its name.
 async fn new_stream(client: &Client, name: &str, shards: i32) -> String {
     let name = unique(name);
     create_stream(client, &name, shards).await.expect("a stream");
     name
 }
 
-/// Runs a consumer of the stream until so many records are settled.
+/// Runs a consumer of the stream until `count` records are settled.
 async fn consume(client: &Client, source: &str, count: usize, sink: impl DeadLetterSink + 'static) -> Ledger {
     let ledger = Ledger::default();
     let resilient = Resilient::builder("billing", ledger.handler(Script::default()))
@@ -54,7 +54,7 @@ async fn consume(client: &Client, source: &str, count: usize, sink: impl DeadLet
     ledger
 }
 
-/// As the steps of each record have it: by its number.
+/// Returns `count` records over `keys` keys. `steps` gives the steps of each record by its number.
 fn records(
     count: usize,
     keys: usize,
@@ -80,7 +80,7 @@ async fn every_record_of_the_stream_is_settled_once_and_in_order() {
             7 => "bad",
             9 => "panic",
             11 => "sleep:40",
-            // Of unknown cause, and nothing succeeding beside them any more, they would be held.
+            // With an unknown cause these records would be held once no other record succeeds.
             13 => "own",
             _ => "ok",
         }),
@@ -89,7 +89,7 @@ async fn every_record_of_the_stream_is_settled_once_and_in_order() {
     let sent = stream::read(&client, &source).await;
     assert_eq!(sent.len(), 1_000);
 
-    // By its ARN, which the embedded server does not take.
+    // The consumer names the stream by its ARN, which the embedded server does not accept.
     let summary = client.describe_stream_summary().stream_name(&source).send().await;
     let summary = summary.expect("a stream").stream_description_summary;
     let arn = summary.expect("a summary").stream_arn;
@@ -104,7 +104,7 @@ async fn every_record_of_the_stream_is_settled_once_and_in_order() {
     assert_eq!(reasons, expected.map(|reason| (reason, 20)).into());
 }
 
-/// The shards that still take records, by their hash keys: the first of these, and the name.
+/// Returns the open shards, sorted by hash keys: first key, last key and name.
 async fn open_shards(client: &Client, source: &str) -> Vec<(u128, u128, String)> {
     let reply = client.list_shards().stream_name(source).send().await;
     let shards = reply.expect("ListShards").shards.unwrap_or_default();
@@ -125,7 +125,7 @@ async fn open_shards(client: &Client, source: &str) -> Vec<(u128, u128, String)>
     open
 }
 
-/// Waits until a change of the stream is done.
+/// Waits until a change of the stream is complete.
 async fn is_active(client: &Client, source: &str) {
     let active = async {
         loop {
@@ -137,7 +137,7 @@ async fn is_active(client: &Client, source: &str) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    finished("the change", active).await;
+    finished("the change of the stream completes", active).await;
 }
 
 #[tokio::test]
@@ -187,7 +187,7 @@ async fn order_is_kept_while_the_stream_is_split_and_merged() {
     assert!(ledger.is_stored(&sent));
 }
 
-/// Over two subscriptions at least, each of which begins where it is told.
+/// Reads over at least two subscriptions, each of which starts at the requested position.
 #[tokio::test]
 async fn a_stream_is_read_by_enhanced_fan_out() {
     let Some(localstack) = LocalStack::shared() else {
@@ -216,7 +216,7 @@ async fn a_stream_is_read_by_enhanced_fan_out() {
     ledger.settled(300).await;
     stream::put(&client, &source, records(300, 40, |_| "ok")).await;
     ledger.settled(600).await;
-    eventually("subscriptions are taken up again", || {
+    eventually("subscriptions are resumed", || {
         proxy.calls("SubscribeToShard").len() > 4
     })
     .await;
@@ -226,7 +226,7 @@ async fn a_stream_is_read_by_enhanced_fan_out() {
     let ended = finished("the consumer ends", running).await;
     ended.expect("no panic").expect("nothing halted");
     ledger.check_settled_once(&stream::read(&client, &source).await);
-    assert!(proxy.calls("GetRecords").is_empty(), "all of it was pushed");
+    assert!(proxy.calls("GetRecords").is_empty(), "the consumer polled");
     let later = proxy.calls("SubscribeToShard").split_off(2);
     assert!(
         later
@@ -235,8 +235,11 @@ async fn a_stream_is_read_by_enhanced_fan_out() {
     );
 }
 
-/// Nothing of before, and all that came since: also while it was down. (The embedded server begins at the
-/// beginning where nothing has arrived since a time.)
+/// Delivers no record from before the first start and all later records, including those that arrive while
+/// the consumer is down.
+///
+/// The embedded server would start at the oldest record here, because no record has arrived since the
+/// starting time.
 #[tokio::test]
 async fn latest_starts_at_the_time_of_the_first_start() {
     let Some(localstack) = LocalStack::shared() else {
@@ -275,7 +278,11 @@ async fn latest_starts_at_the_time_of_the_first_start() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let running = start();
         eventually("both shards are read", || ledger.events("Fetched") >= 4).await;
-        assert_eq!(ledger.book().last_saved().len(), 2, "so that a restart knows");
+        assert_eq!(
+            ledger.book().last_saved().len(),
+            2,
+            "both starting positions are stored"
+        );
         end(running).await;
 
         put(100).await;
@@ -311,7 +318,7 @@ async fn missing_stream_is_an_error_by_name_and_by_arn() {
     }
 }
 
-/// All bytes there are, and some that look like the end of an envelope's header.
+/// Returns a payload with all byte values and with bytes that look like the end of an envelope's header.
 fn binary(number: usize) -> Vec<u8> {
     let mut data: Vec<u8> = (0..=255).collect();
     data.rotate_left(number);
@@ -321,7 +328,7 @@ fn binary(number: usize) -> Vec<u8> {
         0 => Vec::from([0]),
         1 => Vec::from(*b"\n"),
         2 => Vec::from([0xff]),
-        // Large, and yet the envelope fits into the record beside it.
+        // Large, but small enough to leave room for the envelope in the record.
         3 => data.into_iter().cycle().take(900 * 1024).collect(),
         _ => data,
     }
@@ -350,7 +357,7 @@ async fn dead_letters_preserve_every_payload_byte() {
         }
         keys
     };
-    // The handler finds no steps in such bytes, which is an error that no try mends.
+    // The handler finds no steps in these bytes, which is a permanent error.
     for payload in [Payload::Enveloped, Payload::Raw] {
         let target = new_stream(&client, "binary-dlq", 2).await;
         let sink = dead_letter::Kinesis::new(client.clone(), &target).payload(payload);
@@ -365,7 +372,7 @@ async fn dead_letters_preserve_every_payload_byte() {
                 let original = sent
                     .iter()
                     .find(|sent| sent.place.number == letter.sequence_number);
-                let original = original.expect("a letter of this stream");
+                let original = original.expect("a dead letter of this stream");
                 assert_eq!(letter.shard, original.place.shard);
                 assert_eq!(letter.stream, source);
                 assert_eq!(letter.partition_key.as_ref(), Some(&original.key));
@@ -374,15 +381,15 @@ async fn dead_letters_preserve_every_payload_byte() {
                 written.data = letter.payload.into();
             }
         }
-        // Under their own keys, in order, byte for byte.
+        // The dead letters keep their keys, order and bytes.
         assert!(by_key(&written) == by_key(&sent), "{payload:?}");
     }
 }
 
 const THROTTLED: &str = "ProvisionedThroughputExceededException";
 
-/// LocalStack fails half of the calls: PutRecords as a whole, each of its entries, while it counts one of
-/// them only.
+/// Fails half of the calls. LocalStack then reports an error for every entry of a PutRecords call, but counts
+/// only one failed record.
 #[tokio::test]
 async fn dead_letters_arrive_in_a_throttled_stream() {
     let Some(localstack) = LocalStack::start(&[("KINESIS_ERROR_PROBABILITY", "0.5")]) else {
@@ -414,12 +421,12 @@ async fn dead_letters_arrive_in_a_throttled_stream() {
         })
         .collect();
 
-    // As the engine does: what is not confirmed is given again, in order.
+    // Like the engine, the test retries unconfirmed dead letters in order.
     let mut open = letters.clone();
     let mut locations = HashMap::new();
     let mut puts = 0;
     while !open.is_empty() {
-        assert!(puts < 100, "{} letters are not confirmed", open.len());
+        assert!(puts < 100, "{} dead letters are not confirmed", open.len());
         puts += 1;
         let mut rest = Vec::new();
         for (letter, result) in open.iter().zip(sink.put(&open).await) {
@@ -441,14 +448,14 @@ async fn dead_letters_arrive_in_a_throttled_stream() {
         let letter = DeadLetter::decode(&sent.data.clone().into()).expect("an envelope");
         let location = format!("{target}/{}/{}", sent.place.shard, sent.place.number);
         if let Some(id) = locations.remove(&location) {
-            assert_eq!(id, letter.id, "another letter than the one confirmed here");
+            assert_eq!(id, letter.id, "another dead letter than the one confirmed here");
         }
         if seen.insert(letter.id) {
             let of_key = first_of_key.entry(sent.key.clone()).or_default();
             of_key.push(letter.sequence_number);
         }
     }
-    assert_eq!(locations, HashMap::new(), "confirmed, and not there");
+    assert_eq!(locations, HashMap::new(), "confirmed dead letters are missing");
     assert_eq!(seen.len(), letters.len());
     assert!(first_of_key.values().all(|numbers| numbers.is_sorted()));
 }

@@ -1,5 +1,5 @@
-//! The consumer against a Kinesis server in this process, over HTTP, through a proxy that makes calls fail; against
-//! LocalStack; and what an operator does to its shards by hand.
+//! Tests of the consumer against a Kinesis server in this process, over HTTP, through a proxy that makes
+//! calls fail. Some tests use LocalStack, and some cover the operator's commands on shards.
 
 mod aggregated;
 mod bad_input;

@@ -1,4 +1,4 @@
-//! Reading: whatever befalls its calls, each record is delivered once and in order.
+//! Reading: each record is delivered once and in order, whatever happens to the calls.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use support::waiting::eventually;
 const GET_RECORDS: &str = "GetRecords";
 const THROTTLED: &str = "ProvisionedThroughputExceededException";
 
-/// Only GetRecords calls, by their number.
+/// Applies a fault to GetRecords calls only, by their number.
 fn on_get_records(fault: impl Fn(usize) -> Fault + Send + 'static) -> impl FnMut(&Call) -> Fault + Send {
     move |call| {
         if call.target == GET_RECORDS {
@@ -48,18 +48,18 @@ async fn throttled_reads_are_backed_off() {
         let waited = pair[1].at - pair[0].at;
         assert!(
             waited >= least,
-            "{waited:?} of backoff, at least {least:?} are due"
+            "the backoff was {waited:?}, expected at least {least:?}"
         );
         least *= 2;
     }
     assert_eq!(
         scene.proxy.calls("GetShardIterator").len(),
         1,
-        "a throttled iterator is as good as before"
+        "a throttled iterator was replaced"
     );
 }
 
-/// Nothing delivered is asked for again, and nothing that is not is passed over.
+/// Neither reads delivered records again nor skips records that are not delivered.
 #[tokio::test]
 async fn expired_iterator_resumes_after_the_last_record() {
     let scene = Scene::new(1).await;
@@ -111,7 +111,7 @@ async fn iterator_past_its_lifetime_is_replaced() {
     scene.settle_all(running).await;
 }
 
-/// The idle interval is ten times what the test may take, so following a page late cannot pass.
+/// Sets an idle interval far above the time limit of the test, so that following a page late cannot pass.
 #[tokio::test]
 async fn empty_page_behind_the_tip_is_followed_immediately() {
     let scene = Scene::new(1).await;
@@ -131,7 +131,7 @@ async fn empty_page_behind_the_tip_is_followed_immediately() {
     scene.settle_all(running).await;
 }
 
-/// The server sees a call no sooner than the idle interval after it answered the one before.
+/// Sends each call no sooner than the idle interval after the previous response.
 #[tokio::test]
 async fn idle_shard_waits_for_the_idle_interval() {
     let scene = Scene::new(1).await;
@@ -141,11 +141,14 @@ async fn idle_shard_waits_for_the_idle_interval() {
     running.stop().await.expect("nothing halted");
     for pair in scene.proxy.calls(GET_RECORDS).windows(2) {
         let apart = pair[1].at - pair[0].at;
-        assert!(apart >= idle, "{apart:?} apart, {idle:?} are due");
+        assert!(
+            apart >= idle,
+            "the calls were {apart:?} apart, expected at least {idle:?}"
+        );
     }
 }
 
-/// Empty pages of a shard that stays behind are what makes a reader call as often as it may.
+/// Serves empty pages of a shard that stays behind, which make a reader call as often as it may.
 #[tokio::test]
 async fn shard_reads_respect_the_call_rate_limit() {
     const CALLS: u32 = 15;
@@ -168,7 +171,10 @@ async fn shard_reads_respect_the_call_rate_limit() {
     let calls = scene.proxy.calls(GET_RECORDS);
     let took = calls[CALLS as usize - 1].at - start;
     let due = Duration::from_millis(50) * (CALLS - 1);
-    assert!(took >= due, "{CALLS} calls in {took:?}, {due:?} are due");
+    assert!(
+        took >= due,
+        "{CALLS} calls took {took:?}, expected at least {due:?}"
+    );
 }
 
 #[tokio::test]
@@ -241,13 +247,13 @@ async fn discovery_is_retried_and_reads_all_pages() {
         .script(move |call| match (&*call.target, call.number) {
             ("ListShards", 1) => Fault::Drop,
             ("ListShards", 2) => Fault::error(400, "LimitExceededException"),
-            // A token that has expired: from the first page again.
+            // After an expired token the listing restarts from the first page.
             ("ListShards", 4) => Fault::error(400, "ExpiredNextTokenException"),
             ("ListShards", _) if call.body.get("NextToken").is_some() => {
                 assert_eq!(
                     call.body,
                     json!({"NextToken": "page-2"}),
-                    "the token names the stream"
+                    "the token replaces the stream's name"
                 );
                 Fault::Reply(200, json!({"Shards": rest}))
             }

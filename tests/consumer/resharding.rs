@@ -1,4 +1,4 @@
-//! Splits and merges: parents to their end before their children, whatever the order of events.
+//! Splits and merges: parents are read to their end before their children, whatever the order of events.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +20,7 @@ impl Scene {
         reply.expect("ListShards").shards.unwrap_or_default()
     }
 
-    /// The shards that still take records, in the order of their hash keys.
+    /// Returns the open shards, in the order of their hash keys.
     pub async fn open_shards(&self) -> Vec<Shard> {
         let mut open = self.list().await;
         open.retain(|shard| {
@@ -70,10 +70,10 @@ impl Scene {
                 }
             }
         };
-        finished("the resharding", active).await;
+        finished("the resharding completes", active).await;
     }
 
-    /// No record of a shard begins before the ends of its parents are stored.
+    /// Asserts that no record of a shard begins before the ends of its parents are stored.
     pub async fn check_lineage(&self) {
         let shards = self.list().await;
         let book = self.ledger.book();
@@ -100,7 +100,7 @@ impl Scene {
         }
     }
 
-    /// The shards whose end is stored.
+    /// Returns the shards whose end is stored.
     pub fn ended(&self) -> HashSet<ShardId> {
         let stored = self.ledger.book().last_saved();
         let ended = stored
@@ -120,7 +120,8 @@ fn ids<'a>(shards: impl IntoIterator<Item = &'a Shard>) -> HashSet<ShardId> {
     shards.into_iter().map(|shard| shard.shard_id().into()).collect()
 }
 
-/// Some fail, some take their time: a parent is not at its end when its children already have records.
+/// Lets some records fail and some take their time. A parent is then not at its end when its children already
+/// have records.
 fn steps(number: usize) -> &'static str {
     match number % 50 {
         3 => "fail,fail,ok",
@@ -159,7 +160,7 @@ async fn shards_are_split_and_merged_while_they_are_read() {
     scene.settle_all(running).await;
     scene.check_lineage().await;
 
-    // What has ended is not read again.
+    // Ended shards are not read again.
     let calls = scene.proxy.calls("GetShardIterator").len();
     put().await;
     let running = scene.start();
@@ -187,7 +188,8 @@ async fn resharded_stream_is_read_from_its_beginning() {
     assert_eq!(scene.ended().len(), 3);
 }
 
-/// A write that was given up may arrive at any time, and nobody writes an ended shard's row any more.
+/// Resets the row of an ended shard, as a delayed write may do at any time. No worker writes the row of an
+/// ended shard any more.
 #[tokio::test]
 async fn ended_shard_is_not_read_again_if_its_row_is_reset() {
     let memory = Memory::new();
@@ -220,11 +222,11 @@ async fn ended_shard_is_not_read_again_if_its_row_is_reset() {
     running.stop().await.expect("nothing halted");
     let read = &scene.proxy.calls("GetShardIterator")[calls..];
     let again = read.iter().any(|call| call.body["ShardId"] == parent.shard_id());
-    assert!(!again, "the run knew that it had ended");
+    assert!(!again, "the run read a shard again that it had seen end");
 }
 
-/// The embedded server names no parents of the shards that UpdateShardCount makes, so that order is kept
-/// within each shard only.
+/// Scales the stream. The embedded server names no parents for the shards that UpdateShardCount makes, so
+/// order is kept only within each shard.
 #[tokio::test]
 async fn a_stream_is_scaled_while_it_is_read() {
     let scene = Scene::new(2).await;
@@ -247,7 +249,7 @@ async fn a_stream_is_scaled_while_it_is_read() {
     assert!(scene.ledger.is_stored(&sent));
 }
 
-/// What a parent cannot settle keeps its children from beginning, through a restart as well.
+/// Keeps the children from beginning while their parent has an unsettled record, also after a restart.
 #[tokio::test]
 async fn children_of_a_halted_shard_wait() {
     let scene = Scene::new(1).await;
@@ -259,7 +261,7 @@ async fn children_of_a_halted_shard_wait() {
     scene.sink.set(SinkState::Refuses("key-0".to_owned()));
     for _ in 0..2 {
         let running = scene.start();
-        let error = running.end().await.expect_err("nothing is left that may begin");
+        let error = running.end().await.expect_err("no shard is left that may begin");
         assert!(matches!(error, ConsumerError::ShardHalted(_)), "{error:?}");
         assert_eq!(scene.ledger.events("ShardEnded"), 0);
     }
@@ -271,7 +273,7 @@ async fn children_of_a_halted_shard_wait() {
     scene.check_lineage().await;
 }
 
-/// What ListShards says of these shards.
+/// Builds a ListShards response with these shards.
 fn listing(shards: &[Shard]) -> Value {
     let shards = shards.iter().map(|shard| {
         let keys = hash_keys(shard);
@@ -284,7 +286,7 @@ fn listing(shards: &[Shard]) -> Value {
     json!({"Shards": shards.collect::<Vec<_>>()})
 }
 
-/// A listing may lag behind the end of a shard that was read already.
+/// Uses a listing that lags behind: it lacks the children of a shard that is already read to its end.
 #[tokio::test]
 async fn children_that_are_not_listed_yet_are_waited_for() {
     let scene = Scene::new(1).await;
@@ -317,7 +319,7 @@ async fn uncovered_hash_keys_are_reported() {
             _ => Fault::None,
         });
     let running = scene.start();
-    eventually("the hole is told", || {
+    eventually("the uncovered hash keys are reported", || {
         scene.ledger.events("HashKeysUncovered") == 2
     })
     .await;
@@ -329,13 +331,13 @@ async fn uncovered_hash_keys_are_reported() {
             .iter()
             .all(|place| place.shard != shard)
     );
-    // And is looked at again until it closes.
+    // Discovery repeats until the hash keys are covered.
     scene.settle_all(running).await;
     assert_eq!(scene.proxy.calls("ListShards").len(), 5);
 }
 
-/// Splits, merges and restarts while records are put, as chance has it: nothing is lost, and the order of
-/// each key is kept.
+/// Splits, merges and restarts at random while records are put. No record is lost, and the order of each key
+/// is kept.
 #[tokio::test]
 async fn random_resharding_loses_nothing_and_keeps_order() {
     for seed in 0..20 {

@@ -1,11 +1,11 @@
-//! What a test of the consumer needs: a server with a proxy in front, and everything noted down.
+//! The setup of a consumer test: a server behind a proxy, a stream, and a ledger of everything that happens.
 
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use redrive::consumer::ConsumerBuilder;
 use redrive::{
-    Consumer, ConsumerBuilder, ConsumerError, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy,
-    dead_letter,
+    Consumer, ConsumerError, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, dead_letter,
 };
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -30,12 +30,12 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A stream of so many shards, empty.
+    /// Creates an empty stream with this many shards.
     pub async fn new(shards: i32) -> Self {
         Scene::on(shards, KinesisServer::builder()).await
     }
 
-    /// The same, on a server with other settings.
+    /// Creates an empty stream on a server with other settings.
     pub async fn on(shards: i32, server: KinesisServerBuilder) -> Self {
         let server = server.start().await.expect("a free port");
         let created = kinesis::create_stream(&server.client(), STREAM, shards).await;
@@ -53,22 +53,22 @@ impl Scene {
         }
     }
 
-    /// A client past the proxy.
+    /// Creates a client that bypasses the proxy.
     pub fn client(&self) -> Client {
         self.server.client()
     }
 
-    /// Puts records: key, and what the [`Script`] is to do with them.
+    /// Puts records, each with a key and the steps for the [`Script`].
     pub async fn put(&self, records: impl IntoIterator<Item = (String, String)>) {
         stream::put(&self.client(), STREAM, records).await;
     }
 
-    /// The whole stream, past the proxy.
+    /// Reads the whole stream, bypassing the proxy.
     pub async fn read(&self) -> Vec<Sent> {
         stream::read(&self.client(), STREAM).await
     }
 
-    /// Does what the payloads say, and tries again soon.
+    /// Creates a processor that follows the payloads and retries after a short delay.
     pub fn resilient(&self) -> ResilientBuilder<Handler<Script>> {
         self.resilient_with(Script::default())
     }
@@ -80,7 +80,7 @@ impl Scene {
             .observer(self.ledger.clone())
     }
 
-    /// Reads through the proxy, more often than one would, so that tests are short.
+    /// Creates a consumer behind the proxy that reads more often than the default, so that tests are short.
     pub fn consumer(&self) -> ConsumerBuilder {
         self.consumer_of(self.proxy.client())
     }
@@ -92,7 +92,7 @@ impl Scene {
             .idle_interval(Duration::from_millis(20))
     }
 
-    /// Starts a consumer as the scene has it.
+    /// Starts a consumer with the default settings of the scene.
     pub fn start(&self) -> Running {
         self.run(self.consumer(), self.resilient())
     }
@@ -113,7 +113,7 @@ impl Scene {
         }
     }
 
-    /// Waits until no more reads come. Reads that go on come every 20 ms.
+    /// Waits until the consumer stops reading. An active reader makes a call every 20 ms.
     pub async fn reading_stops(&self) {
         let stops = async {
             loop {
@@ -124,10 +124,11 @@ impl Scene {
                 }
             }
         };
-        finished("the reading stops", stops).await;
+        finished("reading stops", stops).await;
     }
 
-    /// Reads what is in the stream to its end, once, in order and without a loss.
+    /// Waits until all records in the stream are settled, stops the consumer, and asserts that each record
+    /// was settled once and in order.
     pub async fn settle_all(&self, running: Running) -> Vec<Sent> {
         let sent = self.read().await;
         self.ledger.settled(sent.len()).await;
@@ -135,32 +136,32 @@ impl Scene {
         self.ledger.check_settled_once(&sent);
         assert!(
             self.ledger.is_stored(&sent),
-            "a shutdown stores the last checkpoints"
+            "the shutdown did not store the last checkpoints"
         );
         sent
     }
 }
 
-/// A running consumer; dropped, it goes down with its test.
+/// A running consumer. If this value is dropped, the consumer runs until the test ends.
 pub struct Running {
     pub stop: CancellationToken,
     task: JoinHandle<Result<(), ConsumerError>>,
 }
 
 impl Running {
-    /// Shuts it down, and waits for it.
+    /// Shuts the consumer down and waits until it ends.
     pub async fn stop(self) -> Result<(), ConsumerError> {
         self.stop.cancel();
         self.end().await
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the consumer ends by itself.
     pub async fn end(self) -> Result<(), ConsumerError> {
         let ended = finished("the consumer ends", self.task).await;
         ended.expect("the consumer does not panic")
     }
 
-    /// Drops it in the middle of what it does.
+    /// Drops the consumer in the middle of its work.
     pub async fn abort(self) {
         self.task.abort();
         assert!(self.task.await.is_err_and(|error| error.is_cancelled()));
@@ -171,7 +172,7 @@ impl Running {
     }
 }
 
-/// So many records over so many keys, each of which does `steps(number)`.
+/// Returns `count` records over `keys` keys; the record with a given number has the steps `steps(number)`.
 pub fn records(count: usize, keys: usize, steps: impl Fn(usize) -> &'static str) -> Vec<(String, String)> {
     (0..count)
         .map(|number| (format!("key-{}", number % keys), steps(number).to_owned()))

@@ -1,4 +1,4 @@
-//! Shutdown: nothing new begins, what runs may end, and the next run goes on exactly there.
+//! Shutdown: no new record begins, running calls may end, and the next run resumes exactly there.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn places<'a>(sent: impl IntoIterator<Item = &'a Sent>) -> HashSet<Place> {
     sent.into_iter().map(|sent| sent.place.clone()).collect()
 }
 
-/// The records that the last run called the handler for.
+/// Returns the records for which the last run called the handler.
 fn begun(scene: &Scene) -> HashSet<Place> {
     let book = scene.ledger.book();
     let begun = book.last_run().iter().filter_map(|note| match note {
@@ -68,7 +68,8 @@ async fn shutdown_lets_running_calls_end_and_begins_none() {
         scene.ledger.events("Unsettled") == 1
     })
     .await;
-    // A handler that runs and a letter on its way hold it up, and meanwhile nothing more is read.
+    // A running handler and an unconfirmed dead letter delay the shutdown, and meanwhile the consumer reads
+    // nothing.
     scene.reading_stops().await;
     assert!(!running.is_finished());
     script.open_gate();
@@ -81,7 +82,7 @@ async fn shutdown_lets_running_calls_end_and_begins_none() {
     scene.sink.set(SinkState::Up);
     let running = scene.start();
     scene.settle_all(running).await;
-    assert_eq!(begun(&scene), left, "nothing else is repeated");
+    assert_eq!(begun(&scene), left, "another record was repeated");
 }
 
 #[tokio::test]
@@ -98,7 +99,7 @@ async fn hanging_handler_is_dropped_and_its_record_redelivered() {
     let hanging = sent
         .iter()
         .position(|sent| sent.data == b"hang")
-        .expect("one hangs");
+        .expect("a record that hangs");
     let behind = sent[hanging..].iter().filter(|sent| sent.key == "key-5");
     let left = places(behind);
 
@@ -111,9 +112,12 @@ async fn hanging_handler_is_dropped_and_its_record_redelivered() {
     let took = start.elapsed();
     assert!(
         took >= shutdown_timeout * 4 / 5,
-        "the handler had {took:?} to end"
+        "the handler had only {took:?} to end"
     );
-    assert!(took < shutdown_timeout * 8, "{took:?} is more than it may take");
+    assert!(
+        took < shutdown_timeout * 8,
+        "the shutdown took {took:?}, which is too long"
+    );
     assert_eq!(unsettled(&scene, &sent), left);
     scene.ledger.check(&sent);
     assert!(scene.ledger.is_stored(&sent));
@@ -121,10 +125,10 @@ async fn hanging_handler_is_dropped_and_its_record_redelivered() {
     let mended = processor_fn(async |_: Record| -> Result<(), BoxError> { Ok(()) });
     let running = scene.run(scene.consumer(), scene.resilient_with(mended));
     scene.settle_all(running).await;
-    assert_eq!(begun(&scene), left, "nothing else is repeated");
+    assert_eq!(begun(&scene), left, "another record was repeated");
 }
 
-/// As long as it takes: no time that is given makes it panic, or end at once.
+/// Uses the longest possible shutdown timeout, which neither panics nor ends the consumer at once.
 #[tokio::test]
 async fn unlimited_shutdown_timeout_waits_for_the_handler() {
     let scene = Scene::new(1).await;
@@ -137,12 +141,13 @@ async fn unlimited_shutdown_timeout_waits_for_the_handler() {
     eventually("the handler runs", || !script.calls().is_empty()).await;
     running.stop.cancel();
     scene.reading_stops().await;
-    assert!(!running.is_finished(), "the handler has the time that it needs");
+    assert!(!running.is_finished(), "the consumer ended before the handler");
     script.open_gate();
     scene.settle_all(running).await;
 }
 
-/// Without a shutdown nothing is written at the end: the next run repeats what no checkpoint covers.
+/// Drops the consumer without a shutdown, so no last checkpoint is written. The next run repeats only records
+/// that no checkpoint covers.
 #[tokio::test]
 async fn dropped_consumer_loses_nothing() {
     let scene = Scene::new(2).await;
@@ -172,6 +177,6 @@ async fn dropped_consumer_loses_nothing() {
         .iter()
         .filter(|sent| covers(&stored, sent) && begun.contains(&sent.place))
         .collect();
-    assert_eq!(repeated, [] as [&Sent; 0], "stored as settled, and begun again");
+    assert_eq!(repeated, [] as [&Sent; 0], "stored as settled, but begun again");
     assert!(scene.ledger.book().notes.len() > before);
 }

@@ -1,4 +1,4 @@
-//! What cannot work is said at the start, before the first record.
+//! Errors at the start: a configuration that cannot work is refused before the first record.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use redrive::consumer::ConsumerBuilder;
 use redrive::dead_letter::TargetError;
 use redrive::pipeline::Pipeline;
 use redrive::{
-    Consumer, ConsumerBuilder, ConsumerError, Position, RecordOrder, Retrieval, StartingPosition, checkpoint,
-    dead_letter,
+    Consumer, ConsumerError, Position, RecordOrder, Retrieval, StartingPosition, checkpoint, dead_letter,
 };
 
 use crate::scene::{STREAM, Scene, records};
@@ -43,7 +43,7 @@ async fn the_source_cannot_be_the_dead_letter_stream() {
     scene.put(records(10, 5, |_| "bad")).await;
     let sink = dead_letter::Kinesis::new(scene.client(), STREAM);
     let running = scene.run(scene.consumer(), scene.resilient().dead_letters(sink));
-    let error = running.end().await.expect_err("a circle");
+    let error = running.end().await.expect_err("the target is the source");
     assert!(
         matches!(
             &error,
@@ -70,7 +70,7 @@ async fn a_dead_letter_stream_that_does_not_exist_is_an_error() {
     assert!(scene.proxy.calls("GetRecords").is_empty());
 }
 
-/// A stream keeps its records for a day by default, which is little for a dead letter.
+/// Uses the default retention of one day, which is short for a dead letter.
 #[tokio::test]
 async fn short_dead_letter_retention_is_a_warning() {
     let scene = Scene::new(1).await;
@@ -129,7 +129,7 @@ async fn invalid_settings_are_refused_by_name() {
     assert!(endless.build().is_ok());
 }
 
-/// Answers for no shard the first time that it is asked.
+/// A store whose first answer contains no shard.
 #[derive(Debug)]
 struct Forgetful {
     inner: support::ledger::Store,
@@ -162,18 +162,18 @@ async fn store_answer_for_too_few_shards_is_retried() {
     };
     let running = scene.run(scene.consumer().checkpoints(store), scene.resilient());
     scene.put(records(20, 5, |_| "ok")).await;
-    // Taken for an answer, it would have everything repeated.
+    // If the consumer accepted the empty answer, it would repeat all records.
     scene.settle_all(running).await;
     assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
 }
 
 async fn a_moment() {
-    // The embedded server tells arrivals to the second.
+    // The embedded server states arrival times in whole seconds.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
 }
 
 impl Scene {
-    /// How many of these are settled.
+    /// Returns the number of these records that are settled.
     fn settled_of(&self, sent: &[Sent]) -> usize {
         let book = self.ledger.book();
         sent.iter()
@@ -215,12 +215,12 @@ async fn application_starts_at_a_time_or_after_given_records() {
     let future = StartingPosition::AtTimestamp(time + Duration::from_secs(3_600));
     let refused = scene.consumer().starting_position(future).build();
     assert_eq!(
-        refused.expect_err("it lies in the future").setting(),
+        refused.expect_err("a time in the future").setting(),
         "starting_position"
     );
 }
 
-/// Streams that place records themselves have no keys, and what is not there cannot be kept.
+/// Refuses to keep an order per key on streams with AUTO distribution, whose records have no keys.
 #[tokio::test]
 async fn key_order_is_refused_on_streams_without_keys() {
     let scene = Scene::new(1).await;
@@ -248,10 +248,14 @@ async fn key_order_is_refused_on_streams_without_keys() {
             "{error:?}"
         );
     }
-    // Who may not describe the stream finds out by its records, none of which is passed.
+    // Without permission to describe the stream, the consumer notices missing keys in the records and passes
+    // none of them.
     auto(false);
     let running = scene.run(scene.consumer(), scene.resilient());
-    eventually("it is told", || scene.ledger.events("FetchFailed") > 1).await;
+    eventually("the failure is reported", || {
+        scene.ledger.events("FetchFailed") > 1
+    })
+    .await;
     running.stop().await.expect("nothing halted");
     assert!(scene.ledger.book().settled.is_empty());
 
@@ -263,8 +267,8 @@ async fn key_order_is_refused_on_streams_without_keys() {
             .pipeline(Pipeline::new().ordering(ordering))
             .checkpoints(checkpoint::Memory::new());
         let running = scene.run(consumer, scene.resilient());
-        // Two notes of each record: begun and processed.
-        eventually("all are processed", || {
+        // Each record has two notes: begun and processed.
+        eventually("all records are processed", || {
             scene.ledger.book().notes.len() >= before + 100
         })
         .await;
@@ -273,8 +277,8 @@ async fn key_order_is_refused_on_streams_without_keys() {
     assert_eq!(scene.ledger.book().settled.len(), 50);
 }
 
-/// This machine's clock is ahead: Kinesis refuses a time that is still to come for it. Nothing that arrives meanwhile is
-/// passed over, also after a restart.
+/// Simulates a machine whose clock is ahead: Kinesis refuses a time in its future. No record that arrives
+/// meanwhile is skipped, also after a restart.
 #[tokio::test]
 async fn start_time_ahead_of_kinesis_is_moved_back() {
     for retrieval in [Retrieval::Polling, Retrieval::fan_out()] {
@@ -295,7 +299,7 @@ async fn start_time_ahead_of_kinesis_is_moved_back() {
             .starting_position(StartingPosition::Latest)
             .retrieval(retrieval);
         let running = scene.run(consumer, scene.resilient());
-        eventually("it has started", || scene.ledger.events("Fetched") > 0).await;
+        eventually("the consumer has started", || scene.ledger.events("Fetched") > 0).await;
         scene.put(records(20, 4, |_| "ok")).await;
         scene.ledger.settled(20).await;
         running.stop().await.expect("nothing halted");

@@ -1,4 +1,5 @@
-//! Several streams in one process: a consumer for each, which may share what bounds the process.
+//! Several streams in one process: each has its own consumer, and the consumers may share the limits of the
+//! process.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -19,7 +20,7 @@ use support::waiting::{eventually, finished};
 struct Seen {
     running: AtomicUsize,
     most: AtomicUsize,
-    /// How often each record was processed, by its stream and number.
+    /// The number of times each record was processed, by stream and sequence number.
     records: Mutex<HashMap<(String, String), usize>>,
 }
 
@@ -63,15 +64,15 @@ async fn streams_of_one_process_share_only_bounds_and_store() {
             (tokio::spawn(run), health)
         });
         let settled = || seen.records.lock().expect("no panic").len();
-        eventually("all are settled", || settled() == count).await;
+        eventually("all records are settled", || settled() == count).await;
         let shards = runs.each_ref().map(|(_, health)| health.report().shards.len());
-        assert_eq!(shards, [2, 3], "each tells of its own");
+        assert_eq!(shards, [2, 3], "each consumer reports its own shards");
         stop.cancel();
         for (run, _) in runs {
-            let ended = finished("it ends", run).await;
+            let ended = finished("the consumer ends", run).await;
             ended.expect("no panic").expect("nothing halted");
         }
-        // The second round has begun where the first had stored, in each of them.
+        // The second round started from the checkpoints of the first, in each stream.
         let records = seen.records.lock().expect("no panic");
         assert!(records.values().all(|times| *times == 1), "round {round}");
     }

@@ -1,4 +1,5 @@
-//! Answers that are empty, partial or repeated: none of them ends a shard or the consumer, or starts a shard twice.
+//! Answers that are empty, partial or repeated. None of them ends a shard or the consumer, or starts a shard
+//! twice.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use crate::scene::{Scene, records};
 use support::proxy::Fault;
 use support::waiting::eventually;
 
-/// Changes the reply.
+/// Creates a fault that changes the response.
 fn rewrite(change: impl FnOnce(&mut Value) + Send + 'static) -> Fault {
     Fault::Rewrite(Box::new(change))
 }
@@ -32,28 +33,32 @@ async fn open_shard_without_a_next_iterator_is_still_read() {
         scene
             .proxy
             .script(move |call| match (&*call.target, call.number) {
-                // The second finds the shard at its tip, the third and fourth come of the search for proof.
+                // The second call finds the shard at its tip. The third and fourth belong to the search for
+                // proof.
                 ("GetRecords", 2..=4) => make(),
                 _ => Fault::None,
             });
         let running = scene.start();
         scene.ledger.settled(50).await;
-        eventually("it has asked for another iterator", || {
+        eventually("the consumer has requested another iterator", || {
             scene.proxy.calls("GetShardIterator").len() >= 4
         })
         .await;
         scene.put(records(50, 5, |_| "ok")).await;
         scene.settle_all(running).await;
         assert_eq!(scene.ledger.events("ShardEnded"), 0);
-        assert!(scene.ledger.events("FetchFailed") >= 3, "it is reported");
+        assert!(
+            scene.ledger.events("FetchFailed") >= 3,
+            "the failures are not reported"
+        );
         let saved = scene.ledger.book().last_saved();
         let ended = saved.values().filter(|it| *it.position() == Position::ShardEnd);
         assert_eq!(ended.count(), 0);
     }
 }
 
-/// Answers without an iterator in the middle of a shard that is closed: the rest is read before its end is stored. However
-/// many they are, an answer that says nothing is no proof.
+/// Returns answers without an iterator in the middle of a closed shard. The rest is read before the shard's
+/// end is stored. An empty answer is no proof of the end, however often it is repeated.
 #[tokio::test]
 async fn a_closed_shard_without_a_next_iterator_is_read_to_its_end() {
     let scene = Scene::new(1).await;
@@ -66,12 +71,15 @@ async fn a_closed_shard_without_a_next_iterator_is_read_to_its_end() {
     });
     let consumer = scene.consumer().records_per_call(30);
     let running = scene.run(consumer, scene.resilient());
-    eventually("its end is stored", || scene.ledger.events("ShardEnded") == 1).await;
+    eventually("the shard's end is stored", || {
+        scene.ledger.events("ShardEnded") == 1
+    })
+    .await;
     scene.settle_all(running).await;
 }
 
-/// Where the last record is older than a day reading resumes at that record, and gets it once more: the shard ends all
-/// the same, also where no answer names child shards.
+/// Reads a closed shard whose last record is older than a day. Reading resumes at that record and receives it
+/// again. The shard still ends, even if no answer names child shards.
 #[tokio::test]
 async fn a_closed_shard_of_old_records_ends() {
     let scene = Scene::new(1).await;
@@ -93,7 +101,10 @@ async fn a_closed_shard_of_old_records_ends() {
         _ => Fault::None,
     });
     let running = scene.start();
-    eventually("its end is stored", || scene.ledger.events("ShardEnded") == 1).await;
+    eventually("the shard's end is stored", || {
+        scene.ledger.events("ShardEnded") == 1
+    })
+    .await;
     scene.settle_all(running).await;
 }
 
@@ -116,7 +127,7 @@ async fn a_listing_that_repeats_its_pages_starts_each_shard_once() {
     let scene = Scene::new(2).await;
     scene.put(records(40, 4, |_| "ok")).await;
     scene.proxy.script(|call| match (&*call.target, call.number) {
-        // The first has no end; the third has each shard twice.
+        // The first listing repeats its token and never ends. The third call returns each shard twice.
         ("ListShards", 1) => rewrite(|reply| reply["NextToken"] = json!("again")),
         ("ListShards", 2) => Fault::Reply(200, json!({"Shards": [], "NextToken": "again"})),
         ("ListShards", _) => rewrite(|reply| {
@@ -131,7 +142,7 @@ async fn a_listing_that_repeats_its_pages_starts_each_shard_once() {
     assert!(scene.ledger.events("DiscoveryFailed") >= 1);
 }
 
-/// Accepted, and over at once: as often as that happens it counts as a failure, and the shard is polled in the end.
+/// Counts each subscription that ends at once as a failure. In the end the shard is polled.
 #[tokio::test]
 async fn subscriptions_that_end_without_an_event_are_failures() {
     let scene = Scene::on(1, KinesisServer::builder().subscription_lifetime(Duration::ZERO)).await;
@@ -150,11 +161,11 @@ async fn subscriptions_that_end_without_an_event_are_failures() {
     running.stop().await.expect("nothing halted");
 }
 
-/// A parent that a listing lacks, though it exists: its children wait.
+/// Lets the children of an existing parent wait while the listing lacks that parent.
 #[tokio::test]
 async fn children_wait_for_an_unlisted_parent() {
     let scene = Scene::new(1).await;
-    // The parent has a checkpoint, and then waits.
+    // The parent has a checkpoint before its records become slow.
     let steps = |number: usize| if number < 5 { "ok" } else { "sleep:300" };
     scene.put(records(10, 1, steps)).await;
     let running = scene.start();
@@ -167,7 +178,7 @@ async fn children_wait_for_an_unlisted_parent() {
     scene
         .proxy
         .script(move |call| match (&*call.target, call.number) {
-            // Those of the second start.
+            // These are the listings of the second start.
             ("ListShards", 2..=3) => {
                 let parent = parent.clone();
                 rewrite(move |reply| {

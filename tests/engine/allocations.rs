@@ -1,7 +1,7 @@
 //! Tests of the allocations on the happy path, counted on the thread that runs it.
 //!
-//! The tests count the allocations of the engine and of the pipeline for records whose first attempt succeeds.
-//! Records are created beforehand and kept, so that creating and dropping them does not count.
+//! The tests count the allocations of the engine and of the pipeline for records that succeed at the first
+//! attempt. Records are created beforehand and kept, so that creating and dropping them does not count.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -14,10 +14,9 @@ use std::task::{Context, Poll};
 use allocation_counter::measure;
 use futures_util::Stream;
 use redrive::pipeline::{Batch, Pipeline, RecordOrder};
+use redrive::processor::Attempt;
 use redrive::telemetry::{Emf, Metrics};
-use redrive::{
-    Attempt, Record, RecordProcessor, Resilient, Settled, dead_letter, processor_fn, processor_with,
-};
+use redrive::{Record, RecordProcessor, Resilient, Settled, dead_letter, processor_fn, processor_with};
 use support::script::record;
 use tokio::runtime::Runtime;
 

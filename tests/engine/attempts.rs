@@ -1,4 +1,5 @@
-//! Tests of which attempts count, and of what a record waits for between two attempts. Time is paused throughout.
+//! Tests of which attempts count, and of what a record waits for between two attempts. Time is paused
+//! throughout.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -7,10 +8,11 @@ use std::time::Duration;
 
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Pipeline};
+use redrive::processor::Attempt;
+use redrive::protection::CircuitBreakerState;
 use redrive::{
-    Attempt, Backoff, BoxError, CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Failure, Jitter,
-    Record, RecordProcessor, Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled,
-    Unsettled, dead_letter,
+    Backoff, BoxError, CircuitBreaker, DeadLetterGuard, Failure, Jitter, Record, RecordProcessor, Resilient,
+    ResilientBuilder, RetryBudget, RetryPolicy, Scope, Settled, Unsettled, dead_letter,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -100,8 +102,8 @@ fn unknown() -> Result<(), BoxError> {
     Err("of unknown cause".into())
 }
 
-/// The record fails while the breaker is not closed, then fails once more, and then succeeds. Only one of its two
-/// attempts is exhausted.
+/// The record fails while the breaker is not closed, then fails once more, and then succeeds. Only the second
+/// failure counts.
 #[tokio::test(start_paused = true)]
 async fn attempt_that_ends_at_an_open_breaker_is_not_counted() {
     let breaker = slow_breaker();
@@ -188,7 +190,7 @@ async fn record_scope_failures_count_while_a_breaker_is_not_closed() {
     assert!(matches!(settled, Ok(Settled::DeadLettered(_))), "{settled:?}");
 }
 
-/// The record is alone, so no other record can close the breaker. The number of attempts left does not matter.
+/// The record is alone, so no other record can close the breaker. The attempts left do not matter.
 #[tokio::test(start_paused = true)]
 async fn hold_at_most_ends_a_hold_with_attempts_left() {
     let breaker = CircuitBreaker::builder().keys_in_a_row(1).hold_at_most(secs(60));
@@ -448,7 +450,7 @@ async fn failed_probe_counts_only_at_the_breaker_of_its_dependency() {
         let breaker = CircuitBreaker::builder().keys_in_a_row(2).pause(pause).seed(seed);
         breaker.build().expect("valid")
     });
-    // All calls begin before the first failure, so both breakers open. From then on only the database is down.
+    // All calls begin before the first failure, so both breakers open. From then on only the database fails.
     let processor = redrive::processor_with(
         Arc::new(AtomicU32::new(0)),
         async |calls: Arc<AtomicU32>, _: Record| {
@@ -480,7 +482,8 @@ async fn failed_probe_counts_only_at_the_breaker_of_its_dependency() {
     assert_eq!(of_common.load(Relaxed), 1);
 }
 
-/// Many failing records are held however long the outage lasts. A few failing records may be all that is left.
+/// Many failing records are held however long the outage lasts. A few failing records may be all that is
+/// left, so they are dead-lettered.
 #[tokio::test(start_paused = true)]
 async fn few_held_records_are_dead_lettered_and_many_are_not() {
     for (records, given_up) in [(30, false), (6, true)] {

@@ -14,9 +14,10 @@ use redrive::dead_letter;
 use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Finished, Pipeline, Progress, RecordOrder};
+use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, DeadLetterGuard, Failure, Idempotency, Jitter, Position,
-    Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
+    BatchProcessor, BoxError, DeadLetterGuard, Failure, Idempotency, Jitter, Position, Record,
+    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
 };
 use support::script::record;
 use tokio::time::{Instant, advance, sleep};
@@ -46,8 +47,8 @@ struct State {
     /// An outage whose errors do not say that the table is at fault.
     is_odd: AtomicBool,
     takes: Mutex<Duration>,
-    /// The records whose order is checked. When the handler gets a record, all earlier records of its lane are
-    /// settled or are in the same call.
+    /// The records whose order is checked. When the handler gets a record, all earlier records of its lane
+    /// are settled or are in the same call.
     ordering: Mutex<Option<(RecordOrder, Vec<Record>)>>,
     broken: Mutex<Vec<String>>,
     running: AtomicUsize,
@@ -197,7 +198,7 @@ fn records(count: u64, others: &[(u64, &str)]) -> Vec<Record> {
         .collect()
 }
 
-fn builder(table: &Table, size: usize) -> ResilientBuilder<redrive::Batched<Table>> {
+fn builder(table: &Table, size: usize) -> ResilientBuilder<redrive::processor::Batched<Table>> {
     Resilient::builder("billing", table.clone().batched().size(size))
         .retry(RetryPolicy::exponential().jitter(Jitter::None))
         .dead_letters(table.0.letters.clone())
@@ -313,7 +314,11 @@ async fn batch_waits_for_more_records_until_linger_ends() {
         .build()
         .expect("valid");
     Pipeline::new().run(&resilient, trickle).await.expect("no halt");
-    assert_eq!(table.sizes(), [5, 5, 5], "each batch is full before its linger ends");
+    assert_eq!(
+        table.sizes(),
+        [5, 5, 5],
+        "each batch is full before its linger ends"
+    );
     let at = Table::lock(&table.0.at)[0] - start;
     assert_eq!(at, Duration::from_millis(150));
 
@@ -442,10 +447,7 @@ async fn dependency_outage_makes_no_dead_letters_of_a_batch() {
     assert!(table.letters().is_empty());
     assert_eq!(table.rows(), all(640));
     let calls = table.calls().len();
-    assert!(
-        calls < 200,
-        "{calls} calls in ten minutes with an open breaker"
-    );
+    assert!(calls < 200, "{calls} calls in ten minutes with an open breaker");
 }
 
 /// An outage of unknown scope also makes no dead letters: the failures that halving finds open the breaker.
@@ -701,7 +703,11 @@ async fn keys_are_claimed_and_completed_together() {
     );
     assert_eq!((table.rows().len(), table.letters()), (99, vec![7]));
     let calls = table.calls().len();
-    assert_eq!(store.claims.load(SeqCst), calls, "one claim call for each call of the handler");
+    assert_eq!(
+        store.claims.load(SeqCst),
+        calls,
+        "one claim call for each call of the handler"
+    );
     assert_eq!(
         store.completions.load(SeqCst),
         calls - table.calls().iter().filter(|call| call.contains(&7)).count()

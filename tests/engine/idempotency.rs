@@ -1,5 +1,5 @@
-//! Tests of idempotency keys: the engine claims a key before an attempt, completes it after a success, and releases
-//! it otherwise. Time is paused throughout.
+//! Tests of idempotency keys: the engine claims a key before an attempt, completes it after a success, and
+//! releases it otherwise. Time is paused throughout.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -438,7 +438,10 @@ async fn a_claim_does_not_outlive_its_deadline() {
     let Claimed::InProgress { expires, .. } = scene.claim(&scene.other(&record)).await else {
         panic!("the claim remains after the drop");
     };
-    assert!(expires <= scene.now() + secs(3), "the claim expires at the deadline");
+    assert!(
+        expires <= scene.now() + secs(3),
+        "the claim expires at the deadline"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -482,7 +485,10 @@ async fn claim_with_a_lost_answer_is_granted_again() {
         scene.resilient().settle(&record(1, "a", "ok")).await,
         Settled::Processed
     ));
-    assert!(scene.start.elapsed() < secs(5), "the record does not wait for its own claim");
+    assert!(
+        scene.start.elapsed() < secs(5),
+        "the record does not wait for its own claim"
+    );
 
     // A claim that could not be released is also granted again.
     let scene = Scene::new();
@@ -490,7 +496,10 @@ async fn claim_with_a_lost_answer_is_granted_again() {
     let settled = scene.resilient().settle(&record(1, "a", "fail,ok")).await;
     assert!(is(settled, Settled::Processed));
     assert_eq!(scene.store.calls(), ["claim", "release", "claim", "complete"]);
-    assert!(scene.start.elapsed() < secs(10), "the record does not wait for its own claim");
+    assert!(
+        scene.start.elapsed() < secs(10),
+        "the record does not wait for its own claim"
+    );
 }
 
 #[tokio::test(start_paused = true)]

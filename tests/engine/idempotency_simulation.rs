@@ -1,7 +1,7 @@
 //! Simulation of twenty processes that share an idempotency store and get the same records.
 //!
-//! Their clocks differ, their calls to the store fail in every way, and they crash at any moment. A completed key
-//! is never processed again, and no two processes work on one key at the same time.
+//! Their clocks differ, their calls to the store fail in every way, and they crash at any moment. A completed
+//! key is never processed again, and no two processes work on one key at the same time.
 //!
 //! Time is paused, and all randomness comes from a seed.
 
@@ -15,9 +15,8 @@ use rand::{RngExt, SeedableRng};
 use redrive::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, Memory, StoreError,
 };
-use redrive::{
-    Attempt, BoxError, Idempotency, Record, RecordProcessor, Resilient, RetryPolicy, Settled, dead_letter,
-};
+use redrive::processor::Attempt;
+use redrive::{BoxError, Idempotency, Record, RecordProcessor, Resilient, RetryPolicy, Settled, dead_letter};
 use support::script::record;
 use tokio::time::{Instant, sleep, timeout};
 

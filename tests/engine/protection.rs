@@ -11,9 +11,11 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Pipeline, RecordOrder};
+use redrive::processor::Attempt;
+use redrive::protection::CircuitBreakerState;
 use redrive::{
-    Attempt, BoxError, CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Failure, Record,
-    RecordProcessor, Resilient, ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
+    BoxError, CircuitBreaker, DeadLetterGuard, Failure, Record, RecordProcessor, Resilient, ResilientBuilder,
+    Scope, Settled, Unsettled, Verdict, dead_letter,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -115,7 +117,10 @@ async fn an_outage_makes_one_dead_letter_at_most() {
         );
         assert!(with.letters <= 1, "{}", with.letters);
         assert_eq!(with.letters + with.stored, records as usize);
-        assert!(without.letters > 1, "without protection the outage makes several dead letters");
+        assert!(
+            without.letters > 1,
+            "without protection the outage makes several dead letters"
+        );
         assert_eq!(without.letters + without.stored, records as usize);
         assert!(with.calls_while_down < without.calls_while_down);
     }
@@ -420,7 +425,11 @@ async fn processors_share_the_breaker_of_a_dependency() {
         third.settle(&record(9, "z", "ok")).await,
         Ok(Settled::Processed)
     ));
-    assert_eq!(start.elapsed(), Duration::ZERO, "the third processor does not use the breaker");
+    assert_eq!(
+        start.elapsed(),
+        Duration::ZERO,
+        "the third processor does not use the breaker"
+    );
     assert!(matches!(
         second.settle(&record(9, "z", "ok")).await,
         Ok(Settled::Processed)
@@ -499,9 +508,7 @@ async fn settle_all(
     let start = Instant::now();
     let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
     let finished = tokio::time::timeout(Duration::from_secs(24 * 60 * 60), run).await;
-    let finished = finished
-        .expect("the pipeline ends")
-        .expect("nothing halts");
+    let finished = finished.expect("the pipeline ends").expect("nothing halts");
     assert!(finished.complete);
     (sink.letters().len(), start.elapsed())
 }
@@ -585,7 +592,8 @@ fn resilient_returns_its_settings() {
 #[tokio::test(start_paused = true)]
 async fn lone_failing_record_does_not_block_a_shard_forever() {
     for (how, least, most) in [("unknown", 0.0, 0.5), ("refused", 15.0, 17.5)] {
-        // No other record can succeed meanwhile. An error that blames a dependency is held for `hold_at_most`.
+        // No other record can succeed meanwhile. A record that blames a dependency is held for
+        // `hold_at_most`.
         let records = [("a", "ok"), ("b", how), ("c", "ok"), ("b", "ok")];
         let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
         let (letters, took) = settle_all(&records, pipeline, CircuitBreaker::default()).await;

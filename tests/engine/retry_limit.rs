@@ -1,5 +1,5 @@
-//! Tests of the retry limit: `max_attempts` is exact, and an outage costs at most one dead letter. Time is paused
-//! throughout.
+//! Tests of the retry limit: `max_attempts` is exact, and an outage costs at most one dead letter.
+//! Time is paused throughout.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,9 +11,9 @@ use futures_util::stream::{self, Stream, StreamExt};
 use redrive::dead_letter::{Memory, Reason};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Pipeline, RecordOrder};
+use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, Failure, Record, RecordProcessor, Resilient,
-    RetryPolicy, Settled, processor_fn,
+    BatchProcessor, BoxError, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Settled, processor_fn,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -224,7 +224,8 @@ async fn one_percent_bad_records_get_at_most_ten_percent_more_calls() {
     assert!((5.0..=5.5).contains(&calls), "{calls}");
 }
 
-/// Without a scope, an outage is suspected only from the second failing record on. The first may be dead-lettered.
+/// Without a scope, an outage is suspected only from the second failing record on, so the first may be
+/// dead-lettered.
 #[tokio::test(start_paused = true)]
 async fn outage_costs_at_most_one_dead_letter() {
     for says_so in [false, true] {
@@ -312,7 +313,10 @@ async fn held_record_gets_all_attempts_once_another_succeeds() {
     assert_eq!(letters.len(), 2);
     for letter in letters {
         let attempts = &letter.attempts;
-        assert_eq!(attempts.count, 6, "three attempts before the hold and three after it");
+        assert_eq!(
+            attempts.count, 6,
+            "three attempts before the hold and three after it"
+        );
         assert!(attempts.probes > 1, "the record was probed while it was held");
         assert_eq!(
             attempts.calls(),

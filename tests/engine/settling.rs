@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use redrive::dead_letter::{self, DeadLetter, Reason, SinkError};
 use redrive::observer::{Event, Interest, Observer};
+use redrive::processor::Attempt;
 use redrive::{
-    Attempt, BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder,
-    RetryPolicy, Scope, Settled, Unsettled, Verdict, processor_with,
+    BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope,
+    Settled, Unsettled, Verdict, processor_with,
 };
 use support::script::{Script, record};
 use support::sink::{Answer, ScriptedSink, unavailable};

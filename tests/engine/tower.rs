@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
+use redrive::processor::JsonError;
 use redrive::tower::{ResilientLayer, processor_service};
-use redrive::{BoxError, JsonError, Record, Resilient, RetryPolicy, Settled, Verdict, dead_letter};
+use redrive::{BoxError, Record, Resilient, RetryPolicy, Settled, Verdict, dead_letter};
 use redrive::{MarkFailure, processor_fn_json};
 use support::script::record;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};

@@ -1,5 +1,5 @@
-//! Tests of user code that panics, and of errors that cannot be read. Each record is settled nevertheless. Time
-//! is paused throughout.
+//! Tests of user code that panics, and of errors that cannot be read. Each record is settled nevertheless.
+//! Time is paused throughout.
 
 use std::error::Error;
 use std::fmt;
@@ -95,7 +95,10 @@ async fn panicking_observer_loses_only_its_own_events() {
         code.starts_with("observer ") && code.ends_with("Panics"),
         "{code}"
     );
-    assert!(*count >= 101, "{count} panics: one for each attempt and each settlement");
+    assert!(
+        *count >= 101,
+        "{count} panics: one for each attempt and each settlement"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! Dead letters in S3, on LocalStack: the suite that all sinks pass, and what a bucket has of its own.
+//! Tests of dead letters in S3 on LocalStack: the sink conformance suite, and tests specific to a bucket.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use support::emulator::unique;
 use support::localstack::LocalStack;
 
 fn client(endpoint: &str) -> Client {
-    // Names of buckets are no names of hosts here.
+    // The emulator does not resolve bucket names as host names.
     support::local_client!(aws_sdk_s3, endpoint, force_path_style)
 }
 
@@ -39,7 +39,7 @@ impl Bucket {
         })
     }
 
-    /// In the order of a listing.
+    /// Returns all keys in the order of the listing.
     async fn keys(&self) -> Vec<String> {
         let mut pages = self
             .client
@@ -59,7 +59,7 @@ impl Bucket {
         let mut letters = Vec::new();
         for key in self.keys().await {
             let object = self.client.get_object().bucket(&self.name).key(key).send().await;
-            // LocalStack may keep the part that it got of an object whose upload was aborted; S3 does not.
+            // LocalStack may keep a part of an object whose upload was aborted. S3 does not.
             if let Ok(body) = object.expect("GetObject").body.collect().await {
                 letters.push(DeadLetter::decode(&body.into_bytes()).expect("a letter"));
             }
@@ -88,7 +88,7 @@ impl Harness for Bucket {
 sink_conformance!(bucket, optional Bucket::new());
 
 #[tokio::test]
-async fn a_letter_that_is_written_again_is_written_over_itself() {
+async fn dead_letter_overwrites_its_earlier_copy() {
     let Some(bucket) = Bucket::new().await else { return };
     let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
     let first = confirmed(bucket.sink.put(&letters).await);
@@ -109,9 +109,9 @@ async fn a_letter_that_is_written_again_is_written_over_itself() {
     );
 }
 
-/// The largest record of any stream.
+/// Tests the largest record that a stream can have.
 #[tokio::test]
-async fn a_record_of_10_mib_fits() {
+async fn record_of_10_mib_is_stored() {
     let Some(bucket) = Bucket::new().await else { return };
     let large = letter(1, Some("a"), vec![b'x'; 10 * 1024 * 1024]);
     confirmed(bucket.sink.put(std::slice::from_ref(&large)).await);
@@ -119,12 +119,12 @@ async fn a_record_of_10_mib_fits() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_not_there_confirms_nothing_and_is_no_target() {
+async fn missing_bucket_confirms_nothing_and_fails_the_check() {
     let Some(bucket) = Bucket::new().await else { return };
     let source = SourceStream::new("orders");
-    assert_eq!(bucket.sink.check(&source).await.expect("it is there"), []);
+    assert_eq!(bucket.sink.check(&source).await.expect("the bucket exists"), []);
     let none = S3::new(bucket.client.clone(), "no-such-bucket-of-mine").seed(7);
-    let error = none.check(&source).await.expect_err("there is none");
+    let error = none.check(&source).await.expect_err("the bucket does not exist");
     assert!(matches!(error, TargetError::Unreachable { .. }), "{error:?}");
     let results = none
         .put(&[letter(1, Some("a"), "x"), letter(2, Some("a"), "x")])
@@ -138,10 +138,9 @@ async fn a_bucket_that_is_not_there_confirms_nothing_and_is_no_target() {
     );
 }
 
-/// That S3 writes nothing to a bucket of another account is S3's to do, which LocalStack leaves out: each request must ask
-/// for it.
+/// Each request must name the expected bucket owner. S3 checks the owner, LocalStack does not.
 #[tokio::test]
-async fn the_owner_is_asked_for_with_each_request() {
+async fn every_request_names_the_expected_owner() {
     type Asked = (Method, Option<String>);
     let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
     let notes = seen.clone();
@@ -168,7 +167,7 @@ async fn the_owner_is_asked_for_with_each_request() {
 }
 
 #[tokio::test]
-async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
+async fn large_payload_is_stored_in_the_bucket_and_restored() {
     let Some(bucket) = Bucket::new().await else { return };
     let inside = Memory::new();
     let store = || {
@@ -191,14 +190,14 @@ async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
             .all(|letter| letter.payload.is_empty() && letter.payload_at.is_some())
     );
     for (written, whole) in written.iter().zip(&letters) {
-        // It reads back from wherever it is written.
+        // Both encodings read back.
         let read = DeadLetter::decode(&written.encode()).expect("a letter");
         let line = DeadLetter::from_json_line(&written.to_json_line()).expect("a letter");
         assert_eq!((&read, &line), (written, written));
-        assert_eq!(sink.redeem(read).await.expect("its payload is there"), *whole);
+        assert_eq!(sink.redeem(read).await.expect("the payload exists"), *whole);
     }
 
-    // What is gone, changed or elsewhere is said.
+    // A payload that is changed, deleted or in another bucket is an error.
     let place = written[1].payload_at.clone().expect("a place");
     let key = place
         .split_once(&format!("{}/", bucket.name))
@@ -242,7 +241,7 @@ async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
         "{elsewhere:?}"
     );
 
-    // Without its payload no letter is written, nor those behind it.
+    // A dead letter whose payload cannot be stored is not written, and those behind it are not either.
     let none = S3::new(bucket.client.clone(), "no-such-bucket-of-mine");
     let inside = Memory::new();
     let sink = ClaimCheck::new(inside.clone(), none).over(1_000);
@@ -258,9 +257,9 @@ async fn a_large_payload_waits_in_the_bucket_and_is_brought_back() {
     assert_eq!(inside.letters().len(), 1);
 }
 
-/// To and fro: what the ledger knows as moved is moved again while it is there, and nothing is lost.
+/// Moves dead letters there, back, and there again. The ledger does not skip a dead letter that came back.
 #[tokio::test]
-async fn a_letter_that_is_moved_back_can_be_moved_again() {
+async fn dead_letter_that_was_moved_back_is_moved_again() {
     let (Some(here), Some(there)) = (Bucket::new().await, Bucket::new().await) else {
         return;
     };
@@ -274,7 +273,7 @@ async fn a_letter_that_is_moved_back_can_be_moved_again() {
         let report = replay
             .to_sink(sink, std::future::pending())
             .await
-            .expect("it ends");
+            .expect("the replay ends");
         assert_eq!((report.replayed, report.removed), (5, 5), "{report:?}");
         assert!(from.letters().await.is_empty());
         assert_eq!(to.letters().await, letters);
@@ -305,12 +304,12 @@ async fn a_move_within_overlapping_prefixes_is_refused() {
         );
     }
     assert_eq!(bucket.letters().await, letters);
-    let report = moved(&bucket, sink("other/")).await.expect("it ends");
+    let report = moved(&bucket, sink("other/")).await.expect("the replay ends");
     assert_eq!((report.replayed, report.removed), (5, 5), "{report:?}");
     assert_eq!(bucket.letters().await, letters);
 }
 
-/// A sink that writes to a bucket under another name, as an alias of an access point is.
+/// A sink that writes to the bucket under another name, like the alias of an access point.
 #[derive(Debug)]
 struct Alias(S3);
 
@@ -322,24 +321,24 @@ impl DeadLetterSink for Alias {
 }
 
 #[tokio::test]
-async fn objects_that_a_move_wrote_over_are_not_removed() {
+async fn objects_overwritten_by_a_move_are_not_removed() {
     let Some(bucket) = Bucket::new().await else { return };
     let letters: Vec<DeadLetter> = (0..5).map(|number| letter(number, Some("a"), "x")).collect();
     confirmed(bucket.sink.put(&letters).await);
     let alias = Alias(S3::new(bucket.client.clone(), &bucket.name).prefix("dead-letters/"));
-    let report = moved(&bucket, alias).await.expect("it ends");
+    let report = moved(&bucket, alias).await.expect("the replay ends");
     assert_eq!((report.removed, report.not_removed), (0, 5), "{report:?}");
     assert!(!report.is_clean());
     assert_eq!(bucket.letters().await, letters);
 }
 
 #[tokio::test]
-async fn a_letter_that_was_replaced_since_it_was_read_stays() {
+async fn dead_letter_replaced_since_it_was_read_is_kept() {
     let Some(bucket) = Bucket::new().await else { return };
     let one = letter(1, Some("a"), "x");
     confirmed(bucket.sink.put(std::slice::from_ref(&one)).await);
     let mut source = bucket.source().expect("a bucket is read");
-    let page = source.read().await.expect("it is read");
+    let page = source.read().await.expect("the page is read");
     let handles: Vec<_> = page.into_iter().map(|message| message.handle).collect();
     confirmed(bucket.sink.put(std::slice::from_ref(&one)).await);
     let removed = source.remove(&handles).await;
@@ -350,9 +349,9 @@ async fn a_letter_that_was_replaced_since_it_was_read_stays() {
     assert_eq!(bucket.letters().await, [one]);
 }
 
-/// The server answers as S3 does, but its listing never ends or ends too early.
+/// The server answers like S3, but its listing never ends or ends too early.
 #[tokio::test]
-async fn a_listing_that_repeats_or_breaks_off_is_an_error() {
+async fn listing_that_repeats_or_stops_early_is_an_error() {
     for page in [
         "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>",
         "<IsTruncated>true</IsTruncated>",
@@ -365,7 +364,7 @@ async fn a_listing_that_repeats_or_breaks_off_is_an_error() {
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
         let mut source = source::S3::new(client(&endpoint), "letters");
-        let error = source.read().await.expect_err("no end of a bucket");
+        let error = source.read().await.expect_err("the listing has no end");
         assert!(
             matches!(error, redrive::replay::SourceError::Unavailable { .. }),
             "{error:?}"
@@ -374,14 +373,14 @@ async fn a_listing_that_repeats_or_breaks_off_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_payload_is_read_only_where_it_was_allowed() {
+async fn payload_is_read_only_from_allowed_places() {
     use redrive::replay::{Replay, ledger};
 
     let Some(bucket) = Bucket::new().await else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("letters.jsonl");
     let store = |prefix: &str| S3::new(bucket.client.clone(), &bucket.name).prefix(prefix);
-    let file = redrive::dead_letter::File::open(&path).expect("it opens");
+    let file = redrive::dead_letter::File::open(&path).expect("the file opens");
     let sink = ClaimCheck::new(file, store("payloads/")).over(10);
     let large = letter(1, Some("a"), vec![b'x'; 1_000]);
     confirmed(sink.put(std::slice::from_ref(&large)).await);
@@ -405,14 +404,14 @@ async fn a_payload_is_read_only_where_it_was_allowed() {
         replay.through(&orders, std::future::pending())
     };
     for refused in [&[][..], &["other/"]] {
-        let report = replay(refused).await.expect("it ends");
+        let report = replay(refused).await.expect("the replay ends");
         assert_eq!((report.no_payload, report.replayed), (1, 0), "{report:?}");
     }
-    let report = replay(&["other/", "payloads/"]).await.expect("it ends");
+    let report = replay(&["other/", "payloads/"]).await.expect("the replay ends");
     assert_eq!(report.replayed, 1, "{report:?}");
     assert_eq!(*seen.lock().expect("not poisoned"), [1_000]);
 
-    // No other object is a payload, and none is larger than a record.
+    // An object of another dead letter, or one larger than a record, is not read as the payload.
     let inside = Memory::new();
     let checked = ClaimCheck::new(inside.clone(), store("payloads/")).over(10);
     confirmed(checked.put(std::slice::from_ref(&large)).await);

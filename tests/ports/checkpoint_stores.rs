@@ -1,4 +1,4 @@
-//! The checkpoint stores: the suite that all of them pass, and what each has of its own.
+//! Tests of the checkpoint stores: the conformance suite for all stores, and tests of single stores.
 
 use crate::conformance::stores::{ahead, at, key, load, save};
 use redrive::Position;
@@ -11,7 +11,7 @@ crate::store_conformance!(shared, async { (std::sync::Arc::new(Memory::new()), (
 
 fn redb_in_a_new_folder() -> (Redb, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Redb::open(folder.path().join("checkpoints.redb")).expect("it opens");
+    let store = Redb::open(folder.path().join("checkpoints.redb")).expect("the store opens");
     (store, folder)
 }
 
@@ -28,11 +28,11 @@ async fn redb_keeps_checkpoints_over_a_restart() {
         (key(2), Checkpoint::at(Position::ShardEnd)),
         (key(3), Checkpoint::at(Position::TrimHorizon)),
     ];
-    let store = Redb::open(&path).expect("it opens");
+    let store = Redb::open(&path).expect("the store opens");
     save(&store, &rows).await;
     drop(store);
 
-    let store = Redb::open(&path).expect("it opens again");
+    let store = Redb::open(&path).expect("the store opens again");
     for (key, checkpoint) in rows {
         assert_eq!(load(&store, &key).await, Some(checkpoint));
     }
@@ -49,25 +49,25 @@ async fn redb_is_opened_once_and_shared_by_its_clones() {
 }
 
 #[tokio::test]
-async fn redb_opens_no_foreign_file() {
+async fn redb_refuses_a_foreign_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("checkpoints.redb");
-    std::fs::write(&path, vec![b'x'; 10_000]).expect("it is written");
+    std::fs::write(&path, vec![b'x'; 10_000]).expect("the file is written");
     let opened = Redb::open(&path);
     assert!(matches!(opened, Err(CheckpointError::Unusable(_))), "{opened:?}");
 }
 
 #[tokio::test]
-async fn stores_are_held_as_trait_objects() {
+async fn stores_can_be_trait_objects() {
     let store: std::sync::Arc<dyn CheckpointStore> = std::sync::Arc::new(Memory::new());
     save(&store, &[(key(1), Checkpoint::at(at(5, 0)))]).await;
     assert_eq!(load(&store, &key(1)).await, Some(Checkpoint::at(at(5, 0))));
 }
 
-/// Whoever moves a position by hand, in the file, sees every record behind it again: what was settled ahead of
-/// the old one says nothing of the new.
+/// An operator moves a position by editing the file. Every record behind the new position is delivered again,
+/// because what was settled ahead of the old position is void.
 #[tokio::test]
-async fn a_row_rewound_by_hand_brings_every_record_again() {
+async fn edited_position_redelivers_every_record() {
     use ::redb::ReadableTable;
     use redrive::pipeline::{Batch, Pipeline, Progress};
     use redrive::{Record, Resilient, processor_with};
@@ -75,7 +75,7 @@ async fn a_row_rewound_by_hand_brings_every_record_again() {
 
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("checkpoints.redb");
-    let store = Redb::open(&path).expect("it opens");
+    let store = Redb::open(&path).expect("the store opens");
     let base = at(100, 0);
     let row = Checkpoint::at(base.clone()).with_ahead(ahead(&base, &[(103, 105)], 110));
     save(&store, &[(key(1), row)]).await;
@@ -108,7 +108,7 @@ async fn a_row_rewound_by_hand_brings_every_record_again() {
 
     drop(store);
     {
-        let database = ::redb::Database::open(&path).expect("it opens");
+        let database = ::redb::Database::open(&path).expect("the store opens");
         let table = ::redb::TableDefinition::<(&str, &str, &str), &[u8]>::new("checkpoints");
         let change = database.begin_write().expect("a transaction");
         {
@@ -124,7 +124,7 @@ async fn a_row_rewound_by_hand_brings_every_record_again() {
         }
         change.commit().expect("committed");
     }
-    let store = Redb::open(&path).expect("it opens again");
+    let store = Redb::open(&path).expect("the store opens again");
     let stored = load(&store, &key(1)).await.expect("a row");
     assert_eq!(stored, Checkpoint::at(at(95, 0)));
     assert_eq!(read_on(stored).await, (96..=112).collect::<Vec<u64>>());

@@ -1,4 +1,4 @@
-//! A dead-letter stream as a source, whose service answers with less than it should.
+//! Tests of a dead-letter stream as a source whose service gives incomplete answers.
 
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, SourceError, source};
@@ -65,7 +65,7 @@ impl Scene {
 #[tokio::test]
 async fn a_page_without_an_iterator_does_not_end_an_open_shard() {
     let scene = Scene::new().await;
-    // The first page has half of the records, and says that it is the last.
+    // The first page has half of the records and no next iterator.
     scene.proxy.script(|call| match (&*call.target, call.number) {
         ("GetRecords", 1) => Fault::Rewrite(Box::new(|reply: &mut Value| {
             reply["Records"].as_array_mut().expect("records").truncate(10);
@@ -73,7 +73,7 @@ async fn a_page_without_an_iterator_does_not_end_an_open_shard() {
         })),
         _ => Fault::None,
     });
-    assert_eq!(scene.read().await.expect("it is read"), scene.letters);
+    assert_eq!(scene.read().await.expect("the stream is read"), scene.letters);
 }
 
 #[tokio::test]
@@ -84,24 +84,24 @@ async fn an_empty_answer_without_a_position_is_not_the_tip() {
             *reply = json!({"Records": [], "NextShardIterator": null});
         }))
     };
-    // The same iterator is asked again: nothing is passed over.
+    // The source uses the same iterator again, so it skips no record.
     scene
         .proxy
         .script(move |call| match (&*call.target, call.number) {
             ("GetRecords", 1..=2) => empty(),
             _ => Fault::None,
         });
-    assert_eq!(scene.read().await.expect("it is read"), scene.letters);
+    assert_eq!(scene.read().await.expect("the stream is read"), scene.letters);
 
     scene.proxy.script(move |call| match &*call.target {
         "GetRecords" => empty(),
         _ => Fault::None,
     });
-    let error = scene.read().await.expect_err("no proof of an end");
+    let error = scene.read().await.expect_err("the end of the shard is not confirmed");
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error:?}");
-    // Asked again it goes on.
+    // The next read continues.
     scene.proxy.script(|_| Fault::None);
-    assert_eq!(scene.read().await.expect("it is read"), scene.letters);
+    assert_eq!(scene.read().await.expect("the stream is read"), scene.letters);
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_listing_that_is_empty_or_repeats_its_token_is_an_error() {
             "ListShards" => Fault::Reply(200, answer.clone()),
             _ => Fault::None,
         });
-        let error = scene.read().await.expect_err("no stream is without shards");
+        let error = scene.read().await.expect_err("every stream has shards");
         assert!(matches!(error, SourceError::Unavailable { .. }), "{error:?}");
     }
 }
@@ -130,12 +130,12 @@ async fn a_stream_that_is_deleted_meanwhile_is_an_error() {
         ("ListShards", 2..) => Fault::error(400, "ResourceNotFoundException"),
         _ => Fault::None,
     });
-    scene.read().await.expect_err("its letters are gone");
+    scene.read().await.expect_err("the stream is deleted");
 }
 
 #[tokio::test]
 async fn every_call_of_a_stream_with_an_arn_names_the_arn() {
-    // The embedded server takes no ARN in these calls.
+    // The embedded server accepts no ARN in these calls.
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -150,7 +150,7 @@ async fn every_call_of_a_stream_with_an_arn_names_the_arn() {
         .expect("DescribeStreamSummary")
         .stream_description_summary;
     let arn = summary.expect("a summary").stream_arn;
-    assert_eq!(scene.read_stream(&arn).await.expect("it is read"), scene.letters);
+    assert_eq!(scene.read_stream(&arn).await.expect("the stream is read"), scene.letters);
     let sink = dead_letter::Kinesis::new(client, &arn);
     confirmed(sink.put(&[letter(21, Some("a"), "x")]).await);
     for target in ["ListShards", "GetShardIterator", "GetRecords", "PutRecords"] {

@@ -1,4 +1,4 @@
-//! Checkpoints in DynamoDB: the suite of all stores, and leases that several stores share, on DynamoDB Local.
+//! Tests of checkpoints in DynamoDB Local: the conformance suite of stores, and leases that several stores share.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,16 +17,16 @@ use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
 use tokio::time::sleep;
 
-/// Short, so that tests are. No test depends on how long a call takes.
+/// The failover time, short so that the tests are fast. No test depends on how long a call takes.
 const FAILOVER: Duration = Duration::from_millis(300);
 
-/// A table of a test's own.
+/// A table that belongs to one test.
 struct Table {
     client: Client,
     name: String,
 }
 
-/// Runs a test on the server that all share, unless there is none.
+/// Runs a test on the shared server, or skips it without a server.
 async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
     if let Some(server) = DynamoDbLocal::shared() {
         let client = server.patient_client();
@@ -40,15 +40,15 @@ impl Table {
         DynamoDb::new(self.client.clone(), self.name.as_str()).failover_time(FAILOVER)
     }
 
-    /// The row as it is in the table.
+    /// Reads the row of a shard.
     async fn row(&self, shard: u64) -> HashMap<String, AttributeValue> {
         let name = text(key(shard).shard.as_str());
         let call = self.client.get_item().table_name(&self.name);
         let reply = call.key("leaseKey", name).consistent_read(true).send().await;
-        reply.expect("it answers").item.expect("a row")
+        reply.expect("the store answers").item.expect("a row")
     }
 
-    /// Writes columns of a row, as another program would.
+    /// Writes columns of a row, as another program does.
     async fn put(&self, shard: u64, columns: &[(&str, AttributeValue)]) {
         let mut item = self.row(shard).await;
         for (name, value) in columns {
@@ -63,7 +63,7 @@ impl Table {
     }
 }
 
-/// Takes what it saves: the suite of all stores knows nothing of leases.
+/// A store that takes the lease of a shard before it saves, because the conformance suite knows no leases.
 #[derive(Debug)]
 struct Taking(DynamoDb);
 
@@ -92,7 +92,7 @@ impl CheckpointStore for Taking {
 }
 
 #[tokio::test]
-async fn it_passes_the_suite_of_all_stores() {
+async fn dynamodb_passes_the_store_conformance_suite() {
     with_table(async |table| {
         macro_rules! run {
             ($($check:ident),* $(,)?) => {$(
@@ -100,21 +100,21 @@ async fn it_passes_the_suite_of_all_stores() {
                 stores::$check(&Taking(DynamoDb::new(table.client.clone(), name))).await;
             )*};
         }
-        // Not the one of several applications and streams: a table is of one.
+        // The check with several applications and streams is left out: a table belongs to one of each.
         run!(
-            what_was_never_saved_is_none,
-            what_was_saved_is_loaded,
-            the_last_save_counts,
-            each_position_reads_back_as_it_was,
+            unknown_shard_has_no_checkpoint,
+            saved_checkpoint_is_loaded,
+            last_save_wins,
+            every_position_reads_back,
             sequence_numbers_have_129_digits,
-            results_stand_in_the_order_asked_for,
-            nothing_asked_for_has_no_results,
-            what_is_settled_ahead_reads_back,
-            a_save_without_ahead_ends_the_one_before,
-            the_time_until_which_all_was_read_reads_back,
-            the_creation_time_of_the_stream_reads_back,
-            starts_that_came_to_nothing_read_back,
-            what_is_ahead_of_another_position_is_dropped,
+            results_follow_the_order_of_the_request,
+            empty_request_has_no_results,
+            settled_ahead_reads_back,
+            save_without_settled_ahead_clears_it,
+            read_until_reads_back,
+            stream_creation_time_reads_back,
+            crash_counts_read_back,
+            settled_ahead_of_another_position_is_dropped,
             many_shards_are_saved_at_once,
             concurrent_saves_are_all_kept,
         );
@@ -128,7 +128,7 @@ fn begun(number: u64) -> NewShard {
 
 async fn create(store: &DynamoDb, shards: &[NewShard]) {
     for created in store.create(shards).await {
-        created.expect("it is made");
+        created.expect("the row is created");
     }
 }
 
@@ -156,10 +156,10 @@ fn number(value: u64) -> AttributeValue {
 }
 
 #[tokio::test]
-async fn a_table_is_made_with_the_rows_of_kcl() {
+async fn table_is_created_with_the_rows_of_kcl() {
     with_table(async |table| {
         let (first, second) = (table.store().worker("first"), table.store());
-        // Both make it at once.
+        // Both stores create the table at the same time.
         let shards = [key(1)];
         let (one, two) = tokio::join!(first.load(&shards), second.load(&shards));
         assert!(
@@ -171,13 +171,13 @@ async fn a_table_is_made_with_the_rows_of_kcl() {
         child.parents = vec![key(1).shard, key(2).shard];
         child.hash_keys = Some(0..=u128::MAX);
         create(&first, &[begun(1), begun(2), child]).await;
-        // A row that is there stays as it is.
+        // An existing row is not changed.
         create(&second, &[NewShard::new(key(1), Checkpoint::at(at(9, 0)))]).await;
         assert!(
             matches!(take(&first, 1).await, LeaseOutcome::Leased(from) if *from.position() == Position::TrimHorizon)
         );
-        save(&first, 1, at(77, 5)).await.expect("held");
-        first.name_children(&key(1), &[key(3).shard]).await.expect("held");
+        save(&first, 1, at(77, 5)).await.expect("leased");
+        first.name_children(&key(1), &[key(3).shard]).await.expect("leased");
 
         let parent = table.row(1).await;
         let owner = parent["leaseOwner"].as_s().expect("a text");
@@ -206,21 +206,21 @@ async fn a_table_is_made_with_the_rows_of_kcl() {
 }
 
 #[tokio::test]
-async fn a_shard_is_held_by_one_and_let_go_at_a_shutdown() {
+async fn shard_has_one_owner_until_it_is_given_up() {
     with_table(async |table| {
         let (first, second) = (table.store().worker("first"), table.store());
         hold(&first, 1).await;
         assert!(
             matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { owner } if owner.starts_with("first-"))
         );
-        save(&first, 1, at(5, 0)).await.expect("held");
-        first.give_up(&key(1)).await.expect("it answers");
+        save(&first, 1, at(5, 0)).await.expect("leased");
+        first.give_up(&key(1)).await.expect("the store answers");
         assert!(!table.row(1).await.contains_key("leaseOwner"));
         assert_eq!(
             take(&second, 1).await,
             LeaseOutcome::Leased(Checkpoint::at(at(5, 0)))
         );
-        // Nothing of the first one's gets through any more, and it may give up what it does not hold.
+        // The first store cannot write any more. Giving up a lease that it does not have is no error.
         let children = [key(2).shard];
         for lost in [
             save(&first, 1, at(6, 0)).await,
@@ -228,30 +228,30 @@ async fn a_shard_is_held_by_one_and_let_go_at_a_shutdown() {
         ] {
             assert!(matches!(lost, Err(CheckpointError::LeaseLost { .. })), "{lost:?}");
         }
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
-        first.give_up(&key(1)).await.expect("it answers");
-        assert_eq!(second.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
+        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
+        first.give_up(&key(1)).await.expect("the store answers");
+        assert_eq!(second.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
         assert_eq!(table.row(1).await["checkpoint"], text("5"));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_shard_is_taken_from_a_holder_that_does_nothing_and_from_no_other() {
+async fn lease_is_taken_only_from_an_owner_that_does_not_renew() {
     with_table(async |table| {
         let (first, second) = (table.store(), table.store().worker("second"));
         hold(&first, 1).await;
         for _ in 0..4 {
             assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
             sleep(FAILOVER / 2).await;
-            // It lives: what was seen before says nothing.
-            assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
+            // A renewal invalidates what the second store has observed.
+            assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
         }
         assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
         sleep(FAILOVER + Duration::from_millis(10)).await;
         assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
         assert_eq!(table.row(1).await["ownerSwitchesSinceCheckpoint"], number(1));
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
+        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
         let late = save(&first, 1, at(5, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
     })
@@ -259,7 +259,7 @@ async fn a_shard_is_taken_from_a_holder_that_does_nothing_and_from_no_other() {
 }
 
 #[tokio::test]
-async fn who_holds_a_shard_is_seen_without_taking_it() {
+async fn holders_reports_the_owner_without_taking_the_lease() {
     with_table(async |table| {
         let (first, second) = (table.store().worker("first"), table.store());
         let holders = async || second.holders(&[key(1), key(2), key(3)]).await;
@@ -269,22 +269,22 @@ async fn who_holds_a_shard_is_seen_without_taking_it() {
         let seen: Vec<_> = holders()
             .await
             .into_iter()
-            .map(|it| it.expect("it answers"))
+            .map(|it| it.expect("the store answers"))
             .collect();
-        let holder = seen[0].clone().expect("it is held");
+        let holder = seen[0].clone().expect("leased");
         assert!(holder.name.starts_with("first-"), "{holder:?}");
         assert_eq!(seen[1..], [None, None]);
         assert_eq!(table.row(1).await, before);
-        // A sign of life shows.
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
+        // A renewal is visible.
+        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
         let again = holders()
             .await
             .remove(0)
-            .expect("it answers")
-            .expect("it is held");
+            .expect("the store answers")
+            .expect("leased");
         assert_eq!(again.name, holder.name);
         assert_ne!(again.sign, holder.sign);
-        // It counts as a look.
+        // `holders` counts as an observation of the lease.
         sleep(FAILOVER + Duration::from_millis(10)).await;
         assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
     })
@@ -292,19 +292,19 @@ async fn who_holds_a_shard_is_seen_without_taking_it() {
 }
 
 #[tokio::test]
-async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
+async fn operator_seizes_a_shard_from_a_live_owner() {
     with_table(async |table| {
         let (first, second) = (table.store().worker("first"), table.store().worker("second"));
         hold(&first, 1).await;
-        save(&first, 1, at(5, 0)).await.expect("held");
-        let taken = second.seize(&key(1)).await.expect("it answers");
+        save(&first, 1, at(5, 0)).await.expect("leased");
+        let taken = second.seize(&key(1)).await.expect("the store answers");
         assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(at(5, 0))));
         let late = save(&first, 1, at(6, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-        assert_eq!(first.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
-        save(&second, 1, at(2, 0)).await.expect("held");
-        second.give_up(&key(1)).await.expect("it answers");
-        // Nor once nobody holds it.
+        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
+        save(&second, 1, at(2, 0)).await.expect("leased");
+        second.give_up(&key(1)).await.expect("the store answers");
+        // The first store cannot save either once the lease is given up.
         let late = save(&first, 1, at(6, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
         assert_eq!(
@@ -312,7 +312,7 @@ async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
             LeaseOutcome::Leased(Checkpoint::at(at(2, 0)))
         );
 
-        // Under a holder that writes at the same time; one that is asked to hand over; an end, which nobody takes.
+        // Other cases: a holder that writes at the same time, a requested handover, and a shard that has ended.
         let writes = async {
             for _ in 0..5 {
                 let _ = save(&first, 1, at(3, 0)).await;
@@ -331,44 +331,44 @@ async fn an_operator_seizes_a_shard_from_a_holder_that_lives() {
         let end = NewShard::new(key(2), Checkpoint::at(Position::ShardEnd));
         create(&first, &[end]).await;
         assert_eq!(take(&second, 2).await, LeaseOutcome::Ended);
-        let taken = second.seize(&key(2)).await.expect("it answers");
+        let taken = second.seize(&key(2)).await.expect("the store answers");
         assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(Position::ShardEnd)));
         assert_eq!(
-            second.seize(&key(3)).await.expect("it answers"),
+            second.seize(&key(3)).await.expect("the store answers"),
             LeaseOutcome::Missing
         );
     })
     .await;
 }
 
-/// As when the answer to a write was lost: the row is still ours, with another counter.
+/// Models a write whose answer was lost: this worker still owns the row, with another counter.
 #[tokio::test]
-async fn a_write_whose_answer_was_lost_is_no_lost_lease() {
+async fn lost_answer_of_a_write_does_not_lose_the_lease() {
     with_table(async |table| {
         let store = table.store();
         hold(&store, 1).await;
         table
             .put(1, &[("leaseCounter", number(2)), ("checkpoint", text("8"))])
             .await;
-        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewal::Leased);
+        assert_eq!(store.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
         assert_eq!(table.row(1).await["leaseCounter"], number(3));
         table.put(1, &[("leaseCounter", number(4))]).await;
-        save(&store, 1, at(9, 0)).await.expect("held");
+        save(&store, 1, at(9, 0)).await.expect("leased");
         table.put(1, &[("leaseCounter", number(6))]).await;
-        store.give_up(&key(1)).await.expect("it answers");
+        store.give_up(&key(1)).await.expect("the store answers");
         let row = table.row(1).await;
         assert_eq!((&row["checkpoint"], row.get("leaseOwner")), (&text("9"), None));
-        // The same of a take: a row of ours that we do not know to hold.
+        // A row of another owner is not taken.
         table.put(1, &[("leaseOwner", text("somebody"))]).await;
         assert!(matches!(take(&store, 1).await, LeaseOutcome::Elsewhere { .. }));
     })
     .await;
 }
 
-/// The row names this worker, but with a counter that no lost answer explains: another worker held the lease in between, and
-/// KCL's leader has assigned it to this worker again. The earlier holding must not write to it.
+/// The row names this worker, but with a counter that no lost answer explains. Another worker had the lease in
+/// between, and the leader of KCL has assigned it to this worker again. The earlier lease must not write.
 #[tokio::test]
-async fn a_lease_that_was_assigned_again_is_lost_to_its_earlier_holding() {
+async fn reassigned_lease_is_lost_to_its_earlier_owner() {
     with_table(async |table| {
         let lost = |result| matches!(result, Err(CheckpointError::LeaseLost { .. }));
         for counter in [3, 40] {
@@ -382,10 +382,10 @@ async fn a_lease_that_was_assigned_again_is_lost_to_its_earlier_holding() {
                 .await;
             assert!(lost(save(&store, counter, at(5, 0)).await), "{counter}");
             assert_eq!(
-                store.renew(&key(counter)).await.expect("it answers"),
+                store.renew(&key(counter)).await.expect("the store answers"),
                 Renewal::Lost
             );
-            store.give_up(&key(counter)).await.expect("it answers");
+            store.give_up(&key(counter)).await.expect("the store answers");
             let row = table.row(counter).await;
             assert_eq!(
                 (&row["checkpoint"], &row["leaseCounter"]),
@@ -396,9 +396,9 @@ async fn a_lease_that_was_assigned_again_is_lost_to_its_earlier_holding() {
     .await;
 }
 
-/// KCL 3 asks for a shard: `leaseOwner` is the one that wants it, `checkpointOwner` who still has it.
+/// KCL 3 requests a shard: `leaseOwner` is the requesting worker, and `checkpointOwner` is the current one.
 #[tokio::test]
-async fn a_shard_that_is_asked_for_is_handed_over() {
+async fn requested_shard_is_handed_over() {
     with_table(async |table| {
         let store = table.store();
         hold(&store, 1).await;
@@ -406,9 +406,9 @@ async fn a_shard_that_is_asked_for_is_handed_over() {
         table
             .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", ours)])
             .await;
-        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewal::Wanted);
-        save(&store, 1, at(12, 0)).await.expect("it still has it");
-        store.give_up(&key(1)).await.expect("it answers");
+        assert_eq!(store.renew(&key(1)).await.expect("the store answers"), Renewal::Wanted);
+        save(&store, 1, at(12, 0)).await.expect("the store still has the lease");
+        store.give_up(&key(1)).await.expect("the store answers");
         let row = table.row(1).await;
         assert_eq!(
             (&row["leaseOwner"], row.get("checkpointOwner")),
@@ -422,7 +422,7 @@ async fn a_shard_that_is_asked_for_is_handed_over() {
 }
 
 #[tokio::test]
-async fn what_others_keep_in_a_row_stays_there_and_their_other_rows_too() {
+async fn columns_and_rows_of_other_programs_are_kept() {
     with_table(async |table| {
         let store = table.store();
         create(&store, &[begun(1)]).await;
@@ -447,13 +447,13 @@ async fn what_others_keep_in_a_row_stays_there_and_their_other_rows_too() {
         table.put_item(leader.clone()).await;
 
         assert!(matches!(take(&store, 1).await, LeaseOutcome::Leased(_)));
-        save(&store, 1, at(5, 0)).await.expect("held");
-        store.give_up(&key(1)).await.expect("it answers");
+        save(&store, 1, at(5, 0)).await.expect("leased");
+        store.give_up(&key(1)).await.expect("the store answers");
         let after = table.row(1).await;
         for (name, value) in own {
             assert_eq!(after[name], value);
         }
-        // A checkpoint ends what was pending.
+        // A checkpoint clears the pending checkpoint.
         assert!(
             pending.iter().all(|(name, _)| !after.contains_key(*name)),
             "{after:?}"
@@ -472,53 +472,53 @@ async fn what_others_keep_in_a_row_stays_there_and_their_other_rows_too() {
     .await;
 }
 
-/// A program that knows nothing of it moves the checkpoint: what was settled ahead of the old one is worth nothing.
+/// A program that ignores the column moves the checkpoint. What was settled ahead of the old checkpoint is void.
 #[tokio::test]
-async fn what_is_settled_ahead_belongs_to_its_checkpoint() {
+async fn settled_ahead_is_bound_to_its_checkpoint() {
     with_table(async |table| {
         let store = table.store();
         hold(&store, 1).await;
         let ahead: SettledAhead = stores::ahead(&at(100, 0), &[(103, 105)], 110);
         let checkpoint = Checkpoint::at(at(100, 0)).with_ahead(ahead);
         let saved = store.save(&[(key(1), checkpoint.clone())]).await.remove(0);
-        saved.expect("held");
-        let loaded = store.load(&[key(1)]).await.remove(0).expect("it answers");
+        saved.expect("leased");
+        let loaded = store.load(&[key(1)]).await.remove(0).expect("the store answers");
         assert_eq!(loaded, Some(checkpoint));
         for moved in ["95", "101"] {
             table.put(1, &[("checkpoint", text(moved))]).await;
-            let loaded = store.load(&[key(1)]).await.remove(0).expect("it answers");
+            let loaded = store.load(&[key(1)]).await.remove(0).expect("the store answers");
             assert_eq!(loaded.and_then(|loaded| loaded.ahead().cloned()), None);
         }
-        // A program that ends this one's work clears it as well.
-        save(&store, 1, at(100, 0)).await.expect("held");
+        // A save without it clears the column.
+        save(&store, 1, at(100, 0)).await.expect("leased");
         assert!(!table.row(1).await.contains_key("redriveAhead"));
     })
     .await;
 }
 
-/// An operator who reads the table must find the machine.
+/// An operator who reads the table must be able to find the machine.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_worker_is_named_after_its_host() {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("Linux has it");
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("exists on Linux");
     let store = DynamoDb::new(support::dynamodb::client("http://127.0.0.1:1"), "billing");
     let expected = format!("worker: \"{}-", host.trim());
     assert!(format!("{store:?}").contains(&expected), "{store:?}");
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_refused() {
+async fn foreign_rows_and_tables_are_refused() {
     with_table(async |table| {
         let store = table.store();
         hold(&store, 1).await;
-        // Another stream, the same table.
+        // A shard of another stream in the same table.
         let foreign = ShardKey::new("billing", "payments", key(1).shard);
         let loaded = store.load(std::slice::from_ref(&foreign)).await.remove(0);
         assert!(
             matches!(loaded, Err(CheckpointError::OtherStream { .. })),
             "{loaded:?}"
         );
-        // What has ended is held by nobody, what is not there neither.
+        // An ended shard and a missing shard have no owner.
         create(
             &store,
             &[NewShard::new(key(2), Checkpoint::at(Position::ShardEnd))],
@@ -526,14 +526,14 @@ async fn what_is_not_ours_is_refused() {
         .await;
         assert_eq!(take(&store, 2).await, LeaseOutcome::Ended);
         assert_eq!(take(&store, 3).await, LeaseOutcome::Missing);
-        // Nor is a row that is deleted while it is held.
+        // A row that is deleted while it is leased is lost.
         let call = table
             .client
             .delete_item()
             .table_name(&table.name)
             .key("leaseKey", text("shardId-000000000001"));
         call.send().await.expect("deleted");
-        assert_eq!(store.renew(&key(1)).await.expect("it answers"), Renewal::Lost);
+        assert_eq!(store.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
 
         // A table of another program.
         let other = DynamoDb::new(table.client.clone(), "seen");

@@ -1,4 +1,4 @@
-//! The idempotency stores: the suite that all of them pass, and what each has of its own.
+//! Tests of the idempotency stores: the conformance suite for all stores, and tests of single stores.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ crate::idempotency_conformance!(dynamodb, async {
 
 fn redb_in_a_new_folder() -> (Redb, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = Redb::open(folder.path().join("seen.redb")).expect("it opens");
+    let store = Redb::open(folder.path().join("seen.redb")).expect("the store opens");
     (store, folder)
 }
 
-/// A table of a test's own, on the server that all share.
+/// A table that belongs to one test, on the shared server.
 struct Table {
     client: Client,
     name: String,
@@ -47,10 +47,10 @@ impl Table {
     async fn item(&self, number: u64) -> HashMap<String, AttributeValue> {
         let call = self.client.get_item().table_name(&self.name);
         let call = call.key("id", text(key(number).as_str())).consistent_read(true);
-        call.send().await.expect("it answers").item.expect("an item")
+        call.send().await.expect("the store answers").item.expect("an item")
     }
 
-    /// As another program would.
+    /// Writes an item, as another program does.
     async fn put(&self, number: u64, attributes: &[(&str, AttributeValue)]) {
         let attributes = attributes
             .iter()
@@ -78,18 +78,18 @@ async fn claimed(store: &impl IdempotencyStore, owner: u128, now: SystemTime) ->
     store.claim(&[claim(1, owner, now)]).await.remove(0)
 }
 
-/// The file is one process's: whoever opens it after a crash finds what is done, and no claim in its way.
+/// A file belongs to one process. After a crash the next process finds the completed keys, but no claims.
 #[tokio::test]
-async fn redb_keeps_what_is_completed_over_a_restart_and_no_claim() {
+async fn redb_keeps_completed_keys_but_no_claims_over_a_restart() {
     let now = SystemTime::now();
     let (store, folder) = redb_in_a_new_folder();
     let begun = [claim(1, 1, now), claim(2, 1, now)];
     assert!(store.claim(&begun).await.iter().all(Result::is_ok));
     let done = store.complete(&begun[1..]).await.remove(0);
-    assert_eq!(done.expect("it answers"), Completion::Stored);
+    assert_eq!(done.expect("the store answers"), Completion::Stored);
     drop(store);
 
-    let store = Redb::open(folder.path().join("seen.redb")).expect("it opens again");
+    let store = Redb::open(folder.path().join("seen.redb")).expect("the store opens again");
     let answers = store.claim(&[claim(1, 2, now), claim(2, 2, now)]).await;
     let answers: Vec<Claimed> = answers.into_iter().flatten().collect();
     assert_eq!(
@@ -102,7 +102,7 @@ async fn redb_keeps_what_is_completed_over_a_restart_and_no_claim() {
 }
 
 #[tokio::test]
-async fn redb_forgets_what_is_due() {
+async fn redb_forgets_expired_keys() {
     let now = SystemTime::now();
     let (store, folder) = redb_in_a_new_folder();
     let claims: Vec<_> = (0..100).map(|number| claim(number, 1, now)).collect();
@@ -114,18 +114,18 @@ async fn redb_forgets_what_is_due() {
     }
     drop(store);
     let database = ::redb::Database::open(folder.path().join("seen.redb")).expect("a redb file");
-    let rows = ::redb::ReadableDatabase::begin_read(&database).expect("it reads");
+    let rows = ::redb::ReadableDatabase::begin_read(&database).expect("a read transaction");
     let table: ::redb::TableDefinition<'_, &str, (u128, u64, Option<[u8; 32]>)> =
         ::redb::TableDefinition::new("completed");
     let table = rows.open_table(table).expect("the table");
     assert_eq!(
-        ::redb::ReadableTableMetadata::len(&table).expect("its length"),
+        ::redb::ReadableTableMetadata::len(&table).expect("the length of the table"),
         10
     );
 }
 
 #[tokio::test]
-async fn memory_forgets_first_what_it_would_first() {
+async fn memory_forgets_the_earliest_expiring_key_first() {
     let now = SystemTime::now();
     let store = Memory::new().keys(2);
     for number in [3, 1, 2] {
@@ -139,9 +139,9 @@ async fn memory_forgets_first_what_it_would_first() {
     assert_eq!(known, [false, true, true]);
 }
 
-/// Attributes and types as Powertools for AWS Lambda has them.
+/// Checks that attributes and types are those of Powertools for AWS Lambda.
 #[tokio::test]
-async fn powertools_can_read_what_is_written() {
+async fn powertools_can_read_items_of_redrive() {
     let Some(table) = Table::new().await else { return };
     let now = SystemTime::now();
     let claim = claim(1, 1, now);
@@ -160,9 +160,9 @@ async fn powertools_can_read_what_is_written() {
     assert_eq!(item["expiration"], until);
 }
 
-/// Items without an owner, with the result of a function and a hash of another kind.
+/// Reads items without an owner, with the result of a function and a hash of another kind.
 #[tokio::test]
-async fn what_powertools_has_written_is_read() {
+async fn items_of_powertools_are_read() {
     let Some(table) = Table::new().await else { return };
     let now = SystemTime::now();
     let soon = since_1970(now + Duration::from_secs(60));
@@ -172,7 +172,7 @@ async fn what_powertools_has_written_is_read() {
         ("in_progress_expiration", number(soon.as_millis())),
     ];
     table.put(1, &begun).await;
-    let answer = claimed(&table.store, 1, now).await.expect("it answers");
+    let answer = claimed(&table.store, 1, now).await.expect("the store answers");
     assert!(matches!(answer, Claimed::InProgress { .. }), "{answer:?}");
     let done = [
         ("status", text("COMPLETED")),
@@ -182,12 +182,12 @@ async fn what_powertools_has_written_is_read() {
         ("validation", text("d41d8cd98f00b204e9800998ecf8427e")),
     ];
     table.put(1, &done).await;
-    let answer = claimed(&table.store, 1, now).await.expect("it answers");
+    let answer = claimed(&table.store, 1, now).await.expect("the store answers");
     assert_eq!(answer, Claimed::Completed { payload: None });
 }
 
 #[tokio::test]
-async fn an_item_that_cannot_be_read_is_named() {
+async fn unreadable_item_is_reported_with_its_key() {
     let Some(table) = Table::new().await else { return };
     table.put(1, &[("status", text("DONE"))]).await;
     let error = claimed(&table.store, 1, SystemTime::now())
@@ -197,9 +197,10 @@ async fn an_item_that_cannot_be_read_is_named() {
     assert!(error.to_string().contains(key(1).as_str()), "{error}");
 }
 
-/// DynamoDB may leave keys of a request out: those are asked for again, and are no keys without an item.
+/// DynamoDB may leave keys of a request unprocessed. The store requests them again and does not report them as
+/// unknown.
 #[tokio::test]
-async fn keys_that_dynamodb_did_not_process_are_asked_for_again() {
+async fn unprocessed_keys_are_requested_again() {
     let Some(table) = Table::new().await else { return };
     let now = SystemTime::now();
     let claims: Vec<_> = (1..=3).map(|number| claim(number, 1, now)).collect();
@@ -209,11 +210,11 @@ async fn keys_that_dynamodb_did_not_process_are_asked_for_again() {
     for result in table.store.complete(&claims).await {
         assert_eq!(result.expect("completed"), Completion::Stored);
     }
-    let server = DynamoDbLocal::shared().expect("it made the table");
+    let server = DynamoDbLocal::shared().expect("the server has the table");
     let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
     let name = table.name.clone();
     proxy.script(move |call| match call.number {
-        // The first answer has two of the three, the second none.
+        // The first answer has two of the three items, the second answer none.
         1 | 2 if call.target == "BatchGetItem" => {
             let (name, asked) = (name.clone(), call.body["RequestItems"][&name].clone());
             let kept = if call.number == 1 { 2 } else { 0 };
@@ -248,16 +249,16 @@ async fn a_table_of_another_program_is_refused() {
     let key = redrive::checkpoint::ShardKey::new("billing", "orders", "shardId-0".into());
     assert!(redrive::checkpoint::CheckpointStore::load(&checkpoints, &[key]).await[0].is_ok());
     let keys = DynamoDb::new(server.client(), "leases-of-another");
-    let error = keys.create_table().await.expect_err("it has another key");
+    let error = keys.create_table().await.expect_err("the table has another key");
     let text = std::error::Error::source(&error).expect("why").to_string();
     assert!(text.contains("is not a table of idempotency keys"), "{text}");
 }
 
 #[tokio::test]
-async fn a_table_is_made_once_and_only_when_asked_for() {
+async fn table_is_created_only_on_request() {
     let Some(table) = Table::new().await else { return };
-    table.store.create_table().await.expect("it is there");
-    let missing = DynamoDb::new(table.client.clone(), "nobody-made-it");
+    table.store.create_table().await.expect("the table exists");
+    let missing = DynamoDb::new(table.client.clone(), "missing-table");
     let error = claimed(&missing, 1, SystemTime::now())
         .await
         .expect_err("no table");

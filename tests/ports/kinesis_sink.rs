@@ -1,5 +1,5 @@
-//! What the Kinesis sink has of its own: which entries leave when, what counts as confirmed, and how it
-//! looks at its target. The server is in this process and the clock is paused.
+//! Tests specific to the Kinesis sink: the order of entries, the confirmation of entries, and the check of the
+//! target. The server runs in this process, and time is paused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, advance};
 const LETTERS: &str = "orders-dead-letters";
 const MIB: usize = 1024 * 1024;
 
-/// A server with a stream for letters, and a sink that writes to it.
+/// Starts a server with a dead-letter stream, and creates a sink that writes to it.
 async fn sink() -> (Faulty, Kinesis) {
     let server = Faulty::new();
     let client = server.direct();
@@ -29,8 +29,8 @@ async fn sink() -> (Faulty, Kinesis) {
         .shard_count(2)
         .send()
         .await;
-    created.expect("it is made");
-    // With no delay set it is still made by a task.
+    created.expect("the stream is created");
+    // A task of the server creates the stream, even without a delay.
     while !is_active(&client).await {
         tokio::task::yield_now().await;
     }
@@ -40,7 +40,7 @@ async fn sink() -> (Faulty, Kinesis) {
 
 async fn is_active(client: &Client) -> bool {
     let summary = client.describe_stream_summary().stream_name(LETTERS).send().await;
-    let summary = summary.expect("it is there").stream_description_summary;
+    let summary = summary.expect("the stream exists").stream_description_summary;
     summary.is_some_and(|summary| summary.stream_status.as_str() == "ACTIVE")
 }
 
@@ -52,7 +52,7 @@ async fn letters_in(server: &Faulty) -> Vec<DeadLetter> {
         .collect()
 }
 
-/// The numbers of the letters that a reader sees who drops what it has seen, by key.
+/// Returns the numbers of the dead letters by key, without repeated ids.
 fn numbers(letters: &[DeadLetter]) -> BTreeMap<String, Vec<u64>> {
     let mut seen = BTreeSet::new();
     let mut lanes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -66,7 +66,7 @@ fn numbers(letters: &[DeadLetter]) -> BTreeMap<String, Vec<u64>> {
     lanes
 }
 
-/// One letter a result: confirmed, unavailable, refused or behind.
+/// Returns one character per result: `c` confirmed, `u` unavailable, `r` refused, `b` behind another entry.
 fn signs(results: &[Result<Receipt, SinkError>]) -> String {
     let sign = |result: &Result<Receipt, SinkError>| match result {
         Ok(_) => 'c',
@@ -83,7 +83,7 @@ fn entries_of(call: &Call, key: &str) -> BTreeSet<usize> {
     (0..keys.len()).filter(|&at| keys[at] == key).collect()
 }
 
-/// A letter whose record in the stream has exactly so many bytes, its key included.
+/// Creates a dead letter whose record in the stream has exactly `bytes` bytes, including its key.
 fn of_size(number: u64, key: &str, bytes: usize) -> DeadLetter {
     let empty = letter(number, Some(key), "").encode().len() + key.len();
     let mut payload = bytes - empty;
@@ -96,7 +96,7 @@ fn of_size(number: u64, key: &str, bytes: usize) -> DeadLetter {
     }
 }
 
-/// The target says that it takes records of this size.
+/// Makes the stream report this maximum record size.
 fn with_limit(call: &Call, kib: u64) -> Fault {
     match call.operation.as_str() {
         "DescribeStreamSummary" => Fault::Changed(Box::new(move |body| {
@@ -110,7 +110,7 @@ mod what_is_written {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_partition_key_is_the_records_own() {
+    async fn entry_has_the_partition_key_of_the_record() {
         let (server, sink) = sink().await;
         let keys = ["a", "grün", &"k".repeat(256)];
         let letters: Vec<_> = (0..)
@@ -125,7 +125,7 @@ mod what_is_written {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_without_a_key_goes_under_its_letters_id() {
+    async fn record_without_a_key_uses_the_dead_letter_id() {
         let (server, sink) = sink().await;
         let letter = letter(1, None, "x");
         confirmed(sink.put(std::slice::from_ref(&letter)).await);
@@ -134,7 +134,7 @@ mod what_is_written {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_that_kinesis_does_not_take_is_hashed_and_keeps_its_order() {
+    async fn invalid_key_is_hashed_and_keeps_its_order() {
         let (server, sink) = sink().await;
         let long = "k".repeat(257);
         let letters: Vec<_> = [&long, "", &long, "", "a"]
@@ -146,7 +146,7 @@ mod what_is_written {
         assert_eq!(numbers(&letters_in(&server).await), numbers(&letters));
         let records = read(&server.direct(), LETTERS).await;
         let keys: BTreeSet<_> = records.iter().map(|record| record.key.clone()).collect();
-        // SHA-256 of 257 times "k" and of nothing, by Python's hashlib.
+        // SHA-256 of 257 times "k" and of the empty key, computed with Python's hashlib.
         let expected = [
             "a5de0e3c93b4322bf1d2e6cc13119219d665142374de7f2b06bae237759c73e2",
             "a",
@@ -156,7 +156,7 @@ mod what_is_written {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_receipt_says_where_the_letter_is() {
+    async fn receipt_names_the_position_in_the_stream() {
         let (server, sink) = sink().await;
         let letters: Vec<_> = (0..6).map(|i| letter(i, Some(&format!("k{i}")), "x")).collect();
         let receipts = confirmed(sink.put(&letters).await);
@@ -174,7 +174,7 @@ mod what_is_written {
                 .starting_sequence_number(number)
                 .send()
                 .await
-                .expect("it is a place in the stream");
+                .expect("the receipt names a position in the stream");
             let page = client
                 .get_records()
                 .set_shard_iterator(iterator.shard_iterator)
@@ -187,7 +187,7 @@ mod what_is_written {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn raw_is_the_records_own_bytes_under_its_own_key() {
+    async fn raw_payload_keeps_the_bytes_and_the_key() {
         let (server, sink) = sink().await;
         let sink = sink.payload(Payload::Raw);
         let payloads: [&[u8]; 4] = [b"", b"\n", b"{\"total\":1}\n\0\xff", &[0xf3, 0x89, 0x9a, 0xc2]];
@@ -203,7 +203,7 @@ mod what_is_written {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_keep_to_500_entries_and_one_of_a_key() {
+    async fn request_has_at_most_500_entries_and_one_per_key() {
         let (server, sink) = sink().await;
         let letters: Vec<_> = (0..1_300)
             .map(|i| letter(i, Some(&format!("k{}", i % 650)), "x"))
@@ -222,10 +222,10 @@ mod what_is_written {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_keep_to_10_mib() {
+    async fn request_has_at_most_10_mib() {
         let (server, sink) = sink().await;
         let letters: Vec<_> = (0..14).map(|i| of_size(i, &format!("key{i:02}"), MIB)).collect();
-        // The embedded server takes half of what Kinesis takes; let it take all.
+        // The embedded server accepts half the request size of Kinesis. This answer accepts every entry.
         server.on_call(|call| match call.operation.as_str() {
             "PutRecords" => {
                 let entries: Vec<_> = (0..call.keys().len())
@@ -252,7 +252,7 @@ mod what_fails {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_failed_entry_is_tried_again_without_the_others() {
+    async fn failed_entry_is_retried_alone() {
         let (server, sink) = sink().await;
         let mut left = 2;
         server.on_call(move |call| {
@@ -271,13 +271,13 @@ mod what_fails {
         let calls = server.calls("PutRecords");
         let keys: Vec<_> = calls.iter().map(Call::keys).collect();
         assert_eq!(keys, [vec!["a", "b", "c"], vec!["b"], vec!["b"]]);
-        assert_eq!(letters_in(&server).await.len(), 3, "each is written once");
+        assert_eq!(letters_in(&server).await.len(), 3, "each dead letter is written once");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_keeps_failing_is_given_up_and_what_is_behind_it_is_not_sent() {
+    async fn entry_that_keeps_failing_blocks_the_rest_of_its_key() {
         let (server, sink) = sink().await;
-        // A code that no documentation names is a failure like any other.
+        // An undocumented error code is a failure like any other.
         server.on_call(|call| Fault::Entries(entries_of(call, "b"), "KMSThrottlingException"));
         let letters: Vec<_> = ["a", "b", "a", "b", "b"]
             .iter()
@@ -301,17 +301,17 @@ mod what_fails {
         let first = letters[1].encode();
         assert!(
             tries.iter().all(|call| call.data().contains(&first.to_vec())),
-            "only the first of b"
+            "only the first dead letter of b is sent"
         );
         for (pause, longest) in tries.windows(2).zip([100, 200, 400, 800]) {
             assert!(pause[1].at - pause[0].at <= Duration::from_millis(longest + 1));
         }
-        assert!(begin.elapsed() > Duration::ZERO, "there are pauses");
+        assert!(begin.elapsed() > Duration::ZERO, "retries pause");
     }
 
-    /// As the engine does: whatever is not confirmed is written again, in order.
+    /// Like the engine, the test writes unconfirmed dead letters again, in order.
     #[tokio::test(start_paused = true)]
-    async fn under_any_faults_order_stays_and_nothing_is_confirmed_falsely() {
+    async fn faults_keep_the_order_and_confirm_nothing_falsely() {
         for seed in 0..16u64 {
             let (server, sink) = sink().await;
             let mut state = seed;
@@ -346,9 +346,9 @@ mod what_fails {
                 .collect();
             let mut left = letters.clone();
             for round in 0.. {
-                assert!(round < 100, "seed {seed} comes to an end");
+                assert!(round < 100, "seed {seed} does not end");
                 let mut results = sink.put(&left).await.into_iter();
-                left.retain(|_| match results.next().expect("a result for each") {
+                left.retain(|_| match results.next().expect("one result per dead letter") {
                     Ok(_) => false,
                     Err(SinkError::Refused { .. }) => panic!("seed {seed}: none is too large"),
                     Err(_) => true,
@@ -357,7 +357,7 @@ mod what_fails {
                     break;
                 }
             }
-            // What was confirmed was not written again: each letter must be there by now.
+            // A confirmed dead letter was not written again, so each dead letter must be in the stream.
             assert_eq!(
                 numbers(&letters_in(&server).await),
                 numbers(&letters),
@@ -377,12 +377,12 @@ mod what_fails {
         let letters = [letter(0, Some("a"), ""), letter(1, Some("a"), "")];
         confirmed(sink.put(&letters).await);
         let written = letters_in(&server).await;
-        assert_eq!(written.len(), 3, "the first letter is there twice");
+        assert_eq!(written.len(), 3, "the first dead letter is in the stream twice");
         assert_eq!(numbers(&written), numbers(&letters));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_that_is_down_is_asked_five_times_in_all() {
+    async fn unavailable_service_gets_five_calls() {
         let (server, sink) = sink().await;
         server.on_call(|_| Fault::Refused(503, "ServiceUnavailable", "down".into()));
         let letters: Vec<_> = (0..1_200)
@@ -394,7 +394,7 @@ mod what_fails {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_success_between_failed_calls_begins_the_count_again() {
+    async fn success_resets_the_count_of_failed_calls() {
         let (server, sink) = sink().await;
         let mut calls = 0;
         server.on_call(move |_| {
@@ -457,7 +457,7 @@ mod what_fails {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_letter_that_the_service_refuses_keeps_no_other_back() {
+    async fn refused_dead_letter_blocks_no_other_key() {
         let (server, sink) = sink().await;
         server.on_call(|call| match entries_of(call, "k7").is_empty() {
             true => Fault::None,
@@ -510,7 +510,7 @@ mod the_client {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn its_own_retries_do_not_multiply_ours_and_serve_the_description() {
+    async fn client_retries_apply_only_to_the_description() {
         let (server, _) = sink().await;
         server.on_call(|_| Fault::Refused(503, "ServiceUnavailable", "down".into()));
         let retries = RetryConfig::standard().with_max_attempts(7);
@@ -523,12 +523,12 @@ mod the_client {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn its_credentials_are_used() {
+    async fn client_credentials_are_used() {
         let (server, sink) = sink().await;
         confirmed(sink.put(&[letter(0, Some("a"), "")]).await);
         sink.check(&SourceStream::new("orders"))
             .await
-            .expect("it is there");
+            .expect("the stream exists");
         for operation in ["PutRecords", "DescribeStreamSummary"] {
             let call = server.calls(operation).swap_remove(0);
             let signed = call.headers.iter().any(|(name, value)| {
@@ -545,12 +545,12 @@ mod the_record_limit {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_letter_that_is_too_large_is_refused_without_being_sent() {
+    async fn oversized_dead_letter_is_refused_without_a_call() {
         let (server, sink) = sink().await;
         server.on_call(|call| with_limit(call, 1024));
         sink.check(&SourceStream::new("orders"))
             .await
-            .expect("it is there");
+            .expect("the stream exists");
         let letters = [
             letter(0, Some("a"), "x"),
             of_size(1, "a", MIB + 1),
@@ -572,26 +572,26 @@ mod the_record_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_asked_for_when_a_letter_needs_it() {
+    async fn record_limit_is_requested_only_when_needed() {
         let (server, sink) = sink().await;
         server.on_call(|call| with_limit(call, 1024));
         confirmed(sink.put(&[of_size(0, "a", MIB)]).await);
         assert_eq!(
             server.calls("DescribeStreamSummary").len(),
             0,
-            "no stream refuses 1 MiB"
+            "every stream accepts 1 MiB"
         );
         assert_eq!(signs(&sink.put(&[of_size(1, "a", MIB + 1)]).await), "r");
         assert_eq!(server.calls("DescribeStreamSummary").len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_raised_since_the_check_counts() {
+    async fn limit_raised_after_the_check_is_noticed() {
         let (server, sink) = sink().await;
         server.on_call(|call| with_limit(call, 1024));
         sink.check(&SourceStream::new("orders"))
             .await
-            .expect("it is there");
+            .expect("the stream exists");
         let large = [of_size(1, "a", MIB + MIB / 2)];
         assert_eq!(signs(&sink.put(&large).await), "r");
 
@@ -603,12 +603,12 @@ mod the_record_limit {
         });
         assert_eq!(signs(&sink.put(&large).await), "c");
         assert_eq!(signs(&sink.put(&large).await), "c");
-        assert_eq!(server.calls("DescribeStreamSummary").len(), 3, "now it is known");
+        assert_eq!(server.calls("DescribeStreamSummary").len(), 3, "the new limit is known");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_limit_is_for_the_service_to_judge() {
-        // Once the answer does not name it, once there is no answer.
+    async fn unknown_limit_leaves_the_decision_to_the_service() {
+        // The first server does not report its limit. The second server denies the call.
         for denied in [false, true] {
             let (server, sink) = sink().await;
             server.on_call(move |call| match (denied, call.operation.as_str()) {
@@ -624,13 +624,13 @@ mod the_record_limit {
                 letter(3, Some("c"), "x"),
             ];
             let results = sink.put(&letters).await;
-            // The embedded server says why: "… less than or equal to 1048576".
+            // The error of the embedded server names the limit: "… less than or equal to 1048576".
             assert_eq!(signs(&results), "crbc");
             let Err(SinkError::Refused { size, limit, .. }) = &results[1] else {
                 panic!("{results:?}")
             };
             assert_eq!((*size, *limit), (MIB as u64 + 100, MIB as u64));
-            // Who was not told is not told the next time either, and asks again by and by.
+            // The sink asks for an unknown limit again only after five minutes.
             assert_eq!(signs(&sink.put(&letters).await), "crbc");
             assert_eq!(server.calls("DescribeStreamSummary").len(), 1);
             advance(Duration::from_secs(301)).await;
@@ -640,7 +640,7 @@ mod the_record_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_that_does_not_name_the_size_refuses_no_letter_for_good() {
+    async fn refusal_without_a_size_is_not_permanent() {
         let (server, sink) = sink().await;
         server.on_call(|call| match call.operation.as_str() {
             "PutRecords" => Fault::Refused(400, "ValidationException", "something is wrong".into()),
@@ -651,8 +651,8 @@ mod the_record_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_limit_refuses_nothing_on_a_guess() {
-        // The service takes the one letter, and refuses the other without saying that it is too large.
+    async fn unknown_limit_refuses_no_dead_letter_on_a_guess() {
+        // The service accepts one dead letter, and refuses the other without naming its size.
         let (server, sink) = sink().await;
         server.on_call(|call| match call.operation.as_str() {
             "PutRecords" if entries_of(call, "a").is_empty() => {
@@ -671,7 +671,7 @@ mod the_record_limit {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_no_stream_takes_is_refused_even_so() {
+    async fn dead_letter_above_10_mib_is_always_refused() {
         let (server, sink) = sink().await;
         let letters = [of_size(0, "a", 10 * MIB + 1), letter(1, Some("b"), "x")];
         let results = sink.put(&letters).await;
@@ -679,8 +679,8 @@ mod the_record_limit {
         assert_eq!(server.calls("PutRecords").len(), 1);
     }
 
-    /// The embedded server takes 5 MiB a request, as Kinesis once did: what it refuses as a whole is
-    /// halved until it fits.
+    /// The embedded server accepts 5 MiB per request, as Kinesis once did. The sink halves a refused request until
+    /// it fits.
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_too_large_for_the_service_is_halved() {
         let (server, sink) = sink().await;
@@ -700,7 +700,7 @@ mod the_check {
 
     const ARN: &str = "arn:aws:kinesis:us-east-1:000000000000:stream/orders-dead-letters";
 
-    /// Without the warning of the retention, which the server's default deserves.
+    /// Creates a stream with a retention of a week, because the default retention causes a warning.
     async fn sink_with_a_week() -> (Faulty, Kinesis) {
         let (server, sink) = sink().await;
         let raised = server
@@ -710,7 +710,7 @@ mod the_check {
             .retention_period_hours(168)
             .send()
             .await;
-        raised.expect("it is raised");
+        raised.expect("the retention is raised");
         (server, sink)
     }
 
@@ -726,29 +726,29 @@ mod the_check {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_is_fit_needs_no_warning() {
+    async fn suitable_stream_gets_no_warning() {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|call| with_limit(call, 1056));
-        let warnings = sink.check(&source(MIB as u64)).await.expect("it is there");
+        let warnings = sink.check(&source(MIB as u64)).await.expect("the stream exists");
         assert_eq!(warnings, []);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_source_itself_is_an_error() {
+    async fn source_stream_as_target_is_an_error() {
         let (_server, sink) = sink().await;
         let mut source = SourceStream::new(LETTERS);
-        let error = sink.check(&source).await.expect_err("it is the same name");
+        let error = sink.check(&source).await.expect_err("the target has the name of the source");
         assert!(
             matches!(&error, TargetError::SourceItself { name } if name == LETTERS),
             "{error:?}"
         );
         source.arn = Some(ARN.to_owned());
-        let error = sink.check(&source).await.expect_err("it is the same ARN");
+        let error = sink.check(&source).await.expect_err("the target has the ARN of the source");
         assert!(matches!(error, TargetError::SourceItself { .. }), "{error:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_of_the_same_name_elsewhere_is_another() {
+    async fn same_name_in_another_region_is_another_stream() {
         let (_server, sink) = sink().await;
         let mut source = SourceStream::new(LETTERS);
         source.arn = Some(ARN.replace("us-east-1", "eu-central-1"));
@@ -761,7 +761,7 @@ mod the_check {
         let warning = only(
             sink.check(&SourceStream::new("orders"))
                 .await
-                .expect("it is there"),
+                .expect("the stream exists"),
         );
         assert!(warning.message.contains("24 hours"), "{warning:?}");
         assert_eq!(
@@ -772,17 +772,17 @@ mod the_check {
         assert_eq!(
             sink.check(&SourceStream::new("orders"))
                 .await
-                .expect("it is there"),
+                .expect("the stream exists"),
             []
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_limit_below_source_and_envelope_is_a_warning_with_its_remedy() {
+    async fn low_record_limit_is_a_warning_with_its_remedy() {
         let remedy = |kib: u64| {
             format!("aws kinesis update-max-record-size --stream-arn {ARN} --max-record-size-in-ki-b {kib}")
         };
-        // The target's limit in KiB, the source's in bytes, what mends it.
+        // The limit of the target in KiB, the limit of the source in bytes, and the expected remedy.
         let cases = [
             (1024, MIB as u64, Some(remedy(1056))),
             (1055, MIB as u64, Some(remedy(1056))),
@@ -794,7 +794,7 @@ mod the_check {
         for (target, largest, expected) in cases {
             let (server, sink) = sink_with_a_week().await;
             server.on_call(move |call| with_limit(call, target));
-            let warnings = sink.check(&source(largest)).await.expect("it is there");
+            let warnings = sink.check(&source(largest)).await.expect("the stream exists");
             let remedies: Vec<_> = warnings.into_iter().map(|warning| warning.remedy).collect();
             assert_eq!(
                 remedies,
@@ -805,10 +805,10 @@ mod the_check {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_largest_limit_cannot_be_raised() {
+    async fn maximum_record_limit_is_a_warning_with_a_fallback() {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|call| with_limit(call, 10240));
-        let warning = only(sink.check(&source(10 * MIB as u64)).await.expect("it is there"));
+        let warning = only(sink.check(&source(10 * MIB as u64)).await.expect("the stream exists"));
         assert!(warning.remedy.contains("fallback"), "{warning:?}");
     }
 
@@ -817,8 +817,8 @@ mod the_check {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|call| with_limit(call, 1024));
         let sink = sink.payload(Payload::Raw);
-        assert_eq!(sink.check(&source(MIB as u64)).await.expect("it is there"), []);
-        let warning = only(sink.check(&source(MIB as u64 + 1)).await.expect("it is there"));
+        assert_eq!(sink.check(&source(MIB as u64)).await.expect("the stream exists"), []);
+        let warning = only(sink.check(&source(MIB as u64 + 1)).await.expect("the stream exists"));
         assert!(
             warning.remedy.ends_with("--max-record-size-in-ki-b 1025"),
             "{warning:?}"
@@ -826,13 +826,13 @@ mod the_check {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_its_own_limit_known_the_source_has_the_smallest() {
+    async fn unknown_source_limit_counts_as_the_smallest() {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|call| with_limit(call, 1024));
         let warning = only(
             sink.check(&SourceStream::new("orders"))
                 .await
-                .expect("it is there"),
+                .expect("the stream exists"),
         );
         assert!(
             warning.remedy.ends_with("--max-record-size-in-ki-b 1056"),
@@ -841,7 +841,7 @@ mod the_check {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_distributes_by_itself_keeps_no_order() {
+    async fn automatic_distribution_is_a_warning() {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|_| {
             Fault::Changed(Box::new(|body| {
@@ -851,7 +851,7 @@ mod the_check {
         let warning = only(
             sink.check(&SourceStream::new("orders"))
                 .await
-                .expect("it is there"),
+                .expect("the stream exists"),
         );
         assert!(warning.message.contains("no order"), "{warning:?}");
     }
@@ -863,12 +863,12 @@ mod the_check {
         let error = sink
             .check(&SourceStream::new("orders"))
             .await
-            .expect_err("nobody made it");
+            .expect_err("the stream does not exist");
         assert!(
             matches!(&error, TargetError::Unreachable { name, .. } if name == "nowhere"),
             "{error:?}"
         );
         let results = sink.put(&[letter(0, Some("a"), "")]).await;
-        assert_eq!(signs(&results), "u", "an operator can make it");
+        assert_eq!(signs(&results), "u", "an operator can create the stream");
     }
 }

@@ -1,4 +1,4 @@
-//! Checkpoint stores, idempotency stores, ledgers and dead-letter sinks, and what is built on dead letters: replay and
+//! Tests of checkpoint stores, idempotency stores, replay ledgers and dead-letter sinks, and of replay and
 //! rehydration.
 
 mod bucket_sink;

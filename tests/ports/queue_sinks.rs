@@ -1,5 +1,5 @@
-//! Dead letters in SQS and SNS, on LocalStack: the suite that all sinks pass, and what queues and topics have of their
-//! own. A topic is read through a queue that is subscribed to it.
+//! Tests of dead letters in SQS and SNS on LocalStack: the sink conformance suite, and tests specific to queues
+//! and topics. A topic is read through a subscribed queue.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn topics(endpoint: &str) -> aws_sdk_sns::Client {
     support::local_client!(aws_sdk_sns, endpoint)
 }
 
-/// A name of a queue or a topic that no other test has.
+/// Returns a unique name of a queue or a topic.
 fn unique(name: &str, is_fifo: bool) -> String {
     emulator::unique(name) + if is_fifo { ".fifo" } else { "" }
 }
@@ -51,7 +51,7 @@ impl Queue {
         })
     }
 
-    /// Each message that the queue holds, with its group and deduplication id; deleted.
+    /// Receives and deletes all messages. Returns each body with its group and its deduplication id.
     async fn messages(&self) -> Vec<(String, Option<String>, Option<String>)> {
         let mut messages = Vec::new();
         loop {
@@ -83,7 +83,7 @@ impl Queue {
         }
     }
 
-    /// The letters in them.
+    /// Receives and deletes all dead letters.
     async fn letters(&self) -> Vec<DeadLetter> {
         let read = |body: &str| DeadLetter::from_json_line(body.as_bytes()).expect("a letter");
         let messages = self.messages().await;
@@ -106,7 +106,8 @@ impl Harness for Queue {
         Some(Box::new(source::Sqs::new(self.client.clone(), &self.url)))
     }
 
-    /// Base64 has a third more than its bytes, and this LocalStack's messages 256 KiB, as SQS's had until August 2025.
+    /// Base64 adds a third to the payload. Messages of this LocalStack have at most 256 KiB, as those of SQS had
+    /// until August 2025.
     fn largest_payload(&self) -> usize {
         180_000
     }
@@ -161,7 +162,7 @@ impl Harness for Topic {
         &self.sink
     }
 
-    /// SNS delivers some time after it has confirmed.
+    /// Polls the queue, because SNS delivers some time after it has confirmed.
     async fn read_back(&self, is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
         let mut letters = Vec::new();
         let give_up = Instant::now() + Duration::from_secs(60);
@@ -172,7 +173,7 @@ impl Harness for Topic {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
         if !self.is_fifo {
-            // They come in any order.
+            // A standard topic delivers in any order.
             letters.sort_by_key(|letter| {
                 let place = (letter.sequence_number.clone(), letter.sub_sequence_number);
                 (place, letter.redrive_count)
@@ -181,7 +182,7 @@ impl Harness for Topic {
         letters
     }
 
-    /// A message has 256 KiB.
+    /// Base64 adds a third to the payload, and a message has at most 256 KiB.
     fn largest_payload(&self) -> usize {
         180_000
     }
@@ -193,7 +194,7 @@ sink_conformance!(topic, optional Topic::new(false));
 sink_conformance!(fifo_topic, optional Topic::new(true));
 
 #[tokio::test]
-async fn in_a_fifo_queue_the_key_is_the_group() {
+async fn fifo_queue_uses_the_partition_key_as_group() {
     let Some(queue) = Queue::new(true, &[]).await else {
         return;
     };
@@ -233,26 +234,26 @@ async fn in_a_fifo_queue_the_key_is_the_group() {
     assert_eq!(different.len(), keys.len());
 }
 
-/// Within the 5 minutes in which SQS drops a message whose deduplication id it has seen, also one that was deleted since.
+/// SQS drops messages with a known deduplication id for 5 minutes, even if the first message was deleted.
 #[tokio::test]
-async fn a_letter_that_returns_to_a_fifo_queue_is_in_it() {
+async fn fifo_queue_takes_the_same_dead_letter_again() {
     let Some(queue) = Queue::new(true, &[]).await else {
         return;
     };
     let letters = [letter(1, Some("a"), "x"), letter(2, Some("b"), "y")];
     for _ in 0..2 {
         confirmed(queue.sink.put(&letters).await);
-        // Reads and deletes them.
+        // This call reads and deletes the messages.
         assert_eq!(queue.letters().await, letters);
     }
-    // A process that starts with the same seed has other ids.
+    // A process with the same seed uses other deduplication ids.
     let again = Sqs::new(queue.client.clone(), &queue.url).seed(7);
     confirmed(again.put(&letters).await);
     assert_eq!(queue.letters().await, letters);
 }
 
 #[tokio::test]
-async fn a_letter_that_returns_to_a_fifo_topic_is_delivered() {
+async fn fifo_topic_delivers_the_same_dead_letter_again() {
     let Some(topic) = Topic::new(true).await else {
         return;
     };
@@ -263,9 +264,9 @@ async fn a_letter_that_returns_to_a_fifo_topic_is_delivered() {
     }
 }
 
-/// What SQS takes is less than Unicode has.
+/// SQS does not accept every Unicode character.
 #[tokio::test]
-async fn what_xml_forbids_is_in_it_all_the_same() {
+async fn characters_that_xml_forbids_are_escaped() {
     let Some(queue) = Queue::new(false, &[]).await else {
         return;
     };
@@ -280,7 +281,7 @@ async fn what_xml_forbids_is_in_it_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_letter_that_is_too_large_is_refused_and_keeps_no_other_key_back() {
+async fn oversized_dead_letter_is_refused_and_blocks_no_other_key() {
     let limit = [(QueueAttributeName::MaximumMessageSize, "20000")];
     let Some(queue) = Queue::new(false, &limit).await else {
         return;
@@ -303,12 +304,12 @@ async fn a_letter_that_is_too_large_is_refused_and_keeps_no_other_key_back() {
 }
 
 #[tokio::test]
-async fn a_queue_that_may_lose_letters_is_warned_of_with_the_command_that_mends_it() {
+async fn unsafe_queue_settings_are_warnings_with_a_remedy() {
     let Some(queue) = Queue::new(true, &[(QueueAttributeName::MaximumMessageSize, "100000")]).await else {
         return;
     };
     let source = SourceStream::new("orders");
-    let warnings = queue.sink.check(&source).await.expect("it is there");
+    let warnings = queue.sink.check(&source).await.expect("the queue exists");
     let remedies: Vec<&str> = warnings.iter().map(|warning| &*warning.remedy).collect();
     let set = |attribute: &str| {
         format!(
@@ -331,17 +332,17 @@ async fn a_queue_that_may_lose_letters_is_warned_of_with_the_command_that_mends_
         .queue_url(&queue.url)
         .attributes(QueueAttributeName::MessageRetentionPeriod, "1209600");
     mended.send().await.expect("SetQueueAttributes");
-    let left = queue.sink.check(&source).await.expect("it is there");
+    let left = queue.sink.check(&source).await.expect("the queue exists");
     assert_eq!(left.len(), 1, "{left:?}");
 
     let none = Sqs::new(queue.client.clone(), format!("{}-other", queue.url));
-    let error = none.check(&source).await.expect_err("there is none");
+    let error = none.check(&source).await.expect_err("the queue does not exist");
     assert!(matches!(error, TargetError::Unreachable { .. }), "{error:?}");
 }
 
-/// Nobody answers: nothing is confirmed.
+/// The queue does not exist, so the sink confirms nothing.
 #[tokio::test]
-async fn a_queue_that_is_not_there_confirms_nothing() {
+async fn missing_queue_confirms_nothing() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -355,9 +356,9 @@ async fn a_queue_that_is_not_there_confirms_nothing() {
     };
 }
 
-/// What SNS has confirmed would be gone.
+/// SNS drops a confirmed message of a topic without subscription.
 #[tokio::test]
-async fn a_topic_that_nobody_is_subscribed_to_must_not_be_used() {
+async fn topic_without_a_subscription_is_an_error() {
     let Some(localstack) = LocalStack::shared() else {
         return;
     };
@@ -366,14 +367,14 @@ async fn a_topic_that_nobody_is_subscribed_to_must_not_be_used() {
     let topic = created.expect("CreateTopic").topic_arn.expect("an ARN");
     let source = SourceStream::new("orders");
     let error = Sns::new(client.clone(), &topic).check(&source).await;
-    let error = error.expect_err("letters would be lost");
+    let error = error.expect_err("dead letters would be lost");
     assert!(matches!(error, TargetError::NobodyListens { .. }), "{error:?}");
     assert!(error.to_string().contains("subscribe"), "{error}");
 
     let Some(listened) = Topic::new(false).await else {
         return;
     };
-    let warnings = listened.sink.check(&source).await.expect("somebody listens");
+    let warnings = listened.sink.check(&source).await.expect("the topic has a subscription");
     assert!(warnings[0].message.contains("262144 bytes"), "{warnings:?}");
 
     let none = Sns::new(client, format!("{topic}-other")).check(&source).await;
@@ -381,7 +382,7 @@ async fn a_topic_that_nobody_is_subscribed_to_must_not_be_used() {
 }
 
 #[tokio::test]
-async fn a_letter_that_no_topic_takes_is_refused() {
+async fn oversized_dead_letter_for_a_topic_is_refused() {
     let Some(topic) = Topic::new(false).await else {
         return;
     };

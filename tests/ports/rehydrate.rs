@@ -1,4 +1,5 @@
-//! What Lambda gave up becomes letters: of messages that name a batch's place, and of those that hold it.
+//! Tests of rehydration: on-failure messages of Lambda become dead letters. A message names the positions of a
+//! batch, or contains the batch.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,7 @@ use tempfile::TempDir;
 const STREAM: &str = "orders";
 const ARN: &str = "arn:aws:kinesis:us-east-1:111122223333:stream/orders";
 
-/// A stream of so many records, as it has them, and a file for messages.
+/// A stream with its records behind a proxy, and a folder for the file of messages.
 struct Scene {
     _server: KinesisServer,
     proxy: Proxy,
@@ -57,7 +58,7 @@ impl Scene {
         self.proxy.client()
     }
 
-    /// What Lambda says of the records from this one to that one.
+    /// Creates the on-failure message of Lambda for the records from `first` to `last`.
     fn message(&self, first: usize, last: usize, batch_size: u64) -> Value {
         let (first, last) = (&self.sent[first].place, &self.sent[last].place);
         json!({
@@ -99,14 +100,14 @@ impl Scene {
             .replay(messages)
             .to_sink(self.letters.clone(), pending())
             .await;
-        (report.expect("it ends"), self.letters.letters())
+        (report.expect("the replay ends"), self.letters.letters())
     }
 
     fn said(&self) -> Vec<String> {
         self.said.lock().expect("not poisoned").clone()
     }
 
-    /// The stream has dropped what is older than this record.
+    /// Makes the stream drop the records before this one.
     fn trim_before(&self, oldest: usize) {
         let oldest = self.sent[oldest].place.number.clone();
         self.proxy.script(move |call| {
@@ -130,7 +131,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn a_batch_becomes_a_letter_for_each_of_its_records() {
+async fn batch_becomes_one_dead_letter_per_record() {
     let scene = Scene::plain(20).await;
     let (report, letters) = scene
         .letters_of(&[scene.message(3, 7, 5), scene.message(12, 12, 1)])
@@ -167,19 +168,19 @@ async fn a_batch_becomes_a_letter_for_each_of_its_records() {
         assert_eq!(at, Duration::from_millis(1_794_616_686_021));
         assert!(!letter.suspect);
         assert_eq!(
-            DeadLetter::decode(&letter.encode()).expect("it reads back"),
+            DeadLetter::decode(&letter.encode()).expect("the dead letter reads back"),
             *letter
         );
     }
 }
 
 #[tokio::test]
-async fn records_inside_an_aggregate_become_letters_of_their_own() {
+async fn aggregated_records_become_separate_dead_letters() {
     let mut aggregator = Aggregator::new(50_000);
     for i in 0..4 {
         aggregator
             .add(&format!("inner-{i}"), None, format!("order {i}"))
-            .expect("room");
+            .expect("the aggregate has room");
     }
     let aggregate = aggregator.finish().expect("records");
     let records = [
@@ -204,7 +205,7 @@ async fn records_inside_an_aggregate_become_letters_of_their_own() {
 }
 
 #[tokio::test]
-async fn more_records_than_the_batch_had_are_suspect_and_those_that_are_completed_are_left_out() {
+async fn surplus_records_are_suspect_and_completed_ones_are_skipped() {
     let scene = Scene::plain(10).await;
     let (report, letters) = scene.letters_of(&[scene.message(2, 8, 3)]).await;
     assert_eq!(report.replayed, 7, "{report:?}");
@@ -231,7 +232,7 @@ async fn more_records_than_the_batch_had_are_suspect_and_those_that_are_complete
         .without_completed(Idempotency::new(store))
         .to_sink(into.clone(), pending())
         .await;
-    let report = report.expect("it ends");
+    let report = report.expect("the replay ends");
     assert_eq!((report.replayed, report.duplicates), (3, 4), "{report:?}");
     let left: Vec<_> = into
         .letters()
@@ -243,7 +244,7 @@ async fn more_records_than_the_batch_had_are_suspect_and_those_that_are_complete
 }
 
 #[tokio::test]
-async fn records_that_are_gone_are_told_one_by_one() {
+async fn missing_records_are_reported_one_by_one() {
     let scene = Scene::plain(10).await;
     scene.trim_before(4);
     let messages = [
@@ -252,7 +253,8 @@ async fn records_that_are_gone_are_told_one_by_one() {
         scene.message(5, 6, 2),
     ];
     let (report, letters) = scene.letters_of(&messages).await;
-    // Three of the first batch are gone, all of the second. The third has what the first has as well.
+    // Three records of the first batch and the only record of the second are gone. The third batch repeats records
+    // of the first.
     assert_eq!(
         (report.replayed, report.already, report.gone),
         (3, 2, 3 + 1),
@@ -285,7 +287,7 @@ async fn records_that_are_gone_are_told_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_message_that_holds_its_event_needs_no_stream() {
+async fn message_with_its_event_needs_no_stream() {
     let scene = Scene::plain(1).await;
     let record = |number: u64| {
         json!({
@@ -312,7 +314,7 @@ async fn a_message_that_holds_its_event_needs_no_stream() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_left_and_the_rest_goes_on() {
+async fn unreadable_messages_are_kept_and_the_rest_is_replayed() {
     let scene = Scene::plain(3).await;
     let mut nowhere = scene.message(0, 0, 1);
     nowhere["KinesisBatchInfo"]["streamArn"] = Value::Null;
@@ -335,7 +337,7 @@ async fn what_is_no_message_is_left_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn a_shard_that_is_gone_takes_its_records_with_it_and_a_stream_that_is_not_there_is_an_error() {
+async fn missing_shard_loses_records_and_missing_stream_is_an_error() {
     let scene = Scene::plain(2).await;
     let mut message = scene.message(0, 1, 2);
     message["KinesisBatchInfo"]["shardId"] = "shardId-000000000099".into();
@@ -347,22 +349,22 @@ async fn a_shard_that_is_gone_takes_its_records_with_it_and_a_stream_that_is_not
         .replay(&[message])
         .to_sink(dead_letter::Memory::new(), pending())
         .await;
-    let error = error.expect_err("it is not there");
+    let error = error.expect_err("the stream does not exist");
     assert!(error.to_string().contains("cannot be read"), "{error:?}");
 }
 
 #[tokio::test]
-async fn its_records_go_straight_back_into_a_stream() {
+async fn rehydrated_records_are_replayed_into_a_stream() {
     let scene = Scene::plain(6).await;
-    kinesis::create_stream(&scene.client(), "mended", 1)
+    kinesis::create_stream(&scene.client(), "repaired", 1)
         .await
         .expect("a stream");
     let replay = scene.replay(&[scene.message(0, 5, 6)]);
     let report = replay
-        .into_stream(Stream::new(scene.client(), "mended"), pending())
+        .into_stream(Stream::new(scene.client(), "repaired"), pending())
         .await;
-    assert_eq!(report.expect("it ends").replayed, 6);
-    let mut back: Vec<_> = stream::read(&scene.client(), "mended")
+    assert_eq!(report.expect("the replay ends").replayed, 6);
+    let mut back: Vec<_> = stream::read(&scene.client(), "repaired")
         .await
         .into_iter()
         .map(|sent| sent.data)
@@ -373,9 +375,9 @@ async fn its_records_go_straight_back_into_a_stream() {
     assert_eq!(back, first);
 }
 
-/// Servers of Kinesis' API begin a little early, or have a page in no order; what else there is of the range is not lost.
+/// Some servers of the Kinesis API begin a page too early, or return it unsorted. No record of the range is lost.
 #[tokio::test]
-async fn a_page_that_begins_early_or_is_in_no_order_is_read_all_the_same() {
+async fn early_or_unsorted_page_loses_no_record() {
     let scene = Scene::plain(10).await;
     let (early, late) = (scene.sent[0].clone(), scene.sent[9].clone());
     scene.proxy.script(move |call| {
@@ -417,13 +419,13 @@ async fn a_page_that_begins_early_or_is_in_no_order_is_read_all_the_same() {
     assert!(letters.iter().all(|letter| !letter.suspect));
 }
 
-/// Whatever size a message states.
+/// The size that a message states must not be trusted.
 #[tokio::test]
-async fn a_message_that_claims_an_absurd_size_allocates_nothing() {
+async fn absurd_batch_size_is_capped() {
     let scene = Scene::plain(3).await;
     let mut message = scene.message(0, 2, u64::MAX);
     let (report, letters) = scene.letters_of(&[message.clone()]).await;
-    // Lambda's largest batch has 10,000 records: the others are missing, and the message stays.
+    // The largest batch of Lambda has 10,000 records. The others count as missing, and the message is kept.
     assert_eq!((report.replayed, report.gone), (3, 9_997), "{report:?}");
     assert_eq!(letters.len(), 3);
     message["KinesisBatchInfo"]["shardId"] = "shardId-000000000099".into();
@@ -432,7 +434,7 @@ async fn a_message_that_claims_an_absurd_size_allocates_nothing() {
 }
 
 #[tokio::test]
-async fn a_range_of_more_records_than_a_batch_has_is_left() {
+async fn range_larger_than_a_batch_is_unreadable() {
     let records = (0..10_001).map(|i| (format!("k{i}"), Vec::new()));
     let scene = Scene::of(records).await;
     let message = scene.message(0, 10_000, 1);
@@ -442,7 +444,7 @@ async fn a_range_of_more_records_than_a_batch_has_is_left() {
 }
 
 #[tokio::test]
-async fn only_a_stream_that_was_named_is_read() {
+async fn only_named_streams_are_read() {
     let scene = Scene::plain(3).await;
     let other = "arn:aws:kinesis:us-east-1:444455556666:stream/orders";
     let replay = |rehydrate: Rehydrate, message: &Value| {
@@ -457,7 +459,7 @@ async fn only_a_stream_that_was_named_is_read() {
         Rehydrate::new(scene.client()).stream("payments"),
         Rehydrate::new(scene.client()).stream(other),
     ] {
-        let report = replay(refused, &message).await.expect("it ends");
+        let report = replay(refused, &message).await.expect("the replay ends");
         assert_eq!((report.unreadable, report.replayed), (1, 0), "{report:?}");
     }
     assert!(scene.proxy.calls("GetShardIterator").is_empty());
@@ -465,13 +467,13 @@ async fn only_a_stream_that_was_named_is_read() {
     let mut of_consumer = message.clone();
     of_consumer["KinesisBatchInfo"]["streamArn"] = format!("{ARN}/consumer/bill:1").into();
     let allowed = Rehydrate::new(scene.client()).stream(STREAM);
-    let report = replay(allowed, &of_consumer).await.expect("it ends");
+    let report = replay(allowed, &of_consumer).await.expect("the replay ends");
     assert_eq!(report.replayed, 3, "{report:?}");
 }
 
-/// GetRecords leaves out a record in the middle, or the last one.
+/// Drops the record in the middle, or the last one, from GetRecords.
 #[tokio::test]
-async fn a_range_that_is_not_read_whole_keeps_its_message() {
+async fn range_with_a_missing_record_is_reported() {
     for missing in [4, 6] {
         let scene = Scene::plain(10).await;
         let gone = scene.sent[missing].place.number.to_string();

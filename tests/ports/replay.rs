@@ -1,4 +1,4 @@
-//! Letters driven again: into a stream, through a processor, to another sink.
+//! Tests of replays of dead letters: into a stream, through a processor, and to another sink.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -12,17 +12,18 @@ use aws_sdk_kinesis::Client;
 use bytes::Bytes;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Reason, Redact};
 use redrive::kpl::{Deaggregator, Expanded};
+use redrive::record::Redriven;
 use redrive::replay::ledger::{self, LedgerError};
 use redrive::replay::{DeadLetterSource, Filter, Replay, ReplayError, Report, SourceError, Stream, source};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::testing::sinks::{confirmed, letter};
-use redrive::{Idempotency, Record, Redriven, Resilient, idempotency, processor_with};
+use redrive::{Idempotency, Record, Resilient, idempotency, processor_with};
 use support::sink::{Answer, ScriptedSink};
 use support::stream::{self, Sent};
 use support::waiting::finished;
 use tempfile::TempDir;
 
-/// A file of letters, and a ledger beside it.
+/// A file of dead letters in a folder that also has the ledger.
 struct Letters {
     folder: TempDir,
 }
@@ -32,7 +33,7 @@ impl Letters {
         let these = Letters {
             folder: tempfile::tempdir().expect("a folder"),
         };
-        let sink = dead_letter::File::open(these.path()).expect("it opens");
+        let sink = dead_letter::File::open(these.path()).expect("the file opens");
         confirmed(sink.put(letters).await);
         these
     }
@@ -42,7 +43,7 @@ impl Letters {
     }
 
     fn ledger(&self) -> ledger::Redb {
-        ledger::Redb::open(self.folder.path().join("replay.redb")).expect("it opens")
+        ledger::Redb::open(self.folder.path().join("replay.redb")).expect("the file opens")
     }
 
     fn replay(&self) -> Replay {
@@ -53,7 +54,7 @@ impl Letters {
         let mut file = std::fs::OpenOptions::new()
             .append(true)
             .open(self.path())
-            .expect("it opens");
+            .expect("the file opens");
         file.write_all(line).expect("written");
     }
 }
@@ -64,7 +65,7 @@ fn numbered(numbers: std::ops::Range<u64>, keys: u64) -> Vec<DeadLetter> {
         .collect()
 }
 
-/// A stream to drive records into.
+/// Starts a server with a stream for replayed records.
 async fn orders() -> (KinesisServer, Client) {
     let server = KinesisServer::start().await.expect("a free port");
     let client = server.client();
@@ -91,7 +92,7 @@ fn payloads_by_key(letters: &[DeadLetter]) -> BTreeMap<&str, Vec<&[u8]>> {
     keys
 }
 
-/// What a handler saw.
+/// The records that a handler has received.
 type Seen = Arc<Mutex<Vec<Record>>>;
 
 fn processor(seen: &Seen, fails: fn(&Record) -> bool) -> impl redrive::RecordProcessor + use<> {
@@ -107,7 +108,7 @@ fn processor(seen: &Seen, fails: fn(&Record) -> bool) -> impl redrive::RecordPro
     )
 }
 
-/// One that succeeds.
+/// Creates an engine whose handler succeeds.
 fn billing(seen: &Seen) -> Resilient<impl redrive::RecordProcessor + use<>> {
     Resilient::builder("billing", processor(seen, |_| false))
         .dead_letters(dead_letter::Memory::new())
@@ -116,7 +117,7 @@ fn billing(seen: &Seen) -> Resilient<impl redrive::RecordProcessor + use<>> {
 }
 
 #[tokio::test]
-async fn a_processor_is_given_the_records_as_they_were() {
+async fn processor_gets_the_original_records() {
     let letters = numbered(0..40, 7);
     let file = Letters::of(&letters).await;
     let seen = Seen::default();
@@ -126,7 +127,7 @@ async fn a_processor_is_given_the_records_as_they_were() {
         .ledger(file.ledger())
         .through(&orders, pending())
         .await;
-    let report = report.expect("it ends");
+    let report = report.expect("the replay ends");
     assert_eq!((report.read, report.replayed), (40, 40), "{report:?}");
     assert!(report.is_clean() && report.in_order, "{report:?}");
     let seen = seen.lock().expect("not poisoned");
@@ -134,7 +135,7 @@ async fn a_processor_is_given_the_records_as_they_were() {
         let record = seen
             .iter()
             .find(|record| record.payload() == &letter.payload)
-            .expect("it was processed");
+            .expect("the record was processed");
         assert_eq!(record.stream(), letter.stream);
         assert_eq!(*record.shard(), letter.shard);
         assert_eq!(*record.sequence_number(), letter.sequence_number);
@@ -153,21 +154,21 @@ async fn a_processor_is_given_the_records_as_they_were() {
 }
 
 #[tokio::test]
-async fn what_fails_again_is_a_letter_again_until_it_was_so_too_often() {
+async fn replays_end_after_max_redrives() {
     let file = Letters::of(&numbered(0..5, 5)).await;
     let ledger = file.ledger();
     let (mut path, mut generation) = (file.path(), 0);
     let report = loop {
         generation += 1;
         let next = file.folder.path().join(format!("generation-{generation}.jsonl"));
-        let again = dead_letter::File::open(&next).expect("it opens");
+        let again = dead_letter::File::open(&next).expect("the file opens");
         let orders = Resilient::builder("billing", processor(&Seen::default(), |_| true))
             .dead_letters(again)
             .build()
             .expect("complete");
         let replay = Replay::new(source::File::new(&path)).rate(1e6).max_redrives(2);
         let report = replay.ledger(ledger.clone()).through(&orders, pending()).await;
-        let report = report.expect("it ends");
+        let report = report.expect("the replay ends");
         let written: Vec<DeadLetter> = dead_letter::File::read(&next)
             .map(|letter| letter.expect("a letter"))
             .collect();
@@ -189,7 +190,7 @@ async fn what_fails_again_is_a_letter_again_until_it_was_so_too_often() {
 }
 
 #[tokio::test]
-async fn records_go_back_into_a_stream_in_the_order_of_their_keys() {
+async fn records_return_to_a_stream_in_key_order() {
     let (_server, client) = orders().await;
     let letters = numbered(0..1_300, 300);
     let file = Letters::of(&letters).await;
@@ -199,7 +200,7 @@ async fn records_go_back_into_a_stream_in_the_order_of_their_keys() {
         .ledger(file.ledger())
         .into_stream(into(), pending())
         .await;
-    let report = report.expect("it ends");
+    let report = report.expect("the replay ends");
     assert_eq!(
         (report.read, report.replayed, report.possibly_repeated),
         (1_300, 1_300, 0),
@@ -207,28 +208,28 @@ async fn records_go_back_into_a_stream_in_the_order_of_their_keys() {
     );
     let records = stream::read(&client, "orders").await;
     assert_eq!(by_key(&records), payloads_by_key(&letters));
-    // A file keeps its letters: the ledger knows.
+    // A file keeps its dead letters. The ledger knows which of them are replayed.
     let report = file
         .replay()
         .ledger(file.ledger())
         .into_stream(into(), pending())
         .await;
-    assert_eq!(report.expect("it ends").already, 1_300);
+    assert_eq!(report.expect("the replay ends").already, 1_300);
     assert_eq!(stream::read(&client, "orders").await.len(), 1_300);
-    // By name it does it again.
+    // `ignore_ledger` replays a selected dead letter again.
     let only = Filter::new().partition_key("k7");
     let replay = file
         .replay()
         .ledger(file.ledger())
         .filter(only)
         .ignore_ledger(true);
-    let report = replay.into_stream(into(), pending()).await.expect("it ends");
+    let report = replay.into_stream(into(), pending()).await.expect("the replay ends");
     assert_eq!((report.replayed, report.not_matched), (5, 1_295), "{report:?}");
     assert_eq!(stream::read(&client, "orders").await.len(), 1_305);
 }
 
 #[tokio::test]
-async fn copies_of_a_letter_are_driven_again_once() {
+async fn copies_of_a_dead_letter_are_replayed_once() {
     let letters = numbered(0..10, 3);
     let file = Letters::of(&[letters.clone(), letters.clone(), letters.clone()].concat()).await;
     let into = dead_letter::Memory::new();
@@ -237,7 +238,7 @@ async fn copies_of_a_letter_are_driven_again_once() {
         .ledger(file.ledger())
         .to_sink(into.clone(), pending())
         .await;
-    let report = report.expect("it ends");
+    let report = report.expect("the replay ends");
     assert_eq!((report.replayed, report.already), (10, 20), "{report:?}");
     assert_eq!(into.letters(), letters);
     let down = down_after(4);
@@ -245,22 +246,22 @@ async fn copies_of_a_letter_are_driven_again_once() {
     let error = replay
         .to_sink(down.clone(), pending())
         .await
-        .expect_err("it is down");
+        .expect_err("the sink is down");
     assert!(matches!(error, ReplayError::Target { .. }), "{error:?}");
     assert_eq!(down.letters(), letters[..4]);
 }
 
-/// After a rewind a record fails where it stood, and its letter has the id of the one that was driven again.
-/// Killed between its note and its message's removal, and its payload's bucket has let go of it since.
+/// A run was killed between the ledger entry and the removal of the message, and the bucket has since deleted the
+/// payload.
 #[tokio::test]
-async fn what_is_done_is_done_also_when_its_payload_is_gone() {
+async fn replayed_dead_letter_needs_no_payload() {
     let letters = numbered(0..2, 1);
     let file = Letters::of(&letters).await;
     let seen = Seen::default();
     let orders = billing(&seen);
     let run = async |file: &Letters| {
         let replay = file.replay().ledger(file.ledger());
-        replay.through(&orders, pending()).await.expect("it ends")
+        replay.through(&orders, pending()).await.expect("the replay ends")
     };
     assert_eq!(run(&file).await.replayed, 2);
     let elsewhere = |letter: &DeadLetter| {
@@ -276,8 +277,9 @@ async fn what_is_done_is_done_also_when_its_payload_is_gone() {
     assert_eq!((report.already, report.no_payload), (4, 1), "{report:?}");
 }
 
+/// After a rewind a record fails again at the same position. Its new dead letter has the id of the replayed one.
 #[tokio::test]
-async fn a_letter_of_another_failure_is_driven_again_though_its_id_is_done() {
+async fn later_dead_letter_with_the_same_id_is_replayed() {
     let first = letter(1, Some("a"), "x");
     let file = Letters::of(std::slice::from_ref(&first)).await;
     let ledger = ledger::Memory::new();
@@ -285,7 +287,7 @@ async fn a_letter_of_another_failure_is_driven_again_though_its_id_is_done() {
     let orders = billing(&seen);
     let replay = |path: PathBuf| Replay::new(source::File::new(path)).ledger(ledger.clone());
     let report = replay(file.path()).through(&orders, pending()).await;
-    assert_eq!(report.expect("it ends").replayed, 1);
+    assert_eq!(report.expect("the replay ends").replayed, 1);
     let mut later = first.clone();
     later.dead_lettered_at += Duration::from_secs(3_600);
     assert_eq!(later.id, first.id);
@@ -293,12 +295,12 @@ async fn a_letter_of_another_failure_is_driven_again_though_its_id_is_done() {
     let report = replay(both.path())
         .through(&orders, pending())
         .await
-        .expect("it ends");
+        .expect("the replay ends");
     assert_eq!((report.already, report.replayed), (1, 1), "{report:?}");
     assert_eq!(seen.lock().expect("not poisoned").len(), 2);
 }
 
-/// What its consumer writes when it fails again: a letter of a record with another place.
+/// Creates the dead letter of a replayed record that fails again, now at another position.
 fn returned(of: &DeadLetter, number: u64) -> DeadLetter {
     let record = Record::builder("orders", "shardId-000000000009".into(), number.into())
         .partition_key(of.partition_key.clone().expect("a key"))
@@ -313,7 +315,7 @@ fn returned(of: &DeadLetter, number: u64) -> DeadLetter {
 }
 
 #[tokio::test]
-async fn without_a_stamp_a_record_that_comes_back_is_known_by_what_it_is() {
+async fn unstamped_record_is_recognized_by_key_and_payload() {
     let (_server, client) = orders().await;
     let first = letter(1, Some("a"), "payload");
     let file = Letters::of(std::slice::from_ref(&first)).await;
@@ -330,7 +332,7 @@ async fn without_a_stamp_a_record_that_comes_back_is_known_by_what_it_is() {
         let report = replay
             .into_stream(Stream::new(client.clone(), "orders"), pending())
             .await;
-        let report = report.expect("it ends");
+        let report = report.expect("the replay ends");
         if generation == 4 {
             assert_eq!(report.too_often, 1, "{report:?}");
             let said = said.lock().expect("not poisoned");
@@ -341,14 +343,14 @@ async fn without_a_stamp_a_record_that_comes_back_is_known_by_what_it_is() {
         let back = returned(&first, 100 + generation);
         assert_eq!(back.redrive_count, 0);
         path = file.folder.path().join(format!("generation-{generation}.jsonl"));
-        let sink = dead_letter::File::open(&path).expect("it opens");
+        let sink = dead_letter::File::open(&path).expect("the file opens");
         confirmed(sink.put(&[back]).await);
     }
     assert_eq!(stream::read(&client, "orders").await.len(), 3);
 }
 
 #[tokio::test]
-async fn a_stamp_tells_the_consumer_where_a_record_comes_from() {
+async fn stamp_tells_the_consumer_the_origin_of_a_record() {
     let (_server, client) = orders().await;
     let letters = numbered(0..20, 3);
     let file = Letters::of(&letters).await;
@@ -358,13 +360,13 @@ async fn a_stamp_tells_the_consumer_where_a_record_comes_from() {
         .ledger(file.ledger())
         .into_stream(into, pending())
         .await;
-    assert_eq!(report.expect("it ends").replayed, 20);
+    assert_eq!(report.expect("the replay ends").replayed, 20);
     for sent in stream::read(&client, "orders").await {
         let record = Record::builder("orders", sent.place.shard, sent.place.number)
             .partition_key(sent.key.clone())
             .payload(sent.data)
             .build();
-        // Any producer can write a stamp: by default it does not count.
+        // Any producer can write a stamp, so stamps are ignored by default.
         let mut plain = Vec::new();
         let _ = Deaggregator::new().expand(record.clone(), &mut plain);
         assert_eq!(plain[0].redriven(), None);
@@ -377,12 +379,12 @@ async fn a_stamp_tells_the_consumer_where_a_record_comes_from() {
         let letter = letters
             .iter()
             .find(|letter| letter.payload == *opened[0].payload())
-            .expect("of a letter");
+            .expect("the record of a dead letter");
         assert_eq!(opened[0].partition_key(), letter.partition_key.as_deref());
         assert_eq!(sent.key, letter.partition_key.clone().expect("a key"));
         let redriven = Redriven::new(letter.origin, 1, letter.arrived_at);
         assert_eq!(opened[0].redriven(), Some(&redriven));
-        // If it fails again, its letter says so.
+        // The dead letter of a further failure has the count and the origin.
         let failure = redrive::Failure::permanent("again");
         let again = DeadLetter::new("billing", &opened[0], Reason::Permanent, &failure);
         assert_eq!((again.origin, again.redrive_count), (letter.origin, 1));
@@ -391,9 +393,9 @@ async fn a_stamp_tells_the_consumer_where_a_record_comes_from() {
     }
 }
 
-/// Only inside an aggregated record there are such keys.
+/// Such keys exist only inside aggregated records.
 #[tokio::test]
-async fn a_key_that_kinesis_does_not_take_comes_back_inside_an_aggregate() {
+async fn invalid_key_is_replayed_inside_an_aggregate() {
     let (_server, client) = orders().await;
     let long = "k".repeat(300);
     let letters = [
@@ -408,7 +410,7 @@ async fn a_key_that_kinesis_does_not_take_comes_back_inside_an_aggregate() {
         .ledger(file.ledger())
         .into_stream(into, pending())
         .await;
-    assert_eq!(report.expect("it ends").replayed, 3);
+    assert_eq!(report.expect("the replay ends").replayed, 3);
     let mut keys = Vec::new();
     for sent in stream::read(&client, "orders").await {
         let record = Record::builder("orders", sent.place.shard, sent.place.number)
@@ -444,7 +446,7 @@ fn down_after(count: usize) -> ScriptedSink {
 }
 
 #[tokio::test]
-async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
+async fn next_run_resumes_after_an_unavailable_target() {
     let letters = numbered(0..1_200, 1_200);
     let file = Letters::of(&letters).await;
     let sink = down_after(700);
@@ -453,7 +455,7 @@ async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
         .ledger(file.ledger())
         .to_sink(sink.clone(), pending())
         .await;
-    let error = error.expect_err("it is down");
+    let error = error.expect_err("the sink is down");
     assert!(matches!(error, ReplayError::Target { .. }), "{error:?}");
     sink.set_down(false);
     let report = file
@@ -461,8 +463,8 @@ async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
         .ledger(file.ledger())
         .to_sink(sink.clone(), pending())
         .await;
-    let report = report.expect("it ends");
-    // The 300 of the second batch that were not confirmed were begun.
+    let report = report.expect("the replay ends");
+    // The 300 unconfirmed dead letters of the second batch were begun.
     assert_eq!(
         (report.already, report.replayed, report.possibly_repeated),
         (700, 500, 300),
@@ -472,10 +474,10 @@ async fn a_target_that_goes_away_ends_the_run_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_driven_again_is_told_and_the_rest_goes_on() {
+async fn unreplayable_messages_are_reported_and_skipped() {
     let file = Letters::of(&numbered(0..2, 2)).await;
     let redacted = Redact::new(
-        dead_letter::File::open(file.path()).expect("it opens"),
+        dead_letter::File::open(file.path()).expect("the file opens"),
         |letter| {
             letter.payload.clear();
         },
@@ -500,7 +502,7 @@ async fn what_cannot_be_driven_again_is_told_and_the_rest_goes_on() {
         let mut heard = heard.lock().expect("not poisoned");
         heard.push(format!("{}: {}", said.outcome.as_str(), said.outcome));
     });
-    let report = replay.through(&orders, pending()).await.expect("it ends");
+    let report = replay.through(&orders, pending()).await.expect("the replay ends");
     let said = said.lock().expect("not poisoned").join("\n");
     assert_eq!(report.replayed, 2, "{said}");
     assert_eq!(report.redacted, 1, "{said}");
@@ -522,7 +524,7 @@ async fn a_dry_run_does_nothing() {
     let report = replay
         .into_stream(Stream::new(client.clone(), "orders"), pending())
         .await;
-    let report = report.expect("it ends");
+    let report = report.expect("the replay ends");
     assert_eq!((report.would, report.not_matched), (3, 6), "{report:?}");
     assert!(stream::read(&client, "orders").await.is_empty());
     let seen = Seen::default();
@@ -532,11 +534,11 @@ async fn a_dry_run_does_nothing() {
         .ledger(file.ledger())
         .through(&orders, pending())
         .await;
-    assert_eq!(report.expect("it ends").replayed, 9);
+    assert_eq!(report.expect("the replay ends").replayed, 9);
 }
 
 #[test]
-fn a_filter_asks_for_all_of_its_kinds_and_one_of_each() {
+fn filter_needs_every_kind_and_one_value_of_each() {
     let one = letter(1, Some("a"), "x");
     let matches = |filter: Filter| filter.matches(&one);
     assert!(matches(Filter::new()));
@@ -562,7 +564,7 @@ fn a_filter_asks_for_all_of_its_kinds_and_one_of_each() {
     assert!(!matches(Filter::new().since(at + Duration::from_millis(1))));
 }
 
-/// One page, which must be kept every 20 s.
+/// A source with one page of messages, whose lock must be renewed every 20 s.
 #[derive(Debug)]
 struct Queue {
     page: Vec<DeadLetter>,
@@ -594,9 +596,9 @@ impl DeadLetterSource for Queue {
     }
 }
 
-/// However short each batch is.
+/// Messages that wait for the rate limit are kept, even if each batch is short.
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_its_turn_is_kept_from_others() {
+async fn waiting_messages_are_kept_from_other_readers() {
     let kept = Arc::new(Mutex::new(0));
     let queue = Queue {
         page: numbered(0..1_000, 10),
@@ -604,13 +606,13 @@ async fn what_waits_for_its_turn_is_kept_from_others() {
     };
     let replay = Replay::new(queue).ledger(ledger::Memory::new()).rate(10.0);
     let report = replay.to_sink(dead_letter::Memory::new(), pending()).await;
-    assert_eq!(report.expect("it ends").replayed, 1_000);
-    // In a hundred seconds.
+    assert_eq!(report.expect("the replay ends").replayed, 1_000);
+    // The replay takes 100 s.
     let kept = *kept.lock().expect("not poisoned");
     assert!((4..=5).contains(&kept), "{kept}");
 }
 
-/// A store that is source and sink under two names.
+/// A store that is both source and sink, under two names.
 #[derive(Debug, Clone, Default)]
 struct Both {
     messages: Arc<Mutex<BTreeMap<u64, DeadLetter>>>,
@@ -670,7 +672,7 @@ async fn a_run_removes_nothing_that_it_wrote() {
     confirmed(store.put(&letters).await);
     let replay = Replay::new(store.clone()).ledger(ledger::Memory::new()).rate(1e6);
     let run = replay.to_sink(store.clone(), pending());
-    let report = finished("the replay", run).await.expect("it ends");
+    let report = finished("the replay", run).await.expect("the replay ends");
     assert_eq!((report.replayed, report.returned), (20, 20), "{report:?}");
     let left: Vec<_> = store
         .messages
@@ -683,7 +685,7 @@ async fn a_run_removes_nothing_that_it_wrote() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_there_fails_a_dry_run() {
+async fn missing_target_fails_a_dry_run() {
     let (_server, client) = orders().await;
     let file = Letters::of(&numbered(0..3, 3)).await;
     let replay = file.replay().ledger(file.ledger()).dry_run(true);
@@ -701,14 +703,14 @@ async fn a_dry_run_counts_a_copy_once() {
     let report = replay
         .to_sink(dead_letter::Memory::new(), pending())
         .await
-        .expect("it ends");
+        .expect("the replay ends");
     assert_eq!((report.would, report.already), (4, 4), "{report:?}");
     assert!(report.is_clean());
 }
 
-/// Reads no clock but tokio's.
+/// The replay uses only the clock of tokio.
 #[tokio::test(start_paused = true)]
-async fn the_rate_is_kept() {
+async fn replay_keeps_its_rate() {
     let file = Letters::of(&numbered(0..300, 10)).await;
     let seen = Seen::default();
     let orders = billing(&seen);
@@ -718,12 +720,12 @@ async fn the_rate_is_kept() {
         replay
             .through(&orders, pending())
             .await
-            .expect("it ends")
+            .expect("the replay ends")
             .replayed,
         300
     );
     let took = began.elapsed();
-    // The first half second's are for nothing.
+    // The dead letters of the first half second are not delayed.
     assert!(
         (Duration::from_millis(14_400)..Duration::from_millis(15_100)).contains(&took),
         "{took:?}"
@@ -731,7 +733,7 @@ async fn the_rate_is_kept() {
 }
 
 #[tokio::test]
-async fn one_replay_at_a_time_is_at_a_source() {
+async fn source_has_one_replay_at_a_time() {
     let file = Letters::of(&numbered(0..3, 3)).await;
     let ledger = file.ledger();
     let began = Arc::new(tokio::sync::Notify::new());
@@ -755,25 +757,25 @@ async fn one_replay_at_a_time_is_at_a_source() {
             .to_sink(dead_letter::Memory::new(), pending())
     };
     began.notified().await;
-    let refused = second().await.expect_err("the first is at it");
+    let refused = second().await.expect_err("the first replay has the lock");
     assert!(
         matches!(refused, ReplayError::Ledger(LedgerError::Locked { .. })),
         "{refused:?}"
     );
-    let other_process = ledger::Redb::open(file.folder.path().join("replay.redb")).expect_err("it is open");
+    let other_process = ledger::Redb::open(file.folder.path().join("replay.redb")).expect_err("the ledger is open");
     assert!(
         matches!(other_process, LedgerError::InUse { .. }),
         "{other_process:?}"
     );
-    // A run that is stopped leaves what is not settled.
-    stop.send(()).expect("it listens");
-    let report = first.await.expect("no panic").expect("it ends");
+    // A stopped run leaves the unsettled dead letters.
+    stop.send(()).expect("the first replay waits");
+    let report = first.await.expect("no panic").expect("the replay ends");
     assert!(report.stopped && report.unsettled == 3, "{report:?}");
-    second().await.expect("it is free");
+    second().await.expect("the lock is free");
 }
 
 #[tokio::test]
-async fn what_is_missing_or_absurd_is_an_error_at_once() {
+async fn missing_or_invalid_settings_are_an_error_at_once() {
     let file = Letters::of(&numbered(0..1, 1)).await;
     let memory = dead_letter::Memory::new;
     let error = file
@@ -788,14 +790,14 @@ async fn what_is_missing_or_absurd_is_an_error_at_once() {
         assert!(matches!(error, Err(ReplayError::Rate(_))), "{error:?}");
     }
     let error = with(file.replay())
-        .to_sink(dead_letter::File::open(file.path()).expect("it opens"), pending())
+        .to_sink(dead_letter::File::open(file.path()).expect("the file opens"), pending())
         .await;
     assert!(matches!(error, Err(ReplayError::IntoItself { .. })), "{error:?}");
     let none = Replay::new(source::File::new(file.folder.path().join("no.jsonl")));
     let error = with(none)
         .to_sink(memory(), pending())
         .await
-        .expect_err("it is not there");
+        .expect_err("the file does not exist");
     assert!(
         matches!(error, ReplayError::Source(SourceError::Missing { .. })),
         "{error:?}"
@@ -803,7 +805,7 @@ async fn what_is_missing_or_absurd_is_an_error_at_once() {
 }
 
 #[tokio::test]
-async fn an_idempotency_store_knows_a_record_that_is_driven_again_in_process() {
+async fn record_replayed_in_process_keeps_its_idempotency_key() {
     let letters = numbered(0..6, 6);
     let file = Letters::of(&letters).await;
     let seen = Seen::default();
@@ -822,7 +824,7 @@ async fn an_idempotency_store_knows_a_record_that_is_driven_again_in_process() {
         .ledger(file.ledger())
         .through(&orders, pending())
         .await
-        .expect("it ends");
+        .expect("the replay ends");
     assert_eq!((report.replayed, report.duplicates), (5, 1), "{report:?}");
 }
 
@@ -846,7 +848,7 @@ async fn a_dead_letter_stream_is_read_to_its_end_in_order() {
         .ledger(ledger.clone())
         .into_stream(into(), pending())
         .await;
-    let report = report.expect("it ends");
+    let report = report.expect("the replay ends");
     assert_eq!((report.replayed, report.foreign), (700, 1), "{report:?}");
     assert_eq!(
         by_key(&stream::read(&client, "orders").await),
@@ -856,7 +858,7 @@ async fn a_dead_letter_stream_is_read_to_its_end_in_order() {
         .ledger(ledger.clone())
         .into_stream(into(), pending())
         .await;
-    assert_eq!(report.expect("it ends").already, 700);
+    assert_eq!(report.expect("the replay ends").already, 700);
     let itself = Stream::new(client.clone(), "orders-dlq");
     let error = replay()
         .ledger(ledger.clone())

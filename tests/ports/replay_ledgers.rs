@@ -1,4 +1,4 @@
-//! The ledgers: the suite that all of them pass, and what each has of its own.
+//! Tests of the replay ledgers: a conformance suite for all ledgers, and tests of single ledgers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,11 +13,11 @@ use tempfile::TempDir;
 
 fn redb() -> (Redb, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let ledger = Redb::open(folder.path().join("replay.redb")).expect("it opens");
+    let ledger = Redb::open(folder.path().join("replay.redb")).expect("the ledger opens");
     (ledger, folder)
 }
 
-/// On the server that all share; the table is made by its first use.
+/// Creates a ledger on the shared server. Its first use creates the table.
 async fn dynamodb() -> Option<DynamoDb> {
     let client = DynamoDbLocal::shared()?.client();
     Some(DynamoDb::new(client, unique("replay-ledger")))
@@ -40,9 +40,9 @@ fn entry(number: u64, state: State) -> Entry {
     )
 }
 
-async fn what_was_written_last_is_known(ledger: impl Ledger) {
+async fn last_written_entry_is_returned(ledger: impl Ledger) {
     assert_eq!(
-        ledger.look_up(&[key(1), key(2)]).await.expect("it answers"),
+        ledger.look_up(&[key(1), key(2)]).await.expect("the ledger answers"),
         [None, None]
     );
     let entries: Vec<_> = (0..250).map(|i| (key(i), entry(i, State::Begun))).collect();
@@ -51,9 +51,9 @@ async fn what_was_written_last_is_known(ledger: impl Ledger) {
         .write(&[(key(7), entry(8, State::Done))])
         .await
         .expect("written");
-    // In the order asked for, one of them twice.
+    // The results follow the order of the request. One key is requested twice.
     let keys: Vec<Key> = (0..260).rev().map(key).chain([key(7)]).collect();
-    let known = ledger.look_up(&keys).await.expect("it answers");
+    let known = ledger.look_up(&keys).await.expect("the ledger answers");
     assert_eq!(known.len(), 261);
     for (number, known) in (0..260).rev().zip(&known) {
         let expected = match number {
@@ -65,23 +65,23 @@ async fn what_was_written_last_is_known(ledger: impl Ledger) {
     }
     assert_eq!(known[260], Some(entry(8, State::Done)));
     ledger.write(&[]).await.expect("nothing to write");
-    assert!(ledger.look_up(&[]).await.expect("it answers").is_empty());
+    assert!(ledger.look_up(&[]).await.expect("the ledger answers").is_empty());
 }
 
-async fn one_owner_has_a_source(ledger: impl Ledger) {
-    ledger.lock("file:a", "one").await.expect("it is free");
-    ledger.lock("file:a", "one").await.expect("it is kept");
-    let held = ledger.lock("file:a", "two").await.expect_err("it is held");
+async fn source_has_one_owner(ledger: impl Ledger) {
+    ledger.lock("file:a", "one").await.expect("the lock is free");
+    ledger.lock("file:a", "one").await.expect("the owner may lock again");
+    let held = ledger.lock("file:a", "two").await.expect_err("another owner has the lock");
     assert!(
         matches!(&held, LedgerError::Locked { owner, .. } if owner == "one"),
         "{held:?}"
     );
     ledger.lock("file:b", "two").await.expect("another source");
-    // Not its own to give back.
+    // Only the owner releases a lock.
     ledger.unlock("file:a", "two").await.expect("nothing happens");
-    ledger.lock("file:a", "two").await.expect_err("it is still held");
-    ledger.unlock("file:a", "one").await.expect("given back");
-    ledger.lock("file:a", "two").await.expect("it is free");
+    ledger.lock("file:a", "two").await.expect_err("the first owner still has the lock");
+    ledger.unlock("file:a", "one").await.expect("released");
+    ledger.lock("file:a", "two").await.expect("the lock is free");
 }
 
 macro_rules! ledger_conformance {
@@ -90,19 +90,19 @@ macro_rules! ledger_conformance {
             use super::*;
 
             #[tokio::test]
-            async fn what_was_written_last_is_known() {
+            async fn last_written_entry_is_returned() {
                 let Some((ledger, _kept)) = $fresh else {
                     return;
                 };
-                super::what_was_written_last_is_known(ledger).await;
+                super::last_written_entry_is_returned(ledger).await;
             }
 
             #[tokio::test]
-            async fn one_owner_has_a_source() {
+            async fn source_has_one_owner() {
                 let Some((ledger, _kept)) = $fresh else {
                     return;
                 };
-                super::one_owner_has_a_source(ledger).await;
+                super::source_has_one_owner(ledger).await;
             }
         }
     };
@@ -114,34 +114,34 @@ ledger_conformance!(redb_file, Some(redb()));
 ledger_conformance!(dynamodb_table, dynamodb().await.map(|ledger| (ledger, ())));
 
 #[tokio::test]
-async fn a_file_is_one_process_and_outlives_it() {
+async fn file_has_one_process_and_survives_a_restart() {
     let (ledger, folder) = redb();
     let path = folder.path().join("replay.redb");
     ledger
         .write(&[(key(1), entry(1, State::Done))])
         .await
         .expect("written");
-    let second = Redb::open(&path).expect_err("it is open");
+    let second = Redb::open(&path).expect_err("the file is open");
     assert!(second.to_string().contains("another process"), "{second}");
     drop(ledger);
-    let ledger = Redb::open(&path).expect("it opens");
-    let known = ledger.look_up(&[key(1)]).await.expect("it answers");
+    let ledger = Redb::open(&path).expect("the ledger opens");
+    let known = ledger.look_up(&[key(1)]).await.expect("the ledger answers");
     assert_eq!(known, [Some(entry(1, State::Done))]);
     let none = Redb::open(folder.path().join("no/such/folder")).expect_err("there is no folder");
     assert!(matches!(none, LedgerError::Unavailable(_)), "{none:?}");
 }
 
 #[tokio::test]
-async fn a_lock_in_a_table_ends_with_its_time() {
+async fn lock_in_a_table_has_a_lock_time() {
     let Some(ledger) = dynamodb().await else { return };
-    let time = ledger.lock_time().expect("a table's owner may be gone unseen");
+    let time = ledger.lock_time().expect("the lock of a table expires");
     assert!(time >= Duration::from_secs(30));
-    ledger.lock("file:a", "one").await.expect("it is free");
-    ledger.lock("file:a", "two").await.expect_err("it is held");
+    ledger.lock("file:a", "one").await.expect("the lock is free");
+    ledger.lock("file:a", "two").await.expect_err("another owner has the lock");
 }
 
 #[test]
-fn a_records_key_is_made_of_its_partition_key_and_payload() {
+fn record_key_depends_on_partition_key_and_payload() {
     let of = |key: Option<&str>, payload: &'static str| {
         Key::record("kinesis:orders", key, &Bytes::from_static(payload.as_bytes()))
     };

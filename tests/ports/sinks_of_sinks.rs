@@ -1,4 +1,5 @@
-//! Sinks that write to others: the suite that all sinks pass, and what each is there for. Time is paused where it matters.
+//! Tests of sinks that write to other sinks: the conformance suite, and the purpose of each sink. Time is
+//! paused in tests that depend on it.
 
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ sink_conformance!(redact, async {
     Over(letters.clone(), Redact::new(letters, |_: &mut DeadLetter| {}))
 });
 
-/// A sink whose letters end here.
+/// A sink under test, and the memory sink that gets its dead letters.
 struct Over<S>(Memory, S);
 
 impl<S: DeadLetterSink> Harness for Over<S> {
@@ -52,7 +53,7 @@ impl<S: DeadLetterSink> Harness for Over<S> {
 
     async fn read_back(&self, _is_complete: impl Fn(&[DeadLetter]) -> bool) -> Vec<DeadLetter> {
         let mut letters = self.0.letters();
-        // Nothing was taken out, and they are marked all the same.
+        // `Redact` marks every dead letter, even if its function removes nothing.
         letters.iter_mut().for_each(|letter| letter.redacted = false);
         letters
     }
@@ -76,7 +77,7 @@ fn refuse_over(sink: &ScriptedSink, limit: usize) {
     sink.on_put(move |_, letters| Answer::Each(letters.iter().map(outcome).collect()));
 }
 
-/// C: confirmed, U: unavailable, R: refused, B: behind.
+/// Returns one character per result: `C` confirmed, `U` unavailable, `R` refused, `B` behind.
 fn signs(results: &[Result<Receipt, SinkError>]) -> String {
     let sign = |result: &Result<Receipt, SinkError>| match result {
         Ok(_) => 'C',
@@ -88,7 +89,7 @@ fn signs(results: &[Result<Receipt, SinkError>]) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_first_refuses_goes_to_the_other_and_the_rest_of_its_key_goes_on() {
+async fn fallback_takes_what_the_first_sink_refuses() {
     let (first, other) = (ScriptedSink::default(), ScriptedSink::default());
     refuse_over(&first, 10);
     let sink = Fallback::new(first.clone(), other.clone());
@@ -103,18 +104,18 @@ async fn what_the_first_refuses_goes_to_the_other_and_the_rest_of_its_key_goes_o
     assert_eq!(signs(&sink.put(&letters).await), "CCCCCC");
     assert_eq!((numbers(&first), numbers(&other)), (vec![1, 3, 6], vec![2, 4, 5]));
 
-    // What neither takes is refused, and what is behind it waits.
+    // A dead letter that both sinks refuse is refused, and the next one of its key waits.
     refuse_over(&other, 11);
     let results = sink.put(&letters).await;
     assert_eq!(signs(&results), "CCCCRB");
     assert!(matches!(results[4], Err(SinkError::Refused { limit: 11, .. })));
-    // As it does if the other is down.
+    // The rest of the key also waits if the other sink is down.
     other.set_down(true);
     assert_eq!(signs(&sink.put(&letters[1..]).await), "UBUBB");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_that_stays_down_is_left_and_looked_after() {
+async fn fallback_replaces_a_first_sink_that_stays_down() {
     let outages: [fn() -> Answer; 2] = [|| Answer::Fail(unavailable), || Answer::Hang];
     for outage in outages {
         let (first, other) = (ScriptedSink::default(), ScriptedSink::default());
@@ -126,7 +127,7 @@ async fn a_first_that_stays_down_is_left_and_looked_after() {
             letter(3, Some("b"), "x"),
         ];
         let start = Instant::now();
-        // An outage of a minute is waited for.
+        // The sink waits during an outage of a minute.
         while start.elapsed() < Duration::from_secs(60) {
             let results = sink.put(&letters).await;
             assert!(results.iter().all(Result::is_err));
@@ -135,25 +136,25 @@ async fn a_first_that_stays_down_is_left_and_looked_after() {
         assert!(numbers(&other).is_empty());
         sleep(Duration::from_secs(60)).await;
         assert_eq!(signs(&sink.put(&letters).await), "CCC");
-        assert_eq!(numbers(&other), [1, 2, 3], "in their order");
-        // From then on it is not asked each time.
+        assert_eq!(numbers(&other), [1, 2, 3], "in order");
+        // From then on not every put tries the first sink.
         let before = first.puts().len();
         for _ in 0..20 {
             confirmed(sink.put(&letters[..1]).await);
         }
         assert_eq!(first.puts().len(), before);
-        // It is back, and noticed.
+        // The sink notices that the first sink is available again.
         first.set_down(false);
         sleep(Duration::from_secs(31)).await;
         confirmed(sink.put(&letters).await);
         assert_eq!(numbers(&first), [1, 2, 3]);
-        // A new outage is waited for again.
+        // The sink waits again at the start of a new outage.
         first.set_down(true);
         assert!(sink.put(&letters).await.iter().all(Result::is_err));
     }
 }
 
-/// A record whose letter is too large for its sink halts the shard; with another sink it is settled.
+/// A dead letter that is too large for its sink would halt the shard. With a fallback the record is settled.
 #[tokio::test(start_paused = true)]
 async fn a_processor_with_a_fallback_does_not_halt() {
     let (first, other) = (ScriptedSink::default(), ScriptedSink::default());
@@ -172,7 +173,7 @@ async fn a_processor_with_a_fallback_does_not_halt() {
 }
 
 #[tokio::test]
-async fn of_several_all_must_confirm() {
+async fn fan_out_needs_the_confirmation_of_every_sink() {
     let (one, two) = (ScriptedSink::default(), ScriptedSink::default());
     let sink = FanOut::new().and(one.clone()).and(two.clone());
     let letters = [
@@ -190,7 +191,7 @@ async fn of_several_all_must_confirm() {
     assert_eq!(
         signs(&sink.put(&letters).await),
         "URU",
-        "what can never be is said"
+        "a refusal takes precedence"
     );
     let orders = SourceStream::new("orders");
     assert!(sink.check(&orders).await.is_ok());
@@ -205,11 +206,11 @@ async fn of_several_all_must_confirm() {
     );
 
     let none = FanOut::new().put(&letters).await;
-    assert_eq!(signs(&none), "UUU", "nothing is confirmed by nobody");
+    assert_eq!(signs(&none), "UUU", "without a sink nothing is confirmed");
 }
 
 #[tokio::test]
-async fn a_letter_takes_the_first_route_that_is_its() {
+async fn dead_letter_takes_the_first_matching_route() {
     let (bad, late, rest) = (
         ScriptedSink::default(),
         ScriptedSink::default(),
@@ -235,13 +236,13 @@ async fn a_letter_takes_the_first_route_that_is_its() {
 }
 
 #[tokio::test]
-async fn what_must_not_leave_is_taken_out_and_the_letter_says_so() {
+async fn redacted_dead_letter_is_marked_and_keeps_its_position() {
     let letters = Memory::new();
     let sink = Redact::new(letters.clone(), |letter: &mut DeadLetter| {
         letter.payload.clear();
         letter.error.chain.clear();
         letter.partition_key = Some("hidden".into());
-        // Its place it keeps whatever the function does.
+        // The function cannot change the position.
         letter.sequence_number = 999.into();
         letter.stream = "elsewhere".into();
     });

@@ -15,9 +15,10 @@ use redrive::dead_letter::{self, TargetError};
 use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
+use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter,
-    Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+    BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter, Record,
+    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
 };
 use serde_json::{Value, json};
 use support::script::Script;

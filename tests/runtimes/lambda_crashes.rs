@@ -9,10 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use redrive::dead_letter::Reason;
 use redrive::lambda::{Event, Function, Response};
-use redrive::{
-    Attempt, BatchFailure, BatchProcessor, Idempotency, Record, RecordProcessor, Resilient, dead_letter,
-    idempotency,
-};
+use redrive::processor::{Attempt, BatchFailure};
+use redrive::{BatchProcessor, Idempotency, Record, RecordProcessor, Resilient, dead_letter, idempotency};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use support::dynamodb::{self, DynamoDbLocal};

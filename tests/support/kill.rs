@@ -17,10 +17,9 @@ use aws_sdk_kinesis::Client;
 use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use redrive::dead_letter::{self, DeadLetter, Reason};
 use redrive::pipeline::{Capacity, Pipeline};
+use redrive::processor::Attempt;
 use redrive::testing::kinesis;
-use redrive::{
-    Attempt, BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Scope, ShardId,
-};
+use redrive::{BoxError, Consumer, Failure, Record, RecordProcessor, Resilient, RetryPolicy, Scope, ShardId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -245,7 +244,7 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
     }
 
     let child = task.start(test);
-    let killed = kills.last().expect("it was killed");
+    let killed = kills.last().expect("the child was killed");
     let (bad, good): (Vec<&Sent>, Vec<&Sent>) = sent
         .iter()
         .filter(|sent| !covers(&killed.stored, sent))

@@ -15,7 +15,8 @@ use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
 use redrive::observer::{Event, Observer};
-use redrive::{Attempt, Position, Record, RecordProcessor, ShardId};
+use redrive::processor::Attempt;
+use redrive::{Position, Record, RecordProcessor, ShardId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 

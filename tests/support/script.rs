@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redrive::{Attempt, BoxError, Failure, Record, RecordProcessor, Scope, SequenceNumber};
+use redrive::processor::Attempt;
+use redrive::{BoxError, Failure, Record, RecordProcessor, Scope, SequenceNumber};
 use tokio_util::sync::CancellationToken;
 
 /// Follows payloads that are lists of steps, one per attempt, such as `fail,fail,ok`. The last step is
@@ -12,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 ///
 /// The steps are: `ok`, `fail` (transient, of unknown cause), `own` (transient, the record's own fault),
 /// `bad` (permanent), `panic`, `hang`, `sleep:<ms>` (then succeeds), `slowfail:<ms>` and `slowbad:<ms>` (then
-/// fails), `after:<ms>` (fails and requests that delay), and `gate` (succeeds once the gate is open).
+/// fails like `fail` or `bad`), `after:<ms>` (fails and requests that delay), and `gate` (succeeds once the
+/// gate is open).
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     calls: Arc<Mutex<Vec<Call>>>,

@@ -1,4 +1,5 @@
-//! Alarms and dashboards: what they name exists, what is printed is accepted, and a burst of errors raises an alarm.
+//! Alarms and dashboards: the metrics that they name exist, CloudFormation accepts the template, and a burst
+//! of errors raises an alarm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -18,24 +19,24 @@ use support::script::{Script, record};
 
 fn read(name: &str) -> String {
     let path = repository().join("deploy").join(name);
-    std::fs::read_to_string(path).expect("it is there")
+    std::fs::read_to_string(path).expect("a file of the repository")
 }
 
-/// One alarm of the template, as its lines.
+/// One alarm of the template, with its lines.
 struct Alarm {
     name: String,
     text: String,
 }
 
 impl Alarm {
-    /// The values of this property, wherever it stands.
+    /// Returns the values of this property, at every level of the alarm.
     fn all<'a>(&'a self, property: &str) -> impl Iterator<Item = &'a str> {
         let key = format!("{property}: ");
         let lines = self.text.lines();
         lines.filter_map(move |line| Some(line.split_once(&key)?.1.trim()))
     }
 
-    /// The metrics of redrive that it evaluates.
+    /// Returns the metrics of redrive that the alarm evaluates.
     fn metrics(&self) -> Vec<Metric> {
         if !self.all("Namespace").any(|it| it == "!Ref Namespace") {
             return Vec::new();
@@ -55,7 +56,7 @@ impl Alarm {
     }
 
     fn number(&self, property: &str) -> u32 {
-        let value = self.all(property).next().expect("it is set");
+        let value = self.all(property).next().expect("the property is set");
         value.parse().expect("a number")
     }
 }
@@ -92,7 +93,7 @@ fn cloudwatch_dashboard_queries_name_existing_metrics() {
     for widget in dashboard["widgets"].as_array().expect("widgets") {
         for query in widget["properties"]["metrics"].as_array().expect("metrics") {
             let query = query.as_array().expect("a list");
-            // An expression is over those beside it.
+            // An expression refers to the other metrics of its widget.
             if query[0].is_object() {
                 continue;
             }
@@ -102,7 +103,7 @@ fn cloudwatch_dashboard_queries_name_existing_metrics() {
             shown.insert(name.to_owned());
         }
     }
-    // And none is forgotten.
+    // The dashboard shows every metric.
     assert_eq!(
         shown.len(),
         names.len(),
@@ -134,7 +135,7 @@ fn grafana_dashboard_queries_name_existing_metrics() {
 #[test]
 fn every_metric_and_alarm_is_documented() {
     let path = repository().join("docs/operations.md");
-    let text = std::fs::read_to_string(path).expect("it is there");
+    let text = std::fs::read_to_string(path).expect("a file of the repository");
     for metric in Metric::ALL {
         assert!(text.contains(&format!("`{}`", metric.name())), "{metric:?}");
     }
@@ -164,8 +165,8 @@ fn alarm_metrics_exist_and_missing_ages_raise_alarms() {
     assert!(of_redrive > 10, "{of_redrive}");
 }
 
-/// A function does not read, and so measures neither an age nor what is in flight: an alarm that misses them is raised
-/// permanently.
+/// Checks the alarms of a Lambda function. A function does not read from Kinesis, so it reports neither an
+/// age nor records in flight. An alarm on such a metric would be raised permanently.
 #[test]
 fn function_alarms_use_metrics_that_lambda_reports() {
     let of_reading = [
@@ -188,12 +189,12 @@ fn function_alarms_use_metrics_that_lambda_reports() {
         assert_eq!(reading, None, "{}", alarm.name);
         raised_without_data.extend(alarm.is_raised_without_data().then_some(alarm.name));
     }
-    // The poller of the mapping reports also where no record is.
+    // The event source mapping also reports metrics while there are no records.
     assert_eq!(raised_without_data, ["StreamNotRead"]);
 }
 
-/// To CloudWatch one plus nothing is nothing, and an alarm that nothing is bad for would be raised: what is summed up is told
-/// also where there is none.
+/// Reports the metrics in alarm expressions even when they are zero. In CloudWatch a sum with a missing value
+/// is missing, and could raise an alarm that treats missing data as breaching.
 #[tokio::test]
 async fn metrics_in_alarm_expressions_are_always_reported() {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
@@ -311,7 +312,7 @@ async fn a_burst_of_errors_raises_an_alarm_and_its_end_lowers_it() {
         .statistic(Statistic::Sum)
         .comparison_operator(ComparisonOperator::GreaterThanThreshold)
         .threshold(0.0)
-        // The shortest there is, so that the test is short.
+        // CloudWatch's shortest period, so that the test is short.
         .period(10)
         .evaluation_periods(1)
         .treat_missing_data("notBreaching")

@@ -1,4 +1,4 @@
-//! Metrics in CloudWatch, on LocalStack: what arrives has the right sums.
+//! Metrics in CloudWatch, on LocalStack: the sums that arrive are right.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,7 +50,7 @@ async fn sent_metrics_have_the_right_sums() {
         .await
         .expect("settled");
     cloudwatch.close().await;
-    cloudwatch.close().await; // Nothing is sent twice.
+    cloudwatch.close().await; // A second close sends nothing again.
     assert_eq!(cloudwatch.dropped(), 0);
 
     let dimension = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
@@ -90,7 +90,7 @@ async fn sent_metrics_have_the_right_sums() {
     assert!((90_000.0..110_000.0).contains(&highest), "{sum}, {highest}");
 }
 
-/// The service is down, and then it is not.
+/// Sends metrics while the service is down and after it is back.
 #[tokio::test]
 async fn failed_send_is_retried_with_the_next_one() {
     let calls = Arc::new(AtomicU32::new(0));
@@ -120,7 +120,7 @@ async fn failed_send_is_retried_with_the_next_one() {
     assert_eq!(calls.load(Ordering::Relaxed), refused + 1, "one call for all");
     assert_eq!(cloudwatch.dropped(), 0);
     cloudwatch.close().await;
-    // What is always told is told.
+    // The metrics that are always reported are sent.
     assert_eq!(calls.load(Ordering::Relaxed), refused + 2);
     server.abort();
 }

@@ -1,4 +1,4 @@
-//! Metrics in the log: lines of CloudWatch's embedded metric format, whose sums are right.
+//! Metrics in the log: lines in CloudWatch's embedded metric format, with correct sums.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use support::script::Script;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// A log.
+/// A log in memory.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -37,7 +37,7 @@ impl Log {
         String::from_utf8(self.0.lock().expect("no panic while locked").clone()).expect("text")
     }
 
-    /// Its lines, each as the format has it.
+    /// Returns the lines of the log, after asserting that each follows the format.
     fn lines(&self) -> Vec<Value> {
         let text = self.text();
         assert!(text.is_empty() || text.ends_with('\n'));
@@ -55,7 +55,7 @@ impl Log {
     }
 }
 
-/// What the specification asks of a line.
+/// Asserts that a line follows the specification.
 fn check(line: &Value) {
     let members = line.as_object().expect("an object");
     let aws = &line["_aws"];
@@ -166,7 +166,8 @@ async fn invocation_writes_its_metrics_before_it_answers() {
     assert_eq!(line["EndToEndLatency"].as_array().map(Vec::len), Some(5));
     assert_eq!(line["_aws"]["CloudWatchMetrics"][0]["Namespace"], "redrive");
 
-    // The next one begins anew; and what did not fail is said, so that a rate is known.
+    // The next invocation starts from zero. It also reports that nothing failed, so that a rate can be
+    // computed.
     let settled = function.settle(event(&["ok"]), deadline).await;
     settled.expect("an answer");
     let lines = log.lines();
@@ -176,19 +177,20 @@ async fn invocation_writes_its_metrics_before_it_answers() {
         (&json!(1), &json!(0))
     );
 
-    // One with an unsettled record as well.
+    // The third invocation has an unsettled record.
     let hangs = function
         .settle(event(&["hang"]), Instant::now() + Duration::from_secs(5))
         .await;
     assert!(hangs.expect("an answer").first_unsettled().is_some());
     assert_eq!(log.lines()[2]["RecordsUnsettled"], json!(1));
-    // And of nothing there is nothing to say.
+    // An empty invocation writes no line.
     let none = function.settle(event(&[]), deadline).await;
     none.expect("an answer");
     assert_eq!(log.lines().len(), 3);
 }
 
-/// It is a state, which its opening alone does not tell of.
+/// Reports the breaker in every invocation while it is open, because that is a state. An event at its opening
+/// alone would not show how long it lasts.
 #[tokio::test(start_paused = true)]
 async fn open_breaker_is_reported_by_every_invocation() {
     let log = Log::default();
@@ -205,7 +207,7 @@ async fn open_breaker_is_reported_by_every_invocation() {
         assert!(answer.expect("an answer").first_unsettled().is_some());
     }
     assert_eq!(open(&log), [json!([1.0]), json!([1.0])]);
-    // It is well again, as a few probes show.
+    // The dependency is back, as a few probes show.
     let deadline = Instant::now() + Duration::from_secs(600);
     for _ in 0..2 {
         let answer = function.settle(event(&["ok"; 8]), deadline).await;
@@ -272,11 +274,11 @@ async fn unwritable_log_stops_no_processing() {
         let record = record_of_age(number, Duration::from_millis(1_500), "ok");
         let _ = resilient.settle(&record).await.expect("settled");
     }
-    // Of each record it hears twice: of its attempt, and of its end.
-    assert_eq!(emf.dropped(), 4, "it looks at the time each 256th time");
+    // The observer receives two events for each record: its attempt and its settlement.
+    assert_eq!(emf.dropped(), 4, "it checks the time at every 256th event");
 }
 
-/// A service writes now and then, and what is left when it ends.
+/// Writes metrics at intervals, and the rest when the service ends.
 #[tokio::test]
 async fn stopped_consumer_has_written_all_metrics() {
     let server = KinesisServer::start().await.expect("a free port");
@@ -305,7 +307,7 @@ async fn stopped_consumer_has_written_all_metrics() {
         let stopped = stop.clone().cancelled_owned();
         (tokio::spawn(consumer.run_until(resilient, stopped)), stop)
     };
-    support::waiting::finished("all is settled", async {
+    support::waiting::finished("all records are settled", async {
         while letters.letters().len() < 3 || script.done().len() < 297 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -321,7 +323,7 @@ async fn stopped_consumer_has_written_all_metrics() {
     assert!(lines[0]["BehindLatest"].is_array());
 }
 
-/// Neither what is in a payload, nor a partition key, nor an error's text.
+/// Writes neither payloads, partition keys nor error texts.
 #[tokio::test(start_paused = true)]
 async fn emf_lines_contain_no_record_content() {
     let log = Log::default();
@@ -334,7 +336,7 @@ async fn emf_lines_contain_no_record_content() {
     let panics = record_of_age(2, Duration::from_millis(1_500), "panic");
     let _ = resilient.settle(&panics).await.expect("settled");
     let function = Function::new(resilient);
-    // It is told to write.
+    // The end of the invocation flushes the metrics.
     let flushed = function
         .settle(event(&["ok"]), Instant::now() + Duration::from_secs(5))
         .await;

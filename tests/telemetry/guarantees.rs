@@ -4,7 +4,7 @@ use std::fs;
 
 use support::emulator::repository;
 
-/// The names in backquotes of a text.
+/// Returns the names in backquotes of a text.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
@@ -12,13 +12,13 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn every_guarantee_names_tests_that_exist() {
     let root = repository();
-    let text = fs::read_to_string(root.join("docs/guarantees.md")).expect("it is there");
+    let text = fs::read_to_string(root.join("docs/guarantees.md")).expect("docs/guarantees.md exists");
     let guarantees: Vec<&str> = text.split("\n## ").skip(1).collect();
-    assert!(guarantees.len() >= 9, "the promises of the design are nine");
+    assert!(guarantees.len() >= 9, "the design has nine promises");
     for (number, guarantee) in guarantees.iter().enumerate() {
         assert!(guarantee.starts_with(&format!("{}. ", number + 1)), "{guarantee}");
         let (_, tests) = guarantee.split_once("\nTests: ").expect("tests are named");
-        // "`one` and `other` in `file`".
+        // The format is "`one` and `other` in `file`".
         let mut waiting = Vec::new();
         let mut found = 0;
         for name in quoted(tests) {
@@ -37,6 +37,9 @@ fn every_guarantee_names_tests_that_exist() {
                 found += 1;
             }
         }
-        assert!(found > 0 && waiting.is_empty(), "without a file: {waiting:?}");
+        assert!(
+            found > 0 && waiting.is_empty(),
+            "tests without a file: {waiting:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Nothing of a record gets out but into its letter: everything that redrive says is searched for it.
+//! Leak checks: the content of a record appears only in its dead letter. The test searches all other output
+//! for it.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ use support::stream;
 use support::waiting::{eventually, finished};
 use tracing_subscriber::EnvFilter;
 
-/// In payloads, partition keys, error texts and panic messages.
+/// The text to search for. It is in payloads, partition keys, error texts and panic messages.
 const MARKER: &str = "confidential-7f3a";
 
 #[derive(Debug, Deserialize)]
@@ -39,7 +40,7 @@ async fn bill(order: Order) -> Result<(), BillingError> {
     }
 }
 
-/// What is written somewhere.
+/// A text in memory to which the test collects output.
 #[derive(Clone, Default)]
 struct Text(Arc<Mutex<Vec<u8>>>);
 
@@ -65,7 +66,7 @@ impl Write for Text {
     }
 }
 
-/// `Debug` of every event.
+/// An observer that collects the `Debug` output of every event.
 struct Events(Text);
 
 impl Observer for Events {
@@ -81,7 +82,7 @@ async fn telemetry_never_contains_record_content() {
     let _turn = crate::turn_to_subscribe().await;
     let _logs = tracing::subscriber::set_default(
         tracing_subscriber::fmt()
-            // The SDK has a log of its own, in which bodies are.
+            // The SDK's own log contains request bodies.
             .with_env_filter(EnvFilter::new("redrive=trace"))
             .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
             .with_writer(move || writer.clone())
@@ -98,7 +99,7 @@ async fn telemetry_never_contains_record_content() {
         .expect("a stream");
     let order = |id: u64, note: &str| format!("{{\"id\": {id}, \"note\": \"{note}\"}}");
     let records = [
-        // A field of the wrong type: serde_json quotes it.
+        // For a field of the wrong type, serde_json quotes the value in its error.
         format!("{{\"id\": \"{MARKER}\"}}"),
         format!("no JSON: {MARKER}"),
         order(3, MARKER),
@@ -121,9 +122,9 @@ async fn telemetry_never_contains_record_content() {
     let letters = dead_letter::Memory::new();
     let orders = Resilient::builder("billing", processor_fn_json(bill))
         .retry(RetryPolicy::constant(Duration::from_millis(5)).max_attempts(3))
-        // There is little else that could succeed meanwhile.
+        // Few other records could succeed meanwhile, so the breaker would open.
         .without_breaker()
-        // Of what is no trace's id nothing is told.
+        // A value that is not a trace id is not reported.
         .trace_context(|_: &redrive::Record| Some(MARKER.to_owned()))
         .dead_letters(letters.clone())
         .observer(Events(events.clone()))
@@ -140,7 +141,7 @@ async fn telemetry_never_contains_record_content() {
     let looks = {
         let (letters, alerts, reports) = (letters.clone(), alerts.clone(), reports.clone());
         async move {
-            eventually("all are settled, and somebody is told", || {
+            eventually("all records are settled and an alert is sent", || {
                 reports.add(health.report());
                 letters.letters().len() == count - 1 && !alerts.alerts().is_empty()
             })
@@ -149,16 +150,16 @@ async fn telemetry_never_contains_record_content() {
     };
     let text = format!("{orders:?} {consumer:?} {monitor:?}");
     reports.add(&text);
-    finished("the consumer", consumer.run_until(orders, looks))
+    finished("the consumer ends", consumer.run_until(orders, looks))
         .await
-        .expect("it ends");
+        .expect("nothing halted");
     let told = Text::default();
     for alert in alerts.alerts() {
         told.add((&alert, alert.to_string()));
     }
     let measured = Text::default();
     measured.add(snapshotter.snapshot().into_vec());
-    // Its letters have it all; their `Debug` has not.
+    // The dead letters contain everything; their `Debug` output does not.
     let kept = letters.letters();
     assert!(
         kept.iter()
@@ -184,7 +185,7 @@ async fn telemetry_never_contains_record_content() {
         for secret in [MARKER.to_owned(), BASE64.encode(MARKER), "cannot bill".to_owned()] {
             assert!(
                 !text.contains(&secret),
-                "{what} has it: {}",
+                "{what} contains {secret:?}: {}",
                 around(&text, &secret)
             );
         }

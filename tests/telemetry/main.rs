@@ -1,4 +1,4 @@
-//! Events, metrics, alarms and spans; and what the documents say of them.
+//! Events, metrics, alarms and spans, and checks of the documents that describe them.
 
 mod alarms;
 mod cloudwatch;
@@ -13,8 +13,8 @@ mod traces;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-/// One test at a time has a subscriber of spans: whether a span is wanted is cached for the whole process, and the cache is
-/// rebuilt while subscribers come and go.
+/// Lets one test at a time subscribe to spans. Whether a span is wanted is cached for the whole process, and
+/// each new or dropped subscriber rebuilds the cache.
 async fn turn_to_subscribe() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await

@@ -1,4 +1,4 @@
-//! Metrics through the facade: what a recorder gets has its names, labels and sums.
+//! Metrics through the `metrics` facade: a recorder receives the right names, labels and sums.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,15 +7,16 @@ use std::time::{Duration, SystemTime};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
 use redrive::pipeline::{Batch, Pipeline};
+use redrive::processor::{Attempt, BatchFailure};
 use redrive::telemetry::{Metric, Metrics, Monitor, Rate, Threshold, alert};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, DeadLetterGuard, Failure, Record, Resilient, ResilientBuilder,
-    RetryPolicy, Settled, dead_letter, processor_fn,
+    BatchProcessor, DeadLetterGuard, Failure, Record, Resilient, ResilientBuilder, RetryPolicy, Settled,
+    dead_letter, processor_fn,
 };
 use support::script::{Script, record};
 use tokio::time::{Instant, advance};
 
-/// By name and labels, as Prometheus writes them.
+/// Returns the values by name and labels, in the notation of Prometheus.
 fn values(snapshot: Snapshot) -> BTreeMap<String, DebugValue> {
     let each = snapshot.into_vec().into_iter();
     each.map(|(key, _, _, value)| {
@@ -85,7 +86,7 @@ async fn recorder_receives_names_labels_and_counts() {
         )
     };
     assert_eq!((letters("permanent"), letters("panicked")), (1, 1));
-    // Each call of the handler, in seconds.
+    // One value for each call of the handler, in seconds.
     assert_eq!(histogram(&values, &of_stream("attempt_latency_seconds")).len(), 7);
     let backoff = histogram(&values, &of_stream("backoff_time_seconds"));
     assert!(backoff.iter().all(|time| *time < 0.1), "{backoff:?}");
@@ -93,7 +94,7 @@ async fn recorder_receives_names_labels_and_counts() {
     assert!(!text.contains("scripted") && !text.contains("key="), "{text}");
 }
 
-/// Fails once with all that it is given.
+/// A batch handler whose first call fails for all of its records.
 #[derive(Default)]
 struct Inserts(AtomicBool);
 
@@ -108,7 +109,8 @@ impl BatchProcessor for Inserts {
     }
 }
 
-/// A table that refuses every second insert fails half of what is tried, however many rows each has.
+/// Counts attempts per record. A table that refuses every second insert fails half of the attempts, however
+/// many rows each insert has.
 #[tokio::test(start_paused = true)]
 async fn batch_call_is_an_attempt_of_each_record() {
     let recorder = DebuggingRecorder::new();
@@ -142,11 +144,11 @@ async fn batch_call_is_an_attempt_of_each_record() {
     let calls = histogram(&values, &format!("redrive_attempt_latency_seconds{{{labels}}}"));
     assert_eq!(calls.len(), 2);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let first = alerts.alerts().into_iter().next().expect("it was told");
+    let first = alerts.alerts().into_iter().next().expect("an alert");
     assert_eq!((first.of, first.share), (10, 1.0));
 }
 
-/// What a gauge says: 0 or more.
+/// Returns the value of a gauge.
 fn gauge(values: &BTreeMap<String, DebugValue>, key: &str) -> f64 {
     match values.get(key) {
         Some(DebugValue::Gauge(value)) => value.into_inner(),
@@ -181,7 +183,7 @@ async fn open_breaker_and_stopped_shard_are_gauges() {
         settle(number, "fail", second).await;
     }
     assert_eq!(gauge(&values(snapshotter.snapshot()), open), 1.0);
-    // One probe after the other.
+    // The probes run one after the other.
     for number in 10..20 {
         assert!(settle(number, "ok", 600 * second).await);
     }
@@ -194,7 +196,7 @@ async fn open_breaker_and_stopped_shard_are_gauges() {
         assert!(letters < 20, "the guard stops nothing");
     }
     assert_eq!(gauge(&values(snapshotter.snapshot()), stopped), 1.0);
-    resilient.guard().expect("its own").resume();
+    resilient.guard().expect("the guard of this processor").resume();
     assert!(settle(100 + letters, "bad", second).await);
     assert_eq!(gauge(&values(snapshotter.snapshot()), stopped), 0.0);
 }
@@ -238,7 +240,8 @@ async fn shard_label_is_opt_in() {
     assert_eq!(processed("stream=payments,shard=shardId-0"), 1);
 }
 
-/// A classifier may make a code of anything, and each is a series that is stored and paid for.
+/// Limits the codes. A classifier may produce arbitrary codes, and each one is a series that costs storage
+/// and money.
 #[tokio::test(start_paused = true)]
 async fn codes_beyond_a_hundred_share_a_label() {
     let recorder = DebuggingRecorder::new();
@@ -270,7 +273,7 @@ async fn codes_beyond_a_hundred_share_a_label() {
     assert!(matches!(other, Some((_, DebugValue::Counter(51)))), "{other:?}");
 }
 
-/// What is there without a record: read from the pipeline, which has no consumer.
+/// Checks the names of the metrics that a pipeline without a consumer records.
 #[tokio::test(start_paused = true)]
 async fn metric_names_follow_the_conventions() {
     let recorder = DebuggingRecorder::new();
@@ -282,7 +285,8 @@ async fn metric_names_follow_the_conventions() {
     let finished = Pipeline::new().run(&resilient, batches).await;
     finished.expect("nothing halted");
     let names: Vec<String> = values(snapshotter.snapshot()).into_keys().collect();
-    // Four are gauges, two have labels of their own: they come with what they are of.
+    // Six metrics are missing here: four gauges and two with their own labels, which appear with their first
+    // event.
     assert_eq!(names.len(), Metric::ALL.len() - 6, "{names:#?}");
     for name in names {
         let (name, _) = name.split_once('{').expect("labels");

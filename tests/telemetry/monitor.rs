@@ -1,4 +1,5 @@
-//! Error rates are watched: somebody is told once, now and then again, and once when it is over.
+//! The error rate monitor: it sends an alert once, repeats it from time to time, and reports the recovery
+//! once.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -45,7 +46,7 @@ async fn settle(resilient: &Resilient<Script>, script: &str, times: u64) {
     }
 }
 
-/// Long enough for the sinks to be told, and for nothing else.
+/// Waits long enough for the sinks to receive an alert, and for nothing else.
 async fn a_moment() {
     sleep(Duration::from_millis(1)).await;
 }
@@ -67,7 +68,7 @@ async fn burst_raises_one_alert_and_one_recovery() {
     a_moment().await;
     assert_eq!(states(&alerts), [AlertState::Raised]);
     let alert = alerts.alerts().remove(0);
-    // 25 of 125: the first that reached it.
+    // 25 of 125 attempts are the first to reach the threshold.
     assert_eq!((alert.share, alert.of), (0.2, 125));
     assert_eq!(alert.application, "billing");
     let text = alert.to_string();
@@ -75,12 +76,12 @@ async fn burst_raises_one_alert_and_one_recovery() {
         text.contains("too many failed attempts: 20.0 % of 125 within 60s"),
         "{text}"
     );
-    // Nothing more happens: the window empties.
+    // No more records follow, so the window empties.
     sleep(2 * MINUTE).await;
     assert_eq!(states(&alerts), [AlertState::Raised, AlertState::Recovered]);
     let over = alerts.alerts().remove(1);
     assert_eq!((over.share, over.since), (0.0, alert.since));
-    // And it can begin anew.
+    // A new burst raises a new alert.
     settle(&resilient, "bad", 60).await;
     a_moment().await;
     assert_eq!(states(&alerts).last(), Some(&AlertState::Raised));
@@ -107,7 +108,7 @@ async fn rate_between_the_thresholds_does_not_flap() {
     let (builder, alerts) = monitor(threshold);
     let resilient = resilient(builder.build().expect("valid"));
     settle(&resilient, "bad", 20).await;
-    // A third, for several windows.
+    // One third of the records fails, for several windows.
     for _ in 0..300 {
         settle(&resilient, "ok", 2).await;
         settle(&resilient, "bad", 1).await;
@@ -164,7 +165,7 @@ async fn slow_records_are_a_rate() {
     assert_eq!(states(&alerts), [AlertState::Raised]);
 }
 
-/// Takes an alert at the third try.
+/// A sink that accepts an alert at the third attempt.
 #[derive(Debug, Default)]
 struct Stubborn {
     tries: AtomicU32,
@@ -176,7 +177,7 @@ impl AlertSink for Stubborn {
     async fn send(&self, alert: &Alert) -> Result<(), BoxError> {
         match self.tries.fetch_add(1, Ordering::Relaxed) {
             0 => Err("no".into()),
-            // Longer than anybody waits.
+            // This is longer than the monitor waits.
             1 => {
                 sleep(60 * MINUTE).await;
                 Ok(())
@@ -305,7 +306,7 @@ async fn topic_receives_one_alert_and_one_recovery() {
         messages[1].contains("billing (recovered): dead letters"),
         "{messages:?}"
     );
-    // And no more.
+    // No further message follows.
     let call = sqs.receive_message().queue_url(&queue).wait_time_seconds(3);
     let more = call
         .send()
@@ -316,7 +317,7 @@ async fn topic_receives_one_alert_and_one_recovery() {
     assert!(more.is_empty(), "{more:?}");
 }
 
-/// One that panics for every alert, and fails in a text of its own.
+/// A sink that panics at every alert, and also in its `Debug` output.
 struct Panics;
 
 impl std::fmt::Debug for Panics {

@@ -1,4 +1,4 @@
-//! Spans, as OpenTelemetry gets them: a record's life goes on with the trace that its producer began.
+//! Spans as OpenTelemetry receives them: the spans of a record continue the trace of its producer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use opentelemetry::trace::{SpanId, Status, TraceContextExt as _, TraceId, Tracer
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use redrive::lambda::{Event, Function};
+use redrive::processor::{Attempt, BatchFailure};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{
-    Attempt, BatchFailure, BatchProcessor, Consumer, MarkFailure, Record, RecordProcessor, Resilient,
-    RetryPolicy, Settled, TraceContext, checkpoint, dead_letter,
+    BatchProcessor, Consumer, MarkFailure, Record, RecordProcessor, Resilient, RetryPolicy, Settled,
+    TraceContext, checkpoint, dead_letter,
 };
 use support::stream;
 use support::waiting::{eventually, finished};
@@ -24,7 +25,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-/// The trace of an order's producer, of which the payload is the context.
+/// Returns the trace context of an order's producer, which the payload starts with.
 fn traceparent(order: u8) -> String {
     format!("00-{}-00000000000000{order:02x}-01", trace(order))
 }
@@ -33,13 +34,13 @@ fn trace(order: u8) -> TraceId {
     TraceId::from_hex(&format!("0af7651916cd43dd8448eb211c8031{order:02x}")).expect("hex")
 }
 
-/// The payload begins with it.
+/// Returns the trace context at the beginning of the payload.
 fn in_payload(record: &Record) -> Option<String> {
     let payload = std::str::from_utf8(record.payload()).ok()?;
     payload.split_once(' ').map(|(context, _)| context.to_owned())
 }
 
-/// As the documentation has it.
+/// The implementation of [`TraceContext`] from the documentation.
 struct W3c;
 
 fn read(traceparent: &str) -> opentelemetry::Context {
@@ -61,7 +62,7 @@ impl TraceContext for W3c {
     }
 }
 
-/// What the payload ends with is what becomes of it; each call has a span of the handler's own.
+/// A handler that follows the last word of the payload. Each call opens a span of its own.
 struct Bill;
 
 impl RecordProcessor for Bill {
@@ -78,7 +79,7 @@ impl RecordProcessor for Bill {
     }
 }
 
-/// What OpenTelemetry gets, while the guard lives.
+/// The spans that OpenTelemetry receives while this value lives.
 struct Exported {
     spans: InMemorySpanExporter,
     provider: SdkTracerProvider,
@@ -167,10 +168,10 @@ async fn record_spans_continue_the_producers_trace() {
         .checkpoints(checkpoint::Memory::new())
         .build()
         .expect("valid");
-    let all = eventually("all are settled", || exported.named("record").len() == 3);
-    finished("the consumer", consumer.run_until(orders, all))
+    let all = eventually("all records are settled", || exported.named("record").len() == 3);
+    finished("the consumer ends", consumer.run_until(orders, all))
         .await
-        .expect("it ends");
+        .expect("nothing halted");
 
     let spans = exported.named("record");
     for (order, settled, status) in [
@@ -179,7 +180,10 @@ async fn record_spans_continue_the_producers_trace() {
         (3, "dead_lettered", Status::error("")),
     ] {
         let of_order = |span: &&SpanData| span.span_context.trace_id() == trace(order);
-        let record = spans.iter().find(of_order).expect("its producer's trace");
+        let record = spans
+            .iter()
+            .find(of_order)
+            .expect("a span in its producer's trace");
         assert_eq!(record.parent_span_id, SpanId::from(u64::from(order)));
         assert_eq!(field(record, "settled").as_deref(), Some(settled));
         assert_eq!(field(record, "stream").as_deref(), Some("orders"));
@@ -197,7 +201,7 @@ async fn record_spans_continue_the_producers_trace() {
             _ => &[true],
         };
         assert_eq!(failures, expected, "order {order}");
-        // What the handler does belongs there as well.
+        // The spans of the handler belong to the attempt.
         assert!(
             attempts
                 .iter()
@@ -214,7 +218,7 @@ async fn record_spans_continue_the_producers_trace() {
     assert_eq!(batches.iter().filter_map(read).sum::<usize>(), 3);
     let kept = letters.letters();
     assert_eq!(kept[0].trace_context, Some(traceparent(3)));
-    // What the log says of it leads to the trace, also where nobody wants spans.
+    // The log message carries the trace id, also where spans are disabled.
     let given_up = spans.iter().flat_map(|span| span.events.iter());
     let given_up: Vec<_> = given_up
         .filter(|event| event.name == "record dead-lettered")
@@ -296,7 +300,7 @@ async fn batch_attempt_links_the_traces_of_all_records() {
 
 #[tokio::test(start_paused = true)]
 async fn trace_context_is_extracted_only_on_demand_and_may_panic() {
-    // Failures are told at INFO; spans are not.
+    // Failures are logged at INFO; spans are at a lower level.
     let quiet = exported("redrive=info").await;
     let asked = Arc::new(AtomicUsize::new(0));
     let letters = dead_letter::Memory::new();
@@ -319,12 +323,12 @@ async fn trace_context_is_extracted_only_on_demand_and_may_panic() {
     }
     assert_eq!(asked.load(SeqCst), 0);
     let _ = counted.settle(&all[2]).await.expect("settled");
-    assert_eq!(asked.load(SeqCst), 1, "its letter has it");
+    assert_eq!(asked.load(SeqCst), 1, "the dead letter needs the context");
     assert_eq!(quiet.named("record").len() + quiet.named("attempt").len(), 0);
     drop(quiet);
 
     let exported = exported("redrive=debug").await;
-    let context = |_: &Record| -> Option<String> { panic!("what is this") };
+    let context = |_: &Record| -> Option<String> { panic!("a bug in a trace context") };
     let panics = orders().trace_context(context).build().expect("valid");
     for record in &all {
         let _ = panics.settle(record).await.expect("settled");

@@ -8,7 +8,9 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Row, Sparkline, Table};
-use redrive::{CircuitBreaker, CircuitBreakerState, DeadLetterGuard, Health, RetryBudget, ShardState};
+use redrive::consumer::{Health, ShardState};
+use redrive::protection::CircuitBreakerState;
+use redrive::{CircuitBreaker, DeadLetterGuard, RetryBudget};
 
 use crate::bank::Bank;
 use crate::feed::{Feed, Second};

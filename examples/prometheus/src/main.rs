@@ -17,10 +17,11 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use clap::Parser;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use redrive::consumer::Health;
 use redrive::telemetry::Metrics;
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{
-    Consumer, Health, MarkFailure, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal,
+    Consumer, MarkFailure, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

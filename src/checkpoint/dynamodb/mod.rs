@@ -94,7 +94,7 @@ impl DynamoDb {
 
     /// Sets the time without a sign of life from its owner after which a shard is taken over. Use the same
     /// value for all processes of an application, including KCL's `failoverTimeMillis`.
-    /// [`ConsumerBuilder::build`](crate::ConsumerBuilder::build) requires at least 1 s. Default: 10 s.
+    /// [`ConsumerBuilder::build`](crate::consumer::ConsumerBuilder::build) requires at least 1 s. Default: 10 s.
     #[must_use]
     pub fn failover_time(mut self, time: Duration) -> Self {
         self.failover_time = time;

@@ -99,7 +99,7 @@ impl RetryPolicy {
     ///
     /// A held record is retried at the breaker's pace. These probes do not count. The record restarts with a
     /// full count when another record succeeds or the breaker closes.
-    /// [`hold_at_most`](crate::CircuitBreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the
+    /// [`hold_at_most`](crate::protection::CircuitBreakerBuilder::hold_at_most) ends a hold. `docs/retries.md` has the
     /// whole rule.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: u32) -> Self {

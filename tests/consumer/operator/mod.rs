@@ -1,4 +1,4 @@
-//! What an operator does to shards by hand: list them, skip records, go back.
+//! Operator commands on shards: listing them, skipping records and rewinding.
 
 mod owner;
 mod rewind;

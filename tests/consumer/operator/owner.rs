@@ -1,4 +1,4 @@
-//! Shards that somebody holds: on DynamoDB Local.
+//! Operator commands on leased shards, on DynamoDB Local.
 
 use std::time::Duration;
 
@@ -16,12 +16,13 @@ use support::emulator::unique;
 use support::sink::{Answer, ScriptedSink};
 use support::waiting::finished;
 
-/// The failover time where the owner lives: DynamoDB Local may not answer a busy machine for some seconds.
+/// The failover time for tests with a live owner. On a busy machine DynamoDB Local may not respond for some
+/// seconds.
 const PATIENT: Duration = Duration::from_secs(8);
-/// The failover time where the owner is dead, which a test waits for.
+/// The failover time for tests with a dead owner, which wait for its end.
 const SHORT: Duration = Duration::from_secs(4);
 
-/// Makes stores of a table of a test's own. None without DynamoDB Local.
+/// Returns a function that creates stores on a table of this test. Returns `None` without DynamoDB Local.
 async fn table(failover_time: Duration) -> Option<impl Fn(&str) -> DynamoDb> {
     let client = DynamoDbLocal::shared()?.patient_client();
     let name = unique("operated");
@@ -35,12 +36,12 @@ async fn table(failover_time: Duration) -> Option<impl Fn(&str) -> DynamoDb> {
 
 async fn hold(store: &DynamoDb, checkpoint: Checkpoint) {
     let created = store.create(&[NewShard::new(key(), checkpoint)]).await.remove(0);
-    created.expect("it is made");
+    created.expect("created");
     assert!(matches!(take(store).await, LeaseOutcome::Leased(_)));
 }
 
 async fn take(store: &DynamoDb) -> LeaseOutcome {
-    store.take(&[key()]).await.remove(0).expect("it answers")
+    store.take(&[key()]).await.remove(0).expect("the store answers")
 }
 
 #[tokio::test]
@@ -58,26 +59,26 @@ async fn shard_with_a_live_owner_is_not_moved() {
     };
     is_alive(shards.skip(&shard(), ONE).await.map(drop));
     is_alive(shards.rewind(&shard(), Position::TrimHorizon).await.map(drop));
-    let holder = shards.holder(&shard()).await.expect("it answers");
+    let holder = shards.holder(&shard()).await.expect("the store answers");
     assert!(holder.is_some_and(|holder| holder.name.starts_with("first-")));
-    let listed = shards.list().await.expect("it lists");
-    let holder = listed[0].holder.as_ref().expect("the same");
+    let listed = shards.list().await.expect("the shards are listed");
+    let holder = listed[0].holder.as_ref().expect("a holder");
     assert!(holder.name.starts_with("first-"));
     let before = holder.name.clone();
     running.stop().await;
 
-    // One that comes back to life between look and move.
+    // The owner returns between the plan and its execution.
     assert_eq!(position(&operator).await, sent[0].record().position());
-    let skip = shards.skip(&shard(), ONE).await.expect("it is let go");
+    let skip = shards.skip(&shard(), ONE).await.expect("the lease is released");
     let running = scene.run(&store("first"), &Handler::default());
     let comes_back = async {
-        // On a busy machine the first may have had no time to give the shard up.
+        // On a busy machine the first worker may have had no time to release the shard.
         let is_back = |holder: Option<Holder>| holder.is_some_and(|holder| holder.name != before);
-        while !is_back(shards.holder(&shard()).await.expect("it answers")) {
+        while !is_back(shards.holder(&shard()).await.expect("the store answers")) {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    finished("it comes back", comes_back).await;
+    finished("the owner returns", comes_back).await;
     let letters = dead_letter::Memory::new();
     is_alive(skip.carry_out(&letters).await.map(drop));
     assert_eq!(letters.letters().len(), 0);
@@ -95,11 +96,11 @@ async fn shard_of_a_dead_owner_moves_after_the_failover_time() {
     let (operator, letters) = (store("operator"), dead_letter::Memory::new());
     let shards = scene.shards(&operator);
     let began = Instant::now();
-    let skip = shards.skip(&shard(), ONE).await.expect("nobody lives");
-    skip.carry_out(&letters).await.expect("it is skipped");
+    let skip = shards.skip(&shard(), ONE).await.expect("the owner is dead");
+    skip.carry_out(&letters).await.expect("the record is skipped");
     assert!(began.elapsed() >= SHORT);
     assert_eq!(letters.letters()[0].payload, "1");
-    // Nobody waits for the operator, and the dead come too late.
+    // The operator has released the shard, and the dead owner's save comes too late.
     let next = store("next");
     assert!(
         matches!(take(&next).await, LeaseOutcome::Leased(from) if *from.position() == sent[1].record().position())
@@ -124,11 +125,11 @@ async fn force_takes_the_shard_and_owner_resumes_after_the_skip() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    finished("what is settled ahead is stored", stored).await;
+    finished("the records settled ahead are stored", stored).await;
     let (operator, letters) = (store("operator"), dead_letter::Memory::new());
     let shards = scene.shards(&operator).force();
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
-    skip.carry_out(&letters).await.expect("it is skipped");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
+    skip.carry_out(&letters).await.expect("the record is skipped");
     assert_eq!(letters.letters()[0].sequence_number, sent[1].place.number);
     handler.hears("LeaseLost").await;
     scene.put(&["3"]).await;
@@ -140,13 +141,17 @@ async fn force_takes_the_shard_and_owner_resumes_after_the_skip() {
     let sent = scene.read().await;
     assert_eq!(position(&operator).await, sent[3].record().position());
 
-    // The same way back.
+    // A rewind by force works in the same way.
     let handler = Handler::default();
     let running = scene.run(&store("second"), &handler);
     handler.hears("ShardStarted").await;
     let shards = scene.shards(&operator).force();
     let rewind = shards.rewind(&shard(), sent[1].record().position()).await;
-    rewind.expect("it can").carry_out().await.expect("it is back");
+    rewind
+        .expect("a valid rewind")
+        .carry_out()
+        .await
+        .expect("rewound");
     handler.has_done(2).await;
     let mut done = handler.done();
     done.sort_unstable();
@@ -164,13 +169,13 @@ where
     sink
 }
 
-/// Another worker takes the shard by force.
+/// Takes the shard by force, as another worker.
 async fn seize(store: DynamoDb) {
-    let taken = store.seize(&key()).await.expect("it answers");
+    let taken = store.seize(&key()).await.expect("the store answers");
     assert!(matches!(taken, LeaseOutcome::Leased(_)), "{taken:?}");
 }
 
-/// Another worker waits for the shard, for longer than the failover time.
+/// Tries to take the shard for longer than the failover time, as another worker.
 async fn stand_by(store: DynamoDb) {
     let began = Instant::now();
     while began.elapsed() < PATIENT * 5 / 4 {
@@ -187,9 +192,9 @@ async fn lost_lease_prevents_the_skip_and_slow_sink_does_not() {
     let operator = store("operator");
     hold(&operator, Checkpoint::at(Position::TrimHorizon)).await;
     settle(&operator, &sent[0]).await;
-    operator.give_up(&key()).await.expect("it answers");
+    operator.give_up(&key()).await.expect("the store answers");
     let shards = scene.shards(&operator);
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     let other = store("other");
     let seizes = other.clone();
     let sink = confirms_after(move || seize(seizes.clone()));
@@ -200,10 +205,10 @@ async fn lost_lease_prevents_the_skip_and_slow_sink_does_not() {
         result => panic!("{result:?}"),
     }
     assert_eq!(position(&operator).await, sent[0].record().position());
-    other.give_up(&key()).await.expect("it answers");
+    other.give_up(&key()).await.expect("the store answers");
     let third = store("third");
     let sink = confirms_after(move || stand_by(third.clone()));
-    skip.carry_out(&sink).await.expect("it is skipped");
+    skip.carry_out(&sink).await.expect("the record is skipped");
     assert_eq!(position(&operator).await, sent[1].record().position());
 }
 
@@ -213,10 +218,14 @@ async fn ended_shard_without_an_owner_can_be_rewound() {
     let (scene, _) = Scene::with(&["0"]).await;
     let operator = store("operator");
     let end = NewShard::new(key(), Checkpoint::at(Position::ShardEnd));
-    operator.create(&[end]).await.remove(0).expect("it is made");
+    operator.create(&[end]).await.remove(0).expect("created");
     let shards = scene.shards(&operator);
     let rewind = shards.rewind(&shard(), Position::TrimHorizon).await;
-    rewind.expect("it can").carry_out().await.expect("it is back");
+    rewind
+        .expect("a valid rewind")
+        .carry_out()
+        .await
+        .expect("rewound");
     assert_eq!(load(&operator).await, Checkpoint::at(Position::TrimHorizon));
     assert!(matches!(take(&store("next")).await, LeaseOutcome::Leased(_)));
 }

@@ -1,4 +1,4 @@
-//! Shards that go back.
+//! Shards that an operator rewinds.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,11 +14,11 @@ use support::stream::Sent;
 fn millis(time: SystemTime) -> Position {
     let since = time.duration_since(UNIX_EPOCH).expect("after 1970");
     Position::AtTimestamp {
-        millis: u64::try_from(since.as_millis()).expect("a time of ours"),
+        millis: u64::try_from(since.as_millis()).expect("a time that fits"),
     }
 }
 
-/// Records of which each seems to have arrived a minute after the one before.
+/// Creates records whose stated arrival times are a minute apart.
 async fn a_minute_apart(count: u32) -> (Scene, Proxy, Vec<Sent>, Vec<SystemTime>) {
     let payloads: Vec<String> = (0..count).map(|number| number.to_string()).collect();
     let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();
@@ -27,8 +27,8 @@ async fn a_minute_apart(count: u32) -> (Scene, Proxy, Vec<Sent>, Vec<SystemTime>
     (scene, proxy, sent, arrivals)
 }
 
-/// The same of these, for everybody who reads the scene's stream from now on: the server tells whole seconds, and no test
-/// waits for those to pass.
+/// Makes the arrival times of these records appear a minute apart for every later reader of the scene. The
+/// server states whole seconds, and no test should wait for real ones.
 async fn seem_a_minute_apart(scene: &mut Scene, sent: &[Sent]) -> (Proxy, Vec<SystemTime>) {
     let minute = Duration::from_secs(60);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
@@ -76,7 +76,7 @@ async fn records_after_the_rewind_position_are_processed_again() {
     ] {
         let store = Memory::new();
         settle(&store, &sent[5]).await;
-        let stands = rewind(&scene, &store, to.clone()).await.expect("it is back");
+        let stands = rewind(&scene, &store, to.clone()).await.expect("rewound");
         assert_eq!((stands.position(), load(&store).await), (&to, stands.clone()));
         assert_eq!(scene.consume(&store, again.len()).await, again);
         assert_eq!(position(&store).await, sent[5].record().position());
@@ -94,7 +94,7 @@ async fn rewind_repeats_records_settled_ahead() {
     assert!(load(&store).await.ahead().is_some());
     rewind(&scene, &store, sent[0].record().position())
         .await
-        .expect("it is back");
+        .expect("rewound");
     assert_eq!(load(&store).await, Checkpoint::at(sent[0].record().position()));
     assert_eq!(scene.consume(&store, 3).await, ["1", "3", "4"]);
 }
@@ -123,7 +123,7 @@ async fn rewind_never_passes_an_unsettled_record() {
             "{forward}: {refused:?}"
         );
     }
-    // At the tip what arrives now may not be seen yet.
+    // At the tip, a record that arrives now may not be visible yet.
     settle(&store, &sent[5]).await;
     let refused = rewind(&scene, &store, millis(now)).await;
     assert!(
@@ -132,7 +132,7 @@ async fn rewind_never_passes_an_unsettled_record() {
     );
     assert_eq!(load(&store).await, Checkpoint::at(sent[5].record().position()));
 
-    // A time has no place among records: what counts is what comes next.
+    // A time has no position among the records; the next record after it counts.
     save(&store, Checkpoint::at(millis(arrivals[3]))).await;
     for (to, is_back) in [
         (behind(&sent[3], 0), false),
@@ -185,16 +185,16 @@ async fn rewind_of_a_split_shard_names_its_children() {
     save(&store, Checkpoint::at(Position::ShardEnd)).await;
     let shards = scene.shards(&store);
     let rewind = shards.rewind(&shard(), Position::TrimHorizon).await;
-    let rewind = rewind.expect("it can");
+    let rewind = rewind.expect("a valid rewind");
     let children = ["shardId-000000000001", "shardId-000000000002"];
     assert_eq!(rewind.children(), children.map(Into::into));
-    rewind.carry_out().await.expect("it is back");
+    rewind.carry_out().await.expect("rewound");
 
-    let listed = shards.list().await.expect("it lists");
+    let listed = shards.list().await.expect("the shards are listed");
     let parents: Vec<usize> = listed.iter().map(|status| status.parents.len()).collect();
     assert_eq!(parents, [0, 1, 1]);
     assert!(listed[0].closed && !listed[1].closed);
-    let stands = listed[0].checkpoint.as_ref().expect("understood");
+    let stands = listed[0].checkpoint.as_ref().expect("a readable checkpoint");
     assert_eq!(*stands, Some(Checkpoint::at(Position::TrimHorizon)));
     assert!(matches!(listed[1].checkpoint, Ok(None)));
     assert_eq!(scene.consume(&store, 2).await, ["0", "1"]);
@@ -207,8 +207,8 @@ async fn rewind_plan_that_became_forward_is_refused() {
     settle(&store, &sent[3]).await;
     let shards = scene.shards(&store);
     let rewind = shards.rewind(&shard(), sent[2].record().position()).await;
-    let rewind = rewind.expect("it can");
-    // Another was faster, and went further.
+    let rewind = rewind.expect("a valid rewind");
+    // Another operator has meanwhile rewound further.
     settle(&store, &sent[0]).await;
     let refused = rewind.carry_out().await;
     assert!(
@@ -218,24 +218,25 @@ async fn rewind_plan_that_became_forward_is_refused() {
     assert_eq!(position(&store).await, sent[0].record().position());
 }
 
-/// It is no time at which the application begins: then the others would begin there as well.
+/// Rewinds one shard to a time. That time must not become the starting position of shards without a
+/// checkpoint.
 #[tokio::test]
 async fn rewind_to_a_time_does_not_affect_other_shards() {
     let mut scene = Scene::of(2).await;
     let payloads: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     let payloads: Vec<&str> = payloads.iter().map(String::as_str).collect();
     scene.put(&payloads).await;
-    // Those of the shard that goes back came last.
+    // The records of the rewound shard arrived last.
     let mut sent = scene.read().await;
     sent.sort_by_key(|sent| sent.place.shard == shard());
     let (_proxy, arrivals) = seem_a_minute_apart(&mut scene, &sent).await;
     let first = sent.iter().position(|sent| sent.place.shard == shard());
     let first = first
         .filter(|first| (1..19).contains(first))
-        .expect("both have some");
+        .expect("both shards have records");
     let store = Memory::new();
     settle(&store, &sent[19]).await;
     let to = millis(arrivals[first]);
-    rewind(&scene, &store, to).await.expect("it is back");
+    rewind(&scene, &store, to).await.expect("rewound");
     assert_eq!(scene.consume(&store, 20).await.len(), 20);
 }

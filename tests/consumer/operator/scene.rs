@@ -1,4 +1,4 @@
-//! What a test of the operator needs: a stream of one shard, a consumer of it, and what it was called with.
+//! The setup of an operator test: a stream, a consumer, and a handler that notes its calls.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -9,9 +9,8 @@ use redrive::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use redrive::dead_letter;
 use redrive::observer::{Event, Observer};
 use redrive::operator::Shards;
-use redrive::{
-    Attempt, BoxError, Consumer, ConsumerError, Position, Record, RecordProcessor, Resilient, ShardId,
-};
+use redrive::processor::Attempt;
+use redrive::{BoxError, Consumer, ConsumerError, Position, Record, RecordProcessor, Resilient, ShardId};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -52,14 +51,14 @@ impl Scene {
         Scene { server, client }
     }
 
-    /// Puts records with these payloads, each under a key of its own; `hang` is never processed.
+    /// Puts records with these payloads, each under its own key. The handler never processes `hang`.
     pub async fn put(&self, payloads: &[&str]) {
         let records = payloads.iter().enumerate();
         let records = records.map(|(number, payload)| (format!("alice-{number}"), *payload));
         stream::put(&self.client, STREAM, records).await;
     }
 
-    /// The same, and what the stream has then.
+    /// Creates a scene with these records, and returns its stream's contents.
     pub async fn with(payloads: &[&str]) -> (Self, Vec<Sent>) {
         let scene = Scene::new().await;
         scene.put(payloads).await;
@@ -95,7 +94,7 @@ impl Scene {
         }
     }
 
-    /// Runs a consumer until it has processed so many records more. Their payloads, in some order.
+    /// Runs a consumer until it has processed `count` records, and returns their sorted payloads.
     pub async fn consume(
         &self,
         store: &(impl CheckpointStore + Clone + 'static),
@@ -111,7 +110,7 @@ impl Scene {
     }
 }
 
-/// A running consumer; dropped, it goes down with its test.
+/// A running consumer. If this value is dropped, the consumer runs until the test ends.
 pub struct Running {
     stop: CancellationToken,
     task: JoinHandle<Result<(), ConsumerError>>,
@@ -126,7 +125,7 @@ impl Running {
     }
 }
 
-/// Notes the payloads that it has processed, and the events.
+/// A handler that notes the processed payloads and the events.
 #[derive(Clone, Default)]
 pub struct Handler {
     done: Arc<Mutex<Vec<String>>>,
@@ -145,7 +144,10 @@ impl Handler {
 
     pub async fn hangs(&self) {
         let begun = || self.begun.lock().expect("no panic while locked").clone();
-        eventually("it hangs", || begun().iter().any(|payload| payload == "hang")).await;
+        eventually("the handler hangs", || {
+            begun().iter().any(|payload| payload == "hang")
+        })
+        .await;
     }
 
     pub async fn hears(&self, kind: &str) {
@@ -178,17 +180,17 @@ impl Observer for Handler {
 
 pub async fn save(store: &impl CheckpointStore, checkpoint: Checkpoint) {
     let saved = store.save(&[(key(), checkpoint)]).await.remove(0);
-    saved.expect("it is saved");
+    saved.expect("saved");
 }
 
-/// Everything up to this record is settled.
+/// Saves a checkpoint at this record.
 pub async fn settle(store: &impl CheckpointStore, sent: &Sent) {
     save(store, Checkpoint::at(sent.record().position())).await;
 }
 
 pub async fn load(store: &impl CheckpointStore) -> Checkpoint {
     let loaded = store.load(&[key()]).await.remove(0);
-    loaded.expect("it answers").expect("a row")
+    loaded.expect("the store answers").expect("a row")
 }
 
 pub async fn position(store: &impl CheckpointStore) -> Position {

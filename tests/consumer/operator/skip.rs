@@ -1,4 +1,4 @@
-//! Records that are passed over, each as a dead letter.
+//! Records that an operator skips. Each becomes a dead letter.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -20,12 +20,16 @@ async fn skipped_record_is_dead_lettered_before_the_position_moves() {
     let store = Memory::new();
     settle(&store, &sent[0]).await;
     let shards = scene.shards(&store);
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     assert_eq!(skip.records()[0].payload(), "1");
     assert!(!skip.is_trimmed());
-    assert_eq!(position(&store).await, sent[0].record().position(), "not yet");
+    assert_eq!(
+        position(&store).await,
+        sent[0].record().position(),
+        "the position moved too early"
+    );
 
-    // The sink notes where the shard stands at each put.
+    // The sink notes the shard's position at each put.
     let (watching, stood) = (ScriptedSink::default(), Arc::new(Mutex::new(Vec::new())));
     let (noted, watched) = (stood.clone(), store.clone());
     watching.on_put(move |_, _| {
@@ -35,7 +39,7 @@ async fn skipped_record_is_dead_lettered_before_the_position_moves() {
             noted.lock().expect("no panic while locked").push(stands);
         }))
     });
-    skip.carry_out(&watching).await.expect("it is skipped");
+    skip.carry_out(&watching).await.expect("the record is skipped");
     assert_eq!(
         *stood.lock().expect("no panic while locked"),
         [sent[0].record().position()]
@@ -44,8 +48,8 @@ async fn skipped_record_is_dead_lettered_before_the_position_moves() {
     assert_eq!(position(&store).await, sent[1].record().position());
 
     let letters = dead_letter::Memory::new();
-    let skip = shards.skip(&shard(), ONE).await.expect("there is another");
-    let skipped = skip.carry_out(&letters).await.expect("it is skipped");
+    let skip = shards.skip(&shard(), ONE).await.expect("another record to skip");
+    let skipped = skip.carry_out(&letters).await.expect("the record is skipped");
     let letter = &letters.letters()[0];
     assert_eq!(letter.reason, Reason::Operator);
     assert_eq!((&letter.application[..], &letter.stream[..]), ("billing", STREAM));
@@ -67,7 +71,10 @@ async fn unconfirmed_dead_letters_keep_the_position() {
     let before = load(&store).await;
     for takes in [0, 2] {
         let shards = scene.shards(&store);
-        let skip = shards.skip(&shard(), up_to(3)).await.expect("there are three");
+        let skip = shards
+            .skip(&shard(), up_to(3))
+            .await
+            .expect("three records to skip");
         let sink = ScriptedSink::default();
         sink.on_put(move |_, _| Answer::TakeFirst(takes));
         match skip.carry_out(&sink).await {
@@ -78,9 +85,9 @@ async fn unconfirmed_dead_letters_keep_the_position() {
         }
         assert_eq!(load(&store).await, before);
     }
-    // Nor where letters would be read as records.
+    // The skip is also refused if the sink would write to the source stream.
     let shards = scene.shards(&store);
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     let source = dead_letter::Kinesis::new(scene.client.clone(), STREAM);
     let refused = skip.carry_out(&source).await;
     assert!(
@@ -115,14 +122,17 @@ async fn records_of_an_aggregate_are_skipped_individually() {
     let letters = dead_letter::Memory::new();
     let skip = async |at_most| {
         let shards = scene.shards(&store);
-        let skip = shards.skip(&shard(), up_to(at_most)).await.expect("there are");
-        let skipped = skip.carry_out(&letters).await.expect("they are skipped");
+        let skip = shards
+            .skip(&shard(), up_to(at_most))
+            .await
+            .expect("records to skip");
+        let skipped = skip.carry_out(&letters).await.expect("the records are skipped");
         (skipped.letters.len(), position(&store).await)
     };
     assert_eq!(skip(1).await, (1, at(1)));
     assert_eq!(letters.letters()[0].payload, "b");
     assert_eq!(letters.letters()[0].sub_sequence_number, 1);
-    // No more than there are.
+    // A skip of more records than there are skips them all.
     assert_eq!(skip(5).await, (2, sent[1].record().position()));
     let payloads: Vec<_> = letters.letters().into_iter().map(|it| it.payload).collect();
     assert_eq!(payloads, ["b", "c", "d"]);
@@ -140,10 +150,13 @@ async fn records_settled_ahead_are_neither_skipped_nor_repeated() {
 
     let letters = dead_letter::Memory::new();
     let shards = scene.shards(&store);
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
-    skip.carry_out(&letters).await.expect("it is skipped");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
+    skip.carry_out(&letters).await.expect("the record is skipped");
     assert_eq!(letters.letters()[0].sequence_number, sent[1].place.number);
-    let skip = shards.skip(&shard(), up_to(9)).await.expect("there is another");
+    let skip = shards
+        .skip(&shard(), up_to(9))
+        .await
+        .expect("another record to skip");
     let places: Vec<_> = skip.records().iter().map(|record| record.position()).collect();
     assert_eq!(places, [sent[3].record().position()], "2 and 4 are settled");
 
@@ -183,7 +196,7 @@ async fn skip_plan_is_refused_if_other_records_come_first() {
     settle(&store, &sent[0]).await;
     let shards = scene.shards(&store);
     let letters = dead_letter::Memory::new();
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     settle(&store, &sent[1]).await;
     let moved = skip.carry_out(&letters).await;
     assert!(matches!(moved, Err(OperatorError::Moved { .. })), "{moved:?}");
@@ -192,11 +205,11 @@ async fn skip_plan_is_refused_if_other_records_come_first() {
         (0, sent[1].record().position())
     );
 
-    // Another checkpoint, before the same record.
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
+    // Another checkpoint before the same record does not invalidate the plan.
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     let now = SystemTime::now() - Duration::from_secs(60);
     save(&store, load(&store).await.with_read_until(now)).await;
-    skip.carry_out(&letters).await.expect("it is skipped");
+    skip.carry_out(&letters).await.expect("the record is skipped");
     assert_eq!(position(&store).await, sent[2].record().position());
 }
 
@@ -206,7 +219,7 @@ async fn skip_reports_a_trimmed_position() {
     let proxy = Proxy::start(scene.server.endpoint()).await.expect("a free port");
     let store = Memory::new();
     settle(&store, &sent[0]).await;
-    // Kinesis has dropped the first two.
+    // The proxy drops the first two records, as Kinesis does after the retention.
     let left = sent[2].place.number.to_string();
     proxy.script(move |call| match &call.target[..] {
         "GetRecords" => {
@@ -219,10 +232,10 @@ async fn skip_reports_a_trimmed_position() {
         _ => Fault::None,
     });
     let shards = redrive::operator::Shards::new(proxy.client(), store.clone(), "billing", STREAM);
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     assert!(skip.is_trimmed());
     assert_eq!(skip.records()[0].payload(), "2");
-    // The same where Kinesis does not take the number any more.
+    // Kinesis may also refuse the sequence number of the checkpoint.
     proxy.script(
         |call| match call.body["ShardIteratorType"] == "AT_SEQUENCE_NUMBER" {
             true => Fault::error(400, "InvalidArgumentException"),
@@ -231,7 +244,10 @@ async fn skip_reports_a_trimmed_position() {
     );
     settle(&store, &sent[0]).await;
     let shards = Arc::new(shards);
-    let skip = shards.skip(&shard(), ONE).await.expect("there is one");
-    assert!(!skip.is_trimmed(), "it is there, if read from the oldest on");
+    let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
+    assert!(
+        !skip.is_trimmed(),
+        "the record is found by reading from the oldest one"
+    );
     assert_eq!(skip.records()[0].payload(), "1");
 }

@@ -9,7 +9,8 @@ use redrive::{Class, Classify, MarkFailure, Scope, Verdict};
 use super::client::{self, Answer};
 use super::{MENDABLE, RECORD, TRANSIENT, layers, pair, standard};
 
-/// Covers every error code of the Kinesis API, and the codes of DynamoDB and SQS that a handler or a sink meets.
+/// Covers every error code of the Kinesis API, and the codes of DynamoDB and SQS that a handler or a sink
+/// meets.
 #[test]
 fn error_codes_mean_what_the_services_document() {
     let table = [
@@ -209,11 +210,7 @@ async fn verdict_has_the_code_and_the_delay_of_the_service() {
 
     let verdict = send(Answer::Status(400, r#"{"__type":"AccessDeniedException"}"#)).await;
     assert_eq!(verdict.code(), Some("AccessDeniedException"));
-    assert_eq!(
-        verdict.retry_after(),
-        None,
-        "a permanent error has no delay"
-    );
+    assert_eq!(verdict.retry_after(), None, "a permanent error has no delay");
 
     let verdict = send(Answer::Status(400, r#"{"__type":"card 4711 of Alice"}"#)).await;
     assert_eq!(verdict.code(), None, "the text is not an error code");

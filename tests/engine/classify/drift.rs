@@ -95,7 +95,10 @@ fn every_error_that_the_sdk_retries_is_transient() {
         let (sdk_retries, error) = fail(stage, error);
         let ours = sdk_error(&error);
         let we_retry = ours.class() == Class::Transient;
-        assert!(we_retry || !sdk_retries, "{name}: the SDK retries this error, this crate does not");
+        assert!(
+            we_retry || !sdk_retries,
+            "{name}: the SDK retries this error, this crate does not"
+        );
         if we_retry && !sdk_retries {
             only_ours.push(name);
         }

@@ -1,7 +1,7 @@
 //! Tests of held records that the stream is about to drop.
 //!
-//! By default they stay held. With [`ExpiryPolicy::DeadLetter`] they become dead letters in time. Time is paused
-//! throughout. The age of a record is measured from its arrival.
+//! By default they stay held. With [`ExpiryPolicy::DeadLetter`] they become dead letters in time. The age of
+//! a record is measured from its arrival. Time is paused throughout.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use futures_util::stream;
 use redrive::dead_letter::{Memory, Reason};
 use redrive::pipeline::{Batch, ExpiryPolicy, Pipeline, Progress};
-use redrive::{Attempt, Failure, Record, RecordProcessor, Resilient};
+use redrive::processor::Attempt;
+use redrive::{Failure, Record, RecordProcessor, Resilient};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 

@@ -24,8 +24,8 @@ impl Observer for Told {
     }
 }
 
-/// Dead-letters records of the given keys at the given times in milliseconds. Put number `n` refuses the keys in
-/// entry `n` of `refuses`. Returns all puts, and the delays that were reported.
+/// Dead-letters records of the given keys at the given times in milliseconds. Each entry of `refuses` names
+/// the keys that one of the first puts refuses. Returns all puts, and the delays that were reported.
 async fn write(
     seed: u64,
     letters: &[(u64, &'static str)],
@@ -167,7 +167,11 @@ async fn slow_sink_gets_smaller_puts() {
         "{:?}",
         start.elapsed()
     );
-    assert_eq!(sink.letters().len(), 400, "confirmed dead letters are not put again");
+    assert_eq!(
+        sink.letters().len(),
+        400,
+        "confirmed dead letters are not put again"
+    );
     let start = Instant::now();
     dead_letter_all(&resilient, 1_000..1_400).await;
     assert!(

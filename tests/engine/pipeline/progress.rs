@@ -69,15 +69,24 @@ async fn checkpoint_is_published_once_per_request() {
     asking(&["ok"; 4], async |progress| {
         let mut published = progress.subscribe();
         sleep(2 * SECOND).await;
-        assert!(at_once(&mut published).await.is_none(), "no checkpoint was requested");
+        assert!(
+            at_once(&mut published).await.is_none(),
+            "no checkpoint was requested"
+        );
         // No record settles now: the request itself wakes the shard.
         progress.want_any();
         let made = at_once(&mut published).await.expect("two have settled");
         assert_eq!((made.checkpoint.position(), made.last), (&position(2), false));
         sleep(SECOND).await;
-        assert!(at_once(&mut published).await.is_none(), "the checkpoint is being stored");
+        assert!(
+            at_once(&mut published).await.is_none(),
+            "the checkpoint is being stored"
+        );
         progress.want_urgent();
-        assert!(at_once(&mut published).await.is_none(), "the checkpoint is not urgent");
+        assert!(
+            at_once(&mut published).await.is_none(),
+            "the checkpoint is not urgent"
+        );
         progress.want_any();
         let made = at_once(&mut published).await.expect("one more has settled");
         assert_eq!(made.checkpoint.position(), &position(3));

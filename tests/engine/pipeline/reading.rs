@@ -1,7 +1,7 @@
 //! Tests of how far a pipeline reads a shard, and of the memory that it reserves.
 //!
-//! The cases are a shutdown, an open breaker, a shard that the guard has stopped, and records that an earlier run
-//! has settled. Time is paused throughout.
+//! The cases are a shutdown, an open breaker, a shard that the guard has stopped, and records that an earlier
+//! run has settled. Time is paused throughout.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

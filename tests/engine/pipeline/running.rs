@@ -12,8 +12,9 @@ use redrive::checkpoint::{Checkpoint, SettledAhead};
 use redrive::dead_letter;
 use redrive::observer::{Bound, Event, Observer};
 use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress, RecordOrder, ShardHalted};
+use redrive::processor::Attempt;
 use redrive::{
-    Attempt, Backoff, BoxError, DeadLetterPolicy, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
+    Backoff, BoxError, DeadLetterPolicy, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
     RetryPolicy,
 };
 use support::script::{Script, record};
@@ -25,7 +26,7 @@ fn policy() -> RetryPolicy {
     RetryPolicy::exponential().jitter(Jitter::None)
 }
 
-/// Creates an engine without breaker and guard: the failures in these tests are no outage, however many they are.
+/// Creates an engine without a breaker and a guard, because the failures in these tests are no outage.
 fn resilient(script: &Script) -> Resilient<Script> {
     let builder = Resilient::builder("billing", script.clone()).retry(policy());
     builder
@@ -356,8 +357,18 @@ async fn sink_outage_stops_the_position_but_not_other_keys() {
         .expect("a checkpoint was requested")
         .checkpoint;
     assert_eq!(checkpoint.position(), &Position::TrimHorizon);
-    assert!(!checkpoint.ahead().expect("records are settled ahead").covers(&record(99, "", "")));
-    assert!(checkpoint.ahead().expect("records are settled ahead").covers(&record(100, "", "")));
+    assert!(
+        !checkpoint
+            .ahead()
+            .expect("records are settled ahead")
+            .covers(&record(99, "", ""))
+    );
+    assert!(
+        checkpoint
+            .ahead()
+            .expect("records are settled ahead")
+            .covers(&record(100, "", ""))
+    );
 
     sink.set_down(false);
     let finished = running.await.expect("no halt");
@@ -557,8 +568,8 @@ async fn memory_is_released_on_settlement_and_on_drop() {
     assert_eq!((capacity.bytes(), capacity.running()), (0, 0));
 }
 
-// Property test: random streams, failures and orders. Each run is cut off at a random moment, and the next run
-// starts from the last checkpoint.
+// Property test: random streams, failures and orders. Each run is cut off at a random moment, and the next
+// run starts from the last checkpoint.
 
 #[derive(Debug, Clone)]
 struct Plan {

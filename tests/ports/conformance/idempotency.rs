@@ -1,4 +1,4 @@
-//! What every idempotency store must do, whatever it writes to.
+//! The conformance suite of idempotency stores.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,9 +7,9 @@ use redrive::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, Owner, PayloadHash, StoreError,
 };
 
-/// Runs the suite: a test for each check, each with a store of its own.
+/// Runs the suite: one test for each check, each with a new store.
 ///
-/// `$fresh` makes an empty store, and something that must live as long.
+/// `$fresh` creates an empty store and a value that must live as long as the store.
 #[macro_export]
 macro_rules! idempotency_conformance {
     ($adapter:ident, $fresh:expr) => {
@@ -17,24 +17,24 @@ macro_rules! idempotency_conformance {
             $adapter,
             $fresh,
             [
-                an_unknown_key_is_granted,
-                a_claimed_key_is_anothers_until_it_has_expired,
-                an_owner_claims_again_but_not_for_a_shorter_time,
-                a_claim_takes_the_place_of_the_one_that_it_replaces,
-                a_completed_key_is_completed_for_all,
-                what_is_completed_is_not_opened_by_a_late_claim,
-                a_payload_reads_back,
-                whoever_lost_its_claim_changes_nothing,
-                a_completion_may_be_repeated,
-                a_claim_that_has_expired_completes_if_nobody_took_it,
-                what_is_given_back_is_granted_to_the_next,
-                only_its_owner_gives_a_claim_back,
-                what_is_to_be_forgotten_is_granted_again,
+                unknown_key_is_granted,
+                claimed_key_is_in_progress_until_it_expires,
+                owner_may_extend_but_not_shorten_its_claim,
+                claim_replaces_the_owner_that_it_names,
+                completed_key_is_completed_for_every_owner,
+                late_claim_does_not_reopen_a_completed_key,
+                payload_hash_reads_back,
+                owner_of_a_lost_claim_changes_nothing,
+                completion_may_be_repeated,
+                expired_claim_completes_if_no_owner_took_it_over,
+                released_key_is_granted_again,
+                only_the_owner_releases_a_claim,
+                key_past_its_retention_is_granted_again,
                 many_keys_are_looked_up_at_once,
-                answers_stand_in_the_order_asked_for,
-                claims_that_were_abandoned_are_counted,
-                nothing_asked_for_has_no_answers,
-                of_many_owners_one_is_granted,
+                answers_follow_the_order_of_the_request,
+                abandoned_claims_are_counted,
+                empty_request_has_no_answers,
+                one_of_many_owners_is_granted,
             ]
         );
     };
@@ -60,7 +60,7 @@ pub fn key(number: u64) -> Key {
     format!("billing#order-{number}").as_str().into()
 }
 
-/// A claim for a minute, of an owner with this number. What is completed is kept for a day.
+/// Creates a claim of the given owner that expires after a minute. A completed key is kept for a day.
 pub fn claim(number: u64, owner: u128, now: SystemTime) -> Claim {
     let mut claim = Claim::new(key(number), Owner::new(owner), now);
     claim.expires = now + MINUTE;
@@ -89,7 +89,7 @@ const GRANTED: Claimed = Claimed::Granted { abandoned: 0 };
 const COMPLETED: Claimed = Claimed::Completed { payload: None };
 
 fn is_in_progress(claimed: &Claimed, until: SystemTime) -> bool {
-    // To the millisecond.
+    // Stores have a resolution of one millisecond.
     let near = |expires: SystemTime| {
         let off = expires
             .duration_since(until)
@@ -99,13 +99,13 @@ fn is_in_progress(claimed: &Claimed, until: SystemTime) -> bool {
     matches!(claimed, Claimed::InProgress { expires, .. } if near(*expires))
 }
 
-pub async fn an_unknown_key_is_granted(store: &impl IdempotencyStore) {
+pub async fn unknown_key_is_granted(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     assert_eq!(claimed(store, &claim(2, 2, now)).await, GRANTED);
 }
 
-pub async fn a_claimed_key_is_anothers_until_it_has_expired(store: &impl IdempotencyStore) {
+pub async fn claimed_key_is_in_progress_until_it_expires(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     let expires = now + MINUTE;
@@ -120,8 +120,8 @@ pub async fn a_claimed_key_is_anothers_until_it_has_expired(store: &impl Idempot
     assert!(is_in_progress(&first, later + MINUTE), "{first:?}");
 }
 
-/// A request may arrive twice, the second time long after.
-pub async fn an_owner_claims_again_but_not_for_a_shorter_time(store: &impl IdempotencyStore) {
+/// Repeats a claim, because a request may arrive twice, the second time much later.
+pub async fn owner_may_extend_but_not_shorten_its_claim(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let first = claim(1, 1, now);
     assert_eq!(claimed(store, &first).await, GRANTED);
@@ -132,7 +132,7 @@ pub async fn an_owner_claims_again_but_not_for_a_shorter_time(store: &impl Idemp
     assert!(is_in_progress(&late, second.expires), "{late:?}");
 }
 
-pub async fn a_claim_takes_the_place_of_the_one_that_it_replaces(store: &impl IdempotencyStore) {
+pub async fn claim_replaces_the_owner_that_it_names(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let first = claim(1, 1, now);
     assert_eq!(claimed(store, &first).await, GRANTED);
@@ -148,7 +148,7 @@ pub async fn a_claim_takes_the_place_of_the_one_that_it_replaces(store: &impl Id
     assert_eq!(completed(store, &second).await, Completion::Stored);
 }
 
-pub async fn a_completed_key_is_completed_for_all(store: &impl IdempotencyStore) {
+pub async fn completed_key_is_completed_for_every_owner(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
@@ -158,7 +158,7 @@ pub async fn a_completed_key_is_completed_for_all(store: &impl IdempotencyStore)
     assert_eq!(claimed(store, &claim(2, 2, now)).await, GRANTED);
 }
 
-pub async fn what_is_completed_is_not_opened_by_a_late_claim(store: &impl IdempotencyStore) {
+pub async fn late_claim_does_not_reopen_a_completed_key(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let first = claim(1, 1, now);
     assert_eq!(claimed(store, &first).await, GRANTED);
@@ -171,7 +171,7 @@ pub async fn what_is_completed_is_not_opened_by_a_late_claim(store: &impl Idempo
     assert_eq!(claimed(store, &claim(1, 3, now)).await, COMPLETED);
 }
 
-pub async fn a_payload_reads_back(store: &impl IdempotencyStore) {
+pub async fn payload_hash_reads_back(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let payload = Some(PayloadHash::of(b"one order"));
     let mut first = claim(1, 1, now);
@@ -183,7 +183,7 @@ pub async fn a_payload_reads_back(store: &impl IdempotencyStore) {
     assert_eq!(claimed(store, &second).await, Claimed::Completed { payload });
 }
 
-pub async fn whoever_lost_its_claim_changes_nothing(store: &impl IdempotencyStore) {
+pub async fn owner_of_a_lost_claim_changes_nothing(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let slow = claim(1, 1, now);
     assert_eq!(claimed(store, &slow).await, GRANTED);
@@ -200,18 +200,18 @@ pub async fn whoever_lost_its_claim_changes_nothing(store: &impl IdempotencyStor
     assert_eq!(completed(store, &slow).await, Completion::Lost);
 }
 
-pub async fn a_completion_may_be_repeated(store: &impl IdempotencyStore) {
+pub async fn completion_may_be_repeated(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     for _ in 0..2 {
         assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
     }
-    // Nobody is at it, so that it is not undone what is known: it was processed.
+    // No owner has claimed this key, so the completion is stored: the record was processed.
     assert_eq!(completed(store, &claim(2, 1, now)).await, Completion::Stored);
     assert_eq!(claimed(store, &claim(2, 2, now)).await, COMPLETED);
 }
 
-pub async fn a_claim_that_has_expired_completes_if_nobody_took_it(store: &impl IdempotencyStore) {
+pub async fn expired_claim_completes_if_no_owner_took_it_over(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     let later = now + 5 * MINUTE;
@@ -219,7 +219,7 @@ pub async fn a_claim_that_has_expired_completes_if_nobody_took_it(store: &impl I
     assert_eq!(claimed(store, &claim(1, 2, later)).await, COMPLETED);
 }
 
-pub async fn what_is_given_back_is_granted_to_the_next(store: &impl IdempotencyStore) {
+pub async fn released_key_is_granted_again(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     release(store, &claim(1, 1, now)).await;
@@ -227,7 +227,7 @@ pub async fn what_is_given_back_is_granted_to_the_next(store: &impl IdempotencyS
     assert_eq!(claimed(store, &claim(1, 2, now)).await, GRANTED);
 }
 
-pub async fn only_its_owner_gives_a_claim_back(store: &impl IdempotencyStore) {
+pub async fn only_the_owner_releases_a_claim(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     release(store, &claim(1, 2, now)).await;
@@ -236,7 +236,7 @@ pub async fn only_its_owner_gives_a_claim_back(store: &impl IdempotencyStore) {
     assert!(is_in_progress(&other, now + MINUTE), "{other:?}");
 }
 
-pub async fn what_is_to_be_forgotten_is_granted_again(store: &impl IdempotencyStore) {
+pub async fn key_past_its_retention_is_granted_again(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     assert_eq!(claimed(store, &claim(1, 1, now)).await, GRANTED);
     assert_eq!(completed(store, &claim(1, 1, now)).await, Completion::Stored);
@@ -250,22 +250,22 @@ pub async fn what_is_to_be_forgotten_is_granted_again(store: &impl IdempotencySt
 
 pub async fn many_keys_are_looked_up_at_once(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
-    // Every third is completed, every third in progress.
+    // Every third key is completed, and every third is in progress.
     let of = |rest: u64| (0..250).filter(move |number| number % 3 == rest);
     let done: Vec<Claim> = of(0).map(|number| claim(number, 1, now)).collect();
     for answer in store.complete(&done).await {
-        assert_eq!(answer.expect("it answers"), Completion::Stored);
+        assert_eq!(answer.expect("the store answers"), Completion::Stored);
     }
     let begun: Vec<Claim> = of(1).map(|number| claim(number, 1, now)).collect();
     for answer in store.claim(&begun).await {
-        assert_eq!(answer.expect("it answers"), GRANTED);
+        assert_eq!(answer.expect("the store answers"), GRANTED);
     }
-    // One of them twice.
+    // One key is requested twice.
     let keys: Vec<Key> = (0..250).chain([0]).map(key).collect();
     let looked = store.status(&keys, now).await;
     assert_eq!(looked.len(), keys.len());
     for (number, looked) in (0..250).chain([0]).zip(looked) {
-        let looked = looked.expect("it answers");
+        let looked = looked.expect("the store answers");
         let is_expected = match number % 3 {
             0 => looked == Some(COMPLETED),
             1 => looked.as_ref().is_some_and(|it| is_in_progress(it, now + MINUTE)),
@@ -275,7 +275,7 @@ pub async fn many_keys_are_looked_up_at_once(store: &impl IdempotencyStore) {
     }
 }
 
-pub async fn answers_stand_in_the_order_asked_for(store: &impl IdempotencyStore) {
+pub async fn answers_follow_the_order_of_the_request(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     let odd: Vec<Claim> = (0..100)
         .filter(|number| number % 2 == 1)
@@ -287,7 +287,7 @@ pub async fn answers_stand_in_the_order_asked_for(store: &impl IdempotencyStore)
     assert_eq!(answers.len(), 100);
     for (number, answer) in answers.into_iter().enumerate() {
         let expected = if number % 2 == 1 { COMPLETED } else { GRANTED };
-        assert_eq!(answer.expect("it answers"), expected, "{number}");
+        assert_eq!(answer.expect("the store answers"), expected, "{number}");
     }
     let completed: Vec<Completion> = store.complete(&all).await.into_iter().flatten().collect();
     for (number, completion) in completed.into_iter().enumerate() {
@@ -299,7 +299,7 @@ pub async fn answers_stand_in_the_order_asked_for(store: &impl IdempotencyStore)
     }
 }
 
-pub async fn claims_that_were_abandoned_are_counted(store: &impl IdempotencyStore) {
+pub async fn abandoned_claims_are_counted(store: &impl IdempotencyStore) {
     let mut now = SystemTime::now();
     let in_progress = async |now, expected: u32| {
         let looked = only(store.status(&[key(1)], now).await);
@@ -314,12 +314,12 @@ pub async fn claims_that_were_abandoned_are_counted(store: &impl IdempotencyStor
         let granted = claimed(store, &claim(1, owner, now)).await;
         assert_eq!(granted, Claimed::Granted { abandoned });
         in_progress(now, abandoned).await;
-        // Its answer was lost, or its attempt is repeated.
+        // The owner claims again because an answer was lost or an attempt is repeated.
         let again = claimed(store, &claim(1, owner, now)).await;
         assert_eq!(again, Claimed::Granted { abandoned });
         now += MINUTE + CLOCK_SKEW + Duration::from_secs(1);
     }
-    // Whoever had it was alive.
+    // A release shows that the owner was alive.
     release(store, &claim(1, 2, now)).await;
     assert_eq!(claimed(store, &claim(1, 7, now)).await, GRANTED);
     now += MINUTE + CLOCK_SKEW + Duration::from_secs(1);
@@ -330,14 +330,14 @@ pub async fn claims_that_were_abandoned_are_counted(store: &impl IdempotencyStor
     assert_eq!(claimed(store, &claim(1, 9, now)).await, GRANTED);
 }
 
-pub async fn nothing_asked_for_has_no_answers(store: &impl IdempotencyStore) {
+pub async fn empty_request_has_no_answers(store: &impl IdempotencyStore) {
     assert!(store.claim(&[]).await.is_empty());
     assert!(store.complete(&[]).await.is_empty());
     assert!(store.release(&[]).await.is_empty());
     assert!(store.status(&[], SystemTime::now()).await.is_empty());
 }
 
-pub async fn of_many_owners_one_is_granted(store: &impl IdempotencyStore) {
+pub async fn one_of_many_owners_is_granted(store: &impl IdempotencyStore) {
     let now = SystemTime::now();
     for number in 0..10 {
         let claims = (0..20).map(|owner| async move {
@@ -353,7 +353,7 @@ pub async fn of_many_owners_one_is_granted(store: &impl IdempotencyStore) {
         assert_eq!(
             join_all(completions).await,
             granted,
-            "whoever was granted completes"
+            "only the owner with the claim completes"
         );
     }
 }

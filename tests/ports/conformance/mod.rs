@@ -1,4 +1,4 @@
-//! What every adapter of a port must do.
+//! Conformance suites that every adapter of a port passes.
 
 pub mod idempotency;
 pub mod stores;

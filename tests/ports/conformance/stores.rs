@@ -1,4 +1,4 @@
-//! What every checkpoint store must do, whatever it writes to.
+//! The conformance suite of checkpoint stores.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,9 +8,9 @@ use redrive::checkpoint::{
 };
 use redrive::{Position, Record, SequenceNumber};
 
-/// Runs the suite: a test for each check, each with a store of its own.
+/// Runs the suite: one test for each check, each with a new store.
 ///
-/// `$fresh` makes an empty store, and something that must live as long.
+/// `$fresh` creates an empty store and a value that must live as long as the store.
 #[macro_export]
 macro_rules! store_conformance {
     ($adapter:ident, $fresh:expr) => {
@@ -18,20 +18,20 @@ macro_rules! store_conformance {
             $adapter,
             $fresh,
             [
-                what_was_never_saved_is_none,
-                what_was_saved_is_loaded,
-                the_last_save_counts,
-                each_position_reads_back_as_it_was,
+                unknown_shard_has_no_checkpoint,
+                saved_checkpoint_is_loaded,
+                last_save_wins,
+                every_position_reads_back,
                 sequence_numbers_have_129_digits,
-                applications_streams_and_shards_do_not_mix,
-                results_stand_in_the_order_asked_for,
-                nothing_asked_for_has_no_results,
-                what_is_settled_ahead_reads_back,
-                a_save_without_ahead_ends_the_one_before,
-                the_time_until_which_all_was_read_reads_back,
-                the_creation_time_of_the_stream_reads_back,
-                starts_that_came_to_nothing_read_back,
-                what_is_ahead_of_another_position_is_dropped,
+                applications_streams_and_shards_are_separate,
+                results_follow_the_order_of_the_request,
+                empty_request_has_no_results,
+                settled_ahead_reads_back,
+                save_without_settled_ahead_clears_it,
+                read_until_reads_back,
+                stream_creation_time_reads_back,
+                crash_counts_read_back,
+                settled_ahead_of_another_position_is_dropped,
                 many_shards_are_saved_at_once,
                 concurrent_saves_are_all_kept,
             ]
@@ -62,8 +62,8 @@ pub fn at(number: u64, sub: u64) -> Position {
     }
 }
 
-/// What is settled after `base`: everything up to `through` but for the holes. Written by hand, as
-/// `SettledAhead::to_bytes` documents its form.
+/// Creates the records settled after `base`: everything up to `through` except the holes. The function writes the
+/// format that `SettledAhead::to_bytes` documents.
 pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> SettledAhead {
     fn number(out: &mut Vec<u8>, mut number: u64) {
         while number >= 0x80 {
@@ -73,7 +73,7 @@ pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> SettledAhea
         out.push(number as u8);
     }
     fn place(out: &mut Vec<u8>, sequence: &SequenceNumber, sub: u64) {
-        // Nothing shared with the one before.
+        // The number shares no prefix with the number before it.
         number(out, 0);
         number(out, sequence.as_str().len() as u64);
         out.extend_from_slice(sequence.as_str().as_bytes());
@@ -96,14 +96,14 @@ pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> SettledAhea
         place(&mut out, &from.into(), 0);
         place(&mut out, &to.into(), 0);
     }
-    SettledAhead::from_bytes(&out).expect("it is well formed")
+    SettledAhead::from_bytes(&out).expect("the bytes are well formed")
 }
 
 pub async fn save(store: &impl CheckpointStore, rows: &[(ShardKey, Checkpoint)]) {
     let results = store.save(rows).await;
     assert_eq!(results.len(), rows.len());
     for result in results {
-        result.expect("it is saved");
+        result.expect("the checkpoint is saved");
     }
 }
 
@@ -113,27 +113,27 @@ pub async fn load(store: &impl CheckpointStore, key: &ShardKey) -> Option<Checkp
     results.remove(0).expect("the store answers")
 }
 
-pub async fn what_was_never_saved_is_none(store: &impl CheckpointStore) {
+pub async fn unknown_shard_has_no_checkpoint(store: &impl CheckpointStore) {
     assert_eq!(load(store, &key(1)).await, None);
     save(store, &[(key(1), Checkpoint::at(at(5, 0)))]).await;
     assert_eq!(load(store, &key(2)).await, None);
 }
 
-pub async fn what_was_saved_is_loaded(store: &impl CheckpointStore) {
+pub async fn saved_checkpoint_is_loaded(store: &impl CheckpointStore) {
     let checkpoint = Checkpoint::at(at(5, 0));
     save(store, &[(key(1), checkpoint.clone())]).await;
     assert_eq!(load(store, &key(1)).await, Some(checkpoint.clone()));
-    assert_eq!(load(store, &key(1)).await, Some(checkpoint), "as often as asked");
+    assert_eq!(load(store, &key(1)).await, Some(checkpoint), "loading changes nothing");
 }
 
-pub async fn the_last_save_counts(store: &impl CheckpointStore) {
+pub async fn last_save_wins(store: &impl CheckpointStore) {
     for number in [5, 900, 30] {
         save(store, &[(key(1), Checkpoint::at(at(number, 0)))]).await;
     }
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(30, 0))));
 }
 
-pub async fn each_position_reads_back_as_it_was(store: &impl CheckpointStore) {
+pub async fn every_position_reads_back(store: &impl CheckpointStore) {
     let positions = [
         Position::TrimHorizon,
         at(0, 0),
@@ -158,7 +158,7 @@ pub async fn sequence_numbers_have_129_digits(store: &impl CheckpointStore) {
     assert_eq!(load(store, &key(1)).await, Some(checkpoint));
 }
 
-pub async fn applications_streams_and_shards_do_not_mix(store: &impl CheckpointStore) {
+pub async fn applications_streams_and_shards_are_separate(store: &impl CheckpointStore) {
     let names = ["a", "b", "ab", "", "a/b", "a:b", "grün"];
     let mut rows = Vec::new();
     for application in names {
@@ -175,7 +175,7 @@ pub async fn applications_streams_and_shards_do_not_mix(store: &impl CheckpointS
     }
 }
 
-pub async fn results_stand_in_the_order_asked_for(store: &impl CheckpointStore) {
+pub async fn results_follow_the_order_of_the_request(store: &impl CheckpointStore) {
     save(
         store,
         &[
@@ -201,26 +201,26 @@ pub async fn results_stand_in_the_order_asked_for(store: &impl CheckpointStore) 
     );
 }
 
-pub async fn nothing_asked_for_has_no_results(store: &impl CheckpointStore) {
+pub async fn empty_request_has_no_results(store: &impl CheckpointStore) {
     assert!(store.load(&[]).await.is_empty());
     assert!(store.save(&[]).await.is_empty());
     save(store, &[(key(1), Checkpoint::at(at(1, 0)))]).await;
     assert!(store.load(&[]).await.is_empty());
 }
 
-pub async fn what_is_settled_ahead_reads_back(store: &impl CheckpointStore) {
+pub async fn settled_ahead_reads_back(store: &impl CheckpointStore) {
     for base in [Position::TrimHorizon, at(100, 0), at(100, 9)] {
         let ahead = ahead(&base, &[(101, 103), (107, 107)], 120);
         let checkpoint = Checkpoint::at(base).with_ahead(ahead);
         save(store, &[(key(1), checkpoint.clone())]).await;
-        let loaded = load(store, &key(1)).await.expect("it was saved");
+        let loaded = load(store, &key(1)).await.expect("a checkpoint");
         assert_eq!(loaded, checkpoint);
-        // It says what it was made to say.
+        // The loaded value covers the same records.
         let settled = |number: u64| {
             let record = Record::builder("orders", key(1).shard, number.into()).build();
             loaded
                 .ahead()
-                .expect("it belongs to the position")
+                .expect("the position has records settled ahead")
                 .covers(&record)
         };
         let settled: Vec<u64> = (101..125).filter(|&number| settled(number)).collect();
@@ -231,7 +231,7 @@ pub async fn what_is_settled_ahead_reads_back(store: &impl CheckpointStore) {
     }
 }
 
-pub async fn a_save_without_ahead_ends_the_one_before(store: &impl CheckpointStore) {
+pub async fn save_without_settled_ahead_clears_it(store: &impl CheckpointStore) {
     let base = at(100, 0);
     let with = Checkpoint::at(base.clone()).with_ahead(ahead(&base, &[(101, 101)], 120));
     assert!(with.ahead().is_some());
@@ -240,19 +240,19 @@ pub async fn a_save_without_ahead_ends_the_one_before(store: &impl CheckpointSto
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(base)));
 }
 
-pub async fn the_time_until_which_all_was_read_reads_back(store: &impl CheckpointStore) {
+pub async fn read_until_reads_back(store: &impl CheckpointStore) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
     let with = Checkpoint::at(at(100, 0)).with_read_until(time);
     save(store, &[(key(1), with.clone())]).await;
     let loaded = load(store, &key(1)).await;
     assert_eq!(loaded.as_ref().and_then(Checkpoint::read_until), Some(time));
     assert_eq!(loaded, Some(with));
-    // The next one says nothing of it.
+    // The next save has no such time.
     save(store, &[(key(1), Checkpoint::at(at(100, 0)))]).await;
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
 }
 
-pub async fn the_creation_time_of_the_stream_reads_back(store: &impl CheckpointStore) {
+pub async fn stream_creation_time_reads_back(store: &impl CheckpointStore) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
     let with = Checkpoint::at(Position::ShardEnd).with_stream_created(time);
     save(store, &[(key(1), with.clone())]).await;
@@ -263,7 +263,7 @@ pub async fn the_creation_time_of_the_stream_reads_back(store: &impl CheckpointS
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
 }
 
-pub async fn starts_that_came_to_nothing_read_back(store: &impl CheckpointStore) {
+pub async fn crash_counts_read_back(store: &impl CheckpointStore) {
     let begun = Checkpoint::at(at(100, 0)).with_starts(CrashCount::new(2, None));
     save(store, &[(key(1), begun.clone())]).await;
     assert_eq!(load(store, &key(1)).await, Some(begun));
@@ -275,7 +275,7 @@ pub async fn starts_that_came_to_nothing_read_back(store: &impl CheckpointStore)
     assert_eq!(load(store, &key(1)).await, Some(Checkpoint::at(at(100, 0))));
 }
 
-pub async fn what_is_ahead_of_another_position_is_dropped(store: &impl CheckpointStore) {
+pub async fn settled_ahead_of_another_position_is_dropped(store: &impl CheckpointStore) {
     let stale = ahead(&at(100, 0), &[(101, 101)], 120);
     let checkpoint = Checkpoint::at(at(110, 0)).with_ahead(stale);
     assert_eq!(checkpoint.ahead(), None);
@@ -300,7 +300,7 @@ pub async fn concurrent_saves_are_all_kept(store: &impl CheckpointStore) {
         .collect();
     for results in join_all(rows.iter().map(|row| store.save(row))).await {
         for result in results {
-            result.expect("it is saved");
+            result.expect("the checkpoint is saved");
         }
     }
     for [(key, checkpoint)] in rows {

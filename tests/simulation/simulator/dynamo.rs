@@ -1,4 +1,4 @@
-//! DynamoDB, as the SDK's client sees it, with one table; and another worker that uses it.
+//! A simulated DynamoDB behind the SDK's client, with one table, and another worker that uses this table.
 
 use std::fmt;
 use std::future::pending;
@@ -26,15 +26,15 @@ use super::fault::Fault;
 use super::plan::stream;
 use super::world::{World, shard_index};
 
-/// A row, in DynamoDB's JSON: each attribute is an object with its type.
+/// A row in DynamoDB's JSON. Each attribute is an object that names the type of its value.
 pub type Item = Map<String, Value>;
 
-/// Rows on a page of Scan.
+/// The number of rows on a page of Scan.
 const SCAN_PAGE: usize = 3;
 
 pub const TABLE: &str = "leases";
 
-/// A client of the simulated table.
+/// Creates a client of the simulated table.
 pub fn client(world: &World) -> Client {
     let connector = SharedHttpConnector::new(Dynamo(world.clone()));
     let config = Config::builder()
@@ -125,7 +125,7 @@ impl Dynamo {
             "PutItem" => {
                 let item = body["Item"].as_object().ok_or(INVALID)?;
                 let key = item["leaseKey"]["S"].as_str().ok_or(INVALID)?;
-                // Its one condition is that there is none.
+                // Its only condition is that the row does not exist.
                 match self.0.row(key) {
                     Some(_) => Err(CONDITION),
                     None => {
@@ -156,7 +156,7 @@ impl Dynamo {
         Ok(json!({"Attributes": after}))
     }
 
-    /// What redrive wants to be written, whatever comes of it.
+    /// Passes a requested checkpoint to the oracle, whether or not the update takes effect.
     fn note_update(&self, body: &Value) {
         let row = row_key(&body["Key"])
             .and_then(|key| self.0.row(key))
@@ -176,7 +176,7 @@ fn row_key(key: &Value) -> Option<&str> {
     key["leaseKey"]["S"].as_str()
 }
 
-/// As much of DynamoDB's expressions as a lease table takes.
+/// The condition and update expressions of a request. Supports the subset that a lease table needs.
 struct Expressions<'a> {
     condition: &'a str,
     update: &'a str,
@@ -195,16 +195,17 @@ impl<'a> Expressions<'a> {
     }
 
     fn name(&self, name: &str) -> &str {
-        self.names[name.trim()].as_str().expect("a name that is defined")
+        self.names[name.trim()].as_str().expect("the name is defined")
     }
 
     fn value(&self, value: &str) -> &Value {
         let value = &self.values[value.trim()];
-        assert!(!value.is_null(), "a value that is defined");
+        assert!(!value.is_null(), "the value is defined");
         value
     }
 
-    /// `a = :v AND (b = :w OR c = :w) AND attribute_not_exists(d)`
+    /// Returns whether a row meets the condition, such as
+    /// `a = :v AND (b = :w OR c = :w) AND attribute_not_exists(d)`.
     fn hold(&self, row: &Item) -> bool {
         self.condition.split(" AND ").all(|term| {
             if let Some(name) = term.strip_prefix("attribute_not_exists(") {
@@ -212,25 +213,25 @@ impl<'a> Expressions<'a> {
             }
             let mut any = term.trim_matches(['(', ')']).split(" OR ");
             any.any(|equals| {
-                let (name, value) = equals.split_once('=').expect("an equation");
+                let (name, value) = equals.split_once('=').expect("the term is an equation");
                 row.get(self.name(name)) == Some(self.value(value))
             })
         })
     }
 
-    /// `SET a = :v, b = :w ADD c :x REMOVE d, e`
+    /// Returns the row after the update, such as `SET a = :v, b = :w ADD c :x REMOVE d, e`.
     fn updated(&self, row: &Item) -> Item {
         let mut row = row.clone();
         let update = self.update;
         let (update, removed) = update.split_once(" REMOVE ").unwrap_or((update, ""));
         let (set, added) = update.split_once(" ADD ").unwrap_or((update, ""));
         for part in set.trim_start_matches("SET ").split(", ") {
-            let (name, value) = part.split_once('=').expect("an assignment");
+            let (name, value) = part.split_once('=').expect("the part is an assignment");
             row.insert(self.name(name).to_owned(), self.value(value).clone());
         }
         for part in added.split(", ").filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once(' ').expect("a name and a value");
-            let more = number(self.value(value)).expect("a number");
+            let (name, value) = part.split_once(' ').expect("the part has a name and a value");
+            let more = number(self.value(value)).expect("the value is a number");
             let sum = row.get(self.name(name)).and_then(number).unwrap_or(0) + more;
             row.insert(self.name(name).to_owned(), json!({"N": sum.to_string()}));
         }
@@ -249,7 +250,7 @@ pub fn text<'a>(row: &'a Item, name: &str) -> Option<&'a str> {
     row.get(name)?["S"].as_str()
 }
 
-/// The checkpoint that a row holds.
+/// Returns the checkpoint in a row.
 pub fn checkpoint(row: &Item) -> Option<Checkpoint> {
     let sub = row.get("checkpointSubSequenceNumber").and_then(number)?;
     let position = match text(row, "checkpoint")? {
@@ -276,11 +277,12 @@ pub fn checkpoint(row: &Item) -> Option<Checkpoint> {
     )
 }
 
-/// As long as another worker takes to renew a shard.
+/// The interval at which the other worker renews its leases.
 const RENEWS: Duration = Duration::from_secs(3);
 const RIVAL: &str = "rival";
 
-/// Another worker, which takes a shard or asks for one now and then, holds it for a while, and lets it go or dies.
+/// Runs another worker. From time to time, it takes a lease or requests one, and renews the lease for a
+/// while. It then releases the lease or stops renewing it.
 pub async fn rival(world: World) {
     let mut rng = stream(world.plan().options.seed ^ world.now().as_millis() as u64, RIVAL);
     if !rng.random_bool(0.5) {
@@ -318,7 +320,7 @@ pub async fn rival(world: World) {
         world.count(fault);
         for _ in 0..renewals {
             sleep(RENEWS).await;
-            // During a hand-over it is the other one that renews.
+            // During a handover, the previous owner renews the lease.
             change(&world, shard, |row| {
                 text(row, "leaseOwner") == Some(RIVAL) && !row.contains_key("checkpointOwner")
             });
@@ -332,7 +334,8 @@ pub async fn rival(world: World) {
     }
 }
 
-/// Changes a row, with another counter, if it is to be changed.
+/// Applies `change` to a row. If `change` returns true, writes the row with a higher lease counter. Returns
+/// whether the row was written.
 fn change(world: &World, shard: usize, change: impl FnOnce(&mut Item) -> bool) -> bool {
     let Some(mut row) = world.row(&super::world::shard_id(shard)) else {
         return false;
@@ -347,7 +350,7 @@ fn change(world: &World, shard: usize, change: impl FnOnce(&mut Item) -> bool) -
 }
 
 impl World {
-    /// A row was read by somebody who looks at what is stored.
+    /// Records that redrive has read the row with its checkpoint.
     fn row_read(&self, row: &Item) {
         if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
             let mut state = self.state();
@@ -358,7 +361,7 @@ impl World {
         }
     }
 
-    /// redrive begins with a shard, perhaps anew.
+    /// Records that redrive has taken the lease of a shard, perhaps again.
     fn row_taken(&self, row: &Item) {
         if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
             self.state().oracle.shard_taken(shard, &checkpoint);
@@ -367,12 +370,12 @@ impl World {
     }
 }
 
-/// The shard of a row.
+/// Returns the shard of a row.
 pub fn shard_of(row: &Item) -> Option<usize> {
     shard_index(text(row, "leaseKey")?)
 }
 
-/// Whether another worker has taken the row from redrive.
+/// Returns whether the other worker has the lease, after the end of a handover.
 pub fn is_foreign(row: &Item) -> bool {
     text(row, "leaseOwner") == Some(RIVAL) && !row.contains_key("checkpointOwner")
 }

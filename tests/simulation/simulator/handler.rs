@@ -1,13 +1,11 @@
-//! The handler: does what the plan says of each record, unless what it needs is down.
+//! The simulated processor. It behaves as planned for each record, unless its dependency is down.
 
 use std::future::pending;
 use std::panic::resume_unwind;
 use std::time::Duration;
 
-use redrive::{
-    Attempt, BatchFailure, BatchProcessor, BoxError, BoxProcessor, Failure, Record, RecordOrder,
-    RecordProcessor, Scope,
-};
+use redrive::processor::{Attempt, BatchFailure, BoxProcessor};
+use redrive::{BatchProcessor, BoxError, Failure, Record, RecordOrder, RecordProcessor, Scope};
 use tokio::time::sleep;
 
 use super::fault::Fault;
@@ -18,7 +16,7 @@ use super::world::{World, place};
 pub struct Handler(pub World);
 
 impl Handler {
-    /// As the plan wants it: of one record at a time, or of many.
+    /// Creates the planned processor, which gets one record per call or several.
     pub fn planned(world: &World) -> BoxProcessor {
         let handler = Handler(world.clone());
         match &world.plan().batches {
@@ -41,7 +39,7 @@ impl BatchProcessor for Handler {
             .iter()
             .map(|record| place(record.shard().as_str(), record.sequence_number()));
         let Some(places) = places.collect::<Option<Vec<_>>>() else {
-            return Err(BoxError::from("a record of no plan"))?;
+            return Err(BoxError::from("the record is not in the plan"))?;
         };
         let Some(&first) = places.first() else {
             return Ok(());
@@ -62,7 +60,7 @@ impl BatchProcessor for Handler {
                 RecordOrder::Shard => true,
                 _ => records[*other].partition_key() == record.partition_key(),
             };
-            // One that would be processed out of order is left, and nobody tried it.
+            // A record behind a failed one in its lane is not processed: it would be out of order.
             if failed.iter().any(in_lane) {
                 left.push(index);
                 continue;
@@ -73,7 +71,7 @@ impl BatchProcessor for Handler {
                 break;
             }
         }
-        // All at once, or none.
+        // Without names, either all records succeed or none.
         if names || failed.is_empty() {
             left.into_iter().for_each(|index| calls[index].over = true);
             let is_failed = |index| failed.iter().any(|(failed, ..)| *failed == index);
@@ -107,7 +105,8 @@ impl RecordProcessor for Handler {
 
     async fn process(&self, record: &Record, _: &Attempt<'_>) -> Result<(), BoxError> {
         let world = &self.0;
-        let place = place(record.shard().as_str(), record.sequence_number()).ok_or("a record of no plan")?;
+        let place = place(record.shard().as_str(), record.sequence_number())
+            .ok_or("the record is not in the plan")?;
         world.contact("begins", place.0, place.1).await;
         world.check_fenced(place.0);
         let mut call = Call::begin(world, place);
@@ -115,7 +114,7 @@ impl RecordProcessor for Handler {
         world.contact("works", place.0, place.1).await;
         let failed = call.work().await;
         if failed.is_none() {
-            // Done, and nobody knows it yet.
+            // The record is processed, and the engine does not know it yet.
             world.state().oracle.handler_succeeded(place);
             call.over = true;
         }
@@ -130,7 +129,8 @@ impl RecordProcessor for Handler {
     }
 }
 
-/// A call of the handler. Dropped before it is over, it was too late.
+/// A call of the processor for one record. A call that is dropped before its end, as by a timeout, has
+/// failed.
 struct Call<'a> {
     world: &'a World,
     place: (usize, usize),
@@ -177,7 +177,7 @@ impl<'a> Call<'a> {
 
     fn failed(&mut self, cause: Cause) {
         self.over = true;
-        // What dies with its process fails nobody.
+        // A call that ends with its process is not a failure.
         if self.world.is_dead() {
             return;
         }
@@ -190,7 +190,7 @@ impl<'a> Call<'a> {
             .handler_failed(at, self.place, (cause, self.is_alone), outage);
     }
 
-    /// What comes of it.
+    /// Runs the planned behaviour. Returns an error and its cause if the call fails.
     async fn work(&mut self) -> Option<(Cause, BoxError)> {
         let (now, plan) = (self.world.now(), self.world.plan());
         if plan.is_bad_deploy(now) {
@@ -245,7 +245,7 @@ impl<'a> Call<'a> {
             }
             Behaviour::PanicsFirst | Behaviour::AlwaysPanics => {
                 self.failed(Cause::Itself);
-                // Past the hook that prints panics.
+                // Unlike `panic!`, this does not call the panic hook, which would print the panic.
                 resume_unwind(Box::new("scripted"))
             }
             _ => Some("failed for reasons unknown".into()),

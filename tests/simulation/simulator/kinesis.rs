@@ -1,4 +1,4 @@
-//! Kinesis, as the SDK's client sees it: requests and responses, without a network.
+//! A simulated Kinesis behind the SDK's client: requests and responses, without a network.
 
 use std::fmt;
 use std::future::pending;
@@ -27,7 +27,8 @@ use super::subscription;
 use super::world::{World, first_from, shard_id, shard_index};
 use super::{LETTERS, STREAM};
 
-/// A client of the simulated Kinesis. Without retries of its own, whose jitter has no seed.
+/// Creates a client of the simulated Kinesis. The SDK's retries are disabled, because their jitter has no
+/// seed.
 pub fn client(world: &World) -> Client {
     let connector = SharedHttpConnector::new(Kinesis(world.clone()));
     let config = Config::builder()
@@ -43,7 +44,7 @@ pub fn client(world: &World) -> Client {
 #[derive(Clone)]
 struct Kinesis(World);
 
-/// An error of the service, by its code.
+/// An error of the service: its HTTP status and its code.
 pub type Refusal = (u16, &'static str);
 
 const THROTTLED: Refusal = (400, "ProvisionedThroughputExceededException");
@@ -51,9 +52,9 @@ const INVALID: Refusal = (400, "InvalidArgumentException");
 const NOT_FOUND: Refusal = (400, "ResourceNotFoundException");
 const EXPIRED: Refusal = (400, "ExpiredIteratorException");
 
-/// Shard iterators live so long (GetShardIterator, Kinesis API reference).
+/// The lifetime of a shard iterator (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE_MILLIS: u128 = 5 * 60 * 1_000;
-/// Shards on a page of ListShards.
+/// The number of shards on a page of ListShards.
 const SHARD_PAGE: usize = 2;
 
 impl Kinesis {
@@ -85,7 +86,7 @@ impl Kinesis {
                 return Ok(Err(refusal));
             }
         }
-        // A consumer does not start with a dead-letter target that it may not describe.
+        // Calls for the dead-letter stream's description are not denied: the consumer would not start.
         let of_letters = letters && operation == "DescribeStreamSummary";
         if !of_letters && world.is_down(Fault::AccessDenied) {
             return Ok(Err((400, "AccessDeniedException")));
@@ -246,7 +247,8 @@ impl Kinesis {
         if expired || self.0.strikes(Fault::ExpiredIterator) {
             return Err(EXPIRED);
         }
-        // An iterator alone may be asked for to find out whether there is such a shard.
+        // Reading begins here and not with the iterator. The consumer also requests an iterator to find out
+        // whether a shard exists.
         self.0.state().reading_begins(shard);
         self.0.changed();
         let page = Page::of(&self.0, shard, index, limit);
@@ -258,7 +260,7 @@ impl Kinesis {
         }))
     }
 
-    /// The first record that is read from there.
+    /// Returns the index of the first record from a starting position.
     fn first(&self, shard: usize, kind: &Value, number: &Value) -> Result<usize, Refusal> {
         let state = self.0.state();
         if state.has_vanished(self.0.plan(), shard) {
@@ -299,14 +301,14 @@ impl Kinesis {
     }
 }
 
-/// Some records of a shard, as Kinesis gives them.
+/// A page of a shard's records, as Kinesis returns it.
 pub struct Page {
     pub records: Vec<Value>,
-    /// The index behind the last of them.
+    /// The index after the last record of the page.
     pub end: usize,
-    /// By how many milliseconds.
+    /// The time by which the page is behind the tip of the shard, in milliseconds.
     pub behind: u64,
-    /// The shard is closed, and this is all of it.
+    /// The shard is closed, and the page reaches its end.
     pub is_last: bool,
 }
 
@@ -368,7 +370,7 @@ fn summary(stream: &str, hours: u32, created: u64) -> Value {
     }})
 }
 
-/// Seconds since 1970, as the service writes times.
+/// Converts a time to seconds since 1970, as the service writes times.
 trait ElapsedSinceEpoch {
     fn elapsed_since_epoch(self) -> Option<f64>;
 }

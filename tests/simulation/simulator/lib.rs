@@ -7,9 +7,8 @@ use std::time::Duration;
 use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::{Capacity, Pipeline};
-use redrive::{
-    BoxProcessor, CircuitBreaker, Consumer, ConsumerError, DeadLetterGuard, Resilient, Retrieval, dead_letter,
-};
+use redrive::processor::BoxProcessor;
+use redrive::{CircuitBreaker, Consumer, ConsumerError, DeadLetterGuard, Resilient, Retrieval, dead_letter};
 use tokio::runtime;
 use tokio::time::{advance, sleep, timeout};
 use tokio_util::sync::CancellationToken;

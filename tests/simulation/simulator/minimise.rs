@@ -16,7 +16,7 @@ pub fn minimise(options: &Options, violation: &Violation) -> (Options, Outcome) 
     };
     let mut least = options.clone();
     let mut outcome = simulate(options, false);
-    // Also excludes faults that the seed never injects.
+    // This also excludes the faults that the seed never injects.
     for &fault in Fault::ALL {
         let mut less = least.clone();
         if less.without.insert(fault)

@@ -1,4 +1,4 @@
-//! What must hold, whatever goes wrong: asked at every step of the world, and at the end.
+//! The promises that must hold under every fault. The oracle checks them after every step, and at the end.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -11,7 +11,7 @@ use redrive::{Position, Record, RecordOrder};
 use super::lineage::PlannedShard;
 use super::plan::{Behaviour, Outage, Plan, Planned};
 
-/// A promise that was broken.
+/// A broken promise, with a description.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     pub promise: Promise,
@@ -22,44 +22,44 @@ pub struct Violation {
 pub enum Promise {
     /// Every record is settled in the end.
     AllSettled,
-    /// What is settled is stored by the end of a shutdown.
+    /// All settled records are stored by the end of a shutdown.
     AllStored,
-    /// A record begins only when those before it in its lane are settled.
+    /// A record starts only when all earlier records of its lane are settled.
     Order,
-    /// A record of a shard begins only when all of the shards that it came of are settled.
+    /// A record starts only when all records of its shard's parents are settled.
     Lineage,
-    /// A record is handled by one call at a time.
+    /// At most one call processes a record at a time.
     OneAtATime,
     /// A checkpoint passes no record that is not settled.
     NothingPassed,
-    /// A run never goes back behind a checkpoint of its own.
+    /// A run never stores a checkpoint before its own earlier checkpoint.
     NoWayBack,
-    /// What a run's first checkpoint covers, or the run has settled, is not handled again.
+    /// A run does not process a record again that its first checkpoint covers, or that the run has processed.
     NoRepeat,
-    /// No handler call after the verdict.
+    /// No processor call follows the verdict on a record.
     VerdictKept,
-    /// A letter is readable and says what happened.
+    /// A dead letter is readable and complete.
     LetterWhole,
-    /// The letters of a lane are written in its order.
+    /// The dead letters of a lane are written in the order of their records.
     LetterOrder,
-    /// Of the records that only an outage kept from succeeding one becomes a dead letter, at most: the first to fail. None
-    /// does where the error names the dependency as its cause.
+    /// An outage costs at most one dead letter of a good record: the first to fail. It costs none if the
+    /// error names the dependency as its cause.
     NoOutageLetter,
-    /// A record that fails, and no other, is called as often as the policy says.
+    /// A record that fails alone is called as often as the policy allows.
     CallsCounted,
-    /// Nothing is given up while a breaker is open.
+    /// No record becomes a dead letter while a breaker is open.
     BreakerHolds,
     /// A flood of dead letters is stopped.
     FloodStopped,
-    /// No more calls, records and bytes than allowed.
+    /// Running calls, records in flight and bytes stay within their bounds.
     Bounds,
-    /// A run that has ended holds nothing.
+    /// A run that has ended releases its calls and bytes.
     NothingLeaks,
-    /// A run goes on until it is told to end.
+    /// A run continues until it is shut down.
     GoesOn,
-    /// Nothing is begun of a shard that another worker holds.
+    /// No record starts in a shard that another worker has leased.
     Fenced,
-    /// What the stream dropped before it was settled is reported, and nothing else is said to be lost for certain.
+    /// Each unsettled record that the stream drops is reported. No other loss is reported as certain.
     LossReported,
 }
 
@@ -69,59 +69,62 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Where a record stands.
+/// The state of a record.
 #[derive(Debug)]
 pub struct Fate {
     pub planned: Planned,
     pub record: Record,
-    /// How often it was processed.
+    /// The number of times the record was processed.
     pub processed: u32,
-    /// How many copies of its letter the sink has.
+    /// The number of copies of its dead letter that the sink has.
     pub letters: u32,
-    /// How often it has failed by itself.
+    /// The number of failures that the record caused itself.
     pub own_failures: u32,
     pub running: bool,
-    /// When the stream had dropped it.
+    /// The time at which the stream dropped the record.
     pub dropped: Option<Duration>,
-    /// It was dropped before anything was stored that says how far its shard was read: nobody can know of it.
+    /// The stream dropped the record before redrive stored how far it had read the shard. redrive cannot
+    /// detect this loss.
     pub is_unknown: bool,
-    /// Of the call that it is in it is the first.
+    /// The record is the first record of its call.
     is_first: bool,
-    /// When the call began no other record had failed since the last success.
+    /// No other record had failed since the last success when the call began.
     began_as_only_one: bool,
-    /// A bad deploy has failed it.
+    /// A bad deploy has failed the record.
     bad_deploy: bool,
-    /// How often a run saw it fail by itself, or because the process stood still.
+    /// The number of failures in one run, at most, by the record itself or by a suspended process.
     failed_alone: u32,
-    /// The outages in which it failed.
+    /// The outages in which the record failed.
     outages: HashSet<usize>,
-    /// How often it failed in each run before this one.
+    /// The number of failures of the record in each earlier run.
     failed_before: Vec<u32>,
-    /// How often it had failed when a letter of it was sent that may be on its way still, though its run was dropped
-    /// or its shard lost: by its count alone such a letter cannot be told from one of this run.
+    /// The numbers of failures in dead letters that earlier runs sent to the sink. Such a dead letter may
+    /// still arrive after its run was dropped or has lost the shard. The number alone does not distinguish it
+    /// from a dead letter of this run.
     sent_before: Vec<u32>,
-    /// When a run saw it fail first.
+    /// The time of the first failure in this run.
     first_failed: Option<Duration>,
     run: InRun,
 }
 
-/// What this run of the consumer did with a record.
+/// The state of a record in the current run of the consumer.
 #[derive(Debug, Default)]
 struct InRun {
     covered: bool,
     processed: bool,
     letter_sent: bool,
-    /// And it is certain that this run sent it.
+    /// This run has certainly sent the dead letter.
     verdict: bool,
     failed: u32,
     failed_alone: u32,
-    /// How often it failed because of an outage while a breaker was not closed.
+    /// The number of failures because of an outage while a breaker was not closed.
     failed_as_probe: u32,
-    /// How often it failed in a row while no breaker was open and no other record had failed since the last success.
+    /// The number of consecutive failures while all breakers were closed and no other record had failed since
+    /// the last success.
     failed_as_only_one: u32,
-    /// It was seen to be bad, and no other.
+    /// The record has failed permanently, alone in its call.
     is_bad: bool,
-    /// The number of the step in which it failed last.
+    /// The number of the step of the last failure.
     failed_in: u64,
 }
 
@@ -130,12 +133,12 @@ impl Fate {
         self.processed > 0 || self.letters > 0
     }
 
-    /// It is settled, or the stream does not have it any more.
+    /// Returns whether the record is settled, or dropped by the stream.
     fn is_over(&self) -> bool {
         self.is_settled() || self.dropped.is_some()
     }
 
-    /// What this run did with it is over.
+    /// Resets the state of the run, because a new run or a new lease starts.
     fn begins_anew(&mut self) {
         let before = std::mem::take(&mut self.run);
         self.failed_before.push(before.failed);
@@ -163,9 +166,9 @@ impl Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     Itself,
-    /// Another that it was given with.
+    /// Another record of the same call failed.
     Beside,
-    /// The process stood still, and the attempt was over its time.
+    /// The process was suspended, and the attempt timed out.
     StoodStill,
     Outage,
     BadDeploy,
@@ -177,30 +180,32 @@ pub struct Oracle {
     pub shards: Vec<Vec<Fate>>,
     parents: Vec<Vec<usize>>,
     pub violation: Option<Violation>,
-    /// Handler calls now.
+    /// The number of running processor calls.
     running: usize,
     /// The records that failed since the last success.
     failing: HashSet<(usize, usize)>,
-    /// Letters in this process of records that failed because of an outage alone.
+    /// The number of dead letters in this process whose records failed only because of an outage.
     outage_letters: usize,
-    /// The number of the step in which a breaker opened that is still open.
+    /// The number of the step in which the breaker opened, if it is still open.
     open_since: Option<u64>,
     /// No breaker is open or half-open.
     is_closed: bool,
-    /// Letters of records that a bad deploy failed, since a shard's guard began to count.
+    /// The number of dead letters per shard that a bad deploy caused, since the guard was last reset.
     flood: Vec<u64>,
     saved_in_run: HashMap<usize, Checkpoint>,
-    /// Shards that begin again: Kinesis has refused their position, their row is of an earlier stream, or their task failed.
+    /// The shards that will restart: Kinesis refused their position, their row belongs to an earlier stream,
+    /// or their task failed.
     refused: HashSet<usize>,
-    /// Shards whose row is of an earlier stream: this run is going to find out.
+    /// The shards whose row belongs to an earlier stream, which this run will detect.
     outdated: HashSet<usize>,
-    /// Shards whose row this run has read.
+    /// The shards whose row this run has read.
     loaded: HashSet<usize>,
-    /// Shards that this run reads: what is stored of them it does not ask any more.
+    /// The shards that this run reads. The run does not use their rows any more.
     reading: HashSet<usize>,
-    /// Shards of which a late write has put back an older row, in a store without leases: the consumer goes by what it says.
+    /// The shards whose row a late write has replaced by an older one, in a store without leases. The
+    /// consumer uses the older row.
     misled: HashSet<usize>,
-    /// Of which shard data loss was reported, and when.
+    /// The reports of data loss: shard and time.
     losses: Vec<(usize, Duration)>,
     pub held: bool,
     pub letters: u64,
@@ -208,11 +213,11 @@ pub struct Oracle {
     pub calls_in_outages: u64,
 }
 
-/// As long as a record is held at most.
+/// The maximum duration of a hold.
 const HOLD: Duration = Duration::from_secs(15 * 60);
-/// So many keys are an outage, whatever they fail of.
+/// The number of failing keys that count as an outage, whatever their errors.
 const MANY: usize = 20;
-/// A probe, and a call that ended as the breaker had just closed, do not count.
+/// The number of calls that do not count: a probe, and a call that ended just after the breaker closed.
 const UNCOUNTED: u32 = 2;
 
 type Checked = Result<(), Violation>;
@@ -284,19 +289,19 @@ impl Oracle {
         self.shards.iter().flatten()
     }
 
-    /// Whether this run knows that all records of the plan are settled: those that only keep the stream
-    /// alive have such a key.
+    /// Returns whether this run knows that all records of the plan are settled. Ignores the records that keep
+    /// the stream alive; their keys start with `alive`.
     pub fn is_plan_settled(&self, alive: &str) -> bool {
         let planned = |fate: &&Fate| !fate.planned.key.starts_with(alive);
         self.fates().filter(planned).all(Fate::is_known_in_run)
     }
 
-    /// Whether this run knows of all records that they are settled.
+    /// Returns whether this run knows that all records are settled.
     pub fn is_all_settled_in_run(&self) -> bool {
         self.refused.is_empty() && self.outdated.is_empty() && self.fates().all(Fate::is_known_in_run)
     }
 
-    /// A consumer begins to run.
+    /// Starts a run of the consumer.
     pub fn run_begins(&mut self) {
         self.shards.iter_mut().flatten().for_each(Fate::begins_anew);
         self.flood.fill(0);
@@ -307,13 +312,13 @@ impl Oracle {
         self.reading.clear();
     }
 
-    /// A shard that it did not hold is taken: it begins anew with what is stored.
+    /// Records that the run has taken the lease of a shard. The shard starts from its checkpoint.
     pub fn shard_taken(&mut self, shard: usize, checkpoint: &Checkpoint) {
         self.shard_begins_anew(shard);
         self.checkpoint_loaded(shard, Some(checkpoint));
     }
 
-    /// A shard begins anew with what is stored, in the same run.
+    /// Resets the state of a shard, which restarts from its checkpoint in the same run.
     pub fn shard_begins_anew(&mut self, shard: usize) {
         self.shards[shard].iter_mut().for_each(Fate::begins_anew);
         self.saved_in_run.remove(&shard);
@@ -321,21 +326,21 @@ impl Oracle {
         self.outdated.remove(&shard);
     }
 
-    /// It has read a row of an earlier stream.
+    /// Records that the run has read a row of an earlier stream.
     pub fn outdated_loaded(&mut self, shard: usize) {
         if !self.reading.contains(&shard) {
             self.outdated.insert(shard);
         }
     }
 
-    /// It has read what is stored for a shard.
+    /// Records that the run has read the checkpoint of a shard.
     pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
         if self.reading.contains(&shard) || self.refused.contains(&shard) {
             return;
         }
         self.loaded.insert(shard);
         for fate in &mut self.shards[shard] {
-            // What it has read once in this run it knows, whatever a late write puts there.
+            // A record that was covered once in this run stays covered, whatever a late write stores.
             fate.run.covered |= checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
         }
     }
@@ -344,13 +349,13 @@ impl Oracle {
         self.loaded.contains(&shard)
     }
 
-    /// The stream does not have a shard any more: nothing of it is read again.
+    /// Records that the stream has removed a shard, which is not read again.
     pub fn vanished(&mut self, shard: usize) {
         self.refused.remove(&shard);
         self.outdated.remove(&shard);
     }
 
-    /// It begins to read a shard, of which this is stored.
+    /// Records that the run starts to read a shard, with its stored checkpoint.
     pub fn reading_begins(&mut self, shard: usize, stored: Option<&Checkpoint>) {
         if self.refused.remove(&shard) {
             self.shard_begins_anew(shard);
@@ -360,7 +365,7 @@ impl Oracle {
         self.reading.insert(shard);
     }
 
-    /// A process is gone, and with it all that ran in it.
+    /// Ends the process, and with it all running calls.
     pub fn process_ends(&mut self) {
         for fate in self.shards.iter_mut().flatten() {
             fate.running = false;
@@ -372,7 +377,7 @@ impl Oracle {
         self.outage_letters = 0;
     }
 
-    /// `with`: all that the call is given.
+    /// Checks the start of a processor call for one record. `with` contains all records of the call.
     pub fn handler_begins(
         &mut self,
         plan: &Plan,
@@ -387,10 +392,10 @@ impl Oracle {
             format!("{} runs twice at once", fate.name())
         })?;
         ensure(Promise::NoRepeat, !fate.run.covered, || {
-            format!("{} is run again, which the checkpoint covers", fate.name())
+            format!("{} runs again although the checkpoint covers it", fate.name())
         })?;
         ensure(Promise::NoRepeat, !fate.run.processed, || {
-            format!("{} is run again, which this run has processed", fate.name())
+            format!("{} runs again although this run has processed it", fate.name())
         })?;
         let most = plan.max_attempts + UNCOUNTED;
         ensure(Promise::CallsCounted, fate.run.failed_as_only_one < most, || {
@@ -404,7 +409,7 @@ impl Oracle {
         ensure(
             Promise::VerdictKept,
             !fate.run.verdict && !failed_for_good,
-            || format!("{} is run again after its verdict", fate.name()),
+            || format!("{} runs again after its verdict", fate.name()),
         )?;
         let ahead = before.iter().enumerate().find(|(at, before)| {
             let same_lane = match plan.ordering {
@@ -437,7 +442,7 @@ impl Oracle {
         self.running += usize::from(is_first);
         ensure(Promise::Bounds, self.running <= plan.running, || {
             format!(
-                "{} handler calls at once, {} are allowed",
+                "{} processor calls run at once, {} are allowed",
                 self.running, plan.running
             )
         })?;
@@ -449,7 +454,7 @@ impl Oracle {
 
     pub fn handler_ended(&mut self, (shard, index): (usize, usize)) {
         let fate = &mut self.shards[shard][index];
-        // What a process that is gone ran is forgotten already.
+        // The end of the process has already removed its calls.
         if std::mem::take(&mut fate.running) {
             self.running -= usize::from(fate.is_first);
         }
@@ -470,7 +475,7 @@ impl Oracle {
         outage: Option<usize>,
     ) {
         self.failing.insert((shard, index));
-        // An error that names the dependency holds a record that is alone as well.
+        // An error that names the dependency also holds a record that fails alone.
         let is_told =
             self.shards[shard][index].planned.behaviour == Behaviour::IsRefused || cause == Cause::Outage;
         let is_only_one = self.failing.len() == 1 && self.is_closed && !is_told;
@@ -490,7 +495,7 @@ impl Oracle {
         match cause {
             Cause::Itself | Cause::StoodStill => {
                 fate.run.failed_alone += 1;
-                // A letter may be written when its run is gone.
+                // The dead letter may be written after the end of its run.
                 fate.failed_alone = fate.failed_alone.max(fate.run.failed_alone);
             }
             Cause::BadDeploy => fate.bad_deploy = true,
@@ -506,7 +511,7 @@ impl Oracle {
     pub fn breaker_opened(&mut self, step: u64) {
         self.open_since = Some(step);
         self.is_closed = false;
-        // Each has a full count of attempts when it has closed.
+        // When the breaker has closed, each record starts with a full count of attempts.
         let fates = self.shards.iter_mut().flatten();
         fates.for_each(|fate| fate.run.failed_as_only_one = 0);
     }
@@ -524,7 +529,7 @@ impl Oracle {
         self.flood.fill(0);
     }
 
-    /// A letter is given to the sink.
+    /// Checks a dead letter that the sink receives.
     pub fn letter_sent(&mut self, plan: &Plan, place: (usize, usize), letter: &Attempts) -> Checked {
         let attempts = letter.calls();
         let (shard, index) = place;
@@ -533,34 +538,37 @@ impl Oracle {
             .filter(|fate| fate.run.processed)
             .count() as u64;
         let fate = &mut self.shards[shard][index];
-        // Of a run that was dropped.
+        // A dead letter of an earlier run.
         let foreign = fate.run.failed != attempts;
         if foreign || std::mem::replace(&mut fate.run.letter_sent, true) {
             return Ok(());
         }
-        // Or of this one, as it seems.
+        // Otherwise the dead letter is one of this run, unless an earlier run sent the same count.
         fate.run.verdict = !fate.sent_before.contains(&attempts);
-        // One that failed before the breaker opened had its permission then.
+        // A record that failed before the breaker opened may still become a dead letter.
         let (failed_in, probes) = (fate.run.failed_in, fate.run.failed_as_probe);
         ensure(Promise::CallsCounted, letter.probes >= probes, || {
             format!("{}: {probes} probes counted as attempts", fate.name())
         })?;
         let waits = self.open_since.is_some_and(|open_since| failed_in > open_since);
         ensure(Promise::BreakerHolds, !waits, || {
-            format!("{} is given up while a breaker is open", fate.name())
+            format!("{} becomes a dead letter while a breaker is open", fate.name())
         })?;
         if fate.bad_deploy && fate.planned.behaviour.can_succeed() {
             self.flood[shard] += 1;
-            // So many in each of the minutes that a deploy lasts.
+            // A deploy lasts up to two minutes and touches three windows of the guard, one minute each.
             let allowed = (plan.guard_records + processed) * 3;
             ensure(Promise::FloodStopped, self.flood[shard] <= allowed, || {
-                format!("{} letters of a bad deploy in shard {shard}", self.flood[shard])
+                format!(
+                    "{} dead letters of a bad deploy in shard {shard}",
+                    self.flood[shard]
+                )
             })?;
         }
         Ok(())
     }
 
-    /// The sink has a letter.
+    /// Checks a dead letter that the sink has stored.
     pub fn letter_stored(
         &mut self,
         plan: &Plan,
@@ -584,7 +592,7 @@ impl Oracle {
             && !letter.error.chain.is_empty()
             && !letter.processor.is_empty();
         ensure(Promise::LetterWhole, whole, || {
-            format!("of {}: {letter:?}", fate.name())
+            format!("the dead letter of {} is incomplete: {letter:?}", fate.name())
         })?;
         fate.letters += 1;
         if plan.ordering != RecordOrder::Unordered {
@@ -593,7 +601,7 @@ impl Oracle {
             let late = before.iter().find(|other| lane(other) && !other.is_over());
             ensure(Promise::LetterOrder, late.is_none(), || {
                 format!(
-                    "the letter of {} overtakes {}",
+                    "the dead letter of {} overtakes {}",
                     fate.name(),
                     late.map_or(String::new(), Fate::name)
                 )
@@ -601,7 +609,7 @@ impl Oracle {
         }
         let held = fate.first_failed.is_some_and(|at| now >= at + HOLD);
         let is_its_own = !fate.planned.behaviour.can_succeed() || fate.bad_deploy || fate.failed_alone > 0;
-        // One that fails in two outages has failed where others succeeded.
+        // A record that failed in two outages has failed although other records succeeded in between.
         if is_its_own || held || fate.outages.len() > 1 || fate.letters > 1 {
             return Ok(());
         }
@@ -618,7 +626,7 @@ impl Oracle {
         })
     }
 
-    /// A checkpoint is stored.
+    /// Checks a checkpoint that is stored.
     pub fn checkpoint_stored(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
         let passed = self.shards[shard]
             .iter()
@@ -631,12 +639,13 @@ impl Oracle {
         })
     }
 
-    /// A shard is to begin again, at its oldest record or with what is stored, once what it has in hand is settled.
+    /// Records that a shard will restart, at its oldest record or from its checkpoint, once its records in
+    /// flight are settled.
     pub fn position_refused(&mut self, shard: usize) {
         self.refused.insert(shard);
     }
 
-    /// A run asks for a checkpoint to be stored.
+    /// Checks a checkpoint that a run sends to the store.
     pub fn checkpoint_sent(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
         if *checkpoint.position() == Position::TrimHorizon && self.refused.contains(&shard) {
             self.saved_in_run.remove(&shard);
@@ -648,14 +657,14 @@ impl Oracle {
         })
     }
 
-    /// After a shutdown with nothing in its way: a restart would repeat nothing.
+    /// Checks after an undisturbed shutdown that a restart would repeat nothing.
     pub fn check_stored<'a>(
         &self,
         checkpoint: impl Fn(usize) -> Option<&'a Checkpoint>,
         is_put_back: impl Fn(usize) -> bool,
     ) -> Checked {
         let shards = self.shards.iter().enumerate();
-        // One that begins again, and has not been read yet, repeats what was read of an earlier stream.
+        // A shard that will restart, and is not read yet, repeats records of an earlier stream.
         let is_read = |shard: &usize| !self.refused.contains(shard) && !is_put_back(*shard);
         for (shard, fates) in shards.filter(|(shard, _)| is_read(shard)) {
             let checkpoint = checkpoint(shard);
@@ -673,23 +682,24 @@ impl Oracle {
         Ok(())
     }
 
-    /// What is stored of a shard is older than what was stored before.
+    /// Records that a late write has replaced the row of a shard by an older one.
     pub fn row_put_back(&mut self, shard: usize) {
         self.misled.insert(shard);
     }
 
-    /// A loss was reported.
+    /// Checks a reported loss.
     pub fn loss_reported(&mut self, shard: usize, certain: bool, now: Duration) -> Checked {
         self.losses.push((shard, now));
-        // What a run settled that died before it stored that counts as lost: the consumer goes by what is stored.
+        // A record that an earlier run settled without storing a checkpoint counts as lost. The consumer only
+        // knows the stored checkpoint.
         let is_lost = |fate: &Fate| fate.dropped.is_some() && !fate.run.covered && !fate.run.processed;
         let lost = self.shards[shard].iter().any(is_lost);
         ensure(Promise::LossReported, lost || !certain, || {
-            format!("shard {shard} has lost nothing")
+            format!("shard {shard} reports a loss and has lost nothing")
         })
     }
 
-    /// Whatever the stream dropped before it was settled was reported, of its shard or of one that came of it.
+    /// Checks that each unsettled record that the stream dropped was reported, for its shard or a descendant.
     pub fn check_losses(&self) -> Checked {
         let shards = self.shards.iter().enumerate();
         for (shard, fates) in shards.filter(|(shard, _)| !self.misled.contains(shard)) {
@@ -698,21 +708,22 @@ impl Oracle {
                 let mut losses = self.losses.iter().filter(|(_, at)| *at >= dropped);
                 let reported = losses.any(|(reported, _)| self.comes_of(*reported, shard));
                 ensure(Promise::LossReported, reported, || {
-                    format!("{} is lost, and nothing was reported", fate.name())
+                    format!("{} is lost, and no loss was reported", fate.name())
                 })?;
             }
         }
         Ok(())
     }
 
-    /// Whether a shard is this one, or came of it.
+    /// Returns whether a shard is `ancestor` or a descendant of it.
     fn comes_of(&self, shard: usize, ancestor: usize) -> bool {
         let mut parents = self.parents[shard].iter();
         shard == ancestor || parents.any(|&parent| self.comes_of(parent, ancestor))
     }
 
-    /// Whether nothing is left that may be read but records that never succeed, of so many keys that nobody can tell
-    /// them from an outage: they are held until something succeeds, and what could waits behind them.
+    /// Returns whether only records that never succeed can run, of at least [`MANY`] keys. redrive cannot
+    /// distinguish them from an outage, and holds them until a record succeeds. The records that can succeed
+    /// wait behind them.
     pub fn is_held_by_design(&self) -> bool {
         let is_open = |shard: usize| self.shards[shard].iter().any(|fate| !fate.is_known_in_run());
         let readable = |shard: &usize| !self.parents[*shard].iter().any(|&parent| is_open(parent));
@@ -726,12 +737,12 @@ impl Oracle {
         heads.len() >= MANY && heads.values().filter(hopeless).count() == heads.len()
     }
 
-    /// What this run has not settled.
+    /// Describes the records that this run has not settled, and the shards that have not restarted.
     pub fn unsettled(&self) -> Vec<String> {
         let open = self.fates().filter(|fate| !fate.is_known_in_run());
         let open = open.map(|fate| format!("{} {:?}", fate.name(), fate.planned.behaviour));
         let shards = self.refused.iter().chain(&self.outdated);
-        let shards = shards.map(|shard| format!("shard {shard} has not begun anew"));
+        let shards = shards.map(|shard| format!("shard {shard} has not restarted"));
         open.chain(shards).collect()
     }
 }

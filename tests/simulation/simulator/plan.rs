@@ -1,4 +1,5 @@
-//! Everything that is drawn from a seed before a run begins: the stream, the settings, what fails when.
+//! The plan that is drawn from a seed before a run begins: the stream, the settings, the faults and their
+//! times.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -12,17 +13,17 @@ use redrive::{Backoff, Jitter, RecordOrder, RetryPolicy};
 use super::fault::Fault;
 use super::lineage::{self, PlannedShard};
 
-/// A seed, and what is left out of what it draws: what remains is drawn as before.
+/// A seed, and the faults and records to exclude. Exclusions do not change the other draws of the seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     pub seed: u64,
     pub without: BTreeSet<Fault>,
-    /// The most records that the stream begins with.
+    /// The maximum number of records that are planned.
     pub records: usize,
 }
 
 impl Options {
-    /// With everything that the seed draws.
+    /// Creates options that exclude nothing.
     pub fn of(seed: u64) -> Self {
         Options {
             seed,
@@ -32,30 +33,30 @@ impl Options {
     }
 }
 
-/// How a record's handler behaves, each time it is called.
+/// The behaviour of the processor with one record, in all of its calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     Succeeds,
-    /// Succeeds after so many failures.
+    /// Succeeds after this number of failures.
     FailsFirst(u32),
-    /// Succeeds after it has failed once and asked for a delay.
+    /// Fails once with a requested delay, then succeeds.
     AsksForTime(Duration),
-    /// Never comes back the first time.
+    /// Hangs in the first call.
     HangsFirst,
-    /// Panics the first time.
+    /// Panics in the first call.
     PanicsFirst,
-    /// Fails for good: bad data.
+    /// Fails permanently: bad data.
     IsBad,
-    /// Fails for good: not allowed.
+    /// Fails permanently: the dependency refuses access.
     IsRefused,
-    /// Fails each time, for a reason that nobody knows.
+    /// Fails each time, for an unknown reason.
     NeverSucceeds,
     AlwaysHangs,
     AlwaysPanics,
 }
 
 impl Behaviour {
-    /// Whether it succeeds in the end, if it is tried often enough.
+    /// Returns whether the record succeeds after enough attempts.
     pub fn can_succeed(self) -> bool {
         use Behaviour::*;
         matches!(
@@ -81,35 +82,35 @@ impl Behaviour {
 pub struct Planned {
     pub shard: usize,
     pub key: String,
-    /// When it is put into the stream.
+    /// The time at which the record is put into the stream.
     pub at: Duration,
     pub takes: Duration,
     pub behaviour: Behaviour,
 }
 
-/// How a run of the consumer ends.
+/// The end of a consumer's run.
 #[derive(Debug, Clone, Copy)]
 pub enum End {
-    /// The process dies at its so-manieth contact with the world.
+    /// The process crashes at its *n*-th contact with the world.
     Crash(u64),
-    /// It is shut down.
+    /// The consumer is shut down after this time.
     Shutdown(Duration),
-    /// The consumer's future is dropped; the process goes on with another.
+    /// The consumer's future is dropped after this time. The process continues with another consumer.
     Dropped(Duration),
 }
 
-/// How the handler fails while what it needs is down.
+/// The way in which the processor fails while its dependency is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outage {
-    /// With an error that says nothing.
+    /// The processor returns an error of unknown scope.
     Unknown,
-    /// With one that blames the dependency.
+    /// The processor returns an error that names the dependency as its cause.
     Dependency,
-    /// Not at all: it waits.
+    /// The processor hangs.
     Hangs,
 }
 
-/// For longer than a stream's retention nothing is read.
+/// A time in which nothing is read, perhaps longer than the retention of the stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Absence {
     pub when: Away,
@@ -118,18 +119,18 @@ pub struct Absence {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Away {
-    /// No process runs after this one of the planned ends.
+    /// No process runs after the planned end with this index.
     AfterEnd(usize),
-    /// The process is suspended.
+    /// The process is suspended at this time.
     At(Duration),
 }
 
-/// How a handler works on many records at once.
+/// The settings of a processor that gets several records in one call.
 #[derive(Debug, Clone)]
 pub struct Batches {
     pub size: usize,
     pub linger: Duration,
-    /// It says which have failed.
+    /// The processor names the records that failed.
     pub names: bool,
 }
 
@@ -148,9 +149,9 @@ impl Batches {
 pub struct Plan {
     pub options: Options,
     pub shards: Vec<PlannedShard>,
-    /// How much later than it opens a shard is listed.
+    /// The time between the creation of a child shard and its listing.
     pub listing_lag: Duration,
-    /// In the order in which they are put.
+    /// The records, in the order in which they are put.
     pub records: Vec<Planned>,
     pub ordering: RecordOrder,
     pub policy: RetryPolicy,
@@ -164,13 +165,13 @@ pub struct Plan {
     pub idle: Duration,
     pub write_interval: Duration,
     pub to_kinesis: bool,
-    /// Checkpoints are in a lease table that others use as well.
+    /// Checkpoints are in a lease table that other workers also use.
     pub leases: bool,
-    /// Its records are pushed.
+    /// The records are pushed by enhanced fan-out.
     pub fan_out: bool,
-    /// The handler works on many records at once.
+    /// The settings of a batch processor, if the processor gets several records in one call.
     pub batches: Option<Batches>,
-    /// From here on nothing is injected any more.
+    /// The time from which no faults are injected.
     pub calm: Duration,
     pub outages: Vec<(Range<Duration>, Outage)>,
     pub deploys: Vec<Range<Duration>>,
@@ -178,15 +179,15 @@ pub struct Plan {
     pub jumps: Vec<(Duration, Duration)>,
     pub ends: Vec<(End, Duration)>,
     pub absence: Option<Absence>,
-    /// When another stream takes the place of the first, and for how long there is none before that.
+    /// The time at which the stream is deleted, and the time until another stream has its name.
     pub recreated: Option<(Duration, Duration)>,
-    /// How many hours the stream keeps its records, until a time, and from then on.
+    /// The first retention in hours, the time at which it changes, and the retention from then on.
     pub retention: (u32, Duration, u32),
-    /// How likely each kind of fault is at each occasion for it.
+    /// The probability of each kind of fault at each occasion.
     pub rates: Vec<f64>,
 }
 
-/// Random numbers for one concern only: what another concern draws does not change them.
+/// Creates the random numbers of one concern. Draws for other concerns do not change them.
 pub fn stream(seed: u64, concern: &str) -> SmallRng {
     // FNV-1a.
     let hash = concern.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
@@ -199,7 +200,7 @@ fn millis(rng: &mut SmallRng, range: Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
 }
 
-/// From the range, small numbers as likely as large ones.
+/// Draws a number from the range. All orders of magnitude are equally likely.
 fn log_uniform(rng: &mut SmallRng, range: Range<f64>) -> f64 {
     (range.start.ln() + rng.random::<f64>() * (range.end.ln() - range.start.ln())).exp()
 }
@@ -285,7 +286,7 @@ impl Plan {
         let mut rng = stream(self.options.seed, "shards");
         let changes = rng.random_range(0..=4);
         let end = self.calm.as_millis() as u64;
-        // The names of the shards begin anew with the stream: those of the first one do not change.
+        // A new stream starts with the same shard names. Shards therefore change only after its creation.
         let earliest = self.recreated.map_or(Duration::ZERO, |(at, gone)| at + gone);
         let times = (0..changes)
             .map(|_| millis(&mut rng, 1..end))
@@ -300,7 +301,7 @@ impl Plan {
 
     fn draw_recreated(&mut self, wanted: &impl Fn(Fault) -> bool) {
         let mut rng = stream(self.options.seed, "recreated");
-        // Two streams of a name are told apart by their creation times, which have no milliseconds.
+        // The consumer distinguishes two streams of one name by their creation times, in whole seconds.
         let at = millis(&mut rng, 5_000..self.calm.as_millis() as u64);
         let gone = millis(&mut rng, 100..60_000);
         if rng.random_bool(0.1) && wanted(Fault::Recreated) {
@@ -324,7 +325,7 @@ impl Plan {
         let hours = [24, 48, 168];
         let first = *hours.choose(&mut rng).unwrap_or(&24);
         let second = *hours.choose(&mut rng).unwrap_or(&24);
-        // What was lost before the retention was raised cannot be known afterwards.
+        // The consumer cannot detect a loss from before the retention was raised.
         let second = match self.absence {
             Some(_) => first.min(second),
             None => second,
@@ -336,13 +337,13 @@ impl Plan {
         };
     }
 
-    /// How many hours the stream keeps its records.
+    /// Returns the retention of the stream in hours.
     pub fn retention_hours(&self, now: Duration) -> u32 {
         let (first, until, second) = self.retention;
         if now < until { first } else { second }
     }
 
-    /// Whether there is no stream.
+    /// Returns whether the stream does not exist.
     pub fn is_gone(&self, now: Duration) -> bool {
         self.recreated
             .is_some_and(|(at, gone)| (at..at + gone).contains(&now))
@@ -386,7 +387,7 @@ impl Plan {
             } else {
                 Behaviour::Succeeds
             };
-            // Most that goes wrong beside a failure goes wrong while that takes its time.
+            // Failures are slow more often: most bugs show when other events happen during a failure.
             let slow = rng.random_bool(if behaviour.can_succeed() { 0.05 } else { 0.3 });
             let takes = if slow {
                 millis(&mut rng, 500..4_000)
@@ -476,14 +477,15 @@ impl Plan {
         }
     }
 
-    /// Once everything is calm, all must be settled within this.
+    /// Returns the time limit for settling all records, from the last injected fault on.
     pub fn patience(&self) -> Duration {
         let patience = Duration::from_secs(3 * 60 * 60);
         let is_closed = |shard: &PlannedShard| shard.closes.is_some();
         if self.ordering != RecordOrder::Shard && self.held > 20 && !self.shards.iter().any(is_closed) {
             return patience;
         }
-        // Where nothing else can succeed meanwhile, as what could waits for a parent's end, each that never does is held for 15 minutes.
+        // A failing record is held for 15 minutes if nothing else can succeed. This happens if the records
+        // that can succeed wait behind it, or for the end of a parent shard.
         let hopeless = self
             .records
             .iter()
@@ -492,20 +494,20 @@ impl Plan {
         patience + Duration::from_secs(20 * 60) * hopeless as u32
     }
 
-    /// Whether such a window is open.
+    /// Returns whether a window of this kind of fault is open.
     pub fn is_within(&self, fault: Fault, now: Duration) -> bool {
         self.windows
             .iter()
             .any(|(kind, window)| *kind == fault && window.contains(&now))
     }
 
-    /// How the handler fails at this time, if it does so for all records.
+    /// Returns the way in which the processor fails for all records at this time.
     pub fn outage(&self, now: Duration) -> Option<Outage> {
         let outage = self.outages.iter().find(|(window, _)| window.contains(&now));
         outage.map(|(_, how)| *how)
     }
 
-    /// Which outage there is at this time.
+    /// Returns the index of the outage at this time.
     pub fn outage_number(&self, now: Duration) -> Option<usize> {
         self.outages.iter().position(|(window, _)| window.contains(&now))
     }

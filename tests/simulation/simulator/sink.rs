@@ -26,7 +26,7 @@ impl Sink {
             behind.insert(key);
             return Err(SinkError::unavailable("not this one"));
         }
-        // Checks the dead letter as a reader decodes it.
+        // The oracle gets the dead letter as a reader decodes it.
         match DeadLetter::from_json_line(&letter.to_json_line()) {
             Ok(letter) => world.letter_stored(&letter),
             Err(error) => world.violated(super::Promise::LetterWhole, error.to_string()),

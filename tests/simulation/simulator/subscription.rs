@@ -1,4 +1,5 @@
-//! Enhanced fan-out: the simulated Kinesis pushes a shard's records, as a body that goes on for minutes.
+//! Enhanced fan-out: the simulated Kinesis pushes the records of a shard in a response body that lasts for
+//! minutes.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -20,14 +21,14 @@ use super::fault::Fault;
 use super::kinesis::{Page, Refusal};
 use super::world::{GAP, State, World, number_ahead_of, shard_id};
 
-/// A subscription lasts so many seconds at the most, and for this time a second call is refused
-/// (SubscribeToShard, Kinesis API reference).
+/// The maximum duration of a subscription, in seconds (SubscribeToShard, Kinesis API reference).
 const LIFE: u64 = 5 * 60;
+/// The time for which a second call for the same shard is refused (SubscribeToShard, Kinesis API reference).
 const IN_USE: Duration = Duration::from_secs(5);
-/// A consumer that was registered is active after so long.
+/// The time until a registered consumer is active.
 const CREATING: Duration = Duration::from_secs(2);
 
-/// What the service may say in place of an event.
+/// The errors that the service may send in place of an event.
 const FAILURES: [&str; 4] = [
     "InternalFailureException",
     "KMSThrottlingException",
@@ -37,7 +38,7 @@ const FAILURES: [&str; 4] = [
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The registered consumer, and since when it is subscribed to which shards.
+/// The time of the consumer's registration, and the time of the last subscription to each shard.
 #[derive(Default)]
 pub struct Subscriptions {
     registered: Option<Duration>,
@@ -45,7 +46,7 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Whoever was subscribed is not any more.
+    /// Starts a subscription to a shard. It ends an earlier subscription to the same shard.
     pub fn subscribe(&mut self, shard: usize, now: Duration) -> Result<(), Refusal> {
         if self.registered.is_none_or(|at| now < at + CREATING) {
             return Err((400, "ResourceNotFoundException"));
@@ -81,12 +82,12 @@ impl State {
     }
 }
 
-/// What is known of a subscription once it is accepted.
+/// Returns the description of an accepted subscription, which [`begin`] reads.
 pub fn accepted(shard: usize, first: usize, since: Duration) -> Value {
     json!({"shard": shard, "first": first, "since": since.as_nanos() as u64})
 }
 
-/// Answers it, and goes on pushing.
+/// Answers an accepted subscription, and starts the task that pushes its events.
 pub fn begin(world: World, accepted: &Value) -> HttpResponse {
     let number = |name: &str| accepted[name].as_u64().unwrap_or_default();
     let (body, channel) = Channel::<Bytes, BoxError>::new(1);
@@ -97,14 +98,14 @@ pub fn begin(world: World, accepted: &Value) -> HttpResponse {
         since: Duration::from_nanos(number("since")),
         body,
     };
-    // So that many end by themselves, most end before their time.
+    // Most subscriptions end early, so that a simulation meets many ends.
     let life = Duration::from_secs(pusher.world.state().timing.random_range(5..=LIFE));
     tokio::spawn(async move {
-        // Whether it was read or not.
+        // The subscription ends even if the consumer has not read all of it.
         let _ = timeout(life, pusher.run()).await;
     });
-    let ok = StatusCode::try_from(200).expect("a status");
-    // The SDK asks on after the end.
+    let ok = StatusCode::try_from(200).expect("200 is a valid status");
+    // The SDK polls the body again after its end.
     HttpResponse::new(ok, SdkBody::from_body_1_x(channel.fuse()))
 }
 
@@ -117,7 +118,7 @@ struct Pusher {
     body: Sender<Bytes, BoxError>,
 }
 
-/// Nothing more is sent.
+/// The end of a subscription: no more events are sent.
 struct Over;
 
 impl Pusher {
@@ -168,7 +169,7 @@ impl Pusher {
         }
     }
 
-    /// What goes wrong before the next event.
+    /// Injects the faults before the next event.
     async fn fail(&mut self) -> Result<(), Over> {
         let world = &self.world;
         if world.strikes(Fault::SubscriptionSilent) {
@@ -202,7 +203,7 @@ impl Pusher {
         Ok(())
     }
 
-    /// What to go on from: behind the last record that was pushed and no further than the next.
+    /// Returns the continuation sequence number: at or after the last pushed record, and before the next.
     fn continuation(&self, is_empty: bool) -> String {
         let ahead = match is_empty {
             true => self.world.state().timing.random_range(1..=GAP),
@@ -238,7 +239,7 @@ impl Pusher {
     }
 }
 
-/// A message as they come in a stream of events.
+/// Encodes a message of an event stream.
 fn frame(kind: &'static str, name: &'static str, payload: &Value) -> Bytes {
     let text = |text: &'static str| HeaderValue::String(text.into());
     let message = Message::new(payload.to_string())
@@ -246,6 +247,6 @@ fn frame(kind: &'static str, name: &'static str, payload: &Value) -> Bytes {
         .add_header(Header::new(format!(":{kind}-type"), text(name)))
         .add_header(Header::new(":content-type", text("application/json")));
     let mut frame = Vec::new();
-    write_message_to(&message, &mut frame).expect("a message of a few headers");
+    write_message_to(&message, &mut frame).expect("a message with a few headers can be encoded");
     frame.into()
 }

@@ -1,4 +1,5 @@
-//! What is outside of the process and outlives it: the stream, what is stored, the time, the faults.
+//! The world outside of the process, which outlives the process: the stream, the stored data, the time and
+//! the faults.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -27,7 +28,7 @@ use super::oracle::{Oracle, Promise, Violation};
 use super::plan::{Behaviour, Plan, Planned, stream};
 use super::subscription::Subscriptions;
 
-/// A clone is the same world.
+/// The simulated world. Clones share one world.
 #[derive(Clone)]
 pub struct World(Arc<Shared>);
 
@@ -37,15 +38,16 @@ struct Shared {
     changed: Notify,
 }
 
-/// The time of the world at which it was 2026.
+/// The wall-clock time at which the simulation starts: the beginning of 2026, as time since 1970.
 const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
-/// Between the records that keep the stream alive once everything is calm.
+/// The interval of the records that keep the stream alive when no faults are injected any more.
 const BEAT: Duration = Duration::from_secs(5);
 const BEAT_KEY: &str = "beat";
-/// The number of a shard's first record, and how far apart they are.
+/// The sequence number of a shard's first record.
 const FIRST: usize = 100;
+/// The difference between the sequence numbers of two consecutive records.
 pub const GAP: usize = 7;
-/// By how much the consumer expects clocks to differ.
+/// The difference between clocks that the consumer tolerates.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The failover time of leases.
 const FAILOVER: Duration = Duration::from_secs(10);
@@ -53,16 +55,16 @@ const FAILOVER: Duration = Duration::from_secs(10);
 pub struct State {
     pub oracle: Oracle,
     pub counts: Counts,
-    /// The time at which the clock of this process began.
+    /// The planned time at which the clock of this process started.
     epoch: Duration,
     started: Option<Instant>,
-    /// When nothing was read for long, and for how long: the plan goes on afterwards.
+    /// The start and the length of the absence. The planned time does not advance during the absence.
     absent: Option<(Duration, Duration)>,
-    /// As much of that as was in this process.
+    /// The length of the absence, if this process was suspended during it.
     suspended: Duration,
-    /// Whether there is another stream.
+    /// The stream was deleted and created again.
     is_recreated: bool,
-    /// The process is dead: nothing that it does has an effect any more.
+    /// The process is dead. Its actions have no effect any more.
     dead: bool,
     contacts: u64,
     dies_at: Option<u64>,
@@ -70,14 +72,14 @@ pub struct State {
     pub timing: SmallRng,
     stored: HashMap<usize, Checkpoint>,
     late: Vec<(Duration, usize, Checkpoint)>,
-    /// The lease table, where there is one.
+    /// The rows of the lease table. Empty if the plan uses no leases.
     rows: HashMap<String, Item>,
     late_updates: Vec<(Duration, Value)>,
-    /// When another worker has taken a shard that it holds.
+    /// The time since which another worker has leased each shard.
     foreign_since: HashMap<usize, Duration>,
-    /// Until when the process stood still last.
+    /// The end of the last suspension of the process.
     stood_still: Option<Duration>,
-    /// Shards whose row a late write has put back.
+    /// The shards whose row was last written by a late write.
     put_back: HashSet<usize>,
     pub subscriptions: Subscriptions,
     beats: u32,
@@ -141,7 +143,7 @@ impl World {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A process begins, at this moment of its own clock.
+    /// Starts a process. Sets the wall clock of redrive to the simulated time.
     pub fn process_begins(&self) {
         let mut state = self.state();
         state.started = Some(Instant::now());
@@ -149,7 +151,7 @@ impl World {
         WallClock::set(SystemTime::UNIX_EPOCH + YEAR_2026 + state.clock());
     }
 
-    /// It is gone. The next begins after a while.
+    /// Ends the process. The next process starts after `pause`.
     pub fn process_ends(&self, pause: Duration) {
         let mut state = self.state();
         state.epoch = state.now() + pause;
@@ -159,13 +161,13 @@ impl World {
         state.oracle.process_ends();
     }
 
-    /// No process runs for so long.
+    /// Lets `length` pass while no process runs.
     pub fn is_away(&self, length: Duration) {
         self.count(Fault::Absence);
         self.state().skip(length);
     }
 
-    /// The process is suspended for so long.
+    /// Lets `length` pass while the process is suspended.
     pub fn is_suspended(&self, length: Duration) {
         self.count(Fault::Absence);
         let mut state = self.state();
@@ -174,7 +176,7 @@ impl World {
         state.stood_still = Some(state.now());
     }
 
-    /// A consumer begins to run, and may die at its so-manieth contact with the world.
+    /// Starts a run of the consumer. The process crashes at the contact number `dies_at`, if given.
     pub fn run_begins(&self, capacity: &Capacity, dies_at: Option<u64>) {
         let mut state = self.state();
         state.note("run", 0, 0);
@@ -187,7 +189,7 @@ impl World {
         state.oracle.run_begins();
     }
 
-    /// A moment at which the process may die; if it does, this never returns.
+    /// Counts a contact with the world, at which the process may crash. Never returns in a dead process.
     pub async fn contact(&self, what: &'static str, a: usize, b: usize) {
         let dead = {
             let mut state = self.state();
@@ -207,7 +209,7 @@ impl World {
         }
     }
 
-    /// Notes a promise that is broken. The simulation ends with it.
+    /// Stores the first violation of a promise, which ends the simulation.
     pub fn check(&self, checked: Result<(), Violation>) {
         if let Err(violation) = checked {
             let mut state = self.state();
@@ -222,7 +224,7 @@ impl World {
         self.check(Err(Violation { promise, what }));
     }
 
-    /// Returns when this is so, seen whenever something [changes](World::changed).
+    /// Returns when the condition is met. Checks it after each [change](World::changed).
     pub async fn until(&self, mut holds: impl FnMut(&State) -> bool) {
         loop {
             let changed = self.0.changed.notified();
@@ -233,7 +235,7 @@ impl World {
         }
     }
 
-    /// Something has changed that somebody may wait for.
+    /// Notifies the tasks that wait in [`until`](World::until).
     pub fn changed(&self) {
         self.0.changed.notify_waiters();
     }
@@ -242,13 +244,13 @@ impl World {
         self.state().dead
     }
 
-    /// The process is dead, or a promise is broken.
+    /// Returns when the process is dead or a promise is broken.
     pub async fn over(&self) {
         self.until(|state| state.dead || state.oracle.violation.is_some())
             .await;
     }
 
-    /// Whether this kind of fault strikes now.
+    /// Returns whether this kind of fault strikes now, and counts it.
     pub fn strikes(&self, fault: Fault) -> bool {
         let rate = self.plan().rates[fault as usize];
         let mut state = self.state();
@@ -263,7 +265,7 @@ impl World {
         strikes
     }
 
-    /// Whether such a window is open.
+    /// Returns whether a window of this kind of fault is open, and counts the fault.
     pub fn is_down(&self, fault: Fault) -> bool {
         let mut state = self.state();
         let down = self.plan().is_within(fault, state.now());
@@ -277,7 +279,7 @@ impl World {
         self.state().counts.add(fault);
     }
 
-    /// So long an answer takes.
+    /// Draws the time that an answer takes.
     pub fn latency(&self) -> Duration {
         let slow = self.strikes(Fault::SlowResponse);
         let mut state = self.state();
@@ -292,10 +294,13 @@ impl World {
         self.state().now()
     }
 
-    /// The letter in the sink.
+    /// Records a dead letter that the sink has stored.
     pub fn letter_stored(&self, letter: &DeadLetter) {
         let Some(place) = place(&letter.shard.to_string(), &letter.sequence_number) else {
-            return self.violated(Promise::LetterWhole, format!("of no record: {letter:?}"));
+            return self.violated(
+                Promise::LetterWhole,
+                format!("the dead letter belongs to no record: {letter:?}"),
+            );
         };
         let checked = {
             let mut state = self.state();
@@ -307,7 +312,7 @@ impl World {
         self.changed();
     }
 
-    /// A letter that is given to the sink.
+    /// Records a dead letter that the sink has received.
     pub fn letter_sent(&self, letter: &DeadLetter) {
         if let Some(place) = place(&letter.shard.to_string(), &letter.sequence_number) {
             let checked = self
@@ -318,7 +323,7 @@ impl World {
         }
     }
 
-    /// What is stored for a shard, as a run reads it.
+    /// Returns the stored checkpoint of a shard to the current run.
     pub fn load(&self, shard: usize) -> Option<Checkpoint> {
         let mut state = self.state();
         state.apply_late();
@@ -330,7 +335,8 @@ impl World {
         stored
     }
 
-    /// The same in a list of all: a run goes by it where it has not read the shard's own.
+    /// Returns the stored checkpoint of a shard for a list of all checkpoints. Counts as loading the
+    /// checkpoint, unless the run has already loaded it.
     pub fn listed(&self, shard: usize) -> Option<Checkpoint> {
         if !self.state().oracle.has_loaded(shard) {
             return self.load(shard);
@@ -353,7 +359,7 @@ impl World {
         self.check(checked);
     }
 
-    /// The process gets no time for so long.
+    /// Records that the process is suspended for `length`.
     pub fn stands_still(&self, length: Duration) {
         let mut state = self.state();
         state.stood_still = Some(state.now() + length);
@@ -363,7 +369,7 @@ impl World {
         self.state().rows.get(key).cloned()
     }
 
-    /// So many rows in the order of their keys, behind this one.
+    /// Returns up to `most` rows after `key`, in the order of their keys.
     pub fn rows_after(&self, key: &str, most: usize) -> Vec<Item> {
         let state = self.state();
         let mut keys: Vec<&String> = state.rows.keys().filter(|other| other.as_str() > key).collect();
@@ -374,7 +380,7 @@ impl World {
             .collect()
     }
 
-    /// A row is like this from now on.
+    /// Writes a row, and saves its checkpoint if the position or the settled-ahead set has changed.
     pub fn write_row(&self, row: Item) {
         let (Some(shard), Some(checkpoint)) = (dynamo::shard_of(&row), dynamo::checkpoint(&row)) else {
             return;
@@ -397,14 +403,14 @@ impl World {
         }
     }
 
-    /// An update that takes effect some time later, if it still may.
+    /// Schedules an update that takes effect later, if its condition still holds then.
     pub fn update_late(&self, update: Value) {
         let mut state = self.state();
         let due = state.now() + Duration::from_secs(state.timing.random_range(1..90));
         state.late_updates.push((due, update));
     }
 
-    /// The updates that take effect now, long after they were given up.
+    /// Returns the late updates that take effect now. Their callers have given them up.
     pub fn late_updates(&self) -> Vec<Value> {
         let mut state = self.state();
         let now = state.now();
@@ -412,24 +418,25 @@ impl World {
         due.map(|(_, update)| update).collect()
     }
 
-    /// No record of a shard begins that another worker has had for as long as it takes to know.
+    /// Checks that no record starts in a shard that another worker has leased for longer than the failover
+    /// time.
     pub fn check_fenced(&self, shard: usize) {
         let (now, since, still) = {
             let state = self.state();
             let since = state.foreign_since.get(&shard).copied();
             (state.now(), since, state.stood_still)
         };
-        // A process that stood still has to look at the time first.
+        // A process that was suspended has to check the time first.
         let awake = still.is_none_or(|at| now >= at + Duration::from_millis(100));
         if awake && since.is_some_and(|since| now > since + FAILOVER) {
             self.violated(
                 Promise::Fenced,
-                format!("shard {shard} is another's since {since:?}, now {now:?}"),
+                format!("shard {shard} is leased by another worker since {since:?}, now {now:?}"),
             );
         }
     }
 
-    /// A write that takes effect some time later.
+    /// Schedules a write of a checkpoint that takes effect later.
     pub fn save_late(&self, shard: usize, checkpoint: Checkpoint) {
         let mut state = self.state();
         let due = state.now() + Duration::from_secs(state.timing.random_range(1..90));
@@ -438,18 +445,18 @@ impl World {
 }
 
 impl State {
-    /// How far the plan is.
+    /// Returns the planned time. It does not advance during an absence.
     pub fn now(&self) -> Duration {
         let elapsed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
         self.epoch + elapsed.saturating_sub(self.suspended)
     }
 
-    /// How much time has passed.
+    /// Returns the time since the start of the simulation, including an absence.
     pub fn clock(&self) -> Duration {
         self.clock_at(self.now())
     }
 
-    /// The same when the plan was there.
+    /// Converts a planned time to the time since the start of the simulation.
     pub fn clock_at(&self, planned: Duration) -> Duration {
         match self.absent {
             Some((at, length)) if planned >= at => planned + length,
@@ -457,7 +464,7 @@ impl State {
         }
     }
 
-    /// Much time passes in which nothing happens.
+    /// Starts an absence: lets `length` pass, and delays the arrival of all later records by it.
     fn skip(&mut self, length: Duration) {
         let now = self.now();
         self.absent = Some((now, length));
@@ -474,7 +481,7 @@ impl State {
         }
     }
 
-    /// A run has read what is stored of a shard, which may be of an earlier stream.
+    /// Tells the oracle that a run has read the row of a shard, if the row belongs to an earlier stream.
     pub fn row_loaded(&mut self, plan: &Plan, shard: usize, stored: Option<&Checkpoint>) {
         let created = Duration::from_secs(self.created(plan).as_secs());
         let created = SystemTime::UNIX_EPOCH + created;
@@ -484,7 +491,7 @@ impl State {
         }
     }
 
-    /// Drops what the stream does not keep any more.
+    /// Drops the records that are older than the retention, or belong to the deleted stream.
     pub fn drop_old(&mut self, plan: &Plan) {
         let now = self.now();
         if plan.absence.is_none() && plan.recreated.is_none_or(|(at, _)| now < at) {
@@ -516,31 +523,31 @@ impl State {
         }
     }
 
-    /// Whether there is another stream than at first.
+    /// Returns whether the stream was deleted and created again.
     pub fn is_recreated(&self) -> bool {
         self.is_recreated
     }
 
-    /// A run begins to read a shard.
+    /// Records that a run starts to read a shard.
     pub fn reading_begins(&mut self, shard: usize) {
         let stored = self.stored.get(&shard).cloned();
         self.oracle.reading_begins(shard, stored.as_ref());
     }
 
-    /// When the stream was created.
+    /// Returns the creation time of the stream, as time since 1970.
     pub fn created(&self, plan: &Plan) -> Duration {
         let at = plan.recreated.filter(|_| self.is_recreated).map(|(at, _)| at);
         YEAR_2026 + at.map_or(Duration::ZERO, |at| self.clock_at(at))
     }
 
-    /// Whether the stream does not have the shard any more, as all of it is too old.
+    /// Returns whether the stream has removed the shard: the shard closed longer ago than the retention.
     pub fn has_vanished(&self, plan: &Plan, shard: usize) -> bool {
         let retention = Duration::from_secs(u64::from(plan.retention_hours(self.now())) * 60 * 60);
         let closes = plan.shards[shard].closes.filter(|closes| *closes <= self.now());
         closes.is_some_and(|closes| self.clock() >= self.clock_at(closes) + retention)
     }
 
-    /// Whether a number is one of the stream that was there before.
+    /// Returns whether a sequence number belongs to the deleted stream.
     pub fn is_of_another_stream(&self, plan: &Plan, shard: usize, number: &SequenceNumber) -> bool {
         let Some((at, _)) = plan.recreated.filter(|_| self.is_recreated) else {
             return false;
@@ -549,7 +556,7 @@ impl State {
         old > 0 && *number <= sequence_number(old - 1)
     }
 
-    /// The number of the last step.
+    /// Returns the number of the last step.
     pub fn step(&self) -> u64 {
         self.step
     }
@@ -564,7 +571,7 @@ impl State {
     }
 
     fn print(&self, event: &Event<'_>) {
-        // Those of every record and page say no more than the steps.
+        // The steps already show each record and each page.
         let is_frequent = matches!(
             event,
             Event::Fetched { .. } | Event::AttemptEnded { .. } | Event::ShardStatus { .. }
@@ -574,7 +581,7 @@ impl State {
         }
     }
 
-    /// What the seed does, in a number.
+    /// Returns the hash of all steps and their times.
     pub fn trace(&self) -> u64 {
         self.trace.finish()
     }
@@ -590,7 +597,8 @@ impl State {
         }
     }
 
-    /// The records of a shard that are there by now.
+    /// Returns the number of records that were put into the shard so far. Adds the records that keep the
+    /// stream alive.
     pub fn visible(&mut self, plan: &Plan, shard: usize) -> usize {
         let now = self.now();
         let passed = self.clock() - now;
@@ -614,22 +622,24 @@ impl State {
         self.oracle.shards[shard].partition_point(|fate| fate.planned.at <= now)
     }
 
-    /// What is stored, whatever was on its way.
+    /// Checks that all settled records are stored.
     pub fn check_stored(&self) -> Result<(), Violation> {
-        // Nothing is written any more for a shard that has ended: a store without leases cannot know better.
+        // A late write may put back the row of a shard that has ended. The consumer writes no newer row, and
+        // a store without leases cannot detect the late write.
         let is_put_back = |shard| self.put_back.contains(&shard);
         self.oracle
             .check_stored(|shard| self.stored.get(&shard), is_put_back)
     }
 }
 
-/// Whether a checkpoint says how far its shard was read. A row that was only made does not.
+/// Returns whether a checkpoint says how far its shard was read. A row that was only created does not.
 fn says_something(checkpoint: &Checkpoint) -> bool {
     let is_new = *checkpoint.position() == Position::TrimHorizon;
     !is_new || checkpoint.read_until().is_some() || checkpoint.ahead().is_some()
 }
 
-/// Whether a consumer that may describe the stream, which was created then, finds that a row belongs to another one.
+/// Returns whether a consumer recognizes a row as one of another stream. `created` is the creation time of
+/// the stream.
 fn is_of_another_stream(row: &Checkpoint, created: SystemTime) -> bool {
     match (row.stream_created(), row.read_until()) {
         (Some(of), _) => of != created,
@@ -638,14 +648,14 @@ fn is_of_another_stream(row: &Checkpoint, created: SystemTime) -> bool {
     }
 }
 
-/// Whether anything can be known of the shards that came of this one. Of an empty shard nothing is, while the consumer may
-/// not describe the stream.
+/// Returns whether the row of a parent allows conclusions about its child shards. The row of an ended shard
+/// that was empty allows none, if the consumer was not allowed to describe the stream.
 fn says_when(parent: &Checkpoint) -> bool {
     let has_ended = *parent.position() == Position::ShardEnd;
     !has_ended || parent.read_until().is_some() || parent.stream_created().is_some()
 }
 
-/// Every shard that closes was split, or merged with another.
+/// Counts the splits and merges of a plan, once for each child shard.
 fn reshards(plan: &Plan) -> Counts {
     let mut counts = Counts::default();
     for shard in &plan.shards {
@@ -658,7 +668,7 @@ fn reshards(plan: &Plan) -> Counts {
     counts
 }
 
-/// A record of the plan, when so much more time has passed than was planned.
+/// Puts a planned record into the stream. Its arrival is `passed` later than planned.
 fn put(oracle: &mut Oracle, planned: Planned, passed: Duration) {
     let index = oracle.shards[planned.shard].len();
     let arrival = SystemTime::UNIX_EPOCH + YEAR_2026 + planned.at + passed;
@@ -683,32 +693,33 @@ pub fn shard_index(name: &str) -> Option<usize> {
     name.strip_prefix("shardId-")?.parse().ok()
 }
 
-/// As long as they are in Kinesis, with gaps between.
+/// Returns the sequence number of a record. It has as many digits as in Kinesis, with gaps in between.
 fn sequence_number(index: usize) -> SequenceNumber {
     number_ahead_of(index, 0)
 }
 
-/// A number by so much less than a record's, and no less than that of the one before it.
+/// Returns a number that is by `less` smaller than that of a record. `less` is at most [`GAP`], which gives
+/// the number of the record before.
 pub fn number_ahead_of(index: usize, less: usize) -> SequenceNumber {
     let text = format!("4965{:052}", index * GAP + FIRST - less);
     text.try_into().unwrap_or_else(|_| (index as u64).into())
 }
 
-/// The first record that has this number, or if `behind`, a higher one.
+/// Returns the index of the first record with this or a higher number; with `behind`, only a higher number.
 pub fn first_from(number: &SequenceNumber, behind: bool) -> Option<usize> {
     let number: usize = number.as_str().strip_prefix("4965")?.parse().ok()?;
     let least = if behind { number + 1 } else { number };
     Some(least.saturating_sub(FIRST).div_ceil(GAP))
 }
 
-/// Shard and index of the record with this sequence number.
+/// Returns the shard and the index of the record with this sequence number.
 pub fn place(shard: &str, number: &SequenceNumber) -> Option<(usize, usize)> {
     let shard = shard.strip_prefix("shardId-")?.parse().ok()?;
     let number: usize = number.as_str().strip_prefix("4965")?.parse().ok()?;
     Some((shard, number.checked_sub(FIRST)? / GAP))
 }
 
-/// Hears what the engine says.
+/// Observes the events of the engine and the consumer.
 impl Observer for World {
     fn on(&self, event: &Event<'_>) {
         self.hear(event);
@@ -778,11 +789,11 @@ impl World {
 }
 
 impl World {
-    /// How many bytes are held, looked at while the handler runs.
+    /// Checks the bytes in flight. Called at the start of each processor call.
     pub fn check_bytes(&self) {
         let bytes = self.state().capacity.as_ref().map_or(0, Capacity::bytes);
         if bytes > self.plan().bytes {
-            self.violated(Promise::Bounds, format!("{bytes} bytes held"));
+            self.violated(Promise::Bounds, format!("{bytes} bytes in flight"));
         }
     }
 }
