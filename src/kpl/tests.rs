@@ -46,7 +46,7 @@ fn expand(deaggregator: &Deaggregator, payload: Bytes) -> (Expanded, Vec<Record>
 }
 
 #[test]
-fn records_inside_have_the_place_of_the_aggregate_and_keys_of_their_own() {
+fn inner_records_have_the_outer_position_and_their_own_keys() {
     let message = message(
         &["a", "b"],
         vec![inner(1, None, "x"), inner(0, Some(0), "yy"), inner(1, None, "")],
@@ -153,7 +153,7 @@ fn a_wrong_checksum_can_be_let_pass() {
 }
 
 #[test]
-fn records_of_other_shards_are_counted_and_delivered_or_dropped_as_a_whole() {
+fn out_of_range_aggregates_are_delivered_or_dropped_whole() {
     let (a, b) = (hash_key(b"a"), hash_key(b"b"));
     let records = || {
         vec![
@@ -367,7 +367,7 @@ mod packed {
 
     /// An aggregate with as many records as 10 MiB can hold adds one packed record, and no other.
     #[test]
-    fn ten_mebibytes_of_empty_records_are_one_record_until_they_are_taken_in() {
+    fn ten_mib_of_empty_records_stay_packed_until_unpacked() {
         let inside = inner(0, None, "");
         let count = 10 * 1024 * 1024 / 6 - 10;
         let message = message(&["a"], vec![inside; count]);

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_ready_at_once_comes_back_at_once_and_the_place_is_used_again() {
+    async fn ready_future_returns_at_once_and_its_slot_is_reused() {
         let mut slots = Slots::new(4);
         for tag in 0..100 {
             assert_eq!(

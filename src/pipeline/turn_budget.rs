@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_ends_soon_where_records_take_their_time_and_late_where_they_do_not() {
+    async fn slow_records_end_a_turn_early() {
         assert_eq!(turn(&mut TurnBudget::new()), STRIDE * STRIDES);
 
         let mut slow = TurnBudget::new();

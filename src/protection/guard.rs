@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shard_of_failures_stops_after_100_letters_and_again_after_100_more() {
+    async fn guard_stops_after_100_dead_letters_and_again_after_resume() {
         let guard = DeadLetterGuard::default();
         let watch = guard.watch(Arc::new(SuccessCounter::default()));
         assert_eq!(granted(&watch, 1_000), 100);

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_since_the_last_look_is_spread_over_the_time_since() {
+    fn added_count_is_spread_over_the_time_since_the_last_call() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
         let mut recent = SlidingWindow::new(Duration::from_secs(10));

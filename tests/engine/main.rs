@@ -1,4 +1,4 @@
-//! The engine and the pipeline, without a server. Time is paused in most tests.
+//! Tests of the engine and the pipeline without a server. Time is paused in most tests.
 
 mod allocations;
 mod attempts;

@@ -62,7 +62,7 @@ impl RecordProcessor for Database {
     }
 }
 
-/// Returns ten batches per second. At low rates each batch is a single record.
+/// Returns batches at `per_second` records per second: one batch per 100 ms, or single records at low rates.
 fn arriving(records: u64, per_second: u64) -> impl Stream<Item = Batch> + Unpin {
     let start = Instant::now();
     let batch = (per_second / 10).max(1);

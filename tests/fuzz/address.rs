@@ -1,4 +1,6 @@
-//! Any text is an address that is written as it is read, or an error: `cargo fuzz run --fuzz-dir tests/fuzz address`.
+//! Checks that any text parses to an address that formats to the same address, or is an error.
+//!
+//! Run it with `cargo fuzz run --fuzz-dir tests/fuzz address`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,6 @@
-//! Any bytes come out once, or opened: `cargo fuzz run --fuzz-dir tests/fuzz deaggregate`.
+//! Checks that any payload is delivered once as it is, or as the records of its aggregate.
+//!
+//! Run it with `cargo fuzz run --fuzz-dir tests/fuzz deaggregate`.
 #![no_main]
 
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -11,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
     let Some((&settings, message)) = bytes.split_first() else {
         return Corpus::Reject;
     };
-    // A fuzzer finds no MD5: what is behind the checksum is opened without.
+    // A fuzzer does not find a valid MD5, so some runs de-aggregate without the checksum.
     let payload = match settings & 3 {
         0 => message.to_vec(),
         1 => [&MAGIC, message].concat(),

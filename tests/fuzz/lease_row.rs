@@ -1,5 +1,6 @@
-//! What redrive adds to a row of the lease table is read as it was written, or is an error:
-//! `cargo fuzz run --fuzz-dir tests/fuzz lease_row`.
+//! Checks that the columns that redrive adds to a lease row read back as written, or are an error.
+//!
+//! Run it with `cargo fuzz run --fuzz-dir tests/fuzz lease_row`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +8,8 @@ use redrive::checkpoint::{CrashCount, SettledAhead};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(ahead) = SettledAhead::from_bytes(bytes) {
-        let again = SettledAhead::from_bytes(&ahead.to_bytes()).expect("what was read can be written");
+        let again =
+            SettledAhead::from_bytes(&ahead.to_bytes()).expect("a value that was read can be written");
         assert_eq!(again, ahead);
     }
     if let Ok(starts) = std::str::from_utf8(bytes)
@@ -15,7 +17,10 @@ fuzz_target!(|bytes: &[u8]| {
         .parse::<CrashCount>()
     {
         assert_eq!(
-            starts.to_string().parse::<CrashCount>().expect("as written"),
+            starts
+                .to_string()
+                .parse::<CrashCount>()
+                .expect("the text reads back"),
             starts
         );
     }

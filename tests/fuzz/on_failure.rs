@@ -1,11 +1,13 @@
-//! Any text is a message of Lambda's, or an error: `cargo fuzz run --fuzz-dir tests/fuzz on_failure`.
+//! Checks that any text is an on-failure message of Lambda, or an error.
+//!
+//! Run it with `cargo fuzz run --fuzz-dir tests/fuzz on_failure`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use redrive::replay::OnFailure;
 
 fuzz_target!(|bytes: &[u8]| {
-    // As it is, as the inside of a batch, and as an event.
+    // Try the input as a whole message, as the content of the batch information, and as the event.
     let within = |before: &str, after: &str| [before.as_bytes(), bytes, after.as_bytes()].concat();
     let event = serde_json::to_string(&String::from_utf8_lossy(bytes)).expect("a text");
     let with_event = format!(r#"{{"KinesisBatchInfo":{{}},"payload":{event}}}"#);

@@ -90,19 +90,19 @@ impl Harness for OnStream {
         stream::read(&self.server.client(), "letters")
             .await
             .into_iter()
-            .map(|record| DeadLetter::decode(&record.data.into()).expect("it reads back"))
+            .map(|record| DeadLetter::decode(&record.data.into()).expect("the dead letter reads back"))
             .collect()
     }
 
     fn longest_key(&self) -> String {
-        // Kinesis counts characters, ferrokinesis bytes.
+        // Kinesis counts characters, but the embedded server (ferrokinesis) counts bytes.
         "🦀".repeat(64)
     }
 }
 
 fn read(path: &PathBuf) -> Vec<DeadLetter> {
     File::read(path)
-        .map(|letter| letter.expect("it reads back"))
+        .map(|letter| letter.expect("the dead letter reads back"))
         .collect()
 }
 
@@ -308,7 +308,10 @@ mod file_only {
         }
         confirmed(sink.put(&letters).await);
         let read = read(&path);
-        assert!(read.len() > letters.len(), "some of the dropped puts have written");
+        assert!(
+            read.len() > letters.len(),
+            "some of the dropped puts have written"
+        );
         for (at, letter) in read.iter().enumerate() {
             assert_eq!(letter, &letters[at % 20], "each put is written as a whole");
         }
@@ -331,7 +334,11 @@ fn created_files_are_readable_only_by_their_owner() {
     assert!(entries.len() >= 4, "{entries:?}");
     for entry in entries {
         let entry = entry.expect("an entry");
-        let mode = entry.metadata().expect("the metadata of the file").permissions().mode();
+        let mode = entry
+            .metadata()
+            .expect("the metadata of the file")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{:?}", entry.path());
     }
 }

@@ -77,7 +77,7 @@ async fn a_page_without_an_iterator_does_not_end_an_open_shard() {
 }
 
 #[tokio::test]
-async fn an_empty_answer_without_a_position_is_not_the_tip() {
+async fn empty_page_without_an_iterator_is_not_the_end() {
     let scene = Scene::new().await;
     let empty = || {
         Fault::Rewrite(Box::new(|reply: &mut Value| {
@@ -97,7 +97,10 @@ async fn an_empty_answer_without_a_position_is_not_the_tip() {
         "GetRecords" => empty(),
         _ => Fault::None,
     });
-    let error = scene.read().await.expect_err("the end of the shard is not confirmed");
+    let error = scene
+        .read()
+        .await
+        .expect_err("the end of the shard is not confirmed");
     assert!(matches!(error, SourceError::Unavailable { .. }), "{error:?}");
     // The next read continues.
     scene.proxy.script(|_| Fault::None);
@@ -123,7 +126,7 @@ async fn a_listing_that_is_empty_or_repeats_its_token_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_deleted_meanwhile_is_an_error() {
+async fn stream_deleted_during_a_read_is_an_error() {
     let scene = Scene::new().await;
     scene.proxy.script(|call| match (&*call.target, call.number) {
         ("GetShardIterator", _) => Fault::error(400, "ResourceNotFoundException"),
@@ -150,7 +153,10 @@ async fn every_call_of_a_stream_with_an_arn_names_the_arn() {
         .expect("DescribeStreamSummary")
         .stream_description_summary;
     let arn = summary.expect("a summary").stream_arn;
-    assert_eq!(scene.read_stream(&arn).await.expect("the stream is read"), scene.letters);
+    assert_eq!(
+        scene.read_stream(&arn).await.expect("the stream is read"),
+        scene.letters
+    );
     let sink = dead_letter::Kinesis::new(client, &arn);
     confirmed(sink.put(&[letter(21, Some("a"), "x")]).await);
     for target in ["ListShards", "GetShardIterator", "GetRecords", "PutRecords"] {

@@ -1,4 +1,5 @@
-//! Tests of checkpoints in DynamoDB Local: the conformance suite of stores, and leases that several stores share.
+//! Tests of checkpoints in DynamoDB Local: the conformance suite of stores, and leases that several stores
+//! share.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -228,9 +229,15 @@ async fn shard_has_one_owner_until_it_is_given_up() {
         ] {
             assert!(matches!(lost, Err(CheckpointError::LeaseLost { .. })), "{lost:?}");
         }
-        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
+        assert_eq!(
+            first.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Lost
+        );
         first.give_up(&key(1)).await.expect("the store answers");
-        assert_eq!(second.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
+        assert_eq!(
+            second.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Leased
+        );
         assert_eq!(table.row(1).await["checkpoint"], text("5"));
     })
     .await;
@@ -245,13 +252,19 @@ async fn lease_is_taken_only_from_an_owner_that_does_not_renew() {
             assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
             sleep(FAILOVER / 2).await;
             // A renewal invalidates what the second store has observed.
-            assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
+            assert_eq!(
+                first.renew(&key(1)).await.expect("the store answers"),
+                Renewal::Leased
+            );
         }
         assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
         sleep(FAILOVER + Duration::from_millis(10)).await;
         assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
         assert_eq!(table.row(1).await["ownerSwitchesSinceCheckpoint"], number(1));
-        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
+        assert_eq!(
+            first.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Lost
+        );
         let late = save(&first, 1, at(5, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
     })
@@ -276,7 +289,10 @@ async fn holders_reports_the_owner_without_taking_the_lease() {
         assert_eq!(seen[1..], [None, None]);
         assert_eq!(table.row(1).await, before);
         // A renewal is visible.
-        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
+        assert_eq!(
+            first.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Leased
+        );
         let again = holders()
             .await
             .remove(0)
@@ -301,7 +317,10 @@ async fn operator_seizes_a_shard_from_a_live_owner() {
         assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(at(5, 0))));
         let late = save(&first, 1, at(6, 0)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-        assert_eq!(first.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
+        assert_eq!(
+            first.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Lost
+        );
         save(&second, 1, at(2, 0)).await.expect("leased");
         second.give_up(&key(1)).await.expect("the store answers");
         // The first store cannot save either once the lease is given up.
@@ -312,7 +331,7 @@ async fn operator_seizes_a_shard_from_a_live_owner() {
             LeaseOutcome::Leased(Checkpoint::at(at(2, 0)))
         );
 
-        // Other cases: a holder that writes at the same time, a requested handover, and a shard that has ended.
+        // Seizing also works while the owner writes, during a requested handover, and on an ended shard.
         let writes = async {
             for _ in 0..5 {
                 let _ = save(&first, 1, at(3, 0)).await;
@@ -350,7 +369,10 @@ async fn lost_answer_of_a_write_does_not_lose_the_lease() {
         table
             .put(1, &[("leaseCounter", number(2)), ("checkpoint", text("8"))])
             .await;
-        assert_eq!(store.renew(&key(1)).await.expect("the store answers"), Renewal::Leased);
+        assert_eq!(
+            store.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Leased
+        );
         assert_eq!(table.row(1).await["leaseCounter"], number(3));
         table.put(1, &[("leaseCounter", number(4))]).await;
         save(&store, 1, at(9, 0)).await.expect("leased");
@@ -359,14 +381,14 @@ async fn lost_answer_of_a_write_does_not_lose_the_lease() {
         let row = table.row(1).await;
         assert_eq!((&row["checkpoint"], row.get("leaseOwner")), (&text("9"), None));
         // A row of another owner is not taken.
-        table.put(1, &[("leaseOwner", text("somebody"))]).await;
+        table.put(1, &[("leaseOwner", text("another-worker"))]).await;
         assert!(matches!(take(&store, 1).await, LeaseOutcome::Elsewhere { .. }));
     })
     .await;
 }
 
-/// The row names this worker, but with a counter that no lost answer explains. Another worker had the lease in
-/// between, and the leader of KCL has assigned it to this worker again. The earlier lease must not write.
+/// The row names this worker, but with a counter that no lost answer explains. Another worker had the lease
+/// in between, and the leader of KCL has assigned it to this worker again. The earlier lease must not write.
 #[tokio::test]
 async fn reassigned_lease_is_lost_to_its_earlier_owner() {
     with_table(async |table| {
@@ -406,8 +428,13 @@ async fn requested_shard_is_handed_over() {
         table
             .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", ours)])
             .await;
-        assert_eq!(store.renew(&key(1)).await.expect("the store answers"), Renewal::Wanted);
-        save(&store, 1, at(12, 0)).await.expect("the store still has the lease");
+        assert_eq!(
+            store.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Wanted
+        );
+        save(&store, 1, at(12, 0))
+            .await
+            .expect("the store still has the lease");
         store.give_up(&key(1)).await.expect("the store answers");
         let row = table.row(1).await;
         assert_eq!(
@@ -472,7 +499,8 @@ async fn columns_and_rows_of_other_programs_are_kept() {
     .await;
 }
 
-/// A program that ignores the column moves the checkpoint. What was settled ahead of the old checkpoint is void.
+/// A program that ignores the column moves the checkpoint. What was settled ahead of the old checkpoint is
+/// void.
 #[tokio::test]
 async fn settled_ahead_is_bound_to_its_checkpoint() {
     with_table(async |table| {
@@ -526,14 +554,17 @@ async fn foreign_rows_and_tables_are_refused() {
         .await;
         assert_eq!(take(&store, 2).await, LeaseOutcome::Ended);
         assert_eq!(take(&store, 3).await, LeaseOutcome::Missing);
-        // A row that is deleted while it is leased is lost.
+        // A lease whose row is deleted is lost.
         let call = table
             .client
             .delete_item()
             .table_name(&table.name)
             .key("leaseKey", text("shardId-000000000001"));
         call.send().await.expect("deleted");
-        assert_eq!(store.renew(&key(1)).await.expect("the store answers"), Renewal::Lost);
+        assert_eq!(
+            store.renew(&key(1)).await.expect("the store answers"),
+            Renewal::Lost
+        );
 
         // A table of another program.
         let other = DynamoDb::new(table.client.clone(), "seen");

@@ -47,7 +47,11 @@ impl Table {
     async fn item(&self, number: u64) -> HashMap<String, AttributeValue> {
         let call = self.client.get_item().table_name(&self.name);
         let call = call.key("id", text(key(number).as_str())).consistent_read(true);
-        call.send().await.expect("the store answers").item.expect("an item")
+        call.send()
+            .await
+            .expect("the store answers")
+            .item
+            .expect("an item")
     }
 
     /// Writes an item, as another program does.
@@ -197,8 +201,8 @@ async fn unreadable_item_is_reported_with_its_key() {
     assert!(error.to_string().contains(key(1).as_str()), "{error}");
 }
 
-/// DynamoDB may leave keys of a request unprocessed. The store requests them again and does not report them as
-/// unknown.
+/// DynamoDB may leave keys of a request unprocessed. The store requests them again and does not report them
+/// as unknown.
 #[tokio::test]
 async fn unprocessed_keys_are_requested_again() {
     let Some(table) = Table::new().await else { return };

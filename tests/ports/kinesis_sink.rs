@@ -1,5 +1,5 @@
-//! Tests specific to the Kinesis sink: the order of entries, the confirmation of entries, and the check of the
-//! target. The server runs in this process, and time is paused.
+//! Tests specific to the Kinesis sink: the order and confirmation of entries, and the check of the target.
+//! The server runs in this process, and time is paused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -48,7 +48,7 @@ async fn letters_in(server: &Faulty) -> Vec<DeadLetter> {
     read(&server.direct(), LETTERS)
         .await
         .into_iter()
-        .map(|record| DeadLetter::decode(&record.data.into()).expect("it reads back"))
+        .map(|record| DeadLetter::decode(&record.data.into()).expect("the dead letter reads back"))
         .collect()
 }
 
@@ -119,7 +119,7 @@ mod what_is_written {
             .collect();
         confirmed(sink.put(&letters).await);
         for record in read(&server.direct(), LETTERS).await {
-            let letter = DeadLetter::decode(&record.data.into()).expect("it reads back");
+            let letter = DeadLetter::decode(&record.data.into()).expect("the dead letter reads back");
             assert_eq!(Some(record.key), letter.partition_key);
         }
     }
@@ -181,7 +181,8 @@ mod what_is_written {
                 .send()
                 .await;
             let record = page.expect("the iterator is fresh").records.swap_remove(0);
-            let read = DeadLetter::decode(&record.data.into_inner().into()).expect("it reads back");
+            let read =
+                DeadLetter::decode(&record.data.into_inner().into()).expect("the dead letter reads back");
             assert_eq!(&read, letter);
         }
     }
@@ -271,7 +272,11 @@ mod what_fails {
         let calls = server.calls("PutRecords");
         let keys: Vec<_> = calls.iter().map(Call::keys).collect();
         assert_eq!(keys, [vec!["a", "b", "c"], vec!["b"], vec!["b"]]);
-        assert_eq!(letters_in(&server).await.len(), 3, "each dead letter is written once");
+        assert_eq!(
+            letters_in(&server).await.len(),
+            3,
+            "each dead letter is written once"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -603,7 +608,11 @@ mod the_record_limit {
         });
         assert_eq!(signs(&sink.put(&large).await), "c");
         assert_eq!(signs(&sink.put(&large).await), "c");
-        assert_eq!(server.calls("DescribeStreamSummary").len(), 3, "the new limit is known");
+        assert_eq!(
+            server.calls("DescribeStreamSummary").len(),
+            3,
+            "the new limit is known"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -679,8 +688,8 @@ mod the_record_limit {
         assert_eq!(server.calls("PutRecords").len(), 1);
     }
 
-    /// The embedded server accepts 5 MiB per request, as Kinesis once did. The sink halves a refused request until
-    /// it fits.
+    /// The embedded server accepts 5 MiB per request, as Kinesis once did. The sink halves a refused request
+    /// until it fits.
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_too_large_for_the_service_is_halved() {
         let (server, sink) = sink().await;
@@ -737,13 +746,19 @@ mod the_check {
     async fn source_stream_as_target_is_an_error() {
         let (_server, sink) = sink().await;
         let mut source = SourceStream::new(LETTERS);
-        let error = sink.check(&source).await.expect_err("the target has the name of the source");
+        let error = sink
+            .check(&source)
+            .await
+            .expect_err("the target has the name of the source");
         assert!(
             matches!(&error, TargetError::SourceItself { name } if name == LETTERS),
             "{error:?}"
         );
         source.arn = Some(ARN.to_owned());
-        let error = sink.check(&source).await.expect_err("the target has the ARN of the source");
+        let error = sink
+            .check(&source)
+            .await
+            .expect_err("the target has the ARN of the source");
         assert!(matches!(error, TargetError::SourceItself { .. }), "{error:?}");
     }
 
@@ -808,7 +823,11 @@ mod the_check {
     async fn maximum_record_limit_is_a_warning_with_a_fallback() {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|call| with_limit(call, 10240));
-        let warning = only(sink.check(&source(10 * MIB as u64)).await.expect("the stream exists"));
+        let warning = only(
+            sink.check(&source(10 * MIB as u64))
+                .await
+                .expect("the stream exists"),
+        );
         assert!(warning.remedy.contains("fallback"), "{warning:?}");
     }
 
@@ -817,8 +836,15 @@ mod the_check {
         let (server, sink) = sink_with_a_week().await;
         server.on_call(|call| with_limit(call, 1024));
         let sink = sink.payload(Payload::Raw);
-        assert_eq!(sink.check(&source(MIB as u64)).await.expect("the stream exists"), []);
-        let warning = only(sink.check(&source(MIB as u64 + 1)).await.expect("the stream exists"));
+        assert_eq!(
+            sink.check(&source(MIB as u64)).await.expect("the stream exists"),
+            []
+        );
+        let warning = only(
+            sink.check(&source(MIB as u64 + 1))
+                .await
+                .expect("the stream exists"),
+        );
         assert!(
             warning.remedy.ends_with("--max-record-size-in-ki-b 1025"),
             "{warning:?}"
@@ -857,7 +883,7 @@ mod the_check {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_is_not_there_is_unreachable() {
+    async fn missing_stream_is_unreachable() {
         let (server, _) = sink().await;
         let sink = Kinesis::new(server.client(), "nowhere");
         let error = sink

@@ -1,5 +1,5 @@
-//! Tests of dead letters in SQS and SNS on LocalStack: the sink conformance suite, and tests specific to queues
-//! and topics. A topic is read through a subscribed queue.
+//! Tests of dead letters in SQS and SNS on LocalStack: the sink conformance suite, and tests specific to
+//! queues and topics. A topic is read through a subscribed queue.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -106,8 +106,8 @@ impl Harness for Queue {
         Some(Box::new(source::Sqs::new(self.client.clone(), &self.url)))
     }
 
-    /// Base64 adds a third to the payload. Messages of this LocalStack have at most 256 KiB, as those of SQS had
-    /// until August 2025.
+    /// Base64 adds a third to the payload. Messages of this LocalStack have at most 256 KiB, as those of SQS
+    /// had until August 2025.
     fn largest_payload(&self) -> usize {
         180_000
     }
@@ -363,7 +363,11 @@ async fn topic_without_a_subscription_is_an_error() {
         return;
     };
     let client = topics(localstack.endpoint());
-    let created = client.create_topic().name(unique("nobody", false)).send().await;
+    let created = client
+        .create_topic()
+        .name(unique("unsubscribed", false))
+        .send()
+        .await;
     let topic = created.expect("CreateTopic").topic_arn.expect("an ARN");
     let source = SourceStream::new("orders");
     let error = Sns::new(client.clone(), &topic).check(&source).await;
@@ -374,7 +378,11 @@ async fn topic_without_a_subscription_is_an_error() {
     let Some(listened) = Topic::new(false).await else {
         return;
     };
-    let warnings = listened.sink.check(&source).await.expect("the topic has a subscription");
+    let warnings = listened
+        .sink
+        .check(&source)
+        .await
+        .expect("the topic has a subscription");
     assert!(warnings[0].message.contains("262144 bytes"), "{warnings:?}");
 
     let none = Sns::new(client, format!("{topic}-other")).check(&source).await;

@@ -1,5 +1,5 @@
-//! Tests of rehydration: on-failure messages of Lambda become dead letters. A message names the positions of a
-//! batch, or contains the batch.
+//! Tests of rehydration: on-failure messages of Lambda become dead letters. A message names the positions of
+//! a batch, or contains the batch.
 
 use std::future::pending;
 use std::sync::{Arc, Mutex};
@@ -253,8 +253,8 @@ async fn missing_records_are_reported_one_by_one() {
         scene.message(5, 6, 2),
     ];
     let (report, letters) = scene.letters_of(&messages).await;
-    // Three records of the first batch and the only record of the second are gone. The third batch repeats records
-    // of the first.
+    // Three records of the first batch and the only record of the second are gone. The third batch repeats
+    // records of the first.
     assert_eq!(
         (report.replayed, report.already, report.gone),
         (3, 2, 3 + 1),
@@ -375,7 +375,8 @@ async fn rehydrated_records_are_replayed_into_a_stream() {
     assert_eq!(back, first);
 }
 
-/// Some servers of the Kinesis API begin a page too early, or return it unsorted. No record of the range is lost.
+/// Some servers of the Kinesis API begin a page too early, or return it unsorted. No record of the range is
+/// lost.
 #[tokio::test]
 async fn early_or_unsorted_page_loses_no_record() {
     let scene = Scene::plain(10).await;

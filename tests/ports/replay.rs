@@ -223,7 +223,10 @@ async fn records_return_to_a_stream_in_key_order() {
         .ledger(file.ledger())
         .filter(only)
         .ignore_ledger(true);
-    let report = replay.into_stream(into(), pending()).await.expect("the replay ends");
+    let report = replay
+        .into_stream(into(), pending())
+        .await
+        .expect("the replay ends");
     assert_eq!((report.replayed, report.not_matched), (5, 1_295), "{report:?}");
     assert_eq!(stream::read(&client, "orders").await.len(), 1_305);
 }
@@ -251,7 +254,7 @@ async fn copies_of_a_dead_letter_are_replayed_once() {
     assert_eq!(down.letters(), letters[..4]);
 }
 
-/// A run was killed between the ledger entry and the removal of the message, and the bucket has since deleted the
+/// A run was killed between the ledger entry and the removal of the message. The bucket has since deleted the
 /// payload.
 #[tokio::test]
 async fn replayed_dead_letter_needs_no_payload() {
@@ -277,7 +280,8 @@ async fn replayed_dead_letter_needs_no_payload() {
     assert_eq!((report.already, report.no_payload), (4, 1), "{report:?}");
 }
 
-/// After a rewind a record fails again at the same position. Its new dead letter has the id of the replayed one.
+/// After a rewind a record fails again at the same position. Its new dead letter has the id of the replayed
+/// one.
 #[tokio::test]
 async fn later_dead_letter_with_the_same_id_is_replayed() {
     let first = letter(1, Some("a"), "x");
@@ -389,7 +393,10 @@ async fn stamp_tells_the_consumer_the_origin_of_a_record() {
         let again = DeadLetter::new("billing", &opened[0], Reason::Permanent, &failure);
         assert_eq!((again.origin, again.redrive_count), (letter.origin, 1));
         assert_eq!(again.first_arrived_at, letter.arrived_at);
-        assert_eq!(DeadLetter::decode(&again.encode()).expect("it reads back"), again);
+        assert_eq!(
+            DeadLetter::decode(&again.encode()).expect("the dead letter reads back"),
+            again
+        );
     }
 }
 
@@ -564,7 +571,7 @@ fn filter_needs_every_kind_and_one_value_of_each() {
     assert!(!matches(Filter::new().since(at + Duration::from_millis(1))));
 }
 
-/// A source with one page of messages, whose lock must be renewed every 20 s.
+/// A source with one page of messages. The replay must call `keep` every 20 s.
 #[derive(Debug)]
 struct Queue {
     page: Vec<DeadLetter>,
@@ -762,7 +769,8 @@ async fn source_has_one_replay_at_a_time() {
         matches!(refused, ReplayError::Ledger(LedgerError::Locked { .. })),
         "{refused:?}"
     );
-    let other_process = ledger::Redb::open(file.folder.path().join("replay.redb")).expect_err("the ledger is open");
+    let other_process =
+        ledger::Redb::open(file.folder.path().join("replay.redb")).expect_err("the ledger is open");
     assert!(
         matches!(other_process, LedgerError::InUse { .. }),
         "{other_process:?}"
@@ -790,7 +798,10 @@ async fn missing_or_invalid_settings_are_an_error_at_once() {
         assert!(matches!(error, Err(ReplayError::Rate(_))), "{error:?}");
     }
     let error = with(file.replay())
-        .to_sink(dead_letter::File::open(file.path()).expect("the file opens"), pending())
+        .to_sink(
+            dead_letter::File::open(file.path()).expect("the file opens"),
+            pending(),
+        )
         .await;
     assert!(matches!(error, Err(ReplayError::IntoItself { .. })), "{error:?}");
     let none = Replay::new(source::File::new(file.folder.path().join("no.jsonl")));

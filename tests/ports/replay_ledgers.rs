@@ -42,7 +42,10 @@ fn entry(number: u64, state: State) -> Entry {
 
 async fn last_written_entry_is_returned(ledger: impl Ledger) {
     assert_eq!(
-        ledger.look_up(&[key(1), key(2)]).await.expect("the ledger answers"),
+        ledger
+            .look_up(&[key(1), key(2)])
+            .await
+            .expect("the ledger answers"),
         [None, None]
     );
     let entries: Vec<_> = (0..250).map(|i| (key(i), entry(i, State::Begun))).collect();
@@ -70,8 +73,14 @@ async fn last_written_entry_is_returned(ledger: impl Ledger) {
 
 async fn source_has_one_owner(ledger: impl Ledger) {
     ledger.lock("file:a", "one").await.expect("the lock is free");
-    ledger.lock("file:a", "one").await.expect("the owner may lock again");
-    let held = ledger.lock("file:a", "two").await.expect_err("another owner has the lock");
+    ledger
+        .lock("file:a", "one")
+        .await
+        .expect("the owner may lock again");
+    let held = ledger
+        .lock("file:a", "two")
+        .await
+        .expect_err("another owner has the lock");
     assert!(
         matches!(&held, LedgerError::Locked { owner, .. } if owner == "one"),
         "{held:?}"
@@ -79,7 +88,10 @@ async fn source_has_one_owner(ledger: impl Ledger) {
     ledger.lock("file:b", "two").await.expect("another source");
     // Only the owner releases a lock.
     ledger.unlock("file:a", "two").await.expect("nothing happens");
-    ledger.lock("file:a", "two").await.expect_err("the first owner still has the lock");
+    ledger
+        .lock("file:a", "two")
+        .await
+        .expect_err("the first owner still has the lock");
     ledger.unlock("file:a", "one").await.expect("released");
     ledger.lock("file:a", "two").await.expect("the lock is free");
 }
@@ -137,7 +149,10 @@ async fn lock_in_a_table_has_a_lock_time() {
     let time = ledger.lock_time().expect("the lock of a table expires");
     assert!(time >= Duration::from_secs(30));
     ledger.lock("file:a", "one").await.expect("the lock is free");
-    ledger.lock("file:a", "two").await.expect_err("another owner has the lock");
+    ledger
+        .lock("file:a", "two")
+        .await
+        .expect_err("another owner has the lock");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! redrive under KCL's own MultiLangDaemon, on several machines as it were: one dies, and a shard is split.
+//! Test of redrive under two MultiLangDaemons of KCL: one daemon dies, and a shard is split.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, OpenOptions};
@@ -17,12 +17,12 @@ use tokio::time::{Instant, sleep};
 
 const SHARDS: i32 = 8;
 const KEYS: u64 = 40;
-/// Many times what KCL takes to start, or to take over.
+/// The maximum waiting time, a multiple of the time in which KCL starts or takes over.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// Notes each record in a line: key, number.
+/// Runs the child process. Its handler writes the key and the number of each record into a file.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it is the child, in a process of its own"]
+#[ignore = "the child process of another test"]
 async fn child() {
     let Some(notes) = std::env::args().find_map(|argument| Some(argument.strip_prefix("notes=")?.to_owned()))
     else {
@@ -32,7 +32,7 @@ async fn child() {
         let number: u64 = std::str::from_utf8(record.payload())?.parse()?;
         let line = format!("{} {number}\n", record.partition_key().unwrap_or_default());
         let file = OpenOptions::new().create(true).append(true).open(notes);
-        // In one write: several processes do so.
+        // One write per line, because several processes append to the file.
         file?.write_all(line.as_bytes())?;
         Ok(())
     };
@@ -46,7 +46,7 @@ async fn child() {
 }
 
 struct World {
-    /// The embedded server does not name the children at a shard's end, without which KCL believes no end.
+    /// The embedded server does not name the child shards at the end of a shard, which KCL requires.
     kinesis: &'static LocalStack,
     stream: String,
     application: String,
@@ -85,7 +85,7 @@ impl World {
 
     fn daemon(&self) -> Supervised {
         let child = std::env::current_exe().expect("this binary");
-        // The test harness takes the last word for a name to look for: nothing has it.
+        // The test harness treats the last argument as another test name, which matches no test.
         let executable = format!(
             "{} daemons::child --ignored --nocapture --exact notes={}",
             child.display(),
@@ -108,7 +108,7 @@ impl World {
         stream::put(&kinesis::client(self.kinesis.endpoint()), &self.stream, records).await;
     }
 
-    /// What was processed, in order.
+    /// Returns the processed records in order.
     fn noted(&self) -> Vec<(String, u64)> {
         let notes = fs::read_to_string(&self.notes).unwrap_or_default();
         let whole = notes.rfind('\n').map_or("", |end| &notes[..end]);
@@ -152,9 +152,9 @@ impl World {
     }
 }
 
-/// Through the death of one, and a split while they run.
+/// One daemon dies, and a shard is split while the other runs.
 #[tokio::test]
-async fn two_daemons_lose_nothing() {
+async fn two_daemons_lose_no_record() {
     let Some(mut world) = World::new().await else {
         return;
     };
@@ -163,7 +163,7 @@ async fn two_daemons_lose_nothing() {
     world.put(1_000).await;
     world.all_processed(&second).await;
     world.put(500).await;
-    // Its children die with it, wherever they are.
+    // The child processes of the daemon die with it.
     drop(first);
     kcl::release_leader(&world.dynamo.client(), &world.application).await;
     world.put(500).await;
@@ -172,7 +172,7 @@ async fn two_daemons_lose_nothing() {
     world.put(500).await;
     world.all_processed(&second).await;
 
-    // In the order of their keys; what is repeated after a death is repeated in order.
+    // Each key keeps its order. Repetitions after the crash are ignored.
     let mut newest: HashMap<String, u64> = HashMap::new();
     let mut seen = HashSet::new();
     for (key, number) in world.noted() {

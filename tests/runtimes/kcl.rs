@@ -1,6 +1,6 @@
-//! Beside KCL itself, on one lease table: what one has stored the other goes on from.
+//! Tests of redrive and KCL on one lease table: each continues from the checkpoints of the other.
 //!
-//! Slow: KCL takes a minute or more before its first record.
+//! These tests are slow, because KCL takes at least a minute before its first record.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 const STREAM: &str = "orders";
-/// Many times what KCL takes to start.
+/// The maximum waiting time, a multiple of the start time of KCL.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// One test after the other: each has two JVMs, and a lease must not be lost because the machine is busy.
+/// Runs one test at a time: each has two JVMs, and a busy machine must not cause a lost lease.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// Servers of a test's own: KCL makes several tables.
+/// The servers and the application of one test. KCL creates several tables.
 struct World {
     kinesis: KinesisServer,
     dynamo: &'static DynamoDbLocal,
@@ -55,7 +55,7 @@ impl World {
         })
     }
 
-    /// Puts so many more records, whose data are numbers. Which.
+    /// Puts `count` more records whose data are numbers. Returns the numbers.
     async fn put(&self, count: u64) -> BTreeSet<u64> {
         let first = self.put.fetch_add(count, Relaxed);
         let numbers = first..first + count;
@@ -71,7 +71,7 @@ impl World {
         Kcl::start(places, &self.application, STREAM, pace).expect("not skipped")
     }
 
-    /// `failover`: after which time it takes over from a holder that does nothing.
+    /// Starts a consumer. It takes over the lease of an owner that has not renewed it for `failover`.
     fn redrive(&self, failover: Duration) -> Redrive {
         let seen = Arc::new(Seen::default());
         let note = async |seen: Arc<Seen>, record: Record| -> Result<(), std::io::Error> {
@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    /// Splits the first shard that still takes records.
+    /// Splits the first open shard.
     async fn split(&self) {
         let client = self.kinesis.client();
         let shards = client.list_shards().stream_name(STREAM).send().await;
@@ -121,7 +121,7 @@ impl World {
             .shard_to_split(open.shard_id());
         let call = call.new_starting_hash_key(middle.to_string());
         call.send().await.expect("SplitShard");
-        // What is put before the split has taken effect goes into the parent.
+        // Records put before the split takes effect go into the parent.
         let is_split = async {
             loop {
                 let listed = client.list_shards().stream_name(STREAM).send().await;
@@ -160,7 +160,7 @@ struct Redrive {
 }
 
 impl Redrive {
-    /// Every record that its handler got, as often as it did.
+    /// Returns every record that the handler received, including repetitions.
     fn records(&self) -> Vec<u64> {
         self.seen.records.lock().expect("no panic").clone()
     }
@@ -179,7 +179,7 @@ impl Redrive {
     }
 }
 
-/// Every record that its processors got, as often as they did.
+/// Returns every record that the processors of KCL received, including repetitions.
 fn records(kcl: &Kcl) -> Vec<u64> {
     let given = kcl.given().into_iter();
     let mut records: Vec<u64> = given.map(|given| given.data.parse().expect("a number")).collect();
@@ -200,16 +200,16 @@ async fn eventually(what: &str, kcl: Option<&Kcl>, holds: impl Fn() -> bool) {
     }
 }
 
-/// KCL, then redrive, through a split, then KCL again: each goes on exactly where the other has stored.
+/// Runs KCL, then redrive during a split, then KCL again. Each continues at the checkpoint of the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_moves_from_kcl_and_back() {
     let Some(world) = World::new(2).await else { return };
     let first = world.put(200).await;
-    // Only one of the two ever works on the shards.
+    // Only one of the two works on the shards at any time.
     let kcl = world.kcl(Pace::Fast);
     eventually("KCL reads", Some(&kcl), || records(&kcl).len() == 200).await;
 
-    // A live KCL keeps what it has.
+    // A live KCL keeps its leases.
     let redrive = world.redrive(Duration::from_secs(30));
     eventually("redrive stands by", None, || {
         redrive.events("ShardLeasedElsewhere") >= 2
@@ -217,7 +217,7 @@ async fn a_service_moves_from_kcl_and_back() {
     .await;
     let second = world.put(100).await;
     eventually("KCL reads on", Some(&kcl), || records(&kcl).len() == 300).await;
-    // Stored, too: what KCL has read and not stored, redrive would read again.
+    // Wait for the checkpoint too: redrive would read again what KCL has read without a checkpoint.
     let stored = || kcl.notes().iter().filter(|note| note[0] == "checkpoint").count();
     let before = stored();
     let third = world.put(50).await;
@@ -248,10 +248,10 @@ async fn a_service_moves_from_kcl_and_back() {
 
     let last = world.put(100).await;
     let kcl = world.kcl(Pace::Fast);
-    eventually("KCL goes on", Some(&kcl), || records(&kcl).len() == 100).await;
+    eventually("KCL continues", Some(&kcl), || records(&kcl).len() == 100).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(records(&kcl), last.into_iter().collect::<Vec<_>>());
-    // It takes the parent for what it is, and begins its children behind what is stored of them.
+    // KCL treats the parent as ended, and starts its children behind their checkpoints.
     let began: BTreeSet<(String, String)> = kcl
         .notes()
         .iter()
@@ -266,9 +266,9 @@ async fn a_service_moves_from_kcl_and_back() {
     );
 }
 
-/// KCL 3 joins a redrive that lives, and takes nothing from it; then it dies.
+/// KCL 3 joins a live redrive and takes no lease from it. Then redrive dies, and KCL takes over.
 #[tokio::test(flavor = "multi_thread")]
-async fn kcl_takes_over_from_a_redrive_that_has_died_and_not_before() {
+async fn kcl_takes_over_only_after_redrive_has_died() {
     let Some(world) = World::new(2).await else { return };
     kcl::create_lease_table(&world.dynamo.client(), &world.application).await;
     let redrive = world.redrive(Duration::from_secs(20));
@@ -279,7 +279,7 @@ async fn kcl_takes_over_from_a_redrive_that_has_died_and_not_before() {
         kcl.log().contains("is the current leader")
     })
     .await;
-    // It looks for leases to assign every 10 s.
+    // The leader of KCL assigns leases every 10 s.
     let start = Instant::now();
     let mut all = 200;
     while start.elapsed() < Duration::from_secs(45) {

@@ -1,4 +1,4 @@
-//! A processor in Lambda: events as they are written, a deadline, and answers that an event source mapping reads.
+//! Tests of a processor in Lambda: events, the deadline, and the answers that an event source mapping reads.
 //! Time is paused throughout.
 
 use std::collections::{BTreeMap, HashSet};
@@ -33,7 +33,7 @@ fn sequence_number(number: usize) -> String {
     format!("4959033827149025660855969253836157109592157{number:013}")
 }
 
-/// A record of the event, as Lambda writes it.
+/// Creates a record of an event, as Lambda writes it.
 fn item(number: usize, key: &str, data: &[u8]) -> Value {
     json!({
         "kinesis": {
@@ -74,7 +74,8 @@ fn function(script: &Script, letters: &dead_letter::Memory) -> Function<Script> 
     Function::new(resilient.expect("valid"))
 }
 
-/// What Lambda reads in an answer, and where it goes on then: `None` behind the batch, else at this record.
+/// Reads an answer as Lambda does. Returns the index of the record at which Lambda continues, or `None` if
+/// the batch is settled.
 fn read_answer(answer: &str, batch: &[String]) -> Option<usize> {
     let answer: Value = serde_json::from_str(answer).expect("JSON");
     let failures = answer["batchItemFailures"]
@@ -83,23 +84,23 @@ fn read_answer(answer: &str, batch: &[String]) -> Option<usize> {
         .unwrap_or_default();
     let places = failures.iter().map(|failure| {
         let identifier = failure["itemIdentifier"].as_str().unwrap_or_default();
-        // An unknown one is a failure of the whole batch.
+        // An unknown identifier fails the whole batch.
         batch.iter().position(|number| number == identifier).unwrap_or(0)
     });
     places.min()
 }
 
-/// An event source mapping: sends a shard's records in batches, until each was answered for.
+/// An event source mapping that sends the records of a shard in batches until all are settled.
 struct Mapping {
     /// `FunctionResponseTypes: [ReportBatchItemFailures]`.
     reports_failures: bool,
     batch: usize,
-    /// The function's timeout.
+    /// The timeout of the function.
     timeout: Duration,
 }
 
 impl Mapping {
-    /// How often the function was called.
+    /// Sends all records. Returns the number of invocations.
     async fn run(&self, function: &Function<impl RecordProcessor>, items: &[Value]) -> usize {
         let (mut at, mut calls) = (0, 0);
         while at < items.len() {
@@ -111,7 +112,7 @@ impl Mapping {
             let answer = function.settle(event(batch.to_vec()), deadline).await;
             assert!(Instant::now() <= deadline, "the function has timed out");
             calls += 1;
-            assert!(calls < 1_000, "it gets nowhere");
+            assert!(calls < 1_000, "no progress");
             let settled = match answer {
                 Err(_) => 0,
                 Ok(answer) => {
@@ -126,15 +127,15 @@ impl Mapping {
     }
 }
 
-/// Whatever the mapping makes of an answer: what it does not send again is settled, in the order of its key.
+/// Every record that the mapping does not send again is settled, in the order of its key.
 #[tokio::test(start_paused = true)]
-async fn either_mapping_loses_nothing() {
+async fn both_mappings_lose_no_record() {
     let steps = |number: usize| match number % 40 {
         3 => "fail,fail,ok",
         7 => "bad",
         12 => "fail",
         19 => "sleep:900",
-        // Longer than the function may take, the first time.
+        // The first call takes longer than the timeout of the function.
         25 => "hang,ok",
         _ => "ok",
     };
@@ -174,7 +175,7 @@ async fn either_mapping_loses_nothing() {
     }
 }
 
-/// Takes its time, and all of them or none.
+/// A batch handler that takes 400 ms and stores all records or none.
 #[derive(Clone, Default)]
 struct AllOrNone {
     done: Arc<std::sync::Mutex<Vec<SequenceNumber>>>,
@@ -196,10 +197,10 @@ impl BatchProcessor for AllOrNone {
     }
 }
 
-/// Its retries and the search for the one that fails take longer than any invocation may.
+/// The retries and the search for the failing record take longer than one invocation may.
 #[tokio::test(start_paused = true)]
-async fn a_batch_goes_on_in_the_next_invocation_where_it_was() {
-    // Without reports all comes again, so that the search has to fit in one.
+async fn batch_search_resumes_in_the_next_invocation() {
+    // Without partial responses the whole batch is redelivered, so the search has to fit into one invocation.
     for (reports_failures, timeout, least) in [(true, secs(3), 4), (false, secs(6), 2)] {
         let (handler, letters) = (AllOrNone::default(), dead_letter::Memory::new());
         let policy = RetryPolicy::constant(secs(1))
@@ -239,12 +240,12 @@ async fn a_batch_goes_on_in_the_next_invocation_where_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unsettled_record_is_an_error_unless_the_mapping_reports_failures() {
+async fn unsettled_record_is_an_error_without_partial_responses() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let items = || event([item(1, "a", b"ok"), item(2, "b", b"hang"), item(3, "c", b"ok")]);
     let deadline = || Instant::now() + secs(10);
     let unfinished = function(&script, &letters).settle(items(), deadline()).await;
-    let unfinished = unfinished.expect_err("the whole batch must come again");
+    let unfinished = unfinished.expect_err("the whole batch is redelivered");
     let InvocationError::Unfinished {
         unsettled,
         sequence_number: first,
@@ -270,7 +271,7 @@ async fn an_unsettled_record_is_an_error_unless_the_mapping_reports_failures() {
     assert_eq!(none, Response::settled());
 }
 
-/// What begins late is cut, what is answered is over.
+/// The function cancels attempts that are too late, and no attempt runs after the answer.
 #[tokio::test(start_paused = true)]
 async fn nothing_runs_past_the_deadline() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
@@ -298,13 +299,13 @@ async fn nothing_runs_past_the_deadline() {
     assert_eq!(
         (calls, script.calls().len()),
         (2, 2),
-        "nothing behind it, nothing after"
+        "no attempt behind the hanging record, and none after the answer"
     );
 }
 
-/// Nothing could stop the mapping.
+/// A function cannot stop its mapping, so the policy has no effect.
 #[tokio::test(start_paused = true)]
-async fn a_processor_that_stops_after_a_dead_letter_goes_on_here() {
+async fn stop_policy_does_not_stop_a_function() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let resilient = builder(&script)
         .dead_letters(letters.clone())
@@ -318,9 +319,9 @@ async fn a_processor_that_stops_after_a_dead_letter_goes_on_here() {
     assert_eq!((script.calls().len(), letters.letters().len()), (2, 1));
 }
 
-/// What is delivered again anyway is not begun.
+/// Records that are redelivered anyway are not begun, unless an idempotency store remembers them.
 #[tokio::test(start_paused = true)]
-async fn behind_a_record_that_is_given_back_nothing_new_begins() {
+async fn no_record_begins_behind_an_unsettled_one() {
     let after_a_late_retry = |remembers: bool| async move {
         let (script, letters) = (Script::default(), dead_letter::Memory::new());
         let policy = RetryPolicy::constant(secs(30))
@@ -353,11 +354,11 @@ async fn behind_a_record_that_is_given_back_nothing_new_begins() {
         script.done().len()
     };
     assert_eq!(after_a_late_retry(false).await, 0);
-    assert_eq!(after_a_late_retry(true).await, 2, "they are remembered");
+    assert_eq!(after_a_late_retry(true).await, 2, "the store remembers them");
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again() {
+async fn batch_is_redelivered_during_an_outage() {
     let script = Script::default();
     let sink = ScriptedSink::default();
     sink.set_down(true);
@@ -382,7 +383,7 @@ async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again(
         .expect("an answer");
     assert_eq!((answer, sink.letters().len()), (Response::settled(), 1));
 
-    // An outage: no letter, and a breaker that the next invocations know.
+    // An outage makes no dead letter, and the breaker stays open in the next invocations.
     let items = || event((10..60).map(|number| item(number, &number.to_string(), b"fail")));
     for _ in 0..3 {
         let deadline = Instant::now() + secs(30);
@@ -399,7 +400,7 @@ async fn while_the_sink_or_what_the_handler_needs_is_down_the_batch_comes_again(
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guard_stops_a_flood_of_letters_and_the_batch_comes_again() {
+async fn batch_is_redelivered_after_the_guard_stops() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let guard = DeadLetterGuard::new(0.5, 100, secs(60)).expect("valid");
     let builder = builder(&script)
@@ -416,11 +417,13 @@ async fn the_guard_stops_a_flood_of_letters_and_the_batch_comes_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_an_aggregated_record_its_own_number_is_named() {
+async fn unsettled_aggregate_is_reported_by_its_own_number() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let mut aggregator = Aggregator::new(51_200);
     for (key, steps) in [("a", "ok"), ("b", "hang"), ("c", "ok")] {
-        aggregator.add(key, None, steps.as_bytes()).expect("it fits");
+        aggregator
+            .add(key, None, steps.as_bytes())
+            .expect("the aggregate has room");
     }
     let aggregate = aggregator.finish().expect("three records");
     let items = || {
@@ -439,10 +442,10 @@ async fn of_an_aggregated_record_its_own_number_is_named() {
         answer.first_unsettled().expect("one").as_str(),
         sequence_number(2)
     );
-    assert_eq!(script.calls().len(), 5, "each of them is a record");
+    assert_eq!(script.calls().len(), 5, "each inner record is processed");
 }
 
-/// A store that counts, and that takes no completion before a time.
+/// A store that counts its calls and takes completions only from a given time on.
 #[derive(Debug, Clone)]
 struct Store {
     inner: idempotency::Memory,
@@ -489,13 +492,13 @@ impl IdempotencyStore for Store {
     }
 }
 
-/// One look-up for all, and no claim for what is done.
+/// A batch needs one look-up for all keys. Completed keys are not claimed.
 #[tokio::test(start_paused = true)]
-async fn what_is_delivered_again_is_looked_up_at_once() {
+async fn redelivered_batch_needs_one_look_up() {
     let (script, store) = (Script::default(), Store::new());
     let items = || event((0..100).map(|number| item(number, &number.to_string(), b"ok")));
     for (claims, looks) in [(100, 1), (100, 2)] {
-        // Another container: it remembers nothing by itself.
+        // A new container has an empty cache.
         let builder = builder(&script).dead_letters(dead_letter::Memory::new());
         let builder = builder.idempotency(Idempotency::new(store.clone()));
         let function = Function::new(builder.build().expect("valid"));
@@ -524,7 +527,7 @@ async fn the_deadline_of_the_invocation_is_kept() {
     let took = start.elapsed();
     assert!(secs(8) < took && took < secs(10), "{took:?}");
 
-    // It is over already: nothing begins.
+    // The deadline is over already, so no attempt begins.
     let calls = script.calls().len();
     let invocation = LambdaEvent::new(event([item(2, "a", b"ok")]), Context::default());
     let answer = function.handle(invocation).await.expect("an answer");
@@ -533,7 +536,7 @@ async fn the_deadline_of_the_invocation_is_kept() {
 }
 
 #[test]
-fn an_event_is_read_as_it_is_written() {
+fn event_of_lambda_is_parsed() {
     let event = event([item(1, "schlüssel \"a\"", b"\x00\xff data"), item(2, "b", b"")]);
     let [first, second] = event.records() else {
         panic!("two records");
@@ -551,7 +554,7 @@ fn an_event_is_read_as_it_is_written() {
 }
 
 #[test]
-fn an_event_of_aws_lambda_events_is_the_same() {
+fn event_of_aws_lambda_events_is_equivalent() {
     let json = json!({"Records": [item(1, "a", b"one"), item(2, "b", b"two")]});
     let theirs: KinesisEvent = serde_json::from_value(json.clone()).expect("an event");
     let theirs = Event::try_from(theirs).expect("an event");
@@ -570,7 +573,7 @@ fn an_event_of_aws_lambda_events_is_the_same() {
 }
 
 #[test]
-fn what_is_no_such_event_is_refused_and_named() {
+fn invalid_event_is_refused_with_its_cause() {
     let read = |change: &dyn Fn(&mut Value)| {
         let mut json = json!({"Records": [item(1, "a", b"ok"), item(2, "a", b"ok")]});
         change(&mut json["Records"][1]);
@@ -597,7 +600,7 @@ fn what_is_no_such_event_is_refused_and_named() {
         }),
     ];
     for (pointer, value, is) in cases {
-        let error = read(&|record| *record.pointer_mut(pointer).expect("it is there") = value.clone());
+        let error = read(&|record| *record.pointer_mut(pointer).expect("the field exists") = value.clone());
         let error = error.expect_err(pointer);
         assert!(is(&error), "{pointer}: {error:?}");
         assert!(
@@ -613,14 +616,15 @@ fn what_is_no_such_event_is_refused_and_named() {
     }
     let efo = "arn:aws:kinesis:us-east-2:1:stream/orders/consumer/billing:1545084650";
     let json = json!({"Records": [{"kinesis": {"sequenceNumber": "1", "data": ""}, "eventID": "s:1", "eventSourceARN": efo}]});
-    let event = Event::from_slice(&serde_json::to_vec(&json).expect("JSON")).expect("of a consumer");
+    let event = Event::from_slice(&serde_json::to_vec(&json).expect("JSON"))
+        .expect("an event of an enhanced fan-out consumer");
     assert_eq!(event.records()[0].stream(), "orders");
     assert_eq!(event.records()[0].partition_key(), None);
 }
 
-/// Five attempts are five, however many invocations they take; and its letter is of all of them.
+/// Attempts are counted across invocations, and the dead letter has all of them.
 #[tokio::test(start_paused = true)]
-async fn attempts_go_on_in_the_next_invocation() {
+async fn attempts_continue_in_the_next_invocation() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let policy = RetryPolicy::constant(secs(8))
         .jitter(Jitter::None)
@@ -648,7 +652,7 @@ async fn attempts_go_on_in_the_next_invocation() {
     assert_eq!(letters.letters()[0].attempts.count, 5);
 }
 
-/// The handler's verdict stands, though its letter could not be written in time.
+/// The handler is not called again although its dead letter could not be written in time.
 #[tokio::test(start_paused = true)]
 async fn a_verdict_is_kept_for_the_next_invocation() {
     let script = Script::default();
@@ -667,9 +671,9 @@ async fn a_verdict_is_kept_for_the_next_invocation() {
     assert_eq!((script.calls().len(), sink.letters().len()), (1, 1));
 }
 
-/// All retries, with their backoff, and the dead letter in one invocation.
+/// One invocation makes all retries with their backoff, and writes the dead letter.
 #[tokio::test(start_paused = true)]
-async fn a_record_alone_in_its_batch_is_called_as_often_as_the_policy_says() {
+async fn lone_record_of_a_batch_is_called_max_attempts_times() {
     for attempts in [1, 3, 5] {
         let (script, letters) = (Script::default(), dead_letter::Memory::new());
         let policy = RetryPolicy::exponential().max_attempts(attempts);
@@ -688,9 +692,9 @@ async fn a_record_alone_in_its_batch_is_called_as_often_as_the_policy_says() {
     }
 }
 
-/// Letters in the stream that is read would be read again, and fail again.
+/// Dead letters in the source stream would be read again and fail again.
 #[tokio::test(start_paused = true)]
-async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
+async fn forbidden_dead_letter_target_fails_each_invocation() {
     type Says = fn() -> Result<(), TargetError>;
 
     let itself = || {
@@ -728,9 +732,9 @@ async fn a_dead_letter_target_that_must_not_be_used_fails_each_invocation() {
     }
 }
 
-/// The reserve is for it: the handler has done its work.
+/// A completion may use the reserve, because the handler has finished its work.
 #[tokio::test(start_paused = true)]
-async fn a_completion_has_the_reserve_to_be_stored() {
+async fn completion_may_use_the_reserve() {
     let script = Script::default();
     let start = Instant::now();
     let store = Store {
@@ -742,7 +746,7 @@ async fn a_completion_has_the_reserve_to_be_stored() {
         let resilient = builder.idempotency(store.clone()).build().expect("valid");
         Function::new(resilient).partial_responses(true).reserve(secs(10))
     };
-    // The last attempt may end after 20 s, and what is done by then is stored by 27.5 s.
+    // The last attempt may end after 20 s. Its completion may be stored until 27.5 s.
     let items = || event([item(1, "a", b"sleep:19000")]);
     let answer = function()
         .settle(items(), start + secs(30))
@@ -756,6 +760,6 @@ async fn a_completion_has_the_reserve_to_be_stored() {
     assert_eq!(
         (again, script.calls().len()),
         (Response::settled(), 1),
-        "it is remembered"
+        "the completion is stored"
     );
 }

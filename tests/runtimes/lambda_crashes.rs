@@ -1,5 +1,5 @@
-//! A function whose process dies of a record, again and again. The function is this program once more; its idempotency
-//! store is DynamoDB Local.
+//! Tests of a function whose process crashes on one record, again and again. The function is another process
+//! of this test program. Its idempotency store is DynamoDB Local.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -27,13 +27,13 @@ struct Task {
     endpoint: String,
     table: String,
     folder: PathBuf,
-    /// How far the clock of this invocation is ahead, so that no claim of the one before is left.
+    /// The minutes by which the clock of this invocation is ahead, so that all earlier claims have expired.
     minutes: u64,
-    /// Whether the handler takes several records at once.
+    /// Set if the handler takes batches of records.
     in_batches: bool,
 }
 
-/// Ends the process with one record, and notes the others.
+/// A handler that aborts the process on one record, and writes down the others.
 struct Orders(PathBuf);
 
 impl Orders {
@@ -41,7 +41,7 @@ impl Orders {
         if records.iter().any(|record| record.payload() == "abort") {
             std::process::abort();
         }
-        // Long enough for others to be in hand beside it.
+        // Long enough for other records to be in flight at the same time.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let notes = OpenOptions::new()
             .create(true)
@@ -77,7 +77,7 @@ impl BatchProcessor for OrdersTogether {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it is the function, in a process of its own"]
+#[ignore = "the function process of another test"]
 async fn function() {
     let Ok(task) = std::env::var(TASK) else { return };
     let task: Task = serde_json::from_str(&task).expect("a task");
@@ -93,7 +93,7 @@ async fn invocation<P: RecordProcessor>(task: &Task, orders: P) {
     let ahead = Duration::from_secs(task.minutes * 60);
     let seen = Idempotency::new(idempotency::DynamoDb::new(client, task.table.as_str()));
     let resilient = Resilient::builder("billing", orders)
-        .dead_letters(dead_letter::File::open(task.folder.join("letters")).expect("it opens"))
+        .dead_letters(dead_letter::File::open(task.folder.join("letters")).expect("the file opens"))
         .idempotency(seen.clock(move || SystemTime::now() + ahead))
         .build()
         .expect("valid");
@@ -129,7 +129,7 @@ fn sequence_number(number: usize) -> String {
 }
 
 impl Task {
-    /// One invocation.
+    /// Runs one invocation in a new process.
     fn invoke(&self) -> ExitStatus {
         Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", "lambda_crashes::function", "--ignored", "--nocapture"])
@@ -141,18 +141,18 @@ impl Task {
     }
 }
 
-/// Two invocations may die with several records in hand; in those after them one is alone.
+/// Two invocations may crash with several records in flight. Later invocations run suspected records alone.
 #[tokio::test]
-async fn a_record_that_ends_every_invocation_becomes_a_letter_and_no_other_does() {
-    becomes_a_letter(false).await;
+async fn only_the_crashing_record_is_dead_lettered() {
+    check_crashing_record(false).await;
 }
 
 #[tokio::test]
-async fn a_record_of_a_batch_that_ends_every_invocation_becomes_a_letter_and_no_other_does() {
-    becomes_a_letter(true).await;
+async fn only_the_crashing_record_of_a_batch_is_dead_lettered() {
+    check_crashing_record(true).await;
 }
 
-async fn becomes_a_letter(in_batches: bool) {
+async fn check_crashing_record(in_batches: bool) {
     let Some(server) = DynamoDbLocal::shared() else {
         return;
     };
@@ -170,7 +170,7 @@ async fn becomes_a_letter(in_batches: bool) {
     let mut deaths = 0;
     while !task.invoke().success() {
         deaths += 1;
-        assert!(deaths <= 10, "it ends every invocation");
+        assert!(deaths <= 10, "the record crashes every invocation");
         task.minutes += 5;
     }
     assert_eq!(deaths, 5);
@@ -184,7 +184,7 @@ async fn becomes_a_letter(in_batches: bool) {
     let notes = fs::read_to_string(folder.path().join("notes")).expect("notes");
     let mut processed: Vec<&str> = notes.lines().collect();
     processed.sort_unstable();
-    // One may be done and not remembered when the process dies.
+    // A record may be processed but not completed when the process crashes.
     processed.dedup();
     let good: Vec<String> = (0..RECORDS)
         .filter(|&number| number != ABORTS)

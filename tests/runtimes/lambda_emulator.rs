@@ -1,7 +1,7 @@
-//! A function under the real client of Lambda's runtime API, against `cargo lambda`'s emulator of it, with an event as
-//! Lambda writes it. The function is this program once more.
+//! Tests of a function with the real client of the Lambda runtime API and the emulator of `cargo lambda`.
+//! The function is another process of this test program.
 //!
-//! It needs Python, cargo and, at first use, the network.
+//! The tests need Python, cargo and, at first use, the network.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -21,17 +21,18 @@ use support::{python, stream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Where the function keeps what it does.
+/// The environment variable with the folder into which the function writes.
 const FOLDER: &str = "REDRIVE_TEST_LAMBDA_FOLDER";
 const EVENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/lambda/event.json");
-/// Where the server is that has the dead-letter stream of the function that always fails.
+/// The environment variable with the endpoint of the dead-letter stream. It selects the function that always
+/// fails.
 const LETTERS_ENDPOINT: &str = "REDRIVE_TEST_LAMBDA_LETTERS_ENDPOINT";
 const LETTERS: &str = "letters";
-/// Many times what a start takes.
+/// The maximum waiting time, a multiple of the start time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it is the function, in a process of its own"]
+#[ignore = "the function process of another test"]
 async fn function() {
     let Ok(folder) = std::env::var(FOLDER).map(PathBuf::from) else {
         return;
@@ -48,9 +49,9 @@ async fn function() {
     if let Ok(endpoint) = std::env::var(LETTERS_ENDPOINT) {
         return fail_always(folder, &endpoint).await;
     }
-    let seen = idempotency::Redb::open(folder.join("seen.redb")).expect("it opens");
+    let seen = idempotency::Redb::open(folder.join("seen.redb")).expect("the file opens");
     let resilient = Resilient::builder("billing", processor_with(folder.clone(), handle))
-        .dead_letters(dead_letter::File::open(folder.join("letters")).expect("it opens"))
+        .dead_letters(dead_letter::File::open(folder.join("letters")).expect("the file opens"))
         .idempotency(Idempotency::new(seen).json_field("/id"))
         .observer(Emf::new("billing").writer(File::create(folder.join("metrics")).expect("a file")))
         .build()
@@ -58,7 +59,7 @@ async fn function() {
     lambda::run(resilient).await.expect("the runtime API");
 }
 
-/// A function whose processor notes each call and fails, with 3 retries and a dead-letter stream.
+/// Runs a function whose processor writes down each call and fails, with 3 retries and a dead-letter stream.
 async fn fail_always(folder: PathBuf, endpoint: &str) {
     let handle = async |folder: PathBuf, _: Record| -> Result<(), std::io::Error> {
         let notes = OpenOptions::new()
@@ -77,7 +78,7 @@ async fn fail_always(folder: PathBuf, endpoint: &str) {
     lambda::run(resilient).await.expect("the runtime API");
 }
 
-/// The emulator, and the function that takes its invocations.
+/// The emulator, and the function that handles its invocations.
 struct Emulator {
     cargo_lambda: PathBuf,
     port: u16,
@@ -105,7 +106,7 @@ impl Emulator {
         let port = free_port();
         let folder = home.join(unique("function"));
         let _ = fs::remove_dir_all(&folder);
-        // It looks for a package with a binary, of which it then starts none.
+        // The emulator requires a package with a binary, but does not start the binary.
         fs::create_dir_all(folder.join("src")).expect("a folder");
         let package =
             "[package]\nname = \"function\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n";
@@ -148,7 +149,7 @@ impl Emulator {
         })
     }
 
-    /// The function's answer to this event, or what went wrong.
+    /// Invokes the function. Returns its answer or the error text.
     async fn invoke(&self, event: &Path) -> Result<Value, String> {
         let mut command = tokio::process::Command::new(&self.cargo_lambda);
         command.args(["lambda", "invoke", "_", "--invoke-address", "127.0.0.1"]);
@@ -168,9 +169,9 @@ impl Emulator {
     }
 }
 
-/// By CloudFormation's own schemas, once SAM has made a template for it of ours.
+/// Checks the SAM template with `cfn-lint`, which transforms it and applies the schemas of CloudFormation.
 #[test]
-fn the_template_is_one_that_can_be_deployed() {
+fn template_passes_cfn_lint() {
     if is_skipped() {
         return;
     }
@@ -189,8 +190,9 @@ fn the_template_is_one_that_can_be_deployed() {
     let (accepted, said) = lint(&template);
     assert!(accepted, "{said}");
 
-    let text = fs::read_to_string(&template).expect("it is there");
-    // That is not asked of the mapping: without the first the second would lose records, and finite numbers do.
+    let text = fs::read_to_string(&template).expect("the template exists");
+    // The linter does not check these settings. Partial responses lose records without the function response
+    // type, and finite retries or ages lose records too.
     for line in [
         "FunctionResponseTypes: [ReportBatchItemFailures]\n",
         "REDRIVE_PARTIAL_RESPONSES: \"1\"\n",
@@ -214,7 +216,7 @@ fn the_template_is_one_that_can_be_deployed() {
 }
 
 #[tokio::test]
-async fn a_function_answers_under_the_real_runtime_client() {
+async fn function_answers_the_real_runtime_client() {
     let Some(emulator) = Emulator::start(&[]).await else {
         return;
     };
@@ -222,9 +224,9 @@ async fn a_function_answers_under_the_real_runtime_client() {
     let event = Path::new(EVENT);
     for (processed, duplicates) in [(1, 0), (0, 1)] {
         assert_eq!(emulator.invoke(event).await, Ok(settled.clone()));
-        // Delivered again it is known.
+        // A redelivery is a duplicate.
         assert_eq!(emulator.orders(), ["{\"cents\":250,\"id\":1}"]);
-        // And with the answer its metrics are there.
+        // The metrics are written before the answer.
         let metrics = fs::read_to_string(emulator.folder.join("metrics")).expect("metrics");
         let last: Value = serde_json::from_str(metrics.lines().last().expect("a line")).expect("JSON");
         assert_eq!(last["RecordsProcessed"], json!(processed));
@@ -239,9 +241,9 @@ async fn a_function_answers_under_the_real_runtime_client() {
         .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["id"].clone())
         .collect();
     assert_eq!(ids.len(), 2);
-    assert_eq!(ids[0], ids[1], "the same letter");
+    assert_eq!(ids[0], ids[1], "the same dead letter");
 
-    // What is no event is an error, and the function goes on.
+    // An invalid event is an error, and the function continues.
     let nonsense = emulator.folder.join("nonsense.json");
     fs::write(&nonsense, "{\"Records\": [{\"kinesis\": 7}]}").expect("written");
     let error = emulator.invoke(&nonsense).await.expect_err("no event");
@@ -249,10 +251,10 @@ async fn a_function_answers_under_the_real_runtime_client() {
     assert_eq!(emulator.invoke(event).await, Ok(settled));
 }
 
-/// The scenario that the library is for: a function retries a record three times with backoff and then moves it to the
+/// Tests the main use case: a function retries a record three times with backoff and then writes it to the
 /// dead-letter stream, in one invocation.
 #[tokio::test]
-async fn a_failing_record_is_retried_three_times_and_goes_to_the_dead_letter_stream() {
+async fn failing_record_is_retried_three_times_then_dead_lettered() {
     let server = KinesisServer::builder().start().await.expect("a free port");
     let created = kinesis::create_stream(&server.client(), LETTERS, 1).await;
     created.expect("a stream");

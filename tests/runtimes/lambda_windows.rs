@@ -1,4 +1,5 @@
-//! A processor of tumbling windows in Lambda: a state that goes from invocation to invocation. Time is paused throughout.
+//! Tests of tumbling windows in Lambda, whose state is passed from invocation to invocation. Time is paused
+//! throughout.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -20,8 +21,12 @@ struct Volume {
     by_key: BTreeMap<String, u64>,
 }
 
-/// Counts orders. What a payload says is what its record does: `bad`, `own` (is to
-/// blame, and may be tried again), `odd:<n>` (so often), `slow` (for 2 s), `hang`.
+/// Counts orders. The payload of a record says what its call does:
+///
+/// - `bad`: fails permanently.
+/// - `own`: fails with a transient error that blames the record.
+/// - `odd:<n>`: fails for an unknown cause, the first `n` times.
+/// - `slow` takes 2 s, and `hang` never returns.
 #[derive(Clone, Default)]
 struct Count {
     finished: Arc<Mutex<Vec<(String, Volume)>>>,
@@ -39,7 +44,7 @@ impl Fold for Count {
     async fn fold(&self, volume: &mut Volume, order: &Record, _: &Attempt<'_>) -> Result<(), BoxError> {
         self.calls.fetch_add(1, SeqCst);
         assert_eq!(self.running.fetch_add(1, SeqCst), 0, "one at a time");
-        // What a failed attempt leaves in it must not be seen again.
+        // The changes of a failed attempt must be discarded.
         volume.orders += 1;
         let word = std::str::from_utf8(order.payload())?.to_owned();
         match &*word {
@@ -112,7 +117,7 @@ fn item(number: usize, word: &str) -> Value {
     })
 }
 
-/// An event as Lambda writes it.
+/// Creates an event, as Lambda writes it.
 fn event(items: &[Value], state: &Value, is_final: bool) -> WindowEvent {
     let json = json!({
         "Records": items,
@@ -140,7 +145,7 @@ fn windowed(count: &Count, letters: &dead_letter::Memory) -> Windowed<Count> {
     windowed.expect("valid")
 }
 
-/// An event source mapping with tumbling windows: hands the state on, and sends again what it is told to.
+/// An event source mapping with tumbling windows that passes on the state and redelivers unsettled records.
 struct Mapping {
     reports_failures: bool,
     batch: usize,
@@ -148,7 +153,7 @@ struct Mapping {
 }
 
 impl Mapping {
-    /// One window with all of these.
+    /// Sends all records in one window. Returns the number of invocations.
     async fn run(&self, windowed: &Windowed<Count>, items: &[Value]) -> usize {
         let (mut at, mut state, mut invocations) = (0, json!({}), 0);
         loop {
@@ -156,14 +161,14 @@ impl Mapping {
             let is_final = batch.is_empty();
             let deadline = Instant::now() + self.timeout;
             invocations += 1;
-            assert!(invocations < 500, "it gets nowhere");
+            assert!(invocations < 500, "no progress");
             let answer = windowed.settle(event(batch, &state, is_final), deadline).await;
             assert!(Instant::now() <= deadline, "the function has timed out");
             let Ok(answer) = answer else { continue };
             let answer = serde_json::to_value(&answer).expect("JSON");
             assert!(
                 answer["state"].is_object(),
-                "without a state it is a failure: {answer}"
+                "Lambda treats an answer without a state as a failure: {answer}"
             );
             if is_final {
                 return invocations;
@@ -182,7 +187,7 @@ impl Mapping {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_record_is_in_the_state_once_or_a_letter() {
+async fn record_is_counted_once_or_dead_lettered() {
     let word = |number: usize| match number % 40 {
         3 => "odd:2",
         7 => "bad",
@@ -206,7 +211,7 @@ async fn each_record_is_in_the_state_once_or_a_letter() {
         };
         assert_eq!(shard, "shardId-000000000006");
         assert_eq!(letters.letters().len(), 10);
-        assert_eq!(volume.orders, 190, "of failed attempts nothing is left in it");
+        assert_eq!(volume.orders, 190, "changes of failed attempts are discarded");
         let mut expected: BTreeMap<String, u64> = BTreeMap::new();
         for number in (0..200).filter(|number| !matches!(word(*number), "bad" | "own")) {
             *expected.entry(format!("key-{}", number % 7)).or_default() += 1;
@@ -216,7 +221,7 @@ async fn each_record_is_in_the_state_once_or_a_letter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_first_unsettled_it_stops_and_the_state_is_the_one_before() {
+async fn first_unsettled_record_ends_the_fold_with_the_state_before() {
     let (count, letters) = (Count::default(), dead_letter::Memory::new());
     let windowed = windowed(&count, &letters).partial_responses(true);
     let items: Vec<Value> = ["", "", "slow", "slow", "slow", "", ""]
@@ -236,11 +241,15 @@ async fn at_the_first_unsettled_it_stops_and_the_state_is_the_one_before() {
             "batchItemFailures": [{"itemIdentifier": sequence_number(4)}],
         })
     );
-    assert_eq!(count.calls.load(SeqCst), 5, "what is behind it is not begun");
+    assert_eq!(
+        count.calls.load(SeqCst),
+        5,
+        "records behind the unsettled one are not begun"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_that_cannot_be_finished_comes_again() {
+async fn failed_finish_redelivers_the_window() {
     let (count, letters) = (Count::default(), dead_letter::Memory::new());
     let windowed = windowed(&count, &letters);
     count.refuses_to_finish.store(1, SeqCst);
@@ -255,23 +264,23 @@ async fn a_window_that_cannot_be_finished_comes_again() {
     assert_eq!(answer.state().orders, 4);
     let finished = count.finished.lock().expect("no panic while locked");
     assert_eq!(finished.len(), 1);
-    assert_eq!(finished[0].1.orders, 4, "with the records that came last");
+    assert_eq!(finished[0].1.orders, 4, "with the last records");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_that_takes_too_long_to_finish_leaves_time_for_the_answer() {
+async fn hanging_finish_ends_before_the_deadline() {
     let (count, letters) = (Count::default(), dead_letter::Memory::new());
     count.hangs_at_the_end.store(1, SeqCst);
     let start = Instant::now();
     let event = event(&[item(0, "")], &json!({}), true);
     let settled = windowed(&count, &letters).settle(event, start + secs(20)).await;
-    let error = settled.expect_err("it is made again");
+    let error = settled.expect_err("Lambda retries the invocation");
     assert!(matches!(error, InvocationError::Finish(_)), "{error:?}");
     assert!(start.elapsed() < secs(20), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_an_unsettled_record_no_window_is_finished() {
+async fn unsettled_record_keeps_the_window_open() {
     let (count, letters) = (Count::default(), dead_letter::Memory::new());
     let windowed = windowed(&count, &letters).partial_responses(true);
     let event = event(&[item(0, ""), item(1, "hang")], &json!({}), true);
@@ -285,17 +294,17 @@ async fn with_an_unsettled_record_no_window_is_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_is_a_clear_error() {
+async fn unreadable_state_or_event_is_an_error() {
     let (count, letters) = (Count::default(), dead_letter::Memory::new());
     let windowed = windowed(&count, &letters);
     let other = json!({"orders": "many"});
     let settled = windowed
         .settle(event(&[item(0, "")], &other, false), Instant::now() + secs(5))
         .await;
-    let error = settled.expect_err("of another version");
+    let error = settled.expect_err("the state has another format");
     assert!(matches!(error, InvocationError::State(_)), "{error:?}");
     assert_eq!(count.calls.load(SeqCst), 0);
-    // None at all is the window's begin.
+    // An event without a state starts a window.
     let none = windowed
         .settle(event(&[], &Value::Null, false), Instant::now() + secs(5))
         .await
@@ -315,7 +324,7 @@ async fn what_cannot_be_read_is_a_clear_error() {
 }
 
 #[test]
-fn a_store_that_would_keep_records_out_of_the_state_is_refused() {
+fn idempotency_store_is_refused_for_windows() {
     let refused = Windowed::build("volumes", Count::default(), |builder| {
         builder
             .dead_letters(dead_letter::Memory::new())

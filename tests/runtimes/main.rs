@@ -1,4 +1,4 @@
-//! AWS Lambda, KCL's MultiLangDaemon and KCL itself: one processor in every runtime, each the real one.
+//! Tests of every runtime: AWS Lambda, the MultiLangDaemon of KCL, and a service that shares leases with KCL.
 
 mod daemons;
 mod kcl;

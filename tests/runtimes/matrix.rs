@@ -1,5 +1,5 @@
-//! The same records through the same processor by hand, in a service, in Lambda and under KCL: what becomes of each is
-//! the same, and each key's order is.
+//! Test of the same records and the same processor in every runtime: `settle`, a service, Lambda and KCL.
+//! Every record ends in the same way, and every key keeps its order.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -31,9 +31,9 @@ use support::stream::{self, Sent};
 use support::{kcl, waiting};
 
 const STREAM: &str = "orders";
-/// What was put into a stream: partition key and data, some of them aggregated. The data say what the handler does.
+/// The records of the stream: partition key and data, some aggregated. The data say what the handler does.
 const ORDERS: &str = include_str!("orders.jsonl");
-/// Many times what KCL takes to start.
+/// The maximum waiting time, a multiple of the start time of KCL.
 const PATIENCE: Duration = Duration::from_secs(400);
 
 #[derive(Deserialize)]
@@ -43,7 +43,7 @@ struct Put {
     data: String,
 }
 
-/// The records, in a stream with one shard.
+/// Starts a server, and puts the records into a stream with one shard.
 async fn recorded() -> (KinesisServer, Vec<Sent>) {
     let server = KinesisServer::start().await.expect("a free port");
     let created = kinesis::create_stream(&server.client(), STREAM, 1).await;
@@ -57,7 +57,7 @@ async fn recorded() -> (KinesisServer, Vec<Sent>) {
     (server, sent)
 }
 
-/// How each record ended, in the order in which they did: a line for each.
+/// The outcomes of all records, one per line, in the order of their settlement.
 #[derive(Clone)]
 enum Endings {
     Here(Arc<Mutex<String>>),
@@ -69,7 +69,7 @@ impl Endings {
         Endings::Here(Arc::default())
     }
 
-    /// By key, in their order. The last line may be half written.
+    /// Returns the outcomes by key, in order. The last line is ignored because it may be incomplete.
     fn by_key(&self) -> BTreeMap<String, Vec<String>> {
         let text = match self {
             Endings::Here(text) => text.lock().expect("no panic while locked").clone(),
@@ -78,7 +78,7 @@ impl Endings {
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in whole.lines() {
-            let (key, ending) = line.split_once(' ').expect("a key and what became of it");
+            let (key, ending) = line.split_once(' ').expect("a key and an outcome");
             by_key.entry(key.to_owned()).or_default().push(ending.to_owned());
         }
         by_key
@@ -160,7 +160,7 @@ async fn in_a_service(server: &KinesisServer, count: usize) -> Endings {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    waiting::finished("all is settled", settled).await;
+    waiting::finished("all records are settled", settled).await;
     stop.cancel();
     running.await.expect("no panic").expect("nothing halted");
     endings
@@ -196,7 +196,7 @@ async fn in_lambda(sent: &[Sent]) -> Endings {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it is the child, in a process of its own"]
+#[ignore = "the child process of another test"]
 async fn child() {
     let Some(path) =
         std::env::args().find_map(|argument| Some(argument.strip_prefix("endings=")?.to_owned()))
@@ -209,7 +209,7 @@ async fn child() {
         .expect("the daemon speaks as it should");
 }
 
-/// None means that it is to be skipped, the reason having been told.
+/// Runs the records under KCL. Returns `None` if KCL is not available. The reason is then printed.
 async fn under_kcl(server: &KinesisServer, count: usize) -> Option<Endings> {
     let (_, jars) = kcl::install()?;
     let dynamo = DynamoDbLocal::shared()?;
@@ -243,7 +243,7 @@ async fn under_kcl(server: &KinesisServer, count: usize) -> Option<Endings> {
     }
     let all = Endings::here();
     if let Endings::Here(text) = &all {
-        *text.lock().expect("no panic while locked") = fs::read_to_string(&path).expect("it is there");
+        *text.lock().expect("no panic while locked") = fs::read_to_string(&path).expect("the file exists");
     }
     let _ = fs::remove_file(path);
     Some(all)
@@ -274,7 +274,7 @@ async fn every_runtime_settles_the_same_in_the_same_order() {
         assert_eq!(under_kcl.by_key(), expected, "under KCL");
     }
     println!(
-        "{count} records in {} of the stream: {letters} letters, {retried} tried more than once",
+        "{count} records in {} stream records: {letters} dead letters, {retried} retried",
         sent.len()
     );
 }

@@ -1,4 +1,4 @@
-//! A child of KCL's MultiLangDaemon, by the protocol alone: the daemon is a script here. Time is paused.
+//! Tests of the protocol of KCL's MultiLangDaemon. The test plays the daemon. Time is paused throughout.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::io::{
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// The daemon's side of the pipes.
+/// The daemon side of the pipes.
 struct Daemon {
     to_child: Option<WriteHalf<DuplexStream>>,
     from_child: BufReader<ReadHalf<DuplexStream>>,
@@ -71,7 +71,7 @@ impl Daemon {
         }
     }
 
-    /// One whose child knows its shard.
+    /// Starts a child and initializes its shard.
     async fn begun(script: &Script, letters: &dead_letter::Memory, pipeline: Pipeline) -> Self {
         let mut daemon = Daemon::start(script, letters, pipeline);
         let initialize = json!({
@@ -87,28 +87,35 @@ impl Daemon {
 
     async fn say(&mut self, message: &Value) {
         let line = format!("{message}\n\n");
-        let to_child = self.to_child.as_mut().expect("not gone");
-        to_child.write_all(line.as_bytes()).await.expect("it reads");
+        let to_child = self.to_child.as_mut().expect("the daemon is running");
+        to_child
+            .write_all(line.as_bytes())
+            .await
+            .expect("the child reads");
     }
 
     async fn hear(&mut self) -> Value {
         let mut line = String::new();
         while line.trim().is_empty() {
             line.clear();
-            let read = self.from_child.read_line(&mut line).await.expect("it writes");
-            assert!(read > 0, "it has ended");
+            let read = self
+                .from_child
+                .read_line(&mut line)
+                .await
+                .expect("the child writes");
+            assert!(read > 0, "the child has ended");
         }
         serde_json::from_str(&line).expect("JSON")
     }
 
-    /// Whether it says nothing for minutes.
+    /// Returns whether the child sends nothing for ten minutes.
     async fn is_silent(&mut self) -> bool {
         let mut line = Vec::new();
         let said = self.from_child.read_until(b'\n', &mut line);
         timeout(Duration::from_secs(600), said).await.is_err() && line.is_empty()
     }
 
-    /// Gives it no records until it sends a checkpoint, which is stored. Which.
+    /// Sends empty batches until the child sends a checkpoint. Confirms and returns the checkpoint.
     async fn next_checkpoint(&mut self) -> Value {
         for _ in 0..100 {
             self.say(&records(&[])).await;
@@ -121,20 +128,20 @@ impl Daemon {
             assert_eq!(said, status("processRecords"));
             sleep(Duration::from_millis(100)).await;
         }
-        panic!("it sends none");
+        panic!("the child sends no checkpoint");
     }
 
-    /// Goes away, as when the machine's daemon dies.
+    /// Closes the pipes, as if the daemon had died.
     async fn go(mut self) -> Result<(), MultiLangError> {
         self.to_child = None;
         drop(self.from_child);
         let ended = timeout(Duration::from_secs(600), self.child).await;
-        ended.expect("it ends").expect("no panic")
+        ended.expect("the child ends").expect("no panic")
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_is_processed_and_stored_to_its_end() {
+async fn shard_is_processed_and_checkpointed_to_its_end() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
@@ -145,7 +152,7 @@ async fn a_shard_is_processed_and_stored_to_its_end() {
         ]))
         .await;
     assert_eq!(daemon.hear().await, status("processRecords"));
-    // Of an aggregated one, the place inside it as well.
+    // The checkpoint of an aggregated record has its sub-sequence number.
     daemon
         .say(&records(&[record_json(7, 0, "ok"), record_json(7, 1, "ok")]))
         .await;
@@ -163,12 +170,12 @@ async fn a_shard_is_processed_and_stored_to_its_end() {
     daemon.say(&json!({"action": "shardEnded"})).await;
     let end = json!({"action": "checkpoint", "sequenceNumber": null, "subSequenceNumber": null});
     assert_eq!(daemon.hear().await, end);
-    // What is not stored is sent again: its children wait for it.
+    // The child sends a failed checkpoint again, because the child shards wait for it.
     daemon.say(&stored(Some("ThrottlingException"))).await;
     assert_eq!(daemon.hear().await, end);
     daemon.say(&stored(None)).await;
     assert_eq!(daemon.hear().await, status("shardEnded"));
-    daemon.go().await.expect("as it should");
+    daemon.go().await.expect("the child ends without an error");
     assert_eq!((script.calls().len(), letters.letters().len()), (6, 1));
     let letter = &letters.letters()[0];
     assert_eq!(
@@ -178,7 +185,7 @@ async fn a_shard_is_processed_and_stored_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_behind_an_unsettled_record_is_stored() {
+async fn no_checkpoint_passes_an_unsettled_record() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
@@ -195,28 +202,28 @@ async fn nothing_behind_an_unsettled_record_is_stored() {
         assert_eq!(
             daemon.hear().await,
             status("processRecords"),
-            "there is nothing to store"
+            "there is no new checkpoint"
         );
         sleep(Duration::from_secs(1)).await;
     }
-    // Not even at the shard's end.
+    // The end of the shard also waits for the unsettled record.
     daemon.say(&json!({"action": "shardEnded"})).await;
     assert!(daemon.is_silent().await);
     script.open_gate();
     assert_eq!(daemon.hear().await["sequenceNumber"], Value::Null);
     daemon.say(&stored(None)).await;
     assert_eq!(daemon.hear().await, status("shardEnded"));
-    daemon.go().await.expect("as it should");
+    daemon.go().await.expect("the child ends without an error");
     assert_eq!(script.done().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_answer_is_withheld_only_while_the_window_is_full() {
+async fn answer_is_withheld_only_while_the_window_is_full() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let pipeline = Pipeline::new().in_flight(4);
     let mut daemon = Daemon::begun(&script, &letters, pipeline).await;
     let batch = |first: u64| records(&[record_json(first, 0, "gate"), record_json(first + 1, 0, "gate")]);
-    // Two batches fill the window, one is read ahead, one waits in the pipe.
+    // Two batches fill the window, one batch is read ahead, and one waits in the pipe.
     let mut answered = 0;
     for first in [1, 3, 5, 7, 9] {
         daemon.say(&batch(first)).await;
@@ -234,11 +241,11 @@ async fn the_answer_is_withheld_only_while_the_window_is_full() {
         said = daemon.hear().await;
     }
     assert_eq!(said, status("processRecords"));
-    daemon.go().await.expect("as it should");
+    daemon.go().await.expect("the child ends without an error");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_that_is_asked_for_stores_what_is_settled() {
+async fn requested_shutdown_checkpoints_settled_records() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
@@ -250,16 +257,20 @@ async fn a_shutdown_that_is_asked_for_stores_what_is_settled() {
         .await;
     assert_eq!(daemon.hear().await, status("processRecords"));
     daemon.say(&json!({"action": "shutdownRequested"})).await;
-    assert_eq!(daemon.hear().await, checkpoint(2, 0), "what ran had its time");
+    assert_eq!(
+        daemon.hear().await,
+        checkpoint(2, 0),
+        "running handlers may finish"
+    );
     daemon.say(&stored(None)).await;
     assert_eq!(daemon.hear().await, status("shutdownRequested"));
     daemon.say(&json!({"action": "leaseLost"})).await;
     assert_eq!(daemon.hear().await, status("leaseLost"));
-    daemon.go().await.expect("as it should");
+    daemon.go().await.expect("the child ends without an error");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_ends_what_runs() {
+async fn lost_lease_cancels_running_handlers() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon
@@ -274,12 +285,12 @@ async fn a_lost_lease_ends_what_runs() {
     let calls = script.calls().len();
     sleep(Duration::from_secs(3_600)).await;
     assert_eq!((script.calls().len(), script.done().len()), (calls, 0));
-    daemon.go().await.expect("as it should");
+    daemon.go().await.expect("the child ends without an error");
 }
 
-/// The daemon would start it again at once, and again.
+/// The process must not exit, because the daemon would restart it again and again.
 #[tokio::test(start_paused = true)]
-async fn a_halted_shard_waits_and_the_end_of_input_ends_the_process() {
+async fn halted_shard_waits_until_the_input_ends() {
     let script = Script::default();
     let resilient = Resilient::builder("billing", script.clone())
         .without_dead_letters()
@@ -305,11 +316,11 @@ async fn a_halted_shard_waits_and_the_end_of_input_ends_the_process() {
         daemon.say(&records(&[record_json(8, 0, "ok")])).await;
     }
     assert!(daemon.is_silent().await && !daemon.child.is_finished());
-    daemon.go().await.expect("as it should");
+    daemon.go().await.expect("the child ends without an error");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_understood_is_an_error() {
+async fn protocol_violation_is_an_error() {
     let says: [&[Value]; 4] = [
         &[json!({"action": "dance"})],
         &[records(&[])],
@@ -325,18 +336,18 @@ async fn what_is_not_understood_is_an_error() {
             daemon.say(message).await;
         }
         let ended = timeout(Duration::from_secs(600), &mut daemon.child).await;
-        let ended = ended.expect("it ends").expect("no panic");
+        let ended = ended.expect("the child ends").expect("no panic");
         assert!(
             matches!(ended, Err(MultiLangError::Protocol(_))),
             "{messages:?}: {ended:?}"
         );
     }
     let daemon = Daemon::start(&Script::default(), &dead_letter::Memory::new(), Pipeline::new());
-    daemon.go().await.expect("nothing was asked of it");
+    daemon.go().await.expect("no message was sent");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_older_daemon_is_understood() {
+async fn messages_of_an_older_daemon_are_understood() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let shutdown = |reason: &str| json!({"action": "shutdown", "reason": reason});
     for reason in ["TERMINATE", "SHARD_END"] {
@@ -347,18 +358,18 @@ async fn an_older_daemon_is_understood() {
         assert_eq!(daemon.hear().await["sequenceNumber"], Value::Null);
         daemon.say(&stored(None)).await;
         assert_eq!(daemon.hear().await, status("shutdown"));
-        daemon.go().await.expect("as it should");
+        daemon.go().await.expect("the child ends without an error");
     }
     for reason in ["ZOMBIE", "LEASE_LOST"] {
         let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
         daemon.say(&shutdown(reason)).await;
-        assert_eq!(daemon.hear().await, status("shutdown"), "nothing is stored");
-        daemon.go().await.expect("as it should");
+        assert_eq!(daemon.hear().await, status("shutdown"), "no checkpoint is sent");
+        daemon.go().await.expect("the child ends without an error");
     }
-    // What is not known ends nothing that it should not.
+    // An unknown reason is an error, not the end of the shard.
     let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
     daemon.say(&shutdown("BOREDOM")).await;
     let ended = timeout(Duration::from_secs(600), &mut daemon.child).await;
-    let ended = ended.expect("it ends").expect("no panic");
+    let ended = ended.expect("the child ends").expect("no panic");
     assert!(matches!(ended, Err(MultiLangError::Protocol(_))), "{ended:?}");
 }

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_position_the_first_record_that_was_not_settled_comes_first() {
+    fn first_unsettled_record_is_expected_without_a_position() {
         let record = |number: u64| Record::builder("orders", "shardId-1".into(), number.into()).build();
         let mut ahead = SettledAhead::builder(Position::TrimHorizon);
         ahead.hole(&record(10), &record(10));

@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn two_starts_that_came_to_nothing_are_suspicious_and_so_is_a_record_that_was_in_hand() {
+    fn two_failed_starts_or_an_in_flight_record_are_suspicious() {
         let suspected = |starts| {
             let from = Checkpoint::at(at(10)).with_starts(starts);
             CrashLoop::new(&from, Turns::default()).0.is_suspected()

@@ -161,7 +161,7 @@ mod tests {
 
     /// The other shards must not skip their records from before that time.
     #[test]
-    fn a_time_that_one_shard_went_back_to_is_no_beginning_for_the_others() {
+    fn read_until_of_one_shard_is_no_start_for_other_shards() {
         let time = UNIX_EPOCH + Duration::from_millis(7);
         let mut found = found(&[]);
         let back = Checkpoint::at(at(time)).with_read_until(time);

@@ -62,7 +62,7 @@ fn signs(schedule: Schedule) -> String {
 }
 
 #[test]
-fn a_request_holds_one_entry_of_a_key_and_the_next_leaves_when_it_is_confirmed() {
+fn request_has_one_entry_per_key_until_it_is_confirmed() {
     let mut schedule = schedule(["a", "b", "a", "a", "c"]);
     let first = schedule.next_request().expect("three keys");
     assert_eq!(keys(&schedule, &first), ["a", "b", "c"]);
@@ -78,7 +78,7 @@ fn a_request_holds_one_entry_of_a_key_and_the_next_leaves_when_it_is_confirmed()
 }
 
 #[test]
-fn a_failed_entry_is_tried_again_alone_then_given_up_with_those_behind_it() {
+fn failed_entry_is_retried_alone_then_blocks_its_key() {
     let mut schedule = schedule(["a", "b", "a"]);
     let mut sent = Vec::new();
     loop {

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_timeout_inside_the_handler_is_transient_and_of_unknown_scope() {
+    async fn timeout_in_the_handler_is_transient_of_unknown_scope() {
         let elapsed = tokio::time::timeout(std::time::Duration::from_secs(1), std::future::pending::<()>());
         let verdict = StandardClassifier.classify(&elapsed.await.expect_err("elapsed"));
         assert_eq!(verdict, Some(Verdict::transient()));

@@ -63,7 +63,7 @@ proptest! {
 }
 
 #[test]
-fn the_time_of_reading_does_not_go_back_nor_past_what_is_settled() {
+fn read_until_never_decreases_or_passes_unsettled_records() {
     let read_until = |stands: Checkpoint| past(&stands, &[record(1)]).read_until();
     let stands = Checkpoint::at(record(0).position());
     // The rest of the aggregate arrived at the same time.

@@ -115,7 +115,7 @@ proptest! {
 }
 
 #[test]
-fn what_settles_ahead_leaves_its_payload_and_all_but_the_last_place_of_its_run() {
+fn records_settled_ahead_keep_no_payload_and_one_position() {
     let mut window = Window::new(Checkpoint::at(Position::TrimHorizon));
     for number in 0..100 {
         window.admit(record(number), 0, 10);

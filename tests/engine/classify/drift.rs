@@ -160,7 +160,7 @@ fn fail(stage: Stage, error: OrchestratorError<Error>) -> (bool, SdkError<ErrorM
         SharedRetryClassifier::new(AwsErrorCodeClassifier::<ErrorMetadata>::new()),
     ];
     let action = run_classifiers_on_ctx(classifiers.into_iter(), &context);
-    let error = context.finalize().expect_err("it failed");
+    let error = context.finalize().expect_err("the call fails");
     let error = error.map_service_error(|error| error.downcast().expect("metadata"));
     (matches!(action, RetryAction::RetryIndicated(_)), error)
 }

@@ -88,7 +88,8 @@ async fn retries_of_a_failing_sink_back_off() {
     assert_eq!(failures, Vec::from_iter(1..=12));
 }
 
-/// The sink took other dead letters of the same put, so only the refused dead letter waits.
+/// The sink took other dead letters of the same put, so only the refused dead letter waits. Its wait doubles
+/// with each refusal.
 #[tokio::test(start_paused = true)]
 async fn dead_letter_refused_alone_waits_alone() {
     for seed in 0..20 {
@@ -110,7 +111,7 @@ async fn dead_letter_refused_alone_waits_alone() {
     }
 }
 
-/// The sink refused the whole put, so the next put has all dead letters that wait.
+/// The sink refuses the second put as a whole, so all dead letters wait for one later put.
 #[tokio::test(start_paused = true)]
 async fn dead_letters_wait_together_while_the_sink_takes_none() {
     for seed in 0..20 {

@@ -1,4 +1,4 @@
-//! One shard's records, from the batches that are read to the checkpoint.
+//! Tests of the pipeline of one shard, from the batches to the checkpoint.
 
 mod expiring;
 mod letters_waiting;

@@ -36,7 +36,7 @@ fn counted(batches: u64) -> (impl Stream<Item = Batch> + Unpin, Arc<AtomicUsize>
     (batches, taken)
 }
 
-/// Never ends.
+/// A handler that never returns.
 async fn hang(_: Record) -> Result<(), BoxError> {
     std::future::pending().await
 }

@@ -62,8 +62,8 @@ pub fn at(number: u64, sub: u64) -> Position {
     }
 }
 
-/// Creates the records settled after `base`: everything up to `through` except the holes. The function writes the
-/// format that `SettledAhead::to_bytes` documents.
+/// Creates the records settled after `base`: everything up to `through` except the holes. The function writes
+/// the format that `SettledAhead::to_bytes` documents.
 pub fn ahead(base: &Position, holes: &[(u64, u64)], through: u64) -> SettledAhead {
     fn number(out: &mut Vec<u8>, mut number: u64) {
         while number >= 0x80 {
@@ -123,7 +123,11 @@ pub async fn saved_checkpoint_is_loaded(store: &impl CheckpointStore) {
     let checkpoint = Checkpoint::at(at(5, 0));
     save(store, &[(key(1), checkpoint.clone())]).await;
     assert_eq!(load(store, &key(1)).await, Some(checkpoint.clone()));
-    assert_eq!(load(store, &key(1)).await, Some(checkpoint), "loading changes nothing");
+    assert_eq!(
+        load(store, &key(1)).await,
+        Some(checkpoint),
+        "loading changes nothing"
+    );
 }
 
 pub async fn last_save_wins(store: &impl CheckpointStore) {

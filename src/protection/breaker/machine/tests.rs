@@ -242,7 +242,7 @@ fn pause(change: Option<Change>) -> f64 {
 }
 
 #[test]
-fn the_next_pause_is_half_as_grown_after_it_closed_and_not_grown_once_it_stayed_closed() {
+fn pause_shrinks_after_closing_and_resets_if_it_stays_closed() {
     for (stays_closed, pauses) in [(0, 4.0..=8.0), (9, 4.0..=8.0), (10, 0.5..=1.0)] {
         let mut machine = machine();
         let mut now = half_open(&mut machine, Instant::now());
@@ -445,7 +445,7 @@ async fn one_record_that_fails_again_and_again_opens_nothing() {
 
 /// A record that fails while other records succeed is no sign of an outage.
 #[tokio::test(start_paused = true)]
-async fn what_fails_since_the_last_success_and_beside_no_other_is_a_sign_of_an_outage() {
+async fn failure_of_another_record_since_a_success_suggests_outage() {
     let mut machine = machine();
     let now = Instant::now();
     machine.failed(now, 1, None, 10);
