@@ -24,9 +24,8 @@ use crate::idempotency::Idempotency;
 use crate::observer::TraceContext;
 use crate::observer::{Log, Observer, Observers, Watcher};
 use crate::processor::RecordProcessor;
-use crate::protection::CircuitBreaker;
-use crate::protection::DeadLetterGuard;
 use crate::protection::retry::{RetryBudget, RetryPolicy, seeded_rng};
+use crate::protection::{CircuitBreaker, DeadLetterGuard};
 use crate::retention::Retention;
 
 /// Builds a [`Resilient`].

@@ -17,8 +17,7 @@ use super::retry_state::{Hold, RECHECK, RetryState};
 use crate::dead_letter::Reason;
 use crate::failure::{BoxError, Class, Failure, Scope};
 use crate::observer::{Event, Interest, Redacted};
-use crate::protection::CircuitBreaker;
-use crate::protection::{Jitter, RetryBudget, RetryPolicy};
+use crate::protection::{CircuitBreaker, Jitter, RetryBudget, RetryPolicy};
 use crate::record::Record;
 use crate::sabotage::Sabotage;
 

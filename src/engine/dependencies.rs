@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::protection::DeadLetterGuard;
-use crate::protection::RetryBudget;
 use crate::protection::breaker::{CircuitBreaker, CircuitBreakerState};
+use crate::protection::{DeadLetterGuard, RetryBudget};
 
 /// A view of the protections and of the dead-letter sink. Clones show the same state.
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use redrive::checkpoint::{self, Checkpoint, CheckpointStore as _, Leases as _, NewShard, ShardKey};
 use redrive::observer::{Event, Interest, Observer};
-use redrive::{Consumer, ConsumerError, Position, dead_letter, idempotency};
+use redrive::{Consumer, ConsumerError, Position, StartingPosition, dead_letter, idempotency};
 
 use crate::scene::{Scene, records};
 use support::dynamodb::DynamoDbLocal;
@@ -91,6 +91,37 @@ async fn one_denied_shard_ends_the_start() {
     });
     let error = end_of(&scene, scene.proxy.client()).await;
     assert!(matches!(error, ConsumerError::Refused(_)), "{error:?}");
+}
+
+/// Covers the first start at the tip of a stream that was resharded: the consumer asks for a parent that is not
+/// listed, before it stores where each shard starts.
+#[tokio::test]
+async fn denied_check_of_an_unlisted_parent_ends_the_start() {
+    let scene = Scene::new(1).await;
+    let open = scene.open_shards().await;
+    scene.split(&open[0]).await;
+    let parent = open[0].shard_id().to_owned();
+    scene.proxy.script(move |call| match &*call.target {
+        "ListShards" => {
+            let parent = parent.clone();
+            Fault::Rewrite(Box::new(move |reply| {
+                let shards = reply["Shards"].as_array_mut().expect("shards");
+                shards.retain(|shard| shard["ShardId"] != parent.as_str());
+            }))
+        }
+        "GetShardIterator" => Fault::error(400, "AccessDeniedException"),
+        _ => Fault::None,
+    });
+    let consumer = scene.consumer().starting_position(StartingPosition::Latest);
+    let running = scene.run(consumer, scene.resilient());
+    let error = running.end().await.expect_err("the consumer cannot start");
+    assert!(matches!(error, ConsumerError::Refused(_)), "{error:?}");
+    let expected = format!(
+        "cannot look for shardId-000000000000 of \"orders\" at {} (GetShardIterator): access denied; the role needs \
+         kinesis:GetShardIterator",
+        scene.proxy.endpoint()
+    );
+    assert_eq!(texts(&error)[0], expected);
 }
 
 #[tokio::test]

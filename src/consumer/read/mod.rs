@@ -12,9 +12,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::read::cursor::{Reading, ReadingEnded};
-use super::read::fan_out::FanOut;
-use super::read::polling::Poller;
+use self::cursor::{Reading, ReadingEnded};
+use self::fan_out::FanOut;
+use self::polling::Poller;
 use crate::observer::Event;
 use crate::pipeline::Batch;
 

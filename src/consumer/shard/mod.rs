@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::checkpointer::Checkpointer;
+use self::crash_loop::{CrashLoop, OneByOne, Pages};
+use self::shard_end::ShardEnd;
 use super::read::cursor::{Reading, ReadingEnded};
 use super::read::fan_out::FanOut;
 use super::read::polling::Poller;
 use super::read::read;
-use super::shard::checkpointer::Checkpointer;
-use super::shard::crash_loop::{CrashLoop, OneByOne, Pages};
-use super::shard::shard_end::ShardEnd;
 use super::shards::lease::{KeptLease, Lease};
 use crate::checkpoint::Checkpoint;
 use crate::engine::Resilient;

@@ -176,7 +176,7 @@ impl Discovery<'_> {
             // Each shard gets its row now. Without one it would be read from its oldest record later.
             let hidden = found.hidden.drain().next();
             let begun = match hidden {
-                Some((_, error)) => Err(Problem::Passing(error)),
+                Some((_, error)) => Err(Problem::of_call(error)),
                 None => self.begin_at(begun, &mut found).await,
             };
             match begun {
@@ -219,7 +219,10 @@ impl Discovery<'_> {
         match call.send().await {
             Ok(_) => Ok(true),
             Err(error) if is_not_found(&error) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                let task = format!("look for {shard} of {:?}", self.stream.to_string());
+                Err(self.client.failed(task, "kinesis:GetShardIterator", error).into())
+            }
         }
     }
 

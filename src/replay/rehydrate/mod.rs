@@ -13,8 +13,8 @@ use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use tokio::time::{Instant, sleep_until};
 
+use self::on_failure::{InvalidOnFailure, OnFailure};
 use super::reader::{Found, Reader};
-use super::rehydrate::on_failure::{InvalidOnFailure, OnFailure};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
 use crate::StreamId;
