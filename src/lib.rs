@@ -102,6 +102,7 @@
 //!
 //! Without default features the crate consists of the engine and the pipeline, and depends on no AWS crate.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use redrive::dead_letter::{AttemptReport, DeadLetter, Reason};
+use redrive::{Class, Failure, Record, Scope};
+use serde_json::{Value, json};
 use support::emulator::repository;
 
 /// The README says everything that a newcomer needs, and nothing else.
@@ -99,4 +102,64 @@ fn links_lead_to_files_and_headings() {
         }
     }
     assert!(links > 20, "{links} links");
+}
+
+/// Adds the names of all fields of a JSON value.
+fn fields(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                names.insert(name.clone());
+                fields(value, names);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| fields(value, names)),
+        _ => {}
+    }
+}
+
+/// The text constants of a source file, such as the names of attributes.
+fn constants(path: &str) -> Vec<String> {
+    let source = read(path);
+    let lines = source.lines().filter(|line| line.contains("const ") && line.contains(": &str = \""));
+    let texts = lines.filter_map(|line| line.split('"').nth(1));
+    texts.map(str::to_owned).collect()
+}
+
+#[test]
+fn stored_names_and_values_are_documented() {
+    let record = Record::builder("orders", "shardId-000000000001".into(), 7_u64.into()).build();
+    let mut letter = DeadLetter::new("billing", &record, Reason::Permanent, &Failure::permanent("bad"));
+    let call: AttemptReport = serde_json::from_value(json!({
+        "number": 1, "ended_at": "2026-01-01T00:00:00Z", "duration_ms": 1, "class": "transient", "code": null,
+    }))
+    .expect("an attempt");
+    letter.attempts.probes = 1;
+    letter.attempts.first = vec![call];
+    letter.first_arrived_at = Some(letter.dead_lettered_at);
+    (letter.redacted, letter.suspect) = (true, true);
+    letter.payload_at = Some("s3://bucket/key".to_owned());
+    letter.payload_sha256 = Some("00".to_owned());
+    let json = serde_json::from_slice(&letter.to_json_line()).expect("JSON");
+    let mut names = BTreeSet::new();
+    fields(&json, &mut names);
+    assert!(names.len() >= 35, "{} fields", names.len());
+    names.extend(Reason::ALL.iter().map(|reason| reason.as_str().to_owned()));
+    names.extend([Class::Transient, Class::Permanent].map(|class| class.as_str().to_owned()));
+    names.extend([Scope::Record, Scope::Dependency, Scope::Unknown].map(|scope| scope.as_str().to_owned()));
+    for path in [
+        "src/checkpoint/dynamodb/row.rs",
+        "src/idempotency/dynamodb.rs",
+        "src/replay/ledger/dynamodb.rs",
+    ] {
+        let found = constants(path);
+        assert!(found.len() >= 4, "{path}: {found:?}");
+        names.extend(found);
+    }
+    let page = read("docs/formats.md");
+    let missing: Vec<_> = names
+        .iter()
+        .filter(|name| !page.contains(&format!("`{name}`")))
+        .collect();
+    assert!(missing.is_empty(), "not in docs/formats.md: {missing:?}");
 }
