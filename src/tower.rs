@@ -33,7 +33,7 @@ use tower_service::Service;
 
 use crate::engine::{Resilient, ResilientBuilder};
 use crate::failure::BoxError;
-use crate::processor::{Attempt, RecordProcessor};
+use crate::processor::{Attempt, Handler, RecordProcessor};
 use crate::record::Record;
 use crate::settlement::{Settled, Unsettled};
 
@@ -78,7 +78,7 @@ impl<S> fmt::Debug for ProcessorService<S> {
 }
 
 /// Settles a record, like [`Resilient::settle`]. The service is always ready; the caller limits concurrency.
-impl<P: RecordProcessor + 'static> Service<Record> for Resilient<P> {
+impl<P: Handler + 'static> Service<Record> for Resilient<P> {
     type Response = Settled;
     type Error = Unsettled;
     type Future = Pin<Box<dyn Future<Output = Result<Settled, Unsettled>> + Send>>;

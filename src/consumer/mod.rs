@@ -32,7 +32,7 @@ use crate::failure::BoxError;
 use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 
 /// Time limit for the answers of stores, and for calls without a timeout of their own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -108,7 +108,7 @@ impl Consumer {
     /// Runs until all shards have ended, or nothing more can be settled.
     pub async fn run<P>(self, resilient: Resilient<P>) -> Result<(), ConsumerError>
     where
-        P: RecordProcessor + 'static,
+        P: Handler + 'static,
     {
         self.run_until(resilient, std::future::pending()).await
     }
@@ -123,7 +123,7 @@ impl Consumer {
     /// dropped, the next run repeats what was settled since the last checkpoint.
     pub async fn run_until<P, S>(self, resilient: Resilient<P>, shutdown: S) -> Result<(), ConsumerError>
     where
-        P: RecordProcessor + 'static,
+        P: Handler + 'static,
         S: Future<Output = ()> + Send,
     {
         let observers = resilient.observers().clone();

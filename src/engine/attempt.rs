@@ -13,7 +13,7 @@ use tracing::Span;
 use super::{Run, spans};
 use crate::external::{Panicked, poll_caught};
 use crate::observer::{Event, Interest, Observers};
-use crate::processor::{Attempt, BatchFailure, RecordProcessor};
+use crate::processor::{Attempt, AttemptContext, BatchFailure, Handler};
 use crate::record::Record;
 
 /// The outer limits within which a record is settled.
@@ -77,22 +77,29 @@ pub struct AttemptTimedOut {
 /// Calls the user's processor, and limits each call by the attempt timeout.
 pub(super) struct AttemptRunner<P> {
     pub(super) processor: P,
-    timeout: Duration,
+    context: AttemptContext,
     observers: Observers,
 }
 
-impl<P: RecordProcessor> AttemptRunner<P> {
+impl<P: Handler> AttemptRunner<P> {
     pub(super) fn new(processor: P, timeout: Duration, observers: Observers) -> Self {
         AttemptRunner {
             processor,
-            timeout,
+            context: AttemptContext::new(timeout),
             observers,
         }
     }
 
     /// Returns the maximum duration of an attempt.
     pub(super) fn timeout(&self) -> Duration {
-        self.timeout
+        self.context.timeout()
+    }
+
+    /// Returns whether the processor works on another thread than the one that polls it. This is known once
+    /// the processor has been called.
+    #[cfg(feature = "kinesis")]
+    pub(super) fn runs_elsewhere(&self) -> bool {
+        self.context.runs_elsewhere()
     }
 
     /// Makes a record's first attempt, which ends at `deadline` at the latest.
@@ -102,7 +109,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         record: &Record,
         deadline: Option<Instant>,
     ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
-        self.call(record, Attempt::new(1, self.timeout, deadline, None))
+        self.call(record, Attempt::new(1, &self.context, deadline, None))
     }
 
     /// Calls the processor once, in a span of its own.
@@ -112,7 +119,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         number: u32,
         term: Term<'_>,
     ) -> Result<(), FailedAttempt<P::Error>> {
-        let attempt = Attempt::new(number, self.timeout, term.deadline, term.cancelled);
+        let attempt = Attempt::new(number, &self.context, term.deadline, term.cancelled);
         spans::attempted(self.call(record, attempt), spans::of_attempt(number)).await
     }
 
@@ -155,7 +162,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
                 began: self.now_if_asked(),
             };
             // The call is inside the async block, so that a panic before the first await is caught as well.
-            let mut call = pin!(async move { self.processor.process(record, attempt).await });
+            let mut call = pin!(async move { self.processor.handle(record, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
                 Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
@@ -174,7 +181,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
         span: Span,
         term: Term<'_>,
     ) -> Result<(), FailedAttempt<BatchFailure<P::Error>>> {
-        let attempt = &Attempt::new(number, self.timeout, term.deadline, term.cancelled);
+        let attempt = &Attempt::new(number, &self.context, term.deadline, term.cancelled);
         let call = async move {
             let this = Call {
                 first,
@@ -182,7 +189,7 @@ impl<P: RecordProcessor> AttemptRunner<P> {
                 attempt,
                 began: self.now_if_asked(),
             };
-            let mut call = pin!(async move { self.processor.process_batch(batch, attempt).await });
+            let mut call = pin!(async move { self.processor.handle_batch(batch, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
                 Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),

@@ -15,18 +15,18 @@ use super::{Engine, Step};
 use crate::dead_letter::Reason;
 use crate::failure::Scope;
 use crate::idempotency::Claim;
-use crate::processor::{BatchFailure, RecordProcessor};
+use crate::processor::{BatchFailure, Handler};
 use crate::record::Record;
 use crate::settlement::{Settled, Unsettled};
 
 /// One step of a group: an attempt with all of its records, or with half of the suspects.
-pub(super) struct BatchStep<'a, P: RecordProcessor> {
+pub(super) struct BatchStep<'a, P: Handler> {
     engine: &'a Engine<P>,
     term: Term<'a>,
     parting: Parting,
 }
 
-impl<'a, P: RecordProcessor> BatchStep<'a, P> {
+impl<'a, P: Handler> BatchStep<'a, P> {
     pub(super) async fn run(engine: &'a Engine<P>, mut group: Group, term: Term<'a>) -> Vec<Fate> {
         let (state, pass) = (group.state.take(), mem::replace(&mut group.pass, Pass::FREE));
         let mut step = BatchStep {

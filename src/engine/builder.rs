@@ -23,7 +23,7 @@ use crate::failure::classify::Classify;
 use crate::idempotency::Idempotency;
 use crate::observer::TraceContext;
 use crate::observer::{Log, Observer, Observers, Watcher};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::protection::retry::{RetryBudget, RetryPolicy, seeded_rng};
 use crate::protection::{CircuitBreaker, DeadLetterGuard};
 use crate::retention::Retention;
@@ -47,7 +47,7 @@ use crate::retention::Retention;
 /// | [`version`](ResilientBuilder::version) | none |
 /// | [`seed`](ResilientBuilder::seed) | random |
 #[must_use]
-pub struct ResilientBuilder<P: RecordProcessor> {
+pub struct ResilientBuilder<P: Handler> {
     processor: P,
     application: String,
     name: String,
@@ -89,7 +89,7 @@ impl<T> Setting<T> {
 /// length.
 const MAX_APPLICATION_BYTES: usize = 128;
 
-impl<P: RecordProcessor> ResilientBuilder<P> {
+impl<P: Handler> ResilientBuilder<P> {
     pub(super) fn new(application: String, processor: P) -> Self {
         ResilientBuilder {
             processor,
@@ -346,7 +346,7 @@ impl<P: RecordProcessor> ResilientBuilder<P> {
     }
 }
 
-impl<P: RecordProcessor> fmt::Debug for ResilientBuilder<P> {
+impl<P: Handler> fmt::Debug for ResilientBuilder<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResilientBuilder")
             .field("application", &self.application)

@@ -40,7 +40,7 @@ use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
 use crate::observer::{Event, Interest};
-use crate::processor::{Bounds, RecordProcessor};
+use crate::processor::{Bounds, Handler};
 use crate::protection::{CircuitBreaker, DeadLetterGuard, RetryBudget};
 use crate::record::Record;
 use crate::retention::Retention;
@@ -77,10 +77,10 @@ use spans::Traces;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Resilient<P: RecordProcessor>(Arc<Engine<P>>);
+pub struct Resilient<P: Handler>(Arc<Engine<P>>);
 
 /// The parts that settle a processor's records.
-struct Engine<P: RecordProcessor> {
+struct Engine<P: Handler> {
     application: Arc<str>,
     attempts: AttemptRunner<P>,
     decisions: Decisions<P::Error>,
@@ -109,7 +109,7 @@ pub(crate) enum Stepped {
     Otherwise(Box<Vec<Fate>>),
 }
 
-impl<P: RecordProcessor> Resilient<P> {
+impl<P: Handler> Resilient<P> {
     /// Creates a builder with the application's name and the processor.
     ///
     /// The application is the user's name for this consumer. It is part of checkpoints, idempotency keys and
@@ -246,10 +246,10 @@ impl<P: RecordProcessor> Resilient<P> {
         self.0.run.part(within, retention, interrupted)
     }
 
-    /// Returns true if the processor works on another thread than the one that polls it.
+    /// Returns true if a call has shown that the processor works on another thread than the one that polls it.
     #[cfg(feature = "kinesis")]
     pub(crate) fn runs_elsewhere(&self) -> bool {
-        self.0.attempts.processor.runs_elsewhere()
+        self.0.attempts.runs_elsewhere()
     }
 
     /// Returns the bounds of a batch, if the processor takes several records at once.
@@ -294,7 +294,7 @@ impl<P: RecordProcessor> Resilient<P> {
     }
 }
 
-impl<P: RecordProcessor> Engine<P> {
+impl<P: Handler> Engine<P> {
     /// Returns true if a record needs more than a plain first attempt.
     #[inline]
     fn has_more_to_do(&self) -> bool {
@@ -385,13 +385,13 @@ impl<P: RecordProcessor> Engine<P> {
     }
 }
 
-impl<P: RecordProcessor> Clone for Resilient<P> {
+impl<P: Handler> Clone for Resilient<P> {
     fn clone(&self) -> Self {
         Resilient(self.0.clone())
     }
 }
 
-impl<P: RecordProcessor> fmt::Debug for Resilient<P> {
+impl<P: Handler> fmt::Debug for Resilient<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resilient")
             .field("application", &self.0.application)

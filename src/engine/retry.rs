@@ -15,13 +15,13 @@ use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
 use crate::idempotency::{Claim, PayloadMismatch};
 use crate::observer::{Event, Interest};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::protection::breaker::Round;
 use crate::record::Record;
 use crate::sabotage::Sabotage;
 use crate::settlement::{Halt, Settled, Unsettled};
 
-impl<P: RecordProcessor> Engine<P> {
+impl<P: Handler> Engine<P> {
     /// Continues after a failed first attempt, until the record is settled or its term is over.
     pub(super) async fn recover(
         &self,

@@ -24,7 +24,7 @@ use crate::kpl::Deaggregator;
 use crate::kpl::expand::unpack;
 use crate::observer::{Event as Observed, Interest};
 use crate::pipeline::{Batch, Pipeline, Progress};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::record::{Position, Record, SequenceNumber};
 
 /// The environment variable that turns on [partial responses](Function::partial_responses) if it is `1`. Set
@@ -40,7 +40,7 @@ pub const PARTIAL_RESPONSES: &str = "REDRIVE_PARTIAL_RESPONSES";
 /// | [`pipeline`](Function::pipeline) | [`Pipeline::default`] |
 #[derive(Debug)]
 #[must_use]
-pub struct Function<P: RecordProcessor> {
+pub struct Function<P: Handler> {
     resilient: Resilient<P>,
     pipeline: Pipeline,
     deaggregator: Deaggregator,
@@ -113,11 +113,11 @@ impl From<InvocationError> for Diagnostic {
 /// # Panics
 ///
 /// `lambda_runtime` panics outside of Lambda, where Lambda's environment variables are missing.
-pub async fn run<P: RecordProcessor + 'static>(resilient: Resilient<P>) -> Result<(), BoxError> {
+pub async fn run<P: Handler + 'static>(resilient: Resilient<P>) -> Result<(), BoxError> {
     Function::new(resilient).run().await
 }
 
-impl<P: RecordProcessor> Function<P> {
+impl<P: Handler> Function<P> {
     /// Creates a function with the defaults.
     pub fn new(resilient: Resilient<P>) -> Self {
         Function {

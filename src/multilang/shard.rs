@@ -21,7 +21,7 @@ use crate::engine::Resilient;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
 use crate::pipeline::{Batch, Finished, Pipeline, Progress, Published, ShardHalted};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::record::{Position, Source};
 
 /// The shard that this process reads.
@@ -40,7 +40,7 @@ pub(super) struct Shard {
 
 impl Shard {
     /// Starts the shard after this position.
-    pub(super) fn begin<P: RecordProcessor + 'static>(
+    pub(super) fn begin<P: Handler + 'static>(
         resilient: Resilient<P>,
         pipeline: Pipeline,
         source: Source,

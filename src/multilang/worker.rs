@@ -11,7 +11,7 @@ use super::message::{Incoming, Outgoing, beginning};
 use super::shard::Shard;
 use crate::engine::Resilient;
 use crate::pipeline::Pipeline;
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::record::Source;
 
 /// A processor as the child process of the daemon.
@@ -22,7 +22,7 @@ use crate::record::Source;
 /// | [`checkpoint_interval`](Worker::checkpoint_interval) | 5 s |
 #[derive(Debug)]
 #[must_use]
-pub struct Worker<P: RecordProcessor> {
+pub struct Worker<P: Handler> {
     resilient: Resilient<P>,
     stream: Arc<str>,
     pipeline: Pipeline,
@@ -32,14 +32,14 @@ pub struct Worker<P: RecordProcessor> {
 /// Runs the processor as a child process of the daemon, over standard input and output, with the defaults of
 /// [`Worker`]. `stream` is the name of the stream that the daemon reads; the daemon does not send it. Returns
 /// when standard input ends.
-pub async fn run<P: RecordProcessor + 'static>(
+pub async fn run<P: Handler + 'static>(
     resilient: Resilient<P>,
     stream: impl Into<Arc<str>>,
 ) -> Result<(), MultiLangError> {
     Worker::new(resilient, stream).run().await
 }
 
-impl<P: RecordProcessor + 'static> Worker<P> {
+impl<P: Handler + 'static> Worker<P> {
     /// Creates a worker with the defaults.
     pub fn new(resilient: Resilient<P>, stream: impl Into<Arc<str>>) -> Self {
         Worker {

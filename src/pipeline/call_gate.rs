@@ -10,12 +10,13 @@ pub(crate) trait CallGate: Send + Sync {
 
     fn take(&self, record: &Record) -> impl Future<Output = Admission<Self::Turn>> + Send;
 
-    /// Makes the call. `runs_elsewhere`: the processor works on another thread.
+    /// Makes the call. `runs_elsewhere` returns whether the processor works on another thread, which is known
+    /// once the call has begun.
     fn watch<F: Future + Send>(
         &self,
         turn: Self::Turn,
         call: F,
-        runs_elsewhere: bool,
+        runs_elsewhere: impl Fn() -> bool + Send,
     ) -> impl Future<Output = F::Output> + Send
     where
         F::Output: Send;

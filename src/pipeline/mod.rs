@@ -54,7 +54,7 @@ pub(crate) use settled_counts::SettledCounts;
 
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Resilient, Within};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::record::{Position, Record, SequenceNumber};
 use crate::retention::Retention;
 use crate::settlement::Halt;
@@ -207,7 +207,7 @@ impl Pipeline {
     /// must be delivered again.
     pub async fn run<P, S>(&self, resilient: &Resilient<P>, batches: S) -> Result<Finished, Box<ShardHalted>>
     where
-        P: RecordProcessor,
+        P: Handler,
         S: Stream<Item = Batch> + Unpin,
     {
         let from = Checkpoint::at(Position::TrimHorizon);
@@ -233,7 +233,7 @@ impl Pipeline {
         shutdown: &CancellationToken,
     ) -> Result<Finished, Box<ShardHalted>>
     where
-        P: RecordProcessor,
+        P: Handler,
         S: Stream<Item = Batch> + Unpin,
     {
         shard::run(self, resilient, batches, from, progress, shutdown).await
@@ -251,7 +251,7 @@ impl Pipeline {
         shutdown: &CancellationToken,
     ) -> Result<Finished, Box<ShardHalted>>
     where
-        P: RecordProcessor,
+        P: Handler,
         S: Stream<Item = Batch> + Unpin,
     {
         let pipeline = self.clone().one_by_one();

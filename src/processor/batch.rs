@@ -4,9 +4,10 @@ use std::any::type_name;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attempt, RecordProcessor};
+use super::{Attempt, BoxProcessor, Handler};
 use crate::failure::BoxError;
 use crate::record::Record;
 
@@ -64,20 +65,68 @@ use crate::record::Record;
 ///
 /// A good record may therefore reach the processor **several times**, in a batch or half a batch that failed.
 /// Processing it twice must be harmless, also if the processor had done a part of the batch before it failed.
+///
+/// # Decorators
+///
+/// A decorator of a batch processor implements `BatchProcessor` itself. [`batched`](BatchProcessor::batched)
+/// comes last:
+///
+/// ```
+/// # use redrive::processor::{Attempt, BatchFailure};
+/// # use redrive::{BatchProcessor, Record, Resilient};
+/// # struct Inserts;
+/// # impl BatchProcessor for Inserts {
+/// #     type Error = std::io::Error;
+/// #     async fn process_batch(&self, _: &[Record], _: &Attempt<'_>) -> Result<(), BatchFailure<Self::Error>> { Ok(()) }
+/// # }
+/// struct Logged<B>(B);
+///
+/// impl<B: BatchProcessor> BatchProcessor for Logged<B> {
+///     type Error = B::Error;
+///
+///     async fn process_batch(
+///         &self,
+///         records: &[Record],
+///         attempt: &Attempt<'_>,
+///     ) -> Result<(), BatchFailure<Self::Error>> {
+///         println!("{} records", records.len());
+///         self.0.process_batch(records, attempt).await
+///     }
+/// }
+///
+/// let orders = Resilient::builder("billing", Logged(Inserts).batched());
+/// ```
+///
+/// A decorator around [`Batched`] that passes on single records would turn every batch into single records.
+/// It does not compile, because `Batched` is no [`RecordProcessor`](super::RecordProcessor):
+///
+/// ```compile_fail,E0599
+/// # use redrive::processor::{Attempt, Batched};
+/// # use redrive::{BatchProcessor, Record, RecordProcessor};
+/// struct Logged<B>(Batched<B>);
+///
+/// impl<B: BatchProcessor> RecordProcessor for Logged<B> {
+///     type Error = B::Error;
+///
+///     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), Self::Error> {
+///         self.0.process(record, attempt).await
+///     }
+/// }
+/// ```
 pub trait BatchProcessor: Send + Sync {
     /// The error of a failed attempt: any error type, also `anyhow::Error` or a boxed error.
     type Error: Into<BoxError> + Send + 'static;
 
     /// Processes one or more records of one shard, in its order, once. The future must be cancel-safe, as
-    /// that of [`RecordProcessor::process`].
+    /// that of [`RecordProcessor::process`](super::RecordProcessor::process).
     fn process_batch(
         &self,
         records: &[Record],
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), BatchFailure<Self::Error>>> + Send;
 
-    /// Returns a [`RecordProcessor`] with batches of up to 100 records and 1 MiB. A batch does not wait to
-    /// fill up, unless [`linger`](Batched::linger) is set.
+    /// Returns the processor for [`Resilient::builder`](crate::Resilient::builder), with batches of up to 100
+    /// records and 1 MiB. A batch does not wait to fill up, unless [`linger`](Batched::linger) is set.
     fn batched(self) -> Batched<Self>
     where
         Self: Sized,
@@ -89,7 +138,32 @@ pub trait BatchProcessor: Send + Sync {
     }
 }
 
-/// The failure of a batch: as a whole, or of single records.
+impl<B: BatchProcessor> BatchProcessor for &B {
+    type Error = B::Error;
+
+    fn process_batch(
+        &self,
+        records: &[Record],
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), BatchFailure<B::Error>>> + Send {
+        (**self).process_batch(records, attempt)
+    }
+}
+
+impl<B: BatchProcessor> BatchProcessor for Arc<B> {
+    type Error = B::Error;
+
+    fn process_batch(
+        &self,
+        records: &[Record],
+        attempt: &Attempt<'_>,
+    ) -> impl Future<Output = Result<(), BatchFailure<B::Error>>> + Send {
+        (**self).process_batch(records, attempt)
+    }
+}
+
+/// The failure of a batch: as a whole, or of single records. There is no third case, so that a decorator can
+/// match both.
 #[derive(Debug)]
 pub enum BatchFailure<E> {
     /// The batch failed, and the failing records are unknown.
@@ -167,13 +241,22 @@ impl<B: BatchProcessor> Batched<B> {
         self.bounds.linger = time;
         self
     }
+
+    /// Erases the processor's type, for a struct field that must name it. Costs one allocation per batch. The
+    /// processor still gets batches.
+    pub fn boxed(self) -> BoxProcessor
+    where
+        B: 'static,
+    {
+        BoxProcessor::new(self)
+    }
 }
 
-impl<B: BatchProcessor> RecordProcessor for Batched<B> {
+impl<B: BatchProcessor> Handler for Batched<B> {
     type Error = B::Error;
 
     /// Processes the record as a batch of one.
-    async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), B::Error> {
+    async fn handle(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), B::Error> {
         let batch = std::slice::from_ref(record);
         match self.processor.process_batch(batch, attempt).await {
             Ok(()) => Ok(()),
@@ -189,7 +272,7 @@ impl<B: BatchProcessor> RecordProcessor for Batched<B> {
         Some(self.bounds)
     }
 
-    fn process_batch(
+    fn handle_batch(
         &self,
         records: &[Record],
         attempt: &Attempt<'_>,

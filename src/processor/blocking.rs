@@ -84,11 +84,8 @@ where
 {
     type Error = E;
 
-    fn runs_elsewhere(&self) -> bool {
-        true
-    }
-
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), E> {
+        attempt.moves_to_another_thread();
         let mut leave = Leave {
             left: &self.left,
             record,

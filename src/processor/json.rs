@@ -50,6 +50,7 @@ pub struct ProcessorFnJson<T, F> {
 
 /// The error of a processor made by [`processor_fn_json`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum JsonError<E> {
     /// The payload does not parse as the expected type.
     Payload(serde_json::Error),

@@ -3,7 +3,6 @@
 use std::any::type_name;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,11 +15,15 @@ use crate::record::Record;
 
 mod batch;
 mod blocking;
+mod boxed;
+mod handler;
 mod json;
 
 pub(crate) use batch::Bounds;
 pub use batch::{BatchFailure, BatchProcessor, Batched};
 pub use blocking::{ProcessorBlocking, processor_blocking};
+pub use boxed::BoxProcessor;
+pub use handler::Handler;
 pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 
 /// Processes one record, with the code that a service already has.
@@ -61,6 +64,9 @@ pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 /// | blocks its thread | [`processor_blocking`] |
 ///
 /// Code that works on many records at once implements [`BatchProcessor`].
+#[diagnostic::on_unimplemented(
+    note = "a decorator of a `BatchProcessor` implements `BatchProcessor`; `.batched()` comes last"
+)]
 pub trait RecordProcessor: Send + Sync {
     /// The error of a failed attempt: any error type, also `anyhow::Error` or a boxed error.
     type Error: Into<BoxError> + Send + 'static;
@@ -73,53 +79,49 @@ pub trait RecordProcessor: Send + Sync {
         attempt: &Attempt<'_>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Returns the limits of a batch, if the processor takes many records at once.
-    #[doc(hidden)]
-    fn batches(&self) -> Option<Bounds> {
-        None
-    }
-
-    /// Returns whether the processor works on another thread than the one that polls it.
-    #[doc(hidden)]
-    fn runs_elsewhere(&self) -> bool {
-        false
-    }
-
-    /// Processes many records at once. Called only if [`batches`](RecordProcessor::batches) returns limits.
-    #[doc(hidden)]
-    fn process_batch(
-        &self,
-        records: &[Record],
-        attempt: &Attempt<'_>,
-    ) -> impl Future<Output = Result<(), BatchFailure<Self::Error>>> + Send {
-        async move {
-            for record in records {
-                self.process(record, attempt).await?;
-            }
-            Ok(())
-        }
-    }
-
     /// Erases the processor's type, for a struct field that must name it. Costs one allocation per record.
     fn boxed(self) -> BoxProcessor
     where
         Self: Sized + 'static,
     {
-        BoxProcessor {
-            inner: Arc::new(self),
-            name: type_name::<Self>(),
-        }
+        BoxProcessor::new(self)
     }
 }
 
 const A_LONG_TIME: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// The values that all attempts of a processor share.
+#[derive(Debug)]
+pub(crate) struct AttemptContext {
+    timeout: Duration,
+    runs_elsewhere: AtomicBool,
+}
+
+impl AttemptContext {
+    pub(crate) fn new(timeout: Duration) -> Self {
+        AttemptContext {
+            timeout,
+            runs_elsewhere: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the maximum duration of an attempt.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Returns whether an attempt has run on another thread than the one that polls it.
+    pub(crate) fn runs_elsewhere(&self) -> bool {
+        self.runs_elsewhere.load(Ordering::Relaxed)
+    }
+}
 
 /// One call of the processor, as the processor sees it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Attempt<'a> {
     number: u32,
-    timeout: Duration,
+    context: &'a AttemptContext,
     until: Option<Instant>,
     cancelled: Option<&'a CancellationToken>,
     // Set at the first call of `deadline`. A processor that is ready at once never needs it, and a read of
@@ -132,13 +134,13 @@ pub struct Attempt<'a> {
 impl<'a> Attempt<'a> {
     pub(crate) fn new(
         number: u32,
-        timeout: Duration,
+        context: &'a AttemptContext,
         until: Option<Instant>,
         cancelled: Option<&'a CancellationToken>,
     ) -> Self {
         Attempt {
             number,
-            timeout,
+            context,
             until,
             cancelled,
             began: OnceLock::new(),
@@ -155,13 +157,23 @@ impl<'a> Attempt<'a> {
     pub fn deadline(&self) -> Instant {
         let began = *self.began.get_or_init(Instant::now);
         // A timeout beyond the range of the clock never comes.
-        let own = began.checked_add(self.timeout).unwrap_or(began + A_LONG_TIME);
+        let own = began
+            .checked_add(self.context.timeout)
+            .unwrap_or(began + A_LONG_TIME);
         self.until.map_or(own, |until| own.min(until))
     }
 
     /// Returns whether the deadline of the run ends the attempt, not its own timeout.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.until.is_some_and(|until| until <= self.deadline())
+    }
+
+    /// Records that the processor works on another thread than the one that polls it. The engine then knows
+    /// that nothing may wake a call that works, also if a decorator surrounds the processor.
+    fn moves_to_another_thread(&self) {
+        if !self.context.runs_elsewhere() {
+            self.context.runs_elsewhere.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Records whether the attempt only waits for a call of an earlier attempt, which cannot be stopped.
@@ -198,22 +210,6 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for &P {
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), P::Error> {
         (**self).process(record, attempt).await
     }
-
-    fn batches(&self) -> Option<Bounds> {
-        (**self).batches()
-    }
-
-    fn runs_elsewhere(&self) -> bool {
-        (**self).runs_elsewhere()
-    }
-
-    fn process_batch(
-        &self,
-        records: &[Record],
-        attempt: &Attempt<'_>,
-    ) -> impl Future<Output = Result<(), BatchFailure<P::Error>>> + Send {
-        (**self).process_batch(records, attempt)
-    }
 }
 
 impl<P: RecordProcessor + ?Sized> RecordProcessor for Arc<P> {
@@ -221,22 +217,6 @@ impl<P: RecordProcessor + ?Sized> RecordProcessor for Arc<P> {
 
     async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), P::Error> {
         (**self).process(record, attempt).await
-    }
-
-    fn batches(&self) -> Option<Bounds> {
-        (**self).batches()
-    }
-
-    fn runs_elsewhere(&self) -> bool {
-        (**self).runs_elsewhere()
-    }
-
-    fn process_batch(
-        &self,
-        records: &[Record],
-        attempt: &Attempt<'_>,
-    ) -> impl Future<Output = Result<(), BatchFailure<P::Error>>> + Send {
-        (**self).process_batch(records, attempt)
     }
 }
 
@@ -330,88 +310,5 @@ where
 impl<S, F> fmt::Debug for ProcessorWith<S, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ProcessorWith").field(&type_name::<F>()).finish()
-    }
-}
-
-/// A processor with its type erased; see [`RecordProcessor::boxed`]. Clones share the processor.
-#[derive(Clone)]
-pub struct BoxProcessor {
-    inner: Arc<dyn ErasedProcessor>,
-    name: &'static str,
-}
-
-trait ErasedProcessor: Send + Sync {
-    fn process_boxed<'a>(
-        &'a self,
-        record: &'a Record,
-        attempt: &'a Attempt<'a>,
-    ) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>>;
-
-    fn bounds(&self) -> Option<Bounds>;
-
-    fn is_elsewhere(&self) -> bool;
-
-    fn process_batch_boxed<'a>(&'a self, records: &'a [Record], attempt: &'a Attempt<'a>) -> BoxedBatch<'a>;
-}
-
-type BoxedBatch<'a> = Pin<Box<dyn Future<Output = Result<(), BatchFailure<BoxError>>> + Send + 'a>>;
-
-impl<P: RecordProcessor> ErasedProcessor for P {
-    fn process_boxed<'a>(
-        &'a self,
-        record: &'a Record,
-        attempt: &'a Attempt<'a>,
-    ) -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>> {
-        Box::pin(async move { self.process(record, attempt).await.map_err(Into::into) })
-    }
-
-    fn bounds(&self) -> Option<Bounds> {
-        self.batches()
-    }
-
-    fn is_elsewhere(&self) -> bool {
-        self.runs_elsewhere()
-    }
-
-    fn process_batch_boxed<'a>(&'a self, records: &'a [Record], attempt: &'a Attempt<'a>) -> BoxedBatch<'a> {
-        Box::pin(async move {
-            let processed = self.process_batch(records, attempt).await;
-            processed.map_err(|failure| match failure {
-                BatchFailure::All(error) => BatchFailure::All(error.into()),
-                BatchFailure::Of(failed) => {
-                    BatchFailure::of(failed.into_iter().map(|(index, error)| (index, error.into())))
-                }
-            })
-        })
-    }
-}
-
-impl RecordProcessor for BoxProcessor {
-    type Error = BoxError;
-
-    async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), BoxError> {
-        self.inner.process_boxed(record, attempt).await
-    }
-
-    fn batches(&self) -> Option<Bounds> {
-        self.inner.bounds()
-    }
-
-    fn runs_elsewhere(&self) -> bool {
-        self.inner.is_elsewhere()
-    }
-
-    async fn process_batch(
-        &self,
-        records: &[Record],
-        attempt: &Attempt<'_>,
-    ) -> Result<(), BatchFailure<BoxError>> {
-        self.inner.process_batch_boxed(records, attempt).await
-    }
-}
-
-impl fmt::Debug for BoxProcessor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("BoxProcessor").field(&self.name).finish()
     }
 }

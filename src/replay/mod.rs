@@ -58,7 +58,7 @@ use crate::dead_letter::{DeadLetterSink, SourceStream, Storage, TargetError};
 use crate::engine::Resilient;
 use crate::failure::BoxError;
 use crate::idempotency::{Idempotency, StoreError};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 
 mod filter;
 pub mod ledger;
@@ -252,7 +252,7 @@ impl Replay {
     ///
     /// Ends after the last dead letter, or once `stop` completes. A record that is not settled by then stays
     /// a dead letter.
-    pub async fn through<P: RecordProcessor>(
+    pub async fn through<P: Handler>(
         self,
         processor: &Resilient<P>,
         stop: impl Future<Output = ()> + Send,

@@ -16,8 +16,8 @@ use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Finished, Pipeline, Progress, RecordOrder};
 use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
-    BatchProcessor, BoxError, DeadLetterGuard, Failure, Idempotency, Jitter, Position, Record,
-    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
+    BatchProcessor, BoxError, DeadLetterGuard, Failure, Idempotency, Jitter, Position, Record, Resilient,
+    ResilientBuilder, RetryPolicy, Scope, SequenceNumber, Settled,
 };
 use support::script::record;
 use tokio::time::{Instant, advance, sleep};
@@ -515,19 +515,7 @@ async fn index_outside_the_batch_fails_the_whole_batch() {
     }
     let table = Table::default();
     let odd = Arc::new(Odd(AtomicUsize::new(0)));
-    struct Shared(Arc<Odd>);
-    impl BatchProcessor for Shared {
-        type Error = BoxError;
-
-        async fn process_batch(
-            &self,
-            records: &[Record],
-            attempt: &Attempt<'_>,
-        ) -> Result<(), BatchFailure<BoxError>> {
-            self.0.process_batch(records, attempt).await
-        }
-    }
-    let resilient = Resilient::builder("billing", Shared(odd.clone()).batched())
+    let resilient = Resilient::builder("billing", odd.clone().batched())
         .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
@@ -612,9 +600,36 @@ async fn settle_calls_a_batch_processor_with_one_record() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn decorated_batch_processor_still_batches() {
+    struct Counted<B>(B, Arc<AtomicUsize>);
+    impl<B: BatchProcessor> BatchProcessor for Counted<B> {
+        type Error = B::Error;
+
+        async fn process_batch(
+            &self,
+            records: &[Record],
+            attempt: &Attempt<'_>,
+        ) -> Result<(), BatchFailure<B::Error>> {
+            self.1.fetch_add(records.len(), SeqCst);
+            self.0.process_batch(records, attempt).await
+        }
+    }
+    let (table, counted) = (Table::default(), Arc::new(AtomicUsize::new(0)));
+    let processor = Counted(table.clone(), counted.clone()).batched().size(8);
+    let resilient = Resilient::builder("billing", processor)
+        .dead_letters(table.0.letters.clone())
+        .build()
+        .expect("valid");
+    let finished = Pipeline::new().run(&resilient, whole(records(20, &[]))).await;
+    assert!(finished.expect("no halt").complete);
+    assert_eq!(table.sizes(), [8, 8, 4]);
+    assert_eq!(counted.load(SeqCst), 20);
+}
+
+#[tokio::test(start_paused = true)]
 async fn boxed_batch_processor_still_batches() {
     let table = Table::default();
-    let processor = Arc::new(table.clone().batched().size(8)).boxed();
+    let processor = Arc::new(table.clone()).batched().size(8).boxed();
     let resilient = Resilient::builder("billing", processor)
         .dead_letters(table.0.letters.clone())
         .build()

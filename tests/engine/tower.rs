@@ -94,7 +94,7 @@ async fn a_payload_that_does_not_parse_is_dead_lettered_at_once() {
     let resilient = Resilient::builder("billing", bill)
         .classify(|error| match error {
             JsonError::Handler(Declined) => Some(Verdict::permanent().with_code("declined")),
-            JsonError::Payload(_) => None,
+            _ => None,
         })
         .dead_letters(letters.clone())
         .build()

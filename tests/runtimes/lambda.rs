@@ -15,10 +15,10 @@ use redrive::dead_letter::{self, TargetError};
 use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
-use redrive::processor::{Attempt, BatchFailure};
+use redrive::processor::{Attempt, BatchFailure, Handler};
 use redrive::{
-    BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter, Record,
-    RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+    BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter, Record, Resilient,
+    ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
 };
 use serde_json::{Value, json};
 use support::script::Script;
@@ -101,7 +101,7 @@ struct Mapping {
 
 impl Mapping {
     /// Sends all records. Returns the number of invocations.
-    async fn run(&self, function: &Function<impl RecordProcessor>, items: &[Value]) -> usize {
+    async fn run(&self, function: &Function<impl Handler>, items: &[Value]) -> usize {
         let (mut at, mut calls) = (0, 0);
         while at < items.len() {
             let batch = &items[at..items.len().min(at + self.batch)];

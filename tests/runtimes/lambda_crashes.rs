@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use redrive::dead_letter::Reason;
 use redrive::lambda::{Event, Function, Response};
-use redrive::processor::{Attempt, BatchFailure};
+use redrive::processor::{Attempt, BatchFailure, Handler};
 use redrive::{BatchProcessor, Idempotency, Record, RecordProcessor, Resilient, dead_letter, idempotency};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ async fn function() {
     }
 }
 
-async fn invocation<P: RecordProcessor>(task: &Task, orders: P) {
+async fn invocation<P: Handler>(task: &Task, orders: P) {
     let client = dynamodb::client(&task.endpoint);
     let ahead = Duration::from_secs(task.minutes * 60);
     let seen = Idempotency::new(idempotency::DynamoDb::new(client, task.table.as_str()));

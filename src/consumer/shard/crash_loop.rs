@@ -242,19 +242,25 @@ impl CallGate for OneByOne {
         Admission::Attempt(turn)
     }
 
-    async fn watch<F: Future + Send>(&self, turn: Turn, call: F, runs_elsewhere: bool) -> F::Output
+    async fn watch<F: Future + Send>(
+        &self,
+        turn: Turn,
+        call: F,
+        runs_elsewhere: impl Fn() -> bool + Send,
+    ) -> F::Output
     where
         F::Output: Send,
     {
-        if runs_elsewhere {
-            return call.await;
-        }
         let marker = &self.crash_loop.marker;
         let mut call = Call::new(call, WAITS);
         let woken = call.woken.clone();
         loop {
             if let Some(output) = call.run().await {
                 return output;
+            }
+            // The other thread may work without waking the call.
+            if runs_elsewhere() {
+                continue;
             }
             tokio::select! {
                 biased;
@@ -333,7 +339,18 @@ impl Stream for Pages {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
+    use tokio::sync::Notify;
+    use tokio::task::yield_now;
+    use tokio::time::{advance, sleep};
+
     use super::*;
+    use crate::dead_letter;
+    use crate::engine::Resilient;
+    use crate::failure::BoxError;
+    use crate::pipeline::Progress;
+    use crate::processor::{Attempt, RecordProcessor, processor_blocking, processor_fn};
 
     fn at(number: u64) -> Position {
         Record::builder("s", "shardId-0".into(), number.into())
@@ -410,5 +427,75 @@ mod tests {
             one_by_one.is_last(&record(SystemTime::now())),
             "the limit of records in flight is reached"
         );
+    }
+
+    /// A decorator, whose inner processor only the attempt connects with the engine.
+    struct Decorated<P>(P);
+
+    impl<P: RecordProcessor> RecordProcessor for Decorated<P> {
+        type Error = P::Error;
+
+        async fn process(&self, record: &Record, attempt: &Attempt<'_>) -> Result<(), P::Error> {
+            self.0.process(record, attempt).await
+        }
+    }
+
+    /// Processes one record at a time. Returns the stored marks: whether a record was in flight.
+    async fn stored_marks(processor: impl RecordProcessor, meanwhile: impl Future<Output = ()>) -> Vec<bool> {
+        let (crash_loop, mark, mut requests) = CrashLoop::new(&Checkpoint::at(at(10)), Turns::default());
+        let storing = tokio::spawn(async move {
+            let mut stored = Vec::new();
+            while let Some(request) = requests.recv().await {
+                let starts = mark.starts.lock().unwrap_or_else(PoisonError::into_inner);
+                stored.push(starts.in_hand.is_some());
+                let _ = request.send(());
+            }
+            stored
+        });
+        let resilient = Resilient::builder("billing", Decorated(processor))
+            .dead_letters(dead_letter::Memory::new())
+            .build()
+            .expect("valid");
+        let (pipeline, over) = (Pipeline::new(), CancellationToken::new());
+        let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
+        let record = Record::builder("s", "shardId-0".into(), 11.into()).build();
+        let pages = futures_util::stream::iter([Batch::from(vec![record])]);
+        let (from, progress) = (Checkpoint::at(at(10)), Progress::new());
+        let running = pipeline.run_gated(&resilient, pages, from, (&progress, &careful), &over);
+        let (finished, ()) = tokio::join!(running, meanwhile);
+        assert!(finished.expect("no halt").complete);
+        drop(careful);
+        storing.await.expect("no panic")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn mark_is_removed_while_a_processor_waits() {
+        let waits = processor_fn(async |_: Record| -> Result<(), BoxError> {
+            sleep(2 * WAITS).await;
+            Ok(())
+        });
+        assert_eq!(stored_marks(waits, async {}).await, [true, false, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn mark_stays_while_a_decorated_processor_blocks() {
+        let begun = Arc::new(Notify::new());
+        let (end, ends) = channel();
+        let (ends, begins) = (sync::Mutex::new(ends), begun.clone());
+        let blocks = processor_blocking(move |_: &Record| -> Result<(), BoxError> {
+            begins.notify_one();
+            Ok(ends.lock().expect("no panic while locked").recv()?)
+        });
+        let meanwhile = async move {
+            begun.notified().await;
+            for _ in 0..3 {
+                advance(2 * WAITS).await;
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+            end.send(()).expect("the call receives");
+        };
+        assert_eq!(stored_marks(blocks, meanwhile).await, [true]);
     }
 }

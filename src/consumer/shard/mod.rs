@@ -25,9 +25,9 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::Resilient;
 use crate::observer::{Event, Interest};
 use crate::pipeline::{Pipeline, Progress};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 
-pub(super) struct ShardTask<P: RecordProcessor> {
+pub(super) struct ShardTask<P: Handler> {
     pub(super) resilient: Resilient<P>,
     pub(super) pipeline: Pipeline,
     pub(super) reading: Reading,
@@ -45,7 +45,7 @@ pub(super) struct ShardTask<P: RecordProcessor> {
     pub(super) last_call: Duration,
 }
 
-impl<P: RecordProcessor> ShardTask<P> {
+impl<P: Handler> ShardTask<P> {
     pub(super) async fn run(self) -> ShardEnd {
         let ShardTask {
             resilient,

@@ -42,7 +42,7 @@ use crate::external::caught;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, RecordOrder, SettledCounts};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::protection::{Backoff, Jitter, RetryTimer};
 use crate::record::{Position, ShardId};
 use crate::wall_clock;
@@ -53,7 +53,7 @@ pub(super) async fn run<P, S>(
     shutdown: S,
 ) -> Result<(), ConsumerError>
 where
-    P: RecordProcessor + 'static,
+    P: Handler + 'static,
     S: Future<Output = ()> + Send,
 {
     let token = CancellationToken::new();
@@ -140,7 +140,7 @@ where
     }
 }
 
-struct Shards<P: RecordProcessor> {
+struct Shards<P: Handler> {
     consumer: Consumer,
     application: Arc<str>,
     /// The observers of the engine, and the consumer's health.
@@ -220,7 +220,7 @@ fn lost_end(row: Option<&Checkpoint>) -> Checkpoint {
     Checkpoint::at(Position::ShardEnd).with_read_until(read_until.unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
-impl<P: RecordProcessor + 'static> Shards<P> {
+impl<P: Handler + 'static> Shards<P> {
     /// Starts every shard that is not started yet, whose parents have ended and that no other process has
     /// leased.
     async fn start_found(&mut self, mut found: Lineage) {

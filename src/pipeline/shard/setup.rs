@@ -22,7 +22,7 @@ use crate::pipeline::window::Ordinal;
 #[cfg(feature = "kinesis")]
 use crate::pipeline::{Admission, CallGate};
 use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::record::Record;
 
 /// Runs a shard until its batches end, a record halts it, or it is shut down.
@@ -35,7 +35,7 @@ pub(in crate::pipeline) async fn run<P, S>(
     shutdown: &CancellationToken,
 ) -> Result<Finished, Box<ShardHalted>>
 where
-    P: RecordProcessor,
+    P: Handler,
     S: Stream<Item = Batch> + Unpin,
 {
     let (run, expiring) = begin(pipeline, resilient);
@@ -62,7 +62,7 @@ pub(in crate::pipeline) async fn run_gated<P, S>(
     shutdown: &CancellationToken,
 ) -> Result<Finished, Box<ShardHalted>>
 where
-    P: RecordProcessor,
+    P: Handler,
     S: Stream<Item = Batch> + Unpin,
 {
     let (run, expiring) = begin(pipeline, resilient);
@@ -78,7 +78,7 @@ where
             match careful.take(&record).await {
                 Admission::Attempt(turn) => {
                     let call = resilient.step(ordinal, record, again, run);
-                    careful.watch(turn, call, resilient.runs_elsewhere()).await
+                    careful.watch(turn, call, || resilient.runs_elsewhere()).await
                 }
                 Admission::GivenUp(reason) => {
                     let place = record.place();
@@ -100,7 +100,7 @@ where
     .await
 }
 
-fn begin<P: RecordProcessor>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
+fn begin<P: Handler>(pipeline: &Pipeline, resilient: &Resilient<P>) -> (Run, Expiring) {
     let expiring = Expiring::of(pipeline, resilient.dead_letters().is_some());
     let run = match pipeline.within {
         Some(within) => resilient.part_of_run(within, pipeline.retention.clone()),
@@ -118,7 +118,7 @@ async fn drive<P, S, F, M>(
     shutdown: &CancellationToken,
 ) -> Result<Finished, Box<ShardHalted>>
 where
-    P: RecordProcessor,
+    P: Handler,
     S: Stream<Item = Batch> + Unpin,
     F: Future<Output = Stepped>,
     M: Fn(Ordinal, Record, Option<Box<Group>>) -> F,

@@ -5,20 +5,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dead_letter::DeadLetter;
 use crate::engine::Resilient;
-use crate::processor::RecordProcessor;
+use crate::processor::Handler;
 use crate::record::{Record, Redriven};
 use crate::replay::report::Outcome;
 use crate::replay::target::{Job, Sent, Target};
 use crate::settlement::{Settled, Unsettled};
 
-pub(in crate::replay) struct Through<P: RecordProcessor> {
+pub(in crate::replay) struct Through<P: Handler> {
     processor: Resilient<P>,
 }
 
 /// The maximum number of partition keys that are processed concurrently.
 const LANES: usize = 64;
 
-impl<P: RecordProcessor> Through<P> {
+impl<P: Handler> Through<P> {
     pub(in crate::replay) fn new(processor: Resilient<P>) -> Self {
         Through { processor }
     }
@@ -66,7 +66,7 @@ pub(crate) fn record(letter: &DeadLetter, redriven: &Redriven) -> Record {
     record.build()
 }
 
-impl<P: RecordProcessor> Target for Through<P> {
+impl<P: Handler> Target for Through<P> {
     fn name(&self) -> String {
         format!("processor:{}", self.processor.application())
     }
