@@ -1,4 +1,4 @@
-//! A sink that stores large payloads in a bucket; the dead letter refers to the object.
+//! A sink that stores large payloads outside the dead letter, which refers to them.
 
 use std::collections::HashSet;
 
@@ -7,17 +7,18 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_util::stream::{self, StreamExt as _};
 
+use super::payload_store::redeem;
 use super::{
-    DeadLetter, DeadLetterSink, Receipt, S3, SinkError, SourceStream, Storage, TargetError, Warning,
+    ClaimError, DeadLetter, DeadLetterSink, PayloadStore, Receipt, SinkError, SourceStream, Storage,
+    TargetError, Warning,
 };
 use crate::digest::Digest;
-use crate::failure::BoxError;
-use crate::record::DeadLetterId;
 
-/// Writes dead letters to a sink, and large payloads to a bucket. The payload is written first; the dead
-/// letter then states its place ([`payload_at`](DeadLetter::payload_at)).
+/// Writes dead letters to a sink, and large payloads to a [`PayloadStore`], such as a bucket. The payload is
+/// written first; the dead letter then states its place ([`payload_at`](DeadLetter::payload_at)).
 ///
 /// ```
+/// # #[cfg(all(feature = "sqs", feature = "s3"))]
 /// # fn example(sqs: aws_sdk_sqs::Client, s3: aws_sdk_s3::Client) {
 /// use redrive::dead_letter::{ClaimCheck, S3, Sqs};
 ///
@@ -26,13 +27,13 @@ use crate::record::DeadLetterId;
 /// # }
 /// ```
 ///
-/// [`redeem`](ClaimCheck::redeem) reads a dead letter's payload from the bucket. Configure the bucket to keep
-/// objects for longer than the sink keeps dead letters: a dead letter whose payload is gone cannot be
+/// [`redeem`](ClaimCheck::redeem) reads a dead letter's payload from the store. Configure the store to keep
+/// payloads for longer than the sink keeps dead letters: a dead letter whose payload is gone cannot be
 /// replayed.
 #[derive(Debug)]
 pub struct ClaimCheck<S> {
     sink: S,
-    store: S3,
+    store: Box<dyn PayloadStore>,
     over: usize,
 }
 
@@ -41,15 +42,15 @@ const CALLS: usize = 16;
 
 impl<S: DeadLetterSink> ClaimCheck<S> {
     /// Creates a sink that writes dead letters to `sink` and large payloads to `store`.
-    pub fn new(sink: S, store: S3) -> Self {
+    pub fn new(sink: S, store: impl PayloadStore + 'static) -> Self {
         ClaimCheck {
             sink,
-            store,
+            store: Box::new(store),
             over: 128 * 1024,
         }
     }
 
-    /// Sets the payload size, in bytes, above which a payload goes to the bucket. Default: 128 KiB, with
+    /// Sets the payload size, in bytes, above which a payload goes to the store. Default: 128 KiB, with
     /// which every dead letter fits into a message of SNS or SQS.
     #[must_use]
     pub fn over(mut self, bytes: usize) -> Self {
@@ -57,12 +58,12 @@ impl<S: DeadLetterSink> ClaimCheck<S> {
         self
     }
 
-    /// Returns the dead letter with its payload, which is read from the bucket if it is there.
+    /// Returns the dead letter with its payload, which is read from the store if it is there.
     pub async fn redeem(&self, letter: DeadLetter) -> Result<DeadLetter, ClaimError> {
-        self.store.redeem(letter).await
+        redeem(&*self.store, letter).await
     }
 
-    /// Writes a large payload to the bucket, and returns the dead letter as the sink gets it.
+    /// Writes a large payload to the store, and returns the dead letter as the sink gets it.
     async fn check_in(&self, letter: &DeadLetter) -> Result<DeadLetter, SinkError> {
         if letter.payload.len() <= self.over {
             return Ok(letter.clone());
@@ -114,7 +115,7 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
     }
 
     async fn check(&self, source: &SourceStream) -> Result<Vec<Warning>, TargetError> {
-        let mut warnings = self.store.check(source).await?;
+        let mut warnings = self.store.check_target(source).await?;
         let mut of_letters = source.clone();
         // The sink gets only payloads up to this size.
         let most = source.max_record_bytes.unwrap_or(u64::MAX).min(self.over as u64);
@@ -130,67 +131,4 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
     fn storage(&self) -> Vec<Storage> {
         self.sink.storage()
     }
-}
-
-/// The reason why a dead letter's payload cannot be read from the bucket.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClaimError {
-    /// The object that the dead letter refers to does not exist.
-    #[error("the payload of dead letter {id} is no longer at {place}; the dead letter cannot be replayed")]
-    Gone {
-        /// The dead letter's id.
-        id: DeadLetterId,
-        /// The place that the dead letter states.
-        place: String,
-    },
-    /// The payload is in another bucket or below another prefix, or its key is not that of a payload.
-    #[error(
-        "the payload of dead letter {id} is at {place}, which is no payload of this bucket and prefix; check both"
-    )]
-    Elsewhere {
-        /// The dead letter's id.
-        id: DeadLetterId,
-        /// The place that the dead letter states.
-        place: String,
-    },
-    /// The payload's length differs from the length that the dead letter states.
-    #[error(
-        "the payload at {place} has {found} bytes, but its dead letter states {expected}: it was changed or mixed up"
-    )]
-    Length {
-        /// The place of the payload.
-        place: String,
-        /// The length that the dead letter states, in bytes.
-        expected: u64,
-        /// The length that was found, in bytes.
-        found: u64,
-    },
-    /// The payload has the stated length but other bytes.
-    #[error("the payload at {place} is not that of dead letter {id}: the SHA-256 digests differ")]
-    Digest {
-        /// The dead letter's id.
-        id: DeadLetterId,
-        /// The place of the payload.
-        place: String,
-    },
-    /// The dead letter states a longer payload than a record can have.
-    #[error("the dead letter states {bytes} bytes for the payload at {place}; a record has at most {limit}")]
-    TooLarge {
-        /// The place of the payload.
-        place: String,
-        /// The length that the dead letter states, in bytes.
-        bytes: u64,
-        /// The maximum size of a record, in bytes.
-        limit: u64,
-    },
-    /// The bucket cannot be read.
-    #[error("the payload at {place} cannot be read")]
-    Unreadable {
-        /// The place of the payload.
-        place: String,
-        /// The cause.
-        #[source]
-        source: BoxError,
-    },
 }

@@ -23,8 +23,7 @@
 //!
 //! Sinks that wrap other sinks: [`Fallback`] writes to a second sink what the first does not take, [`FanOut`]
 //! writes to several sinks, [`Route`] writes to one of several, and [`Redact`] removes confidential data
-//! first.
-#![cfg_attr(feature = "s3", doc = "[`ClaimCheck`] keeps large payloads in a bucket.")]
+//! first. [`ClaimCheck`] keeps large payloads in a [`PayloadStore`], such as a bucket.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,9 +33,11 @@ use async_trait::async_trait;
 
 use crate::failure::BoxError;
 
+#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
+#[allow(dead_code, reason = "each service uses a part of it")]
+mod aws_writer;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod check;
-#[cfg(feature = "s3")]
 mod claim_check;
 mod envelope;
 mod fallback;
@@ -45,19 +46,12 @@ mod file;
 #[cfg(feature = "kinesis")]
 mod kinesis;
 mod memory;
-#[cfg(any(feature = "sqs", feature = "sns"))]
-mod message;
 pub(crate) mod outbox;
+mod payload_store;
 mod redact;
 mod route;
 #[cfg(feature = "s3")]
 mod s3;
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
-#[allow(dead_code, reason = "each service uses a part of it")]
-mod schedule;
-#[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
-#[allow(dead_code, reason = "each service uses a part of it")]
-mod service;
 #[cfg(feature = "sns")]
 mod sns;
 #[cfg(feature = "sqs")]
@@ -66,8 +60,7 @@ mod storage;
 
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use check::check_target;
-#[cfg(feature = "s3")]
-pub use claim_check::{ClaimCheck, ClaimError};
+pub use claim_check::ClaimCheck;
 pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, InvalidReason, Reason};
 pub use fallback::Fallback;
 pub use fan_out::FanOut;
@@ -75,7 +68,11 @@ pub(crate) use file::ReadLines;
 pub use file::{File, FileError, ReadError, ReadLetters};
 #[cfg(feature = "kinesis")]
 pub use kinesis::{Kinesis, Payload};
+#[cfg(feature = "kinesis")]
+pub(crate) use kinesis::{StreamRecord, StreamWriter, partition_key};
 pub use memory::Memory;
+pub(crate) use payload_store::redeem;
+pub use payload_store::{ClaimError, PayloadStore};
 pub use redact::Redact;
 pub use route::Route;
 #[cfg(feature = "s3")]

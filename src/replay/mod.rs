@@ -54,7 +54,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::dead_letter::{DeadLetterSink, SourceStream, Storage, TargetError};
+use crate::dead_letter::{DeadLetterSink, PayloadStore, SourceStream, Storage, TargetError};
 use crate::engine::Resilient;
 use crate::failure::BoxError;
 use crate::idempotency::{Idempotency, StoreError};
@@ -119,8 +119,7 @@ pub struct Replay {
     ignore_ledger: bool,
     limit: Option<u64>,
     completed: Option<Idempotency>,
-    #[cfg(feature = "s3")]
-    payloads: Vec<crate::dead_letter::S3>,
+    payloads: Vec<Box<dyn PayloadStore>>,
     heard: Option<Box<Heard>>,
 }
 
@@ -141,7 +140,6 @@ impl Replay {
             ignore_ledger: false,
             limit: None,
             completed: None,
-            #[cfg(feature = "s3")]
             payloads: Vec::new(),
             heard: None,
         }
@@ -202,13 +200,12 @@ impl Replay {
     }
 
     /// Allows the replay to read payloads that a [claim check](crate::dead_letter::ClaimCheck) has put into
-    /// this bucket, below its prefix. Can be called for several buckets. Default: none.
+    /// this store, such as a bucket, below its prefix. Can be called for several stores. Default: none.
     ///
     /// The dead letter states where its payload is, and that statement is untrusted input. The replay
-    /// therefore reads no other object, and none larger than 10 MiB.
-    #[cfg(feature = "s3")]
-    pub fn payloads(mut self, store: crate::dead_letter::S3) -> Self {
-        self.payloads.push(store);
+    /// therefore reads no payload elsewhere, and none larger than 10 MiB.
+    pub fn payloads(mut self, store: impl PayloadStore + 'static) -> Self {
+        self.payloads.push(Box::new(store));
         self
     }
 
@@ -277,19 +274,7 @@ impl Replay {
     /// Checks that dead letters can go to a sink: the sink writes into no storage that the source reads, and
     /// its target exists. Reads and writes nothing. [`to_sink`](Replay::to_sink) runs this check first.
     pub async fn check_sink(&self, sink: &(impl DeadLetterSink + ?Sized)) -> Result<(), ReplayError> {
-        let source = self.source.storage();
-        // If one of the two gives only a name, the names are compared.
-        let same_name = |storage: &Storage| {
-            let is_named = |storage: &Storage| matches!(storage, Storage::Named(_));
-            (is_named(storage) || is_named(&source)) && self.source.name() == sink.name()
-        };
-        let overlaps = |storage: &Storage| storage.overlaps(&source) || same_name(storage);
-        if sink.storage().iter().any(overlaps) {
-            return Err(ReplayError::IntoItself {
-                source_name: self.source.name(),
-                target: sink.name(),
-            });
-        }
+        self.check_overlap(&sink.storage(), sink.name())?;
         // The dead letters may be of any stream.
         sink.check(&SourceStream::new("")).await?;
         Ok(())
@@ -299,7 +284,28 @@ impl Replay {
     /// sink.
     #[cfg(feature = "kinesis")]
     pub async fn check_stream(&self, stream: &Stream) -> Result<(), ReplayError> {
-        self.check_sink(stream.sink()).await
+        let writer = stream.writer();
+        self.check_overlap(&[writer.storage()], writer.name())?;
+        Box::pin(writer.describe()).await?;
+        Ok(())
+    }
+
+    /// Checks that the target writes into no storage that the source reads.
+    fn check_overlap(&self, target: &[Storage], name: String) -> Result<(), ReplayError> {
+        let source = self.source.storage();
+        // If one of the two gives only a name, the names are compared.
+        let same_name = |storage: &Storage| {
+            let is_named = |storage: &Storage| matches!(storage, Storage::Named(_));
+            (is_named(storage) || is_named(&source)) && self.source.name() == name
+        };
+        let overlaps = |storage: &Storage| storage.overlaps(&source) || same_name(storage);
+        if target.iter().any(overlaps) {
+            return Err(ReplayError::IntoItself {
+                source_name: self.source.name(),
+                target: name,
+            });
+        }
+        Ok(())
     }
 
     async fn run(

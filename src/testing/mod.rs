@@ -1,7 +1,7 @@
-//! Tools for your own tests: an in-process Kinesis server ([`kinesis`]), and the conformance suite that
-//! redrive's own sinks pass ([`sinks`]).
+//! Tools for your own tests: an in-process Kinesis server ([`kinesis`]), and the conformance suites that
+//! redrive's own sinks ([`sinks`]) and payload stores ([`payloads`]) pass.
 //!
-//! Run the suite with your own sink like this:
+//! Run the suite of sinks with your own sink like this:
 //!
 //! ```no_run
 //! # mod mine {
@@ -28,4 +28,5 @@
 //! ```
 
 pub mod kinesis;
+pub mod payloads;
 pub mod sinks;

@@ -6,11 +6,13 @@ use aws_sdk_s3::Client;
 use axum::Router;
 use axum::http::{HeaderMap, Method};
 use redrive::dead_letter::{
-    ClaimCheck, ClaimError, DeadLetter, DeadLetterSink, Memory, S3, SinkError, SourceStream, TargetError,
+    ClaimCheck, ClaimError, DeadLetter, DeadLetterSink, Memory, PayloadStore, S3, SinkError, SourceStream,
+    TargetError,
 };
 use redrive::replay::{DeadLetterSource, source};
-use redrive::sink_conformance;
+use redrive::testing::payloads;
 use redrive::testing::sinks::{Harness, confirmed, letter};
+use redrive::{payload_store_conformance, sink_conformance};
 use support::emulator::unique;
 use support::localstack::LocalStack;
 
@@ -37,6 +39,12 @@ impl Bucket {
             client,
             name,
         })
+    }
+
+    /// Returns the key of a payload's object.
+    fn key<'a>(&self, place: &'a str) -> &'a str {
+        let key = place.strip_prefix(&format!("s3://{}/", self.name));
+        key.expect("in the bucket")
     }
 
     /// Returns all keys in the order of the listing.
@@ -85,7 +93,24 @@ impl Harness for Bucket {
     }
 }
 
+impl payloads::Harness for Bucket {
+    fn store(&self) -> &dyn PayloadStore {
+        &self.sink
+    }
+
+    async fn overwrite(&self, place: &str, bytes: Vec<u8>) {
+        let call = self.client.put_object().bucket(&self.name).key(self.key(place));
+        call.body(bytes.into()).send().await.expect("PutObject");
+    }
+
+    async fn delete(&self, place: &str) {
+        let call = self.client.delete_object().bucket(&self.name);
+        call.key(self.key(place)).send().await.expect("DeleteObject");
+    }
+}
+
 sink_conformance!(bucket, optional Bucket::new());
+payload_store_conformance!(payloads_in_a_bucket, optional Bucket::new());
 
 #[tokio::test]
 async fn dead_letter_overwrites_its_earlier_copy() {

@@ -9,6 +9,7 @@ mod dead_letter_stream;
 mod dynamodb;
 mod idempotency_stores;
 mod kinesis_sink;
+mod payload_stores;
 mod queue_sinks;
 mod rehydrate;
 mod replay;

@@ -9,7 +9,7 @@ use std::future::Future;
 use tokio_util::sync::CancellationToken;
 
 use super::report::Outcome;
-use crate::dead_letter::{DeadLetter, DeadLetterSink, SinkError};
+use crate::dead_letter::{DeadLetter, DeadLetterSink, Receipt, SinkError};
 use crate::failure::BoxError;
 use crate::record::Redriven;
 
@@ -59,28 +59,37 @@ impl<S: DeadLetterSink> Target for Sink<S> {
     }
 
     async fn send(&self, jobs: &[Job], _: &CancellationToken) -> Sent {
-        let letters = jobs.iter().map(|job| job.letter.clone()).collect();
-        write(&self.0, jobs, letters).await
+        write(jobs, |jobs| {
+            let letters: Vec<DeadLetter> = jobs.into_iter().map(|job| job.letter.clone()).collect();
+            async move { self.0.put(&letters).await }
+        })
+        .await
     }
 }
 
-/// Writes a dead letter for each job. A refused dead letter does not stop later ones of its key.
-pub(super) async fn write(sink: &impl DeadLetterSink, jobs: &[Job], letters: Vec<DeadLetter>) -> Sent {
+/// Writes the jobs with `put`, which returns a result for each job that it gets. A refused job does not stop
+/// later ones of its key.
+async fn write<'a, P, F>(jobs: &'a [Job], put: P) -> Sent
+where
+    P: Fn(Vec<&'a Job>) -> F,
+    F: Future<Output = Vec<Result<Receipt, SinkError>>>,
+{
     let mut outcomes: Vec<Outcome> = jobs.iter().map(|_| Outcome::Blocked).collect();
-    let mut left: Vec<(usize, DeadLetter)> = letters.into_iter().enumerate().collect();
+    let mut left: Vec<usize> = (0..jobs.len()).collect();
     let mut failed = None;
     while !left.is_empty() && failed.is_none() {
-        let letters: Vec<DeadLetter> = left.iter().map(|(_, letter)| letter.clone()).collect();
-        let mut results = sink.put(&letters).await.into_iter();
+        let mut results = put(left.iter().map(|&job| &jobs[job]).collect())
+            .await
+            .into_iter();
         let before = left.len();
-        left.retain(|(job, _)| match results.next() {
+        left.retain(|&job| match results.next() {
             Some(Ok(_)) => {
-                let possibly_repeated = jobs[*job].possibly_repeated;
-                outcomes[*job] = Outcome::Replayed { possibly_repeated };
+                let possibly_repeated = jobs[job].possibly_repeated;
+                outcomes[job] = Outcome::Replayed { possibly_repeated };
                 false
             }
             Some(Err(error @ SinkError::Refused { .. })) => {
-                outcomes[*job] = Outcome::Refused(error);
+                outcomes[job] = Outcome::Refused(error);
                 false
             }
             Some(Err(SinkError::Unavailable(error))) => {

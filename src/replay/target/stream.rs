@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::StreamId;
-use crate::dead_letter::{self, DeadLetter, DeadLetterSink as _, Payload};
+use crate::dead_letter::{StreamRecord, StreamWriter, partition_key};
 use crate::kpl::Aggregator;
 use crate::replay::target::{self, Job, Sent, Target};
 
@@ -18,7 +18,7 @@ use crate::replay::target::{self, Job, Sent, Target};
 ///
 /// Permissions: `kinesis:PutRecords` and `kinesis:DescribeStreamSummary` on the stream.
 pub struct Stream {
-    sink: dead_letter::Kinesis,
+    writer: StreamWriter,
     stamped: bool,
 }
 
@@ -26,7 +26,7 @@ impl Stream {
     /// Creates a target for this stream, by its name or ARN. The client's region must be that of the ARN.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Stream {
-            sink: dead_letter::Kinesis::new(client, stream).payload(Payload::Raw),
+            writer: StreamWriter::new(&client, stream.into()),
             stamped: false,
         }
     }
@@ -43,38 +43,51 @@ impl Stream {
         self
     }
 
-    pub(in crate::replay) fn sink(&self) -> &dead_letter::Kinesis {
-        &self.sink
+    pub(in crate::replay) fn writer(&self) -> &StreamWriter {
+        &self.writer
+    }
+}
+
+/// The record of a dead letter, as the stream receives it.
+struct Replayed<'a> {
+    job: &'a Job,
+    stamped: bool,
+}
+
+impl StreamRecord for Replayed<'_> {
+    fn key(&self) -> String {
+        partition_key(&self.job.letter)
     }
 
-    /// Returns what to put into the stream, as a dead letter that the sink writes without its envelope.
-    fn record(&self, job: &Job) -> DeadLetter {
-        let letter = job.letter.clone();
-        let payload = match &letter.partition_key {
+    fn data(&self) -> Bytes {
+        let letter = &self.job.letter;
+        match &letter.partition_key {
             // Only a record from inside an aggregate can have such a key, so that it is wrapped again.
-            Some(key) if self.stamped || !(1..=256).contains(&key.chars().count()) => self.wrapped(key, job),
-            None if self.stamped => self.wrapped(&letter.id.to_string(), job),
-            _ => letter.payload,
-        };
-        DeadLetter { payload, ..letter }
+            Some(key) if self.stamped || !(1..=256).contains(&key.chars().count()) => self.wrapped(key),
+            None if self.stamped => self.wrapped(&letter.id.to_string()),
+            _ => letter.payload.clone(),
+        }
     }
+}
 
-    fn wrapped(&self, key: &str, job: &Job) -> Bytes {
-        let payload = job.letter.payload.clone();
+impl Replayed<'_> {
+    fn wrapped(&self, key: &str) -> Bytes {
+        let Job { letter, redriven, .. } = self.job;
+        let payload = letter.payload.clone();
         let mut aggregator = Aggregator::new(usize::MAX);
         let added = match self.stamped {
-            true => aggregator.add_redriven(key, None, payload, &job.redriven),
+            true => aggregator.add_redriven(key, None, payload, redriven),
             false => aggregator.add(key, None, payload),
         };
         let aggregate = added.ok().and_then(|()| aggregator.finish());
         // An aggregator without a size limit accepts every record.
-        aggregate.map_or_else(|| job.letter.payload.clone(), |aggregate| aggregate.data)
+        aggregate.map_or_else(|| letter.payload.clone(), |aggregate| aggregate.data)
     }
 }
 
 impl Target for Stream {
     fn name(&self) -> String {
-        self.sink.name()
+        self.writer.name()
     }
 
     fn is_known_by_content(&self) -> bool {
@@ -82,15 +95,21 @@ impl Target for Stream {
     }
 
     async fn send(&self, jobs: &[Job], _: &CancellationToken) -> Sent {
-        let records = jobs.iter().map(|job| self.record(job)).collect();
-        target::write(&self.sink, jobs, records).await
+        let stamped = self.stamped;
+        target::write(jobs, |jobs| {
+            let records: Vec<Replayed> = jobs.into_iter().map(|job| Replayed { job, stamped }).collect();
+            // The future of a call is large. Without a box, the futures of the run would contain it several
+            // times, and overflow the stack in a debug build.
+            Box::pin(async move { self.writer.put(&records).await })
+        })
+        .await
     }
 }
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream")
-            .field("stream", &self.sink.name())
+            .field("stream", &self.writer.name())
             .field("stamped", &self.stamped)
             .finish_non_exhaustive()
     }

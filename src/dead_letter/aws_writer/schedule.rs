@@ -14,28 +14,28 @@ use crate::failure::BoxError;
 
 /// The service's limits for one request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) entries: usize,
-    pub(super) bytes: u64,
+pub(in crate::dead_letter) struct Limits {
+    pub(in crate::dead_letter) entries: usize,
+    pub(in crate::dead_letter) bytes: u64,
 }
 
 /// A dead letter in the form that the service gets.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(in crate::dead_letter) struct Entry {
     /// The ordering key: entries of one key are sent one after the other.
-    pub(super) key: String,
+    pub(in crate::dead_letter) key: String,
     /// The data to send; empty once a try has taken it, see [`Schedule::take_data`].
-    pub(super) data: Bytes,
+    pub(in crate::dead_letter) data: Bytes,
     /// The size in bytes, as the service counts it.
-    pub(super) bytes: u64,
+    pub(in crate::dead_letter) bytes: u64,
     /// The deduplication id; empty if the service has none.
-    pub(super) deduplication_id: String,
+    pub(in crate::dead_letter) deduplication_id: String,
     /// The place that the entry is written to; empty if the service chooses the place.
-    pub(super) place: String,
+    pub(in crate::dead_letter) place: String,
 }
 
 impl Entry {
-    pub(super) fn refused(&self, limit: u64, source: impl Into<BoxError>) -> SinkError {
+    pub(in crate::dead_letter) fn refused(&self, limit: u64, source: impl Into<BoxError>) -> SinkError {
         SinkError::Refused {
             size: self.bytes,
             limit,
@@ -45,11 +45,11 @@ impl Entry {
 }
 
 /// The error of a call or an entry, which several dead letters may share.
-pub(super) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
+pub(in crate::dead_letter) type SharedError = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The entries that one put has yet to write.
 #[derive(Debug)]
-pub(super) struct Schedule {
+pub(in crate::dead_letter) struct Schedule {
     entries: Vec<Entry>,
     limits: Limits,
     results: Vec<Option<Result<Receipt, SinkError>>>,
@@ -77,18 +77,18 @@ struct Lane {
 /// its outcome.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Request {
+pub(in crate::dead_letter) struct Request {
     lanes: Vec<usize>,
 }
 
 impl Request {
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::dead_letter) fn len(&self) -> usize {
         self.lanes.len()
     }
 }
 
 impl Schedule {
-    pub(super) fn new(entries: Vec<Entry>, limits: Limits) -> Self {
+    pub(in crate::dead_letter) fn new(entries: Vec<Entry>, limits: Limits) -> Self {
         let mut lanes: Vec<Lane> = Vec::new();
         let mut by_key: HashMap<&str, usize> = HashMap::new();
         for (letter, entry) in entries.iter().enumerate() {
@@ -110,13 +110,13 @@ impl Schedule {
     }
 
     /// Returns the size of the largest entry, in bytes.
-    pub(super) fn largest(&self) -> u64 {
+    pub(in crate::dead_letter) fn largest(&self) -> u64 {
         self.entries.iter().map(|entry| entry.bytes).max().unwrap_or(0)
     }
 
     /// Refuses every entry that is larger than `limit`, when its turn comes: earlier entries of its key are
     /// sent, later ones are not. Must be called before the first request.
-    pub(super) fn refuse_larger_than(&mut self, limit: u64) {
+    pub(in crate::dead_letter) fn refuse_larger_than(&mut self, limit: u64) {
         self.limit = limit;
         for lane in std::mem::take(&mut self.ready) {
             self.line_up(lane);
@@ -124,7 +124,7 @@ impl Schedule {
     }
 
     /// Returns the next entries that may be sent, at most one of each key.
-    pub(super) fn next_request(&mut self) -> Option<Request> {
+    pub(in crate::dead_letter) fn next_request(&mut self) -> Option<Request> {
         let mut most = self.limits.entries;
         let mut bytes = 0;
         let mut lanes = Vec::new();
@@ -150,14 +150,14 @@ impl Schedule {
     }
 
     /// Returns the entries of a request, in order.
-    pub(super) fn entries(&self, request: &Request) -> impl Iterator<Item = &Entry> {
+    pub(in crate::dead_letter) fn entries(&self, request: &Request) -> impl Iterator<Item = &Entry> {
         request.lanes.iter().filter_map(|&lane| self.first_of(lane))
     }
 
     /// Takes the data of a request's entries, each with the index of its dead letter in the put. The data is
     /// moved and not copied, because the client needs to own it and few entries need another try. The caller
     /// makes the data of those entries again.
-    pub(super) fn take_data(&mut self, request: &Request) -> Vec<(usize, Bytes)> {
+    pub(in crate::dead_letter) fn take_data(&mut self, request: &Request) -> Vec<(usize, Bytes)> {
         let letters = request
             .lanes
             .iter()
@@ -170,7 +170,7 @@ impl Schedule {
 
     /// Handles the answer to a request: for each entry its place, or the reason why it is not written. An
     /// entry that failed `tries` times is given up.
-    pub(super) fn answered(
+    pub(in crate::dead_letter) fn answered(
         &mut self,
         request: Request,
         answers: Vec<Result<Receipt, SharedError>>,
@@ -192,7 +192,7 @@ impl Schedule {
     }
 
     /// Handles a request that failed as a whole: its entries may be sent again, before all others.
-    pub(super) fn put_back(&mut self, request: Request) {
+    pub(in crate::dead_letter) fn put_back(&mut self, request: Request) {
         for lane in request.lanes.into_iter().rev() {
             self.ready.push_front(lane);
         }
@@ -200,7 +200,7 @@ impl Schedule {
 
     /// Handles a request that was refused for the content of one of its entries: its entries are sent again
     /// in halves.
-    pub(super) fn split(&mut self, request: Request) {
+    pub(in crate::dead_letter) fn split(&mut self, request: Request) {
         let most = request.len().div_ceil(2);
         for &lane in &request.lanes {
             self.lanes[lane].most = Some(most);
@@ -209,14 +209,14 @@ impl Schedule {
     }
 
     /// Ends the entries of a request that no try of this put can write.
-    pub(super) fn refuse(&mut self, request: Request, why: impl Fn(&Entry) -> SinkError) {
+    pub(in crate::dead_letter) fn refuse(&mut self, request: Request, why: impl Fn(&Entry) -> SinkError) {
         for lane in request.lanes {
             self.end(lane, &why);
         }
     }
 
     /// Ends every entry that is not confirmed yet.
-    pub(super) fn give_up(&mut self, error: &SharedError) {
+    pub(in crate::dead_letter) fn give_up(&mut self, error: &SharedError) {
         for lane in 0..self.lanes.len() {
             self.end(lane, |_| SinkError::unavailable(error.clone()));
         }
@@ -226,14 +226,14 @@ impl Schedule {
 
     /// Makes the failed entries ready to be sent again. Returns the largest number of failed tries among
     /// them, or `None` if no entry waits.
-    pub(super) fn wake(&mut self) -> Option<u32> {
+    pub(in crate::dead_letter) fn wake(&mut self) -> Option<u32> {
         let tries = self.resting.iter().map(|&lane| self.lanes[lane].tries).max();
         self.ready.extend(self.resting.drain(..));
         tries
     }
 
     /// Returns the results of all dead letters, in their order.
-    pub(super) fn into_results(self) -> Vec<Result<Receipt, SinkError>> {
+    pub(in crate::dead_letter) fn into_results(self) -> Vec<Result<Receipt, SinkError>> {
         self.results
             .into_iter()
             // Every entry has ended by now. If one had not, it would count as not written.
