@@ -9,12 +9,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 
 use crate::failure::BoxError;
-use crate::record::{InvalidSequenceNumber, Record, Source};
+use crate::record::{ParseSequenceNumberError, Record, Source};
 
 /// An event that does not come from a Kinesis event source mapping.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum InvalidEvent {
+pub enum ParseEventError {
     /// The JSON is not that of such an event.
     #[error("the event does not come from a Kinesis event source mapping")]
     Json(#[source] BoxError),
@@ -43,7 +43,7 @@ pub enum InvalidEvent {
         index: usize,
         /// The reason why the sequence number is not valid.
         #[source]
-        source: InvalidSequenceNumber,
+        source: ParseSequenceNumberError,
     },
     /// A record's data are not base64.
     #[error("the data of record {index} of the event are not base64")]
@@ -87,16 +87,16 @@ struct RawKinesis<'a> {
 
 impl RawRecords<'_> {
     /// Returns the records, and the ARN of their stream or of a consumer of it. All records share one ARN.
-    pub(crate) fn open(self) -> Result<(Vec<Record>, Option<String>), InvalidEvent> {
+    pub(crate) fn open(self) -> Result<(Vec<Record>, Option<String>), ParseEventError> {
         let mut shard = Shard::default();
         let records = self.0.into_iter().enumerate().map(|(index, record)| {
             let source = shard.source(index, &record.arn, &record.id)?;
             let number = record.kinesis.sequence_number.into_owned();
             let number = number
                 .try_into()
-                .map_err(|source| InvalidEvent::NoSequenceNumber { index, source })?;
+                .map_err(|source| ParseEventError::NoSequenceNumber { index, source })?;
             let data = BASE64.decode(record.kinesis.data.as_bytes());
-            let data = data.map_err(|source| InvalidEvent::NoBase64 {
+            let data = data.map_err(|source| ParseEventError::NoBase64 {
                 index,
                 source: source.into(),
             })?;
@@ -121,17 +121,22 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    pub(crate) fn source(&mut self, index: usize, arn: &str, id: &str) -> Result<Arc<Source>, InvalidEvent> {
+    pub(crate) fn source(
+        &mut self,
+        index: usize,
+        arn: &str,
+        id: &str,
+    ) -> Result<Arc<Source>, ParseEventError> {
         let shard = id
             .split_once(':')
             .map(|(shard, _)| shard)
             .filter(|shard| !shard.is_empty());
-        let shard = shard.ok_or(InvalidEvent::NoShard { index })?;
+        let shard = shard.ok_or(ParseEventError::NoShard { index })?;
         match &self.known {
             Some((known, source)) if known == arn && source.shard.as_str() == shard => Ok(source.clone()),
-            Some(_) => Err(InvalidEvent::AnotherShard { index }),
+            Some(_) => Err(ParseEventError::AnotherShard { index }),
             None => {
-                let stream = stream(arn).ok_or(InvalidEvent::NoStream { index })?;
+                let stream = stream(arn).ok_or(ParseEventError::NoStream { index })?;
                 let source = Arc::new(Source {
                     stream: stream.into(),
                     shard: shard.into(),

@@ -152,7 +152,7 @@ mod wall_clock;
 
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
-pub use consumer::{Consumer, ConsumerError, DataLossPolicy, Retrieval, StartingPosition, StreamId};
+pub use consumer::{Consumer, ConsumerError, DataLossPolicy, Retrieval, StartingPosition};
 pub use dead_letter::DeadLetterPolicy;
 pub use engine::{AttemptTimedOut, Resilient, ResilientBuilder};
 pub use external::Panicked;
@@ -165,7 +165,7 @@ pub use processor::{
     BatchProcessor, RecordProcessor, processor_blocking, processor_fn, processor_fn_json, processor_with,
 };
 pub use protection::{Backoff, CircuitBreaker, DeadLetterGuard, Jitter, RetryBudget, RetryPolicy};
-pub use record::{DeadLetterId, Position, Record, SequenceNumber, ShardId};
+pub use record::{DeadLetterId, Position, Record, SequenceNumber, ShardId, StreamId};
 #[cfg(feature = "sabotage")]
 #[doc(hidden)]
 pub use sabotage::Sabotage;

@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use redrive::StreamId;
+use redrive::record::ParseStreamIdError;
+
 /// The address of dead letters, to read or to write.
 ///
 /// | address | names |
@@ -18,7 +21,7 @@ pub(crate) enum Address {
     /// A file.
     File(PathBuf),
     /// A stream.
-    Kinesis(Stream),
+    Kinesis(StreamId),
     /// A queue's name or URL.
     Sqs(String),
     /// A topic's ARN.
@@ -32,20 +35,9 @@ pub(crate) enum Address {
     },
 }
 
-/// A stream's name or ARN.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Stream(String);
-
-impl Stream {
-    /// Returns the name or ARN, unchanged.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Returns the region in the ARN.
-    pub(crate) fn region(&self) -> Option<&str> {
-        region_of_arn(&self.0)
-    }
+/// Returns the region in the stream's ARN.
+pub(crate) fn region_of_stream(stream: &StreamId) -> Option<&str> {
+    stream.arn().and_then(region_of_arn)
 }
 
 /// Returns the region of an ARN: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
@@ -77,7 +69,7 @@ pub(crate) enum StoreAddress {
 
 /// The error of a text that is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum InvalidAddress {
+pub(crate) enum ParseAddressError {
     /// The text starts with no known scheme.
     #[error("invalid address {text:?}: write {expected}")]
     Scheme {
@@ -86,7 +78,7 @@ pub(crate) enum InvalidAddress {
         /// The valid forms.
         expected: &'static str,
     },
-    /// The text names nothing after its scheme, or is not a stream's name or ARN.
+    /// The text names nothing after its scheme.
     #[error("invalid address {text:?}: {lacks}; write {expected}")]
     Incomplete {
         /// The text.
@@ -96,15 +88,18 @@ pub(crate) enum InvalidAddress {
         /// An example of a valid address.
         expected: &'static str,
     },
+    /// The text after `kinesis:` is neither the name nor the ARN of a stream.
+    #[error(transparent)]
+    Stream(#[from] ParseStreamIdError),
 }
 
 const LETTERS: &str = "file:PATH, kinesis:STREAM, sqs:QUEUE, sns:TOPIC_ARN or s3:BUCKET/PREFIX";
 const STORES: &str = "redb:FILE or dynamodb:TABLE";
 
 impl FromStr for Address {
-    type Err = InvalidAddress;
+    type Err = ParseAddressError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+    fn from_str(text: &str) -> Result<Self, ParseAddressError> {
         let (scheme, rest) = split(text, LETTERS)?;
         let named = |lacks, expected| match rest.is_empty() {
             true => Err(incomplete(text, lacks, expected)),
@@ -112,10 +107,9 @@ impl FromStr for Address {
         };
         match scheme {
             "file" => Ok(Address::File(named("no file", "file:letters.jsonl")?.into())),
-            "kinesis" => match rest.parse() {
-                Ok(stream) => Ok(Address::Kinesis(stream)),
-                Err(_) => Err(incomplete(text, "no stream", "kinesis:orders-dlq")),
-            },
+            "kinesis" => Ok(Address::Kinesis(
+                named("no stream", "kinesis:orders-dlq")?.parse()?,
+            )),
             "sqs" => Ok(Address::Sqs(named("no queue", "sqs:orders-dlq")?)),
             "sns" => match rest.starts_with("arn:") {
                 true => Ok(Address::Sns(rest.to_owned())),
@@ -141,38 +135,10 @@ impl FromStr for Address {
     }
 }
 
-impl FromStr for Stream {
-    type Err = InvalidAddress;
-
-    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        let name = match region_of_arn(text) {
-            Some(_) if text.split(':').nth(2) == Some("kinesis") => {
-                let resource = text.splitn(6, ':').nth(5).unwrap_or_default();
-                resource.strip_prefix("stream/").unwrap_or_default()
-            }
-            _ => text,
-        };
-        match name.is_empty() || name.contains(['/', ':']) {
-            true => Err(incomplete(
-                text,
-                "no stream",
-                "a name such as orders, or the stream's ARN",
-            )),
-            false => Ok(Stream(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl FromStr for StoreAddress {
-    type Err = InvalidAddress;
+    type Err = ParseAddressError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+    fn from_str(text: &str) -> Result<Self, ParseAddressError> {
         match split(text, STORES)? {
             ("redb", "") => Err(incomplete(text, "no file", "redb:replay.redb")),
             ("dynamodb", "") => Err(incomplete(text, "no table", "dynamodb:replay-ledger")),
@@ -183,19 +149,19 @@ impl FromStr for StoreAddress {
     }
 }
 
-fn split<'a>(text: &'a str, expected: &'static str) -> Result<(&'a str, &'a str), InvalidAddress> {
+fn split<'a>(text: &'a str, expected: &'static str) -> Result<(&'a str, &'a str), ParseAddressError> {
     text.split_once(':').ok_or_else(|| scheme_error(text, expected))
 }
 
-fn scheme_error(text: &str, expected: &'static str) -> InvalidAddress {
-    InvalidAddress::Scheme {
+fn scheme_error(text: &str, expected: &'static str) -> ParseAddressError {
+    ParseAddressError::Scheme {
         text: text.to_owned(),
         expected,
     }
 }
 
-fn incomplete(text: &str, lacks: &'static str, expected: &'static str) -> InvalidAddress {
-    InvalidAddress::Incomplete {
+fn incomplete(text: &str, lacks: &'static str, expected: &'static str) -> ParseAddressError {
+    ParseAddressError::Incomplete {
         text: text.to_owned(),
         lacks,
         expected,
@@ -229,14 +195,14 @@ mod tests {
 
     use super::*;
 
-    fn letters(text: &str) -> Result<Address, InvalidAddress> {
+    fn letters(text: &str) -> Result<Address, ParseAddressError> {
         text.parse()
     }
 
     #[test]
     fn each_has_its_form() {
         assert_eq!(letters("file:a b.jsonl"), Ok(Address::File("a b.jsonl".into())));
-        let stream = |text: &str| Address::Kinesis(Stream(text.to_owned()));
+        let stream = |text: &str| Address::Kinesis(text.into());
         assert_eq!(letters("kinesis:dlq"), Ok(stream("dlq")));
         let arn = "arn:aws:kinesis:us-east-1:111122223333:stream/dlq";
         assert_eq!(letters(&format!("kinesis:{arn}")), Ok(stream(arn)));
@@ -254,7 +220,7 @@ mod tests {
 
     #[test]
     fn an_arn_or_a_queue_url_tells_the_region() {
-        let region = |text: &str| text.parse::<Stream>().expect(text).region().map(str::to_owned);
+        let region = |text: &str| region_of_stream(&text.into()).map(str::to_owned);
         let arn = "arn:aws-cn:kinesis:cn-north-1:111122223333:stream/dlq";
         assert_eq!(region(arn).as_deref(), Some("cn-north-1"));
         assert_eq!(region("dlq"), None);

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::address::{Address, StoreAddress, Stream, region_of_arn, region_of_queue};
+use crate::address::{Address, StoreAddress, region_of_arn, region_of_queue, region_of_stream};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use redrive::BoxError;
 use redrive::checkpoint::{self, CheckpointError, CheckpointStore};
 use redrive::dead_letter::{self, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, Ledger, ledger, source};
+use redrive::{BoxError, StreamId};
 use tokio::sync::OnceCell;
 
 /// The AWS configuration from the environment and the profile, loaded once and only if AWS is used.
@@ -32,8 +32,8 @@ impl Clients {
     }
 
     /// Creates a client in the region of the stream's ARN, or in the default region.
-    pub(crate) async fn kinesis(&self, stream: &Stream) -> aws_sdk_kinesis::Client {
-        self.kinesis_in(stream.region()).await
+    pub(crate) async fn kinesis(&self, stream: &StreamId) -> aws_sdk_kinesis::Client {
+        self.kinesis_in(region_of_stream(stream)).await
     }
 
     pub(crate) async fn kinesis_in(&self, region: Option<&str>) -> aws_sdk_kinesis::Client {
@@ -74,7 +74,7 @@ impl Clients {
         Ok(match address {
             Address::File(path) => Box::new(source::File::new(path)),
             Address::Kinesis(stream) => {
-                Box::new(source::Kinesis::new(self.kinesis(stream).await, stream.as_str()))
+                Box::new(source::Kinesis::new(self.kinesis(stream).await, stream.clone()))
             }
             Address::Sqs(queue) => {
                 let (client, url) = self.sqs(queue).await?;
@@ -97,7 +97,7 @@ impl Clients {
             Address::File(path) => Arc::new(dead_letter::File::open(path)?),
             Address::Kinesis(stream) => Arc::new(dead_letter::Kinesis::new(
                 self.kinesis(stream).await,
-                stream.as_str(),
+                stream.clone(),
             )),
             Address::Sqs(queue) => {
                 let (client, url) = self.sqs(queue).await?;

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use redrive::BoxError;
 use redrive::dead_letter::Reason;
 use redrive::replay::Filter;
+use redrive::{BoxError, StreamId};
 
 /// The filter options. A repeated option matches any of its values; different options must all match.
 #[derive(Debug, Args)]
@@ -27,9 +27,9 @@ pub(crate) struct Only {
     /// Select dead letters with this error code
     #[arg(long)]
     code: Vec<String>,
-    /// Select dead letters of records from this stream
-    #[arg(long)]
-    stream: Vec<String>,
+    /// Select dead letters of records from this stream, given by name or ARN. Only the name is compared
+    #[arg(long, value_name = "NAME|ARN", value_parser = str::parse::<StreamId>)]
+    stream: Vec<StreamId>,
     /// Select dead letters of records from this shard
     #[arg(long)]
     shard: Vec<String>,
@@ -66,8 +66,8 @@ impl Only {
             values.iter().cloned().fold(filter, add)
         };
         filter = self.reason.iter().copied().fold(filter, Filter::reason);
+        filter = self.stream.iter().cloned().fold(filter, Filter::stream);
         filter = add(filter, &self.code, Filter::code);
-        filter = add(filter, &self.stream, Filter::stream);
         filter = add(filter, &self.shard, Filter::shard);
         filter = add(filter, &self.key, Filter::partition_key);
         add(filter, &self.id, Filter::id)

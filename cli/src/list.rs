@@ -6,7 +6,7 @@ use crate::address::Address;
 use clap::Args;
 use redrive::BoxError;
 use redrive::dead_letter::{DeadLetter, DecodeError};
-use redrive::replay::look;
+use redrive::replay::for_each_letter;
 use serde_json::json;
 
 use crate::Ended;
@@ -54,7 +54,7 @@ impl List {
                 false => ControlFlow::Break(()),
             }
         };
-        let rest = look(&mut *source, each).await?;
+        let rest = for_each_letter(&mut *source, each).await?;
         output::rest(rest);
         if tally.more {
             eprintln!("more than {limit} dead letters match; raise --limit or narrow the filters");
@@ -158,7 +158,7 @@ pub(crate) fn as_json(letter: &DeadLetter) -> String {
         "sequence_number": letter.sequence_number.as_str(),
         "sub_sequence_number": letter.sub_sequence_number,
         "key_hash": letter.partition_key.as_deref().map(|key| redrive::record::KeyHash::of(key).to_string()),
-        "arrived_at": letter.arrived_at.map(output::time),
+        "arrived_at": letter.arrival.map(output::time),
         "dead_lettered_at": output::time(letter.dead_lettered_at),
         "reason": letter.reason.as_str(),
         "class": letter.class.as_str(),

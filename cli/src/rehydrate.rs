@@ -1,14 +1,14 @@
 //! `redrive rehydrate`: makes dead letters of the batches that Lambda gave up.
 
-use crate::address::{Address, StoreAddress, Stream};
+use crate::address::{Address, StoreAddress, region_of_stream};
 use clap::Args;
 use redrive::replay::{self, Rehydrate as Rehydration};
-use redrive::{BoxError, Idempotency, idempotency};
+use redrive::{BoxError, Idempotency, StreamId, idempotency};
 
 use crate::Ended;
 use crate::clients::Clients;
 use crate::filter::Only;
-use crate::replay::{How, Source, Target};
+use crate::replay::{How, Source, To};
 
 /// Make dead letters of the batches that Lambda gave up
 ///
@@ -24,20 +24,12 @@ use crate::replay::{How, Source, Target};
 pub(crate) struct Rehydrate {
     /// Address of the on-failure messages
     address: Address,
-    /// Write the dead letters to this address
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "into")]
-    to: Option<Address>,
-    /// Put the records directly into this stream, given by name or ARN
-    #[arg(long, value_name = "STREAM", conflicts_with = "to")]
-    into: Option<Stream>,
-    /// With --into: wrap each record in a KPL aggregate whose tags tell redrive consumers where the record
-    /// comes from
-    #[arg(long, requires = "into")]
-    stamp: bool,
+    #[command(flatten)]
+    to: To,
     /// Read records from this stream, given by name or ARN. A message that contains no records and names
-    /// another stream is left in place. Default: the stream of --into
-    #[arg(long, value_name = "STREAM")]
-    from_stream: Vec<Stream>,
+    /// another stream is left in place. Default: the stream of --to-stream
+    #[arg(long, value_name = "NAME|ARN", value_parser = str::parse::<StreamId>)]
+    from_stream: Vec<StreamId>,
     /// Application name to write into the dead letters. Default: the name of the Lambda function
     #[arg(long)]
     application: Option<String>,
@@ -59,11 +51,11 @@ impl Rehydrate {
         let source = clients.source(&self.address).await?;
         let from = Source::new(&self.address, &*source);
         let streams = match self.from_stream.is_empty() {
-            true => self.into.iter().cloned().collect(),
+            true => self.to.stream().into_iter().cloned().collect(),
             false => self.from_stream,
         };
-        let region = streams.first().and_then(Stream::region);
-        if streams.iter().any(|stream| stream.region() != region) {
+        let region = streams.first().and_then(region_of_stream);
+        if streams.iter().any(|stream| region_of_stream(stream) != region) {
             return Err(
                 "the streams of --from-stream are in several regions; run the command once for each region"
                     .into(),
@@ -71,7 +63,7 @@ impl Rehydrate {
         }
         let mut rehydration = Rehydration::new(clients.kinesis_in(region).await);
         for stream in &streams {
-            rehydration = rehydration.stream(stream.as_str());
+            rehydration = rehydration.stream(stream.clone());
         }
         if let Some(application) = self.application {
             rehydration = rehydration.application(application);
@@ -91,14 +83,7 @@ impl Rehydrate {
             }
             replay = replay.without_completed(known);
         }
-        let target = match (self.into, self.to) {
-            (Some(name), _) => Target::Stream {
-                name,
-                stamp: self.stamp,
-            },
-            (None, Some(to)) => Target::Sink(to),
-            (None, None) => return Err("no target; use --to ADDRESS or --into STREAM".into()),
-        };
+        let target = self.to.target()?;
         self.how.run(replay, from, target, &clients, json).await
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::address::{self, Address, StoreAddress};
+use crate::address::{Address, StoreAddress};
 use clap::Args;
 use redrive::dead_letter::{self, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, Outcome, Progress, Report, Stream};
-use redrive::{BoxError, replay};
+use redrive::{BoxError, StreamId, replay};
 use serde_json::json;
 
 use crate::Ended;
@@ -17,9 +17,10 @@ use crate::{output, stop};
 
 /// Replay the records of dead letters
 ///
-/// Each record is put into a stream under its own partition key. Once the stream confirms the record, its
-/// dead letter is removed from the queue or bucket. A file or stream keeps its dead letters, and the ledger
-/// records which are done. After an interruption or a kill, run the command again to resume.
+/// With --to-stream, each record is put into a stream under its own partition key. With --to-dead-letters, the
+/// dead letters are moved unchanged to another address, and no record is replayed. Once the target confirms,
+/// the dead letter is removed from the queue or bucket. A file or stream keeps its dead letters, and the
+/// ledger records which are done. After an interruption or a kill, run the command again to resume.
 ///
 /// A replayed record comes after newer records of its partition key, and every application that reads the
 /// stream receives it.
@@ -27,16 +28,8 @@ use crate::{output, stop};
 pub(crate) struct Replay {
     /// Address of the dead letters
     address: Address,
-    /// Stream to put the records into, given by name or ARN
-    #[arg(long, value_name = "STREAM", required_unless_present = "to")]
-    into: Option<address::Stream>,
-    /// Move the dead letters unchanged to this address instead
-    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["into", "stamp"])]
-    to: Option<Address>,
-    /// Wrap each record in a KPL aggregate whose tags identify its dead letter. A redrive consumer reads the
-    /// tags if it was built with `redrive_stamps`
-    #[arg(long)]
-    stamp: bool,
+    #[command(flatten)]
+    to: To,
     /// Read also payloads that a claim check stored in this bucket: s3:BUCKET/PREFIX. Payloads in the bucket
     /// of ADDRESS are always read
     #[arg(long, value_name = "ADDRESS")]
@@ -45,6 +38,45 @@ pub(crate) struct Replay {
     how: How,
     #[command(flatten)]
     only: Only,
+}
+
+/// The options that name the target.
+#[derive(Debug, Args)]
+pub(crate) struct To {
+    /// Put the records into this stream, given by name or ARN
+    #[arg(
+        long,
+        value_name = "NAME|ARN",
+        value_parser = str::parse::<StreamId>,
+        required_unless_present = "to_dead_letters"
+    )]
+    to_stream: Option<StreamId>,
+    /// Write the dead letters to this address: file:PATH, kinesis:STREAM, sqs:QUEUE, sns:TOPIC_ARN or
+    /// s3:BUCKET/PREFIX
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["to_stream", "stamp"])]
+    to_dead_letters: Option<Address>,
+    /// With --to-stream: wrap each record in a KPL aggregate whose tags identify its dead letter. A redrive
+    /// consumer reads the tags if it was built with `redrive_stamps`
+    #[arg(long)]
+    stamp: bool,
+}
+
+impl To {
+    /// Returns the stream of --to-stream.
+    pub(crate) fn stream(&self) -> Option<&StreamId> {
+        self.to_stream.as_ref()
+    }
+
+    pub(crate) fn target(self) -> Result<Target, BoxError> {
+        match (self.to_stream, self.to_dead_letters) {
+            (Some(stream), _) => Ok(Target::Stream {
+                stream,
+                stamp: self.stamp,
+            }),
+            (None, Some(address)) => Ok(Target::Sink(address)),
+            (None, None) => Err("no target; use --to-stream NAME|ARN or --to-dead-letters ADDRESS".into()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +95,7 @@ pub(crate) struct How {
     dry_run: bool,
     /// Include dead letters that the ledger records as done
     #[arg(long)]
-    again: bool,
+    ignore_ledger: bool,
     /// Ledger that records which dead letters are done: redb:FILE or dynamodb:TABLE. Default: a file in the
     /// user's state directory
     #[arg(long, value_name = "STORE")]
@@ -75,15 +107,15 @@ pub(crate) struct How {
 
 /// The target of the records or dead letters.
 pub(crate) enum Target {
-    Stream { name: address::Stream, stamp: bool },
+    Stream { stream: StreamId, stamp: bool },
     Sink(Address),
 }
 
 impl Target {
     /// Returns the stream that records or dead letters are put into.
-    fn stream(&self) -> Option<&address::Stream> {
+    fn stream(&self) -> Option<&StreamId> {
         match self {
-            Target::Stream { name, .. } | Target::Sink(Address::Kinesis(name)) => Some(name),
+            Target::Stream { stream, .. } | Target::Sink(Address::Kinesis(stream)) => Some(stream),
             Target::Sink(_) => None,
         }
     }
@@ -93,14 +125,7 @@ impl Replay {
     pub(crate) async fn run(self, json: bool) -> Result<Ended, BoxError> {
         let clients = Clients::default();
         let source = clients.source(&self.address).await?;
-        let target = match (self.into, self.to) {
-            (Some(name), _) => Target::Stream {
-                name,
-                stamp: self.stamp,
-            },
-            (None, Some(to)) => Target::Sink(to),
-            (None, None) => return Err("no target; use --into STREAM or --to ADDRESS".into()),
-        };
+        let target = self.to.target()?;
         if !source.keeps_order() {
             eprintln!(
                 "warning: {} is a standard queue and keeps no order; dead letters of a partition key are in order only within a batch that is collected together",
@@ -144,7 +169,7 @@ impl<'a> Source<'a> {
 }
 
 /// A [`Target`] that is opened for writing.
-enum To {
+enum Opened {
     Stream(Stream),
     Sink(Arc<dyn DeadLetterSink>),
 }
@@ -198,16 +223,16 @@ impl How {
         json: bool,
     ) -> Result<Ended, BoxError> {
         let to = match &target {
-            Target::Stream { name, stamp } => {
-                let stream = Stream::new(clients.kinesis(name).await, name.as_str());
+            Target::Stream { stream, stamp } => {
+                let stream = Stream::new(clients.kinesis(stream).await, stream.clone());
                 let stream = if *stamp { stream.stamped() } else { stream };
                 replay.check_stream(&stream).await?;
-                To::Stream(stream)
+                Opened::Stream(stream)
             }
             Target::Sink(address) => {
                 let sink = clients.sink(address).await?;
                 replay.check_sink(&*sink).await?;
-                To::Sink(sink)
+                Opened::Sink(sink)
             }
         };
         if !self.confirmed(&from, &target)? {
@@ -217,7 +242,7 @@ impl How {
             .rate(self.rate)
             .max_redrives(self.max_redrives)
             .dry_run(self.dry_run)
-            .ignore_ledger(self.again)
+            .ignore_ledger(self.ignore_ledger)
             .ledger(clients.ledger(self.ledger.as_ref()).await?);
         if let Some(limit) = self.limit {
             replay = replay.limit(limit);
@@ -235,8 +260,8 @@ impl How {
             }
         });
         let done = match to {
-            To::Stream(stream) => replay.into_stream(stream, stop::asked()).await,
-            To::Sink(sink) => replay.to_sink(sink, stop::asked()).await,
+            Opened::Stream(stream) => replay.into_stream(stream, stop::asked()).await,
+            Opened::Sink(sink) => replay.to_sink(sink, stop::asked()).await,
         };
         bar.finish_and_clear();
         let report = done?;

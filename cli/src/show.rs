@@ -8,7 +8,7 @@ use crate::address::Address;
 use clap::Args;
 use redrive::dead_letter::{AttemptReport, DeadLetter};
 use redrive::record::KeyHash;
-use redrive::replay::{Filter, look};
+use redrive::replay::{Filter, for_each_letter};
 use redrive::{BoxError, DeadLetterId};
 
 use crate::Ended;
@@ -47,7 +47,7 @@ impl Show {
         let mut found: Option<(String, DeadLetter)> = None;
         let mut others: BTreeMap<DeadLetterId, String> = BTreeMap::new();
         let mut more = false;
-        let rest = look(&mut *source, |place, letter| {
+        let rest = for_each_letter(&mut *source, |place, letter| {
             let Some(letter) = Tally::default().readable(place, letter) else {
                 return ControlFlow::Continue(());
             };
@@ -114,8 +114,8 @@ impl Show {
             (Some(key), false) => say("key hash", &KeyHash::of(key)),
             (None, _) => {}
         }
-        if let Some(arrived_at) = letter.arrived_at {
-            say("arrived", &output::time(arrived_at));
+        if let Some(arrival) = letter.arrival {
+            say("arrived", &output::time(arrival));
         }
         say("dead-lettered", &output::time(letter.dead_lettered_at));
         say("reason", &letter.reason.as_str());

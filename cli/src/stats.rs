@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::address::Address;
 use clap::Args;
 use redrive::BoxError;
-use redrive::replay::look;
+use redrive::replay::for_each_letter;
 use serde_json::json;
 
 use crate::Ended;
@@ -48,7 +48,7 @@ impl Stats {
         let bar = output::progress(source.estimate().await);
         let filter = self.only.filter();
         let (mut tally, mut tables) = (Tally::default(), Tables::default());
-        let rest = look(&mut *source, |place, letter| {
+        let rest = for_each_letter(&mut *source, |place, letter| {
             bar.inc(1);
             let letter = bar.suspend(|| tally.readable(place, letter));
             if let Some(letter) = letter.filter(|letter| filter.matches(letter)) {

@@ -1,4 +1,4 @@
-//! The command, on LocalStack: letters through each sink, looked at, driven again, and killed in the middle of it.
+//! Tests of the command on LocalStack: dead letters of each sink are listed and replayed, also after a kill.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead as _, BufReader};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink};
-use redrive::replay::{DeadLetterSource, look, source};
+use redrive::replay::{DeadLetterSource, for_each_letter, source};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::testing::sinks::{confirmed, letter};
 use redrive::{Consumer, DeadLetterId, Record, Resilient, checkpoint, processor_with};
@@ -31,7 +31,7 @@ fn volume() -> u64 {
 /// No more than ten dead letters of a key: a FIFO queue shows no more of a group at once.
 const LETTERS_OF_A_KEY: u64 = 10;
 
-/// Letters somewhere, and a stream to drive them into.
+/// Dead letters in some storage, and a stream for their records.
 struct Scene {
     endpoint: String,
     folder: TempDir,
@@ -39,7 +39,7 @@ struct Scene {
     letters: Vec<DeadLetter>,
     address: String,
     keeps_order: bool,
-    /// Where the letters are in a FIFO queue.
+    /// The FIFO queue that has the dead letters, if they are in one.
     fifo: Option<(aws_sdk_sqs::Client, String)>,
 }
 
@@ -75,7 +75,7 @@ impl Scene {
         kinesis::client(&self.endpoint)
     }
 
-    /// Writes the letters, and sees that what is read is what was written.
+    /// Writes the dead letters, and checks that reading returns the same ones.
     async fn fill(&mut self, address: String, sink: &dyn DeadLetterSink, source: Box<dyn DeadLetterSource>) {
         for letters in self.letters.chunks(500) {
             confirmed(sink.put(letters).await);
@@ -84,12 +84,12 @@ impl Scene {
         self.keeps_order = source.keeps_order();
         self.address = address;
         let mut read: HashMap<DeadLetterId, DeadLetter> = HashMap::new();
-        let looked = look(&mut *source, |place, letter| {
+        let reading = for_each_letter(&mut *source, |place, letter| {
             let letter = letter.unwrap_or_else(|error| panic!("{place}: {error}"));
             read.insert(letter.id, letter);
             ControlFlow::Continue(())
         });
-        looked.await.expect("it is read");
+        reading.await.expect("it is read");
         assert_eq!(read.len(), self.letters.len());
         for letter in &self.letters {
             assert_eq!(read.get(&letter.id), Some(letter));
@@ -115,7 +115,14 @@ impl Scene {
     }
 
     fn replay(&self, more: &[&str]) -> Vec<String> {
-        let arguments = ["replay", &self.address, "--into", &self.stream, "--yes", "--json"];
+        let arguments = [
+            "replay",
+            &self.address,
+            "--to-stream",
+            &self.stream,
+            "--yes",
+            "--json",
+        ];
         arguments
             .iter()
             .chain(more)
@@ -141,7 +148,7 @@ impl Scene {
         report
     }
 
-    /// Kills a run once it has done so many, without a word.
+    /// Kills a run once it has replayed `after` dead letters.
     fn replay_and_kill(&self, after: usize) {
         let arguments = self.replay(&["--rate", "1000"]);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -160,7 +167,7 @@ impl Scene {
         child.wait().expect("it is gone");
     }
 
-    /// What a consumer makes of the stream: payloads by their keys, in order.
+    /// Runs a consumer, and returns the payloads that it processed, by key and in order.
     async fn consumed(&self) -> BTreeMap<String, Vec<String>> {
         let seen: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
         let note =
@@ -198,7 +205,8 @@ impl Scene {
         by_key
     }
 
-    /// Nothing is lost; so many were put more than once; and what came first of each was in order.
+    /// Checks that nothing is lost, that at most `most_repeats` records were put again, and that the first
+    /// copies are in order.
     fn check(&self, consumed: &BTreeMap<String, Vec<String>>, most_repeats: u64) {
         let mut repeats = 0;
         let mut expected: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -231,7 +239,7 @@ impl Scene {
         );
     }
 
-    /// What a killed run had hidden comes back.
+    /// Repeats the replay until the messages that a killed run has hidden are visible and replayed.
     async fn replay_until_nothing_is_hidden(&self) -> BTreeMap<String, u64> {
         let mut all: BTreeMap<String, u64> = BTreeMap::new();
         loop {
@@ -247,8 +255,9 @@ impl Scene {
         }
     }
 
-    /// When the time of hidden messages is over, LocalStack shows those of a group one by one in any order, and lets them
-    /// be received meanwhile (`_put_message` of its `FifoQueue`). SQS gives no message of a group of which one is hidden.
+    /// Waits until all messages of a FIFO queue are visible. LocalStack makes the messages of a group visible
+    /// one by one, in any order, and delivers them meanwhile (`_put_message` of its `FifoQueue`). SQS delivers
+    /// no message of a group while one of them is hidden.
     async fn wait_for_whole_groups(&self) {
         let Some((client, url)) = &self.fifo else { return };
         let hidden = QueueAttributeName::ApproximateNumberOfMessagesNotVisible;
@@ -268,7 +277,7 @@ impl Scene {
         finished("all messages are shown", all_are_shown).await;
     }
 
-    /// Driven again with a kill in the middle; then nothing is left to do.
+    /// Replays with a kill in the middle, and checks that nothing is left to do afterwards.
     async fn drive(&self) {
         self.replay_and_kill(self.letters.len() * 3 / 10);
         self.wait_for_whole_groups().await;
@@ -325,7 +334,7 @@ async fn queue(scene: &Scene, fifo: bool) -> (aws_sdk_sqs::Client, String) {
     (client, url)
 }
 
-/// By its name, or by its URL.
+/// Names a standard queue by its name, and a FIFO queue by its URL.
 async fn through_a_queue(fifo: bool) {
     let Some(mut scene) = Scene::new().await else {
         return;
@@ -412,9 +421,9 @@ async fn a_bucket_and_back() {
     scene.drive().await;
 }
 
-/// What a killed run had put and not noted is put again, and said to be.
+/// Checks that records that a killed run had put, and not recorded in the ledger, are put again and reported.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_between_the_put_and_the_note_repeats_a_batch_and_says_so() {
+async fn kill_before_the_ledger_write_repeats_at_most_one_batch() {
     let server = KinesisServer::start().await.expect("a free port");
     let client = server.client();
     kinesis::create_stream(&client, "orders", 2)
@@ -501,7 +510,7 @@ async fn what_is_no_letter_stays_in_the_queue_and_is_spoken_of() {
     let replay = [
         "replay",
         &*scene.address,
-        "--into",
+        "--to-stream",
         &*stream,
         "--payloads-from",
         &payloads,
@@ -559,7 +568,7 @@ async fn what_is_no_letter_stays_in_the_queue_and_is_spoken_of() {
             .expect("SendMessage");
     }
 
-    // Nobody was asked.
+    // The command cannot ask for confirmation.
     let refused = scene.run(&replay);
     assert_eq!(refused.status.code(), Some(1));
     assert!(
@@ -635,14 +644,14 @@ async fn a_wrong_address_is_an_error_that_says_what_to_do() {
         assert_eq!(output.status.code(), Some(code), "{address}: {said}");
         assert!(said.contains(part), "{address}: {said}");
     }
-    let bad_store = scene.run(&["replay", "file:x", "--into", "y", "--ledger", "replay.redb"]);
+    let bad_store = scene.run(&["replay", "file:x", "--to-stream", "y", "--ledger", "replay.redb"]);
     assert_eq!(bad_store.status.code(), Some(2));
     let completions = scene.run(&["completions", "bash"]);
     assert!(String::from_utf8_lossy(&completions.stdout).contains("_redrive()"));
 }
 
 #[tokio::test]
-async fn letters_are_listed_shown_and_counted_without_what_is_confidential() {
+async fn list_show_and_stats_hide_confidential_content() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("letters.jsonl");
     let letters: Vec<_> = (0..30)
@@ -692,7 +701,7 @@ async fn letters_are_listed_shown_and_counted_without_what_is_confidential() {
     assert!(run(&["list", &address, "--since", "1h", "--key", "bob"]).is_empty());
 }
 
-/// As their heads say.
+/// Builds an example and runs it as its module documentation states.
 fn example(scene: &Scene, name: &str) -> String {
     // With the features that the tests are built with, so that only the example itself is built.
     let built = Command::new(env!("CARGO"))
@@ -804,7 +813,7 @@ async fn what_lambda_gave_up_becomes_letters_and_its_messages_go() {
     let letters = scene.folder.path().join("rehydrated.jsonl");
     let to = format!("file:{}", letters.display());
     let queue = format!("sqs:{url}");
-    let rehydrate = ["rehydrate", &queue, "--to", &to, "--yes"];
+    let rehydrate = ["rehydrate", &queue, "--to-dead-letters", &to, "--yes"];
     // No stream was named: nothing is read with the operator's credentials, and all messages stay.
     let refused = scene.run(&rehydrate);
     assert_eq!(refused.status.code(), Some(3));
@@ -817,7 +826,13 @@ async fn what_lambda_gave_up_becomes_letters_and_its_messages_go() {
         said.contains("is no longer in stream") && said.contains("RecordAgeExceeded"),
         "{said}"
     );
-    let from_bucket = scene.run(&["rehydrate", &format!("s3:{bucket}"), "--to", &to, "--yes"]);
+    let from_bucket = scene.run(&[
+        "rehydrate",
+        &format!("s3:{bucket}"),
+        "--to-dead-letters",
+        &to,
+        "--yes",
+    ]);
     assert_eq!(
         from_bucket.status.code(),
         Some(0),

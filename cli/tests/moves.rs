@@ -68,14 +68,14 @@ async fn a_move_into_the_storage_that_is_read_is_refused() {
         (&stream, &stream),
         (&file, &file),
     ] {
-        let ended = redrive.run(&["replay", from, "--to", to, "--yes"]);
+        let ended = redrive.run(&["replay", from, "--to-dead-letters", to, "--yes"]);
         assert_eq!(ended.code, Some(1), "{from} {to}: {ended:?}");
         assert!(ended.err.contains("which overlaps it"), "{from} {to}: {ended:?}");
         let list = redrive.run(&["list", from]);
         assert_eq!(list.out.lines().count(), 5, "{from} {to}: {list:?}");
     }
     // The stream that the records would be put into.
-    let ended = redrive.run(&["replay", &stream, "--into", &dlq, "--yes"]);
+    let ended = redrive.run(&["replay", &stream, "--to-stream", &dlq, "--yes"]);
     assert!(ended.err.contains("which overlaps it"), "{ended:?}");
 }
 
@@ -102,13 +102,19 @@ async fn a_stream_arn_keeps_its_region() {
 
     // Into it, out of it, and its records into another.
     let to = format!("kinesis:{}", arn(&dlq));
-    let ended = redrive.run(&["replay", &redrive.file("letters.jsonl"), "--to", &to, "--yes"]);
+    let ended = redrive.run(&[
+        "replay",
+        &redrive.file("letters.jsonl"),
+        "--to-dead-letters",
+        &to,
+        "--yes",
+    ]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(stream::read(&near, &dlq).await.len(), 0);
     assert_eq!(stream::read(&far, &dlq).await.len(), 5);
     let list = redrive.run(&["list", &to]);
     assert_eq!(list.out.lines().count(), 5, "{list:?}");
-    let ended = redrive.run(&["replay", &to, "--into", &arn(&orders), "--yes"]);
+    let ended = redrive.run(&["replay", &to, "--to-stream", &arn(&orders), "--yes"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(stream::read(&near, &orders).await.len(), 0);
     assert_eq!(stream::read(&far, &orders).await.len(), 5);

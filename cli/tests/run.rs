@@ -10,7 +10,7 @@ pub(crate) struct Redrive {
     pub(crate) folder: TempDir,
 }
 
-/// How a run ended.
+/// The exit code and the output of a run.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,

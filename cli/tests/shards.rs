@@ -32,7 +32,7 @@ struct Scene {
     dynamodb: Option<String>,
 }
 
-/// How it ended.
+/// The exit code and the output of a run.
 #[derive(Debug)]
 struct Ended {
     code: Option<i32>,

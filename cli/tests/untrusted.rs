@@ -26,7 +26,7 @@ async fn records_go_into_a_stream_only_after_a_confirmation() {
         .map(|i| letter(i, Some("a"), format!("order {i}")))
         .collect();
     let file = write(&redrive, &letters).await;
-    for target in [["--into", "orders"], ["--to", "kinesis:orders"]] {
+    for target in [["--to-stream", "orders"], ["--to-dead-letters", "kinesis:orders"]] {
         let ended = redrive.run(&[&["replay", &file][..], &target].concat());
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(
@@ -34,12 +34,12 @@ async fn records_go_into_a_stream_only_after_a_confirmation() {
             "{ended:?}"
         );
     }
-    let dry = redrive.run(&["replay", &file, "--into", "orders", "--dry-run"]);
+    let dry = redrive.run(&["replay", &file, "--to-stream", "orders", "--dry-run"]);
     assert!(dry.out.contains("5 would be replayed"), "{dry:?}");
     assert!(stream::read(&client, "orders").await.is_empty());
 
     // Only this machine knows what was replayed.
-    let ended = redrive.run(&["replay", &file, "--into", "orders", "--yes", "--limit", "2"]);
+    let ended = redrive.run(&["replay", &file, "--to-stream", "orders", "--yes", "--limit", "2"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(
         ended.out.contains("2 replayed") && ended.out.contains("limit"),
@@ -49,8 +49,11 @@ async fn records_go_into_a_stream_only_after_a_confirmation() {
         assert!(ended.err.contains(part), "{ended:?}");
     }
     assert_eq!(stream::read(&client, "orders").await.len(), 2);
-    let ended = redrive.run(&["replay", &file, "--into", "orders", "--yes"]);
+    let ended = redrive.run(&["replay", &file, "--to-stream", "orders", "--yes"]);
     assert!(ended.out.contains("3 replayed"), "{ended:?}");
+    let again = ["--ignore-ledger", "--limit", "1", "--yes"];
+    let ended = redrive.run(&[&["replay", &file, "--to-stream", "orders"][..], &again].concat());
+    assert!(ended.out.contains("1 replayed"), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,9 +61,18 @@ async fn a_dry_run_fails_for_a_stream_that_is_not_there() {
     let server = KinesisServer::start().await.expect("a free port");
     let redrive = Redrive::at(server.endpoint());
     let file = write(&redrive, &[letter(1, Some("a"), "x")]).await;
-    let ended = redrive.run(&["replay", &file, "--into", "no-such-stream", "--dry-run"]);
+    let ended = redrive.run(&["replay", &file, "--to-stream", "no-such-stream", "--dry-run"]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.err.contains("no-such-stream"), "{ended:?}");
+    let queue = "arn:aws:sqs:us-east-1:000000000000:orders";
+    for options in [
+        &["--to-stream", queue][..],
+        &["--to-stream", "orders", "--stream", queue],
+    ] {
+        let ended = redrive.run(&[&["replay", &file][..], options].concat());
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.err.contains("write a name such as orders"), "{ended:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +102,7 @@ async fn an_id_that_begins_several_is_ambiguous() {
     }
 }
 
-/// What a terminal acts on.
+/// Characters that a terminal acts on.
 const ESCAPES: &str = "\u{1b}]0;owned\u{7}\u{9b}31m\r\u{202e}";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,7 +147,13 @@ async fn no_field_reaches_the_terminal_raw() {
         &["show", &file, &one, "--payload"],
         &["show", &file, &one, "--payload", "--json"],
         &["show", &file, &two, "--payload"],
-        &["replay", &file, "--to", &redrive.file("other.jsonl"), "--json"],
+        &[
+            "replay",
+            &file,
+            "--to-dead-letters",
+            &redrive.file("other.jsonl"),
+            "--json",
+        ],
     ] {
         let ended = redrive.run(arguments);
         let all = format!("{}{}", ended.out, ended.err);

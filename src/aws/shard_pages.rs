@@ -12,7 +12,7 @@ use crate::StreamId;
 use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
-use crate::record::{InvalidSequenceNumber, Record, Source};
+use crate::record::{ParseSequenceNumberError, Record, Source};
 use crate::wall_clock;
 
 /// The pause between calls. A shard takes five calls of a kind per second (Kinesis API reference), and other
@@ -223,7 +223,7 @@ impl ShardPages {
 }
 
 /// Converts a record of a page into a [`Record`].
-pub(crate) fn record(source: &Arc<Source>, read: types::Record) -> Result<Record, InvalidSequenceNumber> {
+pub(crate) fn record(source: &Arc<Source>, read: types::Record) -> Result<Record, ParseSequenceNumberError> {
     let number = read.sequence_number.try_into()?;
     let mut builder = Record::read_from(source.clone(), number).payload(read.data.into_inner());
     if let Some(key) = read.partition_key {

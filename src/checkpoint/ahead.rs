@@ -116,13 +116,13 @@ impl SettledAhead {
     }
 
     /// Decodes bytes that [`to_bytes`](SettledAhead::to_bytes) has written.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidAhead> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseSettledAheadError> {
         let mut input = Input {
             bytes,
             last: String::new(),
         };
         if input.byte()? != VERSION {
-            return Err(InvalidAhead);
+            return Err(ParseSettledAheadError);
         }
         let base = match input.byte()? {
             0 => Position::TrimHorizon,
@@ -136,7 +136,7 @@ impl SettledAhead {
             2 => Position::AtTimestamp {
                 millis: input.number()?,
             },
-            _ => return Err(InvalidAhead),
+            _ => return Err(ParseSettledAheadError),
         };
         let through = input.place()?;
         let count = input.number()?;
@@ -146,12 +146,12 @@ impl SettledAhead {
             let in_order =
                 from <= to && to <= through && holes.last().is_none_or(|(_, before)| *before < from);
             if !in_order {
-                return Err(InvalidAhead);
+                return Err(ParseSettledAheadError);
             }
             holes.push((from, to));
         }
         if !input.bytes.is_empty() {
-            return Err(InvalidAhead);
+            return Err(ParseSettledAheadError);
         }
         Ok(SettledAhead { base, through, holes })
     }
@@ -162,7 +162,7 @@ const VERSION: u8 = 1;
 /// The bytes are not a [`SettledAhead`], or come from a newer version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a list of records settled ahead of a checkpoint")]
-pub struct InvalidAhead;
+pub struct ParseSettledAheadError;
 
 /// Builds a [`SettledAhead`] while the pipeline walks a window from its oldest record to its newest.
 #[derive(Debug)]
@@ -263,13 +263,13 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    fn byte(&mut self) -> Result<u8, InvalidAhead> {
-        let (&first, rest) = self.bytes.split_first().ok_or(InvalidAhead)?;
+    fn byte(&mut self) -> Result<u8, ParseSettledAheadError> {
+        let (&first, rest) = self.bytes.split_first().ok_or(ParseSettledAheadError)?;
         self.bytes = rest;
         Ok(first)
     }
 
-    fn number(&mut self) -> Result<u64, InvalidAhead> {
+    fn number(&mut self) -> Result<u64, ParseSettledAheadError> {
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -278,21 +278,21 @@ impl Input<'_> {
                 return Ok(number);
             }
         }
-        Err(InvalidAhead)
+        Err(ParseSettledAheadError)
     }
 
-    fn place(&mut self) -> Result<Place, InvalidAhead> {
-        let shared = usize::try_from(self.number()?).map_err(|_| InvalidAhead)?;
-        let rest = usize::try_from(self.number()?).map_err(|_| InvalidAhead)?;
+    fn place(&mut self) -> Result<Place, ParseSettledAheadError> {
+        let shared = usize::try_from(self.number()?).map_err(|_| ParseSettledAheadError)?;
+        let rest = usize::try_from(self.number()?).map_err(|_| ParseSettledAheadError)?;
         if shared > self.last.len() || rest > self.bytes.len() {
-            return Err(InvalidAhead);
+            return Err(ParseSettledAheadError);
         }
         let (digits, bytes) = self.bytes.split_at(rest);
         self.bytes = bytes;
         self.last.truncate(shared);
         self.last
-            .push_str(std::str::from_utf8(digits).map_err(|_| InvalidAhead)?);
-        let sequence = self.last.parse().map_err(|_| InvalidAhead)?;
+            .push_str(std::str::from_utf8(digits).map_err(|_| ParseSettledAheadError)?);
+        let sequence = self.last.parse().map_err(|_| ParseSettledAheadError)?;
         Ok((sequence, self.number()?))
     }
 }

@@ -32,14 +32,14 @@ mod memory;
 mod redb;
 mod starts;
 
-pub use ahead::{InvalidAhead, SettledAhead};
+pub use ahead::{ParseSettledAheadError, SettledAhead};
 #[cfg(feature = "dynamodb")]
 pub use dynamodb::DynamoDb;
 pub use lease::{Holder, LeaseOutcome, Leases, NewShard, Renewal};
 pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;
-pub use starts::{CrashCount, InFlightRecord, InvalidStarts};
+pub use starts::{CrashCount, InFlightRecord, ParseCrashCountError};
 
 /// Keeps the checkpoints of an application's shards.
 ///

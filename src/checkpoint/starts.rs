@@ -68,12 +68,12 @@ impl fmt::Display for CrashCount {
 /// The text is not a [`CrashCount`].
 #[derive(Debug, thiserror::Error)]
 #[error("not a crash count: expected `COUNT`, or `COUNT SEQUENCE/SUB TIMES`")]
-pub struct InvalidStarts;
+pub struct ParseCrashCountError;
 
 impl FromStr for CrashCount {
-    type Err = InvalidStarts;
+    type Err = ParseCrashCountError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidStarts> {
+    fn from_str(text: &str) -> Result<Self, ParseCrashCountError> {
         let parse = || {
             let mut words = text.split(' ');
             let count = words.next()?.parse().ok()?;
@@ -89,7 +89,7 @@ impl FromStr for CrashCount {
             let in_hand = Some(InFlightRecord { position, times });
             words.next().is_none().then_some(CrashCount { count, in_hand })
         };
-        parse().ok_or(InvalidStarts)
+        parse().ok_or(ParseCrashCountError)
     }
 }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 
 use super::read::data_loss::OnDataLoss;
-use super::{Consumer, DataLoss, DataLossPolicy, Health, Polling, Retrieval, StartingPosition, StreamId};
+use super::{Consumer, DataLoss, DataLossPolicy, Health, Polling, Retrieval, StartingPosition};
 use crate::aws;
 use crate::checkpoint::CheckpointStore;
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRangePolicy};
 use crate::pipeline::Pipeline;
 use crate::protection::retry::seeded_rng;
+use crate::record::StreamId;
 use crate::wall_clock;
 
 /// The lifetime of a shard iterator (GetShardIterator, Kinesis API reference).
@@ -194,9 +195,7 @@ impl ConsumerBuilder {
                 "the store's failover time must be at least 1 s",
             ));
         }
-        if self.stream.name().is_empty() {
-            return Err(ConfigError::new("builder", "the stream needs a name or an ARN"));
-        }
+        self.stream.check("builder")?;
         if matches!(self.start, StartingPosition::AtTimestamp(time) if time > wall_clock::now()) {
             return Err(ConfigError::new(
                 "starting_position",

@@ -13,14 +13,12 @@ mod health;
 mod read;
 mod shard;
 mod shards;
-mod stream;
 
 pub use self::read::data_loss::{DataLoss, DataLossPolicy};
 pub use self::read::retrieval::{FanOutConsumer, Retrieval};
 pub use self::shards::starting_position::StartingPosition;
 pub use builder::ConsumerBuilder;
 pub use health::{Health, HealthReport, ShardHealth, ShardState, WaitsFor};
-pub use stream::StreamId;
 
 use self::read::data_loss::OnDataLoss;
 use crate::aws::Located;
@@ -33,6 +31,7 @@ use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::pipeline::{Pipeline, ShardHalted};
 use crate::processor::Handler;
+use crate::record::StreamId;
 
 /// Time limit for the answers of stores, and for calls without a timeout of their own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -8,8 +8,8 @@ use aws_sdk_kinesis::types::{RecordDistributionStrategy, StreamDescriptionSummar
 use bytes::Bytes;
 
 use super::{DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, Storage, TargetError, Warning};
-use crate::StreamId;
 use crate::digest::Digest;
+use crate::record::StreamId;
 
 mod stream_writer;
 
@@ -55,9 +55,12 @@ pub enum Payload {
 impl Kinesis {
     /// Creates a sink that writes to this stream, given by its name or ARN. A stream in another account needs
     /// its ARN. The client's region must be that of the ARN.
+    ///
+    /// If the stream is neither a name nor an ARN, [`check`](DeadLetterSink::check) fails, and a put returns
+    /// [`Unavailable`](SinkError::Unavailable) without a call.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
-            writer: StreamWriter::new(&client, stream.into()),
+            writer: StreamWriter::new(&client, stream.into(), "dead_letter::Kinesis::new"),
             payload: Payload::default(),
         }
     }

@@ -32,6 +32,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::failure::BoxError;
+use crate::record::StreamId;
 
 #[cfg(any(feature = "kinesis", feature = "sqs", feature = "sns", feature = "s3"))]
 #[allow(dead_code, reason = "each service uses a part of it")]
@@ -61,7 +62,7 @@ mod storage;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 pub(crate) use check::check_target;
 pub use claim_check::ClaimCheck;
-pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, InvalidReason, Reason};
+pub use envelope::{AttemptReport, Attempts, DeadLetter, DecodeError, ErrorReport, ParseReasonError, Reason};
 pub use fallback::Fallback;
 pub use fan_out::FanOut;
 pub(crate) use file::ReadLines;
@@ -229,11 +230,12 @@ pub struct SourceStream {
 }
 
 impl SourceStream {
-    /// Creates a source stream with this name; everything else is unknown.
-    pub fn new(name: impl Into<String>) -> Self {
+    /// Creates a source stream with this name or ARN; everything else is unknown.
+    pub fn new(stream: impl Into<StreamId>) -> Self {
+        let stream = stream.into();
         SourceStream {
-            name: name.into(),
-            arn: None,
+            name: stream.name().to_owned(),
+            arn: stream.arn().map(str::to_owned),
             max_record_bytes: None,
         }
     }

@@ -191,7 +191,7 @@ fn object_key(prefix: &str, letter: &DeadLetter) -> String {
         ..
     } = letter;
     let number = letter.sequence_number.as_str();
-    let day = letter.arrived_at.map_or_else(|| "unknown".to_owned(), day);
+    let day = letter.arrival.map_or_else(|| "unknown".to_owned(), day);
     format!("{prefix}{stream}/{shard}/{day}/{number:0>USUAL_DIGITS$}-{sub_sequence_number:0>10}-{id}")
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::record::StreamId;
+
 /// Identifies the storage behind a sink or a source of dead letters.
 ///
 /// If a replay wrote into the storage that it reads, and removed dead letters from there after writing, it
@@ -13,12 +15,7 @@ pub enum Storage {
     /// A file, and the files that the sink starts after a failed write (`<path>.1`).
     File(PathBuf),
     /// A Kinesis stream.
-    Stream {
-        /// The stream's name.
-        name: String,
-        /// The stream's ARN, if it is known.
-        arn: Option<String>,
-    },
+    Stream(StreamId),
     /// An SQS queue, by its URL.
     Queue(String),
     /// An SNS topic, by its ARN.
@@ -42,9 +39,8 @@ impl Storage {
     pub fn overlaps(&self, other: &Storage) -> bool {
         match (self, other) {
             (Storage::File(a), Storage::File(b)) => files_overlap(a, b),
-            (Storage::Stream { name: a, arn: of_a }, Storage::Stream { name: b, arn: of_b }) => {
-                let differ = |(of_a, of_b): (&String, &String)| of_a != of_b;
-                a == b && !of_a.as_ref().zip(of_b.as_ref()).is_some_and(differ)
+            (Storage::Stream(a), Storage::Stream(b)) => {
+                a.name() == b.name() && (a == b || a.arn().is_none() || b.arn().is_none())
             }
             (Storage::Queue(a), Storage::Queue(b)) => queues_overlap(a, b),
             (
@@ -151,13 +147,6 @@ mod tests {
         }
     }
 
-    fn stream(name: &str, arn: Option<&str>) -> Storage {
-        Storage::Stream {
-            name: name.to_owned(),
-            arn: arn.map(str::to_owned),
-        }
-    }
-
     /// Returns whether the storages overlap, after checking that both directions agree.
     fn overlap(a: &Storage, b: &Storage) -> bool {
         assert_eq!(a.overlaps(b), b.overlaps(a), "{a:?} {b:?}");
@@ -176,14 +165,15 @@ mod tests {
 
     #[test]
     fn streams_differ_by_name_or_by_arn() {
-        let (east, west) = (
-            "arn:aws:kinesis:us-east-1:1:stream/dlq",
-            "arn:aws:kinesis:us-west-1:1:stream/dlq",
-        );
-        assert!(overlap(&stream("dlq", None), &stream("dlq", Some(east))));
-        assert!(overlap(&stream("dlq", Some(east)), &stream("dlq", Some(east))));
-        assert!(!overlap(&stream("dlq", Some(east)), &stream("dlq", Some(west))));
-        assert!(!overlap(&stream("dlq", None), &stream("orders", None)));
+        let stream = |stream: &str| Storage::Stream(stream.into());
+        let dlq = stream("dlq");
+        let east = stream("arn:aws:kinesis:us-east-1:1:stream/dlq");
+        let west = stream("arn:aws:kinesis:us-west-1:1:stream/dlq");
+        assert!(overlap(&dlq, &dlq));
+        assert!(overlap(&dlq, &east));
+        assert!(overlap(&east, &east));
+        assert!(!overlap(&east, &west));
+        assert!(!overlap(&dlq, &stream("orders")));
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub(super) fn tags(redriven: &Redriven) -> Vec<Tag> {
         tag(ORIGIN, redriven.origin.to_string()),
         tag(COUNT, redriven.count.to_string()),
     ];
-    if let Some(arrived_at) = redriven.arrived_at {
-        tags.push(tag(ARRIVED_AT, rfc3339::format(arrived_at).to_string()));
+    if let Some(arrival) = redriven.arrival {
+        tags.push(tag(ARRIVED_AT, rfc3339::format(arrival).to_string()));
     }
     tags
 }
@@ -47,10 +47,10 @@ pub(super) fn redriven(tags: &[Tag]) -> Option<Redriven> {
         let tag = tags.iter().find(|tag| tag.key == key.as_bytes())?;
         std::str::from_utf8(tag.value.as_ref()?).ok()
     };
-    let arrived_at = value(ARRIVED_AT).and_then(|time| humantime::parse_rfc3339(time).ok());
+    let arrival = value(ARRIVED_AT).and_then(|time| humantime::parse_rfc3339(time).ok());
     Some(Redriven::new(
         value(ORIGIN)?.parse().ok()?,
         value(COUNT)?.parse().ok().filter(|&count| count > 0)?,
-        arrived_at,
+        arrival,
     ))
 }

@@ -3,7 +3,7 @@
 use aws_lambda_events::event::kinesis::KinesisEvent;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::lambda_event::{InvalidEvent, RawRecords, Shard};
+use crate::lambda_event::{ParseEventError, RawRecords, Shard};
 use crate::record::Record;
 
 /// The records of an invocation, all of one shard. An event is read from JSON, or converted from the event of
@@ -17,9 +17,9 @@ pub struct Event {
 
 impl Event {
     /// Reads the JSON of an invocation.
-    pub fn from_slice(json: &[u8]) -> Result<Self, InvalidEvent> {
+    pub fn from_slice(json: &[u8]) -> Result<Self, ParseEventError> {
         let event: Raw<'_> =
-            serde_json::from_slice(json).map_err(|error| InvalidEvent::Json(error.into()))?;
+            serde_json::from_slice(json).map_err(|error| ParseEventError::Json(error.into()))?;
         event.records.try_into()
     }
 
@@ -43,18 +43,18 @@ struct Raw<'a> {
 }
 
 impl TryFrom<RawRecords<'_>> for Event {
-    type Error = InvalidEvent;
+    type Error = ParseEventError;
 
-    fn try_from(records: RawRecords<'_>) -> Result<Self, InvalidEvent> {
+    fn try_from(records: RawRecords<'_>) -> Result<Self, ParseEventError> {
         let (records, arn) = records.open()?;
         Ok(Event { records, arn })
     }
 }
 
 impl TryFrom<KinesisEvent> for Event {
-    type Error = InvalidEvent;
+    type Error = ParseEventError;
 
-    fn try_from(event: KinesisEvent) -> Result<Self, InvalidEvent> {
+    fn try_from(event: KinesisEvent) -> Result<Self, ParseEventError> {
         let mut shard = Shard::default();
         let records = event.records.into_iter().enumerate().map(|(index, record)| {
             let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -63,7 +63,7 @@ impl TryFrom<KinesisEvent> for Event {
             let number = kinesis
                 .sequence_number
                 .try_into()
-                .map_err(|source| InvalidEvent::NoSequenceNumber { index, source })?;
+                .map_err(|source| ParseEventError::NoSequenceNumber { index, source })?;
             let mut builder = Record::read_from(source, number).payload(kinesis.data.0);
             // `aws_lambda_events` has an empty key for none. Kinesis refuses empty keys, so nothing is lost.
             if !kinesis.partition_key.is_empty() {

@@ -70,7 +70,7 @@ mod function;
 mod response;
 mod window;
 
-pub use crate::lambda_event::InvalidEvent;
+pub use crate::lambda_event::ParseEventError;
 pub use event::Event;
 pub use function::{Function, InvocationError, PARTIAL_RESPONSES, run};
 pub use response::{ItemFailure, Response};

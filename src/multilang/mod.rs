@@ -43,6 +43,7 @@
 
 use std::io;
 
+use crate::config::ConfigError;
 use crate::failure::BoxError;
 
 mod daemon;
@@ -56,6 +57,9 @@ pub use worker::{Worker, run};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MultiLangError {
+    /// The stream is neither the name nor the ARN of a Kinesis stream.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Standard input cannot be read, or standard output cannot be written to.
     #[error("cannot read from or write to the MultiLangDaemon (standard input and output)")]
     Io(#[from] io::Error),

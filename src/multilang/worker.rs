@@ -1,6 +1,5 @@
 //! The child process of the daemon: handles the daemon's actions one after the other.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, AsyncWrite, BufReader};
@@ -12,7 +11,7 @@ use super::shard::Shard;
 use crate::engine::Resilient;
 use crate::pipeline::Pipeline;
 use crate::processor::Handler;
-use crate::record::Source;
+use crate::record::{Source, StreamId};
 
 /// A processor as the child process of the daemon.
 ///
@@ -24,24 +23,24 @@ use crate::record::Source;
 #[must_use]
 pub struct Worker<P: Handler> {
     resilient: Resilient<P>,
-    stream: Arc<str>,
+    stream: StreamId,
     pipeline: Pipeline,
     checkpoint_interval: Duration,
 }
 
 /// Runs the processor as a child process of the daemon, over standard input and output, with the defaults of
-/// [`Worker`]. `stream` is the name of the stream that the daemon reads; the daemon does not send it. Returns
-/// when standard input ends.
+/// [`Worker`]. `stream` is the name or ARN of the stream that the daemon reads; the daemon does not send it.
+/// Returns when standard input ends.
 pub async fn run<P: Handler + 'static>(
     resilient: Resilient<P>,
-    stream: impl Into<Arc<str>>,
+    stream: impl Into<StreamId>,
 ) -> Result<(), MultiLangError> {
     Worker::new(resilient, stream).run().await
 }
 
 impl<P: Handler + 'static> Worker<P> {
-    /// Creates a worker with the defaults.
-    pub fn new(resilient: Resilient<P>, stream: impl Into<Arc<str>>) -> Self {
+    /// Creates a worker with the defaults, for the stream (its name or ARN) that the daemon reads.
+    pub fn new(resilient: Resilient<P>, stream: impl Into<StreamId>) -> Self {
         Worker {
             resilient,
             stream: stream.into(),
@@ -75,6 +74,7 @@ impl<P: Handler + 'static> Worker<P> {
         input: impl AsyncBufRead + Unpin,
         output: impl AsyncWrite + Unpin,
     ) -> Result<(), MultiLangError> {
+        self.stream.check("multilang::Worker::new")?;
         let result = self.speak(input, output).await;
         self.resilient.observers().flush();
         result
@@ -97,7 +97,7 @@ impl<P: Handler + 'static> Worker<P> {
                 } => {
                     let from = beginning(sequence_number, sub_sequence_number);
                     let source = Source {
-                        stream: self.stream.clone(),
+                        stream: self.stream.shared_name(),
                         shard: shard_id.into(),
                     };
                     let (resilient, pipeline) = (self.resilient.clone(), self.pipeline.clone());

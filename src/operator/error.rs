@@ -1,6 +1,7 @@
 //! Errors of operator actions on a shard.
 
 use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
 use crate::dead_letter::{SinkError, TargetError};
 use crate::failure::BoxError;
 use crate::record::{Position, SequenceNumber, ShardId};
@@ -10,6 +11,9 @@ use crate::record::{Position, SequenceNumber, ShardId};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperatorError {
+    /// The stream is neither the name nor the ARN of a Kinesis stream.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The shard's owner is running. Stop its consumer, or [force](super::Shards::force) the action.
     #[error(
         "shard {shard} is leased by {owner}, which is running; stop that consumer, or take the shard by force"

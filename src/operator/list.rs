@@ -72,6 +72,7 @@ impl Shards {
     }
 
     async fn listed(&self) -> Result<Vec<Shard>, OperatorError> {
+        self.check_stream()?;
         let listed = list_shards(&self.client, &self.stream).await;
         listed.map_err(|error| match FailedCall::code(&*error) {
             Some("ResourceNotFoundException") => self.not_found(error),

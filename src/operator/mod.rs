@@ -74,7 +74,8 @@ pub struct Shards {
 impl Shards {
     /// Creates access to the shards of this application (the name that its processor was built with) and
     /// stream (its name or ARN). Checkpoints are found by the stream's name. The client's region must be that
-    /// of the ARN.
+    /// of the ARN. If the stream is neither a name nor an ARN, every action fails with
+    /// [`Config`](OperatorError::Config).
     ///
     /// A store with leases must have the same failover time as the application's own store.
     pub fn new(
@@ -102,14 +103,20 @@ impl Shards {
     /// Returns the owner of a shard's lease, running or not. `None` if no worker owns the lease, or the store
     /// has no leases.
     pub async fn holder(&self, shard: &ShardId) -> Result<Option<Holder>, OperatorError> {
+        self.check_stream()?;
         self.holder_of(&self.key(shard.clone())).await
     }
 
     fn key(&self, shard: ShardId) -> ShardKey {
-        ShardKey::new(self.application.clone(), self.stream.name().clone(), shard)
+        ShardKey::new(self.application.clone(), self.stream.shared_name(), shard)
+    }
+
+    fn check_stream(&self) -> Result<(), OperatorError> {
+        Ok(self.stream.check("operator::Shards::new")?)
     }
 
     async fn load(&self, key: &ShardKey) -> Result<Checkpoint, OperatorError> {
+        self.check_stream()?;
         let loaded = self.store.load(std::slice::from_ref(key)).await;
         only(loaded)?.ok_or_else(|| self.not_begun(key))
     }
@@ -117,7 +124,7 @@ impl Shards {
     fn not_begun(&self, key: &ShardKey) -> OperatorError {
         OperatorError::NotBegun {
             application: self.application.to_string(),
-            stream: self.stream.name().to_string(),
+            stream: self.stream.name().to_owned(),
             shard: key.shard.clone(),
         }
     }

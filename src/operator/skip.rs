@@ -104,8 +104,7 @@ impl Skip<'_> {
     /// If this future is dropped before it completes, another worker can take the shard after the failover
     /// time.
     pub async fn carry_out(&self, sink: &dyn DeadLetterSink) -> Result<Skipped, OperatorError> {
-        let mut source = SourceStream::new(&*self.key.stream);
-        source.arn = self.shards.stream.arn().map(str::to_owned);
+        let source = SourceStream::new(self.shards.stream.clone());
         let checked = answer("the dead-letter target", ANSWER, sink.check(&source)).await;
         let warnings = checked.map_err(|error| TargetError::Unreachable {
             name: sink.name(),

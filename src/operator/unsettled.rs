@@ -47,7 +47,7 @@ impl Shards {
         found.trimmed = reader.is_elsewhere;
         let mut own = own_number(position);
         let source = Arc::new(Source {
-            stream: self.stream.name().clone(),
+            stream: self.stream.shared_name(),
             shard: shard.clone(),
         });
         let is_settled = |record: &Record| {

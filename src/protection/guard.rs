@@ -42,7 +42,7 @@ struct Shared {
 #[non_exhaustive]
 pub struct StoppedShard {
     /// The stream's name.
-    pub stream: Arc<str>,
+    pub stream: String,
     /// The shard's id.
     pub shard: ShardId,
     /// The number of records that became dead letters, among those settled within the window.
@@ -222,7 +222,7 @@ impl Watch {
             return Permission::Granted;
         }
         let stopped = StoppedShard {
-            stream: record.stream().into(),
+            stream: record.stream().to_owned(),
             shard: record.shard().clone(),
             letters,
             settled,

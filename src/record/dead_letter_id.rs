@@ -29,20 +29,20 @@ impl DeadLetterId {
 /// The error for a text that is not the id of a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a dead-letter id (64 hex digits)")]
-pub struct InvalidDeadLetterId;
+pub struct ParseDeadLetterIdError;
 
 impl FromStr for DeadLetterId {
-    type Err = InvalidDeadLetterId;
+    type Err = ParseDeadLetterIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Digest::from_hex(text)
             .map(DeadLetterId)
-            .ok_or(InvalidDeadLetterId)
+            .ok_or(ParseDeadLetterIdError)
     }
 }
 
 impl TryFrom<String> for DeadLetterId {
-    type Error = InvalidDeadLetterId;
+    type Error = ParseDeadLetterIdError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
@@ -75,7 +75,10 @@ mod tests {
     fn a_letter_id_reads_back_from_its_text() {
         let id = DeadLetterId::new(std::array::from_fn(|i| (i * 7) as u8));
         assert_eq!(id.to_string().parse(), Ok(id));
-        assert_eq!("xyz".parse::<DeadLetterId>(), Err(InvalidDeadLetterId));
-        assert_eq!("é".repeat(32).parse::<DeadLetterId>(), Err(InvalidDeadLetterId));
+        assert_eq!("xyz".parse::<DeadLetterId>(), Err(ParseDeadLetterIdError));
+        assert_eq!(
+            "é".repeat(32).parse::<DeadLetterId>(),
+            Err(ParseDeadLetterIdError)
+        );
     }
 }

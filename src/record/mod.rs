@@ -12,12 +12,14 @@ mod dead_letter_id;
 mod position;
 mod redriven;
 mod sequence_number;
+mod stream_id;
 mod text;
 
-pub use dead_letter_id::{DeadLetterId, InvalidDeadLetterId};
+pub use dead_letter_id::{DeadLetterId, ParseDeadLetterIdError};
 pub use position::Position;
 pub use redriven::Redriven;
-pub use sequence_number::{InvalidSequenceNumber, SequenceNumber};
+pub use sequence_number::{ParseSequenceNumberError, SequenceNumber};
+pub use stream_id::{ParseStreamIdError, StreamId};
 
 use self::text::Text;
 
@@ -65,13 +67,14 @@ pub(crate) struct Source {
 }
 
 impl Record {
-    /// Creates a builder for a record of `stream` (its name, not its ARN) at this place of `shard`.
+    /// Creates a builder for a record of `stream` at this place of `shard`. The record has the stream's name,
+    /// also if the stream is given by its ARN.
     pub fn builder(
-        stream: impl Into<Arc<str>>,
+        stream: impl Into<StreamId>,
         shard: ShardId,
         sequence_number: SequenceNumber,
     ) -> RecordBuilder {
-        let stream = stream.into();
+        let stream = stream.into().shared_name();
         Record::read_from(Arc::new(Source { stream, shard }), sequence_number)
     }
 

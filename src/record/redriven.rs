@@ -15,16 +15,16 @@ pub struct Redriven {
     /// The number of replays of the record, including this one: 1 or more.
     pub count: u32,
     /// The time at which Kinesis received the record first, if known.
-    pub arrived_at: Option<SystemTime>,
+    pub arrival: Option<SystemTime>,
 }
 
 impl Redriven {
     /// Creates the origin of a record that is replayed for the `count`th time.
-    pub fn new(origin: DeadLetterId, count: u32, arrived_at: Option<SystemTime>) -> Self {
+    pub fn new(origin: DeadLetterId, count: u32, arrival: Option<SystemTime>) -> Self {
         Redriven {
             origin,
             count,
-            arrived_at,
+            arrival,
         }
     }
 }

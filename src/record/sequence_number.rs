@@ -36,7 +36,7 @@ impl SequenceNumber {
 /// The error for a text that is not a Kinesis sequence number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a Kinesis sequence number (1 to 129 decimal digits without leading zeros): {text:?}")]
-pub struct InvalidSequenceNumber {
+pub struct ParseSequenceNumberError {
     text: String,
 }
 
@@ -49,14 +49,14 @@ fn is_sequence_number(text: &str) -> bool {
 }
 
 impl TryFrom<String> for SequenceNumber {
-    type Error = InvalidSequenceNumber;
+    type Error = ParseSequenceNumberError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         if is_sequence_number(&text) {
             Ok(SequenceNumber(text.into_boxed_str().into()))
         } else {
             // Truncated, as the text may be anything and the error must stay readable.
-            Err(InvalidSequenceNumber {
+            Err(ParseSequenceNumberError {
                 text: text.chars().take(160).collect(),
             })
         }
@@ -64,7 +64,7 @@ impl TryFrom<String> for SequenceNumber {
 }
 
 impl FromStr for SequenceNumber {
-    type Err = InvalidSequenceNumber;
+    type Err = ParseSequenceNumberError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.to_owned().try_into()

@@ -2,8 +2,10 @@
 
 use std::time::SystemTime;
 
+use crate::config::ConfigError;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Class;
+use crate::record::StreamId;
 
 /// Selects dead letters by their contents. Without a condition the filter matches every dead letter. Among
 /// several values of one kind, one must fit; of several kinds, all must.
@@ -25,7 +27,7 @@ pub struct Filter {
     reasons: Vec<Reason>,
     classes: Vec<Class>,
     codes: Vec<String>,
-    streams: Vec<String>,
+    streams: Vec<StreamId>,
     shards: Vec<String>,
     partition_keys: Vec<String>,
     ids: Vec<String>,
@@ -67,8 +69,9 @@ impl Filter {
         self
     }
 
-    /// Matches dead letters whose records are of this stream.
-    pub fn stream(mut self, stream: impl Into<String>) -> Self {
+    /// Matches dead letters whose records are of this stream. A dead letter has only the stream's name, so
+    /// that streams of the same name in other accounts and regions match as well.
+    pub fn stream(mut self, stream: impl Into<StreamId>) -> Self {
         self.streams.push(stream.into());
         self
     }
@@ -91,6 +94,13 @@ impl Filter {
         self
     }
 
+    /// Checks that each stream is a name or an ARN.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.streams
+            .iter()
+            .try_for_each(|stream| stream.check("Filter::stream"))
+    }
+
     /// Returns true if the filter matches this dead letter.
     pub fn matches(&self, letter: &DeadLetter) -> bool {
         let at = letter.dead_lettered_at;
@@ -99,7 +109,7 @@ impl Filter {
             && among(&self.reasons, |reason| *reason == letter.reason)
             && among(&self.classes, |class| *class == letter.class)
             && among(&self.codes, |code| letter.code.as_ref() == Some(code))
-            && among(&self.streams, |stream| *stream == letter.stream)
+            && among(&self.streams, |stream| stream.name() == letter.stream)
             && among(&self.shards, |shard| shard == letter.shard.as_str())
             && among(&self.partition_keys, |key| {
                 letter.partition_key.as_ref() == Some(key)

@@ -54,6 +54,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
+use crate::config::ConfigError;
 use crate::dead_letter::{DeadLetterSink, PayloadStore, SourceStream, Storage, TargetError};
 use crate::engine::Resilient;
 use crate::failure::BoxError;
@@ -61,8 +62,8 @@ use crate::idempotency::{Idempotency, StoreError};
 use crate::processor::Handler;
 
 mod filter;
+mod for_each_letter;
 pub mod ledger;
-mod look;
 mod opened;
 mod payload;
 mod rate_limit;
@@ -78,12 +79,12 @@ mod target;
 mod written;
 
 pub use filter::Filter;
+pub use for_each_letter::for_each_letter;
 pub use ledger::{Ledger, LedgerError};
-pub use look::look;
 #[cfg(feature = "kinesis")]
 pub use rehydrate::Rehydrate;
 #[cfg(feature = "kinesis")]
-pub use rehydrate::on_failure::{InvalidOnFailure, OnFailure};
+pub use rehydrate::on_failure::{OnFailure, ParseOnFailureError};
 pub use report::{Outcome, Progress, Report};
 pub use source::{DeadLetterSource, Remaining, SourceError};
 #[cfg(feature = "kinesis")]
@@ -316,6 +317,7 @@ impl Replay {
         if !(self.rate.is_finite() && self.rate > 0.0) {
             return Err(ReplayError::Rate(self.rate));
         }
+        self.filter.check()?;
         let ledger = self.ledger.clone().ok_or(ReplayError::NoLedger)?;
         Run::new(self, ledger, target).until_the_end(stop).await
     }
@@ -338,6 +340,9 @@ impl fmt::Debug for Replay {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplayError {
+    /// The filter names a stream that is neither the name nor the ARN of a Kinesis stream.
+    #[error(transparent)]
+    Filter(#[from] ConfigError),
     /// No ledger was set.
     #[error(
         "a replay needs a ledger; call .ledger(ledger::Redb::open(…)?) or .ledger(ledger::Memory::new())"

@@ -134,10 +134,10 @@ impl<T: Target> Run<T> {
         if self.target.drives() && count >= self.replay.max_redrives {
             return Err(Outcome::RedriveLimit { count });
         }
-        let arrived_at = letter.first_arrived_at.or(letter.arrived_at);
+        let arrival = letter.first_arrival.or(letter.arrival);
         Ok(Job {
             letter: letter.clone(),
-            redriven: Redriven::new(origin, count.saturating_add(1), arrived_at),
+            redriven: Redriven::new(origin, count.saturating_add(1), arrival),
             possibly_repeated: of_letter.is_some_and(|entry| entry.state == State::Begun),
         })
     }

@@ -266,7 +266,7 @@ pub async fn a_letter_written_twice_has_the_same_id(harness: &impl Harness) {
 pub async fn a_letter_whose_replay_fails_at_once_is_one_letter_again(harness: &impl Harness) {
     let first = letter(1, Some("k"), "x");
     confirmed(harness.sink().put(std::slice::from_ref(&first)).await);
-    let redriven = Redriven::new(first.origin, 1, first.arrived_at);
+    let redriven = Redriven::new(first.origin, 1, first.arrival);
     let failure = Failure::permanent("no such customer");
     let again = DeadLetter::new(
         "billing",

@@ -96,7 +96,7 @@ async fn broken_subscriptions_are_resumed() {
 /// Falls back to polling and reports it.
 #[tokio::test]
 async fn a_shard_that_cannot_be_subscribed_to_is_polled() {
-    let arn = "arn:aws:kinesis:us-east-1:000000000000:stream/orders/consumer/nobody:1";
+    let arn = "arn:aws:kinesis:us-east-1:000000000000:stream/orders/consumer/missing:1";
     for (refused, consumer) in [
         ("RegisterStreamConsumer", FanOutConsumer::Application),
         ("SubscribeToShard", FanOutConsumer::Arn(arn.to_owned())),

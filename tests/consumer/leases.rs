@@ -214,7 +214,7 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     let running = shared.start("first");
     scene.ledger.settled(20).await;
     let take = "SET leaseOwner = :owner";
-    shared.write(SHARD, take, &[(":owner", "somebody")]).await;
+    shared.write(SHARD, take, &[(":owner", "another-worker")]).await;
     eventually("the lease counts as lost", || {
         scene.ledger.events("LeaseLost") == 1
     })
@@ -229,7 +229,7 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     // The other worker stays alive for twice the failover time.
     for _ in 0..8 {
         tokio::time::sleep(FAILOVER / 4).await;
-        shared.write(SHARD, take, &[(":owner", "somebody")]).await;
+        shared.write(SHARD, take, &[(":owner", "another-worker")]).await;
         assert_eq!(begun(), before);
     }
     // Records that were settled but not stored are redelivered.
@@ -428,7 +428,7 @@ async fn shard_end_counts_only_once_stored() {
         let shared = taking.clone();
         tokio::spawn(async move {
             let take = "SET leaseOwner = :owner";
-            shared.write(SHARD, take, &[(":owner", "somebody")]).await;
+            shared.write(SHARD, take, &[(":owner", "another-worker")]).await;
         });
         Fault::Delay(Duration::from_millis(300))
     });
@@ -440,7 +440,7 @@ async fn shard_end_counts_only_once_stored() {
     assert_eq!(scene.ledger.events("ShardEnded"), 0);
     let rows = shared.rows().await;
     assert_ne!(text(&rows[SHARD], "checkpoint"), "SHARD_END");
-    assert_eq!(text(&rows[SHARD], "leaseOwner"), "somebody");
+    assert_eq!(text(&rows[SHARD], "leaseOwner"), "another-worker");
     assert_eq!(
         rows.len(),
         3,

@@ -100,7 +100,9 @@ async fn invalid_settings_are_refused_by_name() {
     let valid = || consumer(&scene, STREAM);
     assert!(valid().build().is_ok());
     assert_eq!(refused(Consumer::builder(scene.client(), STREAM)), "checkpoints");
-    assert_eq!(refused(consumer(&scene, "")), "builder");
+    for stream in ["", "arn:aws:sqs:us-east-1:000000000000:orders"] {
+        assert_eq!(refused(consumer(&scene, stream)), "builder", "{stream}");
+    }
     for calls in [0.0, -1.0, f64::NAN, 1e-9, 1e-19, 1e-300] {
         assert_eq!(
             refused(valid().calls_per_second(calls)),

@@ -1,11 +1,13 @@
 //! Several streams in one process: each has its own consumer, and the consumers may share the limits of the
 //! process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use redrive::checkpoint::CheckpointStore as _;
+use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Capacity, Pipeline};
 use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_with};
 use tokio::time::sleep;
@@ -13,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene, records};
 use redrive::testing::kinesis::create_stream;
+use support::proxy::by_arn;
 use support::stream;
 use support::waiting::{eventually, finished};
 
@@ -32,6 +35,55 @@ async fn see(seen: Arc<Seen>, record: Record) -> Result<(), std::io::Error> {
     let place = (record.stream().to_owned(), record.sequence_number().to_string());
     *seen.records.lock().expect("no panic").entry(place).or_default() += 1;
     Ok(())
+}
+
+/// Collects the streams that events name.
+#[derive(Clone, Default)]
+struct Named(Arc<Mutex<HashSet<String>>>);
+
+impl Observer for Named {
+    fn on(&self, event: &Event<'_>) {
+        let mut streams = self.0.lock().expect("no panic");
+        streams.extend(event.stream().map(str::to_owned));
+    }
+}
+
+#[tokio::test]
+async fn consumer_of_an_arn_reports_the_stream_name() {
+    let scene = Scene::new(2).await;
+    let described = scene.client().describe_stream_summary().stream_name(STREAM);
+    let described = described.send().await.expect("DescribeStreamSummary");
+    let arn = described
+        .stream_description_summary
+        .expect("a summary")
+        .stream_arn;
+    scene.proxy.script(by_arn(&arn));
+    scene
+        .put(records(40, 10, |number| if number == 3 { "bad" } else { "ok" }))
+        .await;
+    let (named, store) = (Named::default(), checkpoint::Memory::new());
+    let consumer = Consumer::builder(scene.proxy.client(), &arn)
+        .checkpoints(store.clone())
+        .calls_per_second(200.0)
+        .idle_interval(Duration::from_millis(20));
+    let running = scene.run(consumer, scene.resilient().observer(named.clone()));
+    scene.ledger.settled(40).await;
+    running.stop().await.expect("nothing halted");
+    assert_eq!(
+        *named.0.lock().expect("no panic"),
+        HashSet::from([STREAM.to_owned()])
+    );
+    assert_eq!(scene.letters.letters()[0].stream, STREAM);
+    let rows = store.list("billing", STREAM).await.expect("the store answers");
+    assert_eq!(rows.expect("a list").len(), 2);
+    for operation in ["ListShards", "GetShardIterator", "DescribeStreamSummary"] {
+        let calls = scene.proxy.calls(operation);
+        assert!(!calls.is_empty(), "{operation}");
+        assert!(
+            calls.iter().all(|call| call.body["StreamARN"] == *arn),
+            "{calls:?}"
+        );
+    }
 }
 
 #[tokio::test]

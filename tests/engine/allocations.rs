@@ -195,7 +195,7 @@ fn pipeline_allocates_nothing_per_record() {
 }
 
 #[test]
-fn pipeline_allocates_nothing_per_record_while_the_processor_waits() {
+fn pipeline_allocates_nothing_while_the_processor_waits() {
     for ordering in ORDERINGS {
         let count = allocations_of_pipeline(Yields(1), ordering);
         assert!(count <= CONSTANT, "{ordering:?}: {count} for {COUNTED} records");

@@ -15,3 +15,4 @@ mod rehydrate;
 mod replay;
 mod replay_ledgers;
 mod sinks_of_sinks;
+mod stream_arns;

@@ -10,11 +10,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use redrive::dead_letter::{self, DeadLetter, Reason};
 use redrive::kpl::Aggregator;
-use redrive::replay::{Rehydrate, Replay, Report, Stream, ledger, source};
+use redrive::replay::{Rehydrate, Replay, ReplayError, Report, SourceError, Stream, ledger, source};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Class, Idempotency, Record, Resilient, Scope, Settled, idempotency, processor_fn};
 use serde_json::{Value, json};
-use support::proxy::{Fault, Proxy};
+use support::proxy::{Fault, Proxy, by_arn};
 use support::stream::{self, Sent};
 use tempfile::TempDir;
 
@@ -151,7 +151,7 @@ async fn batch_becomes_one_dead_letter_per_record() {
         assert_eq!(letter.sequence_number, sent.place.number);
         assert_eq!(letter.partition_key.as_deref(), Some(&*sent.key));
         assert_eq!(letter.payload, sent.data);
-        assert!(letter.arrived_at.is_some());
+        assert!(letter.arrival.is_some());
         assert_eq!((letter.application.as_str(), letter.attempts.count), ("bill", 4));
         assert_eq!(letter.reason, Reason::AttemptsExhausted);
         assert_eq!((letter.class, letter.scope), (Class::Transient, Scope::Unknown));
@@ -470,6 +470,39 @@ async fn only_named_streams_are_read() {
     let allowed = Rehydrate::new(scene.client()).stream(STREAM);
     let report = replay(allowed, &of_consumer).await.expect("the replay ends");
     assert_eq!(report.replayed, 3, "{report:?}");
+}
+
+#[tokio::test]
+async fn stream_given_by_its_arn_is_read_by_its_arn() {
+    let scene = Scene::plain(3).await;
+    scene.proxy.script(by_arn(ARN));
+    let replay = |stream: &str| {
+        scene
+            .replay(&[scene.message(0, 2, 3)])
+            .rehydrated(Rehydrate::new(scene.client()).stream(stream))
+            .to_sink(scene.letters.clone(), pending())
+    };
+    let report = replay(ARN).await.expect("the replay ends");
+    assert_eq!(report.replayed, 3, "{report:?}");
+    assert!(
+        scene
+            .letters
+            .letters()
+            .iter()
+            .all(|letter| letter.stream == STREAM)
+    );
+    let calls = scene.proxy.calls("GetShardIterator");
+    assert!(
+        calls.iter().all(|call| call.body["StreamARN"] == ARN),
+        "{calls:?}"
+    );
+    let error = replay("arn:aws:sqs:us-east-1:111122223333:orders").await;
+    let error = error.expect_err("the ARN of a queue");
+    assert!(
+        matches!(error, ReplayError::Source(SourceError::Unavailable { .. })),
+        "{error:?}"
+    );
+    assert_eq!(scene.proxy.calls("GetShardIterator").len(), calls.len());
 }
 
 /// Drops the record in the middle, or the last one, from GetRecords.

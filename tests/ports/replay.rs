@@ -141,8 +141,8 @@ async fn processor_gets_the_original_records() {
         assert_eq!(*record.sequence_number(), letter.sequence_number);
         assert_eq!(record.sub_sequence_number(), letter.sub_sequence_number);
         assert_eq!(record.partition_key(), letter.partition_key.as_deref());
-        assert_eq!(record.arrival(), letter.arrived_at);
-        let redriven = Redriven::new(letter.origin, 1, letter.arrived_at);
+        assert_eq!(record.arrival(), letter.arrival);
+        let redriven = Redriven::new(letter.origin, 1, letter.arrival);
         assert_eq!(record.redriven(), Some(&redriven));
     }
     for key in 0..7 {
@@ -386,13 +386,13 @@ async fn stamp_tells_the_consumer_the_origin_of_a_record() {
             .expect("the record of a dead letter");
         assert_eq!(opened[0].partition_key(), letter.partition_key.as_deref());
         assert_eq!(sent.key, letter.partition_key.clone().expect("a key"));
-        let redriven = Redriven::new(letter.origin, 1, letter.arrived_at);
+        let redriven = Redriven::new(letter.origin, 1, letter.arrival);
         assert_eq!(opened[0].redriven(), Some(&redriven));
         // The dead letter of a further failure has the count and the origin.
         let failure = redrive::Failure::permanent("again");
         let again = DeadLetter::new("billing", &opened[0], Reason::Permanent, &failure);
         assert_eq!((again.origin, again.redrive_count), (letter.origin, 1));
-        assert_eq!(again.first_arrived_at, letter.arrived_at);
+        assert_eq!(again.first_arrival, letter.arrival);
         assert_eq!(
             DeadLetter::decode(&again.encode()).expect("the dead letter reads back"),
             again

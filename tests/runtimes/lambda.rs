@@ -14,7 +14,7 @@ use lambda_runtime::{Context, LambdaEvent};
 use redrive::dead_letter::{self, TargetError};
 use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::kpl::Aggregator;
-use redrive::lambda::{Event, Function, InvalidEvent, InvocationError, Response};
+use redrive::lambda::{Event, Function, InvocationError, ParseEventError, Response};
 use redrive::processor::{Attempt, BatchFailure, Handler};
 use redrive::{
     BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter, Record, Resilient,
@@ -579,24 +579,24 @@ fn invalid_event_is_refused_with_its_cause() {
         change(&mut json["Records"][1]);
         Event::from_slice(&serde_json::to_vec(&json).expect("JSON"))
     };
-    type Is = fn(&InvalidEvent) -> bool;
+    type Is = fn(&ParseEventError) -> bool;
     let cases: [(&str, Value, Is); 5] = [
         ("/eventID", "nonsense".into(), |error| {
-            matches!(error, InvalidEvent::NoShard { index: 1 })
+            matches!(error, ParseEventError::NoShard { index: 1 })
         }),
         ("/eventID", "shardId-000000000007:1".into(), |error| {
-            matches!(error, InvalidEvent::AnotherShard { index: 1 })
+            matches!(error, ParseEventError::AnotherShard { index: 1 })
         }),
         (
             "/eventSourceARN",
             "arn:aws:sqs:us-east-2:1:orders".into(),
-            |error| matches!(error, InvalidEvent::AnotherShard { index: 1 }),
+            |error| matches!(error, ParseEventError::AnotherShard { index: 1 }),
         ),
         ("/kinesis/sequenceNumber", "12a".into(), |error| {
-            matches!(error, InvalidEvent::NoSequenceNumber { index: 1, .. })
+            matches!(error, ParseEventError::NoSequenceNumber { index: 1, .. })
         }),
         ("/kinesis/data", "not base64!".into(), |error| {
-            matches!(error, InvalidEvent::NoBase64 { index: 1, .. })
+            matches!(error, ParseEventError::NoBase64 { index: 1, .. })
         }),
     ];
     for (pointer, value, is) in cases {
@@ -609,10 +609,10 @@ fn invalid_event_is_refused_with_its_cause() {
         );
     }
     let missing = read(&|record| drop(record.as_object_mut().expect("an object").remove("kinesis")));
-    assert!(matches!(missing, Err(InvalidEvent::Json(_))), "{missing:?}");
+    assert!(matches!(missing, Err(ParseEventError::Json(_))), "{missing:?}");
     for json in ["", "{}", "[]", "{\"Records\":null}", "{\"Records\":[{}]}"] {
         let read = Event::from_slice(json.as_bytes());
-        assert!(matches!(read, Err(InvalidEvent::Json(_))), "{json}: {read:?}");
+        assert!(matches!(read, Err(ParseEventError::Json(_))), "{json}: {read:?}");
     }
     let efo = "arn:aws:kinesis:us-east-2:1:stream/orders/consumer/billing:1545084650";
     let json = json!({"Records": [{"kinesis": {"sequenceNumber": "1", "data": ""}, "eventID": "s:1", "eventSourceARN": efo}]});

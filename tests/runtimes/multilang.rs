@@ -61,6 +61,11 @@ impl Daemon {
         let worker = Worker::new(resilient, "orders")
             .pipeline(pipeline)
             .checkpoint_interval(Duration::ZERO);
+        Daemon::of(worker)
+    }
+
+    /// Starts this worker as the child.
+    fn of(worker: Worker<Script>) -> Self {
         let (ours, theirs) = duplex(1 << 20);
         let (input, output) = split(theirs);
         let (from_child, to_child) = split(ours);
@@ -288,6 +293,30 @@ async fn lost_lease_cancels_running_handlers() {
     daemon.go().await.expect("the child ends without an error");
 }
 
+#[tokio::test(start_paused = true)]
+async fn worker_of_an_arn_gives_records_the_stream_name() {
+    let letters = dead_letter::Memory::new();
+    let resilient = Resilient::builder("billing", Script::default())
+        .dead_letters(letters.clone())
+        .build()
+        .expect("valid");
+    let queue = Worker::new(resilient.clone(), "arn:aws:sqs:us-east-1:000000000000:orders");
+    let error = queue.run_with(&b""[..], tokio::io::sink()).await;
+    assert!(matches!(error, Err(MultiLangError::Config(_))), "{error:?}");
+
+    let worker = Worker::new(resilient, "arn:aws:kinesis:us-east-1:000000000000:stream/orders");
+    let mut daemon = Daemon::of(worker);
+    daemon
+        .say(&json!({"action": "initialize", "shardId": "shardId-0", "sequenceNumber": "5", "subSequenceNumber": null}))
+        .await;
+    assert_eq!(daemon.hear().await, status("initialize"));
+    daemon.say(&records(&[record_json(6, 0, "bad")])).await;
+    assert_eq!(daemon.hear().await, status("processRecords"));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(letters.letters()[0].stream, "orders");
+    daemon.go().await.expect("the child ends without an error");
+}
+
 /// The process must not exit, because the daemon would restart it again and again.
 #[tokio::test(start_paused = true)]
 async fn halted_shard_waits_until_the_input_ends() {
@@ -296,15 +325,7 @@ async fn halted_shard_waits_until_the_input_ends() {
         .without_dead_letters()
         .build()
         .expect("valid");
-    let (ours, theirs) = duplex(1 << 20);
-    let (input, output) = split(theirs);
-    let (from_child, to_child) = split(ours);
-    let worker = Worker::new(resilient, "orders");
-    let mut daemon = Daemon {
-        to_child: Some(to_child),
-        from_child: BufReader::new(from_child),
-        child: tokio::spawn(worker.run_with(BufReader::new(input), output)),
-    };
+    let mut daemon = Daemon::of(Worker::new(resilient, "orders"));
     daemon
         .say(&json!({"action": "initialize", "shardId": "shardId-0", "sequenceNumber": "5", "subSequenceNumber": null}))
         .await;

@@ -11,6 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use redrive::StreamId;
 use redrive::testing::kinesis;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,6 +46,8 @@ pub enum Fault {
     Reply(u16, Value),
     /// The proxy never responds.
     Hang,
+    /// The server receives this body in place of the call's own.
+    Forward(Value),
     /// The call passes after this delay.
     Delay(Duration),
     /// The connection closes, and the server never receives the call.
@@ -67,6 +70,27 @@ impl Fault {
     /// Creates an error response of the service, such as `ProvisionedThroughputExceededException`.
     pub fn error(status: u16, name: &str) -> Self {
         Fault::Reply(status, json!({"__type": name, "message": "as the test wants it"}))
+    }
+}
+
+/// Creates a script that requires calls to name the stream by this ARN. The embedded server takes only names
+/// in most of its calls, so that it receives the name.
+pub fn by_arn(arn: &str) -> impl FnMut(&Call) -> Fault + Send + 'static {
+    let stream = StreamId::from(arn);
+    move |call| {
+        let given = call.body["StreamARN"].as_str();
+        let is_named = call.body.get("StreamName").is_some();
+        // An iterator and a token of a page identify the stream.
+        let needs_none = call.target == "GetRecords" || call.body.get("NextToken").is_some();
+        if is_named || given.map_or(!needs_none, |given| Some(given) != stream.arn()) {
+            return Fault::error(400, "InvalidArgumentException");
+        }
+        let mut body = call.body.clone();
+        let fields = body.as_object_mut().expect("a call has an object as its body");
+        if fields.remove("StreamARN").is_some() && call.target != "GetRecords" {
+            fields.insert("StreamName".to_owned(), stream.name().into());
+        }
+        Fault::Forward(body)
     }
 }
 
@@ -145,7 +169,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, mut body: Bytes) -> Response {
     let target = headers
         .get("x-amz-target")
         .and_then(|target| target.to_str().ok());
@@ -155,9 +179,13 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) 
         .map_or(target, |(_, operation)| operation)
         .to_owned();
     let _under_way = UnderWay::new(&desk.under_way);
-    let fault = desk.consult(operation, &body);
+    let mut fault = desk.consult(operation, &body);
     match fault {
         Fault::None => {}
+        Fault::Forward(other) => {
+            body = other.to_string().into();
+            fault = Fault::None;
+        }
         Fault::Reply(status, body) => return reply(status, &body),
         Fault::Hang => std::future::pending().await,
         Fault::Delay(time) => tokio::time::sleep(time).await,

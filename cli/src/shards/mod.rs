@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::address::{StoreAddress, Stream};
+use crate::address::StoreAddress;
 use clap::{Args, Subcommand};
 use redrive::operator::{self, OperatorError};
-use redrive::{BoxError, ShardId};
+use redrive::{BoxError, ShardId, StreamId};
 
 use crate::Ended;
 use crate::clients::Clients;
@@ -48,8 +48,8 @@ struct Whose {
     #[arg(long, value_name = "NAME")]
     application: String,
     /// Stream name or ARN
-    #[arg(long, value_name = "STREAM")]
-    stream: Stream,
+    #[arg(long, value_name = "NAME|ARN", value_parser = str::parse::<StreamId>)]
+    stream: StreamId,
     /// Failover time that the application uses with its lease table: an owner that does not renew its lease
     /// for this long counts as dead
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -99,7 +99,7 @@ impl Whose {
     async fn shards(&self, clients: &Clients) -> Result<operator::Shards, BoxError> {
         let store = clients.checkpoints(&self.checkpoints, self.failover_time).await?;
         let kinesis = clients.kinesis(&self.stream).await;
-        let stream = self.stream.as_str();
+        let stream = self.stream.clone();
         Ok(operator::Shards::new(kinesis, store, &*self.application, stream))
     }
 

@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_sqs::types::QueueAttributeName;
 use redrive::dead_letter::{self, DeadLetterSink, SourceStream};
-use redrive::replay::{DeadLetterSource, look, source};
+use redrive::replay::{DeadLetterSource, for_each_letter, source};
 use redrive::{MarkFailure, Record, Resilient, Settled, processor_fn};
 
 const NAME: &str = "redrive-letters";
@@ -86,7 +86,7 @@ async fn main() -> anyhow::Result<()> {
             }
         }
         let mut letters = 0;
-        look(&mut *source, |_, letter| {
+        for_each_letter(&mut *source, |_, letter| {
             letters += usize::from(letter.is_ok());
             ControlFlow::Continue(())
         })

@@ -16,7 +16,7 @@
 use std::env;
 
 use anyhow::Context as _;
-use redrive::{Resilient, RetryPolicy, dead_letter, multilang, processor_fn_json};
+use redrive::{Resilient, RetryPolicy, StreamId, dead_letter, multilang, processor_fn_json};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
@@ -45,9 +45,9 @@ async fn main() -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let stream = env::args().nth(1).context("usage: kcl STREAM")?;
+    let stream: StreamId = env::args().nth(1).context("usage: kcl STREAM")?.parse()?;
     // The daemon runs one process per shard, so each process needs its own file.
-    let letters = format!("{stream}-letters-{}.jsonl", std::process::id());
+    let letters = format!("{}-letters-{}.jsonl", stream.name(), std::process::id());
     let orders = Resilient::builder("billing", processor_fn_json(bill))
         .retry(RetryPolicy::exponential().max_attempts(5))
         .dead_letters(dead_letter::File::open(letters)?)

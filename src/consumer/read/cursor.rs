@@ -15,8 +15,8 @@ use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
 use super::data_loss::{DataLoss, DataLossPolicy, Expected, OnDataLoss, Refused, is_older_than_shortest};
+use crate::StreamId;
 use crate::aws::{FailedCall, Located};
-use crate::consumer::StreamId;
 use crate::consumer::shards::discovery::REFUSALS;
 use crate::consumer::shards::stream_facts::{StreamFacts, TRIES};
 use crate::failure::BoxError;
@@ -196,7 +196,7 @@ impl Reading {
         read: Vec<types::Record>,
     ) -> Result<(Vec<Record>, Option<SequenceNumber>), BoxError> {
         let source = Arc::new(Source {
-            stream: self.stream.name().clone(),
+            stream: self.stream.shared_name(),
             shard: self.shard.clone(),
         });
         let mut records = Vec::with_capacity(read.len());
@@ -317,7 +317,7 @@ impl Reading {
             return Ok(());
         }
         self.report(Box::new(DataLoss {
-            stream: self.stream.name().clone(),
+            stream: self.stream.name().to_owned(),
             shard: self.shard.clone(),
             from: Some(read_until),
             to: horizon.since,
@@ -343,7 +343,7 @@ impl Reading {
             return Ok(());
         };
         let loss = Box::new(DataLoss {
-            stream: self.stream.name().clone(),
+            stream: self.stream.name().to_owned(),
             shard: self.shard.clone(),
             from,
             to: horizon,
@@ -394,7 +394,7 @@ impl Reading {
             sequence_number: number,
         });
         let loss = Box::new(DataLoss {
-            stream: self.stream.name().clone(),
+            stream: self.stream.name().to_owned(),
             shard: self.shard.clone(),
             from: self.read_until.time,
             to: wall_clock::now(),
@@ -457,7 +457,7 @@ impl Reading {
     pub(in crate::consumer) fn span(&self) -> Span {
         debug_span!(
             "batch",
-            stream = &**self.stream.name(),
+            stream = self.stream.name(),
             shard = self.shard.as_str(),
             records = Empty,
             behind_ms = Empty,

@@ -18,7 +18,7 @@ use crate::wall_clock;
 #[non_exhaustive]
 pub struct DataLoss {
     /// The stream's name.
-    pub stream: Arc<str>,
+    pub stream: String,
     /// The shard.
     pub shard: ShardId,
     /// The time before which everything that arrived was settled. `None` if the time is unknown, for example

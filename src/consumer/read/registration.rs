@@ -9,7 +9,8 @@ use aws_sdk_kinesis::types::ConsumerStatus;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::consumer::{FanOutConsumer, StreamId};
+use crate::StreamId;
+use crate::consumer::FanOutConsumer;
 use crate::failure::BoxError;
 
 /// Interval and time limit of the checks whether a new consumer is active.
@@ -114,7 +115,7 @@ impl Registration {
             return Ok(arn.to_owned());
         }
         let call = client.describe_stream_summary();
-        let reply = call.stream_name(&**self.stream.name()).send().await?;
+        let reply = call.stream_name(self.stream.name()).send().await?;
         let summary = reply.stream_description_summary;
         Ok(summary.ok_or("the stream has no description")?.stream_arn)
     }

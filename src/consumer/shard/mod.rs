@@ -65,7 +65,7 @@ impl<P: Handler> ShardTask<P> {
             Some(lease) => lease.hold.ends().clone(),
             None => shutdown,
         };
-        let (stream, shard) = (reading.stream.name().clone(), reading.shard.clone());
+        let (stream, shard) = (reading.stream.shared_name(), reading.shard.clone());
         let observers = reading.observers.clone();
         let tell = |event: Event<'_>| {
             if observers.want(Interest::SHARDS) {

@@ -12,11 +12,12 @@ use tokio::time::sleep;
 
 use super::lineage::Lineage;
 use super::stream_facts::{NotDescribed, StreamFacts};
+use crate::StreamId;
 use crate::aws::shard_list::{list_shards, parents};
 use crate::aws::{FailedCall, Located};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::consumer::answer;
-use crate::consumer::{ConsumerError, StartingPosition, StreamId};
+use crate::consumer::{ConsumerError, StartingPosition};
 use crate::dead_letter::{DeadLetterSink, SourceStream, check_target};
 use crate::external::{Unusable, is_passing};
 use crate::failure::BoxError;
@@ -94,7 +95,7 @@ impl Discovery<'_> {
     }
 
     async fn look_at(&self, pipeline: &Pipeline, sink: Option<&dyn DeadLetterSink>) -> Result<(), Problem> {
-        let mut source = SourceStream::new(&**self.stream.name());
+        let mut source = SourceStream::new(self.stream.clone());
         match self.facts.describe().await {
             Ok(summary) => {
                 let spread = summary.record_distribution_strategy;
@@ -196,7 +197,7 @@ impl Discovery<'_> {
             // A missing permission does not stop a consumer that can read without it.
             Err(error) => {
                 tracing::warn!(
-                    %error, stream = &**self.stream.name(),
+                    %error, stream = self.stream.name(),
                     "checkpoints not listed; shards trimmed while the application was down are not reported"
                 );
                 return Ok(());
@@ -344,13 +345,12 @@ impl Discovery<'_> {
     }
 
     pub(in crate::consumer) fn key(&self, shard: ShardId) -> ShardKey {
-        ShardKey::new(self.application.clone(), self.stream.name().clone(), shard)
+        ShardKey::new(self.application.clone(), self.stream.shared_name(), shard)
     }
 
     fn not_found(&self, source: BoxError) -> Problem {
-        let name = self.stream.arn().unwrap_or(self.stream.name());
         Problem::Final(ConsumerError::StreamNotFound {
-            stream: name.to_owned(),
+            stream: self.stream.to_string(),
             source,
         })
     }

@@ -12,9 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::discovery::Discovery;
 use super::stream_facts::StreamFacts;
+use crate::StreamId;
 use crate::aws::Located;
 use crate::checkpoint::{CheckpointStore, Leases, Renewal, ShardKey};
-use crate::consumer::StreamId;
 use crate::consumer::answer;
 use crate::consumer::shard::shard_end::ShardEnd;
 use crate::failure::BoxError;

@@ -71,7 +71,7 @@ where
     let facts = Arc::new(StreamFacts::new(consumer.client.clone(), consumer.stream.clone()));
     let looking = consumer.health.clone().look_on(
         resilient.dependencies(),
-        consumer.stream.name().clone(),
+        consumer.stream.shared_name(),
         resilient.observers().clone(),
     );
     let looking = tokio::spawn(looking);
@@ -369,7 +369,7 @@ impl<P: Handler + 'static> Shards<P> {
         let created = self.facts.created();
         let beginning = self.facts.tag(Checkpoint::at(Position::TrimHorizon));
         let loss = DataLoss {
-            stream: self.consumer.stream.name().clone(),
+            stream: self.consumer.stream.name().to_owned(),
             shard: shard.clone(),
             from: row.read_until(),
             to: created.unwrap_or_else(wall_clock::now),
@@ -402,7 +402,7 @@ impl<P: Handler + 'static> Shards<P> {
         if let Some(leases) = self.consumer.checkpoints.leases().filter(|_| taken.is_some()) {
             let key = ShardKey::new(
                 self.application.clone(),
-                self.consumer.stream.name().clone(),
+                self.consumer.stream.shared_name(),
                 shard,
             );
             // If this fails, the lease expires.
@@ -432,7 +432,7 @@ impl<P: Handler + 'static> Shards<P> {
             }
             if self.has_begun {
                 self.report_loss(DataLoss {
-                    stream: self.consumer.stream.name().clone(),
+                    stream: self.consumer.stream.name().to_owned(),
                     shard: parent.clone(),
                     from: None,
                     to: wall_clock::now(),
@@ -485,7 +485,7 @@ impl<P: Handler + 'static> Shards<P> {
     async fn end_trimmed(&mut self, shard: &ShardId, found: &mut Lineage) -> Result<(), BoxError> {
         let row = found.checkpoints.get(shard).cloned();
         let loss = DataLoss {
-            stream: self.consumer.stream.name().clone(),
+            stream: self.consumer.stream.name().to_owned(),
             shard: shard.clone(),
             from: row.as_ref().and_then(Checkpoint::read_until),
             to: wall_clock::now(),

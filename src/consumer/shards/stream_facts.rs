@@ -11,10 +11,10 @@ use aws_sdk_kinesis::types::StreamDescriptionSummary;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::StreamId;
 use crate::aws::Located;
 use crate::checkpoint::Checkpoint;
 use crate::consumer::ANSWER_TIMEOUT;
-use crate::consumer::StreamId;
 use crate::consumer::read::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
 use crate::failure::BoxError;
 use crate::failure::classify::StandardClassifier;

@@ -26,7 +26,7 @@ mod report;
 
 use bounded::cut;
 
-pub use reason::{InvalidReason, Reason};
+pub use reason::{ParseReasonError, Reason};
 pub use report::{AttemptReport, Attempts, ErrorReport};
 
 const MAX_NAME_BYTES: usize = 512;
@@ -54,8 +54,8 @@ pub struct DeadLetter {
     /// The partition key.
     pub partition_key: Option<String>,
     /// The time at which Kinesis received the record, if it is known.
-    #[serde(with = "rfc3339::optional", default)]
-    pub arrived_at: Option<SystemTime>,
+    #[serde(rename = "arrived_at", with = "rfc3339::optional", default)]
+    pub arrival: Option<SystemTime>,
     /// The time at which the dead letter was made.
     #[serde(with = "rfc3339")]
     pub dead_lettered_at: SystemTime,
@@ -81,8 +81,13 @@ pub struct DeadLetter {
     pub redrive_count: u32,
     /// The time at which Kinesis first received the record, if the record was replayed into a stream and the
     /// time is known.
-    #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
-    pub first_arrived_at: Option<SystemTime>,
+    #[serde(
+        rename = "first_arrived_at",
+        with = "rfc3339::optional",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub first_arrival: Option<SystemTime>,
     /// True if data was removed before writing ([`Redact`](super::Redact)): the dead letter may differ from
     /// the record that was put into the stream.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -164,7 +169,7 @@ impl DeadLetter {
             sequence_number: record.sequence_number().clone(),
             sub_sequence_number: record.sub_sequence_number(),
             partition_key: record.partition_key().map(str::to_owned),
-            arrived_at: record.arrival().map(to_millis),
+            arrival: record.arrival().map(to_millis),
             dead_lettered_at: to_millis(wall_clock::now()),
             reason,
             class: failure.verdict().class(),
@@ -176,7 +181,7 @@ impl DeadLetter {
             processor_version: None,
             trace_context: None,
             redrive_count,
-            first_arrived_at: redriven.and_then(|redriven| redriven.arrived_at),
+            first_arrival: redriven.and_then(|redriven| redriven.arrival),
             redacted: false,
             suspect: false,
             payload_at: None,

@@ -29,14 +29,14 @@ pub enum Reason {
 /// A text that is not a [`Reason`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a reason of dead letters; use one of {}", names().join(", "))]
-pub struct InvalidReason;
+pub struct ParseReasonError;
 
 impl FromStr for Reason {
-    type Err = InvalidReason;
+    type Err = ParseReasonError;
 
-    fn from_str(text: &str) -> Result<Self, InvalidReason> {
+    fn from_str(text: &str) -> Result<Self, ParseReasonError> {
         let mut all = Reason::ALL.iter().copied();
-        all.find(|reason| reason.as_str() == text).ok_or(InvalidReason)
+        all.find(|reason| reason.as_str() == text).ok_or(ParseReasonError)
     }
 }
 

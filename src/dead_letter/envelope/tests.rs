@@ -106,6 +106,17 @@ prop_compose! {
     }
 }
 
+#[test]
+fn arrival_times_keep_their_stored_names() {
+    let mut letter = letter();
+    letter.arrival = Some(UNIX_EPOCH);
+    letter.first_arrival = Some(UNIX_EPOCH);
+    let text = encoded(&letter);
+    for name in ["\"arrived_at\":\"1970-", "\"first_arrived_at\":\"1970-"] {
+        assert!(text.contains(name), "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn both_forms_read_back_as_they_were(letter in letters()) {

@@ -9,7 +9,6 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, PutRecordsResultEntry, StreamDescriptionSummary};
 use bytes::Bytes;
 
-use crate::StreamId;
 use crate::aws::{self, Located};
 use crate::dead_letter::aws_writer::{
     Answers, AwsWriter, CallError, Entry, EntryError, Limits, Request, Schedule, Service, SharedError,
@@ -17,6 +16,7 @@ use crate::dead_letter::aws_writer::{
 };
 use crate::dead_letter::{Receipt, SinkError, Storage, TargetError};
 use crate::failure::BoxError;
+use crate::record::StreamId;
 
 /// A record to put into a stream.
 pub(crate) trait StreamRecord: Sync {
@@ -36,6 +36,8 @@ pub(crate) struct StreamWriter {
     // A client with the user's retries, for DescribeStreamSummary.
     read_client: Located<Client>,
     stream: StreamId,
+    /// The method that took the stream, for errors.
+    setting: &'static str,
     writer: AwsWriter,
 }
 
@@ -54,11 +56,13 @@ const LIMITS: Limits = Limits {
 };
 
 impl StreamWriter {
-    pub(crate) fn new(client: &Client, stream: StreamId) -> Self {
+    /// Creates a writer. `setting` is the method that took the stream.
+    pub(crate) fn new(client: &Client, stream: StreamId, setting: &'static str) -> Self {
         StreamWriter {
             read_client: aws::kinesis::with_timeout(client, aws::ATTEMPT_TIMEOUT),
             write_client: aws::kinesis::without_retries(client, aws::ATTEMPT_TIMEOUT),
             stream,
+            setting,
             writer: AwsWriter::new(SizeLimit::within(SMALLEST_LIMIT..=LARGEST_LIMIT)),
         }
     }
@@ -78,14 +82,15 @@ impl StreamWriter {
     }
 
     pub(crate) fn storage(&self) -> Storage {
-        Storage::Stream {
-            name: self.stream.name().to_string(),
-            arn: self.stream.arn().map(str::to_owned),
-        }
+        Storage::Stream(self.stream.clone())
     }
 
     /// Writes the records. Returns a result for each.
     pub(crate) async fn put<R: StreamRecord>(&self, records: &[R]) -> Vec<Result<Receipt, SinkError>> {
+        if let Err(error) = self.stream.check(self.setting) {
+            let unavailable = |_| Err(SinkError::unavailable(error.clone()));
+            return records.iter().map(unavailable).collect();
+        }
         let entries = records.iter().map(entry).collect();
         let put = Put {
             writer: self,
@@ -104,6 +109,7 @@ impl StreamWriter {
     }
 
     async fn summary(&self) -> Result<StreamDescriptionSummary, BoxError> {
+        self.stream.check(self.setting)?;
         let (name, arn) = self.stream.name_or_arn();
         let output = self
             .read_client
@@ -193,7 +199,7 @@ impl<R: StreamRecord> Service for Put<'_, R> {
             Ok(target) => record_limit(&target),
             Err(error) => {
                 tracing::warn!(
-                    stream = %self.writer.stream,
+                    stream = self.writer.stream.name(),
                     error = &*error,
                     "record limit of the dead-letter stream not read; Kinesis decides whether the dead letter is too large"
                 );

@@ -13,7 +13,7 @@ use aws_sdk_kinesis::operation::get_shard_iterator::GetShardIteratorError;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use tokio::time::{Instant, sleep_until};
 
-use self::on_failure::{InvalidOnFailure, OnFailure};
+use self::on_failure::{OnFailure, ParseOnFailureError};
 use super::reader::{Found, Reader};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
@@ -70,7 +70,7 @@ impl Rehydrate {
     /// Default: none.
     ///
     /// A stream that is named by its ARN is read only for messages that state the same ARN. The client's
-    /// region must be that of the ARN.
+    /// region must be that of the ARN. If a stream is neither a name nor an ARN, the first read fails.
     #[must_use]
     pub fn stream(mut self, stream: impl Into<StreamId>) -> Self {
         self.streams.push(stream.into());
@@ -132,7 +132,7 @@ impl Rehydrate {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         let fits = |stream: &&StreamId| {
-            batch.stream.as_deref() == Some(&**stream.name()) && stream.arn().is_none_or(is_same)
+            batch.stream.as_deref() == Some(stream.name()) && stream.arn().is_none_or(is_same)
         };
         let stream = self.streams.iter().find(fits).cloned();
         stream.ok_or_else(|| {
@@ -147,7 +147,7 @@ impl Rehydrate {
     async fn read(&mut self, stream: &StreamId, place: &Place<'_>) -> Result<Vec<Record>, Unread> {
         let (mut records, mut bytes, mut passed): (Vec<Record>, _, _) = (Vec::new(), 0, false);
         let source = Arc::new(Source {
-            stream: stream.name().clone(),
+            stream: stream.shared_name(),
             shard: place.shard.clone(),
         });
         let iterator = self.iterator(stream, place).await?;
@@ -312,9 +312,14 @@ struct GaveUp {
 #[async_trait]
 impl Reader for Rehydrate {
     async fn read(&mut self, message: &Message) -> Result<Vec<Found>, SourceError> {
+        for stream in &self.streams {
+            let place = || format!("stream {:?}", stream.to_string());
+            let checked = stream.check("Rehydrate::stream");
+            checked.map_err(|error| SourceError::unavailable(place(), error))?;
+        }
         let batch = match OnFailure::parse(&message.body) {
             Ok(batch) => batch,
-            Err(InvalidOnFailure::Foreign) => return Ok(vec![Found::Not(Outcome::Foreign)]),
+            Err(ParseOnFailureError::Foreign) => return Ok(vec![Found::Not(Outcome::Foreign)]),
             Err(error) => return Ok(vec![Found::Not(Outcome::Damaged(error.into()))]),
         };
         let read = match self.records(&batch).await {

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::lambda_event::{InvalidEvent, RawRecords, stream};
+use crate::lambda_event::{ParseEventError, RawRecords, stream};
 use crate::record::{Record, SequenceNumber, ShardId};
 
 /// A message of an on-failure destination.
@@ -55,7 +55,7 @@ pub struct OnFailure {
 /// read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum InvalidOnFailure {
+pub enum ParseOnFailureError {
     /// The text is no such message.
     #[error("not a message of a Lambda on-failure destination for Kinesis")]
     Foreign,
@@ -117,7 +117,7 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>
 
 impl OnFailure {
     /// Reads a message's JSON.
-    pub fn parse(json: &[u8]) -> Result<Self, InvalidOnFailure> {
+    pub fn parse(json: &[u8]) -> Result<Self, ParseOnFailureError> {
         #[derive(Deserialize)]
         struct Kind {
             #[serde(rename = "KinesisBatchInfo")]
@@ -125,9 +125,9 @@ impl OnFailure {
         }
         match serde_json::from_slice(json) {
             Ok(Kind { batch: Some(_) }) => {}
-            _ => return Err(InvalidOnFailure::Foreign),
+            _ => return Err(ParseOnFailureError::Foreign),
         }
-        let raw: Raw = serde_json::from_slice(json).map_err(InvalidOnFailure::Damaged)?;
+        let raw: Raw = serde_json::from_slice(json).map_err(ParseOnFailureError::Damaged)?;
         let request = raw.request_context.unwrap_or_default();
         let response = raw.response_context.unwrap_or_default();
         let number = |text: Option<String>| text?.try_into().ok();
@@ -157,7 +157,7 @@ impl OnFailure {
 
     /// Returns the records of the event in the message, as Kinesis has them. `None` if the message has no
     /// event.
-    pub fn records(&self) -> Option<Result<Vec<Record>, InvalidEvent>> {
+    pub fn records(&self) -> Option<Result<Vec<Record>, ParseEventError>> {
         #[derive(Deserialize)]
         struct Event<'a> {
             #[serde(rename = "Records", borrow)]
@@ -167,7 +167,7 @@ impl OnFailure {
         let event = serde_json::from_str::<Event<'_>>(payload);
         Some(match event {
             Ok(event) => event.records.open().map(|(records, _)| records),
-            Err(error) => Err(InvalidEvent::Json(error.into())),
+            Err(error) => Err(ParseEventError::Json(error.into())),
         })
     }
 
@@ -239,9 +239,9 @@ mod tests {
             r#"{"DDBStreamBatchInfo":{}}"#,
         ] {
             let error = OnFailure::parse(foreign.as_bytes()).expect_err(foreign);
-            assert!(matches!(error, InvalidOnFailure::Foreign), "{foreign}");
+            assert!(matches!(error, ParseOnFailureError::Foreign), "{foreign}");
         }
         let damaged = OnFailure::parse(br#"{"KinesisBatchInfo":7}"#).expect_err("not an object");
-        assert!(matches!(damaged, InvalidOnFailure::Damaged(_)), "{damaged:?}");
+        assert!(matches!(damaged, ParseOnFailureError::Damaged(_)), "{damaged:?}");
     }
 }

@@ -39,7 +39,7 @@ type Open = ShardPages;
 
 impl Kinesis {
     /// Creates a source for the dead letters in this stream, by its name or ARN. The client's region must be
-    /// that of the ARN.
+    /// that of the ARN. If the stream is neither a name nor an ARN, the first read fails.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Kinesis {
             client: aws::kinesis::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
@@ -59,6 +59,7 @@ impl Kinesis {
 
     async fn page(&mut self) -> Result<Vec<Message>, BoxError> {
         if self.shards.is_none() {
+            self.stream.check("source::Kinesis::new")?;
             let shards = shard_list::list_shards(&self.client, &self.stream).await?;
             self.shards = Some(shards.into_iter().map(|shard| shard.shard_id).collect());
         }
@@ -162,10 +163,7 @@ impl DeadLetterSource for Kinesis {
     }
 
     fn storage(&self) -> Storage {
-        Storage::Stream {
-            name: self.stream.name().to_string(),
-            arn: self.stream.arn().map(str::to_owned),
-        }
+        Storage::Stream(self.stream.clone())
     }
 }
 

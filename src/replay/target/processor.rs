@@ -60,7 +60,7 @@ pub(crate) fn record(letter: &DeadLetter, redriven: &Redriven) -> Record {
     if let Some(key) = &letter.partition_key {
         record = record.partition_key(key.as_str());
     }
-    if let Some(arrival) = letter.arrived_at {
+    if let Some(arrival) = letter.arrival {
         record = record.arrival(arrival);
     }
     record.build()

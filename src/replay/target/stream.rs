@@ -6,9 +6,9 @@ use aws_sdk_kinesis::Client;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::StreamId;
 use crate::dead_letter::{StreamRecord, StreamWriter, partition_key};
 use crate::kpl::Aggregator;
+use crate::record::StreamId;
 use crate::replay::target::{self, Job, Sent, Target};
 
 /// A stream that receives the records of dead letters, each under its own partition key.
@@ -23,10 +23,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Creates a target for this stream, by its name or ARN. The client's region must be that of the ARN.
+    /// Creates a target for this stream, by its name or ARN. The client's region must be that of the ARN. If
+    /// the stream is neither, the replay fails before it reads a dead letter.
     pub fn new(client: Client, stream: impl Into<StreamId>) -> Self {
         Stream {
-            writer: StreamWriter::new(&client, stream.into()),
+            writer: StreamWriter::new(&client, stream.into(), "replay::Stream::new"),
             stamped: false,
         }
     }

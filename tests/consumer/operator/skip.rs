@@ -59,7 +59,7 @@ async fn skipped_record_is_dead_lettered_before_the_position_moves() {
     assert_eq!(letter.attempts.count, 0);
     assert_eq!(skipped.letters[0].0, letter.id);
     assert_eq!(skipped.to, load(&store).await);
-    assert!(skipped.to.read_until() <= letter.arrived_at);
+    assert!(skipped.to.read_until() <= letter.arrival);
     assert_eq!(scene.consume(&store, 1).await, ["3"]);
 }
 

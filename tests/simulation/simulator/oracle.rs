@@ -585,7 +585,7 @@ impl Oracle {
             && letter.stream == record.stream()
             && letter.partition_key.as_deref() == record.partition_key()
             && letter.payload == *record.payload()
-            && letter.arrived_at.is_some()
+            && letter.arrival.is_some()
             && (letter.attempts.calls() == fate.run.failed
                 || fate.failed_before.contains(&letter.attempts.calls()))
             && letter.attempts.first.len() as u32 == letter.attempts.calls().min(2)

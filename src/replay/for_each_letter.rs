@@ -7,11 +7,11 @@ use crate::dead_letter::{DeadLetter, DecodeError};
 
 /// Reads the messages of a source until its end, or until `each` breaks. Returns the messages that the source
 /// still holds (none after a break). Removes nothing, but a queue counts each message as received.
-pub async fn look(
+pub async fn for_each_letter(
     source: &mut dyn DeadLetterSource,
     mut each: impl FnMut(&str, Result<DeadLetter, DecodeError>) -> ControlFlow<()> + Send,
 ) -> Result<Remaining, SourceError> {
-    let looked = async {
+    let reading = async {
         loop {
             let page = source.read().await?;
             if page.is_empty() {
@@ -24,7 +24,7 @@ pub async fn look(
             }
         }
     };
-    let looked = looked.await;
+    let read = reading.await;
     source.close().await?;
-    looked
+    read
 }
