@@ -127,10 +127,18 @@ fn rate(
         .dead_letters(dead_letter::Memory::new())
         .build()
         .expect("valid settings");
-    let pipeline = Pipeline::new()
+    let pipeline = Pipeline::builder()
         .ordering(ordering)
         .in_flight(HELD)
-        .capacity(Capacity::new(RUNNING, BYTES).expect("valid settings"));
+        .capacity(
+            Capacity::builder()
+                .running(RUNNING)
+                .bytes(BYTES)
+                .build()
+                .expect("valid settings"),
+        )
+        .build()
+        .expect("valid");
     let count: usize = batches.iter().map(Vec::len).sum();
     let batches = stream::iter(batches.iter().cloned().map(Batch::from));
     let start = Instant::now();

@@ -201,7 +201,7 @@ mod counted {
 
     fn count_pipeline(ordering: RecordOrder, processor: impl RecordProcessor) {
         let resilient = resilient(processor);
-        let pipeline = Pipeline::new().ordering(ordering);
+        let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
         let batches = records::batches(RECORDS, KEYS, BATCH);
         let copy = stream::iter(batches.clone().into_iter().map(Batch::from));
         let work = async {

@@ -57,7 +57,7 @@ fn contest<P: RecordProcessor>(
         RecordOrder::Unordered,
     ] {
         let name = format!("{ordering:?}");
-        let pipeline = Pipeline::new().ordering(ordering);
+        let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
         measure(
             &mut group,
             BenchmarkId::new("redrive", &name),

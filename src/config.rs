@@ -9,7 +9,10 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(crate) fn new(setting: &'static str, problem: impl Into<String>) -> Self {
+    /// Creates an error about the builder's method with this name.
+    ///
+    /// An [`Observer`](crate::observer::Observer::attach) returns it for a setting of its own.
+    pub fn new(setting: &'static str, problem: impl Into<String>) -> Self {
         ConfigError {
             setting,
             problem: problem.into(),

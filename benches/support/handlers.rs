@@ -65,7 +65,7 @@ pub fn resilient<P: RecordProcessor>(processor: P) -> Resilient<P> {
 pub fn measured<P: RecordProcessor>(processor: P) -> Resilient<P> {
     // The recorder is global: later calls in the same process keep the first one.
     let _ = metrics::set_global_recorder(Sums);
-    let builder = builder(processor).observer(redrive::telemetry::Metrics::new("bench"));
+    let builder = builder(processor).observer(redrive::telemetry::Metrics::new());
     builder.build().expect("valid settings")
 }
 

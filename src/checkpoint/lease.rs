@@ -22,7 +22,7 @@ use crate::record::ShardId;
 /// - Two stores, in one process or in two, never count as the same owner.
 #[async_trait]
 pub trait Leases: Send + Sync + fmt::Debug {
-    /// Returns the time without a renewal after which an owner loses its shard.
+    /// Returns the time without a renewal after which an owner loses its shard: 1 s to 24 h.
     fn failover_time(&self) -> Duration;
 
     /// Creates rows for shards that have none. An existing row stays as it is.

@@ -20,6 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 
+#[cfg(feature = "kinesis")]
+use crate::config::ConfigError;
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
@@ -71,7 +73,7 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Returns the minimum time between two writes of a shard that makes progress. Default: 1 s.
+    /// Returns the minimum time between two writes of a shard that makes progress: at most 24 h. Default: 1 s.
     fn write_interval(&self) -> Duration {
         Duration::from_secs(1)
     }
@@ -89,6 +91,29 @@ pub trait CheckpointStore: Send + Sync + fmt::Debug {
 }
 
 const _: Option<&dyn CheckpointStore> = None;
+
+/// The range of a store's failover time. A shorter time would take shards from living owners.
+#[cfg(feature = "kinesis")]
+const FAILOVER_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
+#[cfg(feature = "kinesis")]
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Checks the times of a store. Called before a store is used.
+#[cfg(feature = "kinesis")]
+pub(crate) fn validate(store: &dyn CheckpointStore) -> Result<(), ConfigError> {
+    if let Some(time) = store.leases().map(|leases| leases.failover_time())
+        && !FAILOVER_TIMES.contains(&time)
+    {
+        let problem = format!("the checkpoint store's failover time must be 1 s to 24 h, not {time:?}");
+        return Err(ConfigError::new("failover_time", problem));
+    }
+    let interval = store.write_interval();
+    if interval > DAY {
+        let problem = format!("the checkpoint store's write interval must be at most 24 h, not {interval:?}");
+        return Err(ConfigError::new("write_interval", problem));
+    }
+    Ok(())
+}
 
 #[async_trait]
 impl<S: CheckpointStore + ?Sized> CheckpointStore for Arc<S> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_kinesis::Client;
+use tokio::sync::Semaphore;
 
 use super::read::data_loss::OnDataLoss;
 use super::{Consumer, DataLoss, DataLossPolicy, Health, Polling, Retrieval, StartingPosition};
 use crate::aws;
-use crate::checkpoint::CheckpointStore;
+use crate::checkpoint::{self, CheckpointStore};
 use crate::config::ConfigError;
 use crate::kpl::{Deaggregator, OutOfRangePolicy};
 use crate::pipeline::Pipeline;
@@ -17,6 +18,7 @@ use crate::protection::retry::seeded_rng;
 use crate::record::StreamId;
 use crate::wall_clock;
 
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(1);
 /// The lifetime of a shard iterator (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 
@@ -25,7 +27,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | setting | default |
 /// |---|---|
 /// | [`checkpoints`](ConsumerBuilder::checkpoints) | none: mandatory |
-/// | [`pipeline`](ConsumerBuilder::pipeline) | [`Pipeline::new()`](Pipeline): order per key, 4,096 records in flight per shard |
+/// | [`pipeline`](ConsumerBuilder::pipeline) | [`Pipeline::default()`](Pipeline): order per key, 4,096 records in flight per shard |
 /// | [`starting_position`](ConsumerBuilder::starting_position) | [`StartingPosition::TrimHorizon`] |
 /// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
 /// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard (limit of all its readers) |
@@ -63,7 +65,7 @@ impl ConsumerBuilder {
             client,
             stream,
             checkpoints: None,
-            pipeline: Pipeline::new(),
+            pipeline: Pipeline::default(),
             start: StartingPosition::TrimHorizon,
             retrieval: Retrieval::Polling,
             calls_per_second: 5.0,
@@ -118,13 +120,15 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Sets the delay before a shard that has been read to its tip is read again.
+    /// Sets the delay before a shard that has been read to its tip is read again. Any time is valid: calls
+    /// [per second](ConsumerBuilder::calls_per_second) limit the reads of a shard in any case.
     pub fn idle_interval(mut self, interval: Duration) -> Self {
         self.idle_interval = interval;
         self
     }
 
-    /// Sets the maximum number of concurrent read calls for all shards.
+    /// Sets the maximum number of concurrent read calls for all shards: at least 1, and at most tokio's
+    /// `Semaphore::MAX_PERMITS`.
     pub fn calls_in_flight(mut self, calls: usize) -> Self {
         self.calls_in_flight = calls;
         self
@@ -167,7 +171,7 @@ impl ConsumerBuilder {
     }
 
     /// Sets the time limit of a shutdown. A fifth of it, at most 4 s, is reserved for the last checkpoints
-    /// and the release of leases.
+    /// and the release of leases. Any time is valid.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
         self
@@ -179,7 +183,11 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Validates the settings and creates the consumer.
+    /// Builds the consumer.
+    ///
+    /// # Errors
+    ///
+    /// A setting is missing or cannot be used. The error names the setting.
     pub fn build(self) -> Result<Consumer, ConfigError> {
         let checkpoints = self.checkpoints.ok_or_else(|| {
             ConfigError::new(
@@ -188,13 +196,7 @@ impl ConsumerBuilder {
                  or .checkpoints(checkpoint::Memory::new()) to start over after every restart",
             )
         })?;
-        let failover = checkpoints.leases().map(|leases| leases.failover_time());
-        if failover.is_some_and(|time| time < Duration::from_secs(1)) {
-            return Err(ConfigError::new(
-                "checkpoints",
-                "the store's failover time must be at least 1 s",
-            ));
-        }
+        checkpoint::validate(&*checkpoints)?;
         self.stream.check("builder")?;
         if matches!(self.start, StartingPosition::AtTimestamp(time) if time > wall_clock::now()) {
             return Err(ConfigError::new(
@@ -203,13 +205,24 @@ impl ConsumerBuilder {
             ));
         }
         if self.calls_per_second.is_nan() || self.calls_per_second <= 0.0 {
-            return Err(ConfigError::new("calls_per_second", "must be more than 0"));
+            let problem = format!("must be more than 0, not {}", self.calls_per_second);
+            return Err(ConfigError::new("calls_per_second", problem));
         }
         if !(1..=10_000).contains(&self.records_per_call) {
-            return Err(ConfigError::new("records_per_call", "must be 1 to 10,000"));
+            let problem = format!("must be 1 to 10,000, not {}", self.records_per_call);
+            return Err(ConfigError::new("records_per_call", problem));
         }
-        if self.calls_in_flight == 0 {
-            return Err(ConfigError::new("calls_in_flight", "must be at least 1"));
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.calls_in_flight) {
+            let most = Semaphore::MAX_PERMITS;
+            let problem = format!(
+                "must be at least 1 and at most {most}, not {}",
+                self.calls_in_flight
+            );
+            return Err(ConfigError::new("calls_in_flight", problem));
+        }
+        if self.refresh_interval < MIN_REFRESH_INTERVAL {
+            let problem = format!("must be at least 1 ms, not {:?}", self.refresh_interval);
+            return Err(ConfigError::new("refresh_interval", problem));
         }
         let interval = Duration::try_from_secs_f64(1.0 / self.calls_per_second)
             .ok()
@@ -236,7 +249,7 @@ impl ConsumerBuilder {
                 calls_in_flight: self.calls_in_flight,
             },
             on_data_loss: self.on_data_loss,
-            refresh_interval: self.refresh_interval.max(Duration::from_millis(1)),
+            refresh_interval: self.refresh_interval,
             health: Health::default(),
             deaggregator: self.deaggregator,
             shutdown_timeout: self.shutdown_timeout,
@@ -253,5 +266,29 @@ impl fmt::Debug for ConsumerBuilder {
             .field("checkpoints", &self.checkpoints)
             .field("pipeline", &self.pipeline)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults() {
+        let version = aws_sdk_kinesis::config::BehaviorVersion::latest();
+        let config = aws_sdk_kinesis::Config::builder().behavior_version(version);
+        let builder = Consumer::builder(Client::from_conf(config.build()), "orders");
+        assert!(builder.checkpoints.is_none());
+        assert_eq!(builder.start, StartingPosition::TrimHorizon);
+        assert_eq!(builder.retrieval, Retrieval::Polling);
+        assert_eq!(builder.calls_per_second, 5.0);
+        assert_eq!(builder.records_per_call, 10_000);
+        assert_eq!(builder.idle_interval, Duration::from_secs(1));
+        assert_eq!(builder.calls_in_flight, 64);
+        assert_eq!(builder.refresh_interval, Duration::from_secs(5 * 60));
+        assert_eq!(builder.shutdown_timeout, Duration::from_secs(20));
+        assert_eq!(builder.seed, None);
+        let deaggregator = format!("{:?}", builder.deaggregator);
+        assert_eq!(deaggregator, format!("{:?}", Deaggregator::new()));
     }
 }

@@ -51,7 +51,8 @@ impl<S: DeadLetterSink> ClaimCheck<S> {
     }
 
     /// Sets the payload size, in bytes, above which a payload goes to the store. Default: 128 KiB, with
-    /// which every dead letter fits into a message of SNS or SQS.
+    /// which every dead letter fits into a message of SNS or SQS. Any size is valid: with 0, every payload that
+    /// is not empty goes to the store.
     #[must_use]
     pub fn over(mut self, bytes: usize) -> Self {
         self.over = bytes;
@@ -130,5 +131,19 @@ impl<S: DeadLetterSink> DeadLetterSink for ClaimCheck<S> {
 
     fn storage(&self) -> Vec<Storage> {
         self.sink.storage()
+    }
+}
+
+#[cfg(all(test, feature = "s3"))]
+mod tests {
+    use super::*;
+    use crate::dead_letter::{Memory, S3};
+
+    #[test]
+    fn the_documented_default() {
+        let version = aws_sdk_s3::config::BehaviorVersion::latest();
+        let config = aws_sdk_s3::Config::builder().behavior_version(version);
+        let store = S3::new(aws_sdk_s3::Client::from_conf(config.build()), "payloads");
+        assert_eq!(ClaimCheck::new(Memory::new(), store).over, 131_072);
     }
 }

@@ -58,7 +58,8 @@ impl<A: DeadLetterSink, B: DeadLetterSink> Fallback<A, B> {
         }
     }
 
-    /// Sets how long the first sink must be down before the other takes over. Default: a minute.
+    /// Sets how long the first sink must be down before the other takes over. Any time is valid: with zero, the
+    /// other sink takes over at the first failed put. Default: a minute.
     #[must_use]
     pub fn after(mut self, time: Duration) -> Self {
         self.after = time;
@@ -173,5 +174,17 @@ impl<A: DeadLetterSink, B: DeadLetterSink> DeadLetterSink for Fallback<A, B> {
 
     fn storage(&self) -> Vec<Storage> {
         [self.first.storage(), self.other.storage()].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letter::Memory;
+
+    #[test]
+    fn the_documented_default() {
+        let sink = Fallback::new(Memory::new(), Memory::new());
+        assert_eq!(sink.after, Duration::from_secs(60));
     }
 }

@@ -11,7 +11,7 @@ use super::claims::Claims;
 use super::classifiers::{Classifiers, Typed};
 use super::decision::Decisions;
 use super::give_up::DeadLetterWriter;
-use super::protection::{Named, Protection, Run};
+use super::protection::{Named, Protection, Run, RunSettings};
 use super::released::ReleasedRecords;
 use super::spans::Traces;
 use super::{Engine, Resilient};
@@ -284,6 +284,9 @@ impl<P: Handler> ResilientBuilder<P> {
         if let Some(idempotency) = &self.idempotency {
             idempotency.validate()?;
         }
+        if let Some(bounds) = self.processor.batches() {
+            bounds.validate()?;
+        }
         let mut rng = seeded_rng(self.seed);
         let mut observers = self.observers;
         observers.push(Watcher::new(Log::new(self.log_error_text)));
@@ -317,12 +320,17 @@ impl<P: Handler> ResilientBuilder<P> {
         };
         let protection = Arc::new(protection);
         let traces = Arc::new(Traces::new(self.trace_context, observers.clone()));
+        observers.attach(&self.application)?;
         let application: Arc<str> = self.application.into();
         let classifiers = Classifiers::new(self.typed, self.erased, observers.clone());
         Ok(Resilient(Arc::new(Engine {
             run: Run::begin(
                 protection.clone(),
-                (false, claims.is_some(), self.after_dead_letter),
+                RunSettings {
+                    lets_expire: false,
+                    remembers: claims.is_some(),
+                    after_dead_letter: self.after_dead_letter,
+                },
                 Retention::default(),
             ),
             attempts: AttemptRunner::new(self.processor, self.policy.timeout(), observers),
@@ -353,5 +361,47 @@ impl<P: Handler> fmt::Debug for ResilientBuilder<P> {
             .field("name", &self.name)
             .field("policy", &self.policy)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letter;
+    use crate::processor::processor_fn;
+
+    async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        let builder = Resilient::builder("billing", processor_fn(ok));
+        assert_eq!(builder.policy, RetryPolicy::exponential());
+        assert!(builder.typed.is_empty() && builder.erased.is_empty());
+        assert_eq!(builder.after_dead_letter, DeadLetterPolicy::Continue);
+        assert!(builder.idempotency.is_none() && builder.trace_context.is_none());
+        assert!(builder.observers.is_empty() && !builder.log_error_text);
+        assert!(builder.name.contains("ok") && builder.version.is_none());
+        assert!(builder.dependencies.is_empty() && builder.seed.is_none());
+        let error = builder.build().expect_err("no dead-letter sink");
+        assert_eq!(error.setting(), "dead_letters");
+
+        let builder = Resilient::builder("billing", processor_fn(ok));
+        let resilient = builder.dead_letters(dead_letter::Memory::new());
+        let resilient = resilient.build().expect("valid");
+        let debug = |value: &dyn fmt::Debug| format!("{value:?}");
+        assert_eq!(
+            debug(&resilient.breaker()),
+            debug(&Some(CircuitBreaker::default()))
+        );
+        assert_eq!(
+            debug(&resilient.guard()),
+            debug(&Some(DeadLetterGuard::default()))
+        );
+        assert_eq!(
+            debug(&resilient.retry_budget()),
+            debug(&Some(RetryBudget::default()))
+        );
     }
 }

@@ -50,7 +50,7 @@ use batch::BatchStep;
 use claims::Claims;
 use decision::Decisions;
 use give_up::DeadLetterWriter;
-use protection::Protection;
+use protection::{Protection, RunSettings};
 use released::ReleasedRecords;
 use retry_state::RetryState;
 use spans::Traces;
@@ -355,8 +355,11 @@ impl<P: Handler> Engine<P> {
     }
 
     fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {
-        let remembers = self.claims.is_some();
-        let settings = (lets_expire, remembers, self.after_dead_letter);
+        let settings = RunSettings {
+            lets_expire,
+            remembers: self.claims.is_some(),
+            after_dead_letter: self.after_dead_letter,
+        };
         Run::begin(self.protection.clone(), settings, retention)
     }
 

@@ -40,15 +40,11 @@ pub(super) struct Named {
 /// The state that the records of one run of a shard share, and the protections that admit their attempts.
 pub(crate) struct Run {
     protection: Arc<Protection>,
-    /// True if an idempotency store remembers which records are processed.
-    remembers: bool,
-    after_dead_letter: DeadLetterPolicy,
+    settings: RunSettings,
     /// The retry states of records that an earlier part of the run released before they were settled.
     interrupted: Option<Arc<ReleasedRecords>>,
     pub(super) tally: Arc<SuccessCounter>,
     pub(super) guard: Option<Arc<Watch>>,
-    /// True if a held record may become a dead letter before the stream drops it.
-    lets_expire: bool,
     /// True while held records that are about to expire become dead letters.
     gives_up: AtomicBool,
     /// The retention of the stream.
@@ -59,6 +55,17 @@ pub(crate) struct Run {
     pub(crate) within: Option<Within>,
     /// True once the run begins no new steps.
     stopping: AtomicBool,
+}
+
+/// The settings of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RunSettings {
+    /// True if a held record may become a dead letter before the stream drops it.
+    pub(super) lets_expire: bool,
+    /// True if an idempotency store remembers which records are processed.
+    pub(super) remembers: bool,
+    /// The effect of a dead letter on the shard.
+    pub(super) after_dead_letter: DeadLetterPolicy,
 }
 
 /// The time limits of a run.
@@ -80,13 +87,8 @@ impl Drop for Run {
 }
 
 impl Run {
-    /// Begins a run. Its settings: whether a held record may become a dead letter before the stream drops it,
-    /// whether an idempotency store is in use, and what a dead letter does to the shard.
-    pub(super) fn begin(
-        protection: Arc<Protection>,
-        (lets_expire, remembers, after_dead_letter): (bool, bool, DeadLetterPolicy),
-        retention: Retention,
-    ) -> Run {
+    /// Begins a run.
+    pub(super) fn begin(protection: Arc<Protection>, settings: RunSettings, retention: Retention) -> Run {
         let tally = Arc::new(SuccessCounter::default());
         for named in &protection.breakers {
             named.breaker.enlist(tally.clone());
@@ -98,11 +100,9 @@ impl Run {
         Run {
             guard: guard.map(|guard| Arc::new(guard.watch(tally.clone()))),
             protection,
-            remembers,
-            after_dead_letter,
+            settings,
             interrupted: None,
             tally,
-            lets_expire,
             gives_up: AtomicBool::new(false),
             retention,
             goes_on: false,
@@ -121,13 +121,15 @@ impl Run {
     ) -> Run {
         Run {
             protection: self.protection.clone(),
-            remembers: self.remembers,
-            // Lambda has no way to stop a shard.
-            after_dead_letter: DeadLetterPolicy::Continue,
+            settings: RunSettings {
+                lets_expire: false,
+                // Lambda has no way to stop a shard.
+                after_dead_letter: DeadLetterPolicy::Continue,
+                ..self.settings
+            },
             interrupted: Some(interrupted),
             tally: self.tally.clone(),
             guard: self.guard.clone(),
-            lets_expire: false,
             gives_up: AtomicBool::new(false),
             retention,
             goes_on: true,
@@ -142,12 +144,12 @@ impl Run {
 
     /// Returns whether an idempotency store remembers which records are processed.
     pub(crate) fn remembers(&self) -> bool {
-        self.remembers
+        self.settings.remembers
     }
 
     /// Returns what a dead letter does to the shard.
     pub(crate) fn after_dead_letter(&self) -> DeadLetterPolicy {
-        self.after_dead_letter
+        self.settings.after_dead_letter
     }
 
     /// Returns the latest end of an attempt, if the run has time limits.
@@ -253,7 +255,10 @@ impl Run {
 
     /// Returns how much longer a record may be held, if a limit applies and is known.
     pub(super) fn held_for_at_most(&self, record: &Record) -> Option<Duration> {
-        let give_up_age = self.lets_expire.then(|| self.retention.give_up_age())??;
+        let give_up_age = self
+            .settings
+            .lets_expire
+            .then(|| self.retention.give_up_age())??;
         Some(give_up_age.saturating_sub(record.age()?))
     }
 }
@@ -437,7 +442,11 @@ mod tests {
             observers: Observers::new(Vec::new()),
         });
         let begin = || {
-            let settings = (false, false, DeadLetterPolicy::Continue);
+            let settings = RunSettings {
+                lets_expire: false,
+                remembers: false,
+                after_dead_letter: DeadLetterPolicy::Continue,
+            };
             Run::begin(protection.clone(), settings, Retention::default())
         };
         let run = begin();

@@ -9,8 +9,8 @@ use super::claims::WaitsFor;
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
 use crate::idempotency::Claim;
-use crate::protection::Backoff;
 use crate::protection::breaker::{CircuitBreaker, Round};
+use crate::protection::{Backoff, after};
 use crate::record::Record;
 use crate::settlement::Unsettled;
 
@@ -283,9 +283,8 @@ impl RetryState {
     }
 
     pub(super) fn retry_after(mut self: Box<Self>, delay: Duration) -> Box<Self> {
-        let now = Instant::now();
         self.phase = Phase::Retry {
-            at: now.checked_add(delay).unwrap_or(now),
+            at: after(Instant::now(), delay),
         };
         self
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -47,11 +48,11 @@ impl Memory {
         }
     }
 
-    /// Sets the maximum number of completed keys, at least 1. Beyond it the store forgets the keys whose
-    /// retention ends first. Default: 1,000,000.
+    /// Sets the maximum number of completed keys. Beyond it the store forgets the keys whose retention ends
+    /// first. Default: 1,000,000.
     #[must_use]
-    pub fn keys(mut self, most: usize) -> Self {
-        self.most = most.max(1);
+    pub fn keys(mut self, most: NonZeroUsize) -> Self {
+        self.most = most.get();
         self
     }
 
@@ -140,5 +141,15 @@ impl IdempotencyStore for Memory {
 
     fn name(&self) -> Cow<'_, str> {
         "memory".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_default() {
+        assert_eq!(Memory::new().most, 1_000_000);
     }
 }

@@ -11,12 +11,15 @@ use crate::observer::{Observers, UserCode};
 use crate::record::Record;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The maximum of `keep_for`. The end of a much longer time would be no valid point in time.
+const CENTURY: Duration = Duration::from_secs(36_500 * 24 * 60 * 60);
 /// The time to keep a key if the stream's retention is unknown: a week and a day. Kinesis keeps records for a
 /// day by default, and most streams keep them for at most a week.
 const UNKNOWN_RETENTION: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
 /// Makes processing idempotent. [`ResilientBuilder::idempotency`](crate::ResilientBuilder::idempotency) takes
-/// these settings, or a store alone.
+/// these settings, or a store alone. [`ResilientBuilder::build`](crate::ResilientBuilder::build) checks the
+/// settings.
 ///
 /// | setting | default |
 /// |---|---|
@@ -97,8 +100,8 @@ impl Idempotency {
         self
     }
 
-    /// Sets how long the store remembers processed records. Use at least the time in which a record may be
-    /// delivered again: the stream's retention.
+    /// Sets how long the store remembers processed records: more than zero, and at most 36,500 days. Use at
+    /// least the time in which a record may be delivered again: the stream's retention.
     #[must_use]
     pub fn keep_for(mut self, time: Duration) -> Self {
         self.keep_for = Some(time);
@@ -122,7 +125,10 @@ impl Idempotency {
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         match self.keep_for {
-            Some(time) if time.is_zero() => Err(ConfigError::new("keep_for", "must be greater than zero")),
+            Some(time) if time.is_zero() || time > CENTURY => {
+                let problem = format!("must be more than zero and at most 36,500 days, not {time:?}");
+                Err(ConfigError::new("keep_for", problem))
+            }
             _ => Ok(()),
         }
     }
@@ -175,3 +181,31 @@ impl fmt::Debug for Idempotency {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("another record with the same idempotency key was processed with a different payload")]
 pub struct PayloadMismatch;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::idempotency::Memory;
+
+    #[test]
+    fn the_documented_defaults() {
+        let settings = Idempotency::new(Memory::new());
+        assert!(settings.value.is_none() && !settings.checks_payload);
+        assert_eq!((settings.keep_for, settings.cache), (None, 10_000));
+        let now = SystemTime::UNIX_EPOCH;
+        assert_eq!(settings.keep_until(now, None), now + 8 * DAY);
+        assert_eq!(settings.keep_until(now, Some(2 * DAY)), now + 3 * DAY);
+    }
+
+    #[test]
+    fn times_that_cannot_be_kept_are_refused() {
+        for time in [Duration::ZERO, CENTURY + DAY, Duration::MAX] {
+            let settings = Idempotency::new(Memory::new()).keep_for(time);
+            assert_eq!(settings.validate().expect_err("refused").setting(), "keep_for");
+        }
+        let longest = Idempotency::new(Memory::new()).keep_for(CENTURY);
+        assert_eq!(longest.validate(), Ok(()));
+        let now = SystemTime::now();
+        assert_eq!(longest.keep_until(now, None), now + CENTURY);
+    }
+}

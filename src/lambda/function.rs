@@ -138,7 +138,9 @@ impl<P: Handler> Function<P> {
         self
     }
 
-    /// Sets the time between the end of the last attempt and the invocation's deadline.
+    /// Sets the time between the end of the last attempt and the invocation's deadline. Any time is valid. With
+    /// zero, Lambda may end the process before the answer. With more than the invocation has, no attempt is
+    /// made, and no record is settled.
     pub fn reserve(mut self, time: Duration) -> Self {
         self.reserve = Some(time);
         self
@@ -362,6 +364,30 @@ pub(super) fn time_left(deadline_millis: u64, now: SystemTime) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processor::processor_fn;
+
+    async fn ok(_: Record) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_documented_defaults() {
+        let resilient = Resilient::builder("billing", processor_fn(ok)).without_dead_letters();
+        let function = Function::new(resilient.build().expect("valid"));
+        let pipeline = format!("{:?}", function.pipeline);
+        assert_eq!(pipeline, format!("{:?}", Pipeline::default()));
+        assert!(!function.partial_responses, "the environment variable is not set");
+        let reserve = |left| {
+            let deadline = Instant::now() + Duration::from_millis(left);
+            deadline - function.within(deadline).attempts_until
+        };
+        let millis = Duration::from_millis;
+        assert_eq!((reserve(100), reserve(1_000)), (millis(100), millis(200)));
+        assert_eq!(
+            (reserve(10_000), reserve(900_000)),
+            (millis(1_000), millis(5_000))
+        );
+    }
 
     #[test]
     fn a_deadline_is_a_time_or_what_an_emulator_says() {

@@ -172,7 +172,7 @@ impl<F: Fold> Windowed<F> {
                 "must not be set for a tumbling window: records that the store knows would be missing in its state",
             ));
         }
-        let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
+        let pipeline = Pipeline::builder().ordering(RecordOrder::Shard).build()?;
         Ok(Windowed {
             function: Function::new(resilient).pipeline(pipeline),
             turn: tokio::sync::Mutex::default(),

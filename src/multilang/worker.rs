@@ -56,7 +56,7 @@ impl<P: Handler + 'static> Worker<P> {
     }
 
     /// Sets the minimum time between two checkpoints. After a dead letter, the next batch sends a checkpoint
-    /// at once.
+    /// at once. Any time is valid: with zero, every batch sends a checkpoint.
     pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
         self.checkpoint_interval = interval;
         self
@@ -138,4 +138,23 @@ impl<P: Handler + 'static> Worker<P> {
 fn begun(shard: &mut Option<Shard>) -> Result<&mut Shard, MultiLangError> {
     let none = || MultiLangError::Protocol("the daemon sent an action, but no shard is initialized".into());
     shard.as_mut().ok_or_else(none)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processor::processor_fn;
+
+    async fn ok(_: crate::Record) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        let resilient = Resilient::builder("billing", processor_fn(ok)).without_dead_letters();
+        let worker = Worker::new(resilient.build().expect("valid"), "orders");
+        assert_eq!(worker.checkpoint_interval, Duration::from_secs(5));
+        let pipeline = format!("{:?}", worker.pipeline);
+        assert_eq!(pipeline, format!("{:?}", Pipeline::default()));
+    }
 }

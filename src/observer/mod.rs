@@ -6,6 +6,7 @@ use std::ops::BitOr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::config::ConfigError;
 use crate::external::caught;
 
 mod event;
@@ -32,6 +33,19 @@ pub trait Observer: Send + Sync {
         Interest::ALL
     }
 
+    /// Receives the name of the application, before the first event. redrive calls this method once for each
+    /// [`Resilient`](crate::Resilient) that is built with the observer. An observer that wraps another one must
+    /// forward the call. Default: does nothing.
+    ///
+    /// # Errors
+    ///
+    /// The observer cannot be used, for this application or at all.
+    /// [`ResilientBuilder::build`](crate::ResilientBuilder::build) returns the error.
+    fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        let _ = application;
+        Ok(())
+    }
+
     /// Receives an event of a wanted kind.
     fn on(&self, event: &Event<'_>);
 
@@ -46,6 +60,10 @@ const _: Option<&dyn Observer> = None;
 impl<O: Observer + ?Sized> Observer for Arc<O> {
     fn interest(&self) -> Interest {
         (**self).interest()
+    }
+
+    fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        (**self).attach(application)
     }
 
     fn on(&self, event: &Event<'_>) {
@@ -171,6 +189,12 @@ impl Observers {
     pub(crate) fn and(&self, observer: Arc<dyn Observer>) -> Self {
         let observer = Watcher::new(observer);
         Observers::new(self.all.iter().cloned().chain([observer]).collect())
+    }
+
+    /// Hands the application's name to all observers.
+    pub(crate) fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        let mut all = self.all.iter();
+        all.try_for_each(|watcher| watcher.observer.attach(application))
     }
 
     pub(crate) fn want(&self, kind: Interest) -> bool {

@@ -88,6 +88,9 @@ pub enum OperatorError {
     /// The target must not receive the dead letters.
     #[error("the dead-letter target cannot be used")]
     Target(#[from] TargetError),
+    /// A setting of the checkpoint store cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The checkpoint store does not respond, or has a checkpoint that cannot be read.
     #[error("the checkpoint store cannot be used")]
     Store(#[from] CheckpointError),

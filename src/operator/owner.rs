@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{OperatorError, Shards, only};
 use crate::checkpoint::{
-    Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, ShardKey,
+    self, Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, ShardKey,
 };
 use crate::protection::Backoff;
 
@@ -41,6 +41,7 @@ impl Shards {
     /// Watches the owner for the failover time, and fails if the owner renews its lease. Returns early if
     /// there is no owner. Takes no lease.
     pub(super) async fn refuse_if_alive(&self, key: &ShardKey) -> Result<(), OperatorError> {
+        checkpoint::validate(&*self.store)?;
         let Some(leases) = self.store.leases().filter(|_| !self.force) else {
             return Ok(());
         };

@@ -74,7 +74,7 @@ impl Gather {
         }
         self.members.insert(ordinal);
         self.bytes += bytes;
-        self.full = self.members.len() >= self.bounds.size.get();
+        self.full = self.members.len() >= self.bounds.size;
         true
     }
 

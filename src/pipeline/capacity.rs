@@ -13,7 +13,8 @@ use tokio_util::sync::PollSemaphore;
 use crate::config::ConfigError;
 
 /// The bounds of a process: running processor calls, and bytes of records in flight. Clones share the bounds,
-/// so several consumers that get clones of one capacity stay within it together.
+/// so several consumers that get clones of one capacity stay within it together. [`CapacityBuilder`] lists
+/// the defaults.
 #[derive(Clone)]
 pub struct Capacity {
     running: Arc<Semaphore>,
@@ -21,30 +22,80 @@ pub struct Capacity {
     memory: Arc<Memory>,
 }
 
-impl Capacity {
-    /// Allows up to `running` processor calls at a time, and up to `bytes` bytes of records that are read and
-    /// not settled.
+/// Builds a [`Capacity`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`running`](CapacityBuilder::running) | 64 |
+/// | [`bytes`](CapacityBuilder::bytes) | 268,435,456 (256 MiB) |
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct CapacityBuilder {
+    running: usize,
+    bytes: usize,
+}
+
+impl CapacityBuilder {
+    /// Sets the maximum number of processor calls that run at a time: at least 1, and at most tokio's
+    /// `Semaphore::MAX_PERMITS`.
+    pub fn running(mut self, calls: usize) -> Self {
+        self.running = calls;
+        self
+    }
+
+    /// Sets the maximum number of bytes of records that are read and not settled: at least 1.
     ///
-    /// A record counts its payload and 256 bytes of its own. Two cases exceed `bytes`, so that no shard stops
-    /// reading permanently:
+    /// A record counts its payload and 256 bytes of its own. Two cases exceed the bound, so that no shard
+    /// stops reading permanently:
     /// - A read that may return `bytes` or more begins as soon as less than `bytes` is in use, one such read
     ///   at a time. (A GetRecords call may return 10 MiB.)
     /// - Shards that the dead-letter guard has stopped keep their records. The other shards always have at
     ///   least a quarter of `bytes`.
+    pub fn bytes(mut self, bytes: usize) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// Builds the capacity.
     ///
-    /// Fails if `running` is 0 or more than tokio's `Semaphore::MAX_PERMITS`, or if `bytes` is 0.
-    /// [`Capacity::default`] returns the default bounds.
-    pub fn new(running: usize, bytes: usize) -> Result<Self, ConfigError> {
-        if running == 0 || running > Semaphore::MAX_PERMITS {
-            return Err(ConfigError::new(
-                "running",
-                "must be at least 1 and at most tokio's Semaphore::MAX_PERMITS",
-            ));
+    /// # Errors
+    ///
+    /// A setting cannot be used. The error names the setting.
+    pub fn build(self) -> Result<Capacity, ConfigError> {
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.running) {
+            let most = Semaphore::MAX_PERMITS;
+            let problem = format!("must be at least 1 and at most {most}, not {}", self.running);
+            return Err(ConfigError::new("running", problem));
         }
-        if bytes == 0 {
+        if self.bytes == 0 {
             return Err(ConfigError::new("bytes", "must be at least 1"));
         }
-        Ok(Capacity::of(running, bytes))
+        Ok(self.make())
+    }
+
+    fn make(self) -> Capacity {
+        Capacity {
+            running: Arc::new(Semaphore::new(self.running)),
+            max_running: self.running,
+            memory: Arc::new(Memory {
+                limit: self.bytes,
+                used: AtomicUsize::new(0),
+                parked: AtomicUsize::new(0),
+                beyond: AtomicBool::new(false),
+                freed: Notify::new(),
+                waiting: AtomicUsize::new(0),
+            }),
+        }
+    }
+}
+
+impl Capacity {
+    /// Creates a builder with the defaults.
+    pub fn builder() -> CapacityBuilder {
+        CapacityBuilder {
+            running: 64,
+            bytes: 256 * 1024 * 1024,
+        }
     }
 
     /// Waits until one more processor call is allowed.
@@ -62,21 +113,6 @@ impl Capacity {
             running: Arc::new(Semaphore::new(1)),
             max_running: 1,
             memory: self.memory.clone(),
-        }
-    }
-
-    fn of(running: usize, bytes: usize) -> Self {
-        Capacity {
-            running: Arc::new(Semaphore::new(running)),
-            max_running: running,
-            memory: Arc::new(Memory {
-                limit: bytes,
-                used: AtomicUsize::new(0),
-                parked: AtomicUsize::new(0),
-                beyond: AtomicBool::new(false),
-                freed: Notify::new(),
-                waiting: AtomicUsize::new(0),
-            }),
         }
     }
 
@@ -137,9 +173,8 @@ impl Capacity {
 }
 
 impl Default for Capacity {
-    /// Allows 64 processor calls and 256 MiB.
     fn default() -> Self {
-        Capacity::of(64, 256 * 1024 * 1024)
+        Capacity::builder().make()
     }
 }
 
@@ -386,9 +421,30 @@ mod tests {
 
     use super::*;
 
+    fn capacity(running: usize, bytes: usize) -> Capacity {
+        let builder = Capacity::builder().running(running).bytes(bytes);
+        builder.build().expect("valid")
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        for capacity in [Capacity::default(), Capacity::builder().build().expect("valid")] {
+            assert_eq!((capacity.max_running, capacity.memory.limit), (64, 268_435_456));
+        }
+    }
+
+    #[test]
+    fn invalid_bounds_are_refused_by_name() {
+        let refused = |builder: CapacityBuilder| builder.build().expect_err("refused").setting();
+        for running in [0, Semaphore::MAX_PERMITS + 1] {
+            assert_eq!(refused(Capacity::builder().running(running)), "running");
+        }
+        assert_eq!(refused(Capacity::builder().bytes(0)), "bytes");
+    }
+
     #[tokio::test]
     async fn a_reservation_waits_until_enough_is_given_back() {
-        let capacity = Capacity::new(1, 100).expect("valid");
+        let capacity = capacity(1, 100);
         let mut first = capacity.reserve(80).await;
         let waiting = tokio::spawn({
             let capacity = capacity.clone();
@@ -414,7 +470,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_is_larger_than_all_memory_goes_through_alone() {
-        let capacity = Capacity::new(1, 100).expect("valid");
+        let capacity = capacity(1, 100);
         let one = capacity.reserve(1_000).await;
         assert!(!is_there_room(&capacity, 1_000));
         drop(one);
@@ -426,7 +482,7 @@ mod tests {
     #[tokio::test]
     async fn a_few_bytes_in_use_do_not_stop_a_read_of_the_largest_size() {
         for page in [100, 1_000] {
-            let capacity = Capacity::new(1, 100).expect("valid");
+            let capacity = capacity(1, 100);
             let mut in_backoff = capacity.reserve(page).await;
             in_backoff.use_only(99);
             let mut read = capacity.reserve(page).await;
@@ -440,7 +496,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_stopped_shards_keep_leaves_a_quarter_to_the_others() {
-        let capacity = Capacity::new(1, 100).expect("valid");
+        let capacity = capacity(1, 100);
         let mut stopped = capacity.reserve(100).await;
         assert!(!is_there_room(&capacity, 25));
         stopped.park(true);
@@ -463,7 +519,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_that_brings_more_than_was_reserved_counts_in_full() {
-        let capacity = Capacity::new(1, 100).expect("valid");
+        let capacity = capacity(1, 100);
         let mut read = capacity.reserve(10).await;
         read.use_only(150);
         assert_eq!(capacity.bytes(), 150);
@@ -473,7 +529,7 @@ mod tests {
 
     #[tokio::test]
     async fn permits_are_shared_and_never_lost() {
-        let capacity = Capacity::new(2, 1).expect("valid");
+        let capacity = capacity(2, 1);
         let (mut a, mut b) = (capacity.permits(), capacity.permits());
         poll_fn(|cx| a.poll_take(cx)).await;
         poll_fn(|cx| a.poll_take(cx)).await;
@@ -492,7 +548,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_permit_that_comes_too_late_goes_to_the_next_in_line() {
-        let capacity = Capacity::new(1, 1).expect("valid");
+        let capacity = capacity(1, 1);
         let (mut a, mut b, mut c) = (capacity.permits(), capacity.permits(), capacity.permits());
         poll_fn(|cx| a.poll_take(cx)).await;
         for waiting in [&mut b, &mut c] {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::Pipeline;
 use super::window::{Ordinal, Window};
 use crate::engine::{HELD_AT_LEAST, Run};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest};
 use crate::retention::Retention;
 
 /// The interval between checks of the oldest record. Records that settle in time cost nothing.
@@ -67,13 +67,8 @@ impl Expiring {
 
     /// Checks the oldest record. The task calls this in every turn. `may_begin`: every breaker is closed, and
     /// the guard has not stopped the shard.
-    pub(super) fn observe(
-        &mut self,
-        window: &Window,
-        (run, may_begin): (&Run, bool),
-        observers: &Observers,
-        cx: &mut Context<'_>,
-    ) {
+    pub(super) fn observe(&mut self, window: &Window, run: &Run, may_begin: bool, cx: &mut Context<'_>) {
+        let observers = run.observers();
         let Some(retention) = self.retention.get() else {
             return;
         };

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 mod arrival_watermark;
 mod backoff_queue;
 mod batch_builder;
+mod builder;
 #[cfg(feature = "kinesis")]
 mod call_gate;
 mod capacity;
@@ -42,9 +43,10 @@ mod turn_budget;
 mod unread;
 mod window;
 
+pub use builder::PipelineBuilder;
 #[cfg(feature = "kinesis")]
 pub(crate) use call_gate::{Admission, CallGate};
-pub use capacity::{Capacity, Reservation};
+pub use capacity::{Capacity, CapacityBuilder, Reservation};
 pub use expiry::ExpiryPolicy;
 pub use lanes::RecordOrder;
 #[cfg(feature = "kinesis")]
@@ -60,7 +62,7 @@ use crate::retention::Retention;
 use crate::settlement::Halt;
 
 /// The settings for processing a shard's records. Each runtime has a pipeline of its own. Used by hand, a
-/// pipeline processes records that were read from elsewhere.
+/// pipeline processes records that were read from elsewhere. [`PipelineBuilder`] lists the defaults.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     ordering: RecordOrder,
@@ -76,79 +78,25 @@ pub struct Pipeline {
 }
 
 impl Default for Pipeline {
-    /// Returns a pipeline with [`RecordOrder::PartitionKey`], 4,096 records in flight, a span of 262,144,
-    /// [`Capacity::default`] and 20 s to drain.
     fn default() -> Self {
-        Pipeline {
-            ordering: RecordOrder::default(),
-            in_flight: 4_096,
-            span: 262_144,
-            capacity: Capacity::default(),
-            drain: Duration::from_secs(20),
-            retention: Retention::default(),
-            on_expiring: ExpiryPolicy::default(),
-            within: None,
-            one_by_one: false,
-        }
+        Pipeline::builder().make()
     }
 }
 
 impl Pipeline {
-    /// Creates a pipeline with the default settings.
-    pub fn new() -> Self {
-        Pipeline::default()
-    }
-
-    /// Sets the order in which records are processed. Default: [`RecordOrder::PartitionKey`].
-    #[must_use]
-    pub fn ordering(mut self, ordering: RecordOrder) -> Self {
-        self.ordering = ordering;
-        self
-    }
-
-    /// Sets the maximum number of records in flight per shard: read and not settled. At least 1. Default:
-    /// 4,096.
-    #[must_use]
-    pub fn in_flight(mut self, records: usize) -> Self {
-        self.in_flight = records.max(1);
-        self
-    }
-
-    /// Sets the maximum number of records between a shard's watermark and its newest record read. At least 1.
-    /// Default: 262,144.
-    #[must_use]
-    pub fn span(mut self, records: usize) -> Self {
-        self.span = records.max(1);
-        self
-    }
-
-    /// Sets the bounds that all shards of the process share. Default: a [`Capacity::default`] of this
-    /// pipeline's own.
-    #[must_use]
-    pub fn capacity(mut self, capacity: Capacity) -> Self {
-        self.capacity = capacity;
-        self
+    /// Creates a builder with the defaults.
+    pub fn builder() -> PipelineBuilder {
+        PipelineBuilder::new()
     }
 
     /// Sets how long running processor calls and writes of dead letters may take once a shutdown has begun.
-    /// Default: 20 s.
-    #[must_use]
-    pub fn drain(mut self, time: Duration) -> Self {
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    pub(crate) fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
         self
     }
 
-    /// Sets how long the stream keeps a record. A shard that waits for a record older than four fifths of
-    /// this time reports that record every few minutes
-    /// ([`Event::RecordExpiring`](crate::observer::Event::RecordExpiring)). Default: unknown. A
-    /// [`Consumer`](crate::Consumer) asks the stream.
-    #[must_use]
-    pub fn retention(mut self, time: Duration) -> Self {
-        self.retention = Retention::of(time);
-        self
-    }
-
-    /// Sets the [`retention`](Pipeline::retention) of a stream whose retention may change.
+    /// Sets the [`retention`](PipelineBuilder::retention) of a stream whose retention may change.
     #[cfg(feature = "kinesis")]
     pub(crate) fn shared_retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
@@ -159,13 +107,6 @@ impl Pipeline {
     #[cfg(feature = "kinesis")]
     pub(crate) fn lets_expire(&self) -> bool {
         self.on_expiring == ExpiryPolicy::DeadLetter
-    }
-
-    /// Sets the treatment of a held record that the stream is about to drop. Default: [`ExpiryPolicy::Hold`].
-    #[must_use]
-    pub fn expiry_policy(mut self, on_expiring: ExpiryPolicy) -> Self {
-        self.on_expiring = on_expiring;
-        self
     }
 
     /// Sets the time by which a run must end. The pipeline releases records that it cannot settle by then.
@@ -223,7 +164,7 @@ impl Pipeline {
 
     /// Does the same as [`run`](Pipeline::run), starting from a checkpoint: records that the checkpoint
     /// covers are skipped. `progress` provides the next checkpoints during the run. When `shutdown` is
-    /// cancelled, nothing new begins, and running calls have [`drain`](Pipeline::drain) to end.
+    /// cancelled, nothing new begins, and running calls have [`drain`](PipelineBuilder::drain) to end.
     pub async fn run_from<P, S>(
         &self,
         resilient: &Resilient<P>,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Attempt, BoxProcessor, Handler};
+use crate::config::ConfigError;
 use crate::failure::BoxError;
 use crate::record::Record;
 
@@ -187,6 +188,13 @@ impl<E> From<E> for BatchFailure<E> {
 }
 
 /// A processor made by [`BatchProcessor::batched`].
+/// [`ResilientBuilder::build`](crate::ResilientBuilder::build) checks its settings.
+///
+/// | setting | default |
+/// |---|---|
+/// | [`size`](Batched::size) | 100 |
+/// | [`bytes`](Batched::bytes) | 1,048,576 (1 MiB) |
+/// | [`linger`](Batched::linger) | no wait |
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct Batched<B> {
@@ -198,22 +206,32 @@ pub struct Batched<B> {
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    pub(crate) size: NonZeroUsize,
+    pub(crate) size: usize,
     pub(crate) bytes: usize,
     pub(crate) linger: Duration,
 }
 
 impl Bounds {
     pub(crate) fn at_most(mut self, records: NonZeroUsize) -> Self {
-        self.size = self.size.min(records);
+        self.size = self.size.min(records.get());
         self
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if self.size == 0 {
+            return Err(ConfigError::new("size", "a batch must have at least 1 record"));
+        }
+        if self.bytes == 0 {
+            return Err(ConfigError::new("bytes", "a batch must have at least 1 byte"));
+        }
+        Ok(())
     }
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         Bounds {
-            size: const { NonZeroUsize::new(100).expect("100 is not zero") },
+            size: 100,
             bytes: 1024 * 1024,
             linger: Duration::ZERO,
         }
@@ -221,14 +239,14 @@ impl Default for Bounds {
 }
 
 impl<B: BatchProcessor> Batched<B> {
-    /// Sets the maximum number of records in a batch, at least 1. With an [`Idempotency`](crate::Idempotency)
+    /// Sets the maximum number of records in a batch: at least 1. With an [`Idempotency`](crate::Idempotency)
     /// store a batch has at most 256. Default: 100.
     pub fn size(mut self, records: usize) -> Self {
-        self.bounds.size = NonZeroUsize::new(records).unwrap_or(NonZeroUsize::MIN);
+        self.bounds.size = records;
         self
     }
 
-    /// Sets the maximum number of payload bytes in a batch. A larger record is a batch of its own. Default: 1
+    /// Sets the maximum number of payload bytes in a batch: at least 1. A larger record is a batch of its own. Default: 1
     /// MiB.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds.bytes = bytes;
@@ -236,7 +254,7 @@ impl<B: BatchProcessor> Batched<B> {
     }
 
     /// Sets how long the first record of a batch waits for others while no records are available to read.
-    /// Default: no wait.
+    /// Any time is valid. Default: no wait.
     pub fn linger(mut self, time: Duration) -> Self {
         self.bounds.linger = time;
         self
@@ -287,5 +305,34 @@ impl<B> fmt::Debug for Batched<B> {
             .field("processor", &type_name::<B>())
             .field("bounds", &self.bounds)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl BatchProcessor for Nothing {
+        type Error = std::io::Error;
+
+        async fn process_batch(
+            &self,
+            _: &[Record],
+            _: &Attempt<'_>,
+        ) -> Result<(), BatchFailure<Self::Error>> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        let defaults = Bounds {
+            size: 100,
+            bytes: 1_048_576,
+            linger: Duration::ZERO,
+        };
+        assert_eq!(Nothing.batched().bounds, defaults);
     }
 }

@@ -21,20 +21,25 @@ use crate::record::{Record, ShardId};
 ///
 /// A shard watches the records that it settled within a minute. When they are at least 100 and more than half
 /// became dead letters, the shard stops before the next dead letter. [`resume`](DeadLetterGuard::resume) lets
-/// the shard continue. Clones share one guard.
+/// the shard continue. Clones share one guard. [`DeadLetterGuardBuilder`] sets other limits.
 #[derive(Clone)]
 pub struct DeadLetterGuard(Arc<Shared>);
 
 struct Shared {
-    share: f64,
-    records: u64,
-    window: Duration,
+    settings: Settings,
     /// The shards that are stopped now. [`DeadLetterGuard::resume`] counts under this lock, so that no shard
     /// enters the list by an older count.
     stopped: Mutex<Vec<StoppedShard>>,
     /// The number of calls of [`DeadLetterGuard::resume`].
     resumptions: AtomicU64,
     resumed: Notify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Settings {
+    share: f64,
+    records: u64,
+    window: Duration,
 }
 
 /// A shard that the guard has stopped.
@@ -51,42 +56,92 @@ pub struct StoppedShard {
     pub settled: u64,
 }
 
-impl Default for DeadLetterGuard {
-    fn default() -> Self {
-        DeadLetterGuard::of(0.5, 100, Duration::from_secs(60))
-    }
+/// Builds a [`DeadLetterGuard`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`share`](DeadLetterGuardBuilder::share) | 0.5 |
+/// | [`min_records`](DeadLetterGuardBuilder::min_records) | 100 |
+/// | [`window`](DeadLetterGuardBuilder::window) | 1 min |
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct DeadLetterGuardBuilder {
+    settings: Settings,
 }
 
-impl DeadLetterGuard {
-    /// Creates a guard that watches the records that a shard settled within `window`. The guard stops the
-    /// shard when they are at least `records`, and more than `share` of them became dead letters (0.5 is
-    /// half).
+impl DeadLetterGuardBuilder {
+    /// Sets the share of dead letters among the records settled within the window, above which the guard
+    /// stops the shard: at least 0 and less than 1.
+    pub fn share(mut self, share: f64) -> Self {
+        self.settings.share = share;
+        self
+    }
+
+    /// Sets the minimum number of records settled within the window: at least 1. With fewer records their
+    /// share says nothing.
+    pub fn min_records(mut self, records: u64) -> Self {
+        self.settings.records = records;
+        self
+    }
+
+    /// Sets the time for which a settled record counts: more than zero.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.settings.window = window;
+        self
+    }
+
+    /// Builds the guard.
     ///
     /// # Errors
     ///
-    /// `share` is not from 0 to less than 1, or `records` or `window` is zero.
-    pub fn new(share: f64, records: u64, window: Duration) -> Result<Self, ConfigError> {
-        let wrong = |problem: &str| Err(ConfigError::new("guard", problem));
-        if !(0.0..1.0).contains(&share) {
-            return wrong(
-                "share must be at least 0 and less than 1; to disable the guard, call without_guard()",
-            );
-        }
-        if records == 0 || window.is_zero() {
-            return wrong("records and window must be greater than zero");
-        }
-        Ok(DeadLetterGuard::of(share, records, window))
-    }
-
-    fn of(share: f64, records: u64, window: Duration) -> Self {
-        DeadLetterGuard(Arc::new(Shared {
+    /// A setting cannot be used. The error names the setting.
+    pub fn build(self) -> Result<DeadLetterGuard, ConfigError> {
+        let Settings {
             share,
             records,
             window,
+        } = self.settings;
+        if !(0.0..1.0).contains(&share) {
+            let problem = format!(
+                "must be at least 0 and less than 1, not {share}; to disable the guard, call without_guard()"
+            );
+            return Err(ConfigError::new("share", problem));
+        }
+        if records == 0 {
+            return Err(ConfigError::new("min_records", "must be at least 1"));
+        }
+        if window.is_zero() {
+            return Err(ConfigError::new("window", "must be more than zero"));
+        }
+        Ok(self.make())
+    }
+
+    fn make(self) -> DeadLetterGuard {
+        DeadLetterGuard(Arc::new(Shared {
+            settings: self.settings,
             stopped: Mutex::new(Vec::new()),
             resumptions: AtomicU64::new(0),
             resumed: Notify::new(),
         }))
+    }
+}
+
+impl Default for DeadLetterGuard {
+    fn default() -> Self {
+        DeadLetterGuard::builder().make()
+    }
+}
+
+impl DeadLetterGuard {
+    /// Creates a builder with the defaults.
+    pub fn builder() -> DeadLetterGuardBuilder {
+        DeadLetterGuardBuilder {
+            settings: Settings {
+                share: 0.5,
+                records: 100,
+                window: Duration::from_secs(60),
+            },
+        }
     }
 
     /// Returns the shards that wait for [`resume`](DeadLetterGuard::resume).
@@ -113,8 +168,8 @@ impl DeadLetterGuard {
         Watch {
             stopped_at: AtomicU64::new(RUNS),
             counts: Mutex::new(Counts {
-                letters: SlidingWindow::new(self.0.window),
-                successes: WindowedGrowth::new(self.0.window),
+                letters: SlidingWindow::new(self.0.settings.window),
+                successes: WindowedGrowth::new(self.0.settings.window),
                 resumed: self.0.resumptions.load(Ordering::Acquire),
                 stopped: None,
                 unreported: None,
@@ -142,9 +197,9 @@ impl Shared {
 impl fmt::Debug for DeadLetterGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeadLetterGuard")
-            .field("share", &self.0.share)
-            .field("records", &self.0.records)
-            .field("window", &self.0.window)
+            .field("share", &self.0.settings.share)
+            .field("min_records", &self.0.settings.records)
+            .field("window", &self.0.settings.window)
             .field("stopped", &self.state())
             .finish()
     }
@@ -217,7 +272,8 @@ impl Watch {
         counts.successes.observe(now, self.tally.count());
         let letters = counts.letters.sum(now);
         let settled = letters + counts.successes.sum(now);
-        if settled < shared.records || letters as f64 <= shared.share * settled as f64 {
+        let Settings { share, records, .. } = shared.settings;
+        if settled < records || letters as f64 <= share * settled as f64 {
             counts.letters.add(now, 1);
             return Permission::Granted;
         }
@@ -265,6 +321,36 @@ mod tests {
 
     fn record() -> Record {
         Record::builder("orders", "shardId-0".into(), 1.into()).build()
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        let defaults = Settings {
+            share: 0.5,
+            records: 100,
+            window: Duration::from_secs(60),
+        };
+        assert_eq!(DeadLetterGuard::default().0.settings, defaults);
+        assert_eq!(DeadLetterGuard::builder().settings, defaults);
+    }
+
+    #[test]
+    fn invalid_settings_are_refused_by_name() {
+        let refused = |builder: DeadLetterGuardBuilder| builder.build().expect_err("refused").setting();
+        for share in [-0.1, 1.0, f64::NAN] {
+            assert_eq!(
+                refused(DeadLetterGuard::builder().share(share)),
+                "share",
+                "{share}"
+            );
+        }
+        assert_eq!(refused(DeadLetterGuard::builder().min_records(0)), "min_records");
+        assert_eq!(
+            refused(DeadLetterGuard::builder().window(Duration::ZERO)),
+            "window"
+        );
+        let strictest = DeadLetterGuard::builder().share(0.0).min_records(1);
+        assert!(strictest.build().is_ok());
     }
 
     fn granted(watch: &Watch, most: usize) -> usize {

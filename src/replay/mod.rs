@@ -97,7 +97,8 @@ use target::processor::Through;
 pub(crate) use target::processor::record;
 use target::{Sink, Target};
 
-/// Replays the records of dead letters.
+/// Replays the records of dead letters. [`into_stream`](Replay::into_stream), [`through`](Replay::through) and
+/// [`to_sink`](Replay::to_sink) check the settings before they read anything.
 ///
 /// | setting | default |
 /// |---|---|
@@ -123,6 +124,9 @@ pub struct Replay {
     payloads: Vec<Box<dyn PayloadStore>>,
     heard: Option<Box<Heard>>,
 }
+
+/// The minimum of [`rate`](Replay::rate): one dead letter in 24 hours.
+const MIN_RATE: f64 = 1.0 / (24.0 * 60.0 * 60.0);
 
 /// The user's function that receives the outcome of each dead letter, and the report so far.
 type Heard = dyn FnMut(&Progress<'_>, &Report) + Send + Sync;
@@ -166,15 +170,15 @@ impl Replay {
         self
     }
 
-    /// Sets the maximum number of dead letters per second. A low rate keeps the replay from overloading the
-    /// dependency that the records failed at. Default: 100.
-    pub fn rate(mut self, letters_a_second: f64) -> Self {
-        self.rate = letters_a_second;
+    /// Sets the maximum number of dead letters per second: finite, and at least one in 24 hours. A low rate
+    /// keeps the replay from overloading the dependency that the records failed at. Default: 100.
+    pub fn rate(mut self, letters_per_second: f64) -> Self {
+        self.rate = letters_per_second;
         self
     }
 
-    /// Sets how often a record may be replayed. A dead letter whose record has reached this count is left in
-    /// the source. Default: 3.
+    /// Sets how often a record may be replayed: at least once. A dead letter whose record has reached this
+    /// count is left in the source. Default: 3.
     pub fn max_redrives(mut self, times: u32) -> Self {
         self.max_redrives = times;
         self
@@ -210,7 +214,8 @@ impl Replay {
         self
     }
 
-    /// Sets the maximum number of dead letters that this run sends to the target. Default: all.
+    /// Sets the maximum number of dead letters that this run sends to the target. Any number is valid: with 0,
+    /// the run reads no dead letter. Default: all.
     pub fn limit(mut self, letters: u64) -> Self {
         self.limit = Some(letters);
         self
@@ -314,12 +319,30 @@ impl Replay {
         target: impl Target,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<Report, ReplayError> {
-        if !(self.rate.is_finite() && self.rate > 0.0) {
-            return Err(ReplayError::Rate(self.rate));
+        let ledger = self.validate()?;
+        Run::new(self, ledger, target).until_the_end(stop).await
+    }
+
+    /// Checks the settings. Returns the ledger.
+    fn validate(&self) -> Result<Arc<dyn Ledger>, ConfigError> {
+        if !(self.rate.is_finite() && self.rate >= MIN_RATE) {
+            let problem = format!(
+                "must be a finite number of dead letters per second, at least one in 24 hours, not {}",
+                self.rate
+            );
+            return Err(ConfigError::new("rate", problem));
+        }
+        if self.max_redrives == 0 {
+            let problem = "must be at least 1; with 0 no dead letter is replayed";
+            return Err(ConfigError::new("max_redrives", problem));
         }
         self.filter.check()?;
-        let ledger = self.ledger.clone().ok_or(ReplayError::NoLedger)?;
-        Run::new(self, ledger, target).until_the_end(stop).await
+        self.ledger.clone().ok_or_else(|| {
+            ConfigError::new(
+                "ledger",
+                "a replay needs a ledger; call .ledger(ledger::Redb::open(…)?) or .ledger(ledger::Memory::new())",
+            )
+        })
     }
 }
 
@@ -340,17 +363,9 @@ impl fmt::Debug for Replay {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplayError {
-    /// The filter names a stream that is neither the name nor the ARN of a Kinesis stream.
+    /// A setting is missing or cannot be used. Nothing was read.
     #[error(transparent)]
-    Filter(#[from] ConfigError),
-    /// No ledger was set.
-    #[error(
-        "a replay needs a ledger; call .ledger(ledger::Redb::open(…)?) or .ledger(ledger::Memory::new())"
-    )]
-    NoLedger,
-    /// The rate is not a finite number above 0.
-    #[error("invalid rate {0}; give a number of dead letters per second above 0")]
-    Rate(f64),
+    Config(#[from] ConfigError),
     /// The target overlaps the source: the replay would read what it writes.
     #[error(
         "cannot write to {target}: the dead letters are read from {source_name}, which overlaps it; name another target"
@@ -384,4 +399,19 @@ pub enum ReplayError {
         #[source]
         source: BoxError,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults() {
+        let replay = Replay::new(source::File::new("letters.jsonl"));
+        assert!(replay.ledger.is_none() && replay.limit.is_none() && replay.completed.is_none());
+        assert_eq!((replay.rate, replay.max_redrives), (100.0, 3));
+        assert!(!replay.dry_run && !replay.ignore_ledger);
+        let filter = format!("{:?}", replay.filter);
+        assert_eq!(filter, format!("{:?}", Filter::new()));
+    }
 }

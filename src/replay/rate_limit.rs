@@ -28,9 +28,8 @@ impl Pace {
     /// Waits until a batch of this many dead letters may be sent.
     pub(super) async fn turn(&mut self, letters: usize) {
         sleep_until(self.next).await;
-        let takes = Duration::try_from_secs_f64(letters as f64 / self.rate).unwrap_or(Duration::MAX);
+        let takes = Duration::from_secs_f64(letters as f64 / self.rate);
         // Unused time is not made up for.
-        let next = self.next.max(Instant::now()).checked_add(takes);
-        self.next = next.unwrap_or(self.next);
+        self.next = self.next.max(Instant::now()) + takes;
     }
 }

@@ -199,9 +199,15 @@ impl<T: Target> Run<T> {
 
     pub(super) fn entry(&self, job: &Job, state: State) -> (Key, Entry) {
         let Redriven { origin, count, .. } = job.redriven;
-        let letter_at = job.letter.dead_lettered_at;
-        let run = self.id.as_str();
-        let entry = Entry::new(state, (origin, count), letter_at, run, SystemTime::now());
+        let entry = Entry {
+            state,
+            origin,
+            count,
+            // Milliseconds, as they are stored.
+            letter_at: rfc3339::to_millis(job.letter.dead_lettered_at),
+            run: self.id.clone(),
+            at: rfc3339::to_millis(SystemTime::now()),
+        };
         (Key::letter(&self.target_name, job.letter.id), entry)
     }
 

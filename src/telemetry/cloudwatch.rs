@@ -13,9 +13,11 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
 use crate::aws::{self, Located};
+use crate::config::ConfigError;
 use crate::observer::{Event, Observer};
 
 /// Sends metrics to CloudWatch with PutMetricData. The process aggregates the values and makes one call a
@@ -45,13 +47,13 @@ pub struct CloudWatch {
 #[derive(Clone)]
 struct Settings {
     client: Located<Client>,
-    application: Arc<str>,
     namespace: Arc<str>,
     interval: Duration,
 }
 
 #[derive(Default)]
 struct Shared {
+    application: Application,
     gathered: Mutex<All>,
     running: AtomicBool,
     now: Arc<Notify>,
@@ -80,18 +82,17 @@ const METRICS: usize = 1_000;
 const VALUES: usize = 150;
 /// The maximum number of unsent metrics that are kept.
 const UNSENT: usize = 10_000;
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The ratio between two adjacent values that are distinguished.
 const STEP: f64 = 1.05;
 
 impl CloudWatch {
-    /// Creates an observer for this application. Use the name that
-    /// [`Resilient::builder`](crate::Resilient::builder) has.
-    pub fn new(client: Client, application: impl Into<Arc<str>>) -> Self {
+    /// Creates an observer with the defaults.
+    pub fn new(client: Client) -> Self {
         CloudWatch {
             settings: Settings {
                 client: aws::cloudwatch::with_timeout(&client, aws::ATTEMPT_TIMEOUT),
-                application: application.into(),
                 namespace: "redrive".into(),
                 interval: Duration::from_secs(60),
             },
@@ -106,11 +107,12 @@ impl CloudWatch {
         self
     }
 
-    /// Sets the time between two calls, at least 1 s. Default: a minute, the resolution that CloudWatch
-    /// stores.
+    /// Sets the time between two calls: at least 1 s, which
+    /// [`ResilientBuilder::build`](crate::ResilientBuilder::build) checks. Default: a minute, the resolution
+    /// that CloudWatch stores.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
-        self.settings.interval = interval.max(Duration::from_secs(1));
+        self.settings.interval = interval;
         self
     }
 
@@ -172,7 +174,7 @@ impl Shared {
 
     async fn send(&self, settings: &Settings) {
         let mut unsent = self.unsent.lock().await;
-        unsent.extend(self.take(settings));
+        unsent.extend(self.take());
         let over = unsent.len().saturating_sub(UNSENT);
         if over > 0 {
             unsent.drain(..over);
@@ -196,7 +198,7 @@ impl Shared {
         }
     }
 
-    fn take(&self, settings: &Settings) -> Vec<MetricDatum> {
+    fn take(&self) -> Vec<MetricDatum> {
         let now = DateTime::from(SystemTime::now());
         let mut data = Vec::new();
         let All { each, standing } = &mut *self.gathered();
@@ -204,7 +206,7 @@ impl Shared {
             if let Some((metric, count)) = standing.tell(gathered.stream.as_deref()) {
                 gathered.add(metric, count);
             }
-            gathered.take(settings, now, &mut data);
+            gathered.take(self.application.name(), now, &mut data);
         }
         data
     }
@@ -226,9 +228,9 @@ impl Gathered {
         }
     }
 
-    fn take(&mut self, settings: &Settings, now: DateTime, data: &mut Vec<MetricDatum>) {
+    fn take(&mut self, application: &str, now: DateTime, data: &mut Vec<MetricDatum>) {
         let dimension = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
-        let mut dimensions = vec![dimension("Application", &settings.application)];
+        let mut dimensions = vec![dimension("Application", application)];
         dimensions.extend(self.stream.iter().map(|stream| dimension("Stream", stream)));
         for &metric in Metric::ALL {
             let datum = || {
@@ -284,6 +286,15 @@ fn value(step: i32) -> f64 {
 }
 
 impl Observer for CloudWatch {
+    fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        let interval = self.settings.interval;
+        if interval < MIN_INTERVAL {
+            let problem = format!("must be at least 1 s, not {interval:?}");
+            return Err(ConfigError::new("interval", problem));
+        }
+        self.shared.application.attach(application)
+    }
+
     fn on(&self, event: &Event<'_>) {
         self.ensure_running();
         let All { each, standing } = &mut *self.shared.gathered();
@@ -310,7 +321,7 @@ impl Observer for CloudWatch {
 impl fmt::Debug for CloudWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CloudWatch")
-            .field("application", &self.settings.application)
+            .field("application", &self.shared.application.name())
             .field("namespace", &self.settings.namespace)
             .field("interval", &self.settings.interval)
             .field("dropped", &self.dropped())
@@ -321,6 +332,30 @@ impl fmt::Debug for CloudWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn cloudwatch() -> CloudWatch {
+        let version = aws_sdk_cloudwatch::config::BehaviorVersion::latest();
+        let config = aws_sdk_cloudwatch::Config::builder().behavior_version(version);
+        CloudWatch::new(Client::from_conf(config.build()))
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        let Settings {
+            namespace, interval, ..
+        } = cloudwatch().settings;
+        assert_eq!((&*namespace, interval), ("redrive", Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn interval_below_a_second_is_refused() {
+        let short = cloudwatch().interval(Duration::from_millis(999));
+        assert_eq!(
+            short.attach("billing").expect_err("refused").setting(),
+            "interval"
+        );
+        assert_eq!(cloudwatch().interval(MIN_INTERVAL).attach("billing"), Ok(()));
+    }
 
     #[test]
     fn a_value_is_off_by_no_more_than_was_said() {

@@ -12,8 +12,10 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
+use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, measure};
+use crate::config::ConfigError;
 use crate::observer::{Event, Observer};
 
 /// The maximum number of values of a metric in a line.
@@ -37,7 +39,7 @@ const VALUES: usize = 100;
 /// | [`interval`](Emf::interval) | a minute |
 /// | [`writer`](Emf::writer) | standard output |
 pub struct Emf {
-    application: String,
+    application: Application,
     namespace: String,
     interval: Duration,
     state: Mutex<State>,
@@ -68,11 +70,10 @@ struct Values {
 }
 
 impl Emf {
-    /// Creates an observer for this application. Use the name that
-    /// [`Resilient::builder`](crate::Resilient::builder) has.
-    pub fn new(application: impl Into<String>) -> Self {
+    /// Creates an observer with the defaults.
+    pub fn new() -> Self {
         Emf {
-            application: application.into(),
+            application: Application::default(),
             namespace: "redrive".to_owned(),
             interval: Duration::from_secs(60),
             state: Mutex::new(State {
@@ -94,7 +95,8 @@ impl Emf {
         self
     }
 
-    /// Sets the minimum time between two writes of a service. Default: a minute.
+    /// Sets the minimum time between two writes of a service. Any time is valid: with zero, the observer writes
+    /// each time that it checks the clock. Default: a minute.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
@@ -159,7 +161,7 @@ impl Emf {
             }
             None => json!([["Application"]]),
         };
-        line.insert("Application".to_owned(), json!(self.application));
+        line.insert("Application".to_owned(), json!(self.application.name()));
         let directive = json!({
             "Namespace": self.namespace,
             "Dimensions": dimensions,
@@ -234,7 +236,17 @@ impl Values {
     }
 }
 
+impl Default for Emf {
+    fn default() -> Self {
+        Emf::new()
+    }
+}
+
 impl Observer for Emf {
+    fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        self.application.attach(application)
+    }
+
     fn on(&self, event: &Event<'_>) {
         let mut state = self.state();
         let State {
@@ -272,10 +284,24 @@ impl Observer for Emf {
 impl fmt::Debug for Emf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Emf")
-            .field("application", &self.application)
+            .field("application", &self.application.name())
             .field("namespace", &self.namespace)
             .field("interval", &self.interval)
             .field("dropped", &self.dropped())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults() {
+        let emf = Emf::default();
+        assert_eq!(
+            (&*emf.namespace, emf.interval),
+            ("redrive", Duration::from_secs(60))
+        );
     }
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram, Label, Unit as FacadeUnit};
 
+use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
+use crate::config::ConfigError;
 use crate::observer::{Event, Observer};
 use crate::record::{Record, ShardId};
 
@@ -34,7 +36,7 @@ use crate::record::{Record, ShardId};
 /// |---|---|
 /// | [`shard_label`](Metrics::shard_label) | off |
 pub struct Metrics {
-    application: String,
+    application: Application,
     shard_label: bool,
     /// The handles of the first stream. Most processes read only one, which then needs no lock.
     first: OnceLock<Handles>,
@@ -65,11 +67,10 @@ enum Handle {
 }
 
 impl Metrics {
-    /// Creates an observer for this application. Use the name that
-    /// [`Resilient::builder`](crate::Resilient::builder) has.
-    pub fn new(application: impl Into<String>) -> Self {
+    /// Creates an observer with the defaults.
+    pub fn new() -> Self {
         Metrics {
-            application: application.into(),
+            application: Application::default(),
             shard_label: false,
             first: OnceLock::new(),
             others: Mutex::default(),
@@ -112,7 +113,7 @@ impl Metrics {
     }
 
     fn labels(&self, stream: Option<&str>, shard: Option<&ShardId>) -> Vec<Label> {
-        let mut labels = vec![Label::new("application", self.application.clone())];
+        let mut labels = vec![Label::new("application", self.application.name().to_owned())];
         labels.extend(stream.map(|stream| Label::new("stream", stream.to_owned())));
         labels.extend(shard.map(|shard| Label::new("shard", shard.as_str().to_owned())));
         labels
@@ -322,7 +323,17 @@ impl Handles {
     }
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
 impl Observer for Metrics {
+    fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        self.application.attach(application)
+    }
+
     fn on(&self, event: &Event<'_>) {
         // A record that succeeds causes only these two events. They change neither gauges nor additional
         // labels.
@@ -339,7 +350,7 @@ impl Observer for Metrics {
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics")
-            .field("application", &self.application)
+            .field("application", &self.application.name())
             .field("shard_label", &self.shard_label)
             .finish_non_exhaustive()
     }

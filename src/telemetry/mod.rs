@@ -8,11 +8,14 @@
 //! # async fn store_order(_: Record) -> Result<(), std::io::Error> { Ok(()) }
 //! let orders = Resilient::builder("billing", processor_fn(store_order))
 //!     .dead_letters(dead_letter::Memory::new())
-//!     .observer(Emf::new("billing")) // metrics in the log
+//!     .observer(Emf::new()) // metrics in the log
 //!     .build()?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! An observer of this module takes the application's name from the [`Resilient`](crate::Resilient) that it is
+//! built into, and reports for that application only. Processors of one application may share it.
 //!
 //! | observer | feature | for |
 //! |---|---|---|
@@ -22,6 +25,7 @@
 //! | [`Emf`] | `emf` | AWS Lambda, or any process whose log goes to CloudWatch Logs: no API call, no agent |
 
 pub mod alert;
+mod application;
 #[cfg(feature = "cloudwatch")]
 mod cloudwatch;
 #[cfg(feature = "emf")]

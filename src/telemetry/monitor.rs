@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::alert::{Alert, AlertSink, AlertState};
+use super::application::Application;
 use super::threshold::{Rate, Threshold};
 use crate::config::ConfigError;
 use crate::external::answer;
@@ -27,7 +28,7 @@ use crate::settlement::Settled;
 /// use redrive::{Record, Resilient, dead_letter, processor_fn};
 ///
 /// # async fn store_order(_: Record) -> Result<(), std::io::Error> { Ok(()) }
-/// let monitor = Monitor::builder("billing")
+/// let monitor = Monitor::builder()
 ///     .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.2))
 ///     .watch(Threshold::on(Rate::DeadLetters).above(0.01))
 ///     .watch(Threshold::on(Rate::SlowerThan(Duration::from_secs(60))).above(0.5))
@@ -49,7 +50,7 @@ use crate::settlement::Settled;
 pub struct Monitor(Arc<Inner>);
 
 struct Inner {
-    application: String,
+    application: Application,
     sinks: Vec<Arc<dyn AlertSink>>,
     repeat_after: Duration,
     watches: Mutex<Vec<Watch>>,
@@ -85,17 +86,15 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// | [`repeat_after`](MonitorBuilder::repeat_after) | 15 minutes |
 #[must_use]
 pub struct MonitorBuilder {
-    application: String,
     thresholds: Vec<Threshold>,
     sinks: Vec<Arc<dyn AlertSink>>,
     repeat_after: Duration,
 }
 
 impl Monitor {
-    /// Returns a builder for the application with this name.
-    pub fn builder(application: impl Into<String>) -> MonitorBuilder {
+    /// Creates a builder with the defaults.
+    pub fn builder() -> MonitorBuilder {
         MonitorBuilder {
-            application: application.into(),
             thresholds: Vec::new(),
             sinks: Vec::new(),
             repeat_after: Duration::from_secs(15 * 60),
@@ -116,14 +115,18 @@ impl MonitorBuilder {
         self
     }
 
-    /// Sets the time after which an alert is repeated while the rate is still too high, at least 1 s.
-    /// Default: 15 minutes.
+    /// Sets the time after which an alert is repeated while the rate is still too high: at least 1 s. Default:
+    /// 15 minutes.
     pub fn repeat_after(mut self, time: Duration) -> Self {
         self.repeat_after = time;
         self
     }
 
-    /// Builds the monitor. An error names the setting that is wrong.
+    /// Builds the monitor.
+    ///
+    /// # Errors
+    ///
+    /// A setting is missing or cannot be used. The error names the setting.
     pub fn build(mut self) -> Result<Monitor, ConfigError> {
         if self.sinks.is_empty() {
             return Err(ConfigError::new(
@@ -132,7 +135,8 @@ impl MonitorBuilder {
             ));
         }
         if self.repeat_after < Duration::from_secs(1) {
-            return Err(ConfigError::new("repeat_after", "must be at least 1 s"));
+            let problem = format!("must be at least 1 s, not {:?}", self.repeat_after);
+            return Err(ConfigError::new("repeat_after", problem));
         }
         if self.thresholds.is_empty() {
             self.thresholds = vec![
@@ -148,7 +152,7 @@ impl MonitorBuilder {
             raised: None,
         });
         Ok(Monitor(Arc::new(Inner {
-            application: self.application,
+            application: Application::default(),
             sinks: self.sinks,
             repeat_after: self.repeat_after,
             watches: Mutex::new(watches.collect()),
@@ -160,6 +164,10 @@ impl MonitorBuilder {
 impl Observer for Monitor {
     fn interest(&self) -> Interest {
         Interest::FAILURES | Interest::SETTLEMENTS
+    }
+
+    fn attach(&self, application: &str) -> Result<(), ConfigError> {
+        self.0.application.attach(application)
     }
 
     fn on(&self, event: &Event<'_>) {
@@ -217,7 +225,7 @@ impl Inner {
     /// Returns the alerts that are due.
     fn judge(&self, watches: &mut [Watch], now: Instant) -> Vec<Alert> {
         let each = watches.iter_mut();
-        each.filter_map(|watch| watch.judge(&self.application, self.repeat_after, now))
+        each.filter_map(|watch| watch.judge(self.application.name(), self.repeat_after, now))
             .collect()
     }
 }
@@ -343,7 +351,7 @@ async fn send(sink: &dyn AlertSink, alert: &Alert) {
 impl fmt::Debug for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Monitor")
-            .field("application", &self.0.application)
+            .field("application", &self.0.application.name())
             .field("sinks", &self.0.sinks)
             .finish_non_exhaustive()
     }
@@ -352,8 +360,36 @@ impl fmt::Debug for Monitor {
 impl fmt::Debug for MonitorBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MonitorBuilder")
-            .field("application", &self.application)
             .field("thresholds", &self.thresholds)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults() {
+        let builder = Monitor::builder().alert_sink(super::super::alert::Log);
+        assert_eq!(builder.repeat_after, Duration::from_secs(15 * 60));
+        let monitor = builder.build().expect("valid");
+        let watches = monitor.0.watches();
+        let thresholds: Vec<&Threshold> = watches.iter().map(|watch| &watch.threshold).collect();
+        let [attempts, letters] = thresholds[..] else {
+            panic!("{thresholds:?}")
+        };
+        assert_eq!(
+            (attempts.rate, attempts.above, attempts.clears_below()),
+            (Rate::FailedAttempts(None), 0.2, 0.1)
+        );
+        assert_eq!((letters.rate, letters.above), (Rate::DeadLetters, 0.01));
+        for threshold in thresholds {
+            assert_eq!(
+                (threshold.at_least, threshold.within),
+                (50, Duration::from_secs(60))
+            );
+        }
+        assert_eq!(Threshold::on(Rate::DeadLetters).above, 0.05);
     }
 }

@@ -18,7 +18,8 @@ pub enum Rate {
     SlowerThan(Duration),
 }
 
-/// A rate, and the share at which an alert is raised.
+/// A rate, and the share at which an alert is raised. [`MonitorBuilder::build`](super::MonitorBuilder::build)
+/// checks the settings.
 ///
 /// | setting | default |
 /// |---|---|
@@ -48,26 +49,26 @@ impl Threshold {
         }
     }
 
-    /// Sets the share, from 0 to 1, that raises an alert when it is reached or exceeded.
+    /// Sets the share, more than 0 and at most 1, that raises an alert when it is reached or exceeded.
     pub fn above(mut self, share: f64) -> Self {
         self.above = share;
         self
     }
 
-    /// Sets the share below which the alert ends. The gap to [`above`](Threshold::above) keeps a rate in
+    /// Sets the share below which the alert ends: more than 0, and at most the share that raises it. The gap to [`above`](Threshold::above) keeps a rate in
     /// between from raising and ending alerts in turn.
     pub fn below(mut self, share: f64) -> Self {
         self.below = Some(share);
         self
     }
 
-    /// Sets the minimum number of attempts or records in the window. With fewer, no alert is raised.
+    /// Sets the minimum number of attempts or records in the window: at least 1. With fewer, no alert is raised.
     pub fn at_least(mut self, count: u64) -> Self {
         self.at_least = count;
         self
     }
 
-    /// Sets the length of the sliding window.
+    /// Sets the length of the sliding window: at least 1 s.
     pub fn within(mut self, window: Duration) -> Self {
         self.within = window;
         self
@@ -79,16 +80,20 @@ impl Threshold {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if !(self.above > 0.0 && self.above <= 1.0) {
-            return Err(ConfigError::new("above", "must be greater than 0 and at most 1"));
+            let problem = format!("must be more than 0 and at most 1, not {}", self.above);
+            return Err(ConfigError::new("above", problem));
         }
         if !(self.clears_below() > 0.0 && self.clears_below() <= self.above) {
-            return Err(ConfigError::new(
-                "below",
-                "must be greater than 0 and at most the share that raises the alert",
-            ));
+            let problem = format!(
+                "must be more than 0 and at most {}, the share that raises the alert, not {}",
+                self.above,
+                self.clears_below()
+            );
+            return Err(ConfigError::new("below", problem));
         }
         if self.within < Duration::from_secs(1) {
-            return Err(ConfigError::new("within", "must be at least 1 s"));
+            let problem = format!("must be at least 1 s, not {:?}", self.within);
+            return Err(ConfigError::new("within", problem));
         }
         if self.at_least == 0 {
             return Err(ConfigError::new("at_least", "must be at least 1"));

@@ -54,6 +54,8 @@ use aws_sdk_kinesis::types::StreamStatus;
 use ferrokinesis::store::StoreOptions;
 use tokio::task::JoinHandle;
 
+use crate::config::ConfigError;
+
 /// A running Kinesis API server on a free port of 127.0.0.1.
 ///
 /// The server needs a tokio runtime, keeps its streams in memory, and stops when dropped.
@@ -109,7 +111,8 @@ impl KinesisServer {
 }
 
 impl KinesisServerBuilder {
-    /// Sets the time after which a shard iterator expires, in whole seconds.
+    /// Sets the time after which a shard iterator expires: at least 1 s, rounded down to whole seconds. Default:
+    /// 5 minutes.
     pub fn iterator_lifetime(mut self, lifetime: Duration) -> Self {
         self.options.iterator_ttl_seconds = lifetime.as_secs();
         self
@@ -131,8 +134,11 @@ impl KinesisServerBuilder {
     ///
     /// # Errors
     ///
-    /// Returns the error of the operating system if no port of 127.0.0.1 can be bound.
+    /// Returns the error of the operating system if no port of 127.0.0.1 can be bound. Returns an error of the
+    /// kind `InvalidInput`, which contains a [`ConfigError`], if a setting cannot be used.
     pub async fn start(self) -> io::Result<KinesisServer> {
+        self.validate()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let (app, _store) = ferrokinesis::create_app(self.options);
@@ -142,6 +148,18 @@ impl KinesisServerBuilder {
             }
         });
         Ok(KinesisServer { endpoint, server })
+    }
+}
+
+impl KinesisServerBuilder {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.options.iterator_ttl_seconds == 0 {
+            return Err(ConfigError::new("iterator_lifetime", "must be at least 1 s"));
+        }
+        if self.options.subscribe_to_shard_event_record_limit == 0 {
+            return Err(ConfigError::new("records_per_event", "must be at least 1"));
+        }
+        Ok(())
     }
 }
 

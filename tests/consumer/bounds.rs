@@ -91,11 +91,20 @@ async fn most_bytes_at_once(memory: usize, count: usize) -> usize {
             _ => Fault::None,
         }
     });
-    let capacity = Capacity::new(4, memory).expect("valid");
+    let capacity = Capacity::builder()
+        .running(4)
+        .bytes(memory)
+        .build()
+        .expect("valid");
     let running = scene.run(
         scene
             .consumer()
-            .pipeline(Pipeline::new().capacity(capacity.clone()))
+            .pipeline(
+                Pipeline::builder()
+                    .capacity(capacity.clone())
+                    .build()
+                    .expect("valid"),
+            )
             .records_per_call(12),
         scene.resilient_with(counting.clone()),
     );
@@ -157,9 +166,13 @@ async fn in_flight_and_span_limits_are_respected() {
     };
     scene.put(records(600, 30, steps)).await;
     let running = scene.run(
-        scene
-            .consumer()
-            .pipeline(Pipeline::new().in_flight(HELD).span(SPAN)),
+        scene.consumer().pipeline(
+            Pipeline::builder()
+                .in_flight(HELD)
+                .span(SPAN)
+                .build()
+                .expect("valid"),
+        ),
         scene.resilient(),
     );
     let sent = scene.settle_all(running).await;
@@ -179,7 +192,7 @@ async fn in_flight_limit_bounds_the_records_begun() {
     let running = scene.run(
         scene
             .consumer()
-            .pipeline(Pipeline::new().in_flight(HELD))
+            .pipeline(Pipeline::builder().in_flight(HELD).build().expect("valid"))
             .records_per_call(10),
         scene.resilient_with(script.clone()),
     );
@@ -209,7 +222,12 @@ async fn shard_waiting_for_its_next_call_reserves_no_memory() {
         _ => Fault::None,
     });
     let consumer = scene.consumer().calls_per_second(1.0 / interval.as_secs_f64());
-    let consumer = consumer.pipeline(Pipeline::new().capacity(Capacity::new(4, PAGE).expect("valid")));
+    let consumer = consumer.pipeline(
+        Pipeline::builder()
+            .capacity(Capacity::builder().running(4).bytes(PAGE).build().expect("valid"))
+            .build()
+            .expect("valid"),
+    );
     let running = scene.run(consumer, scene.resilient());
     let reads = || scene.proxy.calls("GetRecords");
     eventually("each shard is read twice", || reads().len() >= 2 * SHARDS).await;
@@ -261,9 +279,12 @@ async fn shard_order_processes_one_record_at_a_time() {
         _ => "ok",
     };
     scene.put(records(200, 50, steps)).await;
-    let consumer = scene
-        .consumer()
-        .pipeline(Pipeline::new().ordering(RecordOrder::Shard));
+    let consumer = scene.consumer().pipeline(
+        Pipeline::builder()
+            .ordering(RecordOrder::Shard)
+            .build()
+            .expect("valid"),
+    );
     let running = scene.run(consumer, scene.resilient());
     let mut sent = scene.settle_all(running).await;
     // The check treats all records of a shard as records of one key.
@@ -280,9 +301,12 @@ async fn unordered_record_does_not_block_its_key() {
     scene
         .put(records(200, 1, |number| if number == 0 { "hang" } else { "ok" }))
         .await;
-    let consumer = scene
-        .consumer()
-        .pipeline(Pipeline::new().ordering(RecordOrder::Unordered));
+    let consumer = scene.consumer().pipeline(
+        Pipeline::builder()
+            .ordering(RecordOrder::Unordered)
+            .build()
+            .expect("valid"),
+    );
     let consumer = consumer.shutdown_timeout(Duration::from_secs(1));
     let running = scene.run(consumer, scene.resilient());
     scene.ledger.settled(199).await;
@@ -303,7 +327,18 @@ async fn many_shards_share_the_calls_and_the_reads() {
     };
     scene.put(records(2_000, 400, steps)).await;
     let consumer = scene.consumer().calls_in_flight(3);
-    let consumer = consumer.pipeline(Pipeline::new().capacity(Capacity::new(2, 64 * MIB).expect("valid")));
+    let consumer = consumer.pipeline(
+        Pipeline::builder()
+            .capacity(
+                Capacity::builder()
+                    .running(2)
+                    .bytes(64 * MIB)
+                    .build()
+                    .expect("valid"),
+            )
+            .build()
+            .expect("valid"),
+    );
     let running = scene.run(consumer, scene.resilient());
     let sent = scene.settle_all(running).await;
     let shards: HashSet<_> = sent.iter().map(|sent| &sent.place.shard).collect();

@@ -132,7 +132,7 @@ async fn full_window_renews_no_subscription() {
     scene.put(records(100, 50, |_| "gate")).await;
     let consumer = scene
         .consumer()
-        .pipeline(Pipeline::new().in_flight(10))
+        .pipeline(Pipeline::builder().in_flight(10).build().expect("valid"))
         .retrieval(Retrieval::fan_out());
     let running = scene.run(consumer, scene.resilient_with(script.clone()));
     eventually("the window is full", || scene.ledger.events("WindowFull") == 1).await;

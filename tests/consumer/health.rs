@@ -111,7 +111,7 @@ async fn health_shows_an_open_breaker_and_a_full_window() {
     scene.put(records(10, 10, |_| "hang")).await;
     let consumer = scene
         .consumer()
-        .pipeline(Pipeline::new().in_flight(5))
+        .pipeline(Pipeline::builder().in_flight(5).build().expect("valid"))
         .build()
         .expect("valid");
     let health = consumer.health();

@@ -188,9 +188,12 @@ async fn expiry_dead_letters_need_a_known_retention() {
             _ => Fault::None,
         });
         let running = scene.run(
-            scene
-                .consumer()
-                .pipeline(Pipeline::new().expiry_policy(on_expiring)),
+            scene.consumer().pipeline(
+                Pipeline::builder()
+                    .expiry_policy(on_expiring)
+                    .build()
+                    .expect("valid"),
+            ),
             scene.resilient(),
         );
         if is_refused {

@@ -117,7 +117,17 @@ async fn invalid_settings_are_refused_by_name() {
             "{records}"
         );
     }
-    assert_eq!(refused(valid().calls_in_flight(0)), "calls_in_flight");
+    for calls in [0, usize::MAX] {
+        assert_eq!(
+            refused(valid().calls_in_flight(calls)),
+            "calls_in_flight",
+            "{calls}"
+        );
+    }
+    assert_eq!(
+        refused(valid().refresh_interval(Duration::ZERO)),
+        "refresh_interval"
+    );
 
     let text = Consumer::builder(scene.client(), STREAM)
         .build()
@@ -266,7 +276,7 @@ async fn key_order_is_refused_on_streams_without_keys() {
         let before = scene.ledger.book().notes.len();
         let consumer = scene
             .consumer()
-            .pipeline(Pipeline::new().ordering(ordering))
+            .pipeline(Pipeline::builder().ordering(ordering).build().expect("valid"))
             .checkpoints(checkpoint::Memory::new());
         let running = scene.run(consumer, scene.resilient());
         // Each record has two notes: begun and processed.

@@ -94,7 +94,11 @@ async fn streams_of_one_process_share_only_bounds_and_store() {
     create_stream(&client, PAYMENTS, 3).await.expect("a stream");
     let seen = Arc::new(Seen::default());
     let store = checkpoint::Memory::new();
-    let capacity = Capacity::new(4, 64 << 20).expect("valid");
+    let capacity = Capacity::builder()
+        .running(4)
+        .bytes(64 << 20)
+        .build()
+        .expect("valid");
     for (round, count) in [300, 600].into_iter().enumerate() {
         for stream in [STREAM, PAYMENTS] {
             stream::put(&client, stream, records(150, 30, |_| "ok")).await;
@@ -105,7 +109,12 @@ async fn streams_of_one_process_share_only_bounds_and_store() {
             let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
             let consumer = Consumer::builder(client.clone(), stream)
                 .checkpoints(store.clone())
-                .pipeline(Pipeline::new().capacity(capacity.clone()))
+                .pipeline(
+                    Pipeline::builder()
+                        .capacity(capacity.clone())
+                        .build()
+                        .expect("valid"),
+                )
                 .calls_per_second(200.0)
                 .idle_interval(Duration::from_millis(20))
                 .build()

@@ -105,8 +105,8 @@ fn settling_with_a_pending_handler_allocates_nothing() {
 fn settling_with_metrics_allocates_nothing() {
     let resilient = Resilient::builder("billing", Yields(0))
         .dead_letters(dead_letter::Memory::new())
-        .observer(Emf::new("billing"))
-        .observer(Metrics::new("billing"))
+        .observer(Emf::new())
+        .observer(Metrics::new())
         .build()
         .expect("valid");
     assert_eq!(allocations_of(&resilient), 0);
@@ -162,7 +162,7 @@ fn allocations_of_pipeline<P: RecordProcessor>(processor: P, ordering: RecordOrd
         pause_at: (COUNTED / BATCH) as usize,
         paused: paused.clone(),
     };
-    let pipeline = Pipeline::new().ordering(ordering);
+    let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
     let mut run = pin!(pipeline.run(&resilient, batches));
     // Run up to the pause.
     runtime.block_on(async {

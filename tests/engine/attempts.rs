@@ -275,7 +275,13 @@ async fn a_retry_that_the_budget_refuses_waits() {
         .dead_letters(dead_letter::Memory::new())
         .without_guard()
         .retry(policy(10))
-        .retry_budget(RetryBudget::new(0.0, 0.5).expect("valid"))
+        .retry_budget(
+            RetryBudget::builder()
+                .share_of_successes(0.0)
+                .per_second(0.5)
+                .build()
+                .expect("valid"),
+        )
         .observer(refused.clone())
         .build()
         .expect("valid");
@@ -298,7 +304,12 @@ async fn a_retry_that_the_budget_refuses_waits() {
 #[tokio::test(start_paused = true)]
 async fn deadline_reports_what_delayed_the_dead_letter() {
     let bad = || redrive::processor_fn(|_: Record| async { Err::<(), _>(Failure::permanent("bad data")) });
-    let guard = DeadLetterGuard::new(0.5, 1, secs(60)).expect("valid");
+    let guard = DeadLetterGuard::builder()
+        .share(0.5)
+        .min_records(1)
+        .window(secs(60))
+        .build()
+        .expect("valid");
     let breaker = CircuitBreaker::builder().keys_in_a_row(1).build().expect("valid");
     let resilient = resilient(bad(), 5, &breaker).guard(guard).build().expect("valid");
     let by = || Instant::now() + secs(20);
@@ -498,7 +509,7 @@ async fn few_held_records_are_dead_lettered_and_many_are_not() {
         let resilient = resilient.without_guard().build().expect("valid");
         let batch = (0..records).map(|number| record(number, &number.to_string(), ""));
         let batches = futures_util::stream::iter([Batch::from(batch.collect::<Vec<_>>())]);
-        let run = Pipeline::new().run(&resilient, batches).await;
+        let run = Pipeline::default().run(&resilient, batches).await;
         assert!(run.expect("nothing halts").complete);
         assert_eq!(!letters.letters().is_empty(), given_up, "{records}");
     }

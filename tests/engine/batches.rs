@@ -212,7 +212,7 @@ fn whole(records: Vec<Record>) -> impl Stream<Item = Batch> + Unpin {
 
 async fn run(table: &Table, size: usize, records: Vec<Record>) -> Finished {
     let resilient = builder(table, size).build().expect("valid");
-    Pipeline::new()
+    Pipeline::default()
         .run(&resilient, whole(records))
         .await
         .expect("no halt")
@@ -243,7 +243,7 @@ async fn records_of_one_key_are_batched_in_order() {
     ] {
         let table = Table::default();
         let records: Vec<Record> = (0..100).map(|number| record(number, "one", "")).collect();
-        let pipeline = Pipeline::new().ordering(ordering);
+        let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
         let resilient = builder(&table, 40).build().expect("valid");
         assert!(
             pipeline
@@ -288,7 +288,7 @@ async fn batch_bytes_are_bounded_and_a_large_record_goes_alone() {
         .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
-    Pipeline::new()
+    Pipeline::default()
         .run(&resilient, whole(records))
         .await
         .expect("no halt");
@@ -313,7 +313,10 @@ async fn batch_waits_for_more_records_until_linger_ends() {
         .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
-    Pipeline::new().run(&resilient, trickle).await.expect("no halt");
+    Pipeline::default()
+        .run(&resilient, trickle)
+        .await
+        .expect("no halt");
     assert_eq!(
         table.sizes(),
         [5, 5, 5],
@@ -334,7 +337,7 @@ async fn batch_waits_for_more_records_until_linger_ends() {
         .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
-    Pipeline::new().run(&resilient, few).await.expect("no halt");
+    Pipeline::default().run(&resilient, few).await.expect("no halt");
     assert_eq!(table.sizes(), [3]);
     assert_eq!(
         Table::lock(&table.0.at)[0] - start,
@@ -442,7 +445,9 @@ async fn dependency_outage_makes_no_dead_letters_of_a_batch() {
         sleep(Duration::from_secs(600)).await;
         healed.0.is_down.store(false, SeqCst);
     });
-    let finished = Pipeline::new().run(&resilient, whole(records(640, &[]))).await;
+    let finished = Pipeline::default()
+        .run(&resilient, whole(records(640, &[])))
+        .await;
     assert!(finished.expect("no halt").complete);
     assert!(table.letters().is_empty());
     assert_eq!(table.rows(), all(640));
@@ -519,7 +524,7 @@ async fn index_outside_the_batch_fails_the_whole_batch() {
         .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
-    let finished = Pipeline::new().run(&resilient, whole(records(10, &[]))).await;
+    let finished = Pipeline::default().run(&resilient, whole(records(10, &[]))).await;
     assert!(finished.expect("no halt").complete);
     assert_eq!(odd.0.load(SeqCst), 2, "the whole batch was retried once");
 }
@@ -550,7 +555,7 @@ async fn guard_counts_records_not_calls() {
         .guard(DeadLetterGuard::default())
         .build()
         .expect("valid");
-    let running = Pipeline::new();
+    let running = Pipeline::default();
     let running = running.run(&resilient, whole(records(1_000, &bad)));
     let finished = tokio::time::timeout(Duration::from_secs(60), running)
         .await
@@ -566,7 +571,7 @@ async fn shutdown_reports_the_unsettled_records_of_a_batch() {
     let resilient = builder(&table, 10).build().expect("valid");
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let from = Checkpoint::at(Position::TrimHorizon);
-    let pipeline = Pipeline::new();
+    let pipeline = Pipeline::default();
     let batches = whole(records(30, &[(15, "odd")]));
     let running = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
     let stopping = async {
@@ -636,7 +641,7 @@ async fn boxed_batch_processor_still_batches() {
         .expect("valid");
     let batches = whole(records(16, &[(3, "named"), (12, "bad")]));
     assert!(
-        Pipeline::new()
+        Pipeline::default()
             .run(&resilient, batches)
             .await
             .expect("no halt")
@@ -710,7 +715,7 @@ async fn keys_are_claimed_and_completed_together() {
     };
     let batches = || whole(records(100, &[(7, "bad")]));
     assert!(
-        Pipeline::new()
+        Pipeline::default()
             .run(&make(), batches())
             .await
             .expect("no halt")
@@ -731,7 +736,7 @@ async fn keys_are_claimed_and_completed_together() {
     // A redelivery processes only the record that was dead-lettered.
     let before = table.calls().len();
     assert!(
-        Pipeline::new()
+        Pipeline::default()
             .run(&make(), batches())
             .await
             .expect("no halt")
@@ -758,7 +763,7 @@ async fn key_claimed_elsewhere_delays_no_other_record() {
         .expect("valid");
     let start = Instant::now();
     assert!(
-        Pipeline::new()
+        Pipeline::default()
             .run(&mine, whole(batch))
             .await
             .expect("no halt")
@@ -797,7 +802,7 @@ async fn batch_waits_while_the_idempotency_store_is_down() {
         back.is_down.store(false, SeqCst);
     });
     assert!(
-        Pipeline::new()
+        Pipeline::default()
             .run(&mine, whole(records(64, &[])))
             .await
             .expect("no halt")
@@ -829,7 +834,7 @@ async fn failed_batch_call_is_reported_once_with_its_size() {
     let resilient = builder(&table, 32).observer(ears.clone()).build().expect("valid");
     let batches = whole(records(32, &[(31, "named"), (4, "odd:2")]));
     assert!(
-        Pipeline::new()
+        Pipeline::default()
             .run(&resilient, batches)
             .await
             .expect("no halt")
@@ -887,7 +892,7 @@ proptest! {
                 builder = builder.idempotency(Idempotency::new(idempotency::Memory::new()));
             }
             let resilient = builder.build().expect("valid");
-            let pipeline = Pipeline::new().ordering(ordering);
+            let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
             let (first, second) = records.split_at(records.len() / 2);
             let batches = stream::iter([Batch::from(first.to_vec()), Batch::from(second.to_vec())]);
             let running = pipeline.run(&resilient, batches);
@@ -907,5 +912,17 @@ proptest! {
         }
         let broken = Table::lock(&table.0.broken).clone();
         prop_assert!(broken.is_empty(), "{:?} {:?}", broken, table.calls());
+    }
+}
+
+#[test]
+fn batches_without_room_for_a_record_are_refused() {
+    for (processor, setting) in [
+        (Table::default().batched().size(0), "size"),
+        (Table::default().batched().bytes(0), "bytes"),
+    ] {
+        let builder = Resilient::builder("billing", processor.boxed());
+        let refused = builder.dead_letters(dead_letter::Memory::new()).build();
+        assert_eq!(refused.expect_err("refused").setting(), setting);
     }
 }

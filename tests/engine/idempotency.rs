@@ -448,7 +448,11 @@ async fn a_claim_does_not_outlive_its_deadline() {
 async fn records_wait_while_the_store_is_down() {
     let scene = Scene::new();
     scene.store.state().down = true;
-    let budget = RetryBudget::new(0.2, 1.0).expect("valid");
+    let budget = RetryBudget::builder()
+        .share_of_successes(0.2)
+        .per_second(1.0)
+        .build()
+        .expect("valid");
     let builder = scene.builder(scene.settings()).retry_budget(budget);
     let resilient = builder.build().expect("valid");
     let batch = Batch::from(
@@ -458,7 +462,7 @@ async fn records_wait_while_the_store_is_down() {
     );
     let running = tokio::spawn(async move {
         let batches = futures_util::stream::iter([batch]);
-        Pipeline::new().run(&resilient, batches).await
+        Pipeline::default().run(&resilient, batches).await
     });
     sleep(secs(600)).await;
     assert_eq!(scene.calls(), 0);
@@ -539,7 +543,7 @@ async fn a_shutdown_does_not_wait_for_a_completion() {
         let batches = futures_util::stream::iter([Batch::from(vec![record(1, "a", "ok")])]);
         let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
         let progress = redrive::pipeline::Progress::new();
-        let pipeline = Pipeline::new();
+        let pipeline = Pipeline::default();
         pipeline
             .run_from(&resilient, batches, from, &progress, &stop)
             .await
@@ -641,7 +645,7 @@ async fn store_calls_of_500_records_run_concurrently() {
     let run = async || {
         let began = Instant::now();
         let batches = futures_util::stream::iter([Batch::from(records.clone())]);
-        let finished = Pipeline::new().run(&resilient, batches).await;
+        let finished = Pipeline::default().run(&resilient, batches).await;
         assert!(finished.expect("nothing halted").complete);
         began.elapsed().as_secs_f64() / trip.as_secs_f64()
     };
@@ -663,7 +667,7 @@ async fn corrupt_key_delays_only_its_own_record() {
     let resilient = scene.resilient();
     let running = tokio::spawn(async move {
         let batches = futures_util::stream::iter([Batch::from(records)]);
-        Pipeline::new().run(&resilient, batches).await
+        Pipeline::default().run(&resilient, batches).await
     });
     sleep(Duration::from_millis(20)).await;
     assert_eq!(scene.calls(), 999, "the others did not wait");

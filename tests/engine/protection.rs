@@ -14,8 +14,8 @@ use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::processor::Attempt;
 use redrive::protection::CircuitBreakerState;
 use redrive::{
-    BoxError, CircuitBreaker, DeadLetterGuard, Failure, Record, RecordProcessor, Resilient, ResilientBuilder,
-    Scope, Settled, Unsettled, Verdict, dead_letter,
+    Backoff, BoxError, CircuitBreaker, DeadLetterGuard, Failure, Record, RecordProcessor, Resilient,
+    ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -91,7 +91,7 @@ async fn outage(
     let sink = dead_letter::Memory::new();
     let builder = Resilient::builder("billing", database.clone()).dead_letters(sink.clone());
     let resilient = set(builder.seed(7)).build().expect("valid");
-    let finished = Pipeline::new()
+    let finished = Pipeline::default()
         .run(&resilient, arriving(records, per_second))
         .await;
     assert!(finished.expect("nothing halts").complete);
@@ -183,7 +183,7 @@ async fn guard_stops_a_flood_of_dead_letters_until_resume() {
             .build()
             .expect("valid");
         let running = tokio::spawn(async move {
-            Pipeline::new()
+            Pipeline::default()
                 .run(&resilient, arriving(RECORDS, 10_000))
                 .await
                 .is_ok_and(|finished| finished.complete)
@@ -230,7 +230,7 @@ async fn refused_tenant_is_dead_lettered_and_others_continue() {
         .build()
         .expect("valid");
     let start = Instant::now();
-    let finished = Pipeline::new().run(&resilient, arriving(20_000, 1_000)).await;
+    let finished = Pipeline::default().run(&resilient, arriving(20_000, 1_000)).await;
     assert!(finished.expect("nothing halts").complete);
     assert_eq!(sink.letters().len(), 20);
     assert!(
@@ -461,8 +461,10 @@ async fn failing_lanes_do_not_keep_a_breaker_open() {
             .map(|some| Batch::from(some.to_vec()))
             .collect::<Vec<_>>(),
     );
-    let finished = Pipeline::new()
+    let finished = Pipeline::builder()
         .ordering(RecordOrder::PartitionKey)
+        .build()
+        .expect("valid")
         .run(&resilient, batches)
         .await;
     assert!(finished.expect("nothing halts").complete);
@@ -483,7 +485,7 @@ async fn scattered_bad_records_open_no_breaker() {
     let records = (0..400).map(|number| record(number, &number.to_string(), script(number)));
     let start = Instant::now();
     let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     assert!(finished.expect("nothing halts").complete);
     assert_eq!(sink.letters().len(), 20);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
@@ -548,7 +550,7 @@ async fn probes_come_from_different_lanes_in_turn() {
     // Two records of each of nine keys.
     let records = (0..18).map(|number| record(number, &(number % 9).to_string(), ""));
     let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     assert!(finished.expect("nothing halts").complete);
     let mut rounds = rounds.0.lock().expect("no panic while locked").clone();
     rounds.retain(|round| !round.is_empty());
@@ -564,8 +566,17 @@ async fn probes_come_from_different_lanes_in_turn() {
 #[test]
 fn resilient_returns_its_settings() {
     let sink = dead_letter::Memory::new();
-    let guard = DeadLetterGuard::new(0.25, 7, Duration::from_secs(3)).expect("valid");
-    let budget = redrive::RetryBudget::new(0.5, 3.0).expect("valid");
+    let guard = DeadLetterGuard::builder()
+        .share(0.25)
+        .min_records(7)
+        .window(Duration::from_secs(3))
+        .build()
+        .expect("valid");
+    let budget = redrive::RetryBudget::builder()
+        .share_of_successes(0.5)
+        .per_second(3.0)
+        .build()
+        .expect("valid");
     let resilient = obedient(&sink)
         .guard(guard.clone())
         .retry_budget(budget.clone())
@@ -595,7 +606,10 @@ async fn lone_failing_record_does_not_block_a_shard_forever() {
         // No other record can succeed meanwhile. A record that blames a dependency is held for
         // `hold_at_most`.
         let records = [("a", "ok"), ("b", how), ("c", "ok"), ("b", "ok")];
-        let pipeline = Pipeline::new().ordering(RecordOrder::Shard);
+        let pipeline = Pipeline::builder()
+            .ordering(RecordOrder::Shard)
+            .build()
+            .expect("valid");
         let (letters, took) = settle_all(&records, pipeline, CircuitBreaker::default()).await;
         assert_eq!(letters, 1, "{how}");
         let minutes = took.as_secs_f64() / 60.0;
@@ -614,7 +628,12 @@ async fn round_of_probes_ends_with_fewer_records_than_probes() {
         ("e", "ok"),
     ];
     let breaker = CircuitBreaker::builder().keys_in_a_row(2).build().expect("valid");
-    let (letters, took) = settle_all(&records, Pipeline::new().in_flight(2), breaker).await;
+    let (letters, took) = settle_all(
+        &records,
+        Pipeline::builder().in_flight(2).build().expect("valid"),
+        breaker,
+    )
+    .await;
     assert_eq!(letters, 2);
     assert!(took < Duration::from_secs(20 * 60), "{took:?}");
 }
@@ -653,20 +672,25 @@ async fn attempt_that_outlasts_an_outage_makes_no_dead_letter() {
             sleep_until(outage_ends).await;
             Batch::from(vec![record(9, "other", "")])
         })));
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     assert!(finished.expect("nothing halts").complete);
     assert_eq!(sink.letters(), []);
 }
 
 #[test]
 fn invalid_protection_settings_are_refused() {
+    let sink = dead_letter::Memory::new();
+    let policy = redrive::RetryPolicy::exponential;
+    for (policy, setting) in [
+        (policy().max_attempts(0), "max_attempts"),
+        (policy().attempt_timeout(Duration::ZERO), "attempt_timeout"),
+        (policy().backoff(Backoff::exponential().factor(0.5)), "backoff"),
+    ] {
+        let refused = obedient(&sink).retry(policy).build().err();
+        assert_eq!(refused.expect("refused").setting(), setting);
+    }
     assert!(CircuitBreaker::builder().probes(4).build().is_err());
-    assert!(CircuitBreaker::builder().failure_share(0.0).build().is_err());
-    assert!(CircuitBreaker::builder().window(Duration::ZERO).build().is_err());
-    assert!(CircuitBreaker::builder().keys_in_a_row(0).build().is_err());
-    assert!(CircuitBreaker::builder().build().is_ok());
-    assert!(DeadLetterGuard::new(1.0, 100, Duration::from_secs(60)).is_err());
-    assert!(DeadLetterGuard::new(0.5, 0, Duration::from_secs(60)).is_err());
-    assert!(DeadLetterGuard::new(0.5, 100, Duration::from_secs(60)).is_ok());
+    assert!(DeadLetterGuard::builder().share(1.0).build().is_err());
+    assert!(redrive::RetryBudget::builder().per_second(0.0).build().is_err());
     let _: Verdict = Verdict::transient().with_dependency("db");
 }

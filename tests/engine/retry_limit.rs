@@ -96,7 +96,7 @@ async fn run(orders: &Arc<Orders>, batches: impl Stream<Item = Batch> + Unpin + 
     let sink = Memory::new();
     let builder = Resilient::builder("billing", orders.clone()).dead_letters(sink.clone());
     let resilient = builder.seed(7).build().expect("valid");
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     assert!(finished.expect("nothing halts").complete);
     sink
 }
@@ -147,7 +147,12 @@ async fn lone_record_in_the_pipeline_is_called_max_attempts_times() {
             let builder = Resilient::builder("billing", orders.clone()).dead_letters(sink.clone());
             let resilient = builder.retry(policy(attempts)).build().expect("valid");
             let batches = arriving(1, 1, |_| ("a".to_owned(), "bad"));
-            let finished = Pipeline::new().ordering(ordering).run(&resilient, batches).await;
+            let finished = Pipeline::builder()
+                .ordering(ordering)
+                .build()
+                .expect("valid")
+                .run(&resilient, batches)
+                .await;
             assert!(finished.expect("nothing halts").complete);
             check_lone(attempts, orders.calls_for_bad.load(Atomic::Relaxed), &sink);
         }
@@ -186,7 +191,7 @@ async fn lone_record_in_a_batch_is_called_max_attempts_times() {
             Resilient::builder("billing", Watched(batches.clone()).batched()).dead_letters(sink.clone());
         let resilient = builder.retry(policy(attempts)).build().expect("valid");
         let arriving = arriving(1, 1, |_| ("a".to_owned(), "bad"));
-        let finished = Pipeline::new().run(&resilient, arriving).await;
+        let finished = Pipeline::default().run(&resilient, arriving).await;
         assert!(finished.expect("nothing halts").complete);
         let calls = batches.0.lock().expect("no panic while locked").len();
         check_lone(attempts, u32::try_from(calls).expect("few"), &sink);

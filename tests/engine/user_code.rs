@@ -84,7 +84,7 @@ async fn panicking_observer_loses_only_its_own_events() {
         .expect("valid");
     let records = (0..50).map(|number| record(number, "a", if number == 20 { "bad" } else { "ok" }));
     let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     assert!(finished.expect("nothing halts").complete);
     assert_eq!(sink.letters().len(), 1);
     let counts = reports.counts();

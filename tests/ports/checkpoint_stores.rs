@@ -95,7 +95,7 @@ async fn edited_position_redelivers_every_record() {
                 .build()
         });
         let batches = futures_util::stream::iter([Batch::from(records.collect::<Vec<_>>())]);
-        let pipeline = Pipeline::new();
+        let pipeline = Pipeline::default();
         let (progress, never) = (Progress::new(), Default::default());
         let run = pipeline.run_from(&resilient, batches, from, &progress, &never);
         assert!(run.await.expect("nothing halts").complete);

@@ -1,6 +1,7 @@
 //! Tests of the idempotency stores: the conformance suite for all stores, and tests of single stores.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -131,7 +132,7 @@ async fn redb_forgets_expired_keys() {
 #[tokio::test]
 async fn memory_forgets_the_earliest_expiring_key_first() {
     let now = SystemTime::now();
-    let store = Memory::new().keys(2);
+    let store = Memory::new().keys(const { NonZeroUsize::new(2).expect("not zero") });
     for number in [3, 1, 2] {
         let mut claim = claim(number, 1, now);
         claim.keep_until = now + Duration::from_secs(number);

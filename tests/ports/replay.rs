@@ -791,12 +791,19 @@ async fn missing_or_invalid_settings_are_an_error_at_once() {
         .to_sink(memory(), pending())
         .await
         .expect_err("no ledger");
-    assert!(matches!(error, ReplayError::NoLedger), "{error:?}");
+    let setting = |error: ReplayError| match error {
+        ReplayError::Config(error) => error.setting(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(setting(error), "ledger");
     let with = |replay: Replay| replay.ledger(ledger::Memory::new());
-    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+    for rate in [0.0, -1.0, 1e-9, f64::NAN, f64::INFINITY] {
         let error = with(file.replay()).rate(rate).to_sink(memory(), pending()).await;
-        assert!(matches!(error, Err(ReplayError::Rate(_))), "{error:?}");
+        assert_eq!(setting(error.expect_err("refused")), "rate", "{rate}");
     }
+    let never = with(file.replay()).max_redrives(0);
+    let error = never.to_sink(memory(), pending()).await;
+    assert_eq!(setting(error.expect_err("refused")), "max_redrives");
     let error = with(file.replay())
         .to_sink(
             dead_letter::File::open(file.path()).expect("the file opens"),

@@ -30,14 +30,14 @@ fn key(number: u64) -> Key {
 fn entry(number: u64, state: State) -> Entry {
     let origin = letter(number, None, "").origin;
     let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123 + number);
-    let letter_at = at - Duration::from_secs(5);
-    Entry::new(
+    Entry {
         state,
-        (origin, number as u32),
-        letter_at,
-        format!("run-{number}"),
+        origin,
+        count: number as u32,
+        letter_at: at - Duration::from_secs(5),
+        run: format!("run-{number}"),
         at,
-    )
+    }
 }
 
 async fn last_written_entry_is_returned(ledger: impl Ledger) {

@@ -332,8 +332,15 @@ async fn no_record_begins_behind_an_unsettled_one() {
             true => builder.idempotency(idempotency::Memory::new()),
             false => builder,
         };
-        let capacity = redrive::pipeline::Capacity::new(1, 1 << 20).expect("valid");
-        let pipeline = redrive::pipeline::Pipeline::new().capacity(capacity);
+        let capacity = redrive::pipeline::Capacity::builder()
+            .running(1)
+            .bytes(1 << 20)
+            .build()
+            .expect("valid");
+        let pipeline = redrive::pipeline::Pipeline::builder()
+            .capacity(capacity)
+            .build()
+            .expect("valid");
         let function = Function::new(builder.build().expect("valid"))
             .partial_responses(true)
             .pipeline(pipeline);
@@ -402,7 +409,12 @@ async fn batch_is_redelivered_during_an_outage() {
 #[tokio::test(start_paused = true)]
 async fn batch_is_redelivered_after_the_guard_stops() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let guard = DeadLetterGuard::new(0.5, 100, secs(60)).expect("valid");
+    let guard = DeadLetterGuard::builder()
+        .share(0.5)
+        .min_records(100)
+        .window(secs(60))
+        .build()
+        .expect("valid");
     let builder = builder(&script)
         .guard(guard.clone())
         .dead_letters(letters.clone());

@@ -53,7 +53,7 @@ async fn function() {
     let resilient = Resilient::builder("billing", processor_with(folder.clone(), handle))
         .dead_letters(dead_letter::File::open(folder.join("letters")).expect("the file opens"))
         .idempotency(Idempotency::new(seen).json_field("/id"))
-        .observer(Emf::new("billing").writer(File::create(folder.join("metrics")).expect("a file")))
+        .observer(Emf::new().writer(File::create(folder.join("metrics")).expect("a file")))
         .build()
         .expect("valid");
     lambda::run(resilient).await.expect("the runtime API");

@@ -148,7 +148,7 @@ impl Daemon {
 #[tokio::test(start_paused = true)]
 async fn shard_is_processed_and_checkpointed_to_its_end() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+    let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
     daemon
         .say(&records(&[
             record_json(1, 0, "ok"),
@@ -192,7 +192,7 @@ async fn shard_is_processed_and_checkpointed_to_its_end() {
 #[tokio::test(start_paused = true)]
 async fn no_checkpoint_passes_an_unsettled_record() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+    let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
     daemon
         .say(&records(&[
             record_json(1, 0, "ok"),
@@ -225,7 +225,7 @@ async fn no_checkpoint_passes_an_unsettled_record() {
 #[tokio::test(start_paused = true)]
 async fn answer_is_withheld_only_while_the_window_is_full() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let pipeline = Pipeline::new().in_flight(4);
+    let pipeline = Pipeline::builder().in_flight(4).build().expect("valid");
     let mut daemon = Daemon::begun(&script, &letters, pipeline).await;
     let batch = |first: u64| records(&[record_json(first, 0, "gate"), record_json(first + 1, 0, "gate")]);
     // Two batches fill the window, one batch is read ahead, and one waits in the pipe.
@@ -252,7 +252,7 @@ async fn answer_is_withheld_only_while_the_window_is_full() {
 #[tokio::test(start_paused = true)]
 async fn requested_shutdown_checkpoints_settled_records() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+    let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
     daemon
         .say(&records(&[
             record_json(1, 0, "ok"),
@@ -277,7 +277,7 @@ async fn requested_shutdown_checkpoints_settled_records() {
 #[tokio::test(start_paused = true)]
 async fn lost_lease_cancels_running_handlers() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
-    let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+    let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
     daemon
         .say(&records(&[
             record_json(1, 0, "sleep:60000"),
@@ -352,7 +352,11 @@ async fn protocol_violation_is_an_error() {
         ],
     ];
     for messages in says {
-        let mut daemon = Daemon::start(&Script::default(), &dead_letter::Memory::new(), Pipeline::new());
+        let mut daemon = Daemon::start(
+            &Script::default(),
+            &dead_letter::Memory::new(),
+            Pipeline::default(),
+        );
         for message in messages {
             daemon.say(message).await;
         }
@@ -363,7 +367,11 @@ async fn protocol_violation_is_an_error() {
             "{messages:?}: {ended:?}"
         );
     }
-    let daemon = Daemon::start(&Script::default(), &dead_letter::Memory::new(), Pipeline::new());
+    let daemon = Daemon::start(
+        &Script::default(),
+        &dead_letter::Memory::new(),
+        Pipeline::default(),
+    );
     daemon.go().await.expect("no message was sent");
 }
 
@@ -372,7 +380,7 @@ async fn messages_of_an_older_daemon_are_understood() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let shutdown = |reason: &str| json!({"action": "shutdown", "reason": reason});
     for reason in ["TERMINATE", "SHARD_END"] {
-        let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+        let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
         daemon.say(&records(&[record_json(1, 0, "fail,ok")])).await;
         assert_eq!(daemon.hear().await, status("processRecords"));
         daemon.say(&shutdown(reason)).await;
@@ -382,13 +390,13 @@ async fn messages_of_an_older_daemon_are_understood() {
         daemon.go().await.expect("the child ends without an error");
     }
     for reason in ["ZOMBIE", "LEASE_LOST"] {
-        let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+        let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
         daemon.say(&shutdown(reason)).await;
         assert_eq!(daemon.hear().await, status("shutdown"), "no checkpoint is sent");
         daemon.go().await.expect("the child ends without an error");
     }
     // An unknown reason is an error, not the end of the shard.
-    let mut daemon = Daemon::begun(&script, &letters, Pipeline::new()).await;
+    let mut daemon = Daemon::begun(&script, &letters, Pipeline::default()).await;
     daemon.say(&shutdown("BOREDOM")).await;
     let ended = timeout(Duration::from_secs(600), &mut daemon.child).await;
     let ended = ended.expect("the child ends").expect("no panic");

@@ -72,7 +72,18 @@ async fn consume(task: Task) {
         .write_interval(Duration::from_millis(300));
     let consumer = Consumer::builder(client, &*task.stream)
         .checkpoints(store)
-        .pipeline(Pipeline::new().capacity(Capacity::new(8, 64 * 1024 * 1024).expect("valid")))
+        .pipeline(
+            Pipeline::builder()
+                .capacity(
+                    Capacity::builder()
+                        .running(8)
+                        .bytes(64 * 1024 * 1024)
+                        .build()
+                        .expect("valid"),
+                )
+                .build()
+                .expect("valid"),
+        )
         .records_per_call(200)
         .idle_interval(Duration::from_millis(100))
         .build()

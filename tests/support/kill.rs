@@ -76,7 +76,18 @@ async fn consume(task: Task) {
             journal,
             last: Mutex::default(),
         })
-        .pipeline(Pipeline::new().capacity(Capacity::new(4, 64 * 1024 * 1024).expect("valid")))
+        .pipeline(
+            Pipeline::builder()
+                .capacity(
+                    Capacity::builder()
+                        .running(4)
+                        .bytes(64 * 1024 * 1024)
+                        .build()
+                        .expect("valid"),
+                )
+                .build()
+                .expect("valid"),
+        )
         .records_per_call(200)
         .idle_interval(Duration::from_millis(100))
         .build()

@@ -198,7 +198,7 @@ fn function_alarms_use_metrics_that_lambda_reports() {
 #[tokio::test]
 async fn metrics_in_alarm_expressions_are_always_reported() {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
-    let emf = Emf::new("billing").writer(writer);
+    let emf = Emf::new().writer(writer);
     let resilient = Resilient::builder("billing", Script::default())
         .dead_letters(dead_letter::Memory::new())
         .observer(emf)
@@ -319,7 +319,7 @@ async fn a_burst_of_errors_raises_an_alarm_and_its_end_lowers_it() {
         .send()
         .await
         .expect("PutMetricAlarm");
-    let cloudwatch = CloudWatch::new(client.clone(), "billing");
+    let cloudwatch = CloudWatch::new(client.clone());
     let resilient = Resilient::builder("billing", Script::default())
         .retry(RetryPolicy::constant(Duration::ZERO).max_attempts(1))
         .without_guard()

@@ -35,7 +35,7 @@ async fn sent_metrics_have_the_right_sums() {
         return;
     };
     let client = client(&cloudwatch::endpoint(localstack));
-    let cloudwatch = CloudWatch::new(client.clone(), "billing").namespace("test");
+    let cloudwatch = CloudWatch::new(client.clone()).namespace("test");
     let resilient = resilient(&cloudwatch);
     for (number, script) in (0..).zip(["ok", "fail,ok", "bad", "ok", "fail"]) {
         let _ = resilient
@@ -109,7 +109,7 @@ async fn failed_send_is_retried_with_the_next_one() {
         .expect("a free port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
-    let cloudwatch = CloudWatch::new(client(&endpoint), "billing").interval(Duration::from_secs(3_600));
+    let cloudwatch = CloudWatch::new(client(&endpoint)).interval(Duration::from_secs(3_600));
     let resilient = resilient(&cloudwatch);
     let _ = resilient.settle(&record(1, "k", "ok")).await.expect("settled");
     cloudwatch.close().await;

@@ -109,9 +109,27 @@ fn resilient(log: &Log) -> Resilient<Script> {
     Resilient::builder("billing", Script::default())
         .retry(policy.max_attempts(3))
         .dead_letters(dead_letter::Memory::new())
-        .observer(Emf::new("billing").writer(log.clone()))
+        .observer(Emf::new().writer(log.clone()))
         .build()
         .expect("valid")
+}
+
+/// Refuses an observer that two applications share: its metrics would be those of one of them.
+#[test]
+fn observer_of_another_application_is_refused() {
+    let emf = Arc::new(Emf::new().writer(Log::default()));
+    let build = |application: &str| {
+        Resilient::builder(application, Script::default())
+            .dead_letters(dead_letter::Memory::new())
+            .observer(emf.clone())
+            .build()
+    };
+    for _ in 0..2 {
+        assert!(build("billing").is_ok());
+    }
+    let error = build("shipping").expect_err("another application");
+    assert_eq!(error.setting(), "observer");
+    assert!(error.to_string().contains("billing"), "{error}");
 }
 
 fn record_of_age(number: u64, age: Duration, script: &str) -> Record {
@@ -219,7 +237,7 @@ async fn open_breaker_is_reported_by_every_invocation() {
 #[tokio::test(start_paused = true)]
 async fn many_latencies_are_sampled_and_keep_the_highest() {
     let log = Log::default();
-    let emf = Arc::new(Emf::new("billing").writer(log.clone()));
+    let emf = Arc::new(Emf::new().writer(log.clone()));
     let resilient = Resilient::builder("billing", Script::default())
         .dead_letters(dead_letter::Memory::new())
         .observer(emf.clone())
@@ -231,7 +249,7 @@ async fn many_latencies_are_sampled_and_keep_the_highest() {
     records.insert(200, late(9_999));
     let count = records.len() as u64;
     let batches = stream::iter([Batch::from(records)]);
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     assert!(finished.expect("no halt").complete);
     redrive::observer::Observer::flush(&emf);
     let lines = log.lines();
@@ -264,7 +282,7 @@ async fn unwritable_log_stops_no_processing() {
             Err(io::Error::other("full"))
         }
     }
-    let emf = Arc::new(Emf::new("billing").writer(Full).interval(Duration::ZERO));
+    let emf = Arc::new(Emf::new().writer(Full).interval(Duration::ZERO));
     let resilient = Resilient::builder("billing", Script::default())
         .dead_letters(dead_letter::Memory::new())
         .observer(emf.clone())
@@ -295,7 +313,7 @@ async fn stopped_consumer_has_written_all_metrics() {
     let (script, letters) = (Script::default(), dead_letter::Memory::new());
     let resilient = Resilient::builder("billing", script.clone())
         .dead_letters(letters.clone())
-        .observer(Emf::new("billing").namespace("shop").writer(log.clone()))
+        .observer(Emf::new().namespace("shop").writer(log.clone()))
         .build()
         .expect("valid");
     let (running, stop) = {

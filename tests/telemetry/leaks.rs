@@ -113,7 +113,7 @@ async fn telemetry_never_contains_record_content() {
     stream::put(&client, "orders", records).await;
 
     let (events, emf, alerts) = (Text::default(), Text::default(), alert::Memory::new());
-    let monitor = Monitor::builder("billing")
+    let monitor = Monitor::builder()
         .watch(Threshold::on(Rate::DeadLetters).above(0.1).at_least(1))
         .alert_sink(alerts.clone())
         .alert_sink(alert::Log)
@@ -128,8 +128,8 @@ async fn telemetry_never_contains_record_content() {
         .trace_context(|_: &redrive::Record| Some(MARKER.to_owned()))
         .dead_letters(letters.clone())
         .observer(Events(events.clone()))
-        .observer(Emf::new("billing").writer(emf.clone()))
-        .observer(Metrics::new("billing").shard_label(true))
+        .observer(Emf::new().writer(emf.clone()))
+        .observer(Metrics::new().shard_label(true))
         .observer(monitor.clone())
         .build()
         .expect("valid");

@@ -59,7 +59,7 @@ async fn recorder_receives_names_labels_and_counts() {
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
     Metrics::describe();
-    let resilient = builder(Arc::new(Metrics::new("billing"))).build().expect("valid");
+    let resilient = builder(Arc::new(Metrics::new())).build().expect("valid");
     for (number, script) in (0..).zip(["ok", "ok", "fail,ok", "bad", "panic,panic"]) {
         let _ = resilient
             .settle(&record(number, "k", script))
@@ -117,19 +117,19 @@ async fn batch_call_is_an_attempt_of_each_record() {
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
     let alerts = alert::Memory::new();
-    let monitor = Monitor::builder("billing")
+    let monitor = Monitor::builder()
         .watch(Threshold::on(Rate::FailedAttempts(None)).above(0.9).at_least(10))
         .alert_sink(alerts.clone())
         .build()
         .expect("valid");
     let resilient = Resilient::builder("billing", Inserts::default().batched())
         .dead_letters(dead_letter::Memory::new())
-        .observer(Metrics::new("billing"))
+        .observer(Metrics::new())
         .observer(monitor)
         .build()
         .expect("valid");
     let batch = Batch::from((1..=10).map(|number| record(number, "k", "")).collect::<Vec<_>>());
-    let finished = Pipeline::new()
+    let finished = Pipeline::default()
         .run(&resilient, futures_util::stream::iter([batch]))
         .await;
     finished.expect("nothing halted");
@@ -163,9 +163,16 @@ async fn open_breaker_and_stopped_shard_are_gauges() {
     let _installed = metrics::set_default_local_recorder(&recorder);
     let resilient = Resilient::builder("billing", Script::default())
         .retry(RetryPolicy::constant(Duration::from_millis(20)).max_attempts(2))
-        .guard(DeadLetterGuard::new(0.5, 3, Duration::from_secs(60)).expect("valid"))
+        .guard(
+            DeadLetterGuard::builder()
+                .share(0.5)
+                .min_records(3)
+                .window(Duration::from_secs(60))
+                .build()
+                .expect("valid"),
+        )
         .dead_letters(dead_letter::Memory::new())
-        .observer(Metrics::new("billing"))
+        .observer(Metrics::new())
         .build()
         .expect("valid");
     let open = "redrive_breakers_open{application=billing,dependency=any}";
@@ -218,7 +225,7 @@ async fn shard_label_is_opt_in() {
         record("payments", "shardId-0", 3),
     ];
     for shard_label in [false, true] {
-        let metrics = Metrics::new("billing").shard_label(shard_label);
+        let metrics = Metrics::new().shard_label(shard_label);
         let resilient = builder(Arc::new(metrics)).build().expect("valid");
         for record in &records {
             assert_eq!(
@@ -256,7 +263,7 @@ async fn codes_beyond_a_hundred_share_a_label() {
     let resilient = Resilient::builder("billing", processor_fn(fails))
         .without_guard()
         .dead_letters(dead_letter::Memory::new())
-        .observer(Arc::new(Metrics::new("billing")))
+        .observer(Arc::new(Metrics::new()))
         .build()
         .expect("valid");
     for (number, code) in (1_u64..).zip(codes) {
@@ -279,10 +286,10 @@ async fn metric_names_follow_the_conventions() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _installed = metrics::set_default_local_recorder(&recorder);
-    let resilient = builder(Arc::new(Metrics::new("billing"))).build().expect("valid");
+    let resilient = builder(Arc::new(Metrics::new())).build().expect("valid");
     let batch = Batch::from(vec![record(1, "k", "ok")]);
     let batches = futures_util::stream::iter([batch]);
-    let finished = Pipeline::new().run(&resilient, batches).await;
+    let finished = Pipeline::default().run(&resilient, batches).await;
     finished.expect("nothing halted");
     let names: Vec<String> = values(snapshotter.snapshot()).into_keys().collect();
     // Six metrics are missing here: four gauges and two with their own labels, which appear with their first

@@ -30,9 +30,7 @@ fn resilient(monitor: Monitor) -> Resilient<Script> {
 fn monitor(threshold: Threshold) -> (MonitorBuilder, alert::Memory) {
     let alerts = alert::Memory::new();
     (
-        Monitor::builder("billing")
-            .watch(threshold)
-            .alert_sink(alerts.clone()),
+        Monitor::builder().watch(threshold).alert_sink(alerts.clone()),
         alerts,
     )
 }
@@ -221,7 +219,7 @@ async fn failing_alert_sink_blocks_nothing_and_is_retried() {
 fn invalid_thresholds_are_refused_by_name() {
     let refused = |builder: MonitorBuilder| builder.build().expect_err("refused").to_string();
     let on = || Threshold::on(Rate::DeadLetters);
-    assert!(refused(Monitor::builder("billing")).contains("alert_sink"));
+    assert!(refused(Monitor::builder()).contains("alert_sink"));
     let with = |threshold| refused(monitor(threshold).0);
     assert!(with(on().above(0.0)).contains("above"));
     assert!(with(on().above(f64::NAN)).contains("above"));
@@ -276,7 +274,7 @@ async fn topic_receives_one_alert_and_one_recovery() {
         .above(0.5)
         .at_least(10)
         .within(Duration::from_secs(1));
-    let monitor = Monitor::builder("billing")
+    let monitor = Monitor::builder()
         .watch(threshold)
         .alert_sink(alert::Sns::new(sns, topic));
     let resilient = resilient(monitor.build().expect("valid"));
@@ -337,7 +335,7 @@ impl AlertSink for Panics {
 async fn panicking_alert_sink_does_not_affect_others() {
     let alerts = alert::Memory::new();
     let threshold = Threshold::on(Rate::FailedAttempts(None)).above(0.2).at_least(50);
-    let builder = Monitor::builder("billing").watch(threshold);
+    let builder = Monitor::builder().watch(threshold);
     let resilient = resilient(
         builder
             .alert_sink(Panics)

@@ -78,7 +78,7 @@ async fn main() -> anyhow::Result<()> {
             variable("DEAD_LETTER_STREAM")?,
         ))
         .idempotency(Idempotency::new(seen).json_field("/id"))
-        .observer(Emf::new("billing"))
+        .observer(Emf::new())
         .build()?;
     lambda::run(orders).await.map_err(anyhow::Error::from_boxed)
 }

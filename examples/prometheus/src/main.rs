@@ -59,7 +59,7 @@ async fn main() -> anyhow::Result<()> {
 
     let orders = Resilient::builder("billing", processor_fn(bill))
         .dead_letters(dead_letter::Memory::new())
-        .observer(Metrics::new("billing"))
+        .observer(Metrics::new())
         .build()?;
     let consumer = Consumer::builder(kinesis, "orders")
         .checkpoints(checkpoint::Memory::new())

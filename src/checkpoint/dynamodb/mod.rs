@@ -94,7 +94,8 @@ impl DynamoDb {
 
     /// Sets the time without a sign of life from its owner after which a shard is taken over. Use the same
     /// value for all processes of an application, including KCL's `failoverTimeMillis`.
-    /// [`ConsumerBuilder::build`](crate::consumer::ConsumerBuilder::build) requires at least 1 s. Default: 10 s.
+    /// The time must be 1 s to 24 h. [`ConsumerBuilder::build`](crate::consumer::ConsumerBuilder::build) and the
+    /// actions of an [operator](crate::operator::Shards) check it. Default: 10 s.
     #[must_use]
     pub fn failover_time(mut self, time: Duration) -> Self {
         self.failover_time = time;
@@ -102,7 +103,8 @@ impl DynamoDb {
     }
 
     /// Sets the minimum time between two writes of a shard that makes progress. Urgent checkpoints, such as
-    /// after a dead letter, are written at once. Default: 5 s.
+    /// after a dead letter, are written at once. At most 24 h, which
+    /// [`ConsumerBuilder::build`](crate::consumer::ConsumerBuilder::build) checks. Default: 5 s.
     #[must_use]
     pub fn write_interval(mut self, interval: Duration) -> Self {
         self.write_interval = interval;
@@ -230,5 +232,41 @@ fn for_each<T, R>(asked: &[T], error: CheckpointError) -> Vec<Result<R, Checkpoi
         }
         CheckpointError::Unusable(source) => failed_alike(asked.len(), source, CheckpointError::Unusable),
         error => failed_alike(asked.len(), error, CheckpointError::Unavailable),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> DynamoDb {
+        let version = aws_sdk_dynamodb::config::BehaviorVersion::latest();
+        let config = aws_sdk_dynamodb::Config::builder().behavior_version(version);
+        DynamoDb::new(Client::from_conf(config.build()), "billing")
+    }
+
+    #[test]
+    fn the_documented_defaults() {
+        let store = store();
+        assert_eq!(store.failover_time, Duration::from_secs(10));
+        assert_eq!(store.write_interval, Duration::from_secs(5));
+    }
+
+    #[cfg(feature = "kinesis")]
+    #[test]
+    fn times_that_no_fleet_can_use_are_refused() {
+        let refused = |store: DynamoDb| {
+            crate::checkpoint::validate(&store)
+                .expect_err("refused")
+                .setting()
+        };
+        for time in [Duration::ZERO, Duration::from_millis(999), Duration::MAX] {
+            assert_eq!(refused(store().failover_time(time)), "failover_time");
+        }
+        assert_eq!(refused(store().write_interval(Duration::MAX)), "write_interval");
+        let shortest = store()
+            .failover_time(Duration::from_secs(1))
+            .write_interval(Duration::ZERO);
+        assert_eq!(crate::checkpoint::validate(&shortest), Ok(()));
     }
 }

@@ -73,7 +73,7 @@ async fn an_ended_shard_that_waits_for_a_store_is_alive() {
     ));
     let (shard, progress) = ("shardId-0".into(), Arc::new(Progress::new()));
     health.started(&shard, &progress);
-    let (pipeline, never) = (Pipeline::new(), Default::default());
+    let (pipeline, never) = (Pipeline::default(), Default::default());
     let finished = pipeline.run_from(
         &resilient,
         Ended,
@@ -116,7 +116,7 @@ async fn a_shard_whose_task_has_no_turns_is_not_alive() {
     ));
     let progress = Arc::new(Progress::new());
     health.started(&"shardId-0".into(), &progress);
-    let (pipeline, never) = (Pipeline::new(), Default::default());
+    let (pipeline, never) = (Pipeline::default(), Default::default());
     let from = Checkpoint::at(Position::TrimHorizon);
     let mut shard = Box::pin(pipeline.run_from(&resilient, Nothing, from, &progress, &never));
     for _ in 0..60 {

@@ -399,7 +399,7 @@ mod tests {
         let turns = Turns::default();
         let (crash_loop, _mark, mut marks) = CrashLoop::new(&Checkpoint::at(at(10)), turns.clone());
         let over = CancellationToken::new();
-        let one_by_one = OneByOne::new(crash_loop, &Pipeline::new(), over.clone());
+        let one_by_one = OneByOne::new(crash_loop, &Pipeline::default(), over.clone());
         let record = Record::builder("s", "shardId-0".into(), 11.into()).build();
         let others_turn = turns.lock().await;
         let mut waiting = std::pin::pin!(one_by_one.take(&record));
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn what_came_after_the_start_was_in_hand_at_no_crash() {
         let (crash_loop, ..) = CrashLoop::new(&Checkpoint::at(at(10)), Turns::default());
-        let pipeline = Pipeline::new().in_flight(3);
+        let pipeline = Pipeline::builder().in_flight(3).build().expect("valid");
         let record = |arrival| {
             Record::builder("s", "shardId-0".into(), 11.into())
                 .arrival(arrival)

@@ -170,12 +170,8 @@ where
             .observe(bound, &self.settling.window, self.run.observers(), cx);
         self.progress.set_stuck(stuck);
         let may_begin = self.may_begin_all();
-        self.expiring.observe(
-            &self.settling.window,
-            (self.run, may_begin),
-            self.run.observers(),
-            cx,
-        );
+        self.expiring
+            .observe(&self.settling.window, self.run, may_begin, cx);
     }
 
     /// Admits the next record, or reads the next batch.

@@ -7,8 +7,8 @@ use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
 use super::Settings;
-use crate::protection::Jitter;
 use crate::protection::sliding_window::{SlidingWindow, WindowedGrowth};
+use crate::protection::{Jitter, after};
 
 /// The number of a round of probes, unique within the process.
 pub(crate) type Round = u64;
@@ -95,6 +95,13 @@ impl Pair {
         let since = |known: &Option<(u64, Instant)>| known.is_some_and(|(_, at)| Some(at) >= time);
         self.0.iter().all(since)
     }
+}
+
+/// The hashes that identify a record and its partition key.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hashes {
+    pub(super) record: u64,
+    pub(super) key: u64,
 }
 
 /// A change of the breaker's state.
@@ -235,7 +242,9 @@ impl Machine {
         let pause = Jitter::Equal.delay(&self.settings.pause, self.openings, Duration::ZERO, &mut self.rng);
         self.openings = self.openings.saturating_add(1);
         self.opened.get_or_insert(now);
-        self.phase = Phase::Open { until: now + pause };
+        self.phase = Phase::Open {
+            until: after(now, pause),
+        };
         Change::Opened {
             failures,
             attempts,
@@ -289,7 +298,7 @@ impl Machine {
 
     fn round_ends(&self) -> Option<Instant> {
         match self.phase {
-            Phase::HalfOpen(probing) if probing.has_shown => Some(probing.since + self.settings.window),
+            Phase::HalfOpen(probing) if probing.has_shown => Some(after(probing.since, self.settings.window)),
             _ => None,
         }
     }
@@ -328,14 +337,14 @@ impl Machine {
         now: Instant,
         round: Round,
         proof: Proof,
-        (record, key): (u64, u64),
+        of: Hashes,
         successes: u64,
     ) -> Option<Change> {
         match proof {
             Proof::Works => self.works(),
             Proof::Fails => {
-                self.blame(now, Some(key));
-                self.failing.note(record, now);
+                self.blame(now, Some(of.key));
+                self.failing.note(of.record, now);
             }
             Proof::Nothing => {}
         }

@@ -25,7 +25,7 @@ use crate::config::ConfigError;
 use crate::protection::retry::{Backoff, seeded_rng};
 use crate::protection::sliding_window::{SuccessCounter, SuccessCounters};
 use crate::record::Record;
-use machine::{Machine, Phase};
+use machine::{Hashes, Machine, Phase};
 
 /// A circuit breaker, on by default in every [`Resilient`](crate::Resilient).
 ///
@@ -104,20 +104,21 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// Sets the minimum number of attempts within the window. With fewer attempts their share says nothing.
+    /// Sets the minimum number of attempts within the window: at least 1. With fewer attempts their share says
+    /// nothing.
     pub fn min_attempts(mut self, attempts: u64) -> Self {
         self.settings.attempts = attempts;
         self
     }
 
-    /// Sets the time for which an attempt counts.
+    /// Sets the time for which an attempt counts: more than zero.
     pub fn window(mut self, window: Duration) -> Self {
         self.settings.window = window;
         self
     }
 
     /// Sets the number of different partition keys whose records must fail in a row, with no success between,
-    /// to open the breaker whatever the share of failures.
+    /// to open the breaker whatever the share of failures: at least 1.
     ///
     /// A quiet stream opens the breaker in this way, before any share says something. A record that fails
     /// again while other records succeed does not count: the fault is its own.
@@ -126,7 +127,8 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// Sets the time for which no attempt begins. The pause grows each time that the probes fail.
+    /// Sets the time for which no attempt begins: more than zero. The pause grows each time that the probes
+    /// fail.
     pub fn pause(mut self, pause: Backoff) -> Self {
         self.settings.pause = pause;
         self
@@ -139,7 +141,7 @@ impl CircuitBreakerBuilder {
     }
 
     /// Sets the maximum time for which a record is held because nothing else succeeds either. After this time
-    /// the record becomes a dead letter.
+    /// the record becomes a dead letter. Any time is valid.
     ///
     /// While the breaker is not closed, the limit applies only as long as fewer different partition keys have
     /// failed than [`min_attempts`](CircuitBreakerBuilder::min_attempts). More keys are an outage, in which
@@ -159,24 +161,33 @@ impl CircuitBreakerBuilder {
     ///
     /// # Errors
     ///
-    /// A setting cannot be used. The error names the problem.
+    /// A setting cannot be used. The error names the setting.
     pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
         let settings = &self.settings;
-        let wrong = |problem: &str| Err(ConfigError::new("breaker", problem));
         if !(settings.share > 0.0 && settings.share <= 1.0) {
-            return wrong("failure_share must be more than 0 and at most 1");
+            let problem = format!("must be more than 0 and at most 1, not {}", settings.share);
+            return Err(ConfigError::new("failure_share", problem));
         }
-        if settings.attempts == 0 || settings.in_a_row == 0 {
-            return wrong("min_attempts and keys_in_a_row must be at least 1");
+        if settings.attempts == 0 {
+            return Err(ConfigError::new("min_attempts", "must be at least 1"));
+        }
+        if settings.in_a_row == 0 {
+            return Err(ConfigError::new("keys_in_a_row", "must be at least 1"));
         }
         if settings.window.is_zero() {
-            return wrong("window must be greater than zero");
+            return Err(ConfigError::new("window", "must be more than zero"));
         }
         if settings.probes.is_multiple_of(2) {
-            return wrong("probes must be odd, so that there is a majority");
+            let problem = format!(
+                "must be odd, so that there is a majority, not {}",
+                settings.probes
+            );
+            return Err(ConfigError::new("probes", problem));
         }
-        if let Some(problem) = settings.pause.problem() {
-            return wrong(problem);
+        settings.pause.validate("pause")?;
+        if settings.pause.delay(0).is_zero() {
+            let problem = "must be more than zero, so that a sick dependency gets time to recover";
+            return Err(ConfigError::new("pause", problem));
         }
         Ok(self.make())
     }
@@ -331,8 +342,8 @@ impl CircuitBreaker {
         })
     }
 
-    /// Counts the result of a probe. `of`: the hashes of its record and of the record's key.
-    fn proved(&self, round: Round, proof: Proof, of: (u64, u64)) -> Option<Change> {
+    /// Counts the result of a probe with the record that `of` identifies.
+    fn proved(&self, round: Round, proof: Proof, of: Hashes) -> Option<Change> {
         let change =
             self.with(|machine, successes| machine.proved(Instant::now(), round, proof, of, successes));
         // Another record may repeat a probe that showed nothing, and the first probe that ends sets the end
@@ -402,7 +413,10 @@ impl Probe {
 
     pub(crate) fn showed(mut self, proof: Proof, record: &Record) -> Option<Change> {
         self.ended = true;
-        let of = (self.breaker.identity(record), self.breaker.key(record));
+        let of = Hashes {
+            record: self.breaker.identity(record),
+            key: self.breaker.key(record),
+        };
         self.breaker.proved(self.round, proof, of)
     }
 }
@@ -410,7 +424,10 @@ impl Probe {
 impl Drop for Probe {
     fn drop(&mut self) {
         if !self.ended {
-            self.breaker.proved(self.round, Proof::Nothing, (0, 0));
+            self.breaker.proved(self.round, Proof::Nothing, Hashes::default());
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

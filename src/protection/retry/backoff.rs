@@ -5,7 +5,17 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 
+use crate::config::ConfigError;
+
 /// The growth of delays from retry to retry, before jitter.
+///
+/// | setting | default of [`exponential`](Backoff::exponential) |
+/// |---|---|
+/// | [`base`](Backoff::base) | 100 ms |
+/// | [`factor`](Backoff::factor) | 2 |
+/// | [`cap`](Backoff::cap) | 10 s |
+///
+/// The builder that takes the backoff checks it: a wrong factor or cap is an error of `build()`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Backoff {
     base: Duration,
@@ -23,7 +33,7 @@ impl Backoff {
         }
     }
 
-    /// Creates a backoff of `base × factorⁿ`, limited by the cap. Defaults: base 100 ms, factor 2, cap 10 s.
+    /// Creates a backoff of `base × factorⁿ`, limited by the cap, with the defaults above.
     pub const fn exponential() -> Self {
         Backoff {
             base: Duration::from_millis(100),
@@ -39,14 +49,14 @@ impl Backoff {
         self
     }
 
-    /// Sets the factor between one delay and the next; at least 1.
+    /// Sets the factor between one delay and the next: finite, and at least 1.
     #[must_use]
     pub const fn factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
     }
 
-    /// Sets the maximum delay, jitter included.
+    /// Sets the maximum delay, jitter included: at least the base.
     #[must_use]
     pub const fn cap(mut self, cap: Duration) -> Self {
         self.cap = cap;
@@ -64,14 +74,18 @@ impl Backoff {
         Duration::try_from_secs_f64(seconds).map_or(self.cap, |delay| delay.min(self.cap))
     }
 
-    pub(crate) fn problem(&self) -> Option<&'static str> {
-        if !(self.factor >= 1.0 && self.factor.is_finite()) {
-            Some("the backoff's factor must be finite and at least 1")
-        } else if self.cap < self.base {
-            Some("the backoff's cap must not be below its base")
-        } else {
-            None
+    /// Checks the settings. `setting` is the method that takes the backoff.
+    pub(crate) fn validate(&self, setting: &'static str) -> Result<(), ConfigError> {
+        let Backoff { base, factor, cap } = self;
+        if !(*factor >= 1.0 && factor.is_finite()) {
+            let problem = format!("the backoff's factor must be finite and at least 1, not {factor}");
+            return Err(ConfigError::new(setting, problem));
         }
+        if cap < base {
+            let problem = format!("the backoff's cap must not be below its base of {base:?}, but is {cap:?}");
+            return Err(ConfigError::new(setting, problem));
+        }
+        Ok(())
     }
 }
 

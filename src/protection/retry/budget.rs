@@ -20,14 +20,19 @@ use crate::protection::sliding_window::{SuccessCounter, SuccessCounters, Windowe
 ///
 /// Clones share one budget. Pass a clone to each processor that needs the same dependency.
 ///
-/// Default: 20 % of the successes, and 10 retries per second. Unused retries are kept for 10 s.
+/// Unused retries are kept for 10 s. [`RetryBudgetBuilder`] lists the defaults.
 #[derive(Clone)]
 pub struct RetryBudget(Arc<Shared>);
 
 struct Shared {
+    settings: Settings,
+    bucket: Mutex<Bucket>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Settings {
     share: f64,
     per_second: f64,
-    bucket: Mutex<Bucket>,
 }
 
 struct Bucket {
@@ -40,34 +45,55 @@ struct Bucket {
 /// The time for which unused retries are kept.
 const KEPT: Duration = Duration::from_secs(10);
 
-impl RetryBudget {
-    /// Creates a budget of `share_of_successes` retries for each success (0.2 is 20 %), and `per_second`
-    /// retries per second whatever succeeds.
+/// Builds a [`RetryBudget`].
+///
+/// | setting | default |
+/// |---|---|
+/// | [`share_of_successes`](RetryBudgetBuilder::share_of_successes) | 0.2 |
+/// | [`per_second`](RetryBudgetBuilder::per_second) | 10 |
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct RetryBudgetBuilder {
+    settings: Settings,
+}
+
+impl RetryBudgetBuilder {
+    /// Sets the number of retries for each success: finite, and at least 0. 0.2 is 20 %.
+    pub fn share_of_successes(mut self, share: f64) -> Self {
+        self.settings.share = share;
+        self
+    }
+
+    /// Sets the number of retries per second, whatever succeeds: finite, and more than 0.
+    pub fn per_second(mut self, retries: f64) -> Self {
+        self.settings.per_second = retries;
+        self
+    }
+
+    /// Builds the budget.
     ///
     /// # Errors
     ///
-    /// A number is negative or not finite, or `per_second` is zero.
-    pub fn new(share_of_successes: f64, per_second: f64) -> Result<Self, ConfigError> {
-        let valid = |number: f64| number.is_finite() && number >= 0.0;
-        if !valid(share_of_successes) || !valid(per_second) {
-            return Err(ConfigError::new(
-                "retry_budget",
-                "share_of_successes and per_second must be finite and not negative",
-            ));
+    /// A setting cannot be used. The error names the setting.
+    pub fn build(self) -> Result<RetryBudget, ConfigError> {
+        let Settings { share, per_second } = self.settings;
+        if !(share.is_finite() && share >= 0.0) {
+            let problem = format!("must be finite and at least 0, not {share}");
+            return Err(ConfigError::new("share_of_successes", problem));
         }
-        if per_second == 0.0 {
-            return Err(ConfigError::new(
-                "retry_budget",
-                "per_second must be greater than 0; otherwise no retry is made once nothing succeeds",
-            ));
+        if !(per_second.is_finite() && per_second > 0.0) {
+            let problem = format!(
+                "must be finite and more than 0, not {per_second}: \
+                 without it, no retry is made once nothing succeeds"
+            );
+            return Err(ConfigError::new("per_second", problem));
         }
-        Ok(RetryBudget::of(share_of_successes, per_second))
+        Ok(self.make())
     }
 
-    fn of(share: f64, per_second: f64) -> Self {
+    fn make(self) -> RetryBudget {
         RetryBudget(Arc::new(Shared {
-            share,
-            per_second,
+            settings: self.settings,
             bucket: Mutex::new(Bucket {
                 balance: 0.0,
                 at: None,
@@ -75,6 +101,18 @@ impl RetryBudget {
                 lately: WindowedGrowth::new(KEPT),
             }),
         }))
+    }
+}
+
+impl RetryBudget {
+    /// Creates a builder with the defaults.
+    pub fn builder() -> RetryBudgetBuilder {
+        RetryBudgetBuilder {
+            settings: Settings {
+                share: 0.2,
+                per_second: 10.0,
+            },
+        }
     }
 
     /// Returns the number of retries that could be made now.
@@ -103,9 +141,7 @@ impl RetryBudget {
 
     fn fill(&self, bucket: &mut Bucket) {
         let now = Instant::now();
-        let Shared {
-            share, per_second, ..
-        } = *self.0;
+        let Settings { share, per_second } = self.0.settings;
         let total = bucket.successes.total();
         let grown = bucket.lately.observe(now, total);
         let passed = match bucket.at.replace(now) {
@@ -121,15 +157,15 @@ impl RetryBudget {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        RetryBudget::of(0.2, 10.0)
+        RetryBudget::builder().make()
     }
 }
 
 impl fmt::Debug for RetryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryBudget")
-            .field("share_of_successes", &self.0.share)
-            .field("per_second", &self.0.per_second)
+            .field("share_of_successes", &self.0.settings.share)
+            .field("per_second", &self.0.settings.per_second)
             .finish_non_exhaustive()
     }
 }
@@ -176,10 +212,27 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_defaults() {
+        let defaults = Settings {
+            share: 0.2,
+            per_second: 10.0,
+        };
+        assert_eq!(RetryBudget::default().0.settings, defaults);
+        assert_eq!(RetryBudget::builder().settings, defaults);
+    }
+
+    #[test]
     fn a_budget_that_would_end_all_retries_is_refused() {
-        for (share, floor) in [(0.2, 0.0), (-0.1, 1.0), (0.1, f64::NAN), (f64::INFINITY, 1.0)] {
-            assert!(RetryBudget::new(share, floor).is_err());
+        let refused = |builder: RetryBudgetBuilder| builder.build().expect_err("refused").setting();
+        for share in [-0.1, f64::NAN, f64::INFINITY] {
+            let builder = RetryBudget::builder().share_of_successes(share);
+            assert_eq!(refused(builder), "share_of_successes", "{share}");
         }
-        assert!(RetryBudget::new(0.0, 0.5).is_ok());
+        for retries in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let builder = RetryBudget::builder().per_second(retries);
+            assert_eq!(refused(builder), "per_second", "{retries}");
+        }
+        let least = RetryBudget::builder().share_of_successes(0.0).per_second(0.5);
+        assert!(least.build().is_ok());
     }
 }

@@ -16,13 +16,14 @@ mod timer;
 
 pub(crate) use backoff::seeded_rng;
 pub use backoff::{Backoff, Jitter};
-pub use budget::RetryBudget;
+pub use budget::{RetryBudget, RetryBudgetBuilder};
 #[cfg(feature = "kinesis")]
 pub(crate) use timer::RetryTimer;
 
 use crate::config::ConfigError;
 
 /// The limits on a record's attempts: their number, their time and the delays between them.
+/// [`ResilientBuilder::build`](crate::ResilientBuilder::build) checks them.
 ///
 /// | setting | default |
 /// |---|---|
@@ -88,7 +89,7 @@ impl RetryPolicy {
     }
 
     /// Sets the maximum number of calls of the processor for a record, the first included, before the record
-    /// becomes a dead letter. Default: 5.
+    /// becomes a dead letter: at least 1. Default: 5.
     ///
     /// Every call counts, except calls that begin or end while the [`CircuitBreaker`](crate::CircuitBreaker)
     /// that the failure counts for is not closed. For a record that fails alone the number is exact.
@@ -108,7 +109,7 @@ impl RetryPolicy {
     }
 
     /// Sets the maximum time of a record's attempts and backoffs together. Other waits (for a sink, for a
-    /// free place to run) do not count.
+    /// free place to run) do not count. Any time is valid.
     ///
     /// No backoff begins that would exceed the limit. The first backoff is an exception: a single attempt
     /// that hung until its timeout proves nothing, so one retry is always made.
@@ -118,14 +119,14 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the maximum time of one attempt. After this time the attempt's future is dropped.
+    /// Sets the maximum time of one attempt: more than zero. After this time the attempt's future is dropped.
     #[must_use]
     pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = timeout;
         self
     }
 
-    /// Sets the maximum delay that an error's own `retry_after` can ask for.
+    /// Sets the maximum delay that an error's own `retry_after` can ask for. Any time is valid.
     #[must_use]
     pub const fn max_retry_after(mut self, delay: Duration) -> Self {
         self.max_retry_after = delay;
@@ -172,16 +173,15 @@ impl RetryPolicy {
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |problem: &str| Err(ConfigError::new("retry", problem));
-        if let Some(problem) = self.backoff.problem() {
-            wrong(problem)
-        } else if self.max_attempts == 0 {
-            wrong("max_attempts must be at least 1, the first attempt included")
-        } else if self.attempt_timeout.is_zero() {
-            wrong("attempt_timeout must be greater than zero")
-        } else {
-            Ok(())
+        self.backoff.validate("backoff")?;
+        if self.max_attempts == 0 {
+            let problem = "must be at least 1, the first attempt included";
+            return Err(ConfigError::new("max_attempts", problem));
         }
+        if self.attempt_timeout.is_zero() {
+            return Err(ConfigError::new("attempt_timeout", "must be more than zero"));
+        }
+        Ok(())
     }
 }
 
@@ -226,16 +226,18 @@ mod tests {
 
     #[test]
     fn a_policy_that_cannot_work_is_refused() {
-        let bad = [
-            RetryPolicy::exponential().max_attempts(0),
-            RetryPolicy::exponential().attempt_timeout(Duration::ZERO),
-            RetryPolicy::exponential().backoff(Backoff::exponential().factor(0.5)),
-            RetryPolicy::exponential().backoff(Backoff::exponential().factor(f64::NAN)),
-            RetryPolicy::exponential().backoff(Backoff::exponential().cap(Duration::from_millis(1))),
-        ];
-        for policy in bad {
+        let policy = RetryPolicy::exponential;
+        let backoff = |backoff| policy().backoff(backoff);
+        let exponential = Backoff::exponential;
+        for (policy, setting) in [
+            (policy().max_attempts(0), "max_attempts"),
+            (policy().attempt_timeout(Duration::ZERO), "attempt_timeout"),
+            (backoff(exponential().factor(0.5)), "backoff"),
+            (backoff(exponential().factor(f64::NAN)), "backoff"),
+            (backoff(exponential().cap(Duration::from_millis(1))), "backoff"),
+        ] {
             let error = policy.validate().expect_err("refused");
-            assert_eq!(error.setting(), "retry");
+            assert_eq!(error.setting(), setting);
         }
     }
 }

@@ -124,8 +124,10 @@ impl Key {
 }
 
 /// The entry of a dead letter or of a record.
+///
+/// A ledger returns every field as it was written. The struct is therefore exhaustive: a ledger that stores the
+/// fields one by one must not miss a new one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
 pub struct Entry {
     /// The state of the replay.
     pub state: State,
@@ -134,35 +136,14 @@ pub struct Entry {
     /// The number of times that the record was replayed.
     pub count: u32,
     /// The time at which the dead letter was made. A later dead letter of the same record belongs to another
-    /// failure.
+    /// failure. In whole milliseconds.
     #[serde(with = "rfc3339")]
     pub letter_at: SystemTime,
     /// The id of the run that wrote this entry.
     pub run: String,
-    /// The time of this entry, by the clock of that run.
+    /// The time of this entry, by the clock of that run, in whole milliseconds.
     #[serde(with = "rfc3339")]
     pub at: SystemTime,
-}
-
-impl Entry {
-    /// Creates an entry.
-    pub fn new(
-        state: State,
-        (origin, count): (DeadLetterId, u32),
-        letter_at: SystemTime,
-        run: impl Into<String>,
-        at: SystemTime,
-    ) -> Self {
-        Entry {
-            state,
-            origin,
-            count,
-            // Milliseconds, as they are stored.
-            letter_at: rfc3339::to_millis(letter_at),
-            run: run.into(),
-            at: rfc3339::to_millis(at),
-        }
-    }
 }
 
 /// The state of a dead letter's replay.

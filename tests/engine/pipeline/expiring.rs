@@ -97,15 +97,17 @@ async fn expiring_records_behind_a_breaker_are_dead_lettered_in_order() {
     let old = (0..200).map(|number| record_of_age(number, 23 * HOUR));
     let young = (200..300).map(|number| record_of_age(number, 20 * HOUR));
     let records: Vec<Record> = old.chain(young).collect();
-    let pipeline = Pipeline::new().retention(DAY);
+    let builder = Pipeline::builder().retention(DAY);
 
     let database = Database::default();
-    let held = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
+    let pipeline = builder.clone().build().expect("valid");
+    let held = held_for(HOUR, pipeline, &database, records.clone()).await;
     assert_eq!(held, [], "by default the records stay held");
 
-    let pipeline = pipeline.expiry_policy(ExpiryPolicy::DeadLetter);
+    let builder = builder.expiry_policy(ExpiryPolicy::DeadLetter);
     let database = Database::default();
-    let letters = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
+    let pipeline = builder.clone().build().expect("valid");
+    let letters = held_for(HOUR, pipeline, &database, records.clone()).await;
     assert_eq!(letters.len(), 200);
     assert!(
         letters
@@ -116,7 +118,8 @@ async fn expiring_records_behind_a_breaker_are_dead_lettered_in_order() {
     let untried = letters.iter().filter(|(.., attempts)| *attempts == 0).count();
     assert!(untried >= 100, "only {untried} of them were never tried");
 
-    let unknown = held_for(HOUR, pipeline.retention(20 * DAY), &Database::default(), records).await;
+    let pipeline = builder.retention(20 * DAY).build().expect("valid");
+    let unknown = held_for(HOUR, pipeline, &Database::default(), records).await;
     assert_eq!(unknown, [], "the retention is long");
 }
 
@@ -126,9 +129,11 @@ async fn old_records_are_processed_while_nothing_fails() {
     let database = Database::default();
     database.up.store(true, SeqCst);
     let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
-    let pipeline = Pipeline::new()
+    let pipeline = Pipeline::builder()
         .retention(DAY)
-        .expiry_policy(ExpiryPolicy::DeadLetter);
+        .expiry_policy(ExpiryPolicy::DeadLetter)
+        .build()
+        .expect("valid");
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters, []);
     assert_eq!(database.stored.lock().expect("no panic").len(), 500);
@@ -145,9 +150,11 @@ async fn younger_records_are_stored_after_an_outage() {
         sleep(Duration::from_secs(15 * 60)).await;
         back.store(true, SeqCst);
     });
-    let pipeline = Pipeline::new()
+    let pipeline = Pipeline::builder()
         .retention(DAY)
-        .expiry_policy(ExpiryPolicy::DeadLetter);
+        .expiry_policy(ExpiryPolicy::DeadLetter)
+        .build()
+        .expect("valid");
     let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
     let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
     let finished = pipeline
@@ -171,9 +178,11 @@ async fn short_outage_makes_no_dead_letters_of_old_records() {
         back.store(true, SeqCst);
     });
     let records = (0..500).map(|number| record_of_age(number, 23 * HOUR)).collect();
-    let pipeline = Pipeline::new()
+    let pipeline = Pipeline::builder()
         .retention(DAY)
-        .expiry_policy(ExpiryPolicy::DeadLetter);
+        .expiry_policy(ExpiryPolicy::DeadLetter)
+        .build()
+        .expect("valid");
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters, []);
     assert_eq!(database.stored.lock().expect("no panic").len(), 500);
@@ -189,15 +198,17 @@ async fn guard_does_not_stop_expiring_records() {
     let records: Vec<Record> = (0..400)
         .map(|number| record_of_age(number, if number < 300 { 23 } else { 1 } * HOUR))
         .collect();
-    let pipeline = Pipeline::new().retention(DAY);
-    let held = held_for(HOUR, pipeline.clone(), &database, records.clone()).await;
+    let builder = Pipeline::builder().retention(DAY);
+    let pipeline = builder.clone().build().expect("valid");
+    let held = held_for(HOUR, pipeline, &database, records.clone()).await;
     assert!(
         (100..150).contains(&held.len()),
         "{} passed the guard",
         held.len()
     );
 
-    let pipeline = pipeline.expiry_policy(ExpiryPolicy::DeadLetter);
+    let pipeline = builder.expiry_policy(ExpiryPolicy::DeadLetter);
+    let pipeline = pipeline.build().expect("valid");
     let letters = held_for(HOUR, pipeline, &database, records).await;
     assert_eq!(letters.len(), 300);
     assert!(letters.iter().all(|(number, ..)| *number < 300));
@@ -208,9 +219,11 @@ async fn guard_does_not_stop_expiring_records() {
 /// Two records fail while nothing else succeeds, so an outage is suspected.
 #[tokio::test(start_paused = true)]
 async fn expiring_records_of_a_suspected_outage_are_dead_lettered() {
-    let pipeline = Pipeline::new()
+    let pipeline = Pipeline::builder()
         .retention(DAY)
-        .expiry_policy(ExpiryPolicy::DeadLetter);
+        .expiry_policy(ExpiryPolicy::DeadLetter)
+        .build()
+        .expect("valid");
     let time = Duration::from_secs(10 * 60);
     let of_age = |age| (1..=2).map(|number| record_of_age(number, age)).collect();
     let database = Database::default();
@@ -231,9 +244,11 @@ async fn expiring_record_without_a_sink_stays_held() {
         .build()
         .expect("valid");
     let records: Vec<Record> = (0..20).map(|number| record_of_age(number, 23 * HOUR)).collect();
-    let pipeline = Pipeline::new()
+    let pipeline = Pipeline::builder()
         .retention(DAY)
-        .expiry_policy(ExpiryPolicy::DeadLetter);
+        .expiry_policy(ExpiryPolicy::DeadLetter)
+        .build()
+        .expect("valid");
     let run = pipeline.run(&resilient, stream::iter([Batch::from(records)]));
     assert!(
         timeout(Duration::from_secs(5 * 60), run).await.is_err(),
@@ -247,8 +262,12 @@ fn consumer_builder_sets_the_expiry_policy() {
         .behavior_version_latest()
         .build();
     let client = aws_sdk_kinesis::Client::from_conf(config);
-    let builder = redrive::Consumer::builder(client, "orders")
-        .pipeline(Pipeline::new().expiry_policy(ExpiryPolicy::DeadLetter));
+    let builder = redrive::Consumer::builder(client, "orders").pipeline(
+        Pipeline::builder()
+            .expiry_policy(ExpiryPolicy::DeadLetter)
+            .build()
+            .expect("valid"),
+    );
     assert!(
         format!("{builder:?}").contains("on_expiring: DeadLetter"),
         "{builder:?}"
@@ -276,9 +295,11 @@ async fn stopped_shard_resumes_without_a_waiting_dead_letter() {
     let running = tokio::spawn({
         let progress = progress.clone();
         async move {
-            let pipeline = Pipeline::new()
+            let pipeline = Pipeline::builder()
                 .retention(DAY)
-                .expiry_policy(ExpiryPolicy::DeadLetter);
+                .expiry_policy(ExpiryPolicy::DeadLetter)
+                .build()
+                .expect("valid");
             let batches = stream::iter([Batch::from(records)]);
             let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
             let never = CancellationToken::new();

@@ -50,7 +50,7 @@ async fn asking(records: &[&'static str], ask: impl AsyncFnOnce(&Progress)) {
         .zip(records)
         .map(|(number, script)| record(number, &number.to_string(), script));
     let (progress, from) = (Progress::new(), Checkpoint::at(Position::TrimHorizon));
-    let (pipeline, never) = (Pipeline::new(), CancellationToken::new());
+    let (pipeline, never) = (Pipeline::default(), CancellationToken::new());
     let records = each_second(records.collect());
     let run = pipeline.run_from(&resilient, records, from, &progress, &never);
     tokio::select! {
@@ -136,13 +136,20 @@ async fn records_settled_ahead_release_their_memory_when_reread() {
         .map(|(number, script)| record(number, &number.to_string(), script));
     let script = Script::default();
     let resilient = resilient(&script);
-    let capacity = Capacity::new(64, 1_000).expect("valid");
+    let capacity = Capacity::builder()
+        .running(64)
+        .bytes(1_000)
+        .build()
+        .expect("valid");
     let pages = stream::iter(pages.chain([fourth])).then(|record| async {
         let reservation = capacity.reserve(999).await;
         Batch::reserved(vec![record], reservation)
     });
     let (progress, never) = (Progress::new(), CancellationToken::new());
-    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let pipeline = Pipeline::builder()
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let run = pipeline.run_from(&resilient, Box::pin(pages), from, &progress, &never);
     let finished = timeout(Duration::from_secs(60), run).await;
     assert!(

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::checkpoint::Checkpoint;
-use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress};
+use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, PipelineBuilder, Progress};
 use redrive::{
     BoxError, CircuitBreaker, DeadLetterGuard, Position, Record, Resilient, dead_letter, processor_fn,
     processor_with,
@@ -43,7 +43,7 @@ async fn hang(_: Record) -> Result<(), BoxError> {
 
 /// Runs records whose handler never returns, and shuts down after 5 s. Returns the result of the run and the
 /// number of batches taken.
-async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
+async fn shut_down(pipeline: PipelineBuilder, batches: u64) -> (Finished, usize) {
     let resilient = Resilient::builder("billing", processor_fn(hang));
     let resilient = resilient.without_dead_letters().build().expect("valid");
     let (batches, taken) = counted(batches);
@@ -54,7 +54,7 @@ async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
         stop.cancel();
     });
     let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
-    let pipeline = pipeline.drain(Duration::from_secs(1));
+    let pipeline = pipeline.drain(Duration::from_secs(1)).build().expect("valid");
     let run = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
     (run.await.expect("nothing halts"), taken.load(Relaxed))
 }
@@ -62,7 +62,7 @@ async fn shut_down(pipeline: Pipeline, batches: u64) -> (Finished, usize) {
 #[tokio::test(start_paused = true)]
 async fn shutdown_stops_reading_and_reports_unsettled_records() {
     // The bound of records in flight is reached in the middle of a batch.
-    let (finished, taken) = shut_down(Pipeline::new().in_flight(3), 10).await;
+    let (finished, taken) = shut_down(Pipeline::builder().in_flight(3), 10).await;
     assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
 }
@@ -70,7 +70,7 @@ async fn shutdown_stops_reading_and_reports_unsettled_records() {
 /// Reaching the end of the input is no completion while handlers hang: their records are not settled.
 #[tokio::test(start_paused = true)]
 async fn shutdown_at_the_end_of_the_input_is_not_complete() {
-    let (finished, taken) = shut_down(Pipeline::new(), 2).await;
+    let (finished, taken) = shut_down(Pipeline::builder(), 2).await;
     assert_eq!(taken, 2);
     assert_eq!((finished.unsettled, finished.complete), (4, false));
     assert_eq!(finished.checkpoint.position(), &Position::TrimHorizon);
@@ -94,7 +94,7 @@ async fn few_batches_are_read_while_a_breaker_is_open() {
         .expect("valid");
     let (batches, taken) = counted(1_000);
     let mut seen = Vec::new();
-    let pipeline = Pipeline::new();
+    let pipeline = Pipeline::default();
     let mut run = Box::pin(pipeline.run(&resilient, batches));
     for _ in 0..5 {
         assert!(
@@ -115,14 +115,19 @@ async fn nothing_is_read_while_the_guard_has_stopped_a_shard() {
     async fn bad(_: Record) -> Result<(), BoxError> {
         Err(redrive::Failure::permanent("bad data").into())
     }
-    let guard = DeadLetterGuard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
+    let guard = DeadLetterGuard::builder()
+        .share(0.5)
+        .min_records(10)
+        .window(Duration::from_secs(60))
+        .build()
+        .expect("valid");
     let resilient = Resilient::builder("billing", processor_fn(bad))
         .dead_letters(dead_letter::Memory::new())
         .guard(guard.clone())
         .build()
         .expect("valid");
     let (batches, taken) = counted(1_000);
-    let pipeline = Pipeline::new();
+    let pipeline = Pipeline::default();
     let mut run = Box::pin(pipeline.run(&resilient, batches));
     assert!(timeout(Duration::from_secs(600), &mut run).await.is_err());
     assert_eq!(guard.state().len(), 1);
@@ -150,8 +155,15 @@ async fn memory_is_released_for_every_record() {
     };
     // Each page reserves all but one byte, so the page before must release everything.
     const BYTES: usize = 10_000;
-    let capacity = Capacity::new(64, BYTES).expect("valid");
-    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let capacity = Capacity::builder()
+        .running(64)
+        .bytes(BYTES)
+        .build()
+        .expect("valid");
+    let pipeline = Pipeline::builder()
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let records = [
         vec![record_of_100_bytes(1), record_of_100_bytes(2)],
         vec![inside(3, 0), inside(3, 1), inside(3, 2), record_of_100_bytes(4)],
@@ -194,8 +206,17 @@ async fn stopped_shard_takes_no_permit_and_not_all_memory() {
         }
     }
     const BYTES: usize = 1 << 20;
-    let capacity = Capacity::new(1, BYTES).expect("valid");
-    let guard = DeadLetterGuard::new(0.5, 10, Duration::from_secs(60)).expect("valid");
+    let capacity = Capacity::builder()
+        .running(1)
+        .bytes(BYTES)
+        .build()
+        .expect("valid");
+    let guard = DeadLetterGuard::builder()
+        .share(0.5)
+        .min_records(10)
+        .window(Duration::from_secs(60))
+        .build()
+        .expect("valid");
     let resilient = Resilient::builder("billing", processor_fn(obey))
         .dead_letters(dead_letter::Memory::new())
         .guard(guard.clone())
@@ -203,8 +224,11 @@ async fn stopped_shard_takes_no_permit_and_not_all_memory() {
         .expect("valid");
     let shard = |shard: &'static str, key: &'static str, pages: u64, payload: usize| {
         let (capacity, resilient) = (capacity.clone(), resilient.clone());
-        let pipeline = Pipeline::new().ordering(redrive::pipeline::RecordOrder::Unordered);
-        let pipeline = pipeline.capacity(capacity.clone());
+        let pipeline = Pipeline::builder()
+            .ordering(redrive::pipeline::RecordOrder::Unordered)
+            .capacity(capacity.clone())
+            .build()
+            .expect("valid");
         async move {
             let pages = stream::iter(0..pages).then(|page| {
                 let capacity = capacity.clone();

@@ -55,7 +55,7 @@ async fn run(
 ) -> (Script, Result<Finished, Box<ShardHalted>>, Duration) {
     let script = Script::default();
     let start = Instant::now();
-    let pipeline = Pipeline::new().ordering(ordering);
+    let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
     let result = pipeline.run(&resilient(&script), batches(records, 100)).await;
     (script, result, start.elapsed())
 }
@@ -149,8 +149,15 @@ async fn capacity_bounds_the_handler_calls_of_all_shards() {
     let gauge = Arc::new(Gauge::default());
     let builder = Resilient::builder("billing", gauge.clone()).without_dead_letters();
     let resilient = builder.build().expect("valid");
-    let capacity = Capacity::new(10, 1 << 20).expect("valid");
-    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let capacity = Capacity::builder()
+        .running(10)
+        .bytes(1 << 20)
+        .build()
+        .expect("valid");
+    let pipeline = Pipeline::builder()
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let shard = |first: u64| {
         let records = (first..first + 300)
             .map(|number| record(number, &number.to_string(), ""))
@@ -173,7 +180,16 @@ async fn record_in_backoff_releases_its_permit() {
         .without_retry_budget()
         .retry(RetryPolicy::constant(Duration::from_secs(5)).jitter(Jitter::None));
     let resilient = builder.build().expect("valid");
-    let pipeline = Pipeline::new().capacity(Capacity::new(2, 1 << 20).expect("valid"));
+    let pipeline = Pipeline::builder()
+        .capacity(
+            Capacity::builder()
+                .running(2)
+                .bytes(1 << 20)
+                .build()
+                .expect("valid"),
+        )
+        .build()
+        .expect("valid");
     let records = (0..500)
         .map(|number| {
             record(
@@ -217,8 +233,16 @@ async fn full_window_stops_reading_and_reports_the_oldest_record() {
         }
     }
     for (pipeline, bound, held) in [
-        (Pipeline::new().in_flight(4), Bound::InFlight, 4),
-        (Pipeline::new().in_flight(4).span(10), Bound::Span, 1),
+        (
+            Pipeline::builder().in_flight(4).build().expect("valid"),
+            Bound::InFlight,
+            4,
+        ),
+        (
+            Pipeline::builder().in_flight(4).span(10).build().expect("valid"),
+            Bound::Span,
+            1,
+        ),
     ] {
         let full = Arc::new(Full::default());
         let script = Script::default();
@@ -266,7 +290,12 @@ async fn full_window_that_moves_is_not_reported() {
         .expect("valid");
     let records = (0..10).map(|number| record(number, "k", "sleep:3000"));
     let batches = batches(records.collect(), 10);
-    let result = Pipeline::new().in_flight(2).run(&resilient, batches).await;
+    let result = Pipeline::builder()
+        .in_flight(2)
+        .build()
+        .expect("valid")
+        .run(&resilient, batches)
+        .await;
     assert!(result.is_ok_and(|end| end.complete));
     let calls = script.calls();
     assert_eq!(calls[9].at - calls[0].at, Duration::from_secs(27));
@@ -307,8 +336,12 @@ async fn record_about_to_expire_is_reported_repeatedly() {
                 .arrival(arrival)
                 .build()
         });
-        let pipeline = Pipeline::new().retention(24 * HOUR);
-        let pipeline = if hours == 30 { Pipeline::new() } else { pipeline };
+        let pipeline = Pipeline::builder().retention(24 * HOUR).build().expect("valid");
+        let pipeline = if hours == 30 {
+            Pipeline::default()
+        } else {
+            pipeline
+        };
         let settled = pipeline.run(&resilient, batches(records.collect(), 5)).await;
         assert!(settled.is_ok_and(|end| end.complete));
         let told = expiring.0.lock().expect("no panic").clone();
@@ -333,7 +366,7 @@ async fn sink_outage_stops_the_position_but_not_other_keys() {
         .map(|number| record(number, &format!("bad-{number}"), "bad"))
         .collect();
     records.extend((100..200).map(|number| record(number, &format!("good-{number}"), "ok")));
-    let pipeline = Pipeline::new();
+    let pipeline = Pipeline::default();
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let mut published = progress.subscribe();
     let start = Checkpoint::at(Position::TrimHorizon);
@@ -386,7 +419,7 @@ async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
         builder.dead_letter_policy(after).build().expect("valid")
     };
     let records = || (0..100).map(|number| record(number, "one", if number == 10 { "bad" } else { "ok" }));
-    let halted = Pipeline::new()
+    let halted = Pipeline::default()
         .run(&build(DeadLetterPolicy::Stop), batches(records().collect(), 100))
         .await
         .expect_err("halted");
@@ -403,7 +436,7 @@ async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
     // A new run continues from there.
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let stopping = build(DeadLetterPolicy::Stop);
-    let finished = Pipeline::new()
+    let finished = Pipeline::default()
         .run_from(
             &stopping,
             batches(records().collect(), 100),
@@ -415,7 +448,7 @@ async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
     assert!(finished.expect("no other is bad").complete);
     assert_eq!((script.first_calls().len(), letters.letters().len()), (100, 1));
 
-    let finished = Pipeline::new()
+    let finished = Pipeline::default()
         .run(
             &build(DeadLetterPolicy::Continue),
             batches(records().collect(), 100),
@@ -438,7 +471,7 @@ async fn halt_stops_before_the_record_and_keeps_settled_ones() {
             if number == 10 { "slowbad:2" } else { "sleep:5" },
         )
     });
-    let halted = Pipeline::new()
+    let halted = Pipeline::default()
         .run(&resilient, batches(records.collect(), 100))
         .await
         .expect_err("halted");
@@ -480,7 +513,7 @@ async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
         tokio::time::sleep(Duration::from_secs(2)).await;
         shutdown.cancel();
     };
-    let pipeline = Pipeline::new();
+    let pipeline = Pipeline::default();
     let from = Checkpoint::at(Position::TrimHorizon);
     let (result, ()) = tokio::join!(
         pipeline.run_from(&resilient, never_ends, from, &progress, &shutdown),
@@ -509,7 +542,10 @@ async fn hanging_handler_delays_a_shutdown_by_drain_at_most() {
     let resilient = resilient(&Script::default());
     let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     shutdown.cancel();
-    let pipeline = Pipeline::new().drain(Duration::from_secs(4));
+    let pipeline = Pipeline::builder()
+        .drain(Duration::from_secs(4))
+        .build()
+        .expect("valid");
     let from = Checkpoint::at(Position::TrimHorizon);
     let late = CancellationToken::new();
     let running = pipeline.run_from(
@@ -538,7 +574,11 @@ const OVERHEAD: usize = 256;
 
 #[tokio::test(start_paused = true)]
 async fn memory_is_released_on_settlement_and_on_drop() {
-    let capacity = Capacity::new(64, 1_000).expect("valid");
+    let capacity = Capacity::builder()
+        .running(64)
+        .bytes(1_000)
+        .build()
+        .expect("valid");
     let resilient = resilient(&Script::default());
     let reserved = |records: Vec<Record>| {
         let capacity = capacity.clone();
@@ -553,7 +593,10 @@ async fn memory_is_released_on_settlement_and_on_drop() {
         "ok".len() + bytes + OVERHEAD,
         "the surplus of the reservation is released"
     );
-    let pipeline = Pipeline::new().capacity(capacity.clone());
+    let pipeline = Pipeline::builder()
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let never_ends = stream::iter([batch]).chain(stream::pending());
     {
         let mut running = pin!(pipeline.run(&resilient, never_ends));
@@ -660,12 +703,18 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
         .zip(0u64..)
         .map(|((key, script), number)| record(number, &format!("key-{key}"), script))
         .collect();
-    let capacity = Capacity::new(plan.running, usize::MAX >> 1).expect("valid");
-    let pipeline = Pipeline::new()
+    let capacity = Capacity::builder()
+        .running(plan.running)
+        .bytes(usize::MAX >> 1)
+        .build()
+        .expect("valid");
+    let pipeline = Pipeline::builder()
         .ordering(plan.ordering)
         .in_flight(plan.held)
         .span(plan.span)
-        .capacity(capacity.clone());
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let mut from = Checkpoint::at(Position::TrimHorizon);
     let mut covered: BTreeSet<u64> = BTreeSet::new();
     let cuts = plan.cuts.iter().map(|&millis| Some(millis)).chain([None]);

@@ -168,7 +168,14 @@ impl Life {
         let client = kinesis::client(&self.world);
         let builder = Resilient::builder(APPLICATION, Handler::planned(&self.world))
             .retry(plan.policy.clone())
-            .guard(DeadLetterGuard::new(0.5, plan.guard_records, Duration::from_secs(60)).unwrap_or_default())
+            .guard(
+                DeadLetterGuard::builder()
+                    .share(0.5)
+                    .min_records(plan.guard_records)
+                    .window(Duration::from_secs(60))
+                    .build()
+                    .unwrap_or_default(),
+            )
             .breaker(
                 CircuitBreaker::builder()
                     .seed(self.seeds.random())
@@ -188,7 +195,11 @@ impl Life {
     /// Runs the consumer until the planned end, or until all records are settled.
     async fn run(&mut self, resilient: Resilient<BoxProcessor>, end: Option<End>) {
         let (world, plan) = (&self.world, self.world.plan());
-        let capacity = Capacity::new(plan.running, plan.bytes).expect("valid bounds");
+        let capacity = Capacity::builder()
+            .running(plan.running)
+            .bytes(plan.bytes)
+            .build()
+            .expect("valid bounds");
         let consumer = Consumer::builder(kinesis::client(world), STREAM);
         let consumer = match plan.leases {
             true => consumer.checkpoints(
@@ -198,10 +209,12 @@ impl Life {
         };
         let consumer = consumer
             .pipeline(
-                Pipeline::new()
+                Pipeline::builder()
                     .ordering(plan.ordering)
                     .in_flight(plan.held)
-                    .capacity(capacity.clone()),
+                    .capacity(capacity.clone())
+                    .build()
+                    .expect("valid"),
             )
             .retrieval(match plan.fan_out {
                 true => Retrieval::fan_out(),

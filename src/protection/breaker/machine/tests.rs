@@ -4,6 +4,9 @@ use rand::SeedableRng;
 use crate::protection::CircuitBreaker;
 use crate::protection::breaker::machine::*;
 
+/// The hashes of one record and its key.
+const ONE: Hashes = Hashes { record: 1, key: 1 };
+
 /// Fails a record that has not failed before.
 fn fails(machine: &mut Machine, now: Instant, key: Option<u64>, successes: u64) -> Option<Change> {
     static RECORDS: AtomicU64 = AtomicU64::new(0);
@@ -91,7 +94,7 @@ fn the_majority_of_the_probes_decides() {
             } else {
                 Proof::Works
             };
-            machine.proved(now, round, proof, (1, 1), 0)
+            machine.proved(now, round, proof, ONE, 0)
         });
         let change = changes.next();
         assert_eq!(
@@ -110,7 +113,7 @@ fn a_probe_that_shows_nothing_is_made_again() {
     let now = half_open(&mut machine, Instant::now());
     for _ in 0..100 {
         let round = machine.probe().expect("a probe is left");
-        assert_eq!(machine.proved(now, round, Proof::Nothing, (1, 1), 0), None);
+        assert_eq!(machine.proved(now, round, Proof::Nothing, ONE, 0), None);
     }
 }
 
@@ -119,7 +122,7 @@ fn a_round_in_which_nothing_was_shown_is_followed_by_another() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
     let round = machine.probe().expect("a probe is left");
-    machine.proved(now, round, Proof::Nothing, (1, 1), 0);
+    machine.proved(now, round, Proof::Nothing, ONE, 0);
     let over = machine.next_tick().expect("the round ends");
     assert_eq!(machine.tick(over, 0), None);
     let next = machine.round().expect("the same record may probe again");
@@ -188,14 +191,14 @@ fn what_a_probe_shows_of_a_key_counts_as_well() {
     // Five failed keys opened the breaker; three failed probes open it again.
     for key in 5..20 {
         let round = machine.probe().expect("a probe is left");
-        if opened(machine.proved(now, round, Proof::Fails, (key, key), 0)) {
+        if opened(machine.proved(now, round, Proof::Fails, Hashes { record: key, key }, 0)) {
             now = machine.next_tick().expect("it is open");
             machine.tick(now, 0);
         }
     }
     assert!(!machine.is_narrow(now));
     let round = machine.probe().expect("a probe is left");
-    machine.proved(now, round, Proof::Works, (1, 1), 1);
+    machine.proved(now, round, Proof::Works, ONE, 1);
     assert!(machine.is_narrow(now));
 }
 
@@ -208,7 +211,7 @@ fn it_has_been_closed_for_as_long_as_it_has() {
     assert!(!machine.is_closed_for(now, Duration::ZERO));
     for _ in 0..3 {
         let round = machine.probe().expect("a probe is left");
-        machine.proved(now, round, Proof::Works, (1, 1), 3);
+        machine.proved(now, round, Proof::Works, ONE, 3);
     }
     let later = now + Duration::from_secs(5);
     assert!(machine.is_closed_for(later, Duration::from_secs(5)));
@@ -219,7 +222,7 @@ fn it_has_been_closed_for_as_long_as_it_has() {
 fn fail_round(machine: &mut Machine, now: Instant) -> Instant {
     let change = (0..3).find_map(|_| {
         let round = machine.probe().expect("a probe is left");
-        machine.proved(now, round, Proof::Fails, (1, 1), 0)
+        machine.proved(now, round, Proof::Fails, ONE, 0)
     });
     let Some(Change::Opened {
         failures,
@@ -252,7 +255,7 @@ fn pause_shrinks_after_closing_and_resets_if_it_stays_closed() {
         }
         for _ in 0..3 {
             let round = machine.probe().expect("a probe is left");
-            machine.proved(now, round, Proof::Works, (1, 1), 3);
+            machine.proved(now, round, Proof::Works, ONE, 3);
         }
         assert!(matches!(machine.phase(), Phase::Closed));
         let now = now + Duration::from_secs(stays_closed);
@@ -266,12 +269,12 @@ fn a_round_goes_on_until_its_time_is_over() {
     let mut machine = machine();
     let now = half_open(&mut machine, Instant::now());
     let round = machine.probe().expect("a probe is left");
-    machine.proved(now, round, Proof::Works, (1, 1), 1);
+    machine.proved(now, round, Proof::Works, ONE, 1);
     assert_eq!(machine.tick(now + Duration::from_secs(9), 1), None);
     assert_eq!(machine.next_tick(), Some(now + Duration::from_secs(10)));
     // As many failures as successes do not close the breaker.
     let round = machine.probe().expect("a probe is left");
-    machine.proved(now, round, Proof::Fails, (1, 1), 1);
+    machine.proved(now, round, Proof::Fails, ONE, 1);
     let over = machine.tick(now + Duration::from_secs(10), 1);
     assert!(
         matches!(
@@ -293,7 +296,7 @@ fn a_probe_of_a_round_that_is_over_decides_nothing() {
     let late = machine.probe().expect("a probe is left");
     let now = fail_round(&mut machine, now);
     for _ in 0..5 {
-        assert_eq!(machine.proved(now, late, Proof::Works, (1, 1), 1), None);
+        assert_eq!(machine.proved(now, late, Proof::Works, ONE, 1), None);
     }
     assert!(matches!(machine.phase(), Phase::HalfOpen(_)));
 }
@@ -328,7 +331,7 @@ fn too_few_probes_decide_when_their_time_is_over() {
         "without a probe there is nothing to decide"
     );
     let round = machine.probe().expect("five probes are left");
-    assert_eq!(machine.proved(now, round, Proof::Works, (1, 1), 1), None);
+    assert_eq!(machine.proved(now, round, Proof::Works, ONE, 1), None);
     let over = machine.next_tick().expect("the round ends");
     assert!(matches!(machine.tick(over, 1), Some(Change::Closed { .. })));
 }
@@ -341,7 +344,7 @@ fn pauses_grow_while_it_stays_sick_and_never_past_their_cap() {
     for _ in 0..20 {
         let change = (0..3).find_map(|_| {
             let round = machine.probe().expect("a probe is left");
-            machine.proved(now, round, Proof::Fails, (1, 1), 0)
+            machine.proved(now, round, Proof::Fails, ONE, 0)
         });
         let Some(Change::Opened { pause, .. }) = change else {
             panic!("{change:?}")
@@ -401,7 +404,7 @@ proptest! {
                     None
                 }
                 Move::Proved(proof) => match running.pop() {
-                    Some(round) => machine.proved(now, round, proof, (1, 1), successes),
+                    Some(round) => machine.proved(now, round, proof, ONE, successes),
                     None => None,
                 },
             };
@@ -418,7 +421,7 @@ proptest! {
         }
         // The dependency works again: running probes end, then one probe at a time succeeds.
         for round in running {
-            machine.proved(now, round, Proof::Works, (1, 1), successes);
+            machine.proved(now, round, Proof::Works, ONE, successes);
         }
         for _ in 0..10 {
             if let Some(at) = machine.next_tick() {
@@ -426,7 +429,7 @@ proptest! {
             }
             machine.tick(now, successes);
             if let Some(round) = machine.probe() {
-                machine.proved(now, round, Proof::Works, (1, 1), successes);
+                machine.proved(now, round, Proof::Works, ONE, successes);
             }
         }
         prop_assert!(matches!(machine.phase, Phase::Closed), "{:?}", machine);
