@@ -7,8 +7,10 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use tokio::sync::Semaphore;
 
-use super::read::data_loss::OnDataLoss;
-use super::{Consumer, DataLoss, DataLossPolicy, Health, Polling, Retrieval, StartingPosition};
+use super::data_loss::OnDataLoss;
+use super::read::polling::PollingSettings;
+use super::settings::Settings;
+use super::{Consumer, DataLoss, DataLossPolicy, Health, Retrieval, StartingPosition};
 use crate::aws;
 use crate::checkpoint::{self, CheckpointStore};
 use crate::config::ConfigError;
@@ -235,14 +237,14 @@ impl ConsumerBuilder {
             })?;
         // Half for the last checkpoint, then half for the release of the lease.
         let last_calls = (self.shutdown_timeout / 5).min(Duration::from_secs(4));
-        Ok(Consumer {
+        Ok(Consumer(Settings {
             client: aws::kinesis::without_retries(&self.client, aws::ATTEMPT_TIMEOUT),
             stream: self.stream,
             checkpoints,
             pipeline: self.pipeline.drain(self.shutdown_timeout - last_calls),
             start: self.start,
             retrieval: self.retrieval,
-            polling: Polling {
+            polling: PollingSettings {
                 interval,
                 idle: self.idle_interval,
                 page: self.records_per_call as i32,
@@ -255,7 +257,7 @@ impl ConsumerBuilder {
             shutdown_timeout: self.shutdown_timeout,
             last_call: last_calls / 2,
             rng: seeded_rng(self.seed),
-        })
+        }))
     }
 }
 

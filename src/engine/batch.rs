@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::attempt::{AttemptError, FailedAttempt, Term};
 use super::claims::{ClaimRefused, Claims, WaitsFor};
 use super::decision::Decision;
-use super::group::{Fate, Group, Member, Next, Parting};
-use super::protection::Pass;
+use super::group::{Group, Member, MemberStep, Next, Parting};
+use super::protection::Permission;
 use super::retry::give_back;
 use super::retry_state::RetryState;
 use super::{Engine, Step};
@@ -27,26 +27,33 @@ pub(super) struct BatchStep<'a, P: Handler> {
 }
 
 impl<'a, P: Handler> BatchStep<'a, P> {
-    pub(super) async fn run(engine: &'a Engine<P>, mut group: Group, term: Term<'a>) -> Vec<Fate> {
-        let (state, pass) = (group.state.take(), mem::replace(&mut group.pass, Pass::FREE));
+    pub(super) async fn run(engine: &'a Engine<P>, mut group: Group, term: Term<'a>) -> Vec<MemberStep> {
+        let (state, permission) = (
+            group.state.take(),
+            mem::replace(&mut group.permission, Permission::FREE),
+        );
         let mut step = BatchStep {
             engine,
             term,
             parting: Parting::of(group),
         };
-        if let Some(state) = step.take_turn(state, pass).await {
+        if let Some(state) = step.take_turn(state, permission).await {
             step.parting.go_on(state);
         }
         let parting = step.parting;
         if let Some(claims) = engine.claims.as_ref().filter(|_| !parting.unused.is_empty()) {
             claims.release(&parting.unused).await;
         }
-        parting.fates
+        parting.steps
     }
 
     /// Makes one attempt. Returns the state of the records that stay in the group; `None` if the deadline
     /// ended the step.
-    async fn take_turn(&mut self, mut state: Option<Box<RetryState>>, pass: Pass) -> Option<Box<RetryState>> {
+    async fn take_turn(
+        &mut self,
+        mut state: Option<Box<RetryState>>,
+        permission: Permission,
+    ) -> Option<Box<RetryState>> {
         if state.is_none() && self.engine.interrupted.has_any() {
             state = self.recall_together();
             if state.as_ref().is_some_and(|state| state.is_due_later()) {
@@ -57,7 +64,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
             && let Some(delay) = self
                 .engine
                 .decisions
-                .budget_refuses(&first.record, waiting, &pass)
+                .budget_refuses(&first.record, waiting, &permission)
         {
             return state.map(|state| state.retry_after(delay));
         }
@@ -84,7 +91,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
             .await
         {
             Ok(()) => {
-                self.engine.protection.succeeded(&first, pass);
+                self.engine.protection.succeeded(&first, permission);
                 self.processed_together(next.members).await;
                 return Some(at_once(state));
             }
@@ -95,7 +102,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
             AttemptError::Returned(BatchFailure::Of(failed)) => match by_member(failed, records.len()) {
                 Ok(failed) => {
                     let outcome = (failed, took);
-                    self.some_failed(next.members, outcome, state.as_deref(), pass)
+                    self.some_failed(next.members, outcome, state.as_deref(), permission)
                         .await;
                     return Some(at_once(state));
                 }
@@ -117,7 +124,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
         let (state, decision) =
             self.engine
                 .decisions
-                .decide(&first, count, state, failed, pass, self.term.run);
+                .decide(&first, count, state, failed, permission, self.term.run);
         if !matches!(decision, Decision::Interrupted) {
             let counts = state.attempts.count > counted;
             let members = next.members.iter_mut();
@@ -259,7 +266,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
         members: Vec<Member>,
         (errors, took): (Vec<Option<P::Error>>, Duration),
         state: Option<&RetryState>,
-        mut pass: Pass,
+        mut permission: Permission,
     ) {
         self.parting.group.clear_suspicion();
         let (mut processed, mut failed, mut gone) = (Vec::new(), Vec::new(), HashSet::new());
@@ -277,7 +284,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
             // Some records succeeded, so the dependency works, whatever the others failed for.
             self.engine
                 .protection
-                .succeeded(&first.record, mem::replace(&mut pass, Pass::FREE));
+                .succeeded(&first.record, mem::replace(&mut permission, Permission::FREE));
             self.processed_together(processed).await;
         }
         for (mut member, error) in failed {
@@ -287,10 +294,10 @@ impl<'a, P: Handler> BatchStep<'a, P> {
             };
             let claim = member.claim.take();
             let own = member.apart(state);
-            let pass = mem::replace(&mut pass, Pass::FREE);
-            let mut step = self
-                .engine
-                .attempt_failed(&member.record, Some(own), failed, pass, self.term.run);
+            let permission = mem::replace(&mut permission, Permission::FREE);
+            let mut step =
+                self.engine
+                    .attempt_failed(&member.record, Some(own), failed, permission, self.term.run);
             if let (Some(claims), Some(claim)) = (&self.engine.claims, claim) {
                 step = give_back(claims, claim, step).await;
             }

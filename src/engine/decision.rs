@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 
 use super::attempt::FailedAttempt;
 use super::classifiers::Classifiers;
-use super::protection::{Pass, Protection, Run};
+use super::protection::{Permission, Protection, Run};
 use super::retry_state::{Hold, RECHECK, RetryState};
 use crate::dead_letter::Reason;
 use crate::failure::{BoxError, Class, Failure, Scope};
@@ -68,7 +68,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         records: usize,
         state: Option<Box<RetryState>>,
         failed: FailedAttempt<E>,
-        pass: Pass,
+        permission: Permission,
         run: &Run,
     ) -> (Box<RetryState>, Decision) {
         let mut state = state.unwrap_or_else(|| Box::new(RetryState::new()));
@@ -83,8 +83,8 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         let breaker = self.protection.blamed(verdict);
         let is_closed = breaker.is_none_or(|breaker| breaker.is_closed_for(failed.took));
         state.meets(breaker);
-        if !pass.is_free() {
-            state.probed = pass.rounds();
+        if !permission.is_free() {
+            state.probed = permission.rounds();
         }
         let counts = is_closed && !state.is_suspected() || Sabotage::CountProbes.is_committed();
         state.attempts.push(failed.took, &failure, counts);
@@ -99,7 +99,8 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
                 error_type: type_name::<E>(),
             });
         let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
-        self.protection.failed(record, pass, breaker, others_succeed);
+        self.protection
+            .failed(record, permission, breaker, others_succeed);
         if let (Some(breaker), false) = (breaker, counts) {
             return self.probe_failed(record, state, breaker, is_closed, failure, run);
         }
@@ -230,11 +231,11 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         &self,
         record: &Record,
         state: &mut RetryState,
-        pass: &Pass,
+        permission: &Permission,
     ) -> Option<Duration> {
         // The breaker asks for its probes and limits them. A record that waits for its claim has already
         // withdrawn its retry.
-        if !pass.is_free() || state.waits.is_some() || self.withdraw(state) {
+        if !permission.is_free() || state.waits.is_some() || self.withdraw(state) {
             return None;
         }
         let refused = state.refused;

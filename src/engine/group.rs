@@ -6,7 +6,7 @@ use std::mem;
 use tokio::time::Instant;
 
 use super::Step;
-use super::protection::Pass;
+use super::protection::Permission;
 use super::retry_state::RetryState;
 use crate::dead_letter::{Attempts, Reason};
 use crate::idempotency::Claim;
@@ -80,7 +80,7 @@ pub(crate) struct Group {
     /// The shared retry state, once the group has failed.
     pub(super) state: Option<Box<RetryState>>,
     /// Permission for the next attempt.
-    pub(super) pass: Pass,
+    pub(super) permission: Permission,
 }
 
 impl Group {
@@ -90,7 +90,7 @@ impl Group {
             members,
             suspects: 0,
             state: None,
-            pass: Pass::FREE,
+            permission: Permission::FREE,
         })
     }
 
@@ -126,8 +126,8 @@ impl Group {
     }
 
     /// Sets the permission for an attempt while a breaker is not closed.
-    pub(crate) fn probes_with(&mut self, pass: Pass) {
-        self.pass = pass;
+    pub(crate) fn probes_with(&mut self, permission: Permission) {
+        self.permission = permission;
     }
 
     /// Gives up the records: they become dead letters without another attempt.
@@ -269,7 +269,7 @@ impl Next {
 }
 
 /// The result of a step for one record or several.
-pub(crate) enum Fate {
+pub(crate) enum MemberStep {
     /// The record is settled or released.
     Done(Member, Result<Settled, Unsettled>),
     /// The records take another step later.
@@ -278,11 +278,11 @@ pub(crate) enum Fate {
     Behind(Member),
 }
 
-impl Fate {
+impl MemberStep {
     pub(super) fn of(member: Member, step: Step) -> Self {
         match step {
-            Step::Done(result) => Fate::Done(member, result),
-            Step::Later(state) => Fate::Later(Group::with_state(vec![member], state)),
+            Step::Done(result) => MemberStep::Done(member, result),
+            Step::Later(state) => MemberStep::Later(Group::with_state(vec![member], state)),
         }
     }
 }
@@ -291,7 +291,7 @@ impl Fate {
 pub(super) struct Parting {
     /// The records that are left in the group.
     pub(super) group: Group,
-    pub(super) fates: Vec<Fate>,
+    pub(super) steps: Vec<MemberStep>,
     /// The claims of records that are not attempted in this step.
     pub(super) unused: Vec<Claim>,
 }
@@ -300,7 +300,7 @@ impl Parting {
     pub(super) fn of(group: Group) -> Self {
         Parting {
             group,
-            fates: Vec::new(),
+            steps: Vec::new(),
             unused: Vec::new(),
         }
     }
@@ -310,7 +310,7 @@ impl Parting {
         if !matches!(step, Step::Done(Ok(_))) {
             self.stop_lane(&member);
         }
-        self.fates.push(Fate::of(member, step));
+        self.steps.push(MemberStep::of(member, step));
     }
 
     /// Makes the remaining records behind this one in its lane wait.
@@ -323,7 +323,7 @@ impl Parting {
 
     pub(super) fn waits(&mut self, mut member: Member) {
         self.unused.extend(member.claim.take());
-        self.fates.push(Fate::Behind(member));
+        self.steps.push(MemberStep::Behind(member));
     }
 
     /// Keeps the remaining records together. The only suspect, or the only record left, continues alone.
@@ -340,7 +340,7 @@ impl Parting {
             state.is_shared = true;
             let mut group = mem::replace(&mut self.group, *Group::of(Vec::new()));
             group.state = Some(state);
-            self.fates.push(Fate::Later(Box::new(group)));
+            self.steps.push(MemberStep::Later(Box::new(group)));
         }
     }
 }

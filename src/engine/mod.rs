@@ -31,8 +31,8 @@ pub use builder::ResilientBuilder;
 #[cfg(feature = "kinesis")]
 pub(crate) use dependencies::Dependencies;
 pub(crate) use give_up::HELD_AT_LEAST;
-pub(crate) use group::{Fate, Group, Member};
-pub(crate) use protection::{Pass, Run, Within};
+pub(crate) use group::{Group, Member, MemberStep};
+pub(crate) use protection::{Permission, Run, Within};
 
 use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 #[cfg(feature = "kinesis")]
@@ -106,7 +106,7 @@ enum Step {
 #[allow(clippy::box_collection, reason = "one word instead of three")]
 pub(crate) enum Stepped {
     Processed,
-    Otherwise(Box<Vec<Fate>>),
+    Otherwise(Box<Vec<MemberStep>>),
 }
 
 impl<P: Handler> Resilient<P> {
@@ -155,7 +155,9 @@ impl<P: Handler> Resilient<P> {
         }
         match engine.attempts.run_first(record, deadline).await {
             Ok(()) => Ok(engine.processed(record, 1, &engine.run)),
-            Err(failed) => Box::pin(engine.recover(record, failed, Pass::FREE, engine.term(deadline))).await,
+            Err(failed) => {
+                Box::pin(engine.recover(record, failed, Permission::FREE, engine.term(deadline))).await
+            }
         }
     }
 
@@ -174,18 +176,18 @@ impl<P: Handler> Resilient<P> {
         let engine = &*self.0;
         async move {
             if again.is_some() || engine.has_more_to_do() {
-                let fates = Box::pin(engine.step_slowly(ordinal, record, again, Term::of(run))).await;
-                return Stepped::Otherwise(Box::new(fates));
+                let steps = Box::pin(engine.step_slowly(ordinal, record, again, Term::of(run))).await;
+                return Stepped::Otherwise(Box::new(steps));
             }
             let step = match engine.attempts.run_first(&record, run.deadline()).await {
                 Ok(()) => {
                     let _ = engine.processed(&record, 1, run);
                     return Stepped::Processed;
                 }
-                Err(failed) => engine.attempt_failed(&record, None, failed, Pass::FREE, run),
+                Err(failed) => engine.attempt_failed(&record, None, failed, Permission::FREE, run),
             };
-            let fate = Fate::of(Member::new(ordinal, None, record), step);
-            Stepped::Otherwise(Box::new(vec![fate]))
+            let step = MemberStep::of(Member::new(ordinal, None, record), step);
+            Stepped::Otherwise(Box::new(vec![step]))
         }
     }
 
@@ -247,7 +249,6 @@ impl<P: Handler> Resilient<P> {
     }
 
     /// Returns true if a call has shown that the processor works on another thread than the one that polls it.
-    #[cfg(feature = "kinesis")]
     pub(crate) fn runs_elsewhere(&self) -> bool {
         self.0.attempts.runs_elsewhere()
     }
@@ -324,7 +325,7 @@ impl<P: Handler> Engine<P> {
         record: Record,
         again: Option<Box<Group>>,
         term: Term<'_>,
-    ) -> Vec<Fate> {
+    ) -> Vec<MemberStep> {
         let mut group = match again {
             Some(group) => group,
             None => {
@@ -332,7 +333,7 @@ impl<P: Handler> Engine<P> {
                 if let Some(state) = group.first().and_then(|one| self.interrupted.take(&one.record)) {
                     // The record resumes when its state is due.
                     group.state = Some(state);
-                    return vec![Fate::Later(group)];
+                    return vec![MemberStep::Later(group)];
                 }
                 group
             }
@@ -343,15 +344,17 @@ impl<P: Handler> Engine<P> {
         }
     }
 
-    async fn go_a_step(&self, mut group: Group, term: Term<'_>) -> Vec<Fate> {
+    async fn go_a_step(&self, mut group: Group, term: Term<'_>) -> Vec<MemberStep> {
         if group.has_several() {
             return BatchStep::run(self, group, term).await;
         }
         let Some(member) = group.members.pop() else {
             return Vec::new();
         };
-        let step = self.resume(&member.record, group.state, group.pass, term).await;
-        vec![Fate::of(member, step)]
+        let step = self
+            .resume(&member.record, group.state, group.permission, term)
+            .await;
+        vec![MemberStep::of(member, step)]
     }
 
     fn begin_run(&self, lets_expire: bool, retention: Retention) -> Run {

@@ -175,8 +175,8 @@ impl Run {
     }
 
     /// Admits one attempt. Returns `None` if a breaker is open or has no probe left.
-    pub(crate) fn pass(&self) -> Option<Pass> {
-        self.protection.pass()
+    pub(crate) fn permission(&self) -> Option<Permission> {
+        self.protection.permission()
     }
 
     /// Waits until a breaker that is not closed has changed. A change after this call is not missed.
@@ -266,14 +266,14 @@ impl Run {
 /// Permission for one attempt.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct Pass {
+pub(crate) struct Permission {
     /// The probe of each breaker that is not closed; empty if all are closed.
     probes: Vec<Probe>,
 }
 
-impl Pass {
-    /// The pass of an attempt that begins while every breaker is closed.
-    pub(crate) const FREE: Pass = Pass { probes: Vec::new() };
+impl Permission {
+    /// The permission of an attempt that begins while every breaker is closed.
+    pub(crate) const FREE: Permission = Permission { probes: Vec::new() };
 
     pub(crate) fn is_free(&self) -> bool {
         self.probes.is_empty()
@@ -304,10 +304,10 @@ impl Protection {
     }
 
     /// Admits one attempt. Returns `None` if a breaker is open or has no probe left.
-    pub(super) fn pass(&self) -> Option<Pass> {
+    pub(super) fn permission(&self) -> Option<Permission> {
         let unclosed = self.breakers.iter().filter(|named| !named.breaker.is_closed());
         let probes: Option<Vec<Probe>> = unclosed.map(|named| named.breaker.probe()).collect();
-        probes.map(|probes| Pass { probes })
+        probes.map(|probes| Permission { probes })
     }
 
     /// Waits until a breaker that is not closed has changed. A change after this call is not missed.
@@ -352,8 +352,8 @@ impl Protection {
     }
 
     /// Counts a successful attempt.
-    pub(super) fn succeeded(&self, record: &Record, pass: Pass) {
-        self.showed(record, pass, |_| Proof::Works);
+    pub(super) fn succeeded(&self, record: &Record, permission: Permission) {
+        self.showed(record, permission, |_| Proof::Works);
     }
 
     /// Counts a failed attempt. `others_succeed`: other records have succeeded since this record first
@@ -361,13 +361,13 @@ impl Protection {
     pub(super) fn failed(
         &self,
         record: &Record,
-        pass: Pass,
+        permission: Permission,
         blamed: Option<&CircuitBreaker>,
         others_succeed: bool,
     ) {
-        if !pass.is_free() {
+        if !permission.is_free() {
             // A failure for another reason proves nothing about this breaker's dependency.
-            self.showed(record, pass, |breaker| match blamed {
+            self.showed(record, permission, |breaker| match blamed {
                 Some(blamed) if blamed.is(breaker) && !others_succeed => Proof::Fails,
                 _ => Proof::Nothing,
             });
@@ -389,8 +389,8 @@ impl Protection {
         }
     }
 
-    fn showed(&self, record: &Record, pass: Pass, proof: impl Fn(&CircuitBreaker) -> Proof) {
-        for probe in pass.probes {
+    fn showed(&self, record: &Record, permission: Permission, proof: impl Fn(&CircuitBreaker) -> Proof) {
+        for probe in permission.probes {
             let breaker = probe.breaker().clone();
             let proof = proof(&breaker);
             self.tell_of(&breaker, probe.showed(proof, record));
@@ -473,10 +473,10 @@ mod tests {
                 observers: Observers::new(Vec::new()),
             };
             let record = Record::builder("s", "shardId-0".into(), 1.into()).build();
-            protection.failed(&record, Pass::FREE, Some(&breaker), false);
+            protection.failed(&record, Permission::FREE, Some(&breaker), false);
             protection.change().await;
-            let pass = protection.pass().expect("the breaker's pause is over");
-            protection.failed(&record, pass, Some(&breaker), others_succeed);
+            let permission = protection.permission().expect("the breaker's pause is over");
+            protection.failed(&record, permission, Some(&breaker), others_succeed);
             assert_eq!(breaker.state(), state);
         }
     }

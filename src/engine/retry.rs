@@ -8,7 +8,7 @@ use super::attempt::{FailedAttempt, Term};
 use super::claims::{ClaimRefused, Claims, WaitsFor};
 use super::decision::Decision;
 use super::give_up::{Crashed, HeldTooLong};
-use super::protection::Pass;
+use super::protection::Permission;
 use super::retry_state::{Phase, RetryState};
 use super::{Engine, Run, Step};
 use crate::dead_letter::{DeadLetter, Reason};
@@ -27,10 +27,10 @@ impl<P: Handler> Engine<P> {
         &self,
         record: &Record,
         failed: FailedAttempt<P::Error>,
-        pass: Pass,
+        permission: Permission,
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
-        let step = self.attempt_failed(record, None, failed, pass, term.run);
+        let step = self.attempt_failed(record, None, failed, permission, term.run);
         let result = self.go_on(record, step, term).await;
         self.tell_unsettled(record, &result);
         result
@@ -42,10 +42,10 @@ impl<P: Handler> Engine<P> {
         record: &Record,
         state: Option<Box<RetryState>>,
         failed: FailedAttempt<P::Error>,
-        pass: Pass,
+        permission: Permission,
         run: &Run,
     ) -> Step {
-        let (state, decision) = self.decisions.decide(record, 1, state, failed, pass, run);
+        let (state, decision) = self.decisions.decide(record, 1, state, failed, permission, run);
         self.follow(record, state, decision)
     }
 
@@ -86,7 +86,7 @@ impl<P: Handler> Engine<P> {
             match step {
                 Step::Done(result) => return result,
                 Step::Later(state) => {
-                    let mut pass = Pass::FREE;
+                    let mut permission = Permission::FREE;
                     if let Some(due) = state.due() {
                         // An attempt that would begin at its deadline is not made.
                         if term.deadline.is_some_and(|deadline| due >= deadline) {
@@ -96,8 +96,8 @@ impl<P: Handler> Engine<P> {
                         }
                         sleep_until(due).await;
                         if !self.protection.is_clear() {
-                            pass = match self.admitted(Some(&state), term).await {
-                                Ok(pass) => pass,
+                            permission = match self.admitted(Some(&state), term).await {
+                                Ok(permission) => permission,
                                 Err(why) => {
                                     self.interrupted.keep(record, state);
                                     return Err(why);
@@ -105,7 +105,7 @@ impl<P: Handler> Engine<P> {
                             };
                         }
                     }
-                    step = self.resume(record, Some(state), pass, term).await;
+                    step = self.resume(record, Some(state), permission, term).await;
                 }
             }
         }
@@ -119,13 +119,13 @@ impl<P: Handler> Engine<P> {
         term: Term<'_>,
     ) -> Result<Settled, Unsettled> {
         let settling = async {
-            let pass = match self.protection.is_clear() {
-                true => Pass::FREE,
+            let permission = match self.protection.is_clear() {
+                true => Permission::FREE,
                 false => self.admitted(None, term).await?,
             };
             let step = match self.interrupted.take(record) {
                 Some(state) => Step::Later(state),
-                None => self.try_once(record, None, pass, term).await,
+                None => self.try_once(record, None, permission, term).await,
             };
             self.go_on(record, step, term).await
         };
@@ -135,7 +135,7 @@ impl<P: Handler> Engine<P> {
     }
 
     /// Waits until the breakers admit an attempt.
-    async fn admitted(&self, state: Option<&RetryState>, term: Term<'_>) -> Result<Pass, Unsettled> {
+    async fn admitted(&self, state: Option<&RetryState>, term: Term<'_>) -> Result<Permission, Unsettled> {
         let may = |rounds: &Vec<Round>| state.is_none_or(|state| !state.has_probed(rounds));
         let admitted = async {
             loop {
@@ -143,8 +143,8 @@ impl<P: Handler> Engine<P> {
                 // Checks the rounds before it takes a probe, because an unused probe wakes all waiting
                 // records.
                 let rounds = self.protection.rounds().filter(may);
-                match rounds.and_then(|_| self.protection.pass()) {
-                    Some(pass) => return pass,
+                match rounds.and_then(|_| self.protection.permission()) {
+                    Some(permission) => return permission,
                     None => change.await,
                 }
             }
@@ -162,18 +162,18 @@ impl<P: Handler> Engine<P> {
         &self,
         record: &Record,
         state: Option<Box<RetryState>>,
-        pass: Pass,
+        permission: Permission,
         term: Term<'_>,
     ) -> Step {
         let Some(mut state) = state.or_else(|| self.interrupted.take(record)) else {
-            return self.try_once(record, None, pass, term).await;
+            return self.try_once(record, None, permission, term).await;
         };
         match state.phase {
             Phase::Retry { .. } => {
-                if let Some(delay) = self.decisions.budget_refuses(record, &mut state, &pass) {
+                if let Some(delay) = self.decisions.budget_refuses(record, &mut state, &permission) {
                     return Step::Later(state.retry_after(delay));
                 }
-                self.try_once(record, Some(state), pass, term).await
+                self.try_once(record, Some(state), permission, term).await
             }
             Phase::GivenUp(reason) => {
                 let failure = match reason {
@@ -246,7 +246,7 @@ impl<P: Handler> Engine<P> {
         &self,
         record: &Record,
         mut state: Option<Box<RetryState>>,
-        pass: Pass,
+        permission: Permission,
         term: Term<'_>,
     ) -> Step {
         let number = state.as_ref().map_or(0, |state| state.attempts.calls()) + 1;
@@ -276,14 +276,14 @@ impl<P: Handler> Engine<P> {
         }
         match self.attempts.run_in_span(record, number, term).await {
             Ok(()) => {
-                self.protection.succeeded(record, pass);
+                self.protection.succeeded(record, permission);
                 if let Some((claims, claim)) = claim {
                     claims.complete(slice::from_ref(record), vec![claim], term).await;
                 }
                 Step::Done(Ok(self.processed(record, number, term.run)))
             }
             Err(failed) => {
-                let step = self.attempt_failed(record, state, failed, pass, term.run);
+                let step = self.attempt_failed(record, state, failed, permission, term.run);
                 match claim {
                     Some((claims, claim)) => give_back(claims, claim, step).await,
                     None => step,

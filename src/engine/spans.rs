@@ -7,7 +7,7 @@ use std::future::Future;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span, debug_span};
 
-use super::{Fate, Group};
+use super::{Group, MemberStep};
 use crate::observer::TraceContext;
 use crate::observer::{Observers, UserCode};
 use crate::record::Record;
@@ -134,18 +134,18 @@ pub(super) async fn settled(
 }
 
 /// Takes a step in the record's span. A record that is not settled keeps the span for its next step.
-pub(super) async fn stepped(step: impl Future<Output = Vec<Fate>>, span: Span) -> Vec<Fate> {
-    let mut fates = step.instrument(span.clone()).await;
-    match &mut fates[..] {
-        [Fate::Done(_, result)] => note(&span, result),
-        [Fate::Later(group)] => {
+pub(super) async fn stepped(step: impl Future<Output = Vec<MemberStep>>, span: Span) -> Vec<MemberStep> {
+    let mut steps = step.instrument(span.clone()).await;
+    match &mut steps[..] {
+        [MemberStep::Done(_, result)] => note(&span, result),
+        [MemberStep::Later(group)] => {
             if let Some(state) = &mut group.state {
                 state.span = Some(Box::new(span));
             }
         }
         _ => {}
     }
-    fates
+    steps
 }
 
 fn note(span: &Span, result: &Result<Settled, Unsettled>) {

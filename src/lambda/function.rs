@@ -1,14 +1,12 @@
 //! One invocation of a Lambda function, from the event to the answer.
 
 use std::env;
-use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use futures_util::stream;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument as _, debug_span};
 
@@ -23,7 +21,7 @@ use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::kpl::expand::unpack;
 use crate::observer::{Event as Observed, Interest};
-use crate::pipeline::{Batch, Pipeline, Progress};
+use crate::pipeline::{Batch, NoGate, Pipeline, Progress};
 use crate::processor::Handler;
 use crate::record::{Position, Record, SequenceNumber};
 
@@ -263,21 +261,14 @@ impl<P: Handler> Function<P> {
             // The store does not show which record may end the process, so only one is in flight at a time.
             None => pipeline = pipeline.one_by_one(),
         }
-        let stop = CancellationToken::new();
         let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
         let (first, last) = (first.sequence_number().clone(), last.position());
         let count = records.len();
         let batches = stream::iter([Batch::from(records)]);
-        let mut running = pin!(pipeline.run_from(&self.resilient, batches, from, &progress, &stop));
-        let result = tokio::select! {
-            biased;
-            // The deadline is polled first, so that nothing starts if no time is left.
-            () = sleep_until(within.attempts_until) => {
-                stop.cancel();
-                running.await
-            }
-            result = &mut running => result,
-        };
+        // The pipeline polls the deadline before anything else, so that nothing starts if no time is left.
+        let deadline = sleep_until(within.attempts_until);
+        let running = pipeline.run_from(&self.resilient, batches, from, &NoGate, &progress, deadline);
+        let result = running.await;
         let (unsettled, first) = match result {
             Ok(finished) if finished.complete || *finished.checkpoint.position() == last => {
                 return Ok(Outcome::Settled);

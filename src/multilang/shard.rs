@@ -20,7 +20,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::Resilient;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest};
-use crate::pipeline::{Batch, Finished, Pipeline, Progress, Published, ShardHalted};
+use crate::pipeline::{Batch, Finished, NoGate, Pipeline, Progress, Published, ShardHalted};
 use crate::processor::Handler;
 use crate::record::{Position, Source};
 
@@ -63,8 +63,9 @@ impl Shard {
             let from = Checkpoint::at(from.clone());
             async move {
                 let batches = Batches(batches);
+                let stopped = stop.cancelled();
                 let result = pipeline
-                    .run_from(&resilient, batches, from, &progress, &stop)
+                    .run_from(&resilient, batches, from, &NoGate, &progress, stopped)
                     .await;
                 let checkpoint = match &result {
                     Ok(finished) => finished.checkpoint.clone(),

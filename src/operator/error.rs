@@ -11,9 +11,6 @@ use crate::record::{Position, SequenceNumber, ShardId};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperatorError {
-    /// The stream is neither the name nor the ARN of a Kinesis stream.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The shard's owner is running. Stop its consumer, or [force](super::Shards::force) the action.
     #[error(
         "shard {shard} is leased by {owner}, which is running; stop that consumer, or take the shard by force"
@@ -88,7 +85,7 @@ pub enum OperatorError {
     /// The target must not receive the dead letters.
     #[error("the dead-letter target cannot be used")]
     Target(#[from] TargetError),
-    /// A setting of the checkpoint store cannot be used.
+    /// The stream is neither a name nor an ARN, or a setting of the checkpoint store cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The checkpoint store does not respond, or has a checkpoint that cannot be read.

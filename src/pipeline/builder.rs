@@ -15,6 +15,7 @@ use crate::retention::Retention;
 /// | [`span`](PipelineBuilder::span) | 262,144 |
 /// | [`capacity`](PipelineBuilder::capacity) | [`Capacity::default`], not shared |
 /// | [`drain`](PipelineBuilder::drain) | 20 s |
+/// | [`checkpoint_interval`](PipelineBuilder::checkpoint_interval) | 1 s |
 /// | [`retention`](PipelineBuilder::retention) | unknown |
 /// | [`expiry_policy`](PipelineBuilder::expiry_policy) | [`ExpiryPolicy::Hold`] |
 #[derive(Debug, Clone)]
@@ -25,6 +26,7 @@ pub struct PipelineBuilder {
     span: usize,
     capacity: Option<Capacity>,
     drain: Duration,
+    checkpoint_interval: Duration,
     retention: Option<Duration>,
     on_expiring: ExpiryPolicy,
 }
@@ -41,6 +43,7 @@ impl PipelineBuilder {
             span: 262_144,
             capacity: None,
             drain: Duration::from_secs(20),
+            checkpoint_interval: Duration::from_secs(1),
             retention: None,
             on_expiring: ExpiryPolicy::default(),
         }
@@ -75,6 +78,14 @@ impl PipelineBuilder {
     /// Any time is valid.
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
+        self
+    }
+
+    /// Sets the minimum time between two checkpoints of [`run_until`](Pipeline::run_until), unless a dead letter
+    /// makes the next one urgent. Any interval is valid. A [`Consumer`](crate::Consumer) uses the interval of
+    /// its checkpoint store instead.
+    pub fn checkpoint_interval(mut self, interval: Duration) -> Self {
+        self.checkpoint_interval = interval;
         self
     }
 
@@ -123,6 +134,7 @@ impl PipelineBuilder {
             span: self.span,
             capacity: self.capacity.unwrap_or_default(),
             drain: self.drain,
+            checkpoint_interval: self.checkpoint_interval,
             retention: self.retention.map(Retention::of).unwrap_or_default(),
             on_expiring: self.on_expiring,
             within: None,
@@ -141,6 +153,7 @@ mod tests {
             assert_eq!(pipeline.ordering, RecordOrder::PartitionKey);
             assert_eq!((pipeline.in_flight, pipeline.span), (4_096, 262_144));
             assert_eq!(pipeline.drain, Duration::from_secs(20));
+            assert_eq!(pipeline.checkpoint_interval, Duration::from_secs(1));
             assert_eq!(pipeline.retention.get(), None);
             assert_eq!(pipeline.on_expiring, ExpiryPolicy::Hold);
             assert!(pipeline.within.is_none() && !pipeline.one_by_one);

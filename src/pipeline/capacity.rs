@@ -139,7 +139,7 @@ impl Capacity {
     /// Waits until `bytes` bytes are free and takes them, for a [`Batch`](super::Batch) that is about to be
     /// read. A reservation of the whole limit or more waits only until less than the limit is in use. One
     /// such read is in progress at a time.
-    pub async fn reserve(&self, bytes: usize) -> Reservation {
+    pub(crate) async fn reserve(&self, bytes: usize) -> Reservation {
         let mut waiting = None;
         loop {
             // Enabled before the check, so that a release in between is not missed.
@@ -271,7 +271,7 @@ impl Drop for Waiting<'_> {
 const SHARE_OF_OTHERS: usize = 4;
 
 /// Bytes taken from a [`Capacity`]. Dropping the reservation releases them.
-pub struct Reservation {
+pub(crate) struct Reservation {
     memory: Arc<Memory>,
     bytes: usize,
     /// The bytes may exceed the limit. No other read may exceed it until the size of this one is known.

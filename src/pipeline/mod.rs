@@ -14,6 +14,9 @@
 //! | span | each shard | the distance from the watermark to the newest record read | 262,144 |
 //! | bytes | the process | bytes of records in flight, reserved before they are fetched: payloads, and 256 bytes for each record | 256 MiB |
 //!
+//! Only a [`Consumer`](crate::Consumer) reserves bytes. Batches from elsewhere are in memory already, and
+//! count none.
+//!
 //! When *running* is full, further calls wait. When another bound is full, the shard stops reading and
 //! nothing else.
 
@@ -21,18 +24,19 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
-use tokio_util::sync::CancellationToken;
 
 mod arrival_watermark;
 mod backoff_queue;
 mod batch_builder;
 mod builder;
-#[cfg(feature = "kinesis")]
 mod call_gate;
+#[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
 mod capacity;
+mod checkpoints;
 mod expiry;
 mod lanes;
 mod payload_memory;
+#[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
 mod progress;
 mod run_queue;
 mod settled_counts;
@@ -45,15 +49,19 @@ mod window;
 
 pub use builder::PipelineBuilder;
 #[cfg(feature = "kinesis")]
-pub(crate) use call_gate::{Admission, CallGate};
-pub use capacity::{Capacity, CapacityBuilder, Reservation};
+pub(crate) use call_gate::Admission;
+pub(crate) use call_gate::{CallGate, NoGate};
+pub use capacity::{Capacity, CapacityBuilder};
 pub use expiry::ExpiryPolicy;
 pub use lanes::RecordOrder;
 #[cfg(feature = "kinesis")]
 pub(crate) use payload_memory::OVERHEAD;
-pub use progress::{Progress, Published};
+pub(crate) use progress::Progress;
+#[cfg(any(feature = "kinesis", feature = "multilang"))]
+pub(crate) use progress::Published;
 pub(crate) use settled_counts::SettledCounts;
 
+use self::capacity::Reservation;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Resilient, Within};
 use crate::processor::Handler;
@@ -70,6 +78,7 @@ pub struct Pipeline {
     span: usize,
     capacity: Capacity,
     drain: Duration,
+    checkpoint_interval: Duration,
     retention: Retention,
     on_expiring: ExpiryPolicy,
     within: Option<Within>,
@@ -152,52 +161,101 @@ impl Pipeline {
         S: Stream<Item = Batch> + Unpin,
     {
         let from = Checkpoint::at(Position::TrimHorizon);
-        self.run_from(
-            resilient,
-            batches,
-            from,
-            &Progress::new(),
-            &CancellationToken::new(),
-        )
-        .await
+        let (progress, never) = (Progress::new(), std::future::pending());
+        self.run_from(resilient, batches, from, &NoGate, &progress, never)
+            .await
     }
 
-    /// Does the same as [`run`](Pipeline::run), starting from a checkpoint: records that the checkpoint
-    /// covers are skipped. `progress` provides the next checkpoints during the run. When `shutdown` is
-    /// cancelled, nothing new begins, and running calls have [`drain`](PipelineBuilder::drain) to end.
-    pub async fn run_from<P, S>(
+    /// Does the same as [`run`](Pipeline::run), but starts from a checkpoint, hands over the next checkpoints,
+    /// and ends when `shutdown` completes.
+    ///
+    /// - Records that `from` covers are skipped.
+    /// - `on_checkpoint` gets each checkpoint to be stored, and the run waits for the returned future before
+    ///   it makes another one. A checkpoint is made when the position has moved: once per
+    ///   [`checkpoint_interval`](PipelineBuilder::checkpoint_interval), and at once after a dead letter. The last call
+    ///   gets the checkpoint of the result, and the run returns after it.
+    /// - After the shutdown nothing new begins, and running calls have [`drain`](PipelineBuilder::drain) to end.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn store_order(record: redrive::Record) -> Result<(), std::io::Error> { Ok(()) }
+    /// use redrive::checkpoint::{Checkpoint, CheckpointStore, Memory, ShardKey};
+    /// use redrive::pipeline::{Batch, Pipeline};
+    /// use redrive::{Position, Record, Resilient, dead_letter, processor_fn};
+    ///
+    /// let orders = Resilient::builder("billing", processor_fn(store_order))
+    ///     .dead_letters(dead_letter::Memory::new())
+    ///     .build()?;
+    /// let record = Record::builder("orders", "shardId-000000000000".into(), 1.into()).build();
+    /// let batches = futures_util::stream::iter([Batch::from(vec![record])]);
+    ///
+    /// let store = Memory::new();
+    /// let key = ShardKey::new("billing", "orders", "shardId-000000000000".into());
+    /// let from = Checkpoint::at(Position::TrimHorizon); // or the checkpoint that the store has
+    /// let save = |checkpoint| {
+    ///     let rows = [(key.clone(), checkpoint)];
+    ///     let store = &store;
+    ///     async move {
+    ///         for result in store.save(&rows).await {
+    ///             result.unwrap_or_else(|error| eprintln!("checkpoint not stored: {error}"));
+    ///         }
+    ///     }
+    /// };
+    /// let shutdown = std::future::pending(); // or redrive::shutdown_signal()
+    /// let finished = Pipeline::default()
+    ///     .run_until(&orders, batches, from, save, shutdown)
+    ///     .await?;
+    /// assert!(finished.complete);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn run_until<P, S, C, F>(
         &self,
         resilient: &Resilient<P>,
         batches: S,
         from: Checkpoint,
+        on_checkpoint: C,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<Finished, Box<ShardHalted>>
+    where
+        P: Handler,
+        S: Stream<Item = Batch> + Unpin,
+        C: FnMut(Checkpoint) -> F,
+        F: Future<Output = ()>,
+    {
+        let progress = Progress::new();
+        let latest = progress.subscribe();
+        let settling = async {
+            let running = self.run_from(resilient, batches, from, &NoGate, &progress, shutdown);
+            let result = running.await;
+            let checkpoint = match &result {
+                Ok(finished) => &finished.checkpoint,
+                Err(halted) => &halted.checkpoint,
+            };
+            progress.finish(checkpoint.clone());
+            result
+        };
+        let storing = checkpoints::hand_over(&progress, latest, self.checkpoint_interval, on_checkpoint);
+        tokio::join!(settling, storing).0
+    }
+
+    /// Settles the records behind a checkpoint. Every processor call passes the gate. `progress` provides the
+    /// next checkpoints during the run. When `shutdown` completes, nothing new begins.
+    pub(crate) async fn run_from<P, S>(
+        &self,
+        resilient: &Resilient<P>,
+        batches: S,
+        from: Checkpoint,
+        gate: &impl CallGate,
         progress: &Progress,
-        shutdown: &CancellationToken,
+        shutdown: impl Future<Output = ()> + Send,
     ) -> Result<Finished, Box<ShardHalted>>
     where
         P: Handler,
         S: Stream<Item = Batch> + Unpin,
     {
-        shard::run(self, resilient, batches, from, progress, shutdown).await
-    }
-
-    /// Does the same as [`run_from`](Pipeline::run_from), with one processor call at a time, each admitted by
-    /// the gate.
-    #[cfg(feature = "kinesis")]
-    pub(crate) async fn run_gated<P, S>(
-        &self,
-        resilient: &Resilient<P>,
-        batches: S,
-        from: Checkpoint,
-        (progress, careful): (&Progress, &impl CallGate),
-        shutdown: &CancellationToken,
-    ) -> Result<Finished, Box<ShardHalted>>
-    where
-        P: Handler,
-        S: Stream<Item = Batch> + Unpin,
-    {
-        let pipeline = self.clone().one_by_one();
-        let beside = (progress, careful);
-        shard::run_gated(&pipeline, resilient, batches, from, beside, shutdown).await
+        shard::run(self, resilient, batches, from, gate, progress, shutdown).await
     }
 }
 
@@ -223,7 +281,8 @@ impl Batch {
     /// Creates a batch with the memory that was [reserved](Capacity::reserve) before its records were read.
     /// Memory that the records do not need is released at once, the rest as the records settle. A record
     /// needs its payload's bytes, and 256 bytes of its own.
-    pub fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
+    #[cfg(any(feature = "kinesis", test))]
+    pub(crate) fn reserved(records: Vec<Record>, mut reservation: Reservation) -> Self {
         reservation.use_only(records.iter().map(payload_memory::weight).sum());
         Batch {
             records,
@@ -240,8 +299,9 @@ impl Batch {
 
     /// States that this batch completes the reading of every record that had arrived by `time`. Checkpoints
     /// contain the time once the records are settled. An empty batch may state a time as well.
+    #[cfg(feature = "kinesis")]
     #[must_use]
-    pub fn read_until(mut self, time: SystemTime) -> Self {
+    pub(crate) fn read_until(mut self, time: SystemTime) -> Self {
         self.read_until = Some(time);
         self
     }

@@ -19,7 +19,7 @@ use crate::record::Record;
 /// The task that stores the checkpoints subscribes. Then it repeats: ask for the next checkpoint, wait for
 /// it, store it.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     demand: AtomicU8,
     shard: AtomicWaker,
     turns: AtomicU64,
@@ -36,12 +36,11 @@ pub struct Progress {
 
 /// A checkpoint to be stored.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Published {
+pub(crate) struct Published {
     /// The position up to which the shard is settled.
-    pub checkpoint: Checkpoint,
+    pub(crate) checkpoint: Checkpoint,
     /// True if no other checkpoint follows.
-    pub last: bool,
+    pub(crate) last: bool,
 }
 
 /// No checkpoint is wanted: one is being stored, or none was asked for yet.
@@ -51,15 +50,9 @@ const URGENT: u8 = 1;
 /// Any checkpoint is wanted: the next one is due.
 const ANY: u8 = 2;
 
-impl Default for Progress {
-    fn default() -> Self {
-        Progress::new()
-    }
-}
-
 impl Progress {
     /// Creates a progress without a demand and without a published checkpoint.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Progress {
             demand: AtomicU8::new(NONE),
             shard: AtomicWaker::new(),
@@ -81,12 +74,12 @@ impl Progress {
     }
 
     /// Asks for the next checkpoint only if it should not wait, as after a dead letter.
-    pub fn want_urgent(&self) {
+    pub(crate) fn want_urgent(&self) {
         self.ask(URGENT);
     }
 
     /// Asks for the next checkpoint that differs from the last.
-    pub fn want_any(&self) {
+    pub(crate) fn want_any(&self) {
         self.ask(ANY);
     }
 
@@ -96,7 +89,7 @@ impl Progress {
     }
 
     /// Returns the channel on which the checkpoints arrive.
-    pub fn subscribe(&self) -> watch::Receiver<Option<Published>> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Published>> {
         self.latest.subscribe()
     }
 
@@ -115,31 +108,31 @@ impl Progress {
 
     /// Returns true once the pipeline's run is over. Later work of the shard's task, such as waiting for a
     /// store, counts no [turns](Progress::turns).
-    pub fn is_ended(&self) -> bool {
+    pub(crate) fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
     /// Returns the number of turns that the shard's task has had. The number stays the same for a task that
     /// hangs, however often it is [woken](Progress::wake), and for a task whose run has
     /// [ended](Progress::is_ended).
-    pub fn turns(&self) -> u64 {
+    pub(crate) fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }
 
     /// Wakes the shard's task for another turn.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.shard.wake();
     }
 
     /// Returns whether the dead-letter guard has stopped the shard. A stopped shard waits for
     /// [`DeadLetterGuard::resume`](crate::DeadLetterGuard::resume).
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
     /// Returns the full bound behind which the shard is stuck: it has waited for the same record for at least
     /// 5 s.
-    pub fn stuck(&self) -> Option<Bound> {
+    pub(crate) fn stuck(&self) -> Option<Bound> {
         match self.stuck.load(Ordering::Relaxed) {
             1 => Some(Bound::InFlight),
             2 => Some(Bound::Span),
@@ -149,12 +142,12 @@ impl Progress {
     }
 
     /// Returns the number of records in flight: read and not settled.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Returns the time at which the oldest record in flight arrived in the stream.
-    pub fn oldest(&self) -> Option<SystemTime> {
+    pub(crate) fn oldest(&self) -> Option<SystemTime> {
         let millis = self.oldest.load(Ordering::Relaxed);
         (millis > 0).then(|| UNIX_EPOCH + Duration::from_millis(millis))
     }
@@ -198,7 +191,7 @@ impl Progress {
     }
 
     /// Publishes the last checkpoint: the shard's run has ended there.
-    pub fn finish(&self, checkpoint: Checkpoint) {
+    pub(crate) fn finish(&self, checkpoint: Checkpoint) {
         self.send(checkpoint, true);
     }
 

@@ -13,7 +13,7 @@ use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter;
 use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
 use redrive::observer::{Event, Observer};
-use redrive::pipeline::{Batch, Finished, Pipeline, Progress, RecordOrder};
+use redrive::pipeline::{Batch, Finished, Pipeline, RecordOrder};
 use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
     BatchProcessor, BoxError, DeadLetterGuard, Failure, Idempotency, Jitter, Position, Record, Resilient,
@@ -21,7 +21,6 @@ use redrive::{
 };
 use support::script::record;
 use tokio::time::{Instant, advance, sleep};
-use tokio_util::sync::CancellationToken;
 
 /// A table that stores all rows of a batch, or none. The payload of a record says what its row does:
 ///
@@ -569,17 +568,12 @@ async fn shutdown_reports_the_unsettled_records_of_a_batch() {
     let table = Table::default();
     *Table::lock(&table.0.takes) = Duration::from_millis(100);
     let resilient = builder(&table, 10).build().expect("valid");
-    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let from = Checkpoint::at(Position::TrimHorizon);
     let pipeline = Pipeline::default();
     let batches = whole(records(30, &[(15, "odd")]));
-    let running = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
-    let stopping = async {
-        sleep(Duration::from_millis(150)).await;
-        shutdown.cancel();
-    };
-    let (finished, ()) = tokio::join!(running, stopping);
-    let finished = finished.expect("no halt");
+    let shutdown = sleep(Duration::from_millis(150));
+    let running = pipeline.run_until(&resilient, batches, from, |_| async {}, shutdown);
+    let finished = running.await.expect("no halt");
     assert_eq!(finished.unsettled, 10);
     assert_eq!(finished.first_unsettled, Some(10.into()));
     assert!(table.letters().is_empty());
@@ -625,7 +619,7 @@ async fn decorated_batch_processor_still_batches() {
         .dead_letters(table.0.letters.clone())
         .build()
         .expect("valid");
-    let finished = Pipeline::new().run(&resilient, whole(records(20, &[]))).await;
+    let finished = Pipeline::default().run(&resilient, whole(records(20, &[]))).await;
     assert!(finished.expect("no halt").complete);
     assert_eq!(table.sizes(), [8, 8, 4]);
     assert_eq!(counted.load(SeqCst), 20);

@@ -18,7 +18,6 @@ use redrive::{
 use support::script::record;
 use support::sink::{Answer, ScriptedSink};
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -537,20 +536,12 @@ async fn completion_lost_at_the_deadline_is_reported() {
 async fn a_shutdown_does_not_wait_for_a_completion() {
     let scene = Scene::new();
     scene.store.state().completions_fail = true;
-    let (resilient, shutdown) = (scene.resilient(), CancellationToken::new());
-    let stop = shutdown.clone();
-    let running = tokio::spawn(async move {
-        let batches = futures_util::stream::iter([Batch::from(vec![record(1, "a", "ok")])]);
-        let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
-        let progress = redrive::pipeline::Progress::new();
-        let pipeline = Pipeline::default();
-        pipeline
-            .run_from(&resilient, batches, from, &progress, &stop)
-            .await
-    });
-    sleep(secs(60)).await;
-    shutdown.cancel();
-    let finished = running.await.expect("no panic").expect("nothing halted");
+    let (resilient, shutdown) = (scene.resilient(), sleep(secs(60)));
+    let batches = futures_util::stream::iter([Batch::from(vec![record(1, "a", "ok")])]);
+    let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
+    let pipeline = Pipeline::default();
+    let running = pipeline.run_until(&resilient, batches, from, |_| async {}, shutdown);
+    let finished = running.await.expect("nothing halted");
     assert_eq!(finished.unsettled, 0, "the record is processed");
     assert_eq!(scene.told("CompletionLost"), 1);
     assert!(scene.start.elapsed() < secs(62));

@@ -191,7 +191,7 @@ async fn invalid_arn_fails_before_the_first_call() {
             .to_sink(dead_letter::Memory::new(), pending())
             .await
             .expect_err(arn);
-        assert!(matches!(error, ReplayError::Filter(_)), "{error:?}");
+        assert!(matches!(error, ReplayError::Config(_)), "{error:?}");
 
         let shards = Shards::new(client(), checkpoint::Memory::new(), "billing", arn);
         let shard = ShardId::from("shardId-000000000000");

@@ -6,7 +6,7 @@ use futures_core::Stream;
 
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::pipeline::{Batch, Pipeline};
+use crate::pipeline::{Batch, NoGate, Pipeline};
 use crate::{Resilient, dead_letter, processor_fn};
 
 /// A stream without batches that ends at once.
@@ -73,13 +73,14 @@ async fn an_ended_shard_that_waits_for_a_store_is_alive() {
     ));
     let (shard, progress) = ("shardId-0".into(), Arc::new(Progress::new()));
     health.started(&shard, &progress);
-    let (pipeline, never) = (Pipeline::default(), Default::default());
+    let (pipeline, never) = (Pipeline::default(), std::future::pending());
     let finished = pipeline.run_from(
         &resilient,
         Ended,
         Checkpoint::at(Position::TrimHorizon),
+        &NoGate,
         &progress,
-        &never,
+        never,
     );
     assert!(finished.await.is_ok_and(|finished| finished.complete));
     health.on(&Event::CheckpointFailed {
@@ -116,9 +117,9 @@ async fn a_shard_whose_task_has_no_turns_is_not_alive() {
     ));
     let progress = Arc::new(Progress::new());
     health.started(&"shardId-0".into(), &progress);
-    let (pipeline, never) = (Pipeline::default(), Default::default());
+    let (pipeline, never) = (Pipeline::default(), std::future::pending());
     let from = Checkpoint::at(Position::TrimHorizon);
-    let mut shard = Box::pin(pipeline.run_from(&resilient, Nothing, from, &progress, &never));
+    let mut shard = Box::pin(pipeline.run_from(&resilient, Nothing, from, &NoGate, &progress, never));
     for _ in 0..60 {
         let passed = sleep(Duration::from_secs(10));
         tokio::select! {

@@ -10,20 +10,23 @@ use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
 use rand::rngs::SmallRng;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
-use super::data_loss::{DataLoss, DataLossPolicy, Expected, OnDataLoss, Refused, is_older_than_shortest};
-use crate::StreamId;
+use super::read_from::ReadFrom;
+use super::read_until::{Page, ReadUntil};
 use crate::aws::{FailedCall, Located};
-use crate::consumer::shards::discovery::REFUSALS;
-use crate::consumer::shards::stream_facts::{StreamFacts, TRIES};
+use crate::consumer::calls::CALLS_BEFORE_LOSS;
+use crate::consumer::data_loss::{
+    CLOCK_SKEW, DataLoss, DataLossPolicy, Expected, OnDataLoss, Refused, is_older_than_shortest,
+};
+use crate::record::StreamId;
+use crate::consumer::stream_facts::StreamFacts;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::kpl::expand::{count, unpack};
 use crate::observer::{Event, Interest, Observers};
-use crate::protection::{Backoff, RetryTimer};
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
@@ -54,92 +57,16 @@ pub(in crate::consumer) struct Reading {
     pub(in crate::consumer) is_lag_reported: bool,
 }
 
-/// The time up to which everything that arrived was read.
-#[derive(Debug, Default)]
-pub(in crate::consumer) struct ReadUntil {
-    time: Option<SystemTime>,
-    /// The time at which a page last reported `time`.
-    said: Option<Instant>,
-}
-
-/// The assumed maximum difference between the clocks of this machine and of Kinesis.
-const SKEW: Duration = Duration::from_secs(60);
 /// The most by which this machine's clock is expected to be ahead.
 const CLOCK_AHEAD: Duration = Duration::from_secs(60 * 60);
 /// The lifetime of a shard iterator (GetShardIterator, Kinesis API reference).
 const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
-/// Interval at which an idle shard reports up to when it was read.
-const SAY_AFTER: Duration = Duration::from_secs(60);
-
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a record has no partition key to order by, as on a stream with AUTO record distribution; use \
      RecordOrder::Unordered or RecordOrder::Shard"
 )]
 struct NoPartitionKey;
-
-/// The position from which reading continues.
-#[derive(Debug, Clone)]
-pub(in crate::consumer) enum ReadFrom {
-    TrimHorizon,
-    /// The first record that arrived at this time or later.
-    Time(DateTime),
-    /// This number. It may be the record of the checkpoint: an aggregate of which not all records are
-    /// settled.
-    At(SequenceNumber),
-    /// This number, at which a subscription says to continue. It need not be the number of a record.
-    Continuation(SequenceNumber),
-    /// The first record after the last one handed over.
-    After(SequenceNumber),
-}
-
-impl ReadUntil {
-    /// Takes the time from the expectation of the checkpoint at which reading starts.
-    pub(in crate::consumer) fn of(expected: Option<&Expected>) -> Self {
-        ReadUntil {
-            time: expected.and_then(|expected| expected.read_until),
-            said: None,
-        }
-    }
-}
-
-impl ReadFrom {
-    pub(in crate::consumer) fn checkpoint(position: &Position) -> Self {
-        match position {
-            Position::Record { sequence_number, .. } => ReadFrom::At(sequence_number.clone()),
-            Position::AtTimestamp { millis } => {
-                ReadFrom::Time(DateTime::from_millis(i64::try_from(*millis).unwrap_or(i64::MAX)))
-            }
-            Position::TrimHorizon | Position::ShardEnd => ReadFrom::TrimHorizon,
-        }
-    }
-
-    /// Returns the type of shard iterator in the Kinesis API.
-    pub(in crate::consumer) fn kind(&self) -> types::ShardIteratorType {
-        match self {
-            ReadFrom::TrimHorizon => types::ShardIteratorType::TrimHorizon,
-            ReadFrom::Time(_) => types::ShardIteratorType::AtTimestamp,
-            ReadFrom::At(_) | ReadFrom::Continuation(_) => types::ShardIteratorType::AtSequenceNumber,
-            ReadFrom::After(_) => types::ShardIteratorType::AfterSequenceNumber,
-        }
-    }
-
-    pub(in crate::consumer) fn number(&self) -> Option<String> {
-        match self {
-            ReadFrom::At(number) | ReadFrom::Continuation(number) | ReadFrom::After(number) => {
-                Some(number.as_str().to_owned())
-            }
-            _ => None,
-        }
-    }
-
-    pub(in crate::consumer) fn time(&self) -> Option<DateTime> {
-        match self {
-            ReadFrom::Time(time) => Some(*time),
-            _ => None,
-        }
-    }
-}
 
 /// The reason why reading ended.
 #[derive(Debug)]
@@ -182,7 +109,7 @@ fn earlier(time: DateTime) -> Refusal {
     tracing::warn!(
         "start refused by Kinesis: this machine's clock is ahead; reading starts a minute earlier"
     );
-    let earlier = time.checked_sub(SKEW).unwrap_or(SystemTime::UNIX_EPOCH);
+    let earlier = time.checked_sub(CLOCK_SKEW).unwrap_or(SystemTime::UNIX_EPOCH);
     let since = earlier.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     Refusal::Ends(ReadingEnded::PositionRefused(Position::AtTimestamp { millis }))
@@ -234,7 +161,7 @@ impl Reading {
     /// records, reading resumes at the last record instead of after it: if that record is gone, others may be
     /// gone too.
     pub(in crate::consumer) fn resume(&mut self) {
-        let read_until = self.read_until.time;
+        let read_until = self.read_until.time();
         // Directly after a recent page nothing is verified, just as nothing is while an iterator is valid.
         let is_recent = self.last_page.is_some_and(|at| at.elapsed() < ITERATOR_LIFE);
         if is_recent || self.expected.is_some() || !read_until.is_some_and(is_older_than_shortest) {
@@ -302,12 +229,20 @@ impl Reading {
     /// Reports records that may have been trimmed since the last page, if the shard's lag exceeds the
     /// retention.
     async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
-        let Some(read_until) = self.read_until.time.filter(|time| is_older_than_shortest(*time)) else {
+        let Some(read_until) = self
+            .read_until
+            .time()
+            .filter(|time| is_older_than_shortest(*time))
+        else {
             self.is_lag_reported = false;
             return Ok(());
         };
         // After such a report each page makes one call: a shard that is days behind still has to catch up.
-        let tries = if self.is_lag_reported { 1 } else { TRIES };
+        let tries = if self.is_lag_reported {
+            1
+        } else {
+            CALLS_BEFORE_LOSS
+        };
         let horizon = Box::pin(self.facts.recent_horizon(tries, &self.observers)).await;
         if read_until >= horizon.since {
             return Ok(());
@@ -316,13 +251,7 @@ impl Reading {
         if !horizon.is_known && std::mem::replace(&mut self.is_lag_reported, true) {
             return Ok(());
         }
-        self.report(Box::new(DataLoss {
-            stream: self.stream.name().to_owned(),
-            shard: self.shard.clone(),
-            from: Some(read_until),
-            to: horizon.since,
-            certain: false,
-        }))
+        self.report_loss(self.loss(Some(read_until), horizon.since, false))
     }
 
     /// Checks at the end of a shard for an expected record, which can no longer come.
@@ -338,18 +267,13 @@ impl Reading {
         let Some(expected) = self.expected.take().filter(|expected| !expected.is_recent()) else {
             return Ok(());
         };
-        let horizon = Box::pin(self.facts.horizon(TRIES, &self.observers)).await.since;
+        let horizon = Box::pin(self.facts.horizon(CALLS_BEFORE_LOSS, &self.observers))
+            .await
+            .since;
         let Some((from, certain)) = expected.missed(first.as_ref(), horizon) else {
             return Ok(());
         };
-        let loss = Box::new(DataLoss {
-            stream: self.stream.name().to_owned(),
-            shard: self.shard.clone(),
-            from,
-            to: horizon,
-            certain,
-        });
-        self.report(loss)
+        self.report_loss(self.loss(from, horizon, certain))
     }
 
     /// Handles a failed call with this error code. If Kinesis refuses the sequence number at which reading
@@ -375,7 +299,7 @@ impl Reading {
         }
         let expected = Expected {
             number: Some(number.clone()),
-            read_until: self.read_until.time,
+            read_until: self.read_until.time(),
             first_unsettled: None,
             refused: None,
         };
@@ -388,63 +312,42 @@ impl Reading {
     /// Reports that the number at which reading should start belongs to another shard, or to an earlier
     /// stream of this name. Returns how reading ends.
     fn position_refused(&self, number: &SequenceNumber) -> ReadingEnded {
-        self.tell(|stream, shard| Event::PositionRefused {
+        self.report(|stream, shard| Event::PositionRefused {
             stream,
             shard,
             sequence_number: number,
         });
-        let loss = Box::new(DataLoss {
-            stream: self.stream.name().to_owned(),
-            shard: self.shard.clone(),
-            from: self.read_until.time,
-            to: wall_clock::now(),
-            certain: false,
-        });
-        match self.report(loss) {
+        let loss = self.loss(self.read_until.time(), wall_clock::now(), false);
+        match self.report_loss(loss) {
             Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
             Err(lost) => lost,
         }
     }
 
+    fn loss(&self, from: Option<SystemTime>, to: SystemTime, certain: bool) -> Box<DataLoss> {
+        Box::new(DataLoss {
+            stream: self.stream.name().to_owned(),
+            shard: self.shard.clone(),
+            from,
+            to,
+            certain,
+        })
+    }
+
     /// Reports a loss. Returns an error if the user's policy halts the shard.
-    fn report(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
+    fn report_loss(&self, loss: Box<DataLoss>) -> Result<(), ReadingEnded> {
         match self.on_data_loss.report(&loss, &self.observers) {
             DataLossPolicy::Resume => Ok(()),
             DataLossPolicy::Halt => Err(ReadingEnded::Lost(loss)),
         }
     }
 
-    /// Returns the time up to which everything that arrived is read with this page, whose call began at
-    /// `called`. Pages without records return the time only once a minute.
-    ///
-    /// `is_end`: the page ends a closed shard. The time of the call does not count then: the shard was closed
-    /// at an unknown time, and its children hold what arrived since. If no time is known, the start of the
-    /// retention counts. Kinesis still has the shard, so its children hold nothing that is trimmed yet.
-    pub(in crate::consumer) fn read_until(
-        &mut self,
-        called: SystemTime,
-        (behind_millis, is_end): (Option<i64>, bool),
-        read: &[types::Record],
-    ) -> Option<SystemTime> {
-        let at_tip = behind_millis == Some(0) && !is_end;
-        let tip = called.checked_sub(SKEW).filter(|_| at_tip);
-        let arrival = read
-            .last()
-            .and_then(|record| record.approximate_arrival_timestamp);
-        let arrival = arrival.and_then(|time| SystemTime::try_from(time).ok());
-        let Some(time) = tip.max(arrival) else {
-            let is_unknown = is_end && self.read_until.time.is_none();
-            return is_unknown.then(|| self.facts.kept_since(called)).flatten();
-        };
-        let until = &mut self.read_until;
-        until.time = until.time.max(Some(time));
-        let now = Instant::now();
-        let is_due = until.said.is_none_or(|said| now - said >= SAY_AFTER);
-        if read.is_empty() && !is_due {
-            return None;
-        }
-        until.said = Some(now);
-        until.time
+    /// Returns the time up to which everything that arrived is read with this page, if the page states it.
+    pub(in crate::consumer) fn read_until(&mut self, page: &Page<'_>) -> Option<SystemTime> {
+        let Reading {
+            read_until, facts, ..
+        } = self;
+        read_until.advance(page, |called| facts.kept_since(called))
     }
 
     /// Notes that all records up to this Kinesis record are handed over.
@@ -476,7 +379,7 @@ impl Reading {
         self.facts.note_read();
         let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
         let behind = behind.map(Duration::from_millis);
-        self.tell(|stream, shard| Event::Fetched {
+        self.report(|stream, shard| Event::Fetched {
             stream,
             shard,
             records: count(records),
@@ -496,77 +399,9 @@ impl Reading {
         self.client.failed(task, action, error)
     }
 
-    pub(in crate::consumer) fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
+    pub(in crate::consumer) fn report<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
         if self.observers.want(Interest::SHARDS) {
             self.observers.tell(&event(self.stream.name(), &self.shard));
         }
-    }
-}
-
-/// The number of consecutive failed calls, which determines the delay before the next one.
-pub(in crate::consumer) struct Failures {
-    retries: RetryTimer,
-}
-
-impl Failures {
-    pub(in crate::consumer) fn new(reading: &Reading) -> Self {
-        Failures {
-            retries: RetryTimer::new(Backoff::exponential(), reading.rng.clone()),
-        }
-    }
-
-    pub(in crate::consumer) fn none(&mut self) {
-        self.retries.reset();
-    }
-
-    pub(in crate::consumer) fn count(&self) -> u32 {
-        self.retries.failures()
-    }
-
-    fn next_delay(&mut self, at_least: Duration) -> Duration {
-        self.retries.next_delay().max(at_least)
-    }
-
-    pub(in crate::consumer) async fn throttled(&mut self, reading: &Reading) {
-        let delay = self.next_delay(Duration::ZERO);
-        reading.tell(|stream, shard| Event::FetchThrottled { stream, shard, delay });
-        sleep(delay).await;
-    }
-
-    pub(in crate::consumer) async fn wait(&mut self, reading: &Reading, error: BoxError) {
-        self.wait_at_least(Duration::ZERO, reading, error).await;
-    }
-
-    /// Waits after a failed call. Returns the error if Kinesis has refused [`REFUSALS`] calls in a row and no
-    /// shard was read since the consumer started: no retry helps then.
-    pub(in crate::consumer) async fn wait_after(
-        &mut self,
-        reading: &Reading,
-        error: FailedCall,
-    ) -> Result<(), BoxError> {
-        let error = BoxError::from(error);
-        let is_refused = FailedCall::is_refused(&*error) && !reading.facts.has_read();
-        if is_refused && self.count() + 1 >= REFUSALS {
-            return Err(error);
-        }
-        self.wait(reading, error).await;
-        Ok(())
-    }
-
-    pub(in crate::consumer) async fn wait_at_least(
-        &mut self,
-        at_least: Duration,
-        reading: &Reading,
-        error: BoxError,
-    ) {
-        let delay = self.next_delay(at_least);
-        reading.tell(|stream, shard| Event::FetchFailed {
-            stream,
-            shard,
-            failures: self.count(),
-            error: &*error,
-            delay,
-        });
-        sleep(delay).await;
     }
 }

@@ -9,9 +9,12 @@ use aws_sdk_kinesis::types::{StartingPosition, SubscribeToShardEvent, SubscribeT
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::cursor::{Failures, ReadFrom, Reading, ReadingEnded, Refusal};
+use super::cursor::{Reading, ReadingEnded, Refusal};
+use super::failures::Failures;
+use super::read_from::ReadFrom;
+use super::read_until::Page;
 use super::registration::Registration;
-use crate::consumer::ANSWER_TIMEOUT;
+use crate::consumer::calls::ANSWER_TIMEOUT;
 use crate::failure::BoxError;
 use crate::failure::classify::StandardClassifier;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
@@ -141,12 +144,17 @@ impl FanOut {
             if let Err(ended) = reading.verify(&event.records, behind).await {
                 return End::Ended(ended);
             }
-            let read_until = reading.read_until(wall_clock::now(), (behind, closed), &event.records);
+            let read_until = reading.read_until(&Page {
+                called: wall_clock::now(),
+                behind_millis: behind,
+                is_end: closed,
+                records: &event.records,
+            });
             let (records, last) = match reading.records(event.records) {
                 Ok(records) => records,
                 Err(error) => return End::Failed(error),
             };
-            failures.none();
+            failures.reset();
             has_sent = true;
             reading.fetched(&records, behind, &span);
             // The records have arrived already. A subscription must not reserve memory while it waits for

@@ -1,9 +1,11 @@
 //! The task that reads a shard, by enhanced fan-out or by polling.
 
 pub(in crate::consumer) mod cursor;
-pub(in crate::consumer) mod data_loss;
+pub(in crate::consumer) mod failures;
 pub(in crate::consumer) mod fan_out;
 pub(in crate::consumer) mod polling;
+pub(in crate::consumer) mod read_from;
+pub(in crate::consumer) mod read_until;
 pub(in crate::consumer) mod registration;
 pub(in crate::consumer) mod retrieval;
 
@@ -36,7 +38,7 @@ pub(super) async fn read(
             Ok(ended) => return ended,
             Err(error) => error,
         };
-        reading.tell(|stream, shard| Event::FanOutUnavailable {
+        reading.report(|stream, shard| Event::FanOutUnavailable {
             stream,
             shard,
             error: &*error,

@@ -1,16 +1,18 @@
 //! Reads one shard with GetRecords, one page ahead of the pipeline.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
-use super::cursor::{Failures, Reading, ReadingEnded, Refusal};
+use super::cursor::{Reading, ReadingEnded, Refusal};
+use super::failures::Failures;
+use super::read_until::Page;
 use crate::aws::FailedCall;
 use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
-use crate::consumer::Polling;
 use crate::failure::BoxError;
 use crate::observer::Event;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
@@ -20,9 +22,21 @@ use crate::wall_clock;
 /// The maximum size of the records that one GetRecords call returns.
 const MAX_PAGE_BYTES: usize = 10 * 1024 * 1024;
 
+/// The settings of polling.
+#[derive(Debug, Clone)]
+pub(in crate::consumer) struct PollingSettings {
+    /// The minimum time between two calls for one shard.
+    pub(in crate::consumer) interval: Duration,
+    /// The delay after an empty page of a shard that has been read to its tip.
+    pub(in crate::consumer) idle: Duration,
+    /// The maximum number of records that a call asks for.
+    pub(in crate::consumer) page: i32,
+    pub(in crate::consumer) calls_in_flight: usize,
+}
+
 /// The polling reader of a shard.
 pub(in crate::consumer) struct Poller {
-    pub(in crate::consumer) polling: Polling,
+    pub(in crate::consumer) polling: PollingSettings,
     pub(in crate::consumer) calls: Arc<Semaphore>,
     pub(in crate::consumer) capacity: Capacity,
 }
@@ -83,7 +97,7 @@ impl Poller {
                     drop((room, memory));
                     match error.code() {
                         Some("ExpiredIteratorException") => {
-                            reading.tell(|stream, shard| Event::IteratorExpired { stream, shard });
+                            reading.report(|stream, shard| Event::IteratorExpired { stream, shard });
                         }
                         Some("ProvisionedThroughputExceededException" | "KMSThrottlingException") => {
                             iterator = Some(token);
@@ -111,13 +125,18 @@ impl Poller {
             let is_complete = is_empty && page.millis_behind_latest.is_some();
             end_answers.note(is_empty, is_complete, page.next_shard_iterator.is_some());
             if page.next_shard_iterator.is_some() {
-                failures.none();
+                failures.reset();
             }
             if let Err(ended) = reading.verify(&page.records, page.millis_behind_latest).await {
                 return ended;
             }
             let is_end = page.next_shard_iterator.is_none();
-            let read_until = reading.read_until(called, (page.millis_behind_latest, is_end), &page.records);
+            let read_until = reading.read_until(&Page {
+                called,
+                behind_millis: page.millis_behind_latest,
+                is_end,
+                records: &page.records,
+            });
             let (records, last) = match reading.records(page.records) {
                 Ok(records) => records,
                 Err(error) => {

@@ -9,8 +9,8 @@ use aws_sdk_kinesis::types::ConsumerStatus;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::StreamId;
-use crate::consumer::FanOutConsumer;
+use super::retrieval::FanOutConsumer;
+use crate::record::StreamId;
 use crate::failure::BoxError;
 
 /// Interval and time limit of the checks whether a new consumer is active.

@@ -7,9 +7,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use super::crash_loop::{Mark, Request};
+use super::lease::LeaseState;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use crate::consumer::answer;
-use crate::consumer::shards::lease::Hold;
+use crate::consumer::calls::{STORE, answer};
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Progress, Published};
@@ -23,7 +23,7 @@ pub(in crate::consumer) struct Checkpointer {
     pub(in crate::consumer) progress: Arc<Progress>,
     pub(in crate::consumer) retries: RetryTimer,
     /// The state of the shard's lease. `None` if the store is not shared by several processes.
-    pub(in crate::consumer) hold: Option<Arc<Hold>>,
+    pub(in crate::consumer) lease: Option<Arc<LeaseState>>,
     /// The creation time of the stream that the shard belongs to.
     pub(in crate::consumer) stream_created: Option<SystemTime>,
     /// The checkpoint at which the shard starts. It is stored, with the mark, until the shard publishes
@@ -90,22 +90,22 @@ impl Checkpointer {
             };
             let error: BoxError = match self.save(&checkpoint).await {
                 Ok(()) => {
-                    self.tell(|stream, shard| Event::Checkpointed {
+                    self.report(|stream, shard| Event::Checkpointed {
                         stream,
                         shard,
                         position: checkpoint.position(),
                     });
                     return last;
                 }
-                Err(CheckpointError::LeaseLost { .. }) if self.hold.is_some() => {
-                    self.hold.iter().for_each(|hold| hold.lose());
+                Err(CheckpointError::LeaseLost { .. }) if self.lease.is_some() => {
+                    self.lease.iter().for_each(|lease| lease.mark_lost());
                     return true;
                 }
                 Err(error) => error.into(),
             };
             let delay = self.retries.next_delay();
             let failures = self.retries.failures();
-            self.tell(|stream, shard| Event::CheckpointFailed {
+            self.report(|stream, shard| Event::CheckpointFailed {
                 stream,
                 shard,
                 failures,
@@ -130,13 +130,13 @@ impl Checkpointer {
             checkpoint = checkpoint.with_stream_created(created);
         }
         let rows = [(self.key.clone(), checkpoint)];
-        let results = answer("the store", self.store.save(&rows)).await;
+        let results = answer(STORE, self.store.save(&rows)).await;
         let mut results = results.map_err(CheckpointError::unavailable)?;
         let result = results.pop();
         result.unwrap_or_else(|| Err(CheckpointError::unavailable("the store returned no result")))
     }
 
-    fn tell<'a>(&'a self, event: impl FnOnce(&'a str, &'a crate::record::ShardId) -> Event<'a>) {
+    fn report<'a>(&'a self, event: impl FnOnce(&'a str, &'a crate::record::ShardId) -> Event<'a>) {
         if self.observers.want(Interest::SHARDS) {
             self.observers.tell(&event(&self.key.stream, &self.key.shard));
         }

@@ -456,7 +456,7 @@ mod tests {
             .dead_letters(dead_letter::Memory::new())
             .build()
             .expect("valid");
-        let (pipeline, over) = (Pipeline::new(), CancellationToken::new());
+        let (pipeline, over) = (Pipeline::default(), CancellationToken::new());
         let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
         let record = Record::builder("s", "shardId-0".into(), 11.into()).build();
         let pages = futures_util::stream::iter([Batch::from(vec![record])]);

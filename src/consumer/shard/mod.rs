@@ -3,6 +3,7 @@
 pub(in crate::consumer) mod checkpointer;
 pub(in crate::consumer) mod crash_loop;
 pub(in crate::consumer) mod idle;
+pub(in crate::consumer) mod lease;
 pub(in crate::consumer) mod shard_end;
 
 use std::sync::Arc;
@@ -15,16 +16,16 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::checkpointer::Checkpointer;
 use self::crash_loop::{CrashLoop, OneByOne, Pages};
+use self::lease::{Lease, RenewedLease};
 use self::shard_end::ShardEnd;
 use super::read::cursor::{Reading, ReadingEnded};
 use super::read::fan_out::FanOut;
 use super::read::polling::Poller;
 use super::read::read;
-use super::shards::lease::{KeptLease, Lease};
 use crate::checkpoint::Checkpoint;
 use crate::engine::Resilient;
 use crate::observer::{Event, Interest};
-use crate::pipeline::{Pipeline, Progress};
+use crate::pipeline::{NoGate, Pipeline, Progress};
 use crate::processor::Handler;
 
 pub(super) struct ShardTask<P: Handler> {
@@ -62,17 +63,17 @@ impl<P: Handler> ShardTask<P> {
             last_call,
         } = self;
         let ends = match &lease {
-            Some(lease) => lease.hold.ends().clone(),
+            Some(lease) => lease.state.ends().clone(),
             None => shutdown,
         };
         let (stream, shard) = (reading.stream.shared_name(), reading.shard.clone());
         let observers = reading.observers.clone();
-        let tell = |event: Event<'_>| {
+        let report = |event: Event<'_>| {
             if observers.want(Interest::SHARDS) {
                 observers.tell(&event);
             }
         };
-        tell(Event::ShardStarted {
+        report(Event::ShardStarted {
             stream: &stream,
             shard: &shard,
             position: from.position(),
@@ -90,30 +91,34 @@ impl<P: Handler> ShardTask<P> {
             }
         }));
         let mut storing = AbortOnDropHandle::new(tokio::spawn(checkpointer.run()));
-        let lease = lease.map(Lease::keep);
+        let lease = lease.map(Lease::start_renewal);
         let suspected = crash_loop.is_suspected();
         if let Some(starts) = suspected {
-            tell(Event::CrashLoopSuspected {
+            report(Event::CrashLoopSuspected {
                 stream: &stream,
                 shard: &shard,
                 starts,
             });
         }
-        let mut all_through = false;
+        let mut is_crash_loop_over = false;
         let pages = Pages::new(pages, crash_loop.clone());
         let result = if suspected.is_some() {
             // Boxed: few shards need this future, and thousands must not reserve space for it.
             Box::pin(async {
                 let over = ends.child_token();
-                let careful = OneByOne::new(crash_loop, &pipeline, over.clone());
-                let beside = (&*progress, &careful);
-                let result = pipeline.run_gated(&resilient, pages, from, beside, &over).await;
-                all_through = over.is_cancelled() && !ends.is_cancelled();
+                let gate = OneByOne::new(crash_loop, &pipeline, over.clone());
+                let result = pipeline
+                    .one_by_one()
+                    .run_from(&resilient, pages, from, &gate, &progress, over.cancelled())
+                    .await;
+                is_crash_loop_over = over.is_cancelled() && !ends.is_cancelled();
                 result
             })
             .await
         } else {
-            pipeline.run_from(&resilient, pages, from, &progress, &ends).await
+            pipeline
+                .run_from(&resilient, pages, from, &NoGate, &progress, ends.cancelled())
+                .await
         };
 
         let (end, checkpoint) = match result {
@@ -133,7 +138,7 @@ impl<P: Handler> ShardTask<P> {
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),
                 Err(broken) => (ShardEnd::broken(&broken), finished.checkpoint),
             },
-            Ok(finished) if all_through => (ShardEnd::BeginsAnew, finished.checkpoint),
+            Ok(finished) if is_crash_loop_over => (ShardEnd::CrashLoopOver, finished.checkpoint),
             Ok(finished) => (ShardEnd::Stopped, finished.checkpoint),
             Err(halted) => {
                 let checkpoint = halted.checkpoint.clone();
@@ -160,10 +165,10 @@ impl<P: Handler> ShardTask<P> {
         };
         let (stream, shard) = (&*stream, &shard);
         match &end {
-            ShardEnd::Ended => tell(Event::ShardEnded { stream, shard }),
-            ShardEnd::Lost => tell(Event::LeaseLost { stream, shard }),
-            ShardEnd::HandedOver => tell(Event::ShardHandedOver { stream, shard }),
-            ShardEnd::BeginsAnew => tell(Event::CrashLoopOver { stream, shard }),
+            ShardEnd::Ended => report(Event::ShardEnded { stream, shard }),
+            ShardEnd::Lost => report(Event::LeaseLost { stream, shard }),
+            ShardEnd::HandedOver => report(Event::ShardHandedOver { stream, shard }),
+            ShardEnd::CrashLoopOver => report(Event::CrashLoopOver { stream, shard }),
             ShardEnd::Stopped
             | ShardEnd::PositionRefused
             | ShardEnd::Halted(_)
@@ -176,7 +181,7 @@ impl<P: Handler> ShardTask<P> {
 }
 
 /// Prepares the children of a shard that ends. Returns true if the shard's end may be stored.
-async fn begin_children(lease: &Option<KeptLease>, ends: &CancellationToken) -> bool {
+async fn begin_children(lease: &Option<RenewedLease>, ends: &CancellationToken) -> bool {
     match lease {
         Some(lease) => ends.run_until_cancelled(lease.begin_children()).await == Some(true),
         None => true,

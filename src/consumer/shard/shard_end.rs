@@ -2,7 +2,7 @@
 
 use tokio::task::JoinError;
 
-use crate::consumer::read::data_loss::DataLoss;
+use crate::consumer::data_loss::DataLoss;
 use crate::failure::BoxError;
 use crate::pipeline::ShardHalted;
 
@@ -14,7 +14,7 @@ pub(in crate::consumer) enum ShardEnd {
     /// The consumer is shutting down.
     Stopped,
     /// Crash-loop mode is over: the shard restarts at normal concurrency.
-    BeginsAnew,
+    CrashLoopOver,
     /// Kinesis refused the shard's position, and another position is stored.
     PositionRefused,
     /// A record can be neither processed nor dead-lettered.

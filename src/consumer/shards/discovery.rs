@@ -11,13 +11,14 @@ use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
 use super::lineage::Lineage;
-use super::stream_facts::{NotDescribed, StreamFacts};
-use crate::StreamId;
 use crate::aws::shard_list::{list_shards, parents};
 use crate::aws::{FailedCall, Located};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
-use crate::consumer::answer;
-use crate::consumer::{ConsumerError, StartingPosition};
+use crate::consumer::calls::{REFUSALS, STORE, answer};
+use crate::consumer::error::ConsumerError;
+use crate::consumer::shards::starting_position::StartingPosition;
+use crate::record::StreamId;
+use crate::consumer::stream_facts::{NotDescribed, StreamFacts};
 use crate::dead_letter::{DeadLetterSink, SourceStream, check_target};
 use crate::external::{Unusable, is_passing};
 use crate::failure::BoxError;
@@ -78,9 +79,9 @@ impl Discovery<'_> {
         sink: Option<&dyn DeadLetterSink>,
         seen: Option<&dyn IdempotencyStore>,
     ) -> Result<(), ConsumerError> {
-        let mut patience = StartRetries::at_start(self);
-        while let Err(problem) = self.look_at(pipeline, sink).await {
-            patience.wait(self, problem).await?;
+        let mut retries = StartRetries::at_start(self);
+        while let Err(problem) = self.check_stream(pipeline, sink).await {
+            retries.wait(self, problem).await?;
         }
         if let Some(store) = seen {
             while let Err(unusable) = check_store(store).await {
@@ -88,13 +89,17 @@ impl Discovery<'_> {
                     Unusable::NotNow(error) => Problem::Passing(error),
                     Unusable::Never(error) => Problem::Refused(ConsumerError::IdempotencyStore(error)),
                 };
-                patience.wait(self, problem).await?;
+                retries.wait(self, problem).await?;
             }
         }
         Ok(())
     }
 
-    async fn look_at(&self, pipeline: &Pipeline, sink: Option<&dyn DeadLetterSink>) -> Result<(), Problem> {
+    async fn check_stream(
+        &self,
+        pipeline: &Pipeline,
+        sink: Option<&dyn DeadLetterSink>,
+    ) -> Result<(), Problem> {
         let mut source = SourceStream::new(self.stream.clone());
         match self.facts.describe().await {
             Ok(summary) => {
@@ -141,11 +146,11 @@ impl Discovery<'_> {
         self.shards_with(StartRetries::running(self)).await
     }
 
-    async fn shards_with(&self, mut patience: StartRetries) -> Result<Lineage, ConsumerError> {
+    async fn shards_with(&self, mut retries: StartRetries) -> Result<Lineage, ConsumerError> {
         loop {
             match self.find().await {
                 Ok(found) => return Ok(found),
-                Err(problem) => patience.wait(self, problem).await?,
+                Err(problem) => retries.wait(self, problem).await?,
             }
         }
     }
@@ -156,7 +161,7 @@ impl Discovery<'_> {
         &self,
         start: &StartingPosition,
     ) -> Result<Lineage, ConsumerError> {
-        let mut patience = StartRetries::at_start(self);
+        let mut retries = StartRetries::at_start(self);
         loop {
             let mut found = self.shards_with(StartRetries::at_start(self)).await?;
             if let Some(error) = found
@@ -167,7 +172,7 @@ impl Discovery<'_> {
                 return Err(ConsumerError::CheckpointStore(error));
             }
             while let Err(problem) = self.add_unlisted(&mut found).await {
-                patience.wait(self, problem).await?;
+                retries.wait(self, problem).await?;
             }
             // Each attempt resolves the start again. The time differs only if no earlier attempt stored one.
             let begun = start.resolve(&found);
@@ -182,7 +187,7 @@ impl Discovery<'_> {
             };
             match begun {
                 Ok(()) => return Ok(found),
-                Err(problem) => patience.wait(self, problem).await?,
+                Err(problem) => retries.wait(self, problem).await?,
             }
         }
     }
@@ -285,7 +290,7 @@ impl Discovery<'_> {
                 // The error concerns this shard alone: the others must not wait until an operator fixes its
                 // checkpoint.
                 Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
-                    self.tell(|stream| Event::CheckpointUnreadable {
+                    self.report(|stream| Event::CheckpointUnreadable {
                         stream,
                         shard: &key.shard,
                         error: &error,
@@ -355,7 +360,7 @@ impl Discovery<'_> {
         })
     }
 
-    fn tell<'a>(&'a self, event: impl FnOnce(&'a str) -> Event<'a>) {
+    fn report<'a>(&'a self, event: impl FnOnce(&'a str) -> Event<'a>) {
         if self.observers.want(Interest::SHARDS) {
             self.observers.tell(&event(self.stream.name()));
         }
@@ -372,8 +377,6 @@ fn listed_or_parents(shards: &[Shard]) -> Vec<&str> {
 
 pub(in crate::consumer) const NOT_LISTED: &str = "ListShards did not list a shard that exists";
 
-pub(in crate::consumer) const STORE: &str = "the checkpoint store";
-
 /// Returns the results if there is one for each shard. Otherwise no result can be assigned to its shard.
 pub(in crate::consumer) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Vec<T>, BoxError> {
     let got = results.len();
@@ -382,10 +385,6 @@ pub(in crate::consumer) fn all_of<T>(results: Vec<T>, asked: usize) -> Result<Ve
         false => Err(format!("{STORE} returned {got} results for {asked} shards").into()),
     }
 }
-
-/// The number of consecutive refusals that end the start of a consumer. They take some seconds, as IAM is
-/// eventually consistent.
-pub(in crate::consumer) const REFUSALS: u32 = 6;
 
 /// The decision whether to retry, and after which delay.
 pub(in crate::consumer) struct StartRetries {
@@ -435,7 +434,7 @@ impl StartRetries {
 
     pub(in crate::consumer) async fn wait_after(&mut self, discovery: &Discovery<'_>, error: BoxError) {
         let delay = self.timer.next_delay();
-        discovery.tell(|stream| Event::DiscoveryFailed {
+        discovery.report(|stream| Event::DiscoveryFailed {
             stream,
             failures: self.timer.failures(),
             error: &*error,

@@ -3,26 +3,33 @@
 
 use tokio::time::Instant;
 
-use super::discovery::{Discovery, STORE, StartRetries, all_of};
+use super::discovery::{Discovery, StartRetries, all_of};
 use super::lineage::Lineage;
 use crate::checkpoint::{Checkpoint, CheckpointError, LeaseOutcome, Leases, NewShard, ShardKey};
-use crate::consumer::answer;
+use crate::consumer::calls::{STORE, answer};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
 /// The number of checks for the children of a closed shard. They are listed a moment after the shard is
 /// closed.
-const LOOKS: u32 = 8;
+const CHECKS: u32 = 8;
+
+/// The answer of a store that was asked for the lease of a shard.
+pub(in crate::consumer) struct TakenLease {
+    pub(in crate::consumer) shard: ShardId,
+    /// The time just before the lease was requested.
+    pub(in crate::consumer) asked: Instant,
+    pub(in crate::consumer) outcome: Result<LeaseOutcome, CheckpointError>,
+}
 
 impl Discovery<'_> {
-    /// Creates rows for those of these shards that have none, and takes the available leases. Each result
-    /// carries the time just before the leases were requested.
+    /// Creates rows for those of these shards that have none, and takes the available leases.
     pub(in crate::consumer) async fn take(
         &self,
         leases: &dyn Leases,
         found: &Lineage,
         shards: Vec<ShardId>,
-    ) -> Result<Vec<(ShardId, Instant, Result<LeaseOutcome, CheckpointError>)>, BoxError> {
+    ) -> Result<Vec<TakenLease>, BoxError> {
         let lacking = shards.iter().filter(|shard| !found.has_row(shard));
         let lacking = lacking.map(|shard| (shard.clone(), Checkpoint::at(Position::TrimHorizon)));
         self.create(leases, found, lacking.collect()).await?;
@@ -31,7 +38,12 @@ impl Discovery<'_> {
         let taken = answer(STORE, leases.take(&keys)).await?;
         let taken = all_of(taken, keys.len())?;
         let each = shards.into_iter().zip(taken);
-        Ok(each.map(|(shard, taken)| (shard, asked, taken)).collect())
+        let each = each.map(|(shard, outcome)| TakenLease {
+            shard,
+            asked,
+            outcome,
+        });
+        Ok(each.collect())
     }
 
     /// Stores a checkpoint of a shard. If the store has leases, this process owns the shard's lease.
@@ -98,10 +110,10 @@ impl Discovery<'_> {
         leases: &dyn Leases,
         shard: &ShardId,
     ) -> Result<(), CheckpointError> {
-        let mut patience = StartRetries::running(self);
-        let mut looks = 0;
+        let mut retries = StartRetries::running(self);
+        let mut checks = 0;
         loop {
-            let error = match self.look_for_children(leases, shard).await {
+            let error = match self.create_children(leases, shard).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => "not all child shards are listed yet".into(),
                 Err(error) => match error.downcast::<CheckpointError>() {
@@ -111,16 +123,16 @@ impl Discovery<'_> {
                 },
             };
             // A later discovery that lists the children creates their rows.
-            looks += 1;
-            if looks == LOOKS {
+            checks += 1;
+            if checks == CHECKS {
                 return Ok(());
             }
-            patience.wait_after(self, error).await;
+            retries.wait_after(self, error).await;
         }
     }
 
     /// Creates the rows of the listed children. Returns whether all children are listed.
-    async fn look_for_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<bool, BoxError> {
+    async fn create_children(&self, leases: &dyn Leases, shard: &ShardId) -> Result<bool, BoxError> {
         let found = self.shards_once().await?;
         let children = found.children(shard);
         let lacking = children.iter().filter(|child| found.may_begin_row(child, shard));

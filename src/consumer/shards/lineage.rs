@@ -285,14 +285,14 @@ fn first_gap(mut ranges: Vec<(u128, u128)>, keys: RangeInclusive<u128>) -> Optio
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::consumer) mod tests {
     use aws_sdk_kinesis::types::HashKeyRange;
 
     use super::*;
 
     const LAST: u128 = u128::MAX;
 
-    fn shard(name: &str, parents: &[&str], keys: (u128, u128)) -> Shard {
+    pub(in crate::consumer) fn shard(name: &str, parents: &[&str], keys: (u128, u128)) -> Shard {
         let range = HashKeyRange::builder().starting_hash_key(keys.0.to_string());
         let range = range
             .ending_hash_key(keys.1.to_string())
@@ -313,7 +313,7 @@ mod tests {
             .expect("complete")
     }
 
-    fn lineage(shards: Vec<Shard>, ended: &[&str]) -> Lineage {
+    pub(in crate::consumer) fn lineage(shards: Vec<Shard>, ended: &[&str]) -> Lineage {
         let ended = ended
             .iter()
             .map(|&name| (name.into(), Checkpoint::at(Position::ShardEnd)));

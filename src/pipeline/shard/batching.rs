@@ -5,7 +5,7 @@ use std::task::Context;
 use futures_core::Stream;
 
 use crate::dead_letter::Attempts;
-use crate::engine::{Group, Member, Pass, Stepped};
+use crate::engine::{Group, Member, Permission, Stepped};
 use crate::pipeline::RecordOrder;
 use crate::pipeline::shard::{Batch, Shard};
 use crate::pipeline::window::Ordinal;
@@ -109,8 +109,8 @@ where
             0 => self.running.permits.give(),
             1 => members
                 .into_iter()
-                .for_each(|one| self.start_first(one, Pass::FREE)),
-            _ => self.start_again(Group::of(members), Pass::FREE),
+                .for_each(|one| self.start_first(one, Permission::FREE)),
+            _ => self.start_again(Group::of(members), Permission::FREE),
         }
         true
     }

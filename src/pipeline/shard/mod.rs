@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
+use futures_core::future::BoxFuture;
 use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Sleep, sleep};
-use tokio_util::sync::WaitForCancellationFuture;
 
 mod batching;
 mod intake;
@@ -15,11 +15,11 @@ mod queue;
 mod scheduling;
 mod settling;
 mod setup;
+#[cfg(test)]
+mod tests;
 mod wakers;
 
 pub(super) use setup::run;
-#[cfg(feature = "kinesis")]
-pub(super) use setup::run_gated;
 
 use self::intake::Intake;
 use self::queue::Queue;
@@ -34,7 +34,7 @@ use super::turn_budget::TurnBudget;
 use super::unread::NextRecord;
 use super::window::{Earlier, Ordinal};
 use crate::dead_letter::DeadLetterPolicy;
-use crate::engine::{Fate, Group, Pass, Run, Stepped};
+use crate::engine::{Group, MemberStep, Permission, Run, Stepped};
 use crate::observer::{Bound, Event, Interest};
 use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
 use crate::record::Record;
@@ -50,7 +50,7 @@ struct Shard<'a, S, F, M> {
     pipeline: &'a Pipeline,
     run: &'a Run,
     progress: &'a Progress,
-    shutdown: Pin<Box<WaitForCancellationFuture<'a>>>,
+    shutdown: BoxFuture<'a, ()>,
     intake: Intake<S>,
     queue: Queue,
     running: Running<F, M>,
@@ -251,25 +251,25 @@ where
         }
         match step {
             Stepped::Processed => self.settle(tag.ordinal, Settled::Processed),
-            Stepped::Otherwise(fates) => self.parted(*fates),
+            Stepped::Otherwise(steps) => self.parted(*steps),
         }
     }
 
     /// Handles the end of a step other than success at the first attempt.
     #[cold]
-    fn parted(&mut self, mut fates: Vec<Fate>) {
+    fn parted(&mut self, mut steps: Vec<MemberStep>) {
         // Put back first: the settlement of the record ahead must find them in the window.
-        for fate in fates.extract_if(.., |fate| matches!(fate, Fate::Behind(_))) {
-            if let Fate::Behind(member) = fate {
+        for step in steps.extract_if(.., |step| matches!(step, MemberStep::Behind(_))) {
+            if let MemberStep::Behind(member) = step {
                 self.put_back(member);
             }
         }
-        for fate in fates {
-            match fate {
-                Fate::Done(member, Ok(settled)) => self.settle(member.ordinal, settled),
-                Fate::Done(member, Err(reason)) => self.unsettled(member.record, reason),
-                Fate::Later(group) => self.wait(group),
-                Fate::Behind(_) => {}
+        for step in steps {
+            match step {
+                MemberStep::Done(member, Ok(settled)) => self.settle(member.ordinal, settled),
+                MemberStep::Done(member, Err(reason)) => self.unsettled(member.record, reason),
+                MemberStep::Later(group) => self.wait(group),
+                MemberStep::Behind(_) => {}
             }
         }
     }
@@ -278,7 +278,7 @@ where
         match group.due() {
             // The verdict is reached: the dead letter is written even during a stop. This last step takes no
             // permit.
-            None => self.start_again(group, Pass::FREE),
+            None => self.start_again(group, Permission::FREE),
             Some(_) if self.stop.is_some() => self.give_back(*group, |_| Unsettled::Shutdown),
             Some(due) if self.run.is_over_by(due) => self.give_back(*group, Group::why_unsettled),
             Some(due) => self.queue.delays.push(due, group),

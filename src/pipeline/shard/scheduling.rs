@@ -5,7 +5,7 @@ use std::task::Context;
 use futures_core::Stream;
 
 use crate::dead_letter::Reason;
-use crate::engine::{Group, Member, Pass, Stepped};
+use crate::engine::{Group, Member, Permission, Stepped};
 use crate::pipeline::run_queue::Next;
 use crate::pipeline::shard::{Shard, Tag};
 use crate::pipeline::window::Ordinal;
@@ -61,21 +61,21 @@ where
                     None => self.queue.ready.pop(),
                     Some(_) => self.queue.ready.pop_again().map(Next::Again),
                 };
-                next.map(|next| (next, Pass::FREE))
+                next.map(|next| (next, Permission::FREE))
             } else {
                 self.next_probe()
             };
-            let Some((next, pass)) = next else {
+            let Some((next, permission)) = next else {
                 self.running.permits.give();
                 return;
             };
             match next {
                 Next::First(ordinal) => match self.take(ordinal) {
-                    Some(member) => self.start_first(member, pass),
+                    Some(member) => self.start_first(member, permission),
                     // Never happens: only unsettled records are ready.
                     None => self.running.permits.give(),
                 },
-                Next::Again(group) => self.start_again(group, pass),
+                Next::Again(group) => self.start_again(group, permission),
             }
         }
     }
@@ -102,18 +102,18 @@ where
                 Next::Again(group) => Some(group),
             };
             if let Some(group) = group {
-                self.start_again(group.given_up(Reason::Expiring), Pass::FREE);
+                self.start_again(group.given_up(Reason::Expiring), Permission::FREE);
             }
         }
     }
 
     /// Returns the record that may be tried although a breaker is not closed. Lanes take turns.
     #[cold]
-    fn next_probe(&mut self) -> Option<(Next, Pass)> {
+    fn next_probe(&mut self) -> Option<(Next, Permission)> {
         let rounds = self.run.rounds()?;
         let next = self.queue.ready.pop_if(|group| !group.has_probed(&rounds))?;
-        match self.run.pass() {
-            Some(pass) => Some((next, pass)),
+        match self.run.permission() {
+            Some(permission) => Some((next, permission)),
             // Another shard took the probe.
             None => {
                 match next {
@@ -132,17 +132,17 @@ where
     }
 
     /// Begins the first step of a record, or its first step since it was put back.
-    pub(super) fn start_first(&mut self, member: Member, pass: Pass) {
-        match pass.is_free() && member.attempts.calls() == 0 {
+    pub(super) fn start_first(&mut self, member: Member, permission: Permission) {
+        match permission.is_free() && member.attempts.calls() == 0 {
             true => self.start(member.ordinal, member.record, None),
-            false => self.start_again(Group::alone(member), pass),
+            false => self.start_again(Group::alone(member), permission),
         }
     }
 
     /// Begins the next step of records that were tried, or a step of several records. For a step that calls
     /// the processor, the caller has taken a permit.
-    pub(super) fn start_again(&mut self, mut group: Box<Group>, pass: Pass) {
-        group.probes_with(pass);
+    pub(super) fn start_again(&mut self, mut group: Box<Group>, permission: Permission) {
+        group.probes_with(permission);
         match group.first() {
             Some(first) => self.start(first.ordinal, first.record.place(), Some(group)),
             None => self.running.permits.give(),

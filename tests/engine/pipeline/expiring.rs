@@ -9,11 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream;
 use redrive::dead_letter::{Memory, Reason};
-use redrive::pipeline::{Batch, ExpiryPolicy, Pipeline, Progress};
+use redrive::pipeline::{Batch, ExpiryPolicy, Pipeline};
 use redrive::processor::Attempt;
 use redrive::{Failure, Record, RecordProcessor, Resilient};
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -143,7 +142,7 @@ async fn old_records_are_processed_while_nothing_fails() {
 async fn younger_records_are_stored_after_an_outage() {
     let database = Database::default();
     let records = (0..40).map(|number| record_of_age(number, if number < 20 { 23 } else { 1 } * HOUR));
-    let (sink, progress) = (Memory::new(), Progress::new());
+    let sink = Memory::new();
     let resilient = resilient(&database, &sink);
     let back = database.up.clone();
     tokio::spawn(async move {
@@ -156,11 +155,7 @@ async fn younger_records_are_stored_after_an_outage() {
         .build()
         .expect("valid");
     let batches = stream::iter([Batch::from(records.collect::<Vec<_>>())]);
-    let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
-    let finished = pipeline
-        .run_from(&resilient, batches, from, &progress, &CancellationToken::new())
-        .await
-        .expect("nothing halts");
+    let finished = pipeline.run(&resilient, batches).await.expect("nothing halts");
     assert!(finished.complete);
     assert_eq!(sink.letters().len(), 20);
     let mut stored = database.stored.lock().expect("no panic").clone();
@@ -291,28 +286,19 @@ async fn stopped_shard_resumes_without_a_waiting_dead_letter() {
         .build()
         .expect("valid");
     let guard = resilient.guard().expect("by default").clone();
-    let progress = Arc::new(Progress::new());
-    let running = tokio::spawn({
-        let progress = progress.clone();
-        async move {
-            let pipeline = Pipeline::builder()
-                .retention(DAY)
-                .expiry_policy(ExpiryPolicy::DeadLetter)
-                .build()
-                .expect("valid");
-            let batches = stream::iter([Batch::from(records)]);
-            let from = redrive::checkpoint::Checkpoint::at(redrive::Position::TrimHorizon);
-            let never = CancellationToken::new();
-            pipeline
-                .run_from(&resilient, batches, from, &progress, &never)
-                .await
-                .is_ok_and(|finished| finished.complete)
-        }
+    let running = tokio::spawn(async move {
+        let pipeline = Pipeline::builder()
+            .retention(DAY)
+            .expiry_policy(ExpiryPolicy::DeadLetter)
+            .build()
+            .expect("valid");
+        let batches = stream::iter([Batch::from(records)]);
+        let finished = pipeline.run(&resilient, batches).await;
+        finished.is_ok_and(|finished| finished.complete)
     });
     sleep(HOUR).await;
     assert_eq!(sink.letters().len(), 300);
     assert_eq!(guard.state().len(), 1);
-    assert!(progress.is_stopped());
 
     database.up.store(true, SeqCst);
     guard.resume();
@@ -322,7 +308,7 @@ async fn stopped_shard_resumes_without_a_waiting_dead_letter() {
         .expect("no panic");
     assert!(complete);
     assert_eq!(database.stored.lock().expect("no panic").len(), 100);
-    assert!(guard.state().is_empty() && !progress.is_stopped());
+    assert!(guard.state().is_empty());
     assert_eq!(resumptions.load(SeqCst), 1, "the resumption is reported once");
 }
 

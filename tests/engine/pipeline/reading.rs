@@ -1,7 +1,5 @@
-//! Tests of how far a pipeline reads a shard, and of the memory that it reserves.
-//!
-//! The cases are a shutdown, an open breaker, a shard that the guard has stopped, and records that an earlier
-//! run has settled. Time is paused throughout.
+//! Tests of how far a pipeline reads a shard: during a shutdown, behind an open breaker, and while the guard
+//! has stopped the shard. Time is paused throughout.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -9,14 +7,13 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::checkpoint::Checkpoint;
-use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, PipelineBuilder, Progress};
+use redrive::pipeline::{Batch, Finished, Pipeline, PipelineBuilder};
 use redrive::{
     BoxError, CircuitBreaker, DeadLetterGuard, Position, Record, Resilient, dead_letter, processor_fn,
     processor_with,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 fn record_of_100_bytes(number: u64) -> Record {
     record(number, &number.to_string(), &"x".repeat(100))
@@ -47,15 +44,12 @@ async fn shut_down(pipeline: PipelineBuilder, batches: u64) -> (Finished, usize)
     let resilient = Resilient::builder("billing", processor_fn(hang));
     let resilient = resilient.without_dead_letters().build().expect("valid");
     let (batches, taken) = counted(batches);
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    tokio::spawn(async move {
-        sleep(Duration::from_secs(5)).await;
-        stop.cancel();
-    });
-    let (from, progress) = (Checkpoint::at(Position::TrimHorizon), Progress::new());
+    let (from, shutdown) = (
+        Checkpoint::at(Position::TrimHorizon),
+        sleep(Duration::from_secs(5)),
+    );
     let pipeline = pipeline.drain(Duration::from_secs(1)).build().expect("valid");
-    let run = pipeline.run_from(&resilient, batches, from, &progress, &shutdown);
+    let run = pipeline.run_until(&resilient, batches, from, |_| async {}, shutdown);
     (run.await.expect("nothing halts"), taken.load(Relaxed))
 }
 
@@ -135,126 +129,4 @@ async fn nothing_is_read_while_the_guard_has_stopped_a_shard() {
     assert!(timeout(Duration::from_secs(600), &mut run).await.is_err());
     assert_eq!(taken.load(Relaxed), before);
     assert!(before < 1_000, "{before}");
-}
-
-/// Memory is released for every record, also for records that an earlier run has settled and for records that
-/// share a buffer.
-#[tokio::test(start_paused = true)]
-async fn memory_is_released_for_every_record() {
-    async fn ok(_: Record) -> Result<(), BoxError> {
-        Ok(())
-    }
-    let resilient = Resilient::builder("billing", processor_fn(ok));
-    let resilient = resilient.without_dead_letters().build().expect("valid");
-    let inside = |number: u64, sub| {
-        Record::builder("orders", "shardId-0".into(), number.into())
-            .sub_sequence_number(sub)
-            .partition_key(sub.to_string())
-            .payload(vec![0; 100])
-            .build()
-    };
-    // Each page reserves all but one byte, so the page before must release everything.
-    const BYTES: usize = 10_000;
-    let capacity = Capacity::builder()
-        .running(64)
-        .bytes(BYTES)
-        .build()
-        .expect("valid");
-    let pipeline = Pipeline::builder()
-        .capacity(capacity.clone())
-        .build()
-        .expect("valid");
-    let records = [
-        vec![record_of_100_bytes(1), record_of_100_bytes(2)],
-        vec![inside(3, 0), inside(3, 1), inside(3, 2), record_of_100_bytes(4)],
-        vec![
-            inside(5, 0),
-            inside(5, 1),
-            inside(6, 0),
-            inside(6, 1),
-            record_of_100_bytes(7),
-        ],
-    ];
-    for covered in [
-        Position::TrimHorizon,
-        record_of_100_bytes(2).position(),
-        inside(3, 1).position(),
-        inside(5, 0).position(),
-        record_of_100_bytes(7).position(),
-    ] {
-        let pages = stream::iter(records.clone()).then(|records| async {
-            let reservation = capacity.reserve(BYTES - 1).await;
-            Batch::reserved(records, reservation)
-        });
-        let (progress, never) = (Progress::new(), CancellationToken::new());
-        let from = Checkpoint::at(covered.clone());
-        let run = pipeline.run_from(&resilient, Box::pin(pages), from, &progress, &never);
-        let finished = timeout(Duration::from_secs(60), run).await;
-        let finished = finished.unwrap_or_else(|_| panic!("from {covered}: memory is still reserved"));
-        assert!(finished.expect("nothing halts").complete);
-    }
-}
-
-/// A shard that the dead-letter guard has stopped keeps no permit to run, and leaves memory for other shards.
-#[tokio::test(start_paused = true)]
-async fn stopped_shard_takes_no_permit_and_not_all_memory() {
-    async fn obey(record: Record) -> Result<(), BoxError> {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        match record.partition_key() {
-            Some("bad") => Err(redrive::Failure::permanent("bad data").into()),
-            _ => Ok(()),
-        }
-    }
-    const BYTES: usize = 1 << 20;
-    let capacity = Capacity::builder()
-        .running(1)
-        .bytes(BYTES)
-        .build()
-        .expect("valid");
-    let guard = DeadLetterGuard::builder()
-        .share(0.5)
-        .min_records(10)
-        .window(Duration::from_secs(60))
-        .build()
-        .expect("valid");
-    let resilient = Resilient::builder("billing", processor_fn(obey))
-        .dead_letters(dead_letter::Memory::new())
-        .guard(guard.clone())
-        .build()
-        .expect("valid");
-    let shard = |shard: &'static str, key: &'static str, pages: u64, payload: usize| {
-        let (capacity, resilient) = (capacity.clone(), resilient.clone());
-        let pipeline = Pipeline::builder()
-            .ordering(redrive::pipeline::RecordOrder::Unordered)
-            .capacity(capacity.clone())
-            .build()
-            .expect("valid");
-        async move {
-            let pages = stream::iter(0..pages).then(|page| {
-                let capacity = capacity.clone();
-                let records = (0..10).map(move |number| {
-                    Record::builder("orders", shard.into(), (page * 10 + number + 1).into())
-                        .partition_key(key)
-                        .payload(vec![0; payload])
-                        .build()
-                });
-                async move { Batch::reserved(records.collect(), capacity.reserve(BYTES / 2).await) }
-            });
-            pipeline.run(&resilient, Box::pin(pages)).await
-        }
-    };
-    let stopped = tokio::spawn(shard("shardId-0", "bad", 1_000, BYTES / 16));
-    let other = tokio::spawn(shard("shardId-1", "good", 1_000, 100));
-    let finished = timeout(Duration::from_secs(3_600), other)
-        .await
-        .expect("the other shard is not blocked");
-    assert!(finished.expect("no panic").expect("nothing halts").complete);
-    assert_eq!(guard.state().len(), 1);
-    assert_eq!(capacity.running(), 0);
-    assert!(
-        capacity.bytes() > BYTES / 2,
-        "only {} bytes are free",
-        capacity.bytes()
-    );
-    stopped.abort();
 }

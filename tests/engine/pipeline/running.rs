@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use redrive::checkpoint::{Checkpoint, SettledAhead};
 use redrive::dead_letter;
 use redrive::observer::{Bound, Event, Observer};
-use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, Progress, RecordOrder, ShardHalted};
+use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, RecordOrder, ShardHalted};
 use redrive::processor::Attempt;
 use redrive::{
     Backoff, BoxError, DeadLetterPolicy, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
@@ -20,7 +20,6 @@ use redrive::{
 use support::script::{Script, record};
 use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 fn policy() -> RetryPolicy {
     RetryPolicy::exponential().jitter(Jitter::None)
@@ -367,10 +366,14 @@ async fn sink_outage_stops_the_position_but_not_other_keys() {
         .collect();
     records.extend((100..200).map(|number| record(number, &format!("good-{number}"), "ok")));
     let pipeline = Pipeline::default();
-    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
-    let mut published = progress.subscribe();
+    let published = Mutex::new(None);
     let start = Checkpoint::at(Position::TrimHorizon);
-    let mut running = pin!(pipeline.run_from(&resilient, batches(records, 50), start, &progress, &shutdown));
+    let on_checkpoint = |checkpoint| {
+        *published.lock().expect("no panic") = Some(checkpoint);
+        async {}
+    };
+    let (input, never) = (batches(records, 50), std::future::pending());
+    let mut running = pin!(pipeline.run_until(&resilient, input, start, on_checkpoint, never));
     assert!(
         tokio::time::timeout(Duration::from_secs(60), &mut running)
             .await
@@ -378,17 +381,8 @@ async fn sink_outage_stops_the_position_but_not_other_keys() {
         "the run waits for the sink"
     );
     assert_eq!(script.calls().len(), 200, "every handler was called once");
-    progress.want_any();
-    assert!(
-        tokio::time::timeout(Duration::from_secs(1), &mut running)
-            .await
-            .is_err()
-    );
-    let checkpoint = published
-        .borrow_and_update()
-        .clone()
-        .expect("a checkpoint was requested")
-        .checkpoint;
+    let checkpoint = published.lock().expect("no panic").clone();
+    let checkpoint = checkpoint.expect("records are settled ahead");
     assert_eq!(checkpoint.position(), &Position::TrimHorizon);
     assert!(
         !checkpoint
@@ -434,15 +428,14 @@ async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
     assert_eq!(script.first_calls().len(), 11);
 
     // A new run continues from there.
-    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let stopping = build(DeadLetterPolicy::Stop);
     let finished = Pipeline::default()
-        .run_from(
+        .run_until(
             &stopping,
             batches(records().collect(), 100),
             halted.checkpoint.clone(),
-            &progress,
-            &shutdown,
+            |_| async {},
+            std::future::pending(),
         )
         .await;
     assert!(finished.expect("no other is bad").complete);
@@ -506,20 +499,13 @@ async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
         record(3, "d", "sleep:1,bad"),
         record(4, "a", "ok"),
     ];
-    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
     let never_ends = batches(records, 5).chain(stream::pending());
     let start = Instant::now();
-    let stop = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        shutdown.cancel();
-    };
+    let shutdown = tokio::time::sleep(Duration::from_secs(2));
     let pipeline = Pipeline::default();
     let from = Checkpoint::at(Position::TrimHorizon);
-    let (result, ()) = tokio::join!(
-        pipeline.run_from(&resilient, never_ends, from, &progress, &shutdown),
-        stop
-    );
-    let finished = result.expect("no halt");
+    let running = pipeline.run_until(&resilient, never_ends, from, |_| async {}, shutdown);
+    let finished = running.await.expect("no halt");
     assert_eq!(
         start.elapsed(),
         Duration::from_secs(3),
@@ -540,75 +526,21 @@ async fn a_shutdown_lets_handlers_end_and_cancels_backoffs() {
 #[tokio::test(start_paused = true)]
 async fn hanging_handler_delays_a_shutdown_by_drain_at_most() {
     let resilient = resilient(&Script::default());
-    let (progress, shutdown) = (Progress::new(), CancellationToken::new());
-    shutdown.cancel();
     let pipeline = Pipeline::builder()
         .drain(Duration::from_secs(4))
         .build()
         .expect("valid");
     let from = Checkpoint::at(Position::TrimHorizon);
-    let late = CancellationToken::new();
-    let running = pipeline.run_from(
-        &resilient,
-        batches(vec![record(0, "a", "hang")], 1),
-        from,
-        &progress,
-        &late,
-    );
     let start = Instant::now();
-    let stop = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        late.cancel();
-    };
-    let (result, ()) = tokio::join!(running, stop);
+    let shutdown = tokio::time::sleep(Duration::from_secs(1));
+    let batches = batches(vec![record(0, "a", "hang")], 1);
+    let running = pipeline.run_until(&resilient, batches, from, |_| async {}, shutdown);
+    let result = running.await;
     assert_eq!(start.elapsed(), Duration::from_secs(5));
     assert_eq!(
         result.expect("no halt").checkpoint.position(),
         &Position::TrimHorizon
     );
-    drop(shutdown);
-}
-
-/// The bytes that a record counts in addition to its payload.
-const OVERHEAD: usize = 256;
-
-#[tokio::test(start_paused = true)]
-async fn memory_is_released_on_settlement_and_on_drop() {
-    let capacity = Capacity::builder()
-        .running(64)
-        .bytes(1_000)
-        .build()
-        .expect("valid");
-    let resilient = resilient(&Script::default());
-    let reserved = |records: Vec<Record>| {
-        let capacity = capacity.clone();
-        async move { Batch::reserved(records, capacity.reserve(900).await) }
-    };
-    let done = record(0, "a", "ok");
-    let stuck = record(1, "b", "hang");
-    let bytes = stuck.payload().len() + OVERHEAD;
-    let batch = reserved(vec![done, stuck]).await;
-    assert_eq!(
-        capacity.bytes(),
-        "ok".len() + bytes + OVERHEAD,
-        "the surplus of the reservation is released"
-    );
-    let pipeline = Pipeline::builder()
-        .capacity(capacity.clone())
-        .build()
-        .expect("valid");
-    let never_ends = stream::iter([batch]).chain(stream::pending());
-    {
-        let mut running = pin!(pipeline.run(&resilient, never_ends));
-        assert!(
-            tokio::time::timeout(Duration::from_millis(1), &mut running)
-                .await
-                .is_err()
-        );
-        assert_eq!(capacity.bytes(), bytes);
-        assert_eq!(capacity.running(), 1);
-    }
-    assert_eq!((capacity.bytes(), capacity.running()), (0, 0));
 }
 
 // Property test: random streams, failures and orders. Each run is cut off at a random moment, and the next
@@ -712,6 +644,7 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
         .ordering(plan.ordering)
         .in_flight(plan.held)
         .span(plan.span)
+        .checkpoint_interval(Duration::ZERO)
         .capacity(capacity.clone())
         .build()
         .expect("valid");
@@ -719,8 +652,6 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
     let mut covered: BTreeSet<u64> = BTreeSet::new();
     let cuts = plan.cuts.iter().map(|&millis| Some(millis)).chain([None]);
     for cut in cuts {
-        let (progress, shutdown) = (Progress::new(), CancellationToken::new());
-        let mut published = progress.subscribe();
         let calls_before = script.calls().len();
         // A later checkpoint must cover every record that an earlier checkpoint covered.
         covered.extend(
@@ -729,42 +660,31 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
                 .filter(|(_, record)| covers(&from, record))
                 .map(|(number, _)| number),
         );
-        let mut finished = None;
-        {
-            let input = Box::pin(batches(records.clone(), plan.batch).then(|batch| async {
-                tokio::time::sleep(Duration::from_millis(plan.gap)).await;
-                batch
-            }));
-            let mut running = pin!(pipeline.run_from(&resilient, input, from.clone(), &progress, &shutdown));
-            let mut end = pin!(async {
-                match cut {
-                    Some(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
-                    None => std::future::pending().await,
-                }
-            });
-            progress.want_any();
-            loop {
-                tokio::select! {
-                    biased;
-                    _ = published.changed() => {
-                        let checkpoint = published.borrow_and_update().clone().expect("published").checkpoint;
-                        let ended = ended();
-                        for record in &records {
-                            prop_assert!(
-                                !covers(&checkpoint, record) || ended.contains(record.sequence_number()),
-                                "{checkpoint:?} covers {record:?}, which has not ended"
-                            );
-                        }
-                        from = checkpoint;
-                        progress.want_any();
-                    }
-                    () = &mut end => break,
-                    result = &mut running => {
-                        finished = Some(result.expect("no halt"));
-                        break;
-                    }
-                }
-            }
+        let handed_over = Mutex::new(Vec::new());
+        let on_checkpoint = |checkpoint: Checkpoint| {
+            let ended = ended();
+            let early = records
+                .iter()
+                .find(|record| covers(&checkpoint, record) && !ended.contains(record.sequence_number()));
+            let early = early.map(|record| format!("{checkpoint:?} covers {record:?}, which has not ended"));
+            handed_over.lock().expect("no panic").push((checkpoint, early));
+            async {}
+        };
+        let input = Box::pin(batches(records.clone(), plan.batch).then(|batch| async {
+            tokio::time::sleep(Duration::from_millis(plan.gap)).await;
+            batch
+        }));
+        let never = std::future::pending();
+        let running = pipeline.run_until(&resilient, input, from.clone(), on_checkpoint, never);
+        let finished = match cut {
+            Some(millis) => tokio::time::timeout(Duration::from_millis(millis), running)
+                .await
+                .ok(),
+            None => Some(running.await),
+        };
+        for (checkpoint, early) in handed_over.into_inner().expect("no panic") {
+            prop_assert_eq!(early, None);
+            from = checkpoint;
         }
         prop_assert_eq!(capacity.running(), 0, "every permit is released");
         for call in &script.calls()[calls_before..] {
@@ -776,10 +696,11 @@ async fn check(plan: Plan) -> Result<(), TestCaseError> {
             );
         }
         if let Some(finished) = finished {
+            let finished = finished.expect("no halt");
             prop_assert!(finished.complete);
             let last = records.last().expect("at least one").position();
             prop_assert_eq!(finished.checkpoint.position(), &last);
-            from = finished.checkpoint;
+            prop_assert_eq!(&finished.checkpoint, &from, "the last checkpoint is handed over");
         }
     }
     prop_assert_eq!(ended().len(), records.len(), "every record has ended");

@@ -11,11 +11,11 @@ use aws_sdk_kinesis::types::StreamDescriptionSummary;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::StreamId;
 use crate::aws::Located;
 use crate::checkpoint::Checkpoint;
-use crate::consumer::ANSWER_TIMEOUT;
-use crate::consumer::read::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
+use crate::consumer::calls::ANSWER_TIMEOUT;
+use crate::consumer::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
+use crate::record::StreamId;
 use crate::failure::BoxError;
 use crate::failure::classify::StandardClassifier;
 use crate::observer::{Event, Interest, Observers};
@@ -72,9 +72,6 @@ const PRECISION: Duration = Duration::from_secs(1);
 const RECENT: Duration = Duration::from_secs(5);
 /// The maximum age of the answer that discovery uses.
 const FRESH: Duration = Duration::from_secs(60);
-
-/// The maximum number of calls to Kinesis before a loss is decided.
-pub(in crate::consumer) const TRIES: u32 = 5;
 
 /// Returns the time since which a stream with this retention has all records.
 fn horizon(retention: Duration) -> SystemTime {

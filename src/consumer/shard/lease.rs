@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::discovery::Discovery;
-use super::stream_facts::StreamFacts;
-use crate::StreamId;
+use super::shard_end::ShardEnd;
 use crate::aws::Located;
 use crate::checkpoint::{CheckpointStore, Leases, Renewal, ShardKey};
-use crate::consumer::answer;
-use crate::consumer::shard::shard_end::ShardEnd;
+use crate::consumer::calls::{STORE, answer};
+use crate::consumer::shards::discovery::Discovery;
+use crate::record::StreamId;
+use crate::consumer::stream_facts::StreamFacts;
 use crate::failure::BoxError;
 use crate::observer::{Event, Interest, Observers};
 use crate::protection::{Backoff, RetryTimer};
@@ -27,21 +27,21 @@ const BACKOFF: Backoff = Backoff::exponential().cap(Duration::from_secs(1));
 
 /// The state of a lease: whether this process may still work on the shard.
 #[derive(Debug)]
-pub(in crate::consumer) struct Hold {
+pub(in crate::consumer) struct LeaseState {
     state: AtomicU8,
     /// Cancelled once nothing new may start.
     ends: CancellationToken,
 }
 
-const HELD: u8 = 0;
+const OWNED: u8 = 0;
 const WANTED: u8 = 1;
 const LOST: u8 = 2;
 
-impl Hold {
+impl LeaseState {
     /// Creates the state of a lease that is owned. Its end token is also cancelled by `shutdown`.
     pub(in crate::consumer) fn new(shutdown: &CancellationToken) -> Self {
-        Hold {
-            state: AtomicU8::new(HELD),
+        LeaseState {
+            state: AtomicU8::new(OWNED),
             ends: shutdown.child_token(),
         }
     }
@@ -51,7 +51,7 @@ impl Hold {
     }
 
     /// Notes that another worker owns the lease, or may own it.
-    pub(in crate::consumer) fn lose(&self) {
+    pub(in crate::consumer) fn mark_lost(&self) {
         if Sabotage::KeepLostLease.is_committed() {
             return;
         }
@@ -59,11 +59,12 @@ impl Hold {
         self.ends.cancel();
     }
 
-    fn hand_over(&self) {
+    /// Notes that another worker asks for the lease.
+    fn mark_wanted(&self) {
         // A lost lease stays lost.
         let _ = self
             .state
-            .compare_exchange(HELD, WANTED, Ordering::AcqRel, Ordering::Acquire);
+            .compare_exchange(OWNED, WANTED, Ordering::AcqRel, Ordering::Acquire);
         self.ends.cancel();
     }
 
@@ -78,7 +79,7 @@ impl Hold {
 
 /// The lease of a shard, owned by this process.
 pub(in crate::consumer) struct Lease {
-    pub(in crate::consumer) hold: Arc<Hold>,
+    pub(in crate::consumer) state: Arc<LeaseState>,
     pub(in crate::consumer) key: ShardKey,
     pub(in crate::consumer) store: Arc<dyn CheckpointStore>,
     pub(in crate::consumer) client: Located<Client>,
@@ -91,17 +92,17 @@ pub(in crate::consumer) struct Lease {
 }
 
 /// A lease that is being renewed.
-pub(in crate::consumer) struct KeptLease {
+pub(in crate::consumer) struct RenewedLease {
     lease: Arc<Lease>,
     _renewing: AbortOnDropHandle<()>,
 }
 
 impl Lease {
     /// Starts the renewal of the lease.
-    pub(in crate::consumer) fn keep(self) -> KeptLease {
+    pub(in crate::consumer) fn start_renewal(self) -> RenewedLease {
         let lease = Arc::new(self);
-        let renewing = tokio::spawn(lease.clone().renew_on());
-        KeptLease {
+        let renewing = tokio::spawn(lease.clone().keep_renewed());
+        RenewedLease {
             lease,
             _renewing: AbortOnDropHandle::new(renewing),
         }
@@ -109,7 +110,7 @@ impl Lease {
 
     /// Renews the lease until it is lost. A lease that could not be renewed for two thirds of the failover
     /// time counts as lost: this process starts nothing new before another worker may take the lease.
-    async fn renew_on(self: Arc<Self>) {
+    async fn keep_renewed(self: Arc<Self>) {
         let Some(leases) = self.store.leases() else { return };
         let mut retries = RetryTimer::new(BACKOFF, self.rng.clone());
         let failover = leases.failover_time();
@@ -124,29 +125,29 @@ impl Lease {
                     (renewed, next) = (asked, asked + every);
                     retries.reset();
                     if renewal == Renewal::Wanted {
-                        self.hold.hand_over();
+                        self.state.mark_wanted();
                     }
                     continue;
                 }
-                Ok(Ok(Renewal::Lost)) => return self.hold.lose(),
+                Ok(Ok(Renewal::Lost)) => return self.state.mark_lost(),
                 Ok(Err(error)) => error,
-                Err(_) => "the store did not answer in time".into(),
+                Err(_) => "the checkpoint store did not answer in time".into(),
             };
             let delay = retries.next_delay();
-            self.tell(&error, retries.failures(), delay);
+            self.report(&error, retries.failures(), delay);
             let now = Instant::now();
             if now >= renewed + limit {
-                return self.hold.lose();
+                return self.state.mark_lost();
             }
             next = (now + delay).min(renewed + limit);
         }
     }
 
     async fn renew(&self, leases: &dyn Leases) -> Result<Renewal, BoxError> {
-        Ok(answer("the store", leases.renew(&self.key)).await??)
+        Ok(answer(STORE, leases.renew(&self.key)).await??)
     }
 
-    fn tell(&self, error: &BoxError, failures: u32, delay: Duration) {
+    fn report(&self, error: &BoxError, failures: u32, delay: Duration) {
         if self.observers.want(Interest::SHARDS) {
             self.observers.tell(&Event::LeaseNotRenewed {
                 stream: &self.key.stream,
@@ -159,7 +160,7 @@ impl Lease {
     }
 }
 
-impl KeptLease {
+impl RenewedLease {
     /// Creates rows for the children of this shard. Returns whether the lease is still owned.
     pub(in crate::consumer) async fn begin_children(&self) -> bool {
         let Lease { key, store, .. } = &*self.lease;
@@ -175,17 +176,19 @@ impl KeptLease {
         };
         let begun = Box::pin(discovery.begin_children(leases, &key.shard)).await;
         if begun.is_err() {
-            self.lease.hold.lose();
+            self.lease.state.mark_lost();
         }
         begun.is_ok()
     }
 
     /// Releases the lease. Returns how the shard's task has ended, given the state of the lease.
     pub(in crate::consumer) async fn end(self, end: ShardEnd, within: Duration) -> ShardEnd {
-        let Lease { hold, key, store, .. } = &*self.lease;
+        let Lease {
+            state, key, store, ..
+        } = &*self.lease;
         if let Some(leases) = store.leases() {
             // If this fails, another worker takes the lease after the failover time.
-            let given_up = timeout(within, answer("the store", leases.give_up(key))).await;
+            let given_up = timeout(within, answer(STORE, leases.give_up(key))).await;
             if let Ok(Ok(Err(error))) = given_up {
                 tracing::debug!(shard = %key.shard, %error, "lease not released");
             }
@@ -193,12 +196,12 @@ impl KeptLease {
         match end {
             // The checkpointer also ends without an error if the store refused the last checkpoint because
             // the lease is lost.
-            ShardEnd::Ended | ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused
-                if hold.is_lost() =>
+            ShardEnd::Ended | ShardEnd::Stopped | ShardEnd::CrashLoopOver | ShardEnd::PositionRefused
+                if state.is_lost() =>
             {
                 ShardEnd::Lost
             }
-            ShardEnd::Stopped | ShardEnd::BeginsAnew | ShardEnd::PositionRefused if hold.is_wanted() => {
+            ShardEnd::Stopped | ShardEnd::CrashLoopOver | ShardEnd::PositionRefused if state.is_wanted() => {
                 ShardEnd::HandedOver
             }
             end => end,
