@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::address::{Address, StoreAddress, region_of_arn, region_of_queue, region_of_stream};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_dynamodb::error::ProvideErrorMetadata as _;
 use redrive::checkpoint::{self, CheckpointError, CheckpointStore};
 use redrive::dead_letter::{self, DeadLetterSink};
 use redrive::replay::{DeadLetterSource, Ledger, ledger, source};
-use redrive::{BoxError, StreamId};
+use redrive::{BoxError, Idempotency, StreamId, idempotency};
 use tokio::sync::OnceCell;
 
 /// The AWS configuration from the environment and the profile, loaded once and only if AWS is used.
@@ -130,6 +131,39 @@ impl Clients {
         })
     }
 
+    /// Opens the idempotency store at this address. A store that does not exist is an error: an empty one
+    /// would report each record as not processed.
+    pub(crate) async fn idempotency(&self, address: &StoreAddress) -> Result<Idempotency, BoxError> {
+        Ok(match address {
+            StoreAddress::Redb(path) => {
+                existing_file(address, path)?;
+                Idempotency::new(idempotency::Redb::open(path)?)
+            }
+            StoreAddress::DynamoDb(table) => {
+                let client = self.existing_table(address, table).await?;
+                Idempotency::new(idempotency::DynamoDb::new(client, table.as_str()))
+            }
+        })
+    }
+
+    /// Creates a client for a table. A missing table is an error. If the role may not describe the table, the
+    /// store does not create it either.
+    async fn existing_table(
+        &self,
+        address: &StoreAddress,
+        table: &str,
+    ) -> Result<aws_sdk_dynamodb::Client, BoxError> {
+        let client = self.dynamodb(table).await;
+        match client.describe_table().table_name(table).send().await {
+            Err(error) if error.code() != Some("AccessDeniedException") => Err(Unreachable {
+                what: address.to_string(),
+                source: error.into(),
+            }
+            .into()),
+            _ => Ok(client),
+        }
+    }
+
     /// Opens the checkpoint store at this address. A store that does not exist is an error: opening must not
     /// create one for a mistyped address.
     pub(crate) async fn checkpoints(
@@ -137,15 +171,9 @@ impl Clients {
         address: &StoreAddress,
         failover_time: Duration,
     ) -> Result<Arc<dyn CheckpointStore>, BoxError> {
-        let unreachable = |source| Unreachable {
-            what: address.to_string(),
-            source,
-        };
         Ok(match address {
             StoreAddress::Redb(path) => {
-                if !path.try_exists()? {
-                    return Err(format!("{address} does not exist; check the path").into());
-                }
+                existing_file(address, path)?;
                 Arc::new(checkpoint::Redb::open(path).map_err(|error| {
                     match error {
                         CheckpointError::InUse { .. } => InUse {
@@ -157,12 +185,17 @@ impl Clients {
                 })?)
             }
             StoreAddress::DynamoDb(table) => {
-                let client = self.dynamodb(table).await;
-                let described = client.describe_table().table_name(table).send().await;
-                described.map_err(|error| unreachable(error.into()))?;
+                let client = self.existing_table(address, table).await?;
                 Arc::new(checkpoint::DynamoDb::new(client, table.as_str()).failover_time(failover_time))
             }
         })
+    }
+}
+
+fn existing_file(address: &StoreAddress, path: &Path) -> Result<(), BoxError> {
+    match path.try_exists()? {
+        true => Ok(()),
+        false => Err(format!("{address} does not exist; check the path").into()),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use crate::address::{Address, StoreAddress, region_of_stream};
 use clap::Args;
+use redrive::BoxError;
 use redrive::replay::{self, Rehydrate as Rehydration};
-use redrive::{BoxError, Idempotency, StreamId, idempotency};
+use redrive::StreamId;
 
 use crate::Ended;
 use crate::clients::Clients;
@@ -72,12 +73,7 @@ impl Rehydrate {
             .rehydrated(rehydration)
             .filter(self.only.filter());
         if let Some(store) = self.idempotency {
-            let mut known = match store {
-                StoreAddress::Redb(path) => Idempotency::new(idempotency::Redb::open(path)?),
-                StoreAddress::DynamoDb(table) => {
-                    Idempotency::new(idempotency::DynamoDb::new(clients.dynamodb(&table).await, table))
-                }
-            };
+            let mut known = clients.idempotency(&store).await?;
             if let Some(pointer) = self.idempotency_field {
                 known = known.json_field(pointer);
             }

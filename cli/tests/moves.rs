@@ -4,6 +4,7 @@ use aws_sdk_sqs::types::QueueAttributeName;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink};
 use redrive::testing::kinesis;
 use redrive::testing::sinks::{confirmed, letter};
+use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
 use support::localstack::LocalStack;
 use support::stream;
@@ -118,4 +119,37 @@ async fn a_stream_arn_keeps_its_region() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(stream::read(&near, &orders).await.len(), 0);
     assert_eq!(stream::read(&far, &orders).await.len(), 5);
+}
+
+#[test]
+fn missing_idempotency_store_is_not_created() {
+    let refused = |redrive: &Redrive, store: &str| {
+        let to = redrive.file("letters.jsonl");
+        let ended = redrive.run(&[
+            "rehydrate",
+            "s3:failures",
+            "--to",
+            &to,
+            "--idempotency",
+            store,
+            "--yes",
+        ]);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        ended.err
+    };
+    let redrive = Redrive::at("http://127.0.0.1:1");
+    let path = redrive.folder.path().join("seen.redb");
+    let said = refused(&redrive, &format!("redb:{}", path.display()));
+    assert!(said.contains("seen.redb does not exist"), "{said}");
+    assert!(!path.exists());
+
+    let Some(local) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let redrive = Redrive::at(local.endpoint());
+    let store = format!("dynamodb:{}", unique("seen"));
+    for _ in 0..2 {
+        let said = refused(&redrive, &store);
+        assert!(said.contains(&format!("{store} cannot be reached")), "{said}");
+    }
 }

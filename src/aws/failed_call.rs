@@ -73,6 +73,12 @@ impl FailedCall {
         Self::find(error).is_some_and(|call| call.cause != Cause::Other)
     }
 
+    /// Returns true if the caller lacks the permission for the call.
+    #[cfg(feature = "dynamodb")]
+    pub(crate) fn is_denied(&self) -> bool {
+        self.cause == Cause::AccessDenied
+    }
+
     /// Returns the service's error code.
     pub(crate) fn code<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a str> {
         Self::find(error)?.code.as_deref()

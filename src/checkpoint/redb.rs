@@ -51,14 +51,19 @@ impl Redb {
     /// [`CheckpointError::Unusable`] if the file cannot be opened or is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref().to_path_buf();
-        let database = embedded_db::open(&path).map_err(|error| match error {
-            OpenError::InUse { path } => CheckpointError::InUse { path },
-            error => CheckpointError::Unusable(error.into()),
-        })?;
         Ok(Redb {
-            database: Arc::new(database),
+            database: Arc::new(embedded_db::open(&path)?),
             path: Arc::new(path),
         })
+    }
+}
+
+impl From<OpenError> for CheckpointError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::InUse { path } => CheckpointError::InUse { path },
+            error => CheckpointError::Unusable(error.into()),
+        }
     }
 }
 

@@ -16,13 +16,13 @@ use crate::external::answer;
 use crate::external::caught;
 use crate::external::failed_alike;
 #[cfg(feature = "lambda")]
-use crate::external::is_passing;
+use crate::idempotency::Status;
 use crate::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, Idempotency, IdempotencyStore, Key, Owner, PayloadHash,
     StoreError,
 };
 use crate::observer::{Event, Interest, Observers};
-use crate::protection::{Backoff, Jitter};
+use crate::protection::{Backoff, Jitter, RetryTimer};
 use crate::record::Record;
 
 /// The claims of one processor's records.
@@ -37,8 +37,8 @@ pub(super) struct Claims {
 struct State {
     /// The completed keys, each with the time until which it is remembered and the hash of its payload.
     completed: Option<LruCache<Key, (SystemTime, Option<PayloadHash>)>>,
-    /// The number of calls in a row that the store did not answer.
-    failures: u32,
+    /// Counts the calls in a row that the store did not answer.
+    retries: RetryTimer,
     /// The time before which the store is not called again.
     not_before: Option<Instant>,
     rng: SmallRng,
@@ -98,14 +98,15 @@ const COMPLETED_TTL: Duration = Duration::from_secs(60 * 60);
 impl Claims {
     pub(super) fn new(settings: Idempotency, observers: Observers, seed: u64) -> Self {
         let completed = NonZeroUsize::new(settings.cache).map(LruCache::new);
+        let mut rng = SmallRng::seed_from_u64(seed);
         Claims {
             settings,
             observers,
             state: Mutex::new(State {
                 completed,
-                failures: 0,
+                retries: RetryTimer::new(BACKOFF, SmallRng::from_rng(&mut rng)),
                 not_before: None,
-                rng: SmallRng::seed_from_u64(seed),
+                rng,
             }),
         }
     }
@@ -157,15 +158,15 @@ impl Claims {
         let mut crashes = Some(0);
         for (key, answer) in keys.iter().zip(answers) {
             match answer {
-                Ok(Some(Claimed::Completed { payload })) => {
+                Ok(Some(Status::Completed { payload })) => {
                     self.remember(key, now.checked_add(COMPLETED_TTL), payload);
                 }
                 // The record was delivered again, so the process with the last claim has crashed as well.
-                Ok(Some(Claimed::InProgress { abandoned, .. })) => {
+                Ok(Some(Status::InProgress { abandoned, .. })) => {
                     crashes = crashes.map(|most: u32| most.max(abandoned.saturating_add(1)));
                 }
-                Ok(_) => {}
-                Err(error @ StoreError::Unavailable(_)) if !is_passing(&error) => return Err(error),
+                Ok(None) => {}
+                Err(error) if error.is_final() => return Err(error),
                 Err(_) => crashes = None,
             }
         }
@@ -280,7 +281,7 @@ impl Claims {
     /// the run stops.
     pub(super) async fn complete(&self, records: &[Record], mut claims: Vec<Claim>, term: Term<'_>) {
         let mut records: Vec<&Record> = records.iter().collect();
-        let mut failures = 0;
+        let mut retries: Option<RetryTimer> = None;
         loop {
             for claim in &mut claims {
                 claim.now = self.settings.now();
@@ -304,11 +305,9 @@ impl Claims {
             let Some(error) = errors.first() else {
                 return;
             };
-            let delay = {
-                let rng = &mut self.state().rng;
-                Jitter::Equal.delay(&COMPLETING, failures, Duration::ZERO, rng)
-            };
-            failures += 1;
+            let new = || RetryTimer::new(COMPLETING, SmallRng::from_rng(&mut self.state().rng));
+            let retries = retries.get_or_insert_with(new);
+            let delay = retries.next_delay();
             let ends = match term.finish_by {
                 Some(time) => Instant::now() + delay >= time,
                 None => term.run.is_stopping(),
@@ -319,7 +318,7 @@ impl Claims {
                 }
                 return;
             }
-            self.tell_unanswered(failures, error, delay);
+            self.tell_unanswered(retries.failures(), error, delay);
             sleep(delay).await;
             (records, claims) = left.into_iter().unzip();
         }
@@ -395,11 +394,9 @@ impl Claims {
                 // This call began before the store was known to be down.
                 return delay;
             }
-            let failures = state.failures;
-            let delay = Jitter::Equal.delay(&BACKOFF, failures, Duration::ZERO, &mut state.rng);
-            state.failures = failures.saturating_add(1);
+            let delay = state.retries.next_delay();
             state.not_before = Some(Instant::now() + delay);
-            (state.failures, delay)
+            (state.retries.failures(), delay)
         };
         self.tell_unanswered(failures, error, delay);
         delay
@@ -434,7 +431,7 @@ impl State {
     }
 
     fn answered(&mut self) {
-        self.failures = 0;
+        self.retries.reset();
         self.not_before = None;
     }
 }

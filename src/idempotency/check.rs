@@ -1,7 +1,7 @@
 //! Checks an idempotency store before the first record is read.
 
 use super::{IdempotencyStore, Key, StoreError};
-use crate::external::{CHECK_TIMEOUT, Unusable, answer, is_passing};
+use crate::external::{CHECK_TIMEOUT, Unusable, answer};
 use crate::wall_clock;
 
 /// Checks that an idempotency store answers.
@@ -15,11 +15,11 @@ pub(crate) async fn check_store(store: &dyn IdempotencyStore) -> Result<(), Unus
     )
     .await;
     match answers.map_err(Unusable::NotNow)?.pop() {
-        Some(Err(error @ StoreError::Unavailable(_))) => Err(match is_passing(&error) {
-            true => Unusable::NotNow(error.into()),
-            false => Unusable::Never(error),
-        }),
         // An unreadable entry under this key does not make the store unusable for other keys.
-        _ => Ok(()),
+        None | Some(Ok(_) | Err(StoreError::Corrupt { .. })) => Ok(()),
+        Some(Err(error)) => Err(match error.is_final() {
+            true => Unusable::Never(error),
+            false => Unusable::NotNow(error.into()),
+        }),
     }
 }

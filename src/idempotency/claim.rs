@@ -68,7 +68,7 @@ impl Claim {
     }
 }
 
-/// The outcome of a claim, or the status of a key.
+/// The outcome of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Claimed {
@@ -90,6 +90,34 @@ pub enum Claimed {
         /// The number of consecutive claims of the key that were abandoned before that claim.
         abandoned: u32,
     },
+}
+
+/// The status of a key that a store knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// The record with the key was processed.
+    Completed {
+        /// The hash of that record's payload, if the store has one.
+        payload: Option<PayloadHash>,
+    },
+    /// An owner has claimed the key.
+    InProgress {
+        /// The time at which the claim expires, by its process's clock.
+        expires: SystemTime,
+        /// The number of consecutive claims of the key that were abandoned before that claim.
+        abandoned: u32,
+    },
+}
+
+impl From<Status> for Claimed {
+    /// Refuses a claim because of the status of its key.
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Completed { payload } => Claimed::Completed { payload },
+            Status::InProgress { expires, abandoned } => Claimed::InProgress { expires, abandoned },
+        }
+    }
 }
 
 /// The outcome of a completion.

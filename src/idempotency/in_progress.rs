@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
-use super::{CLOCK_SKEW, Claim, Claimed, Key, Owner};
+use super::{CLOCK_SKEW, Claim, Claimed, Key, Owner, Status};
 
 /// The claimed keys.
 #[derive(Debug, Default)]
@@ -17,8 +17,8 @@ struct Held {
 }
 
 impl Held {
-    fn status(&self) -> Claimed {
-        Claimed::InProgress {
+    fn status(&self) -> Status {
+        Status::InProgress {
             expires: self.expires,
             abandoned: self.abandoned,
         }
@@ -35,7 +35,7 @@ impl InProgress {
             let is_own = Some(held.owner) == claim.replaces
                 || held.owner == claim.owner && held.expires <= claim.expires;
             if !is_own && claim.now < held.expires + CLOCK_SKEW {
-                return held.status();
+                return held.status().into();
             }
             abandoned = match is_own {
                 true => held.abandoned,
@@ -54,7 +54,7 @@ impl InProgress {
         Claimed::Granted { abandoned }
     }
 
-    pub(super) fn status(&self, key: &Key) -> Option<Claimed> {
+    pub(super) fn status(&self, key: &Key) -> Option<Status> {
         self.0.get(key).map(Held::status)
     }
 

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 
 use super::in_progress::InProgress;
-use super::{Claim, Claimed, Completion, IdempotencyStore, Key, Owner, PayloadHash, StoreError};
+use super::{Claim, Claimed, Completion, IdempotencyStore, Key, Owner, PayloadHash, Status, StoreError};
 
 /// Remembers processed records in memory, for one process and until it ends. The store catches a producer's
 /// duplicates and redelivery within a run, but not after a restart. Clones share the keys.
@@ -70,14 +70,16 @@ impl fmt::Debug for Memory {
 }
 
 impl Rows {
-    fn completed(&self, key: &Key, now: SystemTime) -> Option<Claimed> {
+    fn completed(&self, key: &Key, now: SystemTime) -> Option<Status> {
         let row = self.completed.get(key).filter(|row| row.keep_until >= now)?;
-        Some(Claimed::Completed { payload: row.payload })
+        Some(Status::Completed { payload: row.payload })
     }
 
     fn claim(&mut self, claim: &Claim) -> Claimed {
-        let completed = self.completed(&claim.key, claim.now);
-        completed.unwrap_or_else(|| self.in_progress.claim(claim))
+        match self.completed(&claim.key, claim.now) {
+            Some(completed) => completed.into(),
+            None => self.in_progress.claim(claim),
+        }
     }
 
     fn complete(&mut self, claim: &Claim, most: usize) -> Completion {
@@ -130,7 +132,7 @@ impl IdempotencyStore for Memory {
         claims.iter().map(|_| Ok(())).collect()
     }
 
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
         let rows = self.rows();
         let status = |key| {
             let completed = rows.completed(key, now);

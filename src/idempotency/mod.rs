@@ -40,6 +40,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -59,7 +60,7 @@ mod settings;
 
 #[cfg(feature = "kinesis")]
 pub(crate) use check::check_store;
-pub use claim::{Claim, Claimed, Completion, Owner};
+pub use claim::{Claim, Claimed, Completion, Owner, Status};
 #[cfg(feature = "dynamodb")]
 pub use dynamodb::DynamoDb;
 pub use key::{Key, PayloadHash};
@@ -68,6 +69,8 @@ pub use memory::Memory;
 pub use redb::Redb;
 pub use settings::{Idempotency, PayloadMismatch};
 
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+use crate::external::is_passing;
 use crate::failure::BoxError;
 
 /// The tolerated difference between the clocks of two processes: an expired claim is respected for this time.
@@ -99,9 +102,8 @@ pub trait IdempotencyStore: Send + Sync + Debug {
     /// Releases each of these claims whose owner has the key, unless the key is completed.
     async fn release(&self, claims: &[Claim]) -> Vec<Result<(), StoreError>>;
 
-    /// Returns the status of these keys without claiming them: completed, in progress, or `None` if unknown
-    /// or forgotten.
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>>;
+    /// Returns the status of these keys without claiming them; `None` if unknown or forgotten.
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>>;
 
     /// Returns the store's name for events. Default: the type's name.
     fn name(&self) -> Cow<'_, str> {
@@ -126,7 +128,7 @@ impl<S: IdempotencyStore + ?Sized> IdempotencyStore for Arc<S> {
         (**self).release(claims).await
     }
 
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
         (**self).status(keys, now).await
     }
 
@@ -142,6 +144,18 @@ pub enum StoreError {
     /// The store cannot be reached, or refuses the call.
     #[error("the idempotency store is unavailable")]
     Unavailable(#[source] BoxError),
+    /// The store belongs to another program, or cannot be opened. No retry helps.
+    #[error("the idempotency store cannot be used")]
+    Unusable(#[source] BoxError),
+    /// The store's file is open in another process, or a second time in this one.
+    #[error(
+        "the idempotency file {} is open in another process; stop that process (`lsof` names it), or choose another path",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The entry under this key is unreadable. Once the entry is deleted, the record is processed again.
     #[error(
         "the entry of the idempotency store under key {key} is unreadable; delete it to process the record again"
@@ -159,5 +173,15 @@ impl StoreError {
     /// Creates [`StoreError::Unavailable`] from the store's error.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         StoreError::Unavailable(error.into())
+    }
+
+    /// Returns true if the store as a whole fails until an operator changes something.
+    #[cfg(any(feature = "kinesis", feature = "lambda"))]
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            StoreError::Unavailable(_) => !is_passing(self),
+            StoreError::Unusable(_) | StoreError::InUse { .. } => true,
+            StoreError::Corrupt { .. } => false,
+        }
     }
 }

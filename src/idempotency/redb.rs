@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
 use super::in_progress::InProgress;
-use super::{Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, StoreError};
-use crate::embedded_db::{self, blocking};
+use super::{Claim, Claimed, Completion, IdempotencyStore, Key, PayloadHash, Status, StoreError};
+use crate::embedded_db::{self, OpenError, blocking};
 use crate::failure::BoxError;
 
 /// Remembers completed keys in a [redb](https://www.redb.org) file, fsynced at every write. Only one process
@@ -39,12 +39,12 @@ impl Redb {
     ///
     /// # Errors
     ///
-    /// Returns [`StoreError::Unavailable`] if another process has the file open, if the file cannot be
-    /// opened, or if it is not a redb database.
+    /// Returns [`StoreError::InUse`] if another process has the file open. Returns
+    /// [`StoreError::Unusable`] if the file cannot be opened or is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_path_buf();
         Ok(Redb(Arc::new(Shared {
-            database: embedded_db::open(&path).map_err(StoreError::unavailable)?,
+            database: embedded_db::open(&path)?,
             path,
             claims: Mutex::default(),
         })))
@@ -61,12 +61,21 @@ impl Redb {
     }
 }
 
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::InUse { path } => StoreError::InUse { path },
+            error => StoreError::Unusable(error.into()),
+        }
+    }
+}
+
 impl Shared {
     /// Returns those of these keys that are completed and whose retention has not ended.
     fn look_up<'a>(
         &self,
         keys: impl Iterator<Item = (&'a Key, SystemTime)>,
-    ) -> Result<Vec<Option<Claimed>>, BoxError> {
+    ) -> Result<Vec<Option<Status>>, BoxError> {
         let transaction = self.database.begin_read()?;
         let table = match transaction.open_table(COMPLETED) {
             Ok(table) => table,
@@ -77,7 +86,7 @@ impl Shared {
             let row = table.get(key.as_str())?.map(|row| row.value());
             Ok(row
                 .filter(|(_, keep_until, _)| *keep_until >= millis(now))
-                .map(|(_, _, payload)| Claimed::Completed {
+                .map(|(_, _, payload)| Status::Completed {
                     payload: payload.map(PayloadHash::from_bytes),
                 }))
         })
@@ -90,7 +99,10 @@ impl Shared {
         let completed = self.look_up(claims.iter().map(|claim| (&claim.key, claim.now)))?;
         let claimed = claims.iter().zip(completed);
         Ok(claimed
-            .map(|(claim, completed)| completed.unwrap_or_else(|| in_progress.claim(claim)))
+            .map(|(claim, completed)| match completed {
+                Some(completed) => completed.into(),
+                None => in_progress.claim(claim),
+            })
             .collect())
     }
 
@@ -160,7 +172,7 @@ impl IdempotencyStore for Redb {
         claims.iter().map(|_| Ok(())).collect()
     }
 
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
         let keys = keys.to_vec();
         self.blocking(keys.len(), move |shared| {
             let in_progress = shared.claims.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,7 +9,8 @@ use super::{OperatorError, Shards, only};
 use crate::checkpoint::{
     self, Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, ShardKey,
 };
-use crate::protection::Backoff;
+use crate::protection::retry::seeded_rng;
+use crate::protection::{Backoff, RetryTimer};
 
 /// The maximum interval between two checks of a shard's owner.
 const LOOKS: Duration = Duration::from_secs(1);
@@ -137,20 +138,20 @@ impl Hold<'_> {
     /// Stores the new checkpoint of the shard.
     pub(super) async fn save(&self, checkpoint: &Checkpoint) -> Result<(), OperatorError> {
         let row = [(self.key.clone(), checkpoint.clone())];
-        let mut tries = 0;
+        let mut retries = RetryTimer::new(WRITES, seeded_rng(None));
         loop {
             let error = match only(self.store.save(&row).await) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            tries += 1;
-            if tries == TRIES || matches!(error, CheckpointError::LeaseLost { .. }) {
+            let delay = retries.next_delay();
+            if retries.failures() == TRIES || matches!(error, CheckpointError::LeaseLost { .. }) {
                 return Err(OperatorError::NotStored {
                     shard: self.key.shard.clone(),
                     source: error,
                 });
             }
-            sleep(WRITES.delay(tries - 1)).await;
+            sleep(delay).await;
         }
     }
 }

@@ -12,7 +12,6 @@ pub(crate) mod sliding_window;
 
 pub use breaker::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerState};
 pub use guard::{DeadLetterGuard, DeadLetterGuardBuilder, StoppedShard};
-#[cfg(feature = "kinesis")]
 pub(crate) use retry::RetryTimer;
 pub use retry::{Backoff, Jitter, RetryBudget, RetryBudgetBuilder, RetryPolicy};
 

@@ -11,7 +11,7 @@ use super::run::Run;
 use super::target::processor::record;
 use super::target::{Job, Target};
 use crate::dead_letter::DeadLetter;
-use crate::idempotency::Claimed;
+use crate::idempotency::Status;
 use crate::observer::Observers;
 use crate::record::Redriven;
 use crate::rfc3339;
@@ -190,7 +190,7 @@ impl<T: Target> Run<T> {
             .collect();
         let answers = idempotency.store.status(&keys, idempotency.now()).await;
         for (opening, answer) in suspects.iter_mut().zip(answers) {
-            if let Some(Claimed::Completed { .. }) = answer? {
+            if let Some(Status::Completed { .. }) = answer? {
                 opening.outcome = Some(Outcome::Completed);
             }
         }

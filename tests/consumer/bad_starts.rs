@@ -14,12 +14,13 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use redrive::checkpoint::{self, Checkpoint, CheckpointStore as _, Leases as _, NewShard, ShardKey};
 use redrive::observer::{Event, Interest, Observer};
+use redrive::replay::ledger;
 use redrive::{Consumer, ConsumerError, Position, StartingPosition, dead_letter, idempotency};
 
 use crate::scene::{Scene, records};
-use support::dynamodb::DynamoDbLocal;
+use support::dynamodb::{DynamoDbLocal, client as dynamodb_client, patient};
 use support::emulator::unique;
-use support::proxy::Fault;
+use support::proxy::{Fault, Proxy};
 use support::waiting::eventually;
 
 /// Returns the texts of an error and of its causes, and asserts that no text is repeated.
@@ -307,32 +308,71 @@ async fn a_lease_table_of_another_stream_ends_the_start() {
 }
 
 #[tokio::test]
-async fn a_missing_idempotency_table_ends_the_start() {
+async fn missing_idempotency_table_is_created() {
+    let Some(local) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let scene = Scene::new(1).await;
+    scene.put(records(1, 1, |_| "ok")).await;
+    let seen = idempotency::DynamoDb::new(local.patient_client(), unique("missing"));
+    let resilient = scene.resilient().idempotency(seen);
+    let running = scene.run(scene.consumer(), resilient);
+    scene.settle_all(running).await;
+}
+
+#[tokio::test]
+async fn denied_creation_of_a_table_ends_the_start() {
     let Some(local) = DynamoDbLocal::shared() else {
         return;
     };
     let table = unique("missing");
     let scene = Scene::new(1).await;
-    scene.put(records(1, 1, |_| "ok")).await;
-    let seen = idempotency::DynamoDb::new(local.patient_client(), table.as_str());
-    let resilient = scene.resilient().idempotency(seen.clone());
+    let proxy = Proxy::start(local.endpoint()).await.expect("a free port");
+    proxy.script(|call| match call.target.as_str() {
+        "CreateTable" => Fault::error(400, "AccessDeniedException"),
+        _ => Fault::None,
+    });
+    let dynamo = patient(&dynamodb_client(proxy.endpoint()));
+    let seen = idempotency::DynamoDb::new(dynamo, table.as_str());
+    let resilient = scene.resilient().idempotency(seen);
     let error = scene.run(scene.consumer(), resilient).end().await;
     let error = error.expect_err("no such table");
     assert!(matches!(error, ConsumerError::IdempotencyStore(_)), "{error:?}");
     let texts = texts(&error);
-    let place = local.endpoint();
+    let place = proxy.endpoint();
     assert_eq!(texts[0], "the idempotency store is unavailable");
     assert_eq!(
         texts[1],
         format!(
-            "cannot read the table {table:?} at {place} (BatchGetItem): it does not exist; create it, or check the \
-             name, the region and the account"
+            "cannot create the table {table:?} at {place} (CreateTable): access denied; the role needs \
+             dynamodb:CreateTable"
         )
     );
-    seen.create_table().await.expect("created");
+}
+
+#[tokio::test]
+async fn idempotency_table_of_another_program_ends_the_start() {
+    let Some(local) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let dynamo = local.patient_client();
+    let table = unique("other");
+    create_table(&dynamo, &table, "name").await;
+    let scene = Scene::new(1).await;
+    let seen = idempotency::DynamoDb::new(dynamo, table.as_str());
     let resilient = scene.resilient().idempotency(seen);
-    let running = scene.run(scene.consumer(), resilient);
-    scene.settle_all(running).await;
+    let error = scene.run(scene.consumer(), resilient).end().await;
+    let error = error.expect_err("another program's table");
+    assert!(matches!(error, ConsumerError::IdempotencyStore(_)), "{error:?}");
+    assert_eq!(
+        texts(&error),
+        [
+            "the idempotency store cannot be used".to_owned(),
+            format!(
+                r#"the table {table:?} is not a table of idempotency keys: its key is ["name"], not "id"; choose another name"#
+            ),
+        ]
+    );
 }
 
 #[tokio::test]
@@ -354,6 +394,7 @@ async fn file_errors_name_the_path_and_the_next_step() {
     for texts in [
         texts(&checkpoint::Redb::open(&path).expect_err("the folder does not exist")),
         texts(&idempotency::Redb::open(&path).expect_err("the folder does not exist")),
+        texts(&ledger::Redb::open(&path).expect_err("the folder does not exist")),
     ] {
         assert_eq!(
             texts[1],

@@ -11,7 +11,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use proptest::prelude::*;
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter;
-use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
+use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, Status, StoreError};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Finished, Pipeline, RecordOrder};
 use redrive::processor::{Attempt, BatchFailure};
@@ -692,7 +692,7 @@ impl IdempotencyStore for Counting {
         &self,
         keys: &[Key],
         now: std::time::SystemTime,
-    ) -> Vec<Result<Option<Claimed>, StoreError>> {
+    ) -> Vec<Result<Option<Status>, StoreError>> {
         self.store.status(keys, now).await
     }
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use redrive::dead_letter;
-use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, Memory, Owner, StoreError};
+use redrive::idempotency::{
+    Claim, Claimed, Completion, IdempotencyStore, Key, Memory, Owner, Status, StoreError,
+};
 use redrive::observer::{Event, Observer};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::{
@@ -122,7 +124,7 @@ impl IdempotencyStore for Store {
         if lost { unavailable(claims) } else { answers }
     }
 
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
         self.memory.status(keys, now).await
     }
 
@@ -594,7 +596,7 @@ async fn hanging_or_panicking_store_counts_as_down() {
         async fn release(&self, _: &[Claim]) -> Vec<Result<(), StoreError>> {
             Vec::new()
         }
-        async fn status(&self, _: &[Key], _: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+        async fn status(&self, _: &[Key], _: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
             Vec::new()
         }
     }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use redrive::idempotency::{
-    CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, Memory, StoreError,
+    CLOCK_SKEW, Claim, Claimed, Completion, IdempotencyStore, Key, Memory, Status, StoreError,
 };
 use redrive::processor::Attempt;
 use redrive::{BoxError, Idempotency, Record, RecordProcessor, Resilient, RetryPolicy, Settled, dead_letter};
@@ -183,7 +183,7 @@ impl IdempotencyStore for World {
         }
     }
 
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
         self.memory.status(keys, now).await
     }
 }

@@ -14,8 +14,9 @@ use redrive::checkpoint::{
     Checkpoint, CheckpointError, CheckpointStore, DynamoDb, LeaseOutcome, Leases, NewShard, Renewal,
     SettledAhead, ShardKey,
 };
-use support::dynamodb::DynamoDbLocal;
+use support::dynamodb::{DynamoDbLocal, client, patient};
 use support::emulator::unique;
+use support::proxy::{Fault, Proxy};
 use tokio::time::sleep;
 
 /// The failover time, short so that the tests are fast. No test depends on how long a call takes.
@@ -572,6 +573,24 @@ async fn foreign_rows_and_tables_are_refused() {
         let loaded = other.load(&[key(1)]).await.remove(0).expect_err("refused");
         let text = format!("{:?}", anyhow::Error::from(loaded));
         assert!(text.contains("is not a lease table"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn role_with_item_permissions_uses_an_existing_table() {
+    with_table(async |table| {
+        create(&table.store(), &[begun(1)]).await;
+        let server = DynamoDbLocal::shared().expect("the server has the table");
+        let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+        proxy.script(|call| match call.target.as_str() {
+            "DescribeTable" => Fault::error(400, "AccessDeniedException"),
+            _ => Fault::None,
+        });
+        let client = patient(&client(proxy.endpoint()));
+        let store = DynamoDb::new(client, table.name.as_str()).failover_time(FAILOVER);
+        assert!(matches!(take(&store, 1).await, LeaseOutcome::Leased(_)));
+        assert_eq!(proxy.calls("DescribeTable").len(), 1);
     })
     .await;
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 use crate::conformance::idempotency::{claim, key};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
-use redrive::idempotency::{Claimed, Completion, DynamoDb, IdempotencyStore, Memory, Redb, StoreError};
+use redrive::idempotency::{
+    Claimed, Completion, DynamoDb, IdempotencyStore, Memory, Redb, Status, StoreError,
+};
 use serde_json::{Value, json};
 use support::dynamodb::{DynamoDbLocal, client as dynamodb_client};
 use support::emulator::unique;
@@ -41,7 +43,6 @@ impl Table {
         let client = DynamoDbLocal::shared()?.client();
         let name = unique("seen");
         let store = DynamoDb::new(client.clone(), name.as_str());
-        store.create_table().await.expect("a table");
         Some(Table { client, name, store })
     }
 
@@ -53,6 +54,27 @@ impl Table {
             .expect("the store answers")
             .item
             .expect("an item")
+    }
+
+    /// Lets the store create its table.
+    async fn create(&self) {
+        let known = self.store.status(&[key(1)], SystemTime::now()).await.remove(0);
+        assert_eq!(known.expect("the store answers"), None);
+    }
+
+    /// Starts a proxy in front of the server, and creates a second store on the table behind the proxy.
+    async fn behind_proxy(&self) -> (Proxy, DynamoDb) {
+        let server = DynamoDbLocal::shared().expect("the server has the table");
+        let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+        let store = DynamoDb::new(dynamodb_client(proxy.endpoint()), self.name.as_str());
+        (proxy, store)
+    }
+
+    /// Returns the attribute of the table's time to live, if enabled.
+    async fn time_to_live(&self) -> Option<String> {
+        let call = self.client.describe_time_to_live().table_name(&self.name);
+        let reply = call.send().await.expect("the table exists");
+        reply.time_to_live_description?.attribute_name
     }
 
     /// Writes an item, as another program does.
@@ -169,6 +191,7 @@ async fn powertools_can_read_items_of_redrive() {
 #[tokio::test]
 async fn items_of_powertools_are_read() {
     let Some(table) = Table::new().await else { return };
+    table.create().await;
     let now = SystemTime::now();
     let soon = since_1970(now + Duration::from_secs(60));
     let begun = [
@@ -194,6 +217,7 @@ async fn items_of_powertools_are_read() {
 #[tokio::test]
 async fn unreadable_item_is_reported_with_its_key() {
     let Some(table) = Table::new().await else { return };
+    table.create().await;
     table.put(1, &[("status", text("DONE"))]).await;
     let error = claimed(&table.store, 1, SystemTime::now())
         .await
@@ -215,8 +239,7 @@ async fn unprocessed_keys_are_requested_again() {
     for result in table.store.complete(&claims).await {
         assert_eq!(result.expect("completed"), Completion::Stored);
     }
-    let server = DynamoDbLocal::shared().expect("the server has the table");
-    let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+    let (proxy, store) = table.behind_proxy().await;
     let name = table.name.clone();
     proxy.script(move |call| match call.number {
         // The first answer has two of the three items, the second answer none.
@@ -235,37 +258,197 @@ async fn unprocessed_keys_are_requested_again() {
         }
         _ => Fault::None,
     });
-    let store = DynamoDb::new(dynamodb_client(proxy.endpoint()), table.name.as_str());
     let keys: Vec<_> = (1..=4).map(key).collect();
     let found = store.status(&keys, now).await;
     let completed =
-        |found: &Result<Option<Claimed>, StoreError>| matches!(found, Ok(Some(Claimed::Completed { .. })));
+        |found: &Result<Option<Status>, StoreError>| matches!(found, Ok(Some(Status::Completed { .. })));
     assert_eq!(found.iter().filter(|it| completed(it)).count(), 3, "{found:?}");
     assert!(matches!(found[3], Ok(None)), "{found:?}");
     assert_eq!(proxy.calls("BatchGetItem").len(), 3);
 }
 
 #[tokio::test]
-async fn a_table_of_another_program_is_refused() {
-    let Some(server) = DynamoDbLocal::shared() else {
-        return;
-    };
-    let checkpoints = redrive::checkpoint::DynamoDb::new(server.client(), "leases-of-another");
-    let key = redrive::checkpoint::ShardKey::new("billing", "orders", "shardId-0".into());
-    assert!(redrive::checkpoint::CheckpointStore::load(&checkpoints, &[key]).await[0].is_ok());
-    let keys = DynamoDb::new(server.client(), "leases-of-another");
-    let error = keys.create_table().await.expect_err("the table has another key");
-    let text = std::error::Error::source(&error).expect("why").to_string();
-    assert!(text.contains("is not a table of idempotency keys"), "{text}");
+async fn read_without_any_processed_key_fails_in_the_end() {
+    let Some(table) = Table::new().await else { return };
+    table.create().await;
+    let (proxy, store) = table.behind_proxy().await;
+    let name = table.name.clone();
+    proxy.script(move |call| match call.target.as_str() {
+        "BatchGetItem" => {
+            let left = json!({&name: call.body["RequestItems"][&name]});
+            Fault::Reply(200, json!({"Responses": {}, "UnprocessedKeys": left}))
+        }
+        _ => Fault::None,
+    });
+    let known = store.status(&[key(1)], SystemTime::now()).await.remove(0);
+    let error = known.expect_err("throttled");
+    let text = std::error::Error::source(&error).expect("a reason").to_string();
+    assert!(text.ends_with("are throttled; raise its read capacity"), "{text}");
+    assert_eq!(proxy.calls("BatchGetItem").len(), 6);
 }
 
 #[tokio::test]
-async fn table_is_created_only_on_request() {
+async fn table_of_another_program_is_refused() {
     let Some(table) = Table::new().await else { return };
-    table.store.create_table().await.expect("the table exists");
-    let missing = DynamoDb::new(table.client.clone(), "missing-table");
-    let error = claimed(&missing, 1, SystemTime::now())
-        .await
-        .expect_err("no table");
+    let leases = redrive::checkpoint::DynamoDb::new(table.client.clone(), table.name.as_str());
+    let shard = redrive::checkpoint::ShardKey::new("billing", "orders", "shardId-0".into());
+    assert!(redrive::checkpoint::CheckpointStore::load(&leases, &[shard]).await[0].is_ok());
+    let (now, claims) = (
+        SystemTime::now(),
+        [claim(1, 1, SystemTime::now()), claim(2, 1, SystemTime::now())],
+    );
+    let errors = [
+        table
+            .store
+            .claim(&claims)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect::<Vec<_>>(),
+        table
+            .store
+            .complete(&claims)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect(),
+        table
+            .store
+            .release(&claims)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect(),
+        table
+            .store
+            .status(&[key(1), key(2)], now)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect(),
+    ];
+    for errors in errors {
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        for error in errors {
+            assert!(matches!(error, StoreError::Unusable(_)), "{error:?}");
+            let text = std::error::Error::source(&error).expect("a reason").to_string();
+            assert!(text.contains("is not a table of idempotency keys"), "{text}");
+        }
+    }
+}
+
+/// Two processes meet a missing table at the same time.
+#[tokio::test]
+async fn missing_table_is_created_by_the_first_call() {
+    let Some(table) = Table::new().await else { return };
+    let (proxy, other) = table.behind_proxy().await;
+    let now = SystemTime::now();
+    let (one, two) = tokio::join!(claimed(&table.store, 1, now), claimed(&other, 2, now));
+    let answers = [one.expect("the store answers"), two.expect("the store answers")];
+    let granted = answers.iter().filter(|it| matches!(it, Claimed::Granted { .. }));
+    assert_eq!(granted.count(), 1, "{answers:?}");
+    assert_eq!(table.time_to_live().await.as_deref(), Some("expiration"));
+    // The table is checked only once, also by clones of the store.
+    let checks = proxy.calls("DescribeTable").len();
+    for number in 2..5 {
+        let known = other.clone().status(&[key(number)], now).await.remove(0);
+        assert_eq!(known.expect("the store answers"), None);
+    }
+    assert_eq!(proxy.calls("DescribeTable").len(), checks);
+}
+
+#[tokio::test]
+async fn existing_table_costs_one_check() {
+    let Some(table) = Table::new().await else { return };
+    table.create().await;
+    let (proxy, store) = table.behind_proxy().await;
+    let now = SystemTime::now();
+    assert!(claimed(&store, 1, now).await.is_ok());
+    assert!(store.complete(&[claim(1, 1, now)]).await[0].is_ok());
+    assert_eq!(proxy.calls("DescribeTable").len(), 1);
+    assert!(proxy.calls("CreateTable").is_empty());
+    // The settings of an existing table stay as they are.
+    assert!(proxy.calls("UpdateTimeToLive").is_empty());
+}
+
+#[tokio::test]
+async fn role_with_item_permissions_uses_an_existing_table() {
+    let Some(table) = Table::new().await else { return };
+    table.create().await;
+    let (proxy, store) = table.behind_proxy().await;
+    proxy.script(|call| match call.target.as_str() {
+        "DescribeTable" | "CreateTable" | "UpdateTimeToLive" => Fault::error(400, "AccessDeniedException"),
+        _ => Fault::None,
+    });
+    let now = SystemTime::now();
+    let granted = claimed(&store, 1, now).await.expect("the store answers");
+    assert_eq!(granted, Claimed::Granted { abandoned: 0 });
+    assert!(store.complete(&[claim(1, 1, now)]).await[0].is_ok());
+    assert_eq!(proxy.calls("DescribeTable").len(), 1);
+
+    // A table that does not exist is named by the calls for its items.
+    let missing = DynamoDb::new(dynamodb_client(proxy.endpoint()), unique("missing"));
+    let error = claimed(&missing, 1, now).await.expect_err("no table");
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    let text = std::error::Error::source(&error).expect("a reason").to_string();
+    assert!(text.contains("it does not exist"), "{text}");
+}
+
+#[tokio::test]
+async fn denied_creation_names_the_missing_permission() {
+    let Some(table) = Table::new().await else { return };
+    let (proxy, store) = table.behind_proxy().await;
+    proxy.script(|call| match call.target.as_str() {
+        "CreateTable" => Fault::error(400, "AccessDeniedException"),
+        _ => Fault::None,
+    });
+    let error = claimed(&store, 1, SystemTime::now()).await.expect_err("denied");
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    let text = std::error::Error::source(&error).expect("a reason").to_string();
+    assert!(text.ends_with("the role needs dynamodb:CreateTable"), "{text}");
+}
+
+/// The first call fails after it has created the table. A later call enables the time to live.
+#[tokio::test]
+async fn interrupted_creation_is_finished_by_a_later_call() {
+    let Some(table) = Table::new().await else { return };
+    let (proxy, store) = table.behind_proxy().await;
+    proxy.script(|call| match (call.target.as_str(), call.number) {
+        ("DescribeTable", 2) | ("UpdateTimeToLive", 1) => Fault::error(500, "InternalServerError"),
+        _ => Fault::None,
+    });
+    let now = SystemTime::now();
+    for _ in 0..2 {
+        let error = claimed(&store, 1, now).await.expect_err("the check fails");
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    }
+    assert!(claimed(&store, 1, now).await.is_ok());
+    assert_eq!(proxy.calls("CreateTable").len(), 1);
+    assert_eq!(table.time_to_live().await.as_deref(), Some("expiration"));
+}
+
+#[tokio::test]
+async fn denied_time_to_live_does_not_stop_the_store() {
+    let Some(table) = Table::new().await else { return };
+    let (proxy, store) = table.behind_proxy().await;
+    proxy.script(|call| match call.target.as_str() {
+        "UpdateTimeToLive" => Fault::error(400, "AccessDeniedException"),
+        _ => Fault::None,
+    });
+    let now = SystemTime::now();
+    assert!(claimed(&store, 1, now).await.is_ok());
+    assert!(claimed(&store, 1, now).await.is_ok());
+    assert_eq!(proxy.calls("UpdateTimeToLive").len(), 1);
+}
+
+#[tokio::test]
+async fn redb_file_has_one_process() {
+    let (store, folder) = redb_in_a_new_folder();
+    let path = folder.path().join("seen.redb");
+    let second = Redb::open(&path);
+    assert!(matches!(second, Err(StoreError::InUse { .. })), "{second:?}");
+    drop(store);
+    assert!(Redb::open(&path).is_ok());
+    let opened = Redb::open(folder.path().join("no/such/folder"));
+    assert!(matches!(opened, Err(StoreError::Unusable(_))), "{opened:?}");
 }

@@ -134,13 +134,48 @@ async fn file_has_one_process_and_survives_a_restart() {
         .await
         .expect("written");
     let second = Redb::open(&path).expect_err("the file is open");
+    assert!(matches!(second, LedgerError::InUse { .. }), "{second:?}");
     assert!(second.to_string().contains("another process"), "{second}");
     drop(ledger);
     let ledger = Redb::open(&path).expect("the ledger opens");
     let known = ledger.look_up(&[key(1)]).await.expect("the ledger answers");
     assert_eq!(known, [Some(entry(1, State::Done))]);
     let none = Redb::open(folder.path().join("no/such/folder")).expect_err("there is no folder");
-    assert!(matches!(none, LedgerError::Unavailable(_)), "{none:?}");
+    assert!(matches!(none, LedgerError::Unusable(_)), "{none:?}");
+}
+
+#[tokio::test]
+async fn table_is_created_with_time_to_live() {
+    let Some(server) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let (client, name) = (server.client(), unique("replay-ledger"));
+    let ledger = DynamoDb::new(client.clone(), name.as_str());
+    ledger
+        .write(&[(key(1), entry(1, State::Done))])
+        .await
+        .expect("written");
+    let described = client.describe_time_to_live().table_name(name).send().await;
+    let described = described.expect("the table exists").time_to_live_description;
+    let attribute = described.and_then(|it| it.attribute_name);
+    assert_eq!(attribute.as_deref(), Some("expiration"));
+}
+
+#[tokio::test]
+async fn table_of_another_program_is_refused() {
+    let Some(server) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let (client, name) = (server.client(), unique("leases"));
+    let leases = redrive::checkpoint::DynamoDb::new(client.clone(), name.as_str());
+    let shard = redrive::checkpoint::ShardKey::new("billing", "orders", "shardId-0".into());
+    assert!(redrive::checkpoint::CheckpointStore::load(&leases, &[shard]).await[0].is_ok());
+    let ledger = DynamoDb::new(client, name);
+    let error = ledger.look_up(&[key(1)]).await.expect_err("refused");
+    assert!(matches!(error, LedgerError::Unusable(_)), "{error:?}");
+    let error = ledger.lock("file:a", "one").await.expect_err("refused");
+    let text = std::error::Error::source(&error).expect("a reason").to_string();
+    assert!(text.contains("is not a replay ledger"), "{text}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lambda_runtime::{Context, LambdaEvent};
 use redrive::dead_letter::{self, TargetError};
-use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, StoreError};
+use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, Status, StoreError};
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvocationError, ParseEventError, Response};
 use redrive::processor::{Attempt, BatchFailure, Handler};
@@ -498,7 +498,7 @@ impl IdempotencyStore for Store {
         self.inner.release(claims).await
     }
 
-    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Claimed>, StoreError>> {
+    async fn status(&self, keys: &[Key], now: SystemTime) -> Vec<Result<Option<Status>, StoreError>> {
         self.looks.fetch_add(1, Relaxed);
         self.inner.status(keys, now).await
     }

@@ -164,9 +164,6 @@ async fn check_crashing_record(in_batches: bool) {
         minutes: 0,
         in_batches,
     };
-    let seen = idempotency::DynamoDb::new(server.client(), task.table.as_str());
-    seen.create_table().await.expect("a table");
-
     let mut deaths = 0;
     while !task.invoke().success() {
         deaths += 1;

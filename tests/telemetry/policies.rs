@@ -18,7 +18,11 @@ const ADAPTERS: &[(&str, &[&str])] = &[
         &["operator", "rehydrate", "replay-from-kinesis"],
     ),
     (
-        "src/aws/table.rs",
+        "src/aws/table/time_to_live.rs",
+        &["idempotency-dynamodb", "replay-ledger-dynamodb"],
+    ),
+    (
+        "src/aws/table",
         &[
             "checkpoints-dynamodb",
             "idempotency-dynamodb",

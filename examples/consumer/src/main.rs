@@ -17,7 +17,7 @@
 //! |---|---|
 //! | `CHECKPOINT_TABLE` | none: checkpoints are in a file. A DynamoDB table, for several processes; created if missing |
 //! | `CHECKPOINT_FILE` | `STREAM.redb` |
-//! | `IDEMPOTENCY_TABLE` | none. A DynamoDB table with the key `id`; it must exist |
+//! | `IDEMPOTENCY_TABLE` | none. A DynamoDB table of idempotency keys; created if missing |
 //! | `RUST_LOG` | `info` |
 
 use std::env;

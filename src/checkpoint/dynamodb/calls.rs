@@ -1,20 +1,17 @@
 //! DynamoDB calls that read and write rows.
 
 use std::collections::HashMap;
-use std::error::Error;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::row::{self, Item, KEY, Row};
-use crate::aws::table::{self, TableError};
-use crate::aws::{self, Located};
+use crate::aws;
+use crate::aws::table::{Kind, MOST_KEYS, Table, TableError, is_condition_failure};
 use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
 use crate::record::ShardId;
 
@@ -22,11 +19,16 @@ use crate::record::ShardId;
 /// connections.
 const CALLS: usize = 128;
 
-/// A lease table that exists, as this worker uses it.
+const KIND: Kind = Kind {
+    what: "lease table",
+    key: KEY,
+    expiration: None,
+};
+
+/// The lease table, as this worker uses it.
 #[derive(Debug)]
-pub(super) struct Table {
-    client: Located<Client>,
-    name: Arc<str>,
+pub(super) struct LeaseTable {
+    table: Table,
     pub(super) worker: Arc<str>,
     calls: Semaphore,
 }
@@ -40,41 +42,41 @@ pub(super) enum Written {
     Refused,
 }
 
-impl Table {
-    pub(super) async fn open(
-        client: &Client,
-        name: &Arc<str>,
-        worker: &Arc<str>,
-        failover_time: Duration,
-    ) -> Result<Self, CheckpointError> {
+impl From<TableError> for CheckpointError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Unavailable(error) => CheckpointError::Unavailable(error),
+            TableError::OfAnotherKind { .. } => CheckpointError::Unusable(error.into()),
+        }
+    }
+}
+
+impl LeaseTable {
+    pub(super) fn new(client: &Client, name: &Arc<str>, worker: &Arc<str>, failover_time: Duration) -> Self {
         // Three calls fit into the time that a row may go without a renewal.
         let client = aws::dynamodb::without_retries(client, failover_time / 3);
-        table::wait_for(&client, name, ("lease table", KEY))
-            .await
-            .map_err(|error| match error {
-                TableError::Unavailable(error) => CheckpointError::Unavailable(error),
-                TableError::OfAnotherKind { .. } => CheckpointError::Unusable(error.into()),
-            })?;
-        Ok(Table {
-            client,
-            name: name.clone(),
+        LeaseTable {
+            table: Table::new(client, name.clone(), KIND),
             worker: worker.clone(),
             calls: Semaphore::new(CALLS),
-        })
+        }
+    }
+
+    pub(super) async fn ready(&self) -> Result<(), CheckpointError> {
+        Ok(self.table.ready().await?)
     }
 
     /// Reads these rows with strong consistency.
     pub(super) async fn read(&self, shards: &[ShardKey]) -> Vec<Result<Option<Row>, CheckpointError>> {
         let mut rows = Vec::with_capacity(shards.len());
-        for batch in shards.chunks(table::MOST_KEYS) {
+        for batch in shards.chunks(MOST_KEYS) {
             let keys = batch.iter().map(|key| key.shard.as_str());
-            let items = table::get_items(&self.client, &self.name, KEY, keys).await;
-            match items.map_err(CheckpointError::unavailable) {
+            match self.table.get_items(keys).await {
                 Ok(items) => rows.extend(batch.iter().map(|key| {
                     let item = items.get(key.shard.as_str());
                     item.map(|item| Row::read(key, item)).transpose()
                 })),
-                Err(error) => rows.extend(super::for_each(batch, error)),
+                Err(error) => rows.extend(super::for_each(batch, error.into())),
             }
         }
         rows
@@ -85,9 +87,10 @@ impl Table {
         let mut found = Vec::new();
         let mut from: Option<Item> = None;
         loop {
-            let call = self.client.scan().table_name(&*self.name).consistent_read(true);
-            let reply = call.set_exclusive_start_key(from.clone()).send().await;
-            let reply = reply.map_err(|error| self.failed("read", "dynamodb:Scan", error))?;
+            let call = self.table.client().scan().table_name(self.table.name());
+            let call = call.consistent_read(true).set_exclusive_start_key(from.clone());
+            let reply = call.send().await;
+            let reply = reply.map_err(|error| self.table.failed("read", "dynamodb:Scan", error))?;
             for item in reply.items.unwrap_or_default() {
                 // KCL keeps rows of other kinds in the table, and rows of other streams under names with a
                 // colon.
@@ -112,10 +115,10 @@ impl Table {
 
     /// Reads one row with strong consistency.
     pub(super) async fn read_one(&self, shard: &ShardKey) -> Result<Option<Row>, CheckpointError> {
-        let call = self.client.get_item().table_name(&*self.name);
+        let call = self.table.client().get_item().table_name(self.table.name());
         let call = call.set_key(Some(key(shard))).consistent_read(true);
         let reply = call.send().await;
-        let reply = reply.map_err(|error| self.failed("read", "dynamodb:GetItem", error))?;
+        let reply = reply.map_err(|error| self.table.failed("read", "dynamodb:GetItem", error))?;
         reply.item.map(|item| Row::read(shard, &item)).transpose()
     }
 
@@ -136,22 +139,22 @@ impl Table {
 
     async fn create_one(&self, shard: &NewShard) -> Result<(), CheckpointError> {
         let _turn = self.calls.acquire().await;
-        let call = self.client.put_item().table_name(&*self.name);
+        let call = self.table.client().put_item().table_name(self.table.name());
         let call = call
             .set_item(Some(row::new(shard)))
             .condition_expression("attribute_not_exists(#key)")
             .expression_attribute_names("#key", KEY);
         match call.send().await {
             Ok(_) => Ok(()),
-            Err(error) if is_refused(&error) => Ok(()),
-            Err(error) => Err(self.failed("write to", "dynamodb:PutItem", error)),
+            Err(error) if is_condition_failure(&error) => Ok(()),
+            Err(error) => Err(self.table.failed("write to", "dynamodb:PutItem", error).into()),
         }
     }
 
     /// Changes a row if the condition of the change holds.
     pub(super) async fn write(&self, shard: &ShardKey, change: Change) -> Result<Written, CheckpointError> {
         let _turn = self.calls.acquire().await;
-        let call = self.client.update_item().table_name(&*self.name);
+        let call = self.table.client().update_item().table_name(self.table.name());
         let call = call
             .set_key(Some(key(shard)))
             .update_expression(change.update())
@@ -161,18 +164,9 @@ impl Table {
             .return_values(ReturnValue::AllNew);
         match call.send().await {
             Ok(reply) => Ok(Written::Done(reply.attributes.unwrap_or_default())),
-            Err(error) if is_refused(&error) => Ok(Written::Refused),
-            Err(error) => Err(self.failed("write to", "dynamodb:UpdateItem", error)),
+            Err(error) if is_condition_failure(&error) => Ok(Written::Refused),
+            Err(error) => Err(self.table.failed("write to", "dynamodb:UpdateItem", error).into()),
         }
-    }
-
-    fn failed<E, R>(&self, verb: &str, action: &'static str, error: SdkError<E, R>) -> CheckpointError
-    where
-        E: Error + ProvideErrorMetadata + Send + Sync + 'static,
-        R: fmt::Debug + Send + Sync + 'static,
-    {
-        let task = format!("{verb} the table {:?}", self.name);
-        CheckpointError::unavailable(self.client.failed(task, action, error))
     }
 }
 
@@ -184,10 +178,6 @@ fn shards_hold_parent_of(shards: &[NewShard], child: &NewShard) -> bool {
 
 fn key(shard: &ShardKey) -> Item {
     Item::from([(KEY.into(), row::string(shard.shard.as_str()))])
-}
-
-fn is_refused(error: &impl ProvideErrorMetadata) -> bool {
-    error.code() == Some("ConditionalCheckFailedException")
 }
 
 /// A change of a row, and its condition. Expressions name columns by `#` and values by `:`.

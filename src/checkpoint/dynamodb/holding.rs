@@ -1,14 +1,13 @@
 //! The rows that this worker owns, and its observations of the rows that other workers own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::calls::{Change, Table, Written};
+use super::calls::{Change, LeaseTable, Written};
 use super::row::{self, Row};
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, LeaseOutcome, Renewal, ShardKey};
 use crate::record::{Position, ShardId};
@@ -16,7 +15,7 @@ use crate::record::{Position, ShardId};
 /// The state that all clones of a store share.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
-    pub(super) table: OnceCell<Table>,
+    pub(super) table: OnceLock<LeaseTable>,
     shards: Mutex<HashMap<ShardId, Arc<Shard>>>,
 }
 
@@ -51,7 +50,7 @@ impl Holding {
 
     pub(super) async fn take(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         shards: &[ShardKey],
         failover_time: Duration,
     ) -> Vec<Result<LeaseOutcome, CheckpointError>> {
@@ -67,7 +66,7 @@ impl Holding {
 
     async fn take_row(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         key: &ShardKey,
         row: Row,
         failover_time: Duration,
@@ -95,7 +94,7 @@ impl Holding {
     /// Makes this worker the owner of the row, if the row is still as it was read.
     async fn claim(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         key: &ShardKey,
         row: &Row,
     ) -> Result<Option<Checkpoint>, CheckpointError> {
@@ -117,7 +116,11 @@ impl Holding {
         Ok(Some(row.checkpoint))
     }
 
-    pub(super) async fn seize(&self, table: &Table, key: &ShardKey) -> Result<LeaseOutcome, CheckpointError> {
+    pub(super) async fn seize(
+        &self,
+        table: &LeaseTable,
+        key: &ShardKey,
+    ) -> Result<LeaseOutcome, CheckpointError> {
         // A living owner may write between the read and the write.
         for _ in 0..SEIZES {
             let Some(row) = table.read_one(key).await? else {
@@ -132,7 +135,7 @@ impl Holding {
 
     pub(super) async fn holders(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         shards: &[ShardKey],
         failover_time: Duration,
     ) -> Vec<Result<Option<Holder>, CheckpointError>> {
@@ -150,7 +153,7 @@ impl Holding {
         held.collect()
     }
 
-    pub(super) async fn renew(&self, table: &Table, key: &ShardKey) -> Result<Renewal, CheckpointError> {
+    pub(super) async fn renew(&self, table: &LeaseTable, key: &ShardKey) -> Result<Renewal, CheckpointError> {
         match self.write(table, key, Change::of).await {
             Ok(row) if row.checkpoint_owner.is_some() => Ok(Renewal::Wanted),
             Ok(_) => Ok(Renewal::Leased),
@@ -161,7 +164,7 @@ impl Holding {
 
     pub(super) async fn save(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         checkpoints: &[(ShardKey, Checkpoint)],
     ) -> Vec<Result<(), CheckpointError>> {
         let saves = checkpoints.iter().map(async |(key, checkpoint)| {
@@ -197,7 +200,7 @@ impl Holding {
 
     pub(super) async fn name_children(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         key: &ShardKey,
         children: &[ShardId],
     ) -> Result<(), CheckpointError> {
@@ -212,7 +215,7 @@ impl Holding {
         named.await.map(drop)
     }
 
-    pub(super) async fn give_up(&self, table: &Table, key: &ShardKey) -> Result<(), CheckpointError> {
+    pub(super) async fn give_up(&self, table: &LeaseTable, key: &ShardKey) -> Result<(), CheckpointError> {
         // The owner releases the row or hands it over, and the row may change from one case to the other
         // meanwhile.
         for _ in 0..LOST_ANSWERS {
@@ -241,7 +244,7 @@ impl Holding {
     }
 
     /// Reads the row. Returns `None` if this worker does not own it.
-    async fn look(&self, table: &Table, key: &ShardKey) -> Result<Option<Row>, CheckpointError> {
+    async fn look(&self, table: &LeaseTable, key: &ShardKey) -> Result<Option<Row>, CheckpointError> {
         let shard = self.shard(key);
         let mut held = shard.held.lock().await;
         if held.is_none() {
@@ -261,7 +264,7 @@ impl Holding {
     /// Changes a row that this worker owns, and returns the row after the change.
     async fn write(
         &self,
-        table: &Table,
+        table: &LeaseTable,
         key: &ShardKey,
         change: impl Fn(u64) -> Change,
     ) -> Result<Row, CheckpointError> {

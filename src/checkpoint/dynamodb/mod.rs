@@ -19,7 +19,7 @@ mod calls;
 mod holding;
 mod row;
 
-use calls::Table;
+use calls::LeaseTable;
 use holding::Holding;
 
 /// Keeps checkpoints in a DynamoDB table with the rows of KCL's own lease table. A service can move from KCL
@@ -35,9 +35,10 @@ use holding::Holding;
 /// ```
 ///
 /// redrive uses the client's region, endpoint, credentials and HTTP stack. Retries are redrive's own, and a
-/// call may take a third of the failover time unless the client sets a timeout. redrive creates a missing
-/// table (`PAY_PER_REQUEST`). A table serves one stream: redrive refuses a row that was written for another
-/// stream.
+/// call may take a third of the failover time unless the client sets a timeout.
+///
+/// The first call checks the table, and creates a missing one (`PAY_PER_REQUEST`, key `leaseKey`). A table
+/// serves one stream: redrive refuses a row that was written for another stream.
 ///
 /// # Several processes
 ///
@@ -59,8 +60,8 @@ use holding::Holding;
 ///
 /// # Permissions
 ///
-/// `dynamodb:DescribeTable`, `GetItem`, `BatchGetItem`, `Scan` (once at a start), `PutItem`, `UpdateItem`;
-/// also `CreateTable` if redrive is to create the table.
+/// `dynamodb:GetItem`, `BatchGetItem`, `Scan` (once at a start), `PutItem`, `UpdateItem`; also `DescribeTable`
+/// if redrive is to check the table, and `CreateTable` if redrive is to create it.
 #[derive(Clone)]
 pub struct DynamoDb {
     client: Client,
@@ -112,9 +113,11 @@ impl DynamoDb {
     }
 
     /// Returns the table. The first call checks the table, and creates a missing one.
-    async fn table(&self) -> Result<&Table, CheckpointError> {
-        let table = || Table::open(&self.client, &self.table, &self.worker, self.failover_time);
-        self.holding.table.get_or_try_init(table).await
+    async fn table(&self) -> Result<&LeaseTable, CheckpointError> {
+        let table = || LeaseTable::new(&self.client, &self.table, &self.worker, self.failover_time);
+        let table = self.holding.table.get_or_init(table);
+        table.ready().await?;
+        Ok(table)
     }
 }
 

@@ -8,6 +8,8 @@ use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
 pub(super) use crate::aws::table::Item;
+use crate::aws::table::attribute::number;
+pub(super) use crate::aws::table::attribute::{numeral, string, text};
 
 pub(super) const KEY: &str = "leaseKey";
 pub(super) const OWNER: &str = "leaseOwner";
@@ -186,26 +188,6 @@ fn ahead(item: &Item) -> Option<SettledAhead> {
 
 pub(super) fn blob(bytes: Vec<u8>) -> AttributeValue {
     AttributeValue::B(Blob::new(bytes))
-}
-
-pub(super) fn string(text: &str) -> AttributeValue {
-    AttributeValue::S(text.to_owned())
-}
-
-pub(super) fn numeral(number: u64) -> AttributeValue {
-    AttributeValue::N(number.to_string())
-}
-
-pub(super) fn text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
-    item.get(name)?.as_s().ok().map(String::as_str)
-}
-
-fn number(item: &Item, name: &str) -> Result<Option<u64>, BoxError> {
-    match item.get(name) {
-        None => Ok(None),
-        Some(AttributeValue::N(digits)) => Ok(Some(digits.parse()?)),
-        Some(_) => Err(format!("{name} is not a number").into()),
-    }
 }
 
 /// Describes a row so that an operator can find the defect. The text contains nothing from a payload.

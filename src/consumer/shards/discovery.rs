@@ -22,7 +22,7 @@ use crate::consumer::stream_facts::{NotDescribed, StreamFacts};
 use crate::dead_letter::{DeadLetterSink, SourceStream, check_target};
 use crate::external::{Unusable, is_passing};
 use crate::failure::BoxError;
-use crate::idempotency::{IdempotencyStore, check_store};
+use crate::idempotency::{IdempotencyStore, StoreError, check_store};
 use crate::observer::{Event, Interest, Observers};
 use crate::pipeline::{Pipeline, RecordOrder};
 use crate::protection::{Backoff, RetryTimer};
@@ -87,7 +87,10 @@ impl Discovery<'_> {
             while let Err(unusable) = check_store(store).await {
                 let problem = match unusable {
                     Unusable::NotNow(error) => Problem::Passing(error),
-                    Unusable::Never(error) => Problem::Refused(ConsumerError::IdempotencyStore(error)),
+                    Unusable::Never(error @ StoreError::Unavailable(_)) => {
+                        Problem::Refused(ConsumerError::IdempotencyStore(error))
+                    }
+                    Unusable::Never(error) => Problem::Final(ConsumerError::IdempotencyStore(error)),
                 };
                 retries.wait(self, problem).await?;
             }

@@ -11,13 +11,11 @@ use rand::{Rng, RngExt};
 
 mod backoff;
 mod budget;
-#[cfg(feature = "kinesis")]
 mod timer;
 
 pub(crate) use backoff::seeded_rng;
 pub use backoff::{Backoff, Jitter};
 pub use budget::{RetryBudget, RetryBudgetBuilder};
-#[cfg(feature = "kinesis")]
 pub(crate) use timer::RetryTimer;
 
 use crate::config::ConfigError;

@@ -7,6 +7,7 @@
 #![cfg_attr(feature = "dynamodb", doc = "| [`DynamoDb`] | several machines: a table |")]
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -164,13 +165,17 @@ pub enum LedgerError {
     /// The ledger cannot be reached, or has an entry that cannot be read.
     #[error("the replay ledger is unavailable")]
     Unavailable(#[source] BoxError),
-    /// The ledger's file is open in another process.
+    /// The ledger belongs to another program, or cannot be opened. No retry helps.
+    #[error("the replay ledger cannot be used")]
+    Unusable(#[source] BoxError),
+    /// The ledger's file is open in another process, or a second time in this one.
     #[error(
-        "the replay ledger {path} is open in another process; wait until that process ends, or use another ledger"
+        "the replay ledger {} is open in another process; wait until that process ends, or use another ledger",
+        path.display()
     )]
     InUse {
         /// The file.
-        path: String,
+        path: PathBuf,
     },
     /// Another replay has locked this source.
     #[error("another replay ({owner}) reads {source_name}; wait until that replay ends")]

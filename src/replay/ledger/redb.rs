@@ -29,19 +29,27 @@ pub struct Redb {
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("replayed");
 
 impl Redb {
-    /// Opens the file, or creates it (not its folder).
+    /// Opens the file, or creates it. Its folder must exist.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`LedgerError::InUse`] if another process has the file open. Returns
+    /// [`LedgerError::Unusable`] if the file cannot be opened or is not a redb database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LedgerError> {
         let path = path.as_ref().to_path_buf();
-        match embedded_db::open(&path) {
-            Ok(database) => Ok(Redb {
-                database: Arc::new(database),
-                path: Arc::new(path),
-                locks: Arc::default(),
-            }),
-            Err(OpenError::InUse { path }) => Err(LedgerError::InUse {
-                path: path.display().to_string(),
-            }),
-            Err(error) => Err(LedgerError::unavailable(error)),
+        Ok(Redb {
+            database: Arc::new(embedded_db::open(&path)?),
+            path: Arc::new(path),
+            locks: Arc::default(),
+        })
+    }
+}
+
+impl From<OpenError> for LedgerError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::InUse { path } => LedgerError::InUse { path },
+            error => LedgerError::Unusable(error.into()),
         }
     }
 }
