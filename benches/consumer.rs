@@ -27,7 +27,7 @@ use bench::median;
 use bench::server;
 use bench::server::Server;
 use bench::stream;
-use redrive::observer::{Event, Interest, Observer};
+use redrive::observer::{Event, Interest, Observer, ShardEvent};
 use redrive::processor::Attempt;
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, Record, RecordProcessor, Resilient, checkpoint, dead_letter};
@@ -258,7 +258,13 @@ impl Observer for Calls {
     }
 
     fn on(&self, event: &Event<'_>) {
-        if matches!(event, Event::Fetched { .. }) {
+        if matches!(
+            event,
+            Event::Shard {
+                event: ShardEvent::Fetched { .. },
+                ..
+            }
+        ) {
             self.0.fetch_add(1, Relaxed);
         }
     }

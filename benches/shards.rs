@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use aws_sdk_kinesis::primitives::Blob;
 use bench::server;
 use bench::server::Server;
-use redrive::observer::{Event, Interest, Observer};
+use redrive::observer::{Event, Interest, Observer, ShardEvent};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, Record, Resilient, ShardId, checkpoint, dead_letter, processor_with};
 use support::dynamodb::DynamoDbLocal;
@@ -114,10 +114,13 @@ impl Observer for Polls {
     }
 
     fn on(&self, event: &Event<'_>) {
+        let Event::Shard { shard, event, .. } = event else {
+            return;
+        };
         let mut shards = self.shards.lock().expect("no panic");
         match event {
-            Event::ShardStarted { shard, .. } => drop(shards.insert((*shard).clone(), 0)),
-            Event::Fetched { shard, .. } => *shards.entry((*shard).clone()).or_default() += 1,
+            ShardEvent::Started { .. } => drop(shards.insert((*shard).clone(), 0)),
+            ShardEvent::Fetched { .. } => *shards.entry((*shard).clone()).or_default() += 1,
             _ => return,
         }
         if shards.values().all(|polls| *polls >= POLLS) {

@@ -3,8 +3,8 @@
 use crate::address::{Address, StoreAddress, region_of_stream};
 use clap::Args;
 use redrive::BoxError;
-use redrive::replay::{self, Rehydrate as Rehydration};
 use redrive::StreamId;
+use redrive::replay::{self, Rehydrate as Rehydration};
 
 use crate::Ended;
 use crate::clients::Clients;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -81,17 +81,20 @@ impl Screen {
 
 impl Observer for Screen {
     fn on(&self, event: &Event<'_>) {
+        let Event::Record { event, .. } = event else {
+            return;
+        };
         match event {
-            Event::AttemptFailed { .. } => {
+            RecordEvent::AttemptFailed { .. } => {
                 self.failures.fetch_add(1, Ordering::Relaxed);
             }
-            Event::RetryScheduled { .. } => {
+            RecordEvent::RetryScheduled { .. } => {
                 self.retries.fetch_add(1, Ordering::Relaxed);
             }
-            Event::DeadLettered { .. } => {
+            RecordEvent::DeadLettered { .. } => {
                 self.letters.fetch_add(1, Ordering::Relaxed);
             }
-            Event::Settled { .. } => {
+            RecordEvent::Settled { .. } => {
                 let settled = self.settled.fetch_add(1, Ordering::Relaxed) + 1;
                 self.bar.set_position(settled);
                 if settled.is_multiple_of(100) {

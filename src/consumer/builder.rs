@@ -153,7 +153,7 @@ impl ConsumerBuilder {
 
     /// Sets what happens when a shard has dropped unsettled records that were older than the stream's
     /// retention. The consumer reports the loss in any case
-    /// ([`Event::DataLoss`](crate::observer::Event::DataLoss)).
+    /// ([`ShardEvent::DataLoss`](crate::observer::ShardEvent::DataLoss)).
     ///
     /// The consumer calls `decide` on its own tasks: the function must not block.
     pub fn on_data_loss(

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::checkpoint::{Checkpoint, SettledAhead};
 use crate::external::caught;
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ShardEvent};
 use crate::record::{Position, SequenceNumber, ShardId};
 use crate::rfc3339;
 use crate::sabotage::Sabotage;
@@ -77,12 +77,14 @@ impl OnDataLoss {
     /// Reports a loss, and returns the user's decision.
     pub(in crate::consumer) fn report(&self, loss: &DataLoss, observers: &Observers) -> DataLossPolicy {
         if observers.want(Interest::SHARDS) && !Sabotage::HideDataLoss.is_committed() {
-            observers.tell(&Event::DataLoss {
+            observers.tell(&Event::Shard {
                 stream: &loss.stream,
                 shard: &loss.shard,
-                from: loss.from,
-                to: loss.to,
-                certain: loss.certain,
+                event: ShardEvent::DataLoss {
+                    from: loss.from,
+                    to: loss.to,
+                    certain: loss.certain,
+                },
             });
         }
         let decision = self.0.as_ref().and_then(|decide| caught(|| decide(loss)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::Dependencies;
-use crate::observer::{Bound, Event, Interest, Observer, Observers};
+use crate::observer::{Bound, Event, Interest, Observer, Observers, ShardEvent, StreamEvent};
 use crate::pipeline::Progress;
 use crate::record::{Position, ShardId};
 use crate::wall_clock;
@@ -183,15 +183,17 @@ impl Health {
         self.board().dependencies = Some(dependencies);
         loop {
             self.board().look();
-            if observers.want(Interest::STANDING) {
+            if observers.want(Interest::STATUS) {
                 let standing = self.board().standing();
                 for shard in standing {
-                    observers.tell(&Event::ShardStatus {
+                    observers.tell(&Event::Shard {
                         stream: &stream,
                         shard: &shard.shard,
-                        in_flight: shard.in_flight,
-                        oldest: shard.oldest,
-                        since_progress: shard.since_progress,
+                        event: ShardEvent::Status {
+                            in_flight: shard.in_flight,
+                            oldest: shard.oldest,
+                            since_progress: shard.since_progress,
+                        },
                     });
                 }
             }
@@ -342,21 +344,31 @@ impl Observer for Health {
 
     fn on(&self, event: &Event<'_>) {
         let mut board = self.board();
+        let (shard, event) = match event {
+            Event::Stream {
+                event: StreamEvent::DiscoveryFailed { .. },
+                ..
+            } => {
+                board.discovery_fails = true;
+                return;
+            }
+            Event::Shard { shard, event, .. } => (*shard, event),
+            _ => return,
+        };
         match event {
-            Event::DiscoveryFailed { .. } => board.discovery_fails = true,
-            Event::ShardStarted { shard, position, .. } => {
+            ShardEvent::Started { position } => {
                 let entry = board.entry(shard);
                 entry.state = ShardState::Running;
                 entry.position = Some((*position).clone());
                 entry.progressed = Instant::now();
                 (entry.reading_fails, entry.storing_fails) = (false, false);
             }
-            Event::Fetched { shard, behind, .. } => {
+            ShardEvent::Fetched { behind, .. } => {
                 let entry = board.entry(shard);
                 (entry.lag, entry.reading_fails) = (*behind, false);
             }
-            Event::FetchFailed { shard, .. } => board.entry(shard).reading_fails = true,
-            Event::Checkpointed { shard, position, .. } => {
+            ShardEvent::FetchFailed { .. } => board.entry(shard).reading_fails = true,
+            ShardEvent::Checkpointed { position } => {
                 let entry = board.entry(shard);
                 entry.storing_fails = false;
                 if entry.position.as_ref() != Some(*position) {
@@ -364,14 +376,14 @@ impl Observer for Health {
                     entry.progressed = Instant::now();
                 }
             }
-            Event::CheckpointFailed { shard, .. } => board.entry(shard).storing_fails = true,
-            Event::ShardLeasedElsewhere { shard, .. }
-            | Event::LeaseLost { shard, .. }
-            | Event::ShardHandedOver { shard, .. } => board.entry(shard).state = ShardState::StandingBy,
-            Event::CheckpointUnreadable { shard, .. } => board.entry(shard).state = ShardState::Unreadable,
-            Event::ShardFailed { shard, .. } => board.entry(shard).state = ShardState::Restarting,
-            Event::ShardHalted { shard, .. } => board.entry(shard).state = ShardState::Halted,
-            Event::ShardEnded { shard, .. } => drop(board.shards.remove(*shard)),
+            ShardEvent::CheckpointFailed { .. } => board.entry(shard).storing_fails = true,
+            ShardEvent::LeasedElsewhere { .. } | ShardEvent::LeaseLost | ShardEvent::HandedOver => {
+                board.entry(shard).state = ShardState::StandingBy;
+            }
+            ShardEvent::CheckpointUnreadable { .. } => board.entry(shard).state = ShardState::Unreadable,
+            ShardEvent::Failed { .. } => board.entry(shard).state = ShardState::Restarting,
+            ShardEvent::Halted { .. } => board.entry(shard).state = ShardState::Halted,
+            ShardEvent::Ended => drop(board.shards.remove(shard)),
             _ => {}
         }
     }

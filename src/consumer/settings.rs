@@ -13,9 +13,9 @@ use crate::consumer::health::Health;
 use crate::consumer::read::polling::PollingSettings;
 use crate::consumer::read::retrieval::Retrieval;
 use crate::consumer::shards::starting_position::StartingPosition;
-use crate::record::StreamId;
 use crate::kpl::Deaggregator;
 use crate::pipeline::Pipeline;
+use crate::record::StreamId;
 
 /// The settings of a consumer that is ready to run.
 pub(in crate::consumer) struct Settings {

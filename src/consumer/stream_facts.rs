@@ -15,11 +15,11 @@ use crate::aws::Located;
 use crate::checkpoint::Checkpoint;
 use crate::consumer::calls::ANSWER_TIMEOUT;
 use crate::consumer::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
-use crate::record::StreamId;
 use crate::failure::BoxError;
 use crate::failure::classify::StandardClassifier;
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, StreamEvent};
 use crate::protection::{Backoff, Jitter};
+use crate::record::StreamId;
 use crate::record::{Position, ShardId};
 use crate::retention::Retention;
 use crate::wall_clock;
@@ -281,9 +281,9 @@ impl StreamFacts {
 
     pub(in crate::consumer) fn report(&self, error: &BoxError, observers: &Observers) {
         if observers.want(Interest::SHARDS) {
-            observers.tell(&Event::StreamNotDescribed {
+            observers.tell(&Event::Stream {
                 stream: self.stream.name(),
-                error: &**error,
+                event: StreamEvent::NotDescribed { error: &**error },
             });
         }
     }

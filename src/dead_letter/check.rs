@@ -2,7 +2,7 @@
 
 use super::{DeadLetterSink, SourceStream, TargetError};
 use crate::external::{CHECK_TIMEOUT, Unusable, answer, caught, is_passing};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{DeadLetterEvent, Event, Interest, Observers};
 
 /// Checks a sink's target, and reports warnings about what may lose dead letters later.
 pub(crate) async fn check_target(
@@ -25,11 +25,11 @@ pub(crate) async fn check_target(
     if observers.want(Interest::SHARDS) {
         let name = caught(|| sink.name());
         for warning in warnings {
-            observers.tell(&Event::DeadLetterTargetWarning {
+            observers.tell(&Event::DeadLetter(DeadLetterEvent::TargetWarning {
                 sink: name.as_deref().unwrap_or("the dead-letter sink"),
                 message: &warning.message,
                 remedy: &warning.remedy,
-            });
+            }));
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ use crate::dead_letter::{DeadLetter, DeadLetterSink, PUT_TIMEOUT, Receipt, SinkE
 use crate::external::answer;
 use crate::external::caught;
 use crate::failure::BoxError;
-use crate::observer::{Event, Observers};
+use crate::observer::{DeadLetterEvent, Event, Observers};
 use crate::protection::{Backoff, Jitter};
 use crate::sabotage::Sabotage;
 
@@ -444,12 +444,13 @@ impl Writer {
     ) {
         self.waiting.extend(entries);
         self.waiting.sort_by_key(|entry| entry.number);
-        self.observers.tell(&Event::DeadLetterDelayed {
-            sink: &self.name,
-            letters: self.waiting.len(),
-            failures: self.failures.max(1),
-            error,
-            delay,
-        });
+        self.observers
+            .tell(&Event::DeadLetter(DeadLetterEvent::WriteDelayed {
+                sink: &self.name,
+                letters: self.waiting.len(),
+                failures: self.failures.max(1),
+                error,
+                delay,
+            }));
     }
 }

@@ -12,7 +12,7 @@ use tracing::Span;
 
 use super::{Run, spans};
 use crate::external::{Panicked, poll_caught};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, RecordEvent};
 use crate::processor::{Attempt, AttemptContext, BatchFailure, Handler};
 use crate::record::Record;
 
@@ -133,12 +133,14 @@ impl<P: Handler> AttemptRunner<P> {
     #[inline(always)]
     fn tell_ended(&self, call: &Call<'_>, succeeded: bool) {
         if let Some(began) = call.began {
-            let event = Event::AttemptEnded {
+            let event = Event::Record {
                 record: call.first,
-                records: call.records,
-                attempt: call.attempt.number(),
-                took: began.elapsed(),
-                succeeded,
+                event: RecordEvent::AttemptEnded {
+                    records: call.records,
+                    attempt: call.attempt.number(),
+                    took: began.elapsed(),
+                    succeeded,
+                },
             };
             self.observers.tell_of(Interest::ATTEMPTS, &event);
         }
@@ -237,8 +239,10 @@ impl<P: Handler> AttemptRunner<P> {
             Some(Poll::Ready(())) => {
                 if attempt.is_stuck() {
                     let (record, attempt) = (call.first, attempt.number());
-                    self.observers
-                        .report(Interest::FAILURES, || Event::HandlerStuck { record, attempt });
+                    self.observers.report(Interest::FAILURES, || Event::Record {
+                        record,
+                        event: RecordEvent::HandlerStuck { attempt },
+                    });
                 }
                 self.tell_ended(call, false);
                 Poll::Ready(Err(FailedAttempt {

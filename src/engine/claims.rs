@@ -21,7 +21,7 @@ use crate::idempotency::{
     CLOCK_SKEW, Claim, Claimed, Completion, Idempotency, IdempotencyStore, Key, Owner, PayloadHash,
     StoreError,
 };
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ProtectionEvent, RecordEvent};
 use crate::protection::{Backoff, Jitter, RetryTimer};
 use crate::record::Record;
 
@@ -326,9 +326,11 @@ impl Claims {
 
     fn tell_lost(&self, record: &Record, error: Option<&StoreError>) {
         if self.observers.want(Interest::FAILURES) {
-            self.observers.tell(&Event::CompletionLost {
+            self.observers.tell(&Event::Record {
                 record,
-                error: error.map(|error| error as &(dyn std::error::Error + Send + Sync)),
+                event: RecordEvent::CompletionLost {
+                    error: error.map(|error| error as &(dyn std::error::Error + Send + Sync)),
+                },
             });
         }
     }
@@ -410,12 +412,13 @@ impl Claims {
     ) {
         if self.observers.want(Interest::FAILURES) {
             let name = caught(|| self.settings.store.name());
-            self.observers.tell(&Event::IdempotencyDelayed {
-                store: name.as_deref().unwrap_or("the store"),
-                failures,
-                error,
-                delay,
-            });
+            self.observers
+                .tell(&Event::Protection(ProtectionEvent::IdempotencyDelayed {
+                    store: name.as_deref().unwrap_or("the store"),
+                    failures,
+                    error,
+                    delay,
+                }));
         }
     }
 }

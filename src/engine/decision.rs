@@ -16,7 +16,7 @@ use super::protection::{Permission, Protection, Run};
 use super::retry_state::{Hold, RECHECK, RetryState};
 use crate::dead_letter::Reason;
 use crate::failure::{BoxError, Class, Failure, Scope};
-use crate::observer::{Event, Interest, Redacted};
+use crate::observer::{Event, Interest, RecordEvent, Redacted};
 use crate::protection::{CircuitBreaker, Jitter, RetryBudget, RetryPolicy};
 use crate::record::Record;
 use crate::sabotage::Sabotage;
@@ -90,13 +90,15 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         state.attempts.push(failed.took, &failure, counts);
         self.protection
             .observers
-            .report(Interest::FAILURES, || Event::AttemptFailed {
+            .report(Interest::FAILURES, || Event::Record {
                 record,
-                records,
-                attempt: state.attempts.calls(),
-                counts,
-                failure: Redacted(&failure),
-                error_type: type_name::<E>(),
+                event: RecordEvent::AttemptFailed {
+                    records,
+                    attempt: state.attempts.calls(),
+                    counts,
+                    failure: Redacted(&failure),
+                    error_type: type_name::<E>(),
+                },
             });
         let others_succeed = breaker.is_some_and(|breaker| state.have_others_succeeded(breaker));
         self.protection
@@ -133,10 +135,12 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
             (state.spent, state.delay) = (spent, delay);
             self.protection
                 .observers
-                .report(Interest::FAILURES, || Event::RetryScheduled {
+                .report(Interest::FAILURES, || Event::Record {
                     record,
-                    attempt: state.attempts.calls() + 1,
-                    delay,
+                    event: RecordEvent::RetryScheduled {
+                        attempt: state.attempts.calls() + 1,
+                        delay,
+                    },
                 });
             return (state.retry_after(delay), Decision::Retry(scope));
         };
@@ -209,10 +213,12 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         if is_first {
             self.protection
                 .observers
-                .report(Interest::FAILURES, || Event::RecordHeld {
+                .report(Interest::FAILURES, || Event::Record {
                     record,
-                    failure: Redacted(failure),
-                    at_most: breaker.hold_at_most(),
+                    event: RecordEvent::Held {
+                        failure: Redacted(failure),
+                        at_most: breaker.hold_at_most(),
+                    },
                 });
         }
         let asked = failure.verdict().retry_after();
@@ -243,7 +249,10 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         state.refused = refused.saturating_add(1);
         self.protection
             .observers
-            .report(Interest::FAILURES, || Event::RetryDelayed { record, delay });
+            .report(Interest::FAILURES, || Event::Record {
+                record,
+                event: RecordEvent::RetryDelayed { delay },
+            });
         Some(delay)
     }
 

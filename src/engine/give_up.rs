@@ -11,7 +11,7 @@ use super::spans::{Traces, trace_id};
 use crate::dead_letter::outbox::{Outbox, Refused};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;
-use crate::observer::{Event, Interest, Redacted};
+use crate::observer::{Event, Interest, RecordEvent, Redacted};
 use crate::protection::guard::Permission;
 use crate::record::Record;
 use crate::sabotage::Sabotage;
@@ -73,19 +73,20 @@ impl DeadLetterWriter {
         let observers = &self.protection.observers;
         match self.outbox.write(letter).await {
             Ok(receipt) => {
-                observers.report(Interest::FAILURES, || Event::DeadLettered {
+                observers.report(Interest::FAILURES, || Event::Record {
                     record,
-                    id: letter.id,
-                    reason: letter.reason.as_str(),
-                    failure: Redacted(failure),
-                    location: &receipt.location,
-                    trace_id: letter.trace_context.as_deref().and_then(trace_id),
+                    event: RecordEvent::DeadLettered {
+                        id: letter.id,
+                        reason: letter.reason.as_str(),
+                        failure: Redacted(failure),
+                        location: &receipt.location,
+                        trace_id: letter.trace_context.as_deref().and_then(trace_id),
+                    },
                 });
                 let settled = Settled::DeadLettered(letter.id);
-                observers.report(Interest::SETTLEMENTS, || Event::Settled {
+                observers.report(Interest::SETTLEMENTS, || Event::Record {
                     record,
-                    settled,
-                    attempts,
+                    event: RecordEvent::Settled { settled, attempts },
                 });
                 Ok(settled)
             }
@@ -124,10 +125,12 @@ impl DeadLetterWriter {
                 Permission::Stopped(shard) => {
                     self.protection
                         .observers
-                        .report(Interest::FAILURES, || Event::DeadLetterGuardStopped {
+                        .report(Interest::FAILURES, || Event::Record {
                             record,
-                            letters: shard.letters,
-                            settled: shard.settled,
+                            event: RecordEvent::DeadLetterGuardStopped {
+                                letters: shard.letters,
+                                settled: shard.settled,
+                            },
                         });
                 }
                 Permission::Waits => {}

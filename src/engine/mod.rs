@@ -39,7 +39,7 @@ use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, RecordEvent};
 use crate::processor::{Bounds, Handler};
 use crate::protection::{CircuitBreaker, DeadLetterGuard, RetryBudget};
 use crate::record::Record;
@@ -383,10 +383,9 @@ impl<P: Handler> Engine<P> {
     fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32) {
         self.protection
             .observers
-            .report(Interest::SETTLEMENTS, || Event::Settled {
+            .report(Interest::SETTLEMENTS, || Event::Record {
                 record,
-                settled,
-                attempts,
+                event: RecordEvent::Settled { settled, attempts },
             });
     }
 }

@@ -13,7 +13,7 @@ use super::group::Group;
 use super::released::ReleasedRecords;
 use crate::dead_letter::DeadLetterPolicy;
 use crate::failure::{Class, Scope, Verdict};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ProtectionEvent, RecordEvent};
 use crate::protection::RetryBudget;
 use crate::protection::breaker::{Change, CircuitBreaker, CircuitBreakerState, Probe, Proof, Round};
 use crate::protection::guard::{DeadLetterGuard, Watch};
@@ -384,8 +384,10 @@ impl Protection {
             return;
         };
         if self.observers.want(Interest::FAILURES) {
-            self.observers
-                .tell(&Event::DeadLetterGuardResumed { record: &record });
+            self.observers.tell(&Event::Record {
+                record: &record,
+                event: RecordEvent::DeadLetterGuardResumed,
+            });
         }
     }
 
@@ -413,14 +415,16 @@ impl Protection {
                 failures,
                 attempts,
                 pause,
-            } => Event::BreakerOpened {
+            } => Event::Protection(ProtectionEvent::BreakerOpened {
                 dependency,
                 failures,
                 attempts,
                 pause,
-            },
-            Change::HalfOpened => Event::BreakerHalfOpened { dependency },
-            Change::Closed { after } => Event::BreakerClosed { dependency, after },
+            }),
+            Change::HalfOpened => Event::Protection(ProtectionEvent::BreakerHalfOpened { dependency }),
+            Change::Closed { after } => {
+                Event::Protection(ProtectionEvent::BreakerClosed { dependency, after })
+            }
         });
     }
 }

@@ -14,7 +14,7 @@ use super::{Engine, Run, Step};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::{Failure, Scope};
 use crate::idempotency::{Claim, PayloadMismatch};
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, RecordEvent};
 use crate::processor::Handler;
 use crate::protection::breaker::Round;
 use crate::record::Record;
@@ -77,7 +77,10 @@ impl<P: Handler> Engine<P> {
         if let Err(reason) = result {
             self.protection
                 .observers
-                .report(Interest::FAILURES, || Event::Unsettled { record, reason });
+                .report(Interest::FAILURES, || Event::Record {
+                    record,
+                    event: RecordEvent::Unsettled { reason },
+                });
         }
     }
 
@@ -315,7 +318,10 @@ impl<P: Handler> Engine<P> {
                 if what == WaitsFor::Claim {
                     self.protection
                         .observers
-                        .report(Interest::FAILURES, || Event::ClaimedElsewhere { record, delay });
+                        .report(Interest::FAILURES, || Event::Record {
+                            record,
+                            event: RecordEvent::ClaimedElsewhere { delay },
+                        });
                 }
                 state.waits = Some((what, looks.saturating_add(1)));
                 Step::Later(state.retry_after(delay))

@@ -4,7 +4,7 @@
 //! pipeline takes them in.
 
 use crate::kpl::{Deaggregator, Expanded};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, RecordEvent};
 use crate::record::Record;
 
 /// Adds the records inside an aggregate, or the record itself if it is not an aggregate. Only for a
@@ -19,19 +19,23 @@ pub(crate) fn unpack(
     let before = into.len();
     match deaggregator.expand_or_pack(record, into) {
         Expanded::Plain | Expanded::Aggregate { out_of_range: 0, .. } => {}
-        Expanded::Aggregate { out_of_range, .. } => tell(observers, || Event::AggregateOutOfRange {
+        Expanded::Aggregate { out_of_range, .. } => tell(observers, || Event::Record {
             record: &into[before],
-            records: out_of_range,
-            dropped: false,
+            event: RecordEvent::AggregateOutOfRange {
+                records: out_of_range,
+                dropped: false,
+            },
         }),
-        Expanded::Dropped { record, records } => tell(observers, || Event::AggregateOutOfRange {
+        Expanded::Dropped { record, records } => tell(observers, || Event::Record {
             record: &record,
-            records,
-            dropped: true,
+            event: RecordEvent::AggregateOutOfRange {
+                records,
+                dropped: true,
+            },
         }),
-        Expanded::Damaged(error) => tell(observers, || Event::AggregateDamaged {
+        Expanded::Damaged(error) => tell(observers, || Event::Record {
             record: &into[before],
-            error: &error,
+            event: RecordEvent::AggregateDamaged { error: &error },
         }),
     }
 }

@@ -20,7 +20,7 @@ use crate::failure::{BoxError, texts};
 use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
 use crate::kpl::expand::unpack;
-use crate::observer::{Event as Observed, Interest};
+use crate::observer::{Event as Observed, Interest, ShardEvent};
 use crate::pipeline::{Batch, NoGate, Pipeline, Progress};
 use crate::processor::Handler;
 use crate::record::{Position, Record, SequenceNumber};
@@ -286,10 +286,10 @@ impl<P: Handler> Function<P> {
     fn tell_crashes(&self, first: &Record, crashes: u32) {
         let observers = self.resilient.observers();
         if observers.want(Interest::SHARDS) {
-            observers.tell(&Observed::CrashLoopSuspected {
+            observers.tell(&Observed::Shard {
                 stream: first.stream(),
                 shard: first.shard(),
-                starts: crashes,
+                event: ShardEvent::CrashLoopSuspected { starts: crashes },
             });
         }
     }

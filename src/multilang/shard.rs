@@ -19,7 +19,7 @@ use super::message::{IncomingRecord, Outgoing};
 use crate::checkpoint::Checkpoint;
 use crate::engine::Resilient;
 use crate::failure::BoxError;
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, ShardEvent};
 use crate::pipeline::{Batch, Finished, NoGate, Pipeline, Progress, Published, ShardHalted};
 use crate::processor::Handler;
 use crate::record::{Position, Source};
@@ -52,10 +52,10 @@ impl Shard {
         let latest = progress.subscribe();
         progress.want_urgent();
         if resilient.observers().want(Interest::SHARDS) {
-            resilient.observers().tell(&Event::ShardStarted {
+            resilient.observers().tell(&Event::Shard {
                 stream: &source.stream,
                 shard: &source.shard,
-                position: &from,
+                event: ShardEvent::Started { position: &from },
             });
         }
         let task = tokio::spawn({

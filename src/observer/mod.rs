@@ -10,21 +10,21 @@ use crate::config::ConfigError;
 use crate::external::caught;
 
 mod event;
-mod kind;
 mod log;
-mod place;
 mod trace_context;
 
-pub use event::{Bound, Event, Redacted};
+pub use event::{
+    Bound, DeadLetterEvent, Event, ProtectionEvent, RecordEvent, Redacted, ShardEvent, StreamEvent,
+};
 pub use log::Log;
 pub use trace_context::TraceContext;
 
 /// Receives events.
 ///
 /// redrive calls an observer on the task that processes the records. An observer must be quick, must not
-/// block and should not panic. redrive catches, counts and reports a panic ([`Event::UserCodePanicked`]);
-/// only this observer misses the event. The `Debug` output of an event contains no payload, no partition key
-/// and no text of a user's error.
+/// block and should not panic. redrive catches, counts and reports a panic
+/// ([`ProtectionEvent::UserCodePanicked`]); only this observer misses the event. The `Debug` output of an
+/// event contains no payload, no partition key and no text of a user's error.
 pub trait Observer: Send + Sync {
     /// Returns the kinds of events that the observer wants. redrive calls this method once, when the
     /// [`Resilient`](crate::Resilient) is built, and creates no events of a kind that no observer wants.
@@ -91,7 +91,7 @@ impl Interest {
     /// Every call of the processor with its duration. This kind costs two clock reads for each call.
     pub const ATTEMPTS: Interest = Interest(8);
     /// The status of each shard of a consumer, every ten seconds.
-    pub const STANDING: Interest = Interest(16);
+    pub const STATUS: Interest = Interest(16);
     /// All events.
     pub const ALL: Interest = Interest((1 << Interest::KINDS) - 1);
 
@@ -250,10 +250,10 @@ impl Observers {
     /// Counts a panic of user code and reports it, but not to the observer that panicked.
     #[cold]
     fn tell_panicked(&self, code: &UserCode) {
-        let event = Event::UserCodePanicked {
+        let event = Event::Protection(ProtectionEvent::UserCodePanicked {
             code: &code.name,
             count: code.panicked(),
-        };
+        });
         let place = event.kind().0.trailing_zeros() as usize;
         for watcher in self.by_kind.get(place).into_iter().flatten() {
             let is_it = std::ptr::eq(&*watcher.code, code);

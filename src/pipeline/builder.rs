@@ -91,7 +91,7 @@ impl PipelineBuilder {
 
     /// Sets how long the stream keeps a record: at least 1 ms. A shard that waits for a record older than four
     /// fifths of this time reports that record every few minutes
-    /// ([`Event::RecordExpiring`](crate::observer::Event::RecordExpiring)). A
+    /// ([`RecordEvent::Expiring`](crate::observer::RecordEvent::Expiring)). A
     /// [`Consumer`](crate::Consumer) asks the stream.
     pub fn retention(mut self, time: Duration) -> Self {
         self.retention = Some(time);

@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::Pipeline;
 use super::window::{Ordinal, Window};
 use crate::engine::{HELD_AT_LEAST, Run};
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, RecordEvent};
 use crate::retention::Retention;
 
 /// The interval between checks of the oldest record. Records that settle in time cost nothing.
@@ -98,10 +98,12 @@ impl Expiring {
             let told_lately = self.told.is_some_and(|told| told.elapsed() < REPEAT_AFTER);
             if age >= retention.mul_f64(TELL) && !told_lately && observers.want(Interest::SHARDS) {
                 self.told = Some(Instant::now());
-                observers.tell(&Event::RecordExpiring {
+                observers.tell(&Event::Record {
                     record: oldest,
-                    age,
-                    left: retention.saturating_sub(age),
+                    event: RecordEvent::Expiring {
+                        age,
+                        left: retention.saturating_sub(age),
+                    },
                 });
             }
         }

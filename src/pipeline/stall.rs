@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::window::{Ordinal, Window};
-use crate::observer::{Bound, Event, Interest, Observers};
+use crate::observer::{Bound, Event, Interest, Observers, ShardEvent};
 
 /// The time after which a shard that waits for the same record is stuck. A full window alone is normal for a
 /// busy shard.
@@ -44,10 +44,14 @@ impl StallDetector {
         while timer.as_mut().poll(cx).is_ready() {
             self.stuck = Some(bound);
             if observers.want(Interest::SHARDS) {
-                observers.tell(&Event::WindowFull {
-                    bound,
-                    oldest,
-                    in_flight: window.in_flight(),
+                observers.tell(&Event::Shard {
+                    stream: oldest.stream(),
+                    shard: oldest.shard(),
+                    event: ShardEvent::WindowFull {
+                        bound,
+                        oldest,
+                        in_flight: window.in_flight(),
+                    },
                 });
             }
             timer.as_mut().reset(Instant::now() + REPEAT_AFTER);

@@ -21,7 +21,7 @@ use crate::record::Record;
 /// A thread cannot be stopped: a call whose attempt has timed out continues to run. The next attempt waits
 /// for that call, so that no record is processed on two threads at once. If the call succeeds, the waiting
 /// attempt succeeds. If the waiting attempt times out as well, the engine reports
-/// [`HandlerStuck`](crate::observer::Event::HandlerStuck).
+/// [`HandlerStuck`](crate::observer::RecordEvent::HandlerStuck).
 ///
 /// ```
 /// use redrive::{Record, processor_blocking};

@@ -16,7 +16,7 @@ use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, measure};
 use crate::config::ConfigError;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, ShardEvent};
 
 /// The maximum number of values of a metric in a line.
 const VALUES: usize = 100;
@@ -270,7 +270,13 @@ impl Observer for Emf {
         });
         state.heard += 1;
         // Reading the clock for every event would be too costly for records that succeed.
-        let looks = matches!(event, Event::Fetched { .. }) || state.heard.is_multiple_of(256);
+        let looks = matches!(
+            event,
+            Event::Shard {
+                event: ShardEvent::Fetched { .. },
+                ..
+            }
+        ) || state.heard.is_multiple_of(256);
         if looks && state.written.elapsed() >= self.interval {
             self.write(&mut state);
         }

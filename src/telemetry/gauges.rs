@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::metric::Metric;
-use crate::observer::Event;
+use crate::observer::{Event, ProtectionEvent, RecordEvent, ShardEvent};
 use crate::record::ShardId;
 
 /// The breakers that are not closed, and the shards that the dead-letter guard has stopped.
@@ -20,22 +20,36 @@ pub(super) struct Standing {
 impl Standing {
     pub(super) fn hear(&mut self, event: &Event<'_>) {
         match event {
-            Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
+            Event::Protection(
+                ProtectionEvent::BreakerOpened { dependency, .. }
+                | ProtectionEvent::BreakerHalfOpened { dependency },
+            ) => {
                 self.open.insert(dependency.map(str::to_owned));
             }
-            Event::BreakerClosed { dependency, .. } => {
+            Event::Protection(ProtectionEvent::BreakerClosed { dependency, .. }) => {
                 self.open.remove(&dependency.map(str::to_owned));
             }
-            Event::DeadLetterGuardStopped { record, .. } => {
+            Event::Record {
+                record,
+                event: RecordEvent::DeadLetterGuardStopped { .. },
+            } => {
                 self.stopped
                     .insert((record.stream().to_owned(), record.shard().clone()));
             }
-            Event::DeadLetterGuardResumed { record } => self.goes_on(record.stream(), record.shard()),
+            Event::Record {
+                record,
+                event: RecordEvent::DeadLetterGuardResumed,
+            } => self.goes_on(record.stream(), record.shard()),
             // Another worker owns the shard now, or the shard restarts.
-            Event::ShardStarted { stream, shard, .. }
-            | Event::ShardEnded { stream, shard }
-            | Event::LeaseLost { stream, shard }
-            | Event::ShardHandedOver { stream, shard } => self.goes_on(stream, shard),
+            Event::Shard {
+                stream,
+                shard,
+                event:
+                    ShardEvent::Started { .. }
+                    | ShardEvent::Ended
+                    | ShardEvent::LeaseLost
+                    | ShardEvent::HandedOver,
+            } => self.goes_on(stream, shard),
             _ => {}
         }
     }
@@ -82,19 +96,25 @@ mod tests {
         let record = &Record::builder("orders", "shardId-0".into(), 1.into()).build();
         let mut standing = Standing::default();
         assert_eq!(standing.tell(None), None);
-        let opened = |dependency| Event::BreakerOpened {
-            dependency,
-            failures: 1,
-            attempts: 1,
-            pause: Duration::ZERO,
+        let opened = |dependency| {
+            Event::Protection(ProtectionEvent::BreakerOpened {
+                dependency,
+                failures: 1,
+                attempts: 1,
+                pause: Duration::ZERO,
+            })
         };
-        let closed = |dependency| Event::BreakerClosed {
-            dependency,
-            after: Duration::ZERO,
+        let closed = |dependency| {
+            Event::Protection(ProtectionEvent::BreakerClosed {
+                dependency,
+                after: Duration::ZERO,
+            })
         };
         standing.hear(&opened(None));
         standing.hear(&opened(Some("bank")));
-        standing.hear(&Event::BreakerHalfOpened { dependency: None });
+        standing.hear(&Event::Protection(ProtectionEvent::BreakerHalfOpened {
+            dependency: None,
+        }));
         for _ in 0..2 {
             assert_eq!(standing.tell(None), Some((Metric::BreakersOpen, 2.0)));
         }
@@ -104,19 +124,30 @@ mod tests {
         assert_eq!(standing.tell(None), Some((Metric::BreakersOpen, 0.0)));
         assert_eq!(standing.tell(None), None);
 
-        let stopped = Event::DeadLetterGuardStopped {
+        let stopped = Event::Record {
             record,
-            letters: 1,
-            settled: 1,
+            event: RecordEvent::DeadLetterGuardStopped {
+                letters: 1,
+                settled: 1,
+            },
         };
         let (stream, shard) = (record.stream(), record.shard());
         for goes_on in [
-            Event::DeadLetterGuardResumed { record },
-            Event::LeaseLost { stream, shard },
-            Event::ShardStarted {
+            Event::Record {
+                record,
+                event: RecordEvent::DeadLetterGuardResumed,
+            },
+            Event::Shard {
                 stream,
                 shard,
-                position: &Position::TrimHorizon,
+                event: ShardEvent::LeaseLost,
+            },
+            Event::Shard {
+                stream,
+                shard,
+                event: ShardEvent::Started {
+                    position: &Position::TrimHorizon,
+                },
             },
         ] {
             standing.hear(&stopped);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::failure::Class;
-use crate::observer::Event;
+use crate::observer::{DeadLetterEvent, Event, ProtectionEvent, RecordEvent, ShardEvent, StreamEvent};
 use crate::settlement::Settled;
 
 #[cfg(all(test, any(feature = "cloudwatch", feature = "emf", feature = "metrics")))]
@@ -153,75 +153,85 @@ impl Metric {
 #[inline(always)]
 pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
     let once = match event {
-        Event::Settled { record, settled, .. } => {
-            if let Some(age) = record.age() {
-                each(Metric::EndToEndLatency, millis(age));
+        Event::Record { record, event } => match event {
+            RecordEvent::Settled { settled, .. } => {
+                if let Some(age) = record.age() {
+                    each(Metric::EndToEndLatency, millis(age));
+                }
+                match settled {
+                    Settled::Processed => Metric::RecordsProcessed,
+                    Settled::Duplicate => Metric::RecordsDuplicate,
+                    Settled::DeadLettered(_) => Metric::RecordsDeadLettered,
+                }
             }
-            match settled {
-                Settled::Processed => Metric::RecordsProcessed,
-                Settled::Duplicate => Metric::RecordsDuplicate,
-                Settled::DeadLettered(_) => Metric::RecordsDeadLettered,
+            RecordEvent::AttemptEnded { took, .. } => return each(Metric::AttemptLatency, millis(*took)),
+            RecordEvent::Unsettled { .. } => Metric::RecordsUnsettled,
+            RecordEvent::AttemptFailed { records, failure, .. } => {
+                if failure.reveal().verdict().class() == Class::Permanent {
+                    each(Metric::AttemptsFailedPermanently, *records as f64);
+                }
+                return each(Metric::AttemptsFailed, *records as f64);
             }
-        }
-        Event::AttemptEnded { took, .. } => return each(Metric::AttemptLatency, millis(*took)),
-        Event::Unsettled { .. } => Metric::RecordsUnsettled,
-        Event::AttemptFailed { records, failure, .. } => {
-            if failure.reveal().verdict().class() == Class::Permanent {
-                each(Metric::AttemptsFailedPermanently, *records as f64);
+            RecordEvent::RetryScheduled { delay, .. } => {
+                each(Metric::BackoffTime, millis(*delay));
+                Metric::Retries
             }
-            return each(Metric::AttemptsFailed, *records as f64);
-        }
-        Event::RetryScheduled { delay, .. } => {
-            each(Metric::BackoffTime, millis(*delay));
-            Metric::Retries
-        }
-        Event::RetryDelayed { .. } => Metric::RetriesDelayed,
-        Event::RecordHeld { .. } => Metric::RecordsHeld,
-        Event::BreakerOpened { .. } => Metric::BreakersOpened,
-        Event::DeadLetterGuardStopped { .. } => Metric::GuardStops,
-        Event::DeadLetterDelayed { .. } => Metric::LetterFailures,
-        Event::IdempotencyDelayed { .. } => Metric::StoreFailures,
-        Event::CompletionLost { .. } => Metric::CompletionsLost,
-        Event::Fetched {
-            records,
-            bytes,
-            behind,
-            ..
-        } => {
-            each(Metric::BytesFetched, *bytes as f64);
-            each(Metric::RecordsPerRead, *records as f64);
-            if let Some(behind) = behind {
-                each(Metric::BehindLatest, millis(*behind));
+            RecordEvent::RetryDelayed { .. } => Metric::RetriesDelayed,
+            RecordEvent::Held { .. } => Metric::RecordsHeld,
+            RecordEvent::DeadLetterGuardStopped { .. } => Metric::GuardStops,
+            RecordEvent::CompletionLost { .. } => Metric::CompletionsLost,
+            RecordEvent::Expiring { .. } => Metric::RecordsExpiring,
+            RecordEvent::HandlerStuck { .. } => Metric::HandlersStuck,
+            RecordEvent::AggregateOutOfRange {
+                records,
+                dropped: true,
+            } => return each(Metric::RecordsDropped, *records as f64),
+            _ => return,
+        },
+        Event::Shard { event, .. } => match event {
+            ShardEvent::Fetched {
+                records,
+                bytes,
+                behind,
+            } => {
+                each(Metric::BytesFetched, *bytes as f64);
+                each(Metric::RecordsPerRead, *records as f64);
+                if let Some(behind) = behind {
+                    each(Metric::BehindLatest, millis(*behind));
+                }
+                return each(Metric::RecordsFetched, *records as f64);
             }
-            return each(Metric::RecordsFetched, *records as f64);
-        }
-        Event::ShardStatus {
-            in_flight, oldest, ..
-        } => {
-            each(Metric::RecordsInFlight, *in_flight as f64);
-            return each(Metric::OldestUnsettledAge, millis(oldest.unwrap_or_default()));
-        }
-        Event::FetchFailed { .. } => Metric::FetchFailures,
-        Event::FetchThrottled { .. } => Metric::Throttles,
-        Event::CheckpointFailed { .. } => Metric::CheckpointFailures,
-        Event::WindowFull { .. } => Metric::WindowsFull,
-        Event::DataLoss { .. } => Metric::DataLosses,
-        Event::ShardHalted { .. } => Metric::ShardsHalted,
-        Event::DiscoveryFailed { .. } => Metric::DiscoveryFailures,
-        Event::ShardFailed { .. } => Metric::ShardFailures,
-        Event::LeaseLost { .. } => Metric::LeasesLost,
-        Event::CheckpointUnreadable { .. } => Metric::CheckpointsUnreadable,
-        Event::HashKeysUncovered { .. } => Metric::HashKeysUncovered,
-        Event::RecordExpiring { .. } => Metric::RecordsExpiring,
-        Event::CrashLoopSuspected { .. } => Metric::CrashLoops,
-        Event::HandlerStuck { .. } => Metric::HandlersStuck,
-        Event::UserCodePanicked { .. } => Metric::UserCodePanics,
-        Event::AggregateOutOfRange {
-            records,
-            dropped: true,
-            ..
-        } => return each(Metric::RecordsDropped, *records as f64),
-        _ => return,
+            ShardEvent::Status {
+                in_flight, oldest, ..
+            } => {
+                each(Metric::RecordsInFlight, *in_flight as f64);
+                return each(Metric::OldestUnsettledAge, millis(oldest.unwrap_or_default()));
+            }
+            ShardEvent::FetchFailed { .. } => Metric::FetchFailures,
+            ShardEvent::FetchThrottled { .. } => Metric::Throttles,
+            ShardEvent::CheckpointFailed { .. } => Metric::CheckpointFailures,
+            ShardEvent::WindowFull { .. } => Metric::WindowsFull,
+            ShardEvent::DataLoss { .. } => Metric::DataLosses,
+            ShardEvent::Halted { .. } => Metric::ShardsHalted,
+            ShardEvent::Failed { .. } => Metric::ShardFailures,
+            ShardEvent::LeaseLost => Metric::LeasesLost,
+            ShardEvent::CheckpointUnreadable { .. } => Metric::CheckpointsUnreadable,
+            ShardEvent::CrashLoopSuspected { .. } => Metric::CrashLoops,
+            _ => return,
+        },
+        Event::Stream { event, .. } => match event {
+            StreamEvent::DiscoveryFailed { .. } => Metric::DiscoveryFailures,
+            StreamEvent::HashKeysUncovered { .. } => Metric::HashKeysUncovered,
+            _ => return,
+        },
+        Event::DeadLetter(DeadLetterEvent::WriteDelayed { .. }) => Metric::LetterFailures,
+        Event::DeadLetter(DeadLetterEvent::TargetWarning { .. }) => return,
+        Event::Protection(event) => match event {
+            ProtectionEvent::BreakerOpened { .. } => Metric::BreakersOpened,
+            ProtectionEvent::IdempotencyDelayed { .. } => Metric::StoreFailures,
+            ProtectionEvent::UserCodePanicked { .. } => Metric::UserCodePanics,
+            _ => return,
+        },
     };
     each(once, 1.0);
 }

@@ -12,7 +12,7 @@ use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
 use crate::config::ConfigError;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, ProtectionEvent, RecordEvent, ShardEvent};
 use crate::record::{Record, ShardId};
 
 /// Records metrics with the recorder that the process has installed for the
@@ -165,18 +165,18 @@ impl Metrics {
     }
 
     /// Counts failed attempts and dead letters, whose labels differ from event to event.
-    fn failed(&self, event: &Event<'_>) {
-        let shard = event.shard().filter(|_| self.shard_label);
-        let mut labels = self.labels(event.stream(), shard);
+    fn failed(&self, record: &Record, event: &RecordEvent<'_>) {
+        let shard = Some(record.shard()).filter(|_| self.shard_label);
+        let mut labels = self.labels(Some(record.stream()), shard);
         match event {
-            Event::AttemptFailed { failure, records, .. } => {
+            RecordEvent::AttemptFailed { failure, records, .. } => {
                 let verdict = failure.reveal().verdict();
                 labels.push(Label::new("class", verdict.class().as_str()));
                 labels.push(Label::new("scope", verdict.scope().as_str()));
                 labels.push(Label::new("code", self.code(verdict.code())));
                 metrics::counter!(name(Metric::AttemptsFailed), labels).increment(*records as u64);
             }
-            Event::DeadLettered { reason, .. } => {
+            RecordEvent::DeadLettered { reason, .. } => {
                 labels.push(Label::new("reason", *reason));
                 metrics::counter!(name(Metric::RecordsDeadLettered), labels).increment(1);
             }
@@ -209,21 +209,31 @@ impl Metrics {
     fn hear(&self, event: &Event<'_>) {
         self.stopped(event);
         match event {
-            Event::AttemptFailed { .. } | Event::DeadLettered { .. } => self.failed(event),
-            Event::BreakerOpened { dependency, .. } | Event::BreakerHalfOpened { dependency } => {
+            Event::Record {
+                record,
+                event: event @ (RecordEvent::AttemptFailed { .. } | RecordEvent::DeadLettered { .. }),
+            } => self.failed(record, event),
+            Event::Protection(
+                ProtectionEvent::BreakerOpened { dependency, .. }
+                | ProtectionEvent::BreakerHalfOpened { dependency },
+            ) => {
                 self.breaker(*dependency, true);
             }
-            Event::BreakerClosed { dependency, .. } => self.breaker(*dependency, false),
-            Event::ShardStatus {
+            Event::Protection(ProtectionEvent::BreakerClosed { dependency, .. }) => {
+                self.breaker(*dependency, false)
+            }
+            Event::Shard {
                 stream,
                 shard,
-                in_flight,
-                oldest,
-                ..
+                event: ShardEvent::Status {
+                    in_flight, oldest, ..
+                },
             } => self.stands(stream, shard, Some((*in_flight, oldest.unwrap_or_default()))),
-            Event::ShardEnded { stream, shard }
-            | Event::LeaseLost { stream, shard }
-            | Event::ShardHandedOver { stream, shard } => self.stands(stream, shard, None),
+            Event::Shard {
+                stream,
+                shard,
+                event: ShardEvent::Ended | ShardEvent::LeaseLost | ShardEvent::HandedOver,
+            } => self.stands(stream, shard, None),
             _ => {}
         }
     }
@@ -338,7 +348,10 @@ impl Observer for Metrics {
         // A record that succeeds causes only these two events. They change neither gauges nor additional
         // labels.
         match event {
-            Event::Settled { record, .. } | Event::AttemptEnded { record, .. } => match self.usual(record) {
+            Event::Record {
+                record,
+                event: RecordEvent::Settled { .. } | RecordEvent::AttemptEnded { .. },
+            } => match self.usual(record) {
                 Some(handles) => handles.record_all(event),
                 None => self.record(event),
             },

@@ -14,7 +14,7 @@ use super::threshold::{Rate, Threshold};
 use crate::config::ConfigError;
 use crate::external::answer;
 use crate::failure::{texts, written};
-use crate::observer::{Event, Interest, Observer};
+use crate::observer::{Event, Interest, Observer, RecordEvent};
 use crate::protection::sliding_window::SlidingWindow;
 use crate::settlement::Settled;
 
@@ -179,7 +179,10 @@ impl Observer for Monitor {
                 continue;
             };
             let count = match event {
-                Event::AttemptFailed { records, .. } => *records as u64,
+                Event::Record {
+                    event: RecordEvent::AttemptFailed { records, .. },
+                    ..
+                } => *records as u64,
                 _ => 1,
             };
             watch.all.add(now, count);
@@ -200,18 +203,21 @@ impl Observer for Monitor {
 impl Rate {
     /// Returns whether the event is a bad one. `None`: the event does not count for this rate.
     fn counts(self, event: &Event<'_>) -> Option<bool> {
+        let Event::Record { record, event } = event else {
+            return None;
+        };
         match (self, event) {
-            (Rate::FailedAttempts(_), Event::Settled { settled, .. }) => {
+            (Rate::FailedAttempts(_), RecordEvent::Settled { settled, .. }) => {
                 matches!(settled, Settled::Processed).then_some(false)
             }
-            (Rate::FailedAttempts(class), Event::AttemptFailed { failure, .. }) => {
+            (Rate::FailedAttempts(class), RecordEvent::AttemptFailed { failure, .. }) => {
                 let is = failure.reveal().verdict().class();
                 Some(class.is_none_or(|class| class == is))
             }
-            (Rate::DeadLetters, Event::Settled { settled, .. }) => {
+            (Rate::DeadLetters, RecordEvent::Settled { settled, .. }) => {
                 Some(matches!(settled, Settled::DeadLettered(_)))
             }
-            (Rate::SlowerThan(limit), Event::Settled { record, .. }) => Some(record.age()? > limit),
+            (Rate::SlowerThan(limit), RecordEvent::Settled { .. }) => Some(record.age()? > limit),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use redrive::checkpoint::{Checkpoint, CheckpointStore, Memory, ShardKey};
 use redrive::dead_letter;
 use redrive::kpl::{Aggregated, Aggregator, OutOfRangePolicy};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 use redrive::processor::Attempt;
 use redrive::{BoxError, Failure, Position, Record, RecordProcessor, Resilient};
 use tokio_util::sync::CancellationToken;
@@ -60,8 +60,14 @@ impl RecordProcessor for Inside {
 impl Observer for Inside {
     fn on(&self, event: &Event<'_>) {
         let text = match event {
-            Event::AggregateDamaged { error, .. } => format!("damaged: {error}"),
-            Event::AggregateOutOfRange { records, dropped, .. } => {
+            Event::Record {
+                event: RecordEvent::AggregateDamaged { error, .. },
+                ..
+            } => format!("damaged: {error}"),
+            Event::Record {
+                event: RecordEvent::AggregateOutOfRange { records, dropped, .. },
+                ..
+            } => {
                 format!("out of range: {records}, dropped: {dropped}")
             }
             _ => return,

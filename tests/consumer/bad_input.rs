@@ -45,7 +45,7 @@ async fn a_stream_that_is_being_created_is_waited_for() {
     scene.put(records(20, 5, |_| "ok")).await;
     let running = scene.start();
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("DiscoveryFailed"), 3);
+    assert_eq!(scene.ledger.events("StreamEvent::DiscoveryFailed"), 3);
 }
 
 /// Covers errors that an operator has to fix. Until then the consumer makes few calls and reports each
@@ -70,7 +70,10 @@ async fn denied_calls_are_reported_and_retried() {
                 }
             });
             let running = scene.start();
-            let told = || scene.ledger.events("DiscoveryFailed") + scene.ledger.events("FetchFailed");
+            let told = || {
+                scene.ledger.events("StreamEvent::DiscoveryFailed")
+                    + scene.ledger.events("ShardEvent::FetchFailed")
+            };
             eventually("the failures are reported", || told() >= 3).await;
             let calls = scene.proxy.calls(target).len();
             assert!(calls <= told() + 1, "{error}: {calls} calls of {target}");
@@ -123,7 +126,7 @@ async fn unreadable_checkpoint_blocks_only_its_shard() {
     assert!(of_others > 0 && of_others < 100);
     let running = scene.run(scene.consumer().checkpoints(store.clone()), scene.resilient());
     scene.ledger.settled(of_others).await;
-    assert_eq!(scene.ledger.events("CheckpointUnreadable"), 1);
+    assert_eq!(scene.ledger.events("ShardEvent::CheckpointUnreadable"), 1);
     sleep(Duration::from_millis(300)).await;
     assert_eq!(scene.ledger.book().settled.len(), of_others);
     running.stop().await.expect("nothing halted");

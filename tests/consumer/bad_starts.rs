@@ -13,7 +13,7 @@ use aws_sdk_dynamodb::types::{
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use redrive::checkpoint::{self, Checkpoint, CheckpointStore as _, Leases as _, NewShard, ShardKey};
-use redrive::observer::{Event, Interest, Observer};
+use redrive::observer::{Event, Interest, Observer, StreamEvent};
 use redrive::replay::ledger;
 use redrive::{Consumer, ConsumerError, Position, StartingPosition, dead_letter, idempotency};
 
@@ -221,7 +221,11 @@ impl Observer for Discoveries {
     }
 
     fn on(&self, event: &Event<'_>) {
-        if let Event::DiscoveryFailed { error, .. } = event {
+        if let Event::Stream {
+            event: StreamEvent::DiscoveryFailed { error, .. },
+            ..
+        } = event
+        {
             self.0.lock().expect("no panic").push(error.to_string());
         }
     }
@@ -445,22 +449,29 @@ impl Observer for StartAndEnd {
 
     fn on(&self, event: &Event<'_>) {
         let text = match event {
-            Event::ConsumerStarted {
+            Event::Stream {
                 stream,
-                application,
-                place,
-                shards,
-                checkpoints,
-                dead_letters,
-                starting_position,
-                ..
+                event:
+                    StreamEvent::ConsumerStarted {
+                        application,
+                        place,
+                        shards,
+                        checkpoints,
+                        dead_letters,
+                        starting_position,
+                        ..
+                    },
             } => format!(
                 "{application} {stream} {place} {shards} {checkpoints} {dead_letters:?} {starting_position}"
             ),
-            Event::ConsumerStopped {
-                processed,
-                duplicates,
-                dead_lettered,
+            Event::Stream {
+                event:
+                    StreamEvent::ConsumerStopped {
+                        processed,
+                        duplicates,
+                        dead_lettered,
+                        ..
+                    },
                 ..
             } => format!("{processed} {duplicates} {dead_lettered}"),
             _ => return,

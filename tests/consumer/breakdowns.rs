@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Memory, ShardKey};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, ShardEvent};
 use redrive::processor::Attempt;
 use redrive::{Record, RecordProcessor};
 
+use support::events::name;
 use support::ledger::{Ledger, Note};
 
 use crate::scene::{Scene, records};
@@ -57,24 +58,28 @@ async fn panicking_checkpoint_store_is_retried() {
     let running = scene.run(scene.consumer().checkpoints(Panics::default()), scene.resilient());
     scene.ledger.settled(400).await;
     running.stop().await.expect("nothing halted");
-    assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
-    assert_eq!(scene.ledger.events("CheckpointFailed"), 2);
+    assert_eq!(scene.ledger.events("StreamEvent::DiscoveryFailed"), 1);
+    assert_eq!(scene.ledger.events("ShardEvent::CheckpointFailed"), 2);
     scene.ledger.check(&scene.read().await);
 }
 
-/// An observer that panics at every event of one kind.
+/// An observer that panics at every event of this name.
 struct Stumbles(&'static str);
 
 impl Observer for Stumbles {
     fn on(&self, event: &Event<'_>) {
-        assert!(!format!("{event:?}").starts_with(self.0), "a bug in an observer");
+        assert!(name(event) != self.0, "a bug in an observer");
     }
 }
 
 /// Panics in the task that reads, in the one that settles, and in the one that stores checkpoints.
 #[tokio::test]
 async fn an_observer_that_panics_stops_no_task() {
-    for event in ["Fetched", "Settled", "Checkpointed"] {
+    for event in [
+        "ShardEvent::Fetched",
+        "RecordEvent::Settled",
+        "ShardEvent::Checkpointed",
+    ] {
         let scene = Scene::new(2).await;
         scene.put(records(200, 20, |_| "ok")).await;
         let running = scene.run(scene.consumer(), scene.resilient().observer(Stumbles(event)));
@@ -82,8 +87,11 @@ async fn an_observer_that_panics_stops_no_task() {
         scene.ledger.settled(sent.len()).await;
         scene.ledger.stored(&sent).await;
         running.stop().await.expect("nothing halted");
-        assert_eq!(scene.ledger.events("ShardFailed"), 0, "{event}");
-        assert!(scene.ledger.events("UserCodePanicked") > 0, "{event}");
+        assert_eq!(scene.ledger.events("ShardEvent::Failed"), 0, "{event}");
+        assert!(
+            scene.ledger.events("ProtectionEvent::UserCodePanicked") > 0,
+            "{event}"
+        );
         scene.ledger.check(&sent);
     }
 }
@@ -118,7 +126,13 @@ struct NotesRestarts(Ledger);
 
 impl Observer for NotesRestarts {
     fn on(&self, event: &Event<'_>) {
-        if matches!(event, Event::ShardFailed { .. }) {
+        if matches!(
+            event,
+            Event::Shard {
+                event: ShardEvent::Failed { .. },
+                ..
+            }
+        ) {
             self.0.note(Note::Run);
         }
     }
@@ -134,8 +148,8 @@ async fn shard_with_a_crashed_task_restarts_at_its_checkpoint() {
     let sent = scene.read().await;
     scene.ledger.settled(sent.len()).await;
     running.stop().await.expect("a restart fixes it");
-    assert_eq!(scene.ledger.events("ShardFailed"), 1);
-    assert_eq!(scene.ledger.events("ShardStarted"), 3);
+    assert_eq!(scene.ledger.events("ShardEvent::Failed"), 1);
+    assert_eq!(scene.ledger.events("ShardEvent::Started"), 3);
     scene.ledger.check(&sent);
     assert!(scene.ledger.is_stored(&sent));
 }

@@ -15,7 +15,7 @@ async fn processing_continues_while_the_store_is_down() {
     // Discovery comes first, and it also loads the starting positions from the store.
     let running = scene.start();
     eventually("the start is retried", || {
-        scene.ledger.events("DiscoveryFailed") >= 2
+        scene.ledger.events("StreamEvent::DiscoveryFailed") >= 2
     })
     .await;
     scene
@@ -31,7 +31,7 @@ async fn processing_continues_while_the_store_is_down() {
     scene.put(records(400, 40, |_| "ok")).await;
     scene.ledger.settled(800).await;
     eventually("the store is retried", || {
-        scene.ledger.events("CheckpointFailed") >= 4
+        scene.ledger.events("ShardEvent::CheckpointFailed") >= 4
     })
     .await;
     let sent = scene.read().await;
@@ -52,7 +52,10 @@ async fn shutdown_retries_a_store_that_was_down() {
     scene.ledger.settled(100).await;
     scene.store.set_down(true);
     scene.put(records(100, 10, |_| "ok")).await;
-    eventually("the store fails", || scene.ledger.events("CheckpointFailed") >= 6).await;
+    eventually("the store fails", || {
+        scene.ledger.events("ShardEvent::CheckpointFailed") >= 6
+    })
+    .await;
     scene.store.set_down(false);
     scene.settle_all(running).await;
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use redrive::consumer::DataLoss;
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, ShardEvent};
 use redrive::{ConsumerError, DataLossPolicy, Position, Retrieval, SequenceNumber, StartingPosition};
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -88,8 +88,11 @@ struct Losses(Mutex<Vec<(Option<SystemTime>, SystemTime, bool)>>);
 
 impl Observer for Losses {
     fn on(&self, event: &Event<'_>) {
-        if let Event::DataLoss {
-            from, to, certain, ..
+        if let Event::Shard {
+            event: ShardEvent::DataLoss {
+                from, to, certain, ..
+            },
+            ..
         } = event
         {
             self.0.lock().expect("no panic").push((*from, *to, *certain));
@@ -152,7 +155,10 @@ async fn halt_policy_halts_the_shard_at_a_data_loss() {
         DataLossPolicy::Halt
     });
     let running = scene.run(consumer, scene.resilient());
-    eventually("the shard halts", || scene.ledger.events("ShardHalted") == 1).await;
+    eventually("the shard halts", || {
+        scene.ledger.events("ShardEvent::Halted") == 1
+    })
+    .await;
     match running.stop().await {
         Err(ConsumerError::DataLoss(loss)) => assert_eq!([*loss], asked.lock().expect("no panic")[..]),
         other => panic!("{other:?}"),
@@ -181,9 +187,9 @@ async fn trimmed_unsettled_record_is_detected_by_its_number() {
         // Each loss is reported only once.
         for _ in 0..2 {
             let running = run(&losses);
-            let before = scene.ledger.events("Fetched");
+            let before = scene.ledger.events("ShardEvent::Fetched");
             eventually("the shard is read", || {
-                scene.ledger.events("Fetched") > before + 1
+                scene.ledger.events("ShardEvent::Fetched") > before + 1
             })
             .await;
             running.stop().await.expect("nothing halted");
@@ -266,7 +272,10 @@ async fn a_position_of_another_stream_is_reported_and_all_is_read() {
             .on_data_loss(move |_| decision);
         let running = scene.run(consumer, scene.resilient());
         if halts {
-            eventually("the shard halts", || scene.ledger.events("ShardHalted") == 1).await;
+            eventually("the shard halts", || {
+                scene.ledger.events("ShardEvent::Halted") == 1
+            })
+            .await;
             let ended = running.stop().await;
             assert!(matches!(ended, Err(ConsumerError::DataLoss(_))), "{ended:?}");
             assert_eq!(scene.ledger.book().settled.len(), 0);
@@ -274,8 +283,8 @@ async fn a_position_of_another_stream_is_reported_and_all_is_read() {
             scene.ledger.settled(50).await;
             running.stop().await.expect("nothing halted");
         }
-        assert_eq!(scene.ledger.events("PositionRefused"), 1);
-        assert_eq!(scene.ledger.events("DataLoss"), 1);
+        assert_eq!(scene.ledger.events("ShardEvent::PositionRefused"), 1);
+        assert_eq!(scene.ledger.events("ShardEvent::DataLoss"), 1);
     }
 }
 
@@ -303,7 +312,7 @@ async fn children_of_a_trimmed_shard_are_read_from_the_beginning() {
             running.stop().await.expect("nothing halted");
         }
         assert_eq!(
-            scene.ledger.events("DataLoss"),
+            scene.ledger.events("ShardEvent::DataLoss"),
             losses,
             "one report over all starts"
         );
@@ -332,7 +341,11 @@ async fn quiet_shard_detects_loss_by_its_read_until_time() {
         let running = scene.start();
         scene.ledger.settled(10).await;
         running.stop().await.expect("nothing halted");
-        assert_eq!(scene.ledger.events("DataLoss"), losses, "{hours} hours");
+        assert_eq!(
+            scene.ledger.events("ShardEvent::DataLoss"),
+            losses,
+            "{hours} hours"
+        );
     }
 }
 
@@ -373,7 +386,11 @@ async fn delayed_shard_reports_records_trimmed_meanwhile() {
         let running = scene.start();
         scene.ledger.settled(60).await;
         running.stop().await.expect("nothing halted");
-        assert_eq!(scene.ledger.events("DataLoss"), losses, "{hours} hours");
+        assert_eq!(
+            scene.ledger.events("ShardEvent::DataLoss"),
+            losses,
+            "{hours} hours"
+        );
         assert_eq!(scene.ledger.book().settled.len(), 60);
     }
 }
@@ -420,7 +437,7 @@ async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Syn
     scene.put(records(60, 10, |_| "ok")).await;
     scene.ledger.settled(60).await;
     running.stop().await.expect("nothing halted");
-    scene.ledger.events("DataLoss")
+    scene.ledger.events("ShardEvent::DataLoss")
 }
 
 /// Keeps only the wanted records in a GetRecords response.
@@ -455,7 +472,7 @@ async fn idle_shard_stores_the_time_until_which_it_was_read() {
         until >= start - Duration::from_secs(61) && until <= SystemTime::now(),
         "{until:?}"
     );
-    assert_eq!(scene.ledger.events("DataLoss"), 0);
+    assert_eq!(scene.ledger.events("ShardEvent::DataLoss"), 0);
     assert!(matches!(
         scene
             .ledger

@@ -90,7 +90,7 @@ async fn broken_subscriptions_are_resumed() {
     let waited = calls[6].at - calls[5].at;
     assert!(waited >= Duration::from_secs(5), "in use for {waited:?}");
     assert!(scene.proxy.calls("GetRecords").is_empty());
-    assert!(scene.ledger.events("FetchFailed") >= 4);
+    assert!(scene.ledger.events("ShardEvent::FetchFailed") >= 4);
 }
 
 /// Falls back to polling and reports it.
@@ -110,7 +110,11 @@ async fn a_shard_that_cannot_be_subscribed_to_is_polled() {
         let consumer = scene.consumer().retrieval(Retrieval::FanOut(consumer));
         let running = scene.run(consumer, scene.resilient());
         scene.settle_all(running).await;
-        assert_eq!(scene.ledger.events("FanOutUnavailable"), 2, "{refused}");
+        assert_eq!(
+            scene.ledger.events("ShardEvent::FanOutUnavailable"),
+            2,
+            "{refused}"
+        );
         assert!(
             scene.proxy.calls("RegisterStreamConsumer").len() <= 1,
             "one registration for all shards"
@@ -135,7 +139,10 @@ async fn full_window_renews_no_subscription() {
         .pipeline(Pipeline::builder().in_flight(10).build().expect("valid"))
         .retrieval(Retrieval::fan_out());
     let running = scene.run(consumer, scene.resilient_with(script.clone()));
-    eventually("the window is full", || scene.ledger.events("WindowFull") == 1).await;
+    eventually("the window is full", || {
+        scene.ledger.events("ShardEvent::WindowFull") == 1
+    })
+    .await;
     let before = scene.subscriptions();
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert!(

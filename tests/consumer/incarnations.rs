@@ -41,8 +41,8 @@ impl Scene {
 
     fn reported(&self) -> (usize, usize) {
         (
-            self.ledger.events("StreamRecreated"),
-            self.ledger.events("DataLoss"),
+            self.ledger.events("ShardEvent::StreamRecreated"),
+            self.ledger.events("ShardEvent::DataLoss"),
         )
     }
 }
@@ -86,7 +86,7 @@ async fn shard_that_ended_in_an_earlier_incarnation_is_read() {
     scene.split(&open[0]).await;
     let running = scene.start();
     eventually("the shard's end is stored", || {
-        scene.ledger.events("ShardEnded") == 1
+        scene.ledger.events("ShardEvent::Ended") == 1
     })
     .await;
     running.stop().await.expect("nothing halted");
@@ -167,12 +167,12 @@ async fn stream_description_is_refreshed() {
     let running = scene.run(consumer, scene.resilient());
     let calls = || scene.proxy.calls("DescribeStreamSummary").len();
     eventually("the stream is described repeatedly", || calls() >= 5).await;
-    assert_eq!(scene.ledger.events("StreamNotDescribed"), 0);
+    assert_eq!(scene.ledger.events("StreamEvent::NotDescribed"), 0);
     scene.proxy.script(|call| match &*call.target {
         "DescribeStreamSummary" => Fault::error(400, "AccessDeniedException"),
         _ => Fault::None,
     });
-    let told = || scene.ledger.events("StreamNotDescribed");
+    let told = || scene.ledger.events("StreamEvent::NotDescribed");
     eventually("a failure is reported", || told() >= 2).await;
     scene.put(records(20, 3, |_| "ok")).await;
     scene.settle_all(running).await;
@@ -204,7 +204,7 @@ async fn expiry_dead_letters_need_a_known_retention() {
             );
         } else {
             scene.settle_all(running).await;
-            assert_eq!(scene.ledger.events("StreamNotDescribed"), 1, "one warning");
+            assert_eq!(scene.ledger.events("StreamEvent::NotDescribed"), 1, "one warning");
         }
     }
 }

@@ -41,7 +41,7 @@ async fn waiting_record_is_not_blamed_for_kills() {
         tokio::time::sleep(Duration::from_millis(2_500)).await;
         running.abort().await;
     }
-    assert!(scene.ledger.events("CrashLoopSuspected") >= 5);
+    assert!(scene.ledger.events("ShardEvent::CrashLoopSuspected") >= 5);
     script.open_gate();
     let running = scene.run(scene.consumer(), scene.resilient_with(script));
     scene.ledger.settled(3).await;

@@ -136,7 +136,7 @@ async fn standby_takes_over_when_the_first_worker_stops() {
     shared.held_by("first", 4).await;
     let second = shared.start("second");
     eventually("the second worker stands by", || {
-        scene.ledger.events("ShardLeasedElsewhere") == 4
+        scene.ledger.events("ShardEvent::LeasedElsewhere") == 4
     })
     .await;
     scene.ledger.settled(400).await;
@@ -145,7 +145,7 @@ async fn standby_takes_over_when_the_first_worker_stops() {
     scene.put(records(400, 40, steps)).await;
     scene.settle_all(second).await;
     // Each wait was reported once per shard, and all leases are released.
-    assert_eq!(scene.ledger.events("ShardLeasedElsewhere"), 4);
+    assert_eq!(scene.ledger.events("ShardEvent::LeasedElsewhere"), 4);
     assert!(
         shared
             .rows()
@@ -168,7 +168,7 @@ async fn leases_of_a_killed_worker_are_taken_over() {
     shared.held_by("first", 4).await;
     let second = shared.start("second");
     eventually("the second worker stands by", || {
-        scene.ledger.events("ShardLeasedElsewhere") == 4
+        scene.ledger.events("ShardEvent::LeasedElsewhere") == 4
     })
     .await;
     scene.ledger.settled(700).await;
@@ -197,7 +197,7 @@ async fn an_idle_shard_keeps_its_lease() {
         })
         .await;
     shared.held_by("first", 1).await;
-    assert_eq!(shared.scene.ledger.events("LeaseLost"), 0);
+    assert_eq!(shared.scene.ledger.events("ShardEvent::LeaseLost"), 0);
     for running in [first, second] {
         running.stop().await.expect("nothing halted");
     }
@@ -216,7 +216,7 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     let take = "SET leaseOwner = :owner";
     shared.write(SHARD, take, &[(":owner", "another-worker")]).await;
     eventually("the lease counts as lost", || {
-        scene.ledger.events("LeaseLost") == 1
+        scene.ledger.events("ShardEvent::LeaseLost") == 1
     })
     .await;
     let begun = || {
@@ -258,7 +258,7 @@ async fn requested_shard_is_stored_and_handed_over() {
         .write(SHARD, ask, &[(":kcl", "kcl"), (":ours", &ours)])
         .await;
     eventually("the shard is handed over", || {
-        scene.ledger.events("ShardHandedOver") == 1
+        scene.ledger.events("ShardEvent::HandedOver") == 1
     })
     .await;
     let row = &shared.rows().await[SHARD];
@@ -270,7 +270,7 @@ async fn requested_shard_is_stored_and_handed_over() {
     let sent = scene.read().await;
     assert!(scene.ledger.is_stored(&sent));
     scene.ledger.check(&sent);
-    assert_eq!(scene.ledger.events("LeaseLost"), 0);
+    assert_eq!(scene.ledger.events("ShardEvent::LeaseLost"), 0);
     running.stop().await.expect("nothing halted");
 }
 
@@ -288,7 +288,7 @@ async fn table_outage_stops_shards_that_cannot_renew() {
     let running = shared.start_on("first", &dynamodb::client(proxy.endpoint()));
     scene.ledger.settled(20).await;
     eventually("both shards are read", || {
-        scene.ledger.events("ShardStarted") >= 2
+        scene.ledger.events("ShardEvent::Started") >= 2
     })
     .await;
     let down = json!({"__type": "InternalServerError", "message": "down"});
@@ -296,17 +296,17 @@ async fn table_outage_stops_shards_that_cannot_renew() {
     // Every started shard loses its lease. A busy machine may have lost one before.
     eventually("all leases count as lost", || {
         let (lost, started) = (
-            scene.ledger.events("LeaseLost"),
-            scene.ledger.events("ShardStarted"),
+            scene.ledger.events("ShardEvent::LeaseLost"),
+            scene.ledger.events("ShardEvent::Started"),
         );
         lost >= 2 && lost == started
     })
     .await;
-    assert!(scene.ledger.events("LeaseNotRenewed") >= 2);
+    assert!(scene.ledger.events("ShardEvent::LeaseNotRenewed") >= 2);
     let begun = || scene.ledger.book().notes.len();
     let before = begun();
     eventually("discovery has run again", || {
-        scene.ledger.events("DiscoveryFailed") > 0
+        scene.ledger.events("StreamEvent::DiscoveryFailed") > 0
     })
     .await;
     assert_eq!(begun(), before, "a record was begun, settled or stored");
@@ -403,7 +403,7 @@ async fn unlisted_parent_is_read_before_its_merged_child() {
     running.stop().await.expect("nothing halted");
     scene.ledger.check_settled_once(&sent);
     scene.check_lineage().await;
-    assert_eq!(scene.ledger.events("DataLoss"), 0);
+    assert_eq!(scene.ledger.events("ShardEvent::DataLoss"), 0);
 }
 
 /// Lets another worker take the shard just before its end is stored. The shard has not ended then, and its
@@ -436,8 +436,11 @@ async fn shard_end_counts_only_once_stored() {
     let running = shared.start_on("first", &client);
     scene.ledger.settled(20).await;
     scene.split(&scene.open_shards().await[0]).await;
-    eventually("the lease is lost", || scene.ledger.events("LeaseLost") >= 1).await;
-    assert_eq!(scene.ledger.events("ShardEnded"), 0);
+    eventually("the lease is lost", || {
+        scene.ledger.events("ShardEvent::LeaseLost") >= 1
+    })
+    .await;
+    assert_eq!(scene.ledger.events("ShardEvent::Ended"), 0);
     let rows = shared.rows().await;
     assert_ne!(text(&rows[SHARD], "checkpoint"), "SHARD_END");
     assert_eq!(text(&rows[SHARD], "leaseOwner"), "another-worker");
@@ -480,8 +483,8 @@ async fn slow_takeover_of_many_leases_loses_none() {
     shared.held_by("first", shards as usize).await;
     // A lease that counts as lost is not renewed.
     tokio::time::sleep(failover / 2).await;
-    assert_eq!(scene.ledger.events("LeaseLost"), 0);
-    let started = scene.ledger.events("ShardStarted");
+    assert_eq!(scene.ledger.events("ShardEvent::LeaseLost"), 0);
+    let started = scene.ledger.events("ShardEvent::Started");
     assert_eq!(started, shards as usize, "each shard starts once");
     running.stop().await.expect("nothing halted");
 }

@@ -27,7 +27,7 @@ async fn failed_record_blocks_only_its_key_while_the_sink_is_down() {
     scene.ledger.settled(300).await;
     scene.ledger.stored(&sent).await;
     eventually("the sink is retried", || {
-        scene.ledger.events("DeadLetterDelayed") >= 3
+        scene.ledger.events("DeadLetterEvent::WriteDelayed") >= 3
     })
     .await;
     assert_eq!(
@@ -78,7 +78,10 @@ async fn stop_policy_halts_after_a_dead_letter_and_restart_resumes() {
         .await;
     let stopping = || scene.resilient().dead_letter_policy(DeadLetterPolicy::Stop);
     let running = scene.run(scene.consumer(), stopping());
-    eventually("the shard halts", || scene.ledger.events("ShardHalted") > 0).await;
+    eventually("the shard halts", || {
+        scene.ledger.events("ShardEvent::Halted") > 0
+    })
+    .await;
     let error = running.stop().await.expect_err("a shard halted");
     let ConsumerError::ShardHalted(halted) = &error else {
         panic!("{error:?}");
@@ -101,7 +104,7 @@ async fn refused_dead_letter_halts_only_its_shard() {
     };
     scene.put(records(300, 60, steps)).await;
     let running = scene.start();
-    eventually("a shard halts", || scene.ledger.events("ShardHalted") > 0).await;
+    eventually("a shard halts", || scene.ledger.events("ShardEvent::Halted") > 0).await;
 
     // The other shards continue, also with records that arrive only now.
     scene.put(records(300, 60, |_| "ok")).await;

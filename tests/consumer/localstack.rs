@@ -285,7 +285,10 @@ async fn latest_starts_at_the_time_of_the_first_start() {
         // Times are compared to the millisecond.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let running = start();
-        eventually("both shards are read", || ledger.events("Fetched") >= 4).await;
+        eventually("both shards are read", || {
+            ledger.events("ShardEvent::Fetched") >= 4
+        })
+        .await;
         assert_eq!(
             ledger.book().last_saved().len(),
             2,

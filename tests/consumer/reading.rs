@@ -41,7 +41,7 @@ async fn throttled_reads_are_backed_off() {
     let running = scene.run(scene.consumer().records_per_call(100), scene.resilient());
     scene.settle_all(running).await;
 
-    assert_eq!(scene.ledger.events("FetchThrottled"), THROTTLES);
+    assert_eq!(scene.ledger.events("ShardEvent::FetchThrottled"), THROTTLES);
     let calls = scene.proxy.calls(GET_RECORDS);
     let mut least = Duration::from_millis(50);
     for pair in calls[2..3 + THROTTLES].windows(2) {
@@ -71,7 +71,7 @@ async fn expired_iterator_resumes_after_the_last_record() {
     let running = scene.run(scene.consumer().records_per_call(50), scene.resilient());
     let sent = scene.settle_all(running).await;
 
-    assert_eq!(scene.ledger.events("IteratorExpired"), 3);
+    assert_eq!(scene.ledger.events("ShardEvent::IteratorExpired"), 3);
     let starts: Vec<(String, String)> = scene
         .proxy
         .calls("GetShardIterator")
@@ -104,7 +104,7 @@ async fn iterator_past_its_lifetime_is_replaced() {
     let consumer = scene.consumer().idle_interval(Duration::from_millis(1_500));
     let running = scene.run(consumer, scene.resilient());
     eventually("an iterator expires", || {
-        scene.ledger.events("IteratorExpired") > 0
+        scene.ledger.events("ShardEvent::IteratorExpired") > 0
     })
     .await;
     scene.put(records(50, 5, |_| "ok")).await;
@@ -201,7 +201,7 @@ async fn lost_replies_neither_lose_nor_repeat_records() {
     }));
     let running = scene.run(scene.consumer().records_per_call(40), scene.resilient());
     scene.settle_all(running).await;
-    assert!(scene.ledger.events("FetchFailed") >= 6);
+    assert!(scene.ledger.events("ShardEvent::FetchFailed") >= 6);
     assert_eq!(scene.letters.letters().len(), 12);
 }
 
@@ -222,7 +222,7 @@ async fn hanging_read_times_out_and_is_retried() {
     let consumer = scene.consumer_of(Client::from_conf(config.build()));
     let running = scene.run(consumer.records_per_call(25), scene.resilient());
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("FetchFailed"), 2);
+    assert_eq!(scene.ledger.events("ShardEvent::FetchFailed"), 2);
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn discovery_is_retried_and_reads_all_pages() {
         });
     let running = scene.start();
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("DiscoveryFailed"), 3);
-    assert_eq!(scene.ledger.events("HashKeysUncovered"), 0);
-    assert_eq!(scene.ledger.events("ShardStarted"), 4);
+    assert_eq!(scene.ledger.events("StreamEvent::DiscoveryFailed"), 3);
+    assert_eq!(scene.ledger.events("StreamEvent::HashKeysUncovered"), 0);
+    assert_eq!(scene.ledger.events("ShardEvent::Started"), 4);
 }

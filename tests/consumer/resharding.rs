@@ -263,7 +263,7 @@ async fn children_of_a_halted_shard_wait() {
         let running = scene.start();
         let error = running.end().await.expect_err("no shard is left that may begin");
         assert!(matches!(error, ConsumerError::ShardHalted(_)), "{error:?}");
-        assert_eq!(scene.ledger.events("ShardEnded"), 0);
+        assert_eq!(scene.ledger.events("ShardEvent::Ended"), 0);
     }
     scene.check_lineage().await;
 
@@ -303,7 +303,7 @@ async fn children_that_are_not_listed_yet_are_waited_for() {
     let running = scene.start();
     scene.settle_all(running).await;
     scene.check_lineage().await;
-    assert_eq!(scene.ledger.events("HashKeysUncovered"), 0);
+    assert_eq!(scene.ledger.events("StreamEvent::HashKeysUncovered"), 0);
 }
 
 #[tokio::test]
@@ -320,7 +320,7 @@ async fn uncovered_hash_keys_are_reported() {
         });
     let running = scene.start();
     eventually("the uncovered hash keys are reported", || {
-        scene.ledger.events("HashKeysUncovered") == 2
+        scene.ledger.events("StreamEvent::HashKeysUncovered") == 2
     })
     .await;
     assert!(

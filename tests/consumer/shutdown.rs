@@ -65,7 +65,7 @@ async fn shutdown_lets_running_calls_end_and_begins_none() {
     scene.ledger.settled(60).await;
     running.stop.cancel();
     eventually("the backoff is cancelled", || {
-        scene.ledger.events("Unsettled") == 1
+        scene.ledger.events("RecordEvent::Unsettled") == 1
     })
     .await;
     // A running handler and an unconfirmed dead letter delay the shutdown, and meanwhile the consumer reads

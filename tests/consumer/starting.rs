@@ -90,7 +90,7 @@ async fn short_dead_letter_retention_is_a_warning() {
     );
     let running = scene.run(scene.consumer(), scene.resilient().dead_letters(sink));
     scene.settle_all(running).await;
-    assert!(scene.ledger.events("DeadLetterTargetWarning") > 0);
+    assert!(scene.ledger.events("DeadLetterEvent::TargetWarning") > 0);
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn store_answer_for_too_few_shards_is_retried() {
     scene.put(records(20, 5, |_| "ok")).await;
     // If the consumer accepted the empty answer, it would repeat all records.
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("DiscoveryFailed"), 1);
+    assert_eq!(scene.ledger.events("StreamEvent::DiscoveryFailed"), 1);
 }
 
 async fn a_moment() {
@@ -265,7 +265,7 @@ async fn key_order_is_refused_on_streams_without_keys() {
     auto(false);
     let running = scene.run(scene.consumer(), scene.resilient());
     eventually("the failure is reported", || {
-        scene.ledger.events("FetchFailed") > 1
+        scene.ledger.events("ShardEvent::FetchFailed") > 1
     })
     .await;
     running.stop().await.expect("nothing halted");
@@ -311,7 +311,10 @@ async fn start_time_ahead_of_kinesis_is_moved_back() {
             .starting_position(StartingPosition::Latest)
             .retrieval(retrieval);
         let running = scene.run(consumer, scene.resilient());
-        eventually("the consumer has started", || scene.ledger.events("Fetched") > 0).await;
+        eventually("the consumer has started", || {
+            scene.ledger.events("ShardEvent::Fetched") > 0
+        })
+        .await;
         scene.put(records(20, 4, |_| "ok")).await;
         scene.ledger.settled(20).await;
         running.stop().await.expect("nothing halted");

@@ -46,9 +46,9 @@ async fn open_shard_without_a_next_iterator_is_still_read() {
         .await;
         scene.put(records(50, 5, |_| "ok")).await;
         scene.settle_all(running).await;
-        assert_eq!(scene.ledger.events("ShardEnded"), 0);
+        assert_eq!(scene.ledger.events("ShardEvent::Ended"), 0);
         assert!(
-            scene.ledger.events("FetchFailed") >= 3,
+            scene.ledger.events("ShardEvent::FetchFailed") >= 3,
             "the failures are not reported"
         );
         let saved = scene.ledger.book().last_saved();
@@ -72,7 +72,7 @@ async fn a_closed_shard_without_a_next_iterator_is_read_to_its_end() {
     let consumer = scene.consumer().records_per_call(30);
     let running = scene.run(consumer, scene.resilient());
     eventually("the shard's end is stored", || {
-        scene.ledger.events("ShardEnded") == 1
+        scene.ledger.events("ShardEvent::Ended") == 1
     })
     .await;
     scene.settle_all(running).await;
@@ -102,7 +102,7 @@ async fn a_closed_shard_of_old_records_ends() {
     });
     let running = scene.start();
     eventually("the shard's end is stored", || {
-        scene.ledger.events("ShardEnded") == 1
+        scene.ledger.events("ShardEvent::Ended") == 1
     })
     .await;
     scene.settle_all(running).await;
@@ -119,7 +119,7 @@ async fn empty_listing_is_retried() {
     });
     let running = scene.start();
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("DiscoveryFailed"), 2);
+    assert_eq!(scene.ledger.events("StreamEvent::DiscoveryFailed"), 2);
 }
 
 #[tokio::test]
@@ -138,8 +138,8 @@ async fn a_listing_that_repeats_its_pages_starts_each_shard_once() {
     });
     let running = scene.start();
     scene.settle_all(running).await;
-    assert_eq!(scene.ledger.events("ShardStarted"), 2);
-    assert!(scene.ledger.events("DiscoveryFailed") >= 1);
+    assert_eq!(scene.ledger.events("ShardEvent::Started"), 2);
+    assert!(scene.ledger.events("StreamEvent::DiscoveryFailed") >= 1);
 }
 
 /// Counts each subscription that ends at once as a failure. In the end the shard is polled.
@@ -156,8 +156,8 @@ async fn subscriptions_that_end_without_an_event_are_failures() {
         scene.resilient(),
     );
     scene.ledger.settled(20).await;
-    assert!(scene.ledger.events("FetchFailed") >= 9);
-    assert_eq!(scene.ledger.events("FanOutUnavailable"), 1);
+    assert!(scene.ledger.events("ShardEvent::FetchFailed") >= 9);
+    assert_eq!(scene.ledger.events("ShardEvent::FanOutUnavailable"), 1);
     running.stop().await.expect("nothing halted");
 }
 
@@ -194,5 +194,5 @@ async fn children_wait_for_an_unlisted_parent() {
     scene.ledger.settled(sent.len()).await;
     running.stop().await.expect("nothing halted");
     scene.ledger.check(&sent);
-    assert_eq!(scene.ledger.events("DataLoss"), 0);
+    assert_eq!(scene.ledger.events("ShardEvent::DataLoss"), 0);
 }

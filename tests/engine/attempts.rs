@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, ProtectionEvent, RecordEvent};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::processor::Attempt;
 use redrive::protection::CircuitBreakerState;
@@ -218,7 +218,10 @@ async fn record_passed_to_settle_probes_once_per_round() {
     struct Rounds(AtomicU32);
     impl Observer for Rounds {
         fn on(&self, event: &Event<'_>) {
-            if matches!(event, Event::BreakerHalfOpened { .. }) {
+            if matches!(
+                event,
+                Event::Protection(ProtectionEvent::BreakerHalfOpened { .. })
+            ) {
                 self.0.fetch_add(1, Relaxed);
             }
         }
@@ -258,7 +261,13 @@ async fn a_retry_that_the_budget_refuses_waits() {
     struct Refused(AtomicU32);
     impl Observer for Refused {
         fn on(&self, event: &Event<'_>) {
-            if matches!(event, Event::RetryDelayed { .. }) {
+            if matches!(
+                event,
+                Event::Record {
+                    event: RecordEvent::RetryDelayed { .. },
+                    ..
+                }
+            ) {
                 self.0.fetch_add(1, Relaxed);
             }
         }
@@ -359,8 +368,14 @@ async fn attempts_are_numbered_in_order() {
     impl Observer for Numbers {
         fn on(&self, event: &Event<'_>) {
             let number = match event {
-                Event::AttemptFailed { attempt, .. } => (false, *attempt),
-                Event::RetryScheduled { attempt, .. } => (true, *attempt),
+                Event::Record {
+                    event: RecordEvent::AttemptFailed { attempt, .. },
+                    ..
+                } => (false, *attempt),
+                Event::Record {
+                    event: RecordEvent::RetryScheduled { attempt, .. },
+                    ..
+                } => (true, *attempt),
                 _ => return,
             };
             self.0.lock().expect("no panic while locked").push(number);
@@ -389,9 +404,9 @@ async fn breaker_changes_are_reported() {
     impl Observer for Changes {
         fn on(&self, event: &Event<'_>) {
             let change = match event {
-                Event::BreakerOpened { .. } => "opened",
-                Event::BreakerHalfOpened { .. } => "half-opened",
-                Event::BreakerClosed { .. } => "closed",
+                Event::Protection(ProtectionEvent::BreakerOpened { .. }) => "opened",
+                Event::Protection(ProtectionEvent::BreakerHalfOpened { .. }) => "half-opened",
+                Event::Protection(ProtectionEvent::BreakerClosed { .. }) => "closed",
                 _ => return,
             };
             self.0.lock().expect("no panic while locked").push(change);
@@ -449,7 +464,7 @@ async fn failed_probe_counts_only_at_the_breaker_of_its_dependency() {
     struct Openings(AtomicU32, AtomicU32);
     impl Observer for Openings {
         fn on(&self, event: &Event<'_>) {
-            if let Event::BreakerOpened { dependency, .. } = event {
+            if let Event::Protection(ProtectionEvent::BreakerOpened { dependency, .. }) = event {
                 let of = if dependency.is_some() { &self.0 } else { &self.1 };
                 of.fetch_add(1, Relaxed);
             }

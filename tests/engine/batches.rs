@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter;
 use redrive::idempotency::{self, Claim, Claimed, Completion, IdempotencyStore, Key, Status, StoreError};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 use redrive::pipeline::{Batch, Finished, Pipeline, RecordOrder};
 use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
@@ -814,8 +814,14 @@ async fn failed_batch_call_is_reported_once_with_its_size() {
     impl Observer for Ears {
         fn on(&self, event: &Event<'_>) {
             match event {
-                Event::AttemptFailed { records, .. } => Table::lock(&self.0).push(*records),
-                Event::Settled { attempts, .. } => {
+                Event::Record {
+                    event: RecordEvent::AttemptFailed { records, .. },
+                    ..
+                } => Table::lock(&self.0).push(*records),
+                Event::Record {
+                    event: RecordEvent::Settled { attempts, .. },
+                    ..
+                } => {
                     // Two attempts of the batch failed because of another record.
                     assert_eq!(*attempts, 3);
                     self.1.fetch_add(1, SeqCst);

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 use redrive::{
     BoxError, Jitter, Record, Resilient, ResilientBuilder, RetryPolicy, Settled, dead_letter,
     processor_blocking,
@@ -26,7 +26,13 @@ struct Calls {
 
 impl Observer for Calls {
     fn on(&self, event: &Event<'_>) {
-        if matches!(event, Event::HandlerStuck { .. }) {
+        if matches!(
+            event,
+            Event::Record {
+                event: RecordEvent::HandlerStuck { .. },
+                ..
+            }
+        ) {
             self.stuck.fetch_add(1, SeqCst);
         }
     }

@@ -17,6 +17,7 @@ use redrive::{
     Idempotency, Jitter, Record, Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Settled, Unsettled,
     processor_with,
 };
+use support::events::name;
 use support::script::record;
 use support::sink::{Answer, ScriptedSink};
 use tokio::time::{Instant, sleep};
@@ -145,9 +146,10 @@ struct Scene {
 
 impl Observer for Scene {
     fn on(&self, event: &Event<'_>) {
-        let name = format!("{event:?}");
-        let name = name.split([' ', '{']).next().unwrap_or_default().to_owned();
-        self.events.lock().expect("no panic while locked").push(name);
+        self.events
+            .lock()
+            .expect("no panic while locked")
+            .push(name(event));
     }
 }
 
@@ -370,7 +372,10 @@ async fn claim_is_released_during_a_backoff() {
     let completed = scene.store.memory.complete(&[other]).await.remove(0);
     assert_eq!(completed.expect("memory answers"), Completion::Stored);
     assert!(is(settling.await.expect("no panic"), Settled::Duplicate));
-    assert_eq!((scene.calls(), scene.told("ClaimedElsewhere") > 0), (1, true));
+    assert_eq!(
+        (scene.calls(), scene.told("RecordEvent::ClaimedElsewhere") > 0),
+        (1, true)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -470,13 +475,13 @@ async fn records_wait_while_the_store_is_down() {
     let asked = scene.store.calls().len();
     // Each round claims for as many records as may run concurrently. In the end a round starts every 10 s.
     assert!(asked < 50 * 75, "{asked}");
-    assert!(scene.told("IdempotencyDelayed") < 100);
+    assert!(scene.told("ProtectionEvent::IdempotencyDelayed") < 100);
     scene.store.state().down = false;
     let finished = running.await.expect("no panic").expect("nothing halted");
     assert!(finished.complete);
     assert_eq!((scene.calls(), scene.letters.letters().len()), (50, 0));
     assert_eq!(
-        scene.told("RetryDelayed") + scene.told("AttemptFailed"),
+        scene.told("RecordEvent::RetryDelayed") + scene.told("RecordEvent::AttemptFailed"),
         0,
         "waiting for the store is no attempt"
     );
@@ -517,7 +522,7 @@ async fn failed_completion_is_retried_without_the_handler() {
     assert!(!settling.is_finished());
     scene.store.state().completions_fail = false;
     assert!(is(settling.await.expect("no panic"), Settled::Processed));
-    assert_eq!((scene.calls(), scene.told("CompletionLost")), (1, 0));
+    assert_eq!((scene.calls(), scene.told("RecordEvent::CompletionLost")), (1, 0));
     assert!(is(
         scene.resilient().settle(&record(1, "a", "ok")).await,
         Settled::Duplicate
@@ -531,7 +536,7 @@ async fn completion_lost_at_the_deadline_is_reported() {
     let by = Instant::now() + secs(20);
     let settled = scene.resilient().settle_by(&record(1, "a", "ok"), by).await;
     assert!(is(settled, Settled::Processed));
-    assert_eq!((scene.calls(), scene.told("CompletionLost")), (1, 1));
+    assert_eq!((scene.calls(), scene.told("RecordEvent::CompletionLost")), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -545,7 +550,7 @@ async fn a_shutdown_does_not_wait_for_a_completion() {
     let running = pipeline.run_until(&resilient, batches, from, |_| async {}, shutdown);
     let finished = running.await.expect("nothing halted");
     assert_eq!(finished.unsettled, 0, "the record is processed");
-    assert_eq!(scene.told("CompletionLost"), 1);
+    assert_eq!(scene.told("RecordEvent::CompletionLost"), 1);
     assert!(scene.start.elapsed() < secs(62));
 }
 
@@ -567,7 +572,7 @@ async fn completion_of_an_expired_claim_is_lost() {
     let granted = scene.claim(&other).await;
     assert_eq!(granted, Claimed::Granted { abandoned: 1 });
     assert!(is(settling.await.expect("no panic"), Settled::Processed));
-    assert_eq!(scene.told("CompletionLost"), 1);
+    assert_eq!(scene.told("RecordEvent::CompletionLost"), 1);
     let completed = scene.store.memory.complete(&[other]).await.remove(0);
     assert_eq!(completed.expect("memory answers"), Completion::Stored);
 }
@@ -611,7 +616,7 @@ async fn hanging_or_panicking_store_counts_as_down() {
             "{broken:?}: {unsettled:?}"
         );
         assert_eq!(scene.calls(), 0);
-        assert!(scene.told("IdempotencyDelayed") > 0);
+        assert!(scene.told("ProtectionEvent::IdempotencyDelayed") > 0);
     }
 }
 
@@ -666,7 +671,7 @@ async fn corrupt_key_delays_only_its_own_record() {
     assert_eq!(scene.calls(), 999, "the others did not wait");
     sleep(secs(600)).await;
     assert_eq!(scene.calls(), 999);
-    assert!((10..200).contains(&scene.told("IdempotencyDelayed")));
+    assert!((10..200).contains(&scene.told("ProtectionEvent::IdempotencyDelayed")));
     scene.store.state().corrupt = None;
     let finished = running.await.expect("no panic").expect("nothing halted");
     assert!(finished.complete);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, ProtectionEvent, RecordEvent};
 use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::processor::Attempt;
 use redrive::protection::CircuitBreakerState;
@@ -134,7 +134,10 @@ impl Observer for Alarms {
     fn on(&self, event: &Event<'_>) {
         if matches!(
             event,
-            Event::DeadLetterGuardStopped { .. } | Event::RecordHeld { .. }
+            Event::Record {
+                event: RecordEvent::DeadLetterGuardStopped { .. } | RecordEvent::Held { .. },
+                ..
+            }
         ) {
             self.0.fetch_add(1, Atomic::Relaxed);
         }
@@ -523,8 +526,11 @@ impl Observer for Rounds {
     fn on(&self, event: &Event<'_>) {
         let mut rounds = self.0.lock().expect("no panic while locked");
         match event {
-            Event::BreakerHalfOpened { .. } => rounds.push(Vec::new()),
-            Event::AttemptFailed { record, .. } => {
+            Event::Protection(ProtectionEvent::BreakerHalfOpened { .. }) => rounds.push(Vec::new()),
+            Event::Record {
+                record,
+                event: RecordEvent::AttemptFailed { .. },
+            } => {
                 let key = record.partition_key().unwrap_or_default().to_owned();
                 rounds
                     .iter_mut()

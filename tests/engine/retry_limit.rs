@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::dead_letter::{Memory, Reason};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 use redrive::pipeline::{Batch, Pipeline, RecordOrder};
 use redrive::processor::{Attempt, BatchFailure};
 use redrive::{
@@ -262,7 +262,13 @@ struct Held(AtomicU32);
 
 impl Observer for Held {
     fn on(&self, event: &Event<'_>) {
-        if matches!(event, Event::RecordHeld { .. }) {
+        if matches!(
+            event,
+            Event::Record {
+                event: RecordEvent::Held { .. },
+                ..
+            }
+        ) {
             self.0.fetch_add(1, Atomic::Relaxed);
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream;
 use redrive::idempotency::{self, Idempotency};
-use redrive::observer::{Event, Interest, Observer};
+use redrive::observer::{Event, Interest, Observer, ProtectionEvent};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::{
     BoxError, Record, RecordProcessor, Resilient, ResilientBuilder, Settled, Verdict, dead_letter,
@@ -37,7 +37,7 @@ impl Observer for Reports {
     }
 
     fn on(&self, event: &Event<'_>) {
-        if let Event::UserCodePanicked { code, count, .. } = event {
+        if let Event::Protection(ProtectionEvent::UserCodePanicked { code, count, .. }) = event {
             self.0.lock().expect("no panic").push((code.to_string(), *count));
         }
     }

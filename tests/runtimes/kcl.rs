@@ -13,6 +13,7 @@ use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, ConsumerError, Record, Resilient, dead_letter, processor_with};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
+use support::events::name;
 use support::kcl::{self, Kcl, Pace};
 use support::stream;
 use support::waiting::finished;
@@ -144,12 +145,11 @@ struct Seen {
 
 impl Observer for Seen {
     fn on(&self, event: &Event<'_>) {
-        let text = format!("{event:?}");
-        if text.starts_with("Lease") {
-            println!("{text}");
+        let name = name(event);
+        if name.starts_with("ShardEvent::Lease") {
+            println!("{event:?}");
         }
-        let kind = text.split([' ', '(']).next().unwrap_or_default().to_owned();
-        self.events.lock().expect("no panic").push(kind);
+        self.events.lock().expect("no panic").push(name);
     }
 }
 
@@ -165,9 +165,9 @@ impl Redrive {
         self.seen.records.lock().expect("no panic").clone()
     }
 
-    fn events(&self, kind: &str) -> usize {
+    fn events(&self, name: &str) -> usize {
         let events = self.seen.events.lock().expect("no panic");
-        events.iter().filter(|event| *event == kind).count()
+        events.iter().filter(|event| *event == name).count()
     }
 
     async fn stop(self) -> Vec<u64> {
@@ -212,7 +212,7 @@ async fn a_service_moves_from_kcl_and_back() {
     // A live KCL keeps its leases.
     let redrive = world.redrive(Duration::from_secs(30));
     eventually("redrive stands by", None, || {
-        redrive.events("ShardLeasedElsewhere") >= 2
+        redrive.events("ShardEvent::LeasedElsewhere") >= 2
     })
     .await;
     let second = world.put(100).await;
@@ -241,7 +241,7 @@ async fn a_service_moves_from_kcl_and_back() {
     ours.extend(world.put(100).await);
     eventually("redrive reads on", None, || redrive.records().len() == 200).await;
     eventually("the parent's end is stored", None, || {
-        redrive.events("ShardEnded") == 1
+        redrive.events("ShardEvent::Ended") == 1
     })
     .await;
     assert_eq!(redrive.stop().await, ours.into_iter().collect::<Vec<_>>());
@@ -288,7 +288,7 @@ async fn kcl_takes_over_only_after_redrive_has_died() {
     }
     eventually("redrive reads on", None, || redrive.records().len() == all).await;
     assert_eq!(records(&kcl), [] as [u64; 0]);
-    for lost in ["LeaseLost", "ShardHandedOver"] {
+    for lost in ["ShardEvent::LeaseLost", "ShardEvent::HandedOver"] {
         assert_eq!(redrive.events(lost), 0, "{lost}");
     }
 

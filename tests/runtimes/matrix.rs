@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use redrive::kpl::Deaggregator;
 use redrive::lambda::{Event as Invocation, Function};
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 use redrive::{
     Consumer, Jitter, Record, Resilient, RetryPolicy, Settled, checkpoint, dead_letter, multilang,
 };
@@ -91,11 +91,11 @@ impl Endings {
 
 impl Observer for Endings {
     fn on(&self, event: &Event<'_>) {
-        let Event::Settled {
+        let Event::Record {
             record,
-            settled,
-            attempts,
-            ..
+            event: RecordEvent::Settled {
+                settled, attempts, ..
+            },
         } = event
         else {
             return;

@@ -20,6 +20,7 @@ use redrive::{Position, Record, RecordProcessor, ShardId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::events::name;
 use super::stream::{Place, Sent};
 use super::waiting::{PATIENCE, eventually};
 
@@ -32,7 +33,7 @@ pub struct Book {
     pub notes: Vec<Note>,
     /// The records that were processed, or whose dead letter the sink confirmed.
     pub settled: HashSet<Place>,
-    /// The number of events of each kind that observers received.
+    /// The number of events of each [`name`] that observers received.
     pub events: HashMap<String, usize>,
 }
 
@@ -66,8 +67,8 @@ impl Ledger {
     }
 
     /// Returns the number of events of this kind.
-    pub fn events(&self, kind: &str) -> usize {
-        self.book().events.get(kind).copied().unwrap_or(0)
+    pub fn events(&self, name: &str) -> usize {
+        self.book().events.get(name).copied().unwrap_or(0)
     }
 
     /// Wraps a handler whose calls are noted.
@@ -243,9 +244,7 @@ fn covered(checkpoint: &Checkpoint, record: &Record) -> bool {
 
 impl Observer for Ledger {
     fn on(&self, event: &Event<'_>) {
-        let text = format!("{event:?}");
-        let kind = text.split([' ', '(']).next().unwrap_or_default().to_owned();
-        *self.book().events.entry(kind).or_default() += 1;
+        *self.book().events.entry(name(event)).or_default() += 1;
     }
 }
 

@@ -4,6 +4,7 @@ pub mod chaos;
 pub mod cloudwatch;
 pub mod dynamodb;
 pub mod emulator;
+pub mod events;
 pub mod faulty;
 pub mod kcl;
 pub mod kill;

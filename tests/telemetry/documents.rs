@@ -121,7 +121,9 @@ fn fields(value: &Value, names: &mut BTreeSet<String>) {
 /// The text constants of a source file, such as the names of attributes.
 fn constants(path: &str) -> Vec<String> {
     let source = read(path);
-    let lines = source.lines().filter(|line| line.contains("const ") && line.contains(": &str = \""));
+    let lines = source
+        .lines()
+        .filter(|line| line.contains("const ") && line.contains(": &str = \""));
     let texts = lines.filter_map(|line| line.split('"').nth(1));
     texts.map(str::to_owned).collect()
 }
@@ -136,7 +138,7 @@ fn stored_names_and_values_are_documented() {
     .expect("an attempt");
     letter.attempts.probes = 1;
     letter.attempts.first = vec![call];
-    letter.first_arrived_at = Some(letter.dead_lettered_at);
+    letter.first_arrival = Some(letter.dead_lettered_at);
     (letter.redacted, letter.suspect) = (true, true);
     letter.payload_at = Some("s3://bucket/key".to_owned());
     letter.payload_sha256 = Some("00".to_owned());

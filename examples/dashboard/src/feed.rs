@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redrive::Settled;
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, RecordEvent};
 
 /// The number of past seconds to keep.
 const SECONDS: usize = 60;
@@ -77,22 +77,23 @@ impl Feed {
 
 impl Observer for Feed {
     fn on(&self, event: &Event<'_>) {
+        let Event::Record { record, event } = event else {
+            return;
+        };
         let mut inner = self.inner();
         match event {
-            Event::Settled { settled, .. } => {
+            RecordEvent::Settled { settled, .. } => {
                 inner.total += 1;
                 if matches!(settled, Settled::Processed) {
                     inner.now.processed += 1;
                 }
             }
-            Event::AttemptFailed { failure, .. } => match failure.reveal().verdict().class() {
+            RecordEvent::AttemptFailed { failure, .. } => match failure.reveal().verdict().class() {
                 redrive::Class::Transient => inner.now.failed_transient += 1,
                 redrive::Class::Permanent => inner.now.failed_permanent += 1,
             },
-            Event::RetryScheduled { .. } => inner.now.retries += 1,
-            Event::DeadLettered {
-                record, id, reason, ..
-            } => {
+            RecordEvent::RetryScheduled { .. } => inner.now.retries += 1,
+            RecordEvent::DeadLettered { id, reason, .. } => {
                 inner.now.letters += 1;
                 inner.letters.push_front(Letter {
                     id: id.to_string(),

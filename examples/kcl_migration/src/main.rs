@@ -16,7 +16,7 @@
 //! Against AWS, with the normal environment or profile, add `--features default-https-client`.
 
 use aws_config::BehaviorVersion;
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, ShardEvent};
 use redrive::{Consumer, Record, Resilient, checkpoint, dead_letter, processor_fn, shutdown_signal};
 use tracing_subscriber::EnvFilter;
 
@@ -36,13 +36,16 @@ struct Progress;
 
 impl Observer for Progress {
     fn on(&self, event: &Event<'_>) {
+        let Event::Shard { shard, event, .. } = event else {
+            return;
+        };
         match event {
-            Event::ShardStarted { shard, position, .. } => println!("{shard} resumes after {position}"),
-            Event::ShardLeasedElsewhere { shard, owner, .. } => {
+            ShardEvent::Started { position, .. } => println!("{shard} resumes after {position}"),
+            ShardEvent::LeasedElsewhere { owner, .. } => {
                 println!("{shard} is leased by {owner}; standing by")
             }
-            Event::LeaseLost { shard, .. } => println!("{shard}: lease lost"),
-            Event::ShardHandedOver { shard, .. } => println!("{shard} was handed over to another worker"),
+            ShardEvent::LeaseLost { .. } => println!("{shard}: lease lost"),
+            ShardEvent::HandedOver { .. } => println!("{shard} was handed over to another worker"),
             _ => {}
         }
     }

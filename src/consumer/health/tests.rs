@@ -36,16 +36,19 @@ struct Stands(std::sync::atomic::AtomicU32);
 
 impl Observer for Stands {
     fn interest(&self) -> Interest {
-        Interest::STANDING
+        Interest::STATUS
     }
 
     fn on(&self, event: &Event<'_>) {
         assert!(
             matches!(
                 event,
-                Event::ShardStatus {
-                    in_flight: 0,
-                    oldest: None,
+                Event::Shard {
+                    event: ShardEvent::Status {
+                        in_flight: 0,
+                        oldest: None,
+                        ..
+                    },
                     ..
                 }
             ),
@@ -83,12 +86,14 @@ async fn an_ended_shard_that_waits_for_a_store_is_alive() {
         never,
     );
     assert!(finished.await.is_ok_and(|finished| finished.complete));
-    health.on(&Event::CheckpointFailed {
+    health.on(&Event::Shard {
         stream: "orders",
         shard: &shard,
-        failures: 1,
-        error: &std::fmt::Error,
-        delay: Duration::ZERO,
+        event: ShardEvent::CheckpointFailed {
+            failures: 1,
+            error: &std::fmt::Error,
+            delay: Duration::ZERO,
+        },
     });
     for _ in 0..30 {
         sleep(Duration::from_secs(10)).await;

@@ -21,12 +21,12 @@ use crate::consumer::calls::CALLS_BEFORE_LOSS;
 use crate::consumer::data_loss::{
     CLOCK_SKEW, DataLoss, DataLossPolicy, Expected, OnDataLoss, Refused, is_older_than_shortest,
 };
-use crate::record::StreamId;
 use crate::consumer::stream_facts::StreamFacts;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::kpl::expand::{count, unpack};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ShardEvent};
+use crate::record::StreamId;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
@@ -312,9 +312,7 @@ impl Reading {
     /// Reports that the number at which reading should start belongs to another shard, or to an earlier
     /// stream of this name. Returns how reading ends.
     fn position_refused(&self, number: &SequenceNumber) -> ReadingEnded {
-        self.report(|stream, shard| Event::PositionRefused {
-            stream,
-            shard,
+        self.report(|| ShardEvent::PositionRefused {
             sequence_number: number,
         });
         let loss = self.loss(self.read_until.time(), wall_clock::now(), false);
@@ -379,9 +377,7 @@ impl Reading {
         self.facts.note_read();
         let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
         let behind = behind.map(Duration::from_millis);
-        self.report(|stream, shard| Event::Fetched {
-            stream,
-            shard,
+        self.report(|| ShardEvent::Fetched {
             records: count(records),
             bytes: records.iter().map(|record| record.payload().len()).sum(),
             behind,
@@ -399,9 +395,13 @@ impl Reading {
         self.client.failed(task, action, error)
     }
 
-    pub(in crate::consumer) fn report<'a>(&'a self, event: impl FnOnce(&'a str, &'a ShardId) -> Event<'a>) {
+    pub(in crate::consumer) fn report<'a>(&'a self, event: impl FnOnce() -> ShardEvent<'a>) {
         if self.observers.want(Interest::SHARDS) {
-            self.observers.tell(&event(self.stream.name(), &self.shard));
+            self.observers.tell(&Event::Shard {
+                stream: self.stream.name(),
+                shard: &self.shard,
+                event: event(),
+            });
         }
     }
 }

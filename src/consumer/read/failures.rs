@@ -8,7 +8,7 @@ use super::cursor::Reading;
 use crate::aws::FailedCall;
 use crate::consumer::calls::REFUSALS;
 use crate::failure::BoxError;
-use crate::observer::Event;
+use crate::observer::ShardEvent;
 use crate::protection::{Backoff, RetryTimer};
 
 /// The number of consecutive failed calls, which determines the delay before the next one.
@@ -37,7 +37,7 @@ impl Failures {
 
     pub(in crate::consumer) async fn throttled(&mut self, reading: &Reading) {
         let delay = self.next_delay(Duration::ZERO);
-        reading.report(|stream, shard| Event::FetchThrottled { stream, shard, delay });
+        reading.report(|| ShardEvent::FetchThrottled { delay });
         sleep(delay).await;
     }
 
@@ -68,9 +68,7 @@ impl Failures {
         error: BoxError,
     ) {
         let delay = self.next_delay(at_least);
-        reading.report(|stream, shard| Event::FetchFailed {
-            stream,
-            shard,
+        reading.report(|| ShardEvent::FetchFailed {
             failures: self.count(),
             error: &*error,
             delay,

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use self::cursor::{Reading, ReadingEnded};
 use self::fan_out::FanOut;
 use self::polling::Poller;
-use crate::observer::Event;
+use crate::observer::ShardEvent;
 use crate::pipeline::Batch;
 
 /// The time for which a shard is polled that cannot be subscribed to.
@@ -38,9 +38,7 @@ pub(super) async fn read(
             Ok(ended) => return ended,
             Err(error) => error,
         };
-        reading.report(|stream, shard| Event::FanOutUnavailable {
-            stream,
-            shard,
+        reading.report(|| ShardEvent::FanOutUnavailable {
             error: &*error,
             delay: FALL_BACK,
         });

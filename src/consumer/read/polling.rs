@@ -14,7 +14,7 @@ use super::read_until::Page;
 use crate::aws::FailedCall;
 use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::failure::BoxError;
-use crate::observer::Event;
+use crate::observer::ShardEvent;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
@@ -97,7 +97,7 @@ impl Poller {
                     drop((room, memory));
                     match error.code() {
                         Some("ExpiredIteratorException") => {
-                            reading.report(|stream, shard| Event::IteratorExpired { stream, shard });
+                            reading.report(|| ShardEvent::IteratorExpired);
                         }
                         Some("ProvisionedThroughputExceededException" | "KMSThrottlingException") => {
                             iterator = Some(token);

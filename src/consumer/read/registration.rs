@@ -10,8 +10,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::retrieval::FanOutConsumer;
-use crate::record::StreamId;
 use crate::failure::BoxError;
+use crate::record::StreamId;
 
 /// Interval and time limit of the checks whether a new consumer is active.
 const CREATING: Duration = Duration::from_millis(500);

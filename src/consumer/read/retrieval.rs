@@ -10,7 +10,7 @@ pub enum Retrieval {
     Polling,
     /// Enhanced fan-out: Kinesis pushes records, with 2 MB a second of each shard for this consumer alone, at
     /// an extra price. A shard that cannot be subscribed to is polled for five minutes, which the consumer
-    /// reports ([`FanOutUnavailable`](crate::observer::Event::FanOutUnavailable)).
+    /// reports ([`FanOutUnavailable`](crate::observer::ShardEvent::FanOutUnavailable)).
     ///
     /// The client needs an HTTP/2 connection to Kinesis and the permission `kinesis:SubscribeToShard`. To
     /// register a consumer it also needs `RegisterStreamConsumer`, `DescribeStreamConsumer` and

@@ -11,7 +11,7 @@ use super::lease::LeaseState;
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::consumer::calls::{STORE, answer};
 use crate::failure::BoxError;
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ShardEvent};
 use crate::pipeline::{Progress, Published};
 use crate::protection::RetryTimer;
 
@@ -90,9 +90,7 @@ impl Checkpointer {
             };
             let error: BoxError = match self.save(&checkpoint).await {
                 Ok(()) => {
-                    self.report(|stream, shard| Event::Checkpointed {
-                        stream,
-                        shard,
+                    self.report(|| ShardEvent::Checkpointed {
                         position: checkpoint.position(),
                     });
                     return last;
@@ -105,9 +103,7 @@ impl Checkpointer {
             };
             let delay = self.retries.next_delay();
             let failures = self.retries.failures();
-            self.report(|stream, shard| Event::CheckpointFailed {
-                stream,
-                shard,
+            self.report(|| ShardEvent::CheckpointFailed {
                 failures,
                 error: &*error,
                 delay,
@@ -136,9 +132,13 @@ impl Checkpointer {
         result.unwrap_or_else(|| Err(CheckpointError::unavailable("the store returned no result")))
     }
 
-    fn report<'a>(&'a self, event: impl FnOnce(&'a str, &'a crate::record::ShardId) -> Event<'a>) {
+    fn report<'a>(&'a self, event: impl FnOnce() -> ShardEvent<'a>) {
         if self.observers.want(Interest::SHARDS) {
-            self.observers.tell(&event(&self.key.stream, &self.key.shard));
+            self.observers.tell(&Event::Shard {
+                stream: &self.key.stream,
+                shard: &self.key.shard,
+                event: event(),
+            });
         }
     }
 }

@@ -461,7 +461,8 @@ mod tests {
         let record = Record::builder("s", "shardId-0".into(), 11.into()).build();
         let pages = futures_util::stream::iter([Batch::from(vec![record])]);
         let (from, progress) = (Checkpoint::at(at(10)), Progress::new());
-        let running = pipeline.run_gated(&resilient, pages, from, (&progress, &careful), &over);
+        let pipeline = pipeline.one_by_one();
+        let running = pipeline.run_from(&resilient, pages, from, &careful, &progress, over.cancelled());
         let (finished, ()) = tokio::join!(running, meanwhile);
         assert!(finished.expect("no halt").complete);
         drop(careful);

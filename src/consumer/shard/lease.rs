@@ -15,11 +15,11 @@ use crate::aws::Located;
 use crate::checkpoint::{CheckpointStore, Leases, Renewal, ShardKey};
 use crate::consumer::calls::{STORE, answer};
 use crate::consumer::shards::discovery::Discovery;
-use crate::record::StreamId;
 use crate::consumer::stream_facts::StreamFacts;
 use crate::failure::BoxError;
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ShardEvent};
 use crate::protection::{Backoff, RetryTimer};
+use crate::record::StreamId;
 use crate::sabotage::Sabotage;
 
 /// Delay between failed renewals, short enough for a few attempts before the lease is lost.
@@ -149,12 +149,14 @@ impl Lease {
 
     fn report(&self, error: &BoxError, failures: u32, delay: Duration) {
         if self.observers.want(Interest::SHARDS) {
-            self.observers.tell(&Event::LeaseNotRenewed {
+            self.observers.tell(&Event::Shard {
                 stream: &self.key.stream,
                 shard: &self.key.shard,
-                failures,
-                error: &**error,
-                delay,
+                event: ShardEvent::LeaseNotRenewed {
+                    failures,
+                    error: &**error,
+                    delay,
+                },
             });
         }
     }

@@ -24,7 +24,7 @@ use super::read::polling::Poller;
 use super::read::read;
 use crate::checkpoint::Checkpoint;
 use crate::engine::Resilient;
-use crate::observer::{Event, Interest};
+use crate::observer::{Event, Interest, ShardEvent};
 use crate::pipeline::{NoGate, Pipeline, Progress};
 use crate::processor::Handler;
 
@@ -68,14 +68,16 @@ impl<P: Handler> ShardTask<P> {
         };
         let (stream, shard) = (reading.stream.shared_name(), reading.shard.clone());
         let observers = reading.observers.clone();
-        let report = |event: Event<'_>| {
+        let report = |event: ShardEvent<'_>| {
             if observers.want(Interest::SHARDS) {
-                observers.tell(&event);
+                observers.tell(&Event::Shard {
+                    stream: &stream,
+                    shard: &shard,
+                    event,
+                });
             }
         };
-        report(Event::ShardStarted {
-            stream: &stream,
-            shard: &shard,
+        report(ShardEvent::Started {
             position: from.position(),
         });
         // Reading and storing run on tasks of their own: a processor that blocks this task starves neither.
@@ -94,11 +96,7 @@ impl<P: Handler> ShardTask<P> {
         let lease = lease.map(Lease::start_renewal);
         let suspected = crash_loop.is_suspected();
         if let Some(starts) = suspected {
-            report(Event::CrashLoopSuspected {
-                stream: &stream,
-                shard: &shard,
-                starts,
-            });
+            report(ShardEvent::CrashLoopSuspected { starts });
         }
         let mut is_crash_loop_over = false;
         let pages = Pages::new(pages, crash_loop.clone());
@@ -163,12 +161,11 @@ impl<P: Handler> ShardTask<P> {
             Some(lease) => lease.end(end, last_call).await,
             None => end,
         };
-        let (stream, shard) = (&*stream, &shard);
         match &end {
-            ShardEnd::Ended => report(Event::ShardEnded { stream, shard }),
-            ShardEnd::Lost => report(Event::LeaseLost { stream, shard }),
-            ShardEnd::HandedOver => report(Event::ShardHandedOver { stream, shard }),
-            ShardEnd::CrashLoopOver => report(Event::CrashLoopOver { stream, shard }),
+            ShardEnd::Ended => report(ShardEvent::Ended),
+            ShardEnd::Lost => report(ShardEvent::LeaseLost),
+            ShardEnd::HandedOver => report(ShardEvent::HandedOver),
+            ShardEnd::CrashLoopOver => report(ShardEvent::CrashLoopOver),
             ShardEnd::Stopped
             | ShardEnd::PositionRefused
             | ShardEnd::Halted(_)

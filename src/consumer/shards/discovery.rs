@@ -17,16 +17,16 @@ use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
 use crate::consumer::calls::{REFUSALS, STORE, answer};
 use crate::consumer::error::ConsumerError;
 use crate::consumer::shards::starting_position::StartingPosition;
-use crate::record::StreamId;
 use crate::consumer::stream_facts::{NotDescribed, StreamFacts};
 use crate::dead_letter::{DeadLetterSink, SourceStream, check_target};
 use crate::external::{Unusable, is_passing};
 use crate::failure::BoxError;
 use crate::idempotency::{IdempotencyStore, StoreError, check_store};
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, ShardEvent, StreamEvent};
 use crate::pipeline::{Pipeline, RecordOrder};
 use crate::protection::{Backoff, RetryTimer};
 use crate::record::ShardId;
+use crate::record::StreamId;
 use crate::sabotage::Sabotage;
 
 /// Asks Kinesis and the stores, and retries until they answer.
@@ -293,10 +293,10 @@ impl Discovery<'_> {
                 // The error concerns this shard alone: the others must not wait until an operator fixes its
                 // checkpoint.
                 Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
-                    self.report(|stream| Event::CheckpointUnreadable {
+                    self.report(|stream| Event::Shard {
                         stream,
                         shard: &key.shard,
-                        error: &error,
+                        event: ShardEvent::CheckpointUnreadable { error: &error },
                     });
                     unreadable.insert(key.shard);
                     if let CheckpointError::OtherStream { .. } = error {
@@ -437,11 +437,13 @@ impl StartRetries {
 
     pub(in crate::consumer) async fn wait_after(&mut self, discovery: &Discovery<'_>, error: BoxError) {
         let delay = self.timer.next_delay();
-        discovery.report(|stream| Event::DiscoveryFailed {
+        discovery.report(|stream| Event::Stream {
             stream,
-            failures: self.timer.failures(),
-            error: &*error,
-            delay,
+            event: StreamEvent::DiscoveryFailed {
+                failures: self.timer.failures(),
+                error: &*error,
+                delay,
+            },
         });
         sleep(delay).await;
     }

@@ -13,7 +13,7 @@ use crate::consumer::error::ConsumerError;
 use crate::consumer::settings::Settings;
 use crate::consumer::shards::discovery::Discovery;
 use crate::consumer::stream_facts::StreamFacts;
-use crate::observer::{Event, Interest, Observers};
+use crate::observer::{Event, Interest, Observers, StreamEvent};
 use crate::record::ShardId;
 
 pub(super) struct RunContext {
@@ -60,11 +60,13 @@ impl RunContext {
 
     /// Reports a failure that ends nothing. `delay`: the time until the next check.
     pub(super) fn report_failure(&self, error: &(dyn Error + Send + Sync + 'static), delay: Duration) {
-        self.report(|stream| Event::DiscoveryFailed {
+        self.report(|stream| Event::Stream {
             stream,
-            failures: 1,
-            error,
-            delay,
+            event: StreamEvent::DiscoveryFailed {
+                failures: 1,
+                error,
+                delay,
+            },
         });
     }
 

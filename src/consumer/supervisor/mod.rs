@@ -42,7 +42,7 @@ use crate::consumer::stream_facts::StreamFacts;
 use crate::engine::Resilient;
 use crate::external::caught;
 use crate::failure::BoxError;
-use crate::observer::Event;
+use crate::observer::{Event, ShardEvent, StreamEvent};
 use crate::processor::Handler;
 use crate::record::{Position, ShardId};
 use crate::wall_clock;
@@ -299,10 +299,10 @@ impl<P: Handler + 'static> Supervisor<P> {
         let context = &mut self.context;
         let created = context.facts.created();
         let beginning = context.facts.tag(Checkpoint::at(Position::TrimHorizon));
-        context.report(|stream| Event::StreamRecreated {
+        context.report(|stream| Event::Shard {
             stream,
             shard: &shard,
-            created,
+            event: ShardEvent::StreamRecreated { created },
         });
         let to = created.unwrap_or_else(wall_clock::now);
         let decision = context.report_loss(&shard, row.read_until(), to);
@@ -394,8 +394,10 @@ impl<P: Handler + 'static> Supervisor<P> {
         };
         if uncovered.is_lasting {
             let Hole { first, last } = uncovered.hole;
-            self.context
-                .report(|stream| Event::HashKeysUncovered { stream, first, last });
+            self.context.report(|stream| Event::Stream {
+                stream,
+                event: StreamEvent::HashKeysUncovered { first, last },
+            });
         }
         self.next_check.within(uncovered.delay);
     }
@@ -403,10 +405,10 @@ impl<P: Handler + 'static> Supervisor<P> {
     /// Notes that another process has leased the shard.
     fn note_leased_elsewhere(&mut self, shard: ShardId, owner: String) {
         if self.leased_elsewhere.get(&shard) != Some(&owner) {
-            self.context.report(|stream| Event::ShardLeasedElsewhere {
+            self.context.report(|stream| Event::Shard {
                 stream,
                 shard: &shard,
-                owner: &owner,
+                event: ShardEvent::LeasedElsewhere { owner: &owner },
             });
             self.leased_elsewhere.insert(shard, owner);
         }
@@ -479,10 +481,10 @@ impl<P: Handler + 'static> Supervisor<P> {
         let Some(StartedShard { shard, .. }) = self.tasks.get(id) else {
             return false;
         };
-        self.context.report(|stream| Event::ShardHalted {
+        self.context.report(|stream| Event::Shard {
             stream,
             shard,
-            error: &error,
+            event: ShardEvent::Halted { error: &error },
         });
         self.context.failed.get_or_insert(error);
         false
@@ -496,12 +498,14 @@ impl<P: Handler + 'static> Supervisor<P> {
         // The cause may be that the stream was deleted.
         self.context.facts.doubt();
         let restart = self.restarts.failed(&shard, since.elapsed());
-        self.context.report(|stream| Event::ShardFailed {
+        self.context.report(|stream| Event::Shard {
             stream,
             shard: &shard,
-            failures: restart.failures,
-            error: &*error,
-            delay: restart.delay,
+            event: ShardEvent::Failed {
+                failures: restart.failures,
+                error: &*error,
+                delay: restart.delay,
+            },
         });
         self.next_check.within(restart.delay);
     }
@@ -514,26 +518,30 @@ impl<P: Handler + 'static> Supervisor<P> {
         let sink = self.factory.resilient.dead_letters();
         let dead_letters = sink.map(|sink| caught(|| sink.name()).unwrap_or_default());
         let starting_position = settings.start.to_string();
-        self.context.report(|stream| Event::ConsumerStarted {
+        self.context.report(|stream| Event::Stream {
             stream,
-            application: &self.context.application,
-            place: &place,
-            shards,
-            checkpoints: checkpoints.as_deref().unwrap_or_default(),
-            dead_letters: dead_letters.as_deref(),
-            starting_position: &starting_position,
+            event: StreamEvent::ConsumerStarted {
+                application: &self.context.application,
+                place: &place,
+                shards,
+                checkpoints: checkpoints.as_deref().unwrap_or_default(),
+                dead_letters: dead_letters.as_deref(),
+                starting_position: &starting_position,
+            },
         });
     }
 
     fn report_stopped(&self) {
         let settled = &self.factory.settled;
         if let Some(since) = self.since {
-            self.context.report(|stream| Event::ConsumerStopped {
+            self.context.report(|stream| Event::Stream {
                 stream,
-                processed: settled.processed(),
-                duplicates: settled.duplicates(),
-                dead_lettered: settled.dead_lettered(),
-                duration: since.elapsed(),
+                event: StreamEvent::ConsumerStopped {
+                    processed: settled.processed(),
+                    duplicates: settled.duplicates(),
+                    dead_lettered: settled.dead_lettered(),
+                    duration: since.elapsed(),
+                },
             });
         }
     }

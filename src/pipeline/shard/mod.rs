@@ -35,7 +35,7 @@ use super::unread::NextRecord;
 use super::window::{Earlier, Ordinal};
 use crate::dead_letter::DeadLetterPolicy;
 use crate::engine::{Group, MemberStep, Permission, Run, Stepped};
-use crate::observer::{Bound, Event, Interest};
+use crate::observer::{Bound, Event, Interest, RecordEvent};
 use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
 use crate::record::Record;
 use crate::sabotage::Sabotage;
@@ -316,9 +316,9 @@ where
     /// Releases a record unsettled. Its lane stops here: no record behind it may overtake it.
     fn unsettled(&mut self, record: Record, reason: Unsettled) {
         if self.run.observers().want(Interest::FAILURES) {
-            self.run.observers().tell(&Event::Unsettled {
+            self.run.observers().tell(&Event::Record {
                 record: &record,
-                reason: &reason,
+                event: RecordEvent::Unsettled { reason: &reason },
             });
         }
         match reason {

@@ -42,7 +42,10 @@ where
 {
     let pages =
         stream::iter(pages).then(async |records| Batch::reserved(records, capacity.reserve(bytes).await));
-    let pipeline = Pipeline::builder().capacity(capacity.clone()).build().expect("valid");
+    let pipeline = Pipeline::builder()
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let run = pipeline.run_until(resilient, Box::pin(pages), from, |_| async {}, pending());
     let finished = timeout(Duration::from_secs(60), run).await;
     finished.expect("no memory stays reserved")
@@ -50,7 +53,11 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn memory_is_released_on_settlement_and_on_drop() {
-    let capacity = Capacity::builder().running(64).bytes(1_000).build().expect("valid");
+    let capacity = Capacity::builder()
+        .running(64)
+        .bytes(1_000)
+        .build()
+        .expect("valid");
     let first_only = async |record: Record| -> Result<(), BoxError> {
         match *record.sequence_number() == 1.into() {
             true => Ok(()),
@@ -66,7 +73,10 @@ async fn memory_is_released_on_settlement_and_on_drop() {
         2 + 4 + 2 * OVERHEAD,
         "the surplus of the reservation is released"
     );
-    let pipeline = Pipeline::builder().capacity(capacity.clone()).build().expect("valid");
+    let pipeline = Pipeline::builder()
+        .capacity(capacity.clone())
+        .build()
+        .expect("valid");
     let never_ends = stream::iter([batch]).chain(stream::pending());
     {
         let mut running = pin!(pipeline.run(&resilient, never_ends));
@@ -87,7 +97,11 @@ async fn memory_is_released_for_every_record() {
     let inside = |number, sub| record(number, sub, 100);
     // Each page reserves all but one byte, so the page before must release everything.
     const BYTES: usize = 10_000;
-    let capacity = Capacity::builder().running(64).bytes(BYTES).build().expect("valid");
+    let capacity = Capacity::builder()
+        .running(64)
+        .bytes(BYTES)
+        .build()
+        .expect("valid");
     let pages = vec![
         vec![plain(1), plain(2)],
         vec![inside(3, 0), inside(3, 1), inside(3, 2), plain(4)],
@@ -137,7 +151,11 @@ async fn records_settled_ahead_release_their_memory_when_reread() {
     };
     let resilient = Resilient::builder("billing", processor_with(called.clone(), note));
     let resilient = resilient.without_dead_letters().build().expect("valid");
-    let capacity = Capacity::builder().running(64).bytes(1_000).build().expect("valid");
+    let capacity = Capacity::builder()
+        .running(64)
+        .bytes(1_000)
+        .build()
+        .expect("valid");
     let pages = (1..=4).map(|number| vec![record(number, 0, 2)]).collect();
     let finished = run_pages(&resilient, &capacity, 999, pages, from).await;
     assert!(finished.expect("nothing halts").complete);
@@ -155,8 +173,17 @@ async fn stopped_shard_takes_no_permit_and_not_all_memory() {
         }
     }
     const BYTES: usize = 1 << 20;
-    let capacity = Capacity::builder().running(1).bytes(BYTES).build().expect("valid");
-    let guard = DeadLetterGuard::builder().share(0.5).min_records(10).window(Duration::from_secs(60)).build().expect("valid");
+    let capacity = Capacity::builder()
+        .running(1)
+        .bytes(BYTES)
+        .build()
+        .expect("valid");
+    let guard = DeadLetterGuard::builder()
+        .share(0.5)
+        .min_records(10)
+        .window(Duration::from_secs(60))
+        .build()
+        .expect("valid");
     let resilient = Resilient::builder("billing", processor_fn(obey))
         .dead_letters(dead_letter::Memory::new())
         .guard(guard.clone())
@@ -164,8 +191,11 @@ async fn stopped_shard_takes_no_permit_and_not_all_memory() {
         .expect("valid");
     let shard = |shard: &'static str, key: &'static str, pages: u64, payload: usize| {
         let (capacity, resilient) = (capacity.clone(), resilient.clone());
-        let pipeline = Pipeline::builder().ordering(RecordOrder::Unordered).build().expect("valid");
-        let pipeline = pipeline.capacity(capacity.clone());
+        let pipeline = Pipeline::builder()
+            .ordering(RecordOrder::Unordered)
+            .capacity(capacity.clone())
+            .build()
+            .expect("valid");
         async move {
             let pages = stream::iter(0..pages).then(|page| {
                 let capacity = capacity.clone();

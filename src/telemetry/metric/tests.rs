@@ -22,151 +22,205 @@ fn every_metric_is_of_some_event() {
     let failure = Redacted(&Failure::permanent("bad data"));
     let (delay, failures, attempt) = (Duration::from_secs(1), 1, 1);
     let letter = DeadLetterId::new([7; 32]);
-    let settled = |settled| Event::Settled {
+    let settled = |settled| Event::Record {
         record,
-        settled,
-        attempts: 1,
+        event: RecordEvent::Settled { settled, attempts: 1 },
     };
     let events = [
         settled(Settled::Processed),
         settled(Settled::Duplicate),
         settled(Settled::DeadLettered(letter)),
-        Event::Unsettled {
+        Event::Record {
             record,
-            reason: &Unsettled::Shutdown,
+            event: RecordEvent::Unsettled {
+                reason: &Unsettled::Shutdown,
+            },
         },
-        Event::AttemptEnded {
+        Event::Record {
             record,
-            records: 1,
-            attempt,
-            took: delay,
-            succeeded: true,
+            event: RecordEvent::AttemptEnded {
+                records: 1,
+                attempt,
+                took: delay,
+                succeeded: true,
+            },
         },
-        Event::AttemptFailed {
+        Event::Record {
             record,
-            records: 1,
-            attempt,
-            counts: true,
-            failure,
-            error_type: "",
+            event: RecordEvent::AttemptFailed {
+                records: 1,
+                attempt,
+                counts: true,
+                failure,
+                error_type: "",
+            },
         },
-        Event::RetryScheduled {
+        Event::Record {
             record,
-            attempt,
-            delay,
+            event: RecordEvent::RetryScheduled { attempt, delay },
         },
-        Event::RetryDelayed { record, delay },
-        Event::RecordHeld {
+        Event::Record {
             record,
-            failure,
-            at_most: delay,
+            event: RecordEvent::RetryDelayed { delay },
         },
-        Event::HandlerStuck { record, attempt },
-        Event::UserCodePanicked {
+        Event::Record {
+            record,
+            event: RecordEvent::Held {
+                failure,
+                at_most: delay,
+            },
+        },
+        Event::Record {
+            record,
+            event: RecordEvent::HandlerStuck { attempt },
+        },
+        Event::Protection(ProtectionEvent::UserCodePanicked {
             code: "classifier",
             count: 1,
-        },
-        Event::BreakerOpened {
+        }),
+        Event::Protection(ProtectionEvent::BreakerOpened {
             dependency: None,
             failures: 1,
             attempts: 1,
             pause: delay,
-        },
-        Event::DeadLetterGuardStopped {
+        }),
+        Event::Record {
             record,
-            letters: 1,
-            settled: 1,
+            event: RecordEvent::DeadLetterGuardStopped {
+                letters: 1,
+                settled: 1,
+            },
         },
-        Event::DeadLetterDelayed {
+        Event::DeadLetter(DeadLetterEvent::WriteDelayed {
             sink: "",
             letters: 1,
             failures,
             error,
             delay,
-        },
-        Event::IdempotencyDelayed {
+        }),
+        Event::Protection(ProtectionEvent::IdempotencyDelayed {
             store: "",
             failures,
             error,
             delay,
-        },
-        Event::CompletionLost { record, error: None },
-        Event::Fetched {
-            stream,
-            shard,
-            records: 1,
-            bytes: 1,
-            behind: Some(delay),
-        },
-        Event::FetchFailed {
-            stream,
-            shard,
-            failures,
-            error,
-            delay,
-        },
-        Event::FetchThrottled { stream, shard, delay },
-        Event::CheckpointFailed {
-            stream,
-            shard,
-            failures,
-            error,
-            delay,
-        },
-        Event::CheckpointUnreadable { stream, shard, error },
-        Event::WindowFull {
-            bound: Bound::InFlight,
-            oldest: record,
-            in_flight: 1,
-        },
-        Event::DataLoss {
-            stream,
-            shard,
-            from: None,
-            to: SystemTime::now(),
-            certain: true,
-        },
-        Event::AggregateOutOfRange {
+        }),
+        Event::Record {
             record,
-            records: 1,
-            dropped: true,
+            event: RecordEvent::CompletionLost { error: None },
         },
-        Event::ShardHalted { stream, shard, error },
-        Event::ShardFailed {
+        Event::Shard {
             stream,
             shard,
-            failures,
-            error,
-            delay,
+            event: ShardEvent::Fetched {
+                records: 1,
+                bytes: 1,
+                behind: Some(delay),
+            },
         },
-        Event::ShardStatus {
+        Event::Shard {
             stream,
             shard,
-            in_flight: 1,
-            oldest: Some(delay),
-            since_progress: delay,
+            event: ShardEvent::FetchFailed {
+                failures,
+                error,
+                delay,
+            },
         },
-        Event::LeaseLost { stream, shard },
-        Event::DiscoveryFailed {
+        Event::Shard {
             stream,
-            failures,
-            error,
-            delay,
+            shard,
+            event: ShardEvent::FetchThrottled { delay },
         },
-        Event::HashKeysUncovered {
+        Event::Shard {
             stream,
-            first: 0,
-            last: 1,
+            shard,
+            event: ShardEvent::CheckpointFailed {
+                failures,
+                error,
+                delay,
+            },
         },
-        Event::RecordExpiring {
+        Event::Shard {
+            stream,
+            shard,
+            event: ShardEvent::CheckpointUnreadable { error },
+        },
+        Event::Shard {
+            stream: record.stream(),
+            shard: record.shard(),
+            event: ShardEvent::WindowFull {
+                bound: Bound::InFlight,
+                oldest: record,
+                in_flight: 1,
+            },
+        },
+        Event::Shard {
+            stream,
+            shard,
+            event: ShardEvent::DataLoss {
+                from: None,
+                to: SystemTime::now(),
+                certain: true,
+            },
+        },
+        Event::Record {
             record,
-            age: delay,
-            left: delay,
+            event: RecordEvent::AggregateOutOfRange {
+                records: 1,
+                dropped: true,
+            },
         },
-        Event::CrashLoopSuspected {
+        Event::Shard {
             stream,
             shard,
-            starts: 3,
+            event: ShardEvent::Halted { error },
+        },
+        Event::Shard {
+            stream,
+            shard,
+            event: ShardEvent::Failed {
+                failures,
+                error,
+                delay,
+            },
+        },
+        Event::Shard {
+            stream,
+            shard,
+            event: ShardEvent::Status {
+                in_flight: 1,
+                oldest: Some(delay),
+                since_progress: delay,
+            },
+        },
+        Event::Shard {
+            stream,
+            shard,
+            event: ShardEvent::LeaseLost,
+        },
+        Event::Stream {
+            stream,
+            event: StreamEvent::DiscoveryFailed {
+                failures,
+                error,
+                delay,
+            },
+        },
+        Event::Stream {
+            stream,
+            event: StreamEvent::HashKeysUncovered { first: 0, last: 1 },
+        },
+        Event::Record {
+            record,
+            event: RecordEvent::Expiring {
+                age: delay,
+                left: delay,
+            },
+        },
+        Event::Shard {
+            stream,
+            shard,
+            event: ShardEvent::CrashLoopSuspected { starts: 3 },
         },
     ];
     let mut standing = Standing::default();

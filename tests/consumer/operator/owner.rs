@@ -131,7 +131,7 @@ async fn force_takes_the_shard_and_owner_resumes_after_the_skip() {
     let skip = shards.skip(&shard(), ONE).await.expect("a record to skip");
     skip.carry_out(&letters).await.expect("the record is skipped");
     assert_eq!(letters.letters()[0].sequence_number, sent[1].place.number);
-    handler.hears("LeaseLost").await;
+    handler.hears("ShardEvent::LeaseLost").await;
     scene.put(&["3"]).await;
     handler.has_done(3).await;
     let mut done = handler.done();
@@ -144,7 +144,7 @@ async fn force_takes_the_shard_and_owner_resumes_after_the_skip() {
     // A rewind by force works in the same way.
     let handler = Handler::default();
     let running = scene.run(&store("second"), &handler);
-    handler.hears("ShardStarted").await;
+    handler.hears("ShardEvent::Started").await;
     let shards = scene.shards(&operator).force();
     let rewind = shards.rewind(&shard(), sent[1].record().position()).await;
     rewind

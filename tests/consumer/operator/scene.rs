@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use redrive::testing::kinesis::{self, KinesisServer};
+use support::events::name;
 use support::stream::{self, Sent};
 use support::waiting::{eventually, finished};
 
@@ -150,9 +151,9 @@ impl Handler {
         .await;
     }
 
-    pub async fn hears(&self, kind: &str) {
+    pub async fn hears(&self, event: &str) {
         let events = || self.events.lock().expect("no panic while locked").clone();
-        eventually(kind, || events().iter().any(|event| event.starts_with(kind))).await;
+        eventually(event, || events().iter().any(|name| name == event)).await;
     }
 }
 
@@ -174,7 +175,7 @@ impl RecordProcessor for Handler {
 impl Observer for Handler {
     fn on(&self, event: &Event<'_>) {
         let events = &mut self.events.lock().expect("no panic while locked");
-        events.push(format!("{event:?}"));
+        events.push(name(event));
     }
 }
 

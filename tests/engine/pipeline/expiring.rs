@@ -316,7 +316,13 @@ struct Resumptions(Arc<AtomicU32>);
 
 impl redrive::observer::Observer for Resumptions {
     fn on(&self, event: &redrive::observer::Event<'_>) {
-        if matches!(event, redrive::observer::Event::DeadLetterGuardResumed { .. }) {
+        if matches!(
+            event,
+            redrive::observer::Event::Record {
+                event: redrive::observer::RecordEvent::DeadLetterGuardResumed { .. },
+                ..
+            }
+        ) {
             self.0.fetch_add(1, SeqCst);
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redrive::observer::{Event, Observer};
+use redrive::observer::{DeadLetterEvent, Event, Observer};
 use redrive::{BoxError, Failure, Record, Resilient, processor_fn};
 use support::script::record;
 use support::sink::{Answer, ScriptedSink, unavailable};
@@ -18,7 +18,7 @@ struct Told(Mutex<Vec<(u32, Duration)>>);
 
 impl Observer for Told {
     fn on(&self, event: &Event<'_>) {
-        if let Event::DeadLetterDelayed { failures, delay, .. } = event {
+        if let Event::DeadLetter(DeadLetterEvent::WriteDelayed { failures, delay, .. }) = event {
             self.0.lock().expect("no panic").push((*failures, *delay));
         }
     }

@@ -10,7 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use proptest::prelude::*;
 use redrive::checkpoint::{Checkpoint, SettledAhead};
 use redrive::dead_letter;
-use redrive::observer::{Bound, Event, Observer};
+use redrive::observer::{Bound, Event, Observer, RecordEvent, ShardEvent};
 use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, RecordOrder, ShardHalted};
 use redrive::processor::Attempt;
 use redrive::{
@@ -216,10 +216,14 @@ async fn full_window_stops_reading_and_reports_the_oldest_record() {
     struct Full(Mutex<Vec<(Bound, String, usize)>>);
     impl Observer for Full {
         fn on(&self, event: &Event<'_>) {
-            if let Event::WindowFull {
-                bound,
-                oldest,
-                in_flight,
+            if let Event::Shard {
+                event:
+                    ShardEvent::WindowFull {
+                        bound,
+                        oldest,
+                        in_flight,
+                        ..
+                    },
                 ..
             } = event
             {
@@ -278,7 +282,16 @@ async fn full_window_that_moves_is_not_reported() {
     struct Never;
     impl Observer for Never {
         fn on(&self, event: &Event<'_>) {
-            assert!(!matches!(event, Event::WindowFull { .. }), "{event:?}");
+            assert!(
+                !matches!(
+                    event,
+                    Event::Shard {
+                        event: ShardEvent::WindowFull { .. },
+                        ..
+                    }
+                ),
+                "{event:?}"
+            );
         }
     }
     let script = Script::default();
@@ -308,8 +321,9 @@ async fn record_about_to_expire_is_reported_repeatedly() {
     struct Expiring(Mutex<Vec<(String, Duration)>>);
     impl Observer for Expiring {
         fn on(&self, event: &Event<'_>) {
-            if let Event::RecordExpiring {
-                record, age, left, ..
+            if let Event::Record {
+                record,
+                event: RecordEvent::Expiring { age, left, .. },
             } = event
             {
                 assert_eq!((*age + *left).as_secs(), 24 * 60 * 60);

@@ -13,7 +13,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter::DeadLetter;
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, Observer, ProtectionEvent, RecordEvent, ShardEvent};
 use redrive::pipeline::Capacity;
 use redrive::{Position, Record, SequenceNumber, WallClock};
 use serde_json::Value;
@@ -574,7 +574,13 @@ impl State {
         // The steps already show each record and each page.
         let is_frequent = matches!(
             event,
-            Event::Fetched { .. } | Event::AttemptEnded { .. } | Event::ShardStatus { .. }
+            Event::Shard {
+                event: ShardEvent::Fetched { .. } | ShardEvent::Status { .. },
+                ..
+            } | Event::Record {
+                event: RecordEvent::AttemptEnded { .. },
+                ..
+            }
         );
         if self.print && !is_frequent {
             println!("{:>12.3}     {event:?}", self.now().as_secs_f64());
@@ -737,21 +743,28 @@ impl World {
         }
         state.print(event);
         match event {
-            Event::BreakerOpened { .. } => {
+            Event::Protection(ProtectionEvent::BreakerOpened { .. }) => {
                 state.note("opened", 0, 0);
                 let step = state.step;
                 state.oracle.breaker_opened(step);
             }
-            Event::BreakerHalfOpened { .. } => {
+            Event::Protection(ProtectionEvent::BreakerHalfOpened { .. }) => {
                 state.note("half-open", 0, 0);
                 state.oracle.breaker_ended();
             }
-            Event::BreakerClosed { .. } => {
+            Event::Protection(ProtectionEvent::BreakerClosed { .. }) => {
                 state.note("closed", 0, 0);
                 state.oracle.breaker_closed();
             }
-            Event::DeadLetterGuardStopped { .. } => state.note("guard stopped", 0, 0),
-            Event::DataLoss { shard, certain, .. } => {
+            Event::Record {
+                event: RecordEvent::DeadLetterGuardStopped { .. },
+                ..
+            } => state.note("guard stopped", 0, 0),
+            Event::Shard {
+                shard,
+                event: ShardEvent::DataLoss { certain, .. },
+                ..
+            } => {
                 state.drop_old(self.plan());
                 let now = state.clock();
                 let shard = shard_index(shard.as_str());
@@ -763,23 +776,38 @@ impl World {
                 self.check(checked);
                 self.changed();
             }
-            Event::PositionRefused { shard, .. }
-            | Event::StreamRecreated { shard, .. }
-            | Event::ShardFailed { shard, .. } => {
+            Event::Shard {
+                shard,
+                event:
+                    ShardEvent::PositionRefused { .. }
+                    | ShardEvent::StreamRecreated { .. }
+                    | ShardEvent::Failed { .. },
+                ..
+            } => {
                 if let Some(shard) = shard_index(shard.as_str()) {
                     state.oracle.position_refused(shard);
                 }
             }
-            Event::CrashLoopOver { shard, .. } => {
+            Event::Shard {
+                shard,
+                event: ShardEvent::CrashLoopOver { .. },
+                ..
+            } => {
                 if let Some(shard) = shard_index(shard.as_str()) {
                     state.oracle.shard_begins_anew(shard);
                 }
             }
-            Event::Settled { .. } => {
+            Event::Record {
+                event: RecordEvent::Settled { .. },
+                ..
+            } => {
                 drop(state);
                 self.changed();
             }
-            Event::WindowFull { in_flight, .. } if *in_flight > self.plan().held => {
+            Event::Shard {
+                event: ShardEvent::WindowFull { in_flight, .. },
+                ..
+            } if *in_flight > self.plan().held => {
                 drop(state);
                 self.violated(Promise::Bounds, format!("{in_flight} records in flight"));
             }
