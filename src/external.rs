@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::failure::BoxError;
+/// The same as `failure::BoxError`, which stands above this module.
+type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
 /// Calls code that is not ours. Returns `None` if the code panicked. The panic's message may quote a payload:
 /// the panic hook has printed the message, and redrive does not pass it on.
@@ -98,29 +99,6 @@ pub(crate) async fn answer<T>(
         Ok(Err(_)) => Err(format!("{who} panicked").into()),
         Err(_) => Err(format!("{who} did not answer within {within:?}").into()),
     }
-}
-
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
-/// The time limit for the check of a sink or a store. A check that exceeds the limit is repeated.
-pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
-
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
-/// The reason why a sink or a store cannot be used.
-pub(crate) enum Unusable<E> {
-    /// The check failed, and may succeed the next time.
-    NotNow(BoxError),
-    /// The check gives the same answer until an operator changes something.
-    Never(E),
-}
-
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
-/// Returns false if another call gives the same answer until an operator changes something.
-pub(crate) fn is_passing(error: &(dyn Error + 'static)) -> bool {
-    #[cfg(feature = "aws")]
-    if crate::aws::FailedCall::is_refused(error) {
-        return false;
-    }
-    crate::failure::classify::StandardClassifier::is_passing(error)
 }
 
 /// Returns the same error for each item of a call that failed as a whole.

@@ -106,7 +106,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
-#[cfg(feature = "aws")]
+#[cfg(feature = "__aws")]
 mod aws;
 pub mod checkpoint;
 mod config;
@@ -143,6 +143,8 @@ mod sabotage;
 mod settlement;
 #[cfg(feature = "kinesis")]
 mod shutdown_signal;
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+mod start_check;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -166,13 +168,13 @@ pub use processor::{
 };
 pub use protection::{Backoff, CircuitBreaker, DeadLetterGuard, Jitter, RetryBudget, RetryPolicy};
 pub use record::{DeadLetterId, Position, Record, SequenceNumber, ShardId, StreamId};
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "__sabotage")]
 #[doc(hidden)]
 pub use sabotage::Sabotage;
 pub use settlement::{Halt, Settled, Unsettled};
 #[cfg(feature = "kinesis")]
 pub use shutdown_signal::shutdown_signal;
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "__sabotage")]
 #[doc(hidden)]
 pub use wall_clock::WallClock;
 

@@ -5,7 +5,7 @@
 
 /// A fault that the code commits on demand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(not(feature = "sabotage"), allow(unreachable_pub))]
+#[cfg_attr(not(feature = "__sabotage"), allow(unreachable_pub))]
 pub enum Sabotage {
     /// A checkpoint passes the oldest record that is not settled.
     CheckpointEarly,
@@ -52,7 +52,7 @@ pub enum Sabotage {
     HideDataLoss,
 }
 
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "__sabotage")]
 mod switch {
     use std::cell::Cell;
 
@@ -96,7 +96,7 @@ mod switch {
     }
 }
 
-#[cfg(not(feature = "sabotage"))]
+#[cfg(not(feature = "__sabotage"))]
 impl Sabotage {
     #[inline]
     pub(crate) const fn is_committed(self) -> bool {

@@ -5,14 +5,14 @@ use std::time::SystemTime;
 /// Returns the time of day.
 #[inline]
 pub(crate) fn now() -> SystemTime {
-    #[cfg(feature = "sabotage")]
+    #[cfg(feature = "__sabotage")]
     if let Some(now) = simulated::now() {
         return now;
     }
     SystemTime::now()
 }
 
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "__sabotage")]
 mod simulated {
     use std::cell::Cell;
     use std::time::SystemTime;
@@ -41,5 +41,5 @@ mod simulated {
     }
 }
 
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "__sabotage")]
 pub use simulated::WallClock;

@@ -1,8 +1,9 @@
 //! Checks a dead-letter sink before the first record is read.
 
 use super::{DeadLetterSink, SourceStream, TargetError};
-use crate::external::{CHECK_TIMEOUT, Unusable, answer, caught, is_passing};
+use crate::external::{answer, caught};
 use crate::observer::{DeadLetterEvent, Event, Interest, Observers};
+use crate::start_check::{CHECK_TIMEOUT, Unusable, is_passing};
 
 /// Checks a sink's target, and reports warnings about what may lose dead letters later.
 pub(crate) async fn check_target(

@@ -1,7 +1,8 @@
 //! Checks an idempotency store before the first record is read.
 
 use super::{IdempotencyStore, Key, StoreError};
-use crate::external::{CHECK_TIMEOUT, Unusable, answer};
+use crate::external::answer;
+use crate::start_check::{CHECK_TIMEOUT, Unusable};
 use crate::wall_clock;
 
 /// Checks that an idempotency store answers.

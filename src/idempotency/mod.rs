@@ -69,9 +69,9 @@ pub use memory::Memory;
 pub use redb::Redb;
 pub use settings::{Idempotency, PayloadMismatch};
 
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
-use crate::external::is_passing;
 use crate::failure::BoxError;
+#[cfg(any(feature = "kinesis", feature = "lambda"))]
+use crate::start_check::is_passing;
 
 /// The tolerated difference between the clocks of two processes: an expired claim is respected for this time.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(10);

@@ -15,7 +15,6 @@ use crate::checkpoint::Checkpoint;
 use crate::dead_letter::check_target;
 use crate::dead_letter::{SourceStream, TargetError};
 use crate::engine::{Resilient, Within};
-use crate::external::Unusable;
 use crate::failure::{BoxError, texts};
 use crate::idempotency::StoreError;
 use crate::kpl::Deaggregator;
@@ -24,6 +23,7 @@ use crate::observer::{Event as Observed, Interest, ShardEvent};
 use crate::pipeline::{Batch, NoGate, Pipeline, Progress};
 use crate::processor::Handler;
 use crate::record::{Position, Record, SequenceNumber};
+use crate::start_check::Unusable;
 
 /// The environment variable that turns on [partial responses](Function::partial_responses) if it is `1`. Set
 /// it only if the event source mapping has `FunctionResponseTypes: [ReportBatchItemFailures]`.

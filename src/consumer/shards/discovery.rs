@@ -19,7 +19,6 @@ use crate::consumer::error::ConsumerError;
 use crate::consumer::shards::starting_position::StartingPosition;
 use crate::consumer::stream_facts::{NotDescribed, StreamFacts};
 use crate::dead_letter::{DeadLetterSink, SourceStream, check_target};
-use crate::external::{Unusable, is_passing};
 use crate::failure::BoxError;
 use crate::idempotency::{IdempotencyStore, StoreError, check_store};
 use crate::observer::{Event, Interest, Observers, ShardEvent, StreamEvent};
@@ -28,6 +27,7 @@ use crate::protection::{Backoff, RetryTimer};
 use crate::record::ShardId;
 use crate::record::StreamId;
 use crate::sabotage::Sabotage;
+use crate::start_check::{Unusable, is_passing};
 
 /// Asks Kinesis and the stores, and retries until they answer.
 pub(in crate::consumer) struct Discovery<'a> {
