@@ -1,6 +1,6 @@
 //! `cargo run --example wrap_handler`: makes an existing function resilient in ten lines.
 
-use redrive::{Record, Resilient, Scope, SequenceNumber, Verdict, dead_letter, processor_fn};
+use redrive::{Record, Resilient, Scope, SequenceNumber, classify::Verdict, dead_letter, processor_fn};
 use serde::Deserialize;
 
 // The existing code.

@@ -57,7 +57,7 @@
 )]
 //! | observe events | [`observer`] |
 //! | export metrics, and alert on error rates | [`telemetry`] |
-//! | continue the trace of a record's producer | [`TraceContext`] |
+//! | continue the trace of a record's producer | [`TraceContext`](observer::TraceContext) |
 #![cfg_attr(feature = "kpl", doc = "| read or write aggregated records | [`kpl`] |")]
 //!
 //! # Promises
@@ -154,14 +154,11 @@ mod wall_clock;
 
 pub use config::ConfigError;
 #[cfg(feature = "kinesis")]
-pub use consumer::{Consumer, ConsumerError, DataLossPolicy, Retrieval, StartingPosition};
-pub use dead_letter::DeadLetterPolicy;
-pub use engine::{AttemptTimedOut, Resilient, ResilientBuilder};
-pub use external::Panicked;
-pub use failure::classify::{self, Classify, StandardClassifier};
-pub use failure::{BoxError, Class, Failure, MarkFailure, Scope, Verdict};
+pub use consumer::{Consumer, ConsumerError, StartingPosition};
+pub use engine::{Resilient, ResilientBuilder};
+pub use failure::classify::{self, Classify};
+pub use failure::{BoxError, Class, Failure, MarkFailure, Scope};
 pub use idempotency::Idempotency;
-pub use observer::TraceContext;
 pub use pipeline::RecordOrder;
 pub use processor::{
     BatchProcessor, RecordProcessor, processor_blocking, processor_fn, processor_fn_json, processor_with,

@@ -62,7 +62,7 @@ pub enum Halt {
     )]
     WithoutDeadLetters(#[source] Failure),
     /// The record became a dead letter, and the processor was built to stop its shard then
-    /// ([`DeadLetterPolicy::Stop`](crate::DeadLetterPolicy::Stop)). After a restart the shard continues
+    /// ([`DeadLetterPolicy::Stop`](crate::dead_letter::DeadLetterPolicy::Stop)). After a restart the shard continues
     /// behind the record.
     #[error("the record became dead letter {0}, after which its shard stops; inspect it, then restart")]
     DeadLetterPolicy(DeadLetterId),

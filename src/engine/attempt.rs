@@ -66,14 +66,6 @@ pub(super) enum AttemptError<E> {
     Interrupted,
 }
 
-/// The processor did not finish within the attempt timeout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the attempt timed out after {after:?}")]
-pub struct AttemptTimedOut {
-    /// The retry policy's `attempt_timeout`.
-    pub after: Duration,
-}
-
 /// Calls the user's processor, and limits each call by the attempt timeout.
 pub(super) struct AttemptRunner<P> {
     pub(super) processor: P,

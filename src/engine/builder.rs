@@ -34,7 +34,7 @@ use crate::retention::Retention;
 /// |---|---|
 /// | [`dead_letters`](ResilientBuilder::dead_letters) | required; [`without_dead_letters`](ResilientBuilder::without_dead_letters) disables dead letters |
 /// | [`retry`](ResilientBuilder::retry) | [`RetryPolicy::exponential`] |
-/// | [`classify`](ResilientBuilder::classify), [`classifier`](ResilientBuilder::classifier) | [`StandardClassifier`](crate::StandardClassifier) alone |
+/// | [`classify`](ResilientBuilder::classify), [`classifier`](ResilientBuilder::classifier) | [`StandardClassifier`](crate::classify::StandardClassifier) alone |
 /// | [`breaker`](ResilientBuilder::breaker) | [`CircuitBreaker::default`], not shared |
 /// | [`dependency_breaker`](ResilientBuilder::dependency_breaker) | none |
 /// | [`guard`](ResilientBuilder::guard) | [`DeadLetterGuard::default`], not shared |
@@ -125,7 +125,7 @@ impl<P: Handler> ResilientBuilder<P> {
     /// decides; `None` passes the error on to the next classifier.
     ///
     /// ```
-    /// # use redrive::{Record, Resilient, dead_letter, processor_fn, Verdict};
+    /// # use redrive::{Record, Resilient, dead_letter, processor_fn, classify::Verdict};
     /// # #[derive(Debug, thiserror::Error)] #[error("")] enum Declined { Card, Bank }
     /// # async fn charge(_: Record) -> Result<(), Declined> { Ok(()) }
     /// # let builder =

@@ -3,10 +3,11 @@
 use std::error::Error;
 use std::time::Duration;
 
-use super::attempt::{AttemptError, AttemptTimedOut};
+use super::attempt::AttemptError;
 use crate::failure::classify::{Classify, StandardClassifier};
 use crate::failure::{BoxError, Failure, Scope, Verdict};
 use crate::observer::{Observers, UserCode};
+use crate::processor::AttemptTimedOut;
 
 pub(super) type Typed<E> = Box<dyn Fn(&E) -> Option<Verdict> + Send + Sync>;
 

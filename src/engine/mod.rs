@@ -25,7 +25,6 @@ mod retry;
 mod retry_state;
 mod spans;
 
-pub use attempt::AttemptTimedOut;
 pub use builder::ResilientBuilder;
 
 #[cfg(feature = "kinesis")]

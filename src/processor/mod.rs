@@ -24,6 +24,7 @@ pub use batch::{BatchFailure, BatchProcessor, Batched};
 pub use blocking::{ProcessorBlocking, processor_blocking};
 pub use boxed::BoxProcessor;
 pub use handler::Handler;
+pub use crate::external::Panicked;
 pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 
 /// Processes one record, with the code that a service already has.
@@ -86,6 +87,14 @@ pub trait RecordProcessor: Send + Sync {
     {
         BoxProcessor::new(self)
     }
+}
+
+/// The processor did not finish within the attempt timeout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the attempt timed out after {after:?}")]
+pub struct AttemptTimedOut {
+    /// The retry policy's `attempt_timeout`.
+    pub after: Duration,
 }
 
 const A_LONG_TIME: Duration = Duration::from_secs(60 * 60 * 24 * 365);

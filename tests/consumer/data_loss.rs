@@ -6,7 +6,10 @@ use std::time::{Duration, SystemTime};
 use redrive::checkpoint::{Checkpoint, CheckpointStore, ShardKey};
 use redrive::consumer::DataLoss;
 use redrive::observer::{Event, Observer, ShardEvent};
-use redrive::{ConsumerError, DataLossPolicy, Position, Retrieval, SequenceNumber, StartingPosition};
+use redrive::{
+    ConsumerError, Position, SequenceNumber, StartingPosition,
+    consumer::{DataLossPolicy, Retrieval},
+};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 

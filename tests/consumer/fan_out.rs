@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use redrive::Retrieval;
 use redrive::consumer::FanOutConsumer;
+use redrive::consumer::Retrieval;
 use redrive::pipeline::Pipeline;
 use redrive::testing::kinesis::KinesisServer;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use redrive::checkpoint::{Checkpoint, CheckpointStore, DynamoDb, Leases, NewShard, ShardKey};
 use redrive::pipeline::{ExpiryPolicy, Pipeline};
 use redrive::testing::kinesis;
-use redrive::{ConsumerError, DataLossPolicy, Position, StartingPosition};
+use redrive::{ConsumerError, Position, StartingPosition, consumer::DataLossPolicy};
 use serde_json::json;
 
 use crate::scene::{STREAM, Scene, records};

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use redrive::{ConsumerError, DeadLetterPolicy, Halt};
+use redrive::{ConsumerError, Halt, dead_letter::DeadLetterPolicy};
 
 use crate::scene::{Scene, records};
 use support::ledger::{Note, SinkState, covers};

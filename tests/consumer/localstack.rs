@@ -11,7 +11,7 @@ use aws_sdk_kinesis::types::StreamStatus;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Payload, Reason};
 use redrive::testing::kinesis::{client, create_stream};
 use redrive::{
-    Consumer, ConsumerError, Failure, Record, Resilient, Retrieval, RetryPolicy, StartingPosition,
+    Consumer, ConsumerError, Failure, Record, Resilient, RetryPolicy, StartingPosition, consumer::Retrieval,
 };
 use support::emulator::unique;
 use support::kill;

@@ -10,7 +10,8 @@ use redrive::consumer::ConsumerBuilder;
 use redrive::dead_letter::TargetError;
 use redrive::pipeline::Pipeline;
 use redrive::{
-    Consumer, ConsumerError, Position, RecordOrder, Retrieval, StartingPosition, checkpoint, dead_letter,
+    Consumer, ConsumerError, Position, RecordOrder, StartingPosition, checkpoint, consumer::Retrieval,
+    dead_letter,
 };
 
 use crate::scene::{STREAM, Scene, records};

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redrive::testing::kinesis::KinesisServer;
-use redrive::{Position, Retrieval};
+use redrive::{Position, consumer::Retrieval};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 

@@ -15,7 +15,7 @@ use redrive::processor::Attempt;
 use redrive::protection::CircuitBreakerState;
 use redrive::{
     Backoff, BoxError, CircuitBreaker, DeadLetterGuard, Failure, Record, RecordProcessor, Resilient,
-    ResilientBuilder, Scope, Settled, Unsettled, Verdict, dead_letter,
+    ResilientBuilder, Scope, Settled, Unsettled, classify::Verdict, dead_letter,
 };
 use support::script::record;
 use tokio::time::{Instant, sleep, sleep_until};

@@ -9,7 +9,7 @@ use redrive::observer::{Event, Interest, Observer, RecordEvent};
 use redrive::processor::Attempt;
 use redrive::{
     BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope,
-    Settled, Unsettled, Verdict, processor_with,
+    Settled, Unsettled, classify::Verdict, processor_with,
 };
 use support::events::name;
 use support::script::{Script, record};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redrive::processor::JsonError;
 use redrive::tower::{ResilientLayer, processor_service};
-use redrive::{BoxError, Record, Resilient, RetryPolicy, Settled, Verdict, dead_letter};
+use redrive::{BoxError, Record, Resilient, RetryPolicy, Settled, classify::Verdict, dead_letter};
 use redrive::{MarkFailure, processor_fn_json};
 use support::script::record;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};

@@ -12,7 +12,7 @@ use redrive::idempotency::{self, Idempotency};
 use redrive::observer::{Event, Interest, Observer, ProtectionEvent};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::{
-    BoxError, Record, RecordProcessor, Resilient, ResilientBuilder, Settled, Verdict, dead_letter,
+    BoxError, Record, RecordProcessor, Resilient, ResilientBuilder, Settled, classify::Verdict, dead_letter,
     processor_fn,
 };
 use support::script::record;

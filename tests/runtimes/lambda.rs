@@ -17,8 +17,8 @@ use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvocationError, ParseEventError, Response};
 use redrive::processor::{Attempt, BatchFailure, Handler};
 use redrive::{
-    BatchProcessor, BoxError, DeadLetterGuard, DeadLetterPolicy, Idempotency, Jitter, Record, Resilient,
-    ResilientBuilder, RetryPolicy, SequenceNumber, idempotency,
+    BatchProcessor, BoxError, DeadLetterGuard, Idempotency, Jitter, Record, Resilient, ResilientBuilder,
+    RetryPolicy, SequenceNumber, dead_letter::DeadLetterPolicy, idempotency,
 };
 use serde_json::{Value, json};
 use support::script::Script;

@@ -14,7 +14,7 @@ use redrive::processor::{Attempt, BatchFailure};
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{
     BatchProcessor, Consumer, MarkFailure, Record, RecordProcessor, Resilient, RetryPolicy, Settled,
-    TraceContext, checkpoint, dead_letter,
+    checkpoint, dead_letter, observer::TraceContext,
 };
 use support::stream;
 use support::waiting::{eventually, finished};

@@ -17,8 +17,8 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{
-    Consumer, Record, Resilient, Retrieval, StartingPosition, checkpoint, dead_letter, processor_with,
-    shutdown_signal,
+    Consumer, Record, Resilient, StartingPosition, checkpoint, consumer::Retrieval, dead_letter,
+    processor_with, shutdown_signal,
 };
 use tracing_subscriber::EnvFilter;
 

@@ -21,7 +21,7 @@ another service. [`sdk_error`] and [`aws_code`] are for a processor that has the
 use std::error::Error;
 use std::sync::Arc;
 
-use crate::failure::Verdict;
+pub use crate::failure::Verdict;
 
 #[cfg(feature = "kinesis")]
 mod aws;
@@ -43,7 +43,7 @@ pub use standard::StandardClassifier;
 ///
 /// ```
 /// use std::error::Error;
-/// use redrive::{Classify, Verdict};
+/// use redrive::{Classify, classify::Verdict};
 /// # #[derive(Debug)] struct CardDeclined;
 /// # impl std::fmt::Display for CardDeclined {
 /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("declined") }

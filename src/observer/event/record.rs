@@ -108,7 +108,7 @@ pub enum RecordEvent<'a> {
         /// The location of the dead letter, in the sink's terms.
         location: &'a str,
         /// The id of the trace that the record's producer started, if the context has the form of W3C Trace
-        /// Context ([`TraceContext`](crate::TraceContext)).
+        /// Context ([`TraceContext`](crate::observer::TraceContext)).
         trace_id: Option<&'a str>,
     },
     /// A record is settled.

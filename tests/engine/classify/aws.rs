@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use redrive::classify::{aws_code, sdk_error, sdk_errors};
-use redrive::{Class, Classify, MarkFailure, Scope, Verdict};
+use redrive::{Class, Classify, MarkFailure, Scope, classify::Verdict};
 
 use super::client::{self, Answer};
 use super::{MENDABLE, RECORD, TRANSIENT, layers, pair, standard};

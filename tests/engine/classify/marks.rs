@@ -4,7 +4,10 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use redrive::{BoxError, Classify, Failure, StandardClassifier, Verdict};
+use redrive::{
+    BoxError, Classify, Failure,
+    classify::{StandardClassifier, Verdict},
+};
 
 use super::{RECORD, TRANSIENT, layers, pair, standard};
 

@@ -2,7 +2,10 @@
 
 use std::error::Error;
 
-use redrive::{Class, Classify, Scope, StandardClassifier, Verdict};
+use redrive::{
+    Class, Classify, Scope,
+    classify::{StandardClassifier, Verdict},
+};
 
 mod aws;
 mod client;

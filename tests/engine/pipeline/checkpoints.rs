@@ -7,7 +7,10 @@ use std::time::Duration;
 use futures_util::stream::{self, Stream, StreamExt};
 use redrive::checkpoint::Checkpoint;
 use redrive::pipeline::{Batch, Pipeline};
-use redrive::{DeadLetterPolicy, Position, Record, Resilient, dead_letter};
+use redrive::{
+    Position, Record, Resilient,
+    dead_letter::{self, DeadLetterPolicy},
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use support::script::{Script, record};

@@ -14,8 +14,8 @@ use redrive::observer::{Bound, Event, Observer, RecordEvent, ShardEvent};
 use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, RecordOrder, ShardHalted};
 use redrive::processor::Attempt;
 use redrive::{
-    Backoff, BoxError, DeadLetterPolicy, Halt, Jitter, Position, Record, RecordProcessor, Resilient,
-    RetryPolicy,
+    Backoff, BoxError, Halt, Jitter, Position, Record, RecordProcessor, Resilient, RetryPolicy,
+    dead_letter::DeadLetterPolicy,
 };
 use support::script::{Script, record};
 use support::sink::{Answer, ScriptedSink, unavailable};

@@ -8,7 +8,9 @@ use rand::RngExt;
 use redrive::checkpoint::DynamoDb;
 use redrive::pipeline::{Capacity, Pipeline};
 use redrive::processor::BoxProcessor;
-use redrive::{CircuitBreaker, Consumer, ConsumerError, DeadLetterGuard, Resilient, Retrieval, dead_letter};
+use redrive::{
+    CircuitBreaker, Consumer, ConsumerError, DeadLetterGuard, Resilient, consumer::Retrieval, dead_letter,
+};
 use tokio::runtime;
 use tokio::time::{advance, sleep, timeout};
 use tokio_util::sync::CancellationToken;
