@@ -170,7 +170,7 @@ impl<'a> Source<'a> {
 
 /// A [`Target`] that is opened for writing.
 enum Opened {
-    Stream(Stream),
+    Stream(Box<Stream>),
     Sink(Arc<dyn DeadLetterSink>),
 }
 
@@ -227,7 +227,7 @@ impl How {
                 let stream = Stream::new(clients.kinesis(stream).await, stream.clone());
                 let stream = if *stamp { stream.stamped() } else { stream };
                 replay.check_stream(&stream).await?;
-                Opened::Stream(stream)
+                Opened::Stream(Box::new(stream))
             }
             Target::Sink(address) => {
                 let sink = clients.sink(address).await?;
@@ -260,7 +260,7 @@ impl How {
             }
         });
         let done = match to {
-            Opened::Stream(stream) => replay.into_stream(stream, stop::asked()).await,
+            Opened::Stream(stream) => replay.into_stream(*stream, stop::asked()).await,
             Opened::Sink(sink) => replay.to_sink(sink, stop::asked()).await,
         };
         bar.finish_and_clear();

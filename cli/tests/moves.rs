@@ -128,7 +128,7 @@ fn missing_idempotency_store_is_not_created() {
         let ended = redrive.run(&[
             "rehydrate",
             "s3:failures",
-            "--to",
+            "--to-dead-letters",
             &to,
             "--idempotency",
             store,

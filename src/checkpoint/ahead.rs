@@ -378,6 +378,25 @@ mod tests {
         }
     }
 
+    /// Pins version 1 of the format, in which stores keep the list: digits may be written in full.
+    #[test]
+    fn bytes_of_version_1_are_read() {
+        let place = |digits: &str| [&[0, 3][..], digits.as_bytes(), &[0]].concat();
+        let bytes = [
+            &[1, 1][..],
+            &place("100"),
+            &place("120"),
+            &[1],
+            &place("101"),
+            &place("103"),
+        ]
+        .concat();
+        let mut expected = SettledAhead::builder(record(100, 0).position());
+        expected.hole(&record(101, 0), &record(103, 0));
+        let expected = expected.settled_through(&record(120, 0));
+        assert_eq!(SettledAhead::from_bytes(&bytes), Ok(expected));
+    }
+
     #[test]
     fn neighbours_take_few_bytes() {
         let long = |tail: u64| -> Record {

@@ -111,8 +111,8 @@ mod tests {
             Implements::<ProcessorFn<F>>::RECORD_PROCESSOR
         }
         assert!(is_record_processor(&processor_fn(async |_: Record| Ok(()))));
-        assert!(!Implements::<Batched<Rows>>::RECORD_PROCESSOR);
-        assert!(!Implements::<&Batched<Rows>>::RECORD_PROCESSOR);
-        assert!(!Implements::<BoxProcessor>::RECORD_PROCESSOR);
+        const { assert!(!Implements::<Batched<Rows>>::RECORD_PROCESSOR) };
+        const { assert!(!Implements::<&Batched<Rows>>::RECORD_PROCESSOR) };
+        const { assert!(!Implements::<BoxProcessor>::RECORD_PROCESSOR) };
     }
 }

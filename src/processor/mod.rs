@@ -19,12 +19,12 @@ mod boxed;
 mod handler;
 mod json;
 
+pub use crate::external::Panicked;
 pub(crate) use batch::Bounds;
 pub use batch::{BatchFailure, BatchProcessor, Batched};
 pub use blocking::{ProcessorBlocking, processor_blocking};
 pub use boxed::BoxProcessor;
 pub use handler::Handler;
-pub use crate::external::Panicked;
 pub use json::{JsonError, ProcessorFnJson, processor_fn_json};
 
 /// Processes one record, with the code that a service already has.

@@ -27,36 +27,15 @@ pub trait Harness {
 /// The caller's crate needs tokio with the feature `macros`.
 #[macro_export]
 macro_rules! payload_store_conformance {
-    ($name:ident, optional $fresh:expr) => {
-        $crate::payload_store_conformance!(@all $name, {
-            let Some(harness) = $fresh.await else { return };
-            harness
-        });
-    };
-    ($name:ident, $fresh:expr) => {
-        $crate::payload_store_conformance!(@all $name, { $fresh.await });
-    };
-    (@all $name:ident, $make:block) => {
-        $crate::payload_store_conformance!(@each $name, $make, [
+    ($name:ident, $($fresh:tt)+) => {
+        $crate::conformance_tests!(payloads, $name, [
             any_payload_reads_back_as_it_was,
             payloads_of_dead_letters_do_not_mix,
             a_payload_stored_twice_reads_back,
             only_places_of_the_store_are_covered,
             a_deleted_payload_is_gone,
             a_longer_payload_is_refused,
-        ]);
-    };
-    (@each $name:ident, $make:block, [$($check:ident),* $(,)?]) => {
-        mod $name {
-            use super::*;
-            $(
-                #[tokio::test]
-                async fn $check() {
-                    let harness = $make;
-                    $crate::testing::payloads::$check(&harness).await;
-                }
-            )*
-        }
+        ], $($fresh)+);
     };
 }
 

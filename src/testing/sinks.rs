@@ -57,17 +57,8 @@ pub trait Harness {
 /// The caller's crate needs tokio with the feature `macros`.
 #[macro_export]
 macro_rules! sink_conformance {
-    ($name:ident, optional $fresh:expr) => {
-        $crate::sink_conformance!(@all $name, {
-            let Some(harness) = $fresh.await else { return };
-            harness
-        });
-    };
-    ($name:ident, $fresh:expr) => {
-        $crate::sink_conformance!(@all $name, { $fresh.await });
-    };
-    (@all $name:ident, $make:block) => {
-        $crate::sink_conformance!(@each $name, $make, [
+    ($name:ident, $($fresh:tt)+) => {
+        $crate::conformance_tests!(sinks, $name, [
             every_letter_has_its_result,
             an_empty_put_has_no_results,
             any_payload_reads_back_as_it_was,
@@ -82,19 +73,7 @@ macro_rules! sink_conformance {
             concurrent_puts_do_not_mix_letters,
             a_dropped_put_does_no_harm,
             its_name_is_fit_for_a_log,
-        ]);
-    };
-    (@each $name:ident, $make:block, [$($check:ident),* $(,)?]) => {
-        mod $name {
-            use super::*;
-            $(
-                #[tokio::test]
-                async fn $check() {
-                    let harness = $make;
-                    $crate::testing::sinks::$check(&harness).await;
-                }
-            )*
-        }
+        ], $($fresh)+);
     };
 }
 

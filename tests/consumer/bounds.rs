@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{STREAM, Scene, records};
+use redrive::testing::Script;
 use support::ledger::Note;
 use support::proxy::Fault;
-use support::script::Script;
 use support::stream::{self, Place, Sent};
 use support::waiting::eventually;
 

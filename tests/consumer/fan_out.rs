@@ -132,7 +132,7 @@ async fn full_window_renews_no_subscription() {
             .records_per_event(40),
     )
     .await;
-    let script = support::script::Script::default();
+    let script = redrive::testing::Script::default();
     scene.put(records(100, 50, |_| "gate")).await;
     let consumer = scene
         .consumer()

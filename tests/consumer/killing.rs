@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use redrive::testing::Script;
 use redrive::testing::kinesis::KinesisServer;
 use support::chaos::{self, Chaos};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
 use support::kill;
-use support::script::Script;
 use support::waiting::eventually;
 
 use crate::scene::{Scene, records};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::StreamStatus;
 use redrive::dead_letter::{self, DeadLetter, DeadLetterSink, Payload, Reason};
+use redrive::testing::Script;
 use redrive::testing::kinesis::{client, create_stream};
 use redrive::{
     Consumer, ConsumerError, Failure, Record, Resilient, RetryPolicy, StartingPosition, consumer::Retrieval,
@@ -18,7 +19,6 @@ use support::kill;
 use support::ledger::{Ledger, Note, Sink, Store};
 use support::localstack::LocalStack;
 use support::proxy::{Fault, Proxy};
-use support::script::Script;
 use support::stream::{self, Sent};
 use support::waiting::{eventually, finished};
 use tokio_util::sync::CancellationToken;

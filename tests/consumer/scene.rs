@@ -11,10 +11,10 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use redrive::testing::Script;
 use redrive::testing::kinesis::{self, KinesisServer, KinesisServerBuilder};
 use support::ledger::{Handler, Ledger, Note, Sink, Store};
 use support::proxy::Proxy;
-use support::script::Script;
 use support::stream::{self, Sent};
 use support::waiting::finished;
 

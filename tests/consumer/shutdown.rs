@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Scene, records};
+use redrive::testing::Script;
 use support::ledger::{Note, SinkState, covers};
-use support::script::Script;
 use support::stream::{Place, Sent};
 use support::waiting::eventually;
 

@@ -7,12 +7,13 @@ use std::time::Duration;
 use redrive::dead_letter::{self, DeadLetter, Reason, SinkError};
 use redrive::observer::{Event, Interest, Observer, RecordEvent};
 use redrive::processor::Attempt;
+use redrive::testing::Script;
 use redrive::{
     BoxError, Class, Halt, Jitter, Record, RecordProcessor, Resilient, ResilientBuilder, RetryPolicy, Scope,
     Settled, Unsettled, classify::Verdict, processor_with,
 };
 use support::events::name;
-use support::script::{Script, record};
+use support::script::record;
 use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::Instant;
 

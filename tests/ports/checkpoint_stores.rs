@@ -1,13 +1,39 @@
 //! Tests of the checkpoint stores: the conformance suite for all stores, and tests of single stores.
 
-use crate::conformance::stores::{ahead, at, key, load, save};
-use redrive::Position;
+use std::sync::Arc;
+
 use redrive::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Memory, Redb};
+use redrive::checkpoint_conformance;
+use redrive::testing::checkpoints::{Harness, at, key, load, save, settled_ahead};
 use tempfile::TempDir;
 
-crate::store_conformance!(memory, async { (Memory::new(), ()) });
-crate::store_conformance!(redb, async { redb_in_a_new_folder() });
-crate::store_conformance!(shared, async { (std::sync::Arc::new(Memory::new()), ()) });
+checkpoint_conformance!(memory, async { InMemory(Memory::new()) });
+checkpoint_conformance!(shared, async { InMemory(Arc::new(Memory::new())) });
+checkpoint_conformance!(redb, async { InAFolder(tempfile::tempdir().expect("a folder")) });
+
+struct InMemory<S>(S);
+
+impl<S: CheckpointStore + Clone> Harness for InMemory<S> {
+    type Store = S;
+
+    async fn open(&self) -> S {
+        self.0.clone()
+    }
+
+    fn survives_restart(&self) -> bool {
+        false
+    }
+}
+
+struct InAFolder(TempDir);
+
+impl Harness for InAFolder {
+    type Store = Redb;
+
+    async fn open(&self) -> Redb {
+        Redb::open(self.0.path().join("checkpoints.redb")).expect("the store opens")
+    }
+}
 
 fn redb_in_a_new_folder() -> (Redb, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -16,36 +42,12 @@ fn redb_in_a_new_folder() -> (Redb, TempDir) {
 }
 
 #[tokio::test]
-async fn redb_keeps_checkpoints_over_a_restart() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("checkpoints.redb");
-    let base = at(100, 2);
-    let rows = [
-        (
-            key(1),
-            Checkpoint::at(base.clone()).with_ahead(ahead(&base, &[(101, 110)], 200)),
-        ),
-        (key(2), Checkpoint::at(Position::ShardEnd)),
-        (key(3), Checkpoint::at(Position::TrimHorizon)),
-    ];
-    let store = Redb::open(&path).expect("the store opens");
-    save(&store, &rows).await;
-    drop(store);
-
-    let store = Redb::open(&path).expect("the store opens again");
-    for (key, checkpoint) in rows {
-        assert_eq!(load(&store, &key).await, Some(checkpoint));
-    }
-    assert_eq!(load(&store, &key(4)).await, None);
-}
-
-#[tokio::test]
 async fn redb_is_opened_once_and_shared_by_its_clones() {
     let (store, folder) = redb_in_a_new_folder();
     let second = Redb::open(folder.path().join("checkpoints.redb"));
     assert!(matches!(second, Err(CheckpointError::InUse { .. })), "{second:?}");
-    save(&store.clone(), &[(key(1), Checkpoint::at(at(5, 0)))]).await;
-    assert_eq!(load(&store, &key(1)).await, Some(Checkpoint::at(at(5, 0))));
+    save(&store.clone(), &[(key(1), Checkpoint::at(at(5)))]).await;
+    assert_eq!(load(&store, &key(1)).await, Some(Checkpoint::at(at(5))));
 }
 
 #[tokio::test]
@@ -59,9 +61,9 @@ async fn redb_refuses_a_foreign_file() {
 
 #[tokio::test]
 async fn stores_can_be_trait_objects() {
-    let store: std::sync::Arc<dyn CheckpointStore> = std::sync::Arc::new(Memory::new());
-    save(&store, &[(key(1), Checkpoint::at(at(5, 0)))]).await;
-    assert_eq!(load(&store, &key(1)).await, Some(Checkpoint::at(at(5, 0))));
+    let store: Arc<dyn CheckpointStore> = Arc::new(Memory::new());
+    save(&store, &[(key(1), Checkpoint::at(at(5)))]).await;
+    assert_eq!(load(&store, &key(1)).await, Some(Checkpoint::at(at(5))));
 }
 
 /// An operator moves a position by editing the file. Every record behind the new position is delivered again,
@@ -71,13 +73,12 @@ async fn edited_position_redelivers_every_record() {
     use ::redb::ReadableTable;
     use redrive::pipeline::{Batch, Pipeline};
     use redrive::{Record, Resilient, processor_with};
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("checkpoints.redb");
     let store = Redb::open(&path).expect("the store opens");
-    let base = at(100, 0);
-    let row = Checkpoint::at(base.clone()).with_ahead(ahead(&base, &[(103, 105)], 110));
+    let row = Checkpoint::at(at(100)).with_ahead(settled_ahead(at(100), &[103..=105], 110));
     save(&store, &[(key(1), row)]).await;
 
     let read_on = async |from: Checkpoint| {
@@ -126,6 +127,6 @@ async fn edited_position_redelivers_every_record() {
     }
     let store = Redb::open(&path).expect("the store opens again");
     let stored = load(&store, &key(1)).await.expect("a row");
-    assert_eq!(stored, Checkpoint::at(at(95, 0)));
+    assert_eq!(stored, Checkpoint::at(at(95)));
     assert_eq!(read_on(stored).await, (96..=112).collect::<Vec<u64>>());
 }

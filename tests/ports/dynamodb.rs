@@ -1,19 +1,17 @@
-//! Tests of checkpoints in DynamoDB Local: the conformance suite of stores, and leases that several stores
-//! share.
+//! Tests of checkpoints in DynamoDB Local: the conformance suites of stores and leases, and tests of the rows.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use crate::conformance::stores::{self, at, key};
-use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use redrive::Position;
 use redrive::checkpoint::{
-    Checkpoint, CheckpointError, CheckpointStore, DynamoDb, LeaseOutcome, Leases, NewShard, Renewal,
-    SettledAhead, ShardKey,
+    Checkpoint, CheckpointError, CheckpointStore, DynamoDb, LeaseOutcome, Leases, NewShard, Renewal, ShardKey,
 };
+use redrive::testing::checkpoints::{Harness, at, key, settled_ahead};
+use redrive::{checkpoint_conformance, lease_conformance};
 use support::dynamodb::{DynamoDbLocal, client, patient};
 use support::emulator::unique;
 use support::proxy::{Fault, Proxy};
@@ -30,14 +28,19 @@ struct Table {
 
 /// Runs a test on the shared server, or skips it without a server.
 async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
-    if let Some(server) = DynamoDbLocal::shared() {
-        let client = server.patient_client();
-        let name = unique("billing");
-        test(Table { client, name }).await;
+    if let Some(table) = Table::new() {
+        test(table).await;
     }
 }
 
 impl Table {
+    fn new() -> Option<Self> {
+        Some(Table {
+            client: DynamoDbLocal::shared()?.patient_client(),
+            name: unique("billing"),
+        })
+    }
+
     fn store(&self) -> DynamoDb {
         DynamoDb::new(self.client.clone(), self.name.as_str()).failover_time(FAILOVER)
     }
@@ -65,64 +68,21 @@ impl Table {
     }
 }
 
-/// A store that takes the lease of a shard before it saves, because the conformance suite knows no leases.
-#[derive(Debug)]
-struct Taking(DynamoDb);
+impl Harness for Table {
+    type Store = DynamoDb;
 
-#[async_trait]
-impl CheckpointStore for Taking {
-    async fn load(&self, shards: &[ShardKey]) -> Vec<Result<Option<Checkpoint>, CheckpointError>> {
-        self.0.load(shards).await
+    async fn open(&self) -> DynamoDb {
+        self.store()
     }
 
-    async fn save(&self, checkpoints: &[(ShardKey, Checkpoint)]) -> Vec<Result<(), CheckpointError>> {
-        let saves = checkpoints.iter().map(async |(key, checkpoint)| {
-            let saved = self.0.save(&[(key.clone(), checkpoint.clone())]).await.remove(0);
-            if !matches!(saved, Err(CheckpointError::LeaseLost { .. })) {
-                return saved;
-            }
-            let new = NewShard::new(key.clone(), Checkpoint::at(Position::TrimHorizon));
-            self.0.create(&[new]).await.remove(0)?;
-            let taken = self.0.take(std::slice::from_ref(key)).await.remove(0)?;
-            match taken {
-                LeaseOutcome::Leased(_) => self.0.save(&[(key.clone(), checkpoint.clone())]).await.remove(0),
-                other => panic!("{other:?}"),
-            }
-        });
-        futures_util::future::join_all(saves).await
+    /// A lease table belongs to one application and stream.
+    fn serves_one_stream(&self) -> bool {
+        true
     }
 }
 
-#[tokio::test]
-async fn dynamodb_passes_the_store_conformance_suite() {
-    with_table(async |table| {
-        macro_rules! run {
-            ($($check:ident),* $(,)?) => {$(
-                let name = format!("{}-{}", table.name, stringify!($check));
-                stores::$check(&Taking(DynamoDb::new(table.client.clone(), name))).await;
-            )*};
-        }
-        // The check with several applications and streams is left out: a table belongs to one of each.
-        run!(
-            unknown_shard_has_no_checkpoint,
-            saved_checkpoint_is_loaded,
-            last_save_wins,
-            every_position_reads_back,
-            sequence_numbers_have_129_digits,
-            results_follow_the_order_of_the_request,
-            empty_request_has_no_results,
-            settled_ahead_reads_back,
-            save_without_settled_ahead_clears_it,
-            read_until_reads_back,
-            stream_creation_time_reads_back,
-            crash_counts_read_back,
-            settled_ahead_of_another_position_is_dropped,
-            many_shards_are_saved_at_once,
-            concurrent_saves_are_all_kept,
-        );
-    })
-    .await;
-}
+checkpoint_conformance!(table, optional async { Table::new() });
+lease_conformance!(leases, optional async { Table::new() });
 
 fn begun(number: u64) -> NewShard {
     NewShard::new(key(number), Checkpoint::at(Position::TrimHorizon))
@@ -174,11 +134,15 @@ async fn table_is_created_with_the_rows_of_kcl() {
         child.hash_keys = Some(0..=u128::MAX);
         create(&first, &[begun(1), begun(2), child]).await;
         // An existing row is not changed.
-        create(&second, &[NewShard::new(key(1), Checkpoint::at(at(9, 0)))]).await;
+        create(&second, &[NewShard::new(key(1), Checkpoint::at(at(9)))]).await;
         assert!(
             matches!(take(&first, 1).await, LeaseOutcome::Leased(from) if *from.position() == Position::TrimHorizon)
         );
-        save(&first, 1, at(77, 5)).await.expect("leased");
+        let position = Position::Record {
+            sequence_number: 77.into(),
+            sub_sequence_number: 5,
+        };
+        save(&first, 1, position).await.expect("leased");
         first.name_children(&key(1), &[key(3).shard]).await.expect("leased");
 
         let parent = table.row(1).await;
@@ -208,139 +172,42 @@ async fn table_is_created_with_the_rows_of_kcl() {
 }
 
 #[tokio::test]
-async fn shard_has_one_owner_until_it_is_given_up() {
-    with_table(async |table| {
-        let (first, second) = (table.store().worker("first"), table.store());
-        hold(&first, 1).await;
-        assert!(
-            matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { owner } if owner.starts_with("first-"))
-        );
-        save(&first, 1, at(5, 0)).await.expect("leased");
-        first.give_up(&key(1)).await.expect("the store answers");
-        assert!(!table.row(1).await.contains_key("leaseOwner"));
-        assert_eq!(
-            take(&second, 1).await,
-            LeaseOutcome::Leased(Checkpoint::at(at(5, 0)))
-        );
-        // The first store cannot write any more. Giving up a lease that it does not have is no error.
-        let children = [key(2).shard];
-        for lost in [
-            save(&first, 1, at(6, 0)).await,
-            first.name_children(&key(1), &children).await,
-        ] {
-            assert!(matches!(lost, Err(CheckpointError::LeaseLost { .. })), "{lost:?}");
-        }
-        assert_eq!(
-            first.renew(&key(1)).await.expect("the store answers"),
-            Renewal::Lost
-        );
-        first.give_up(&key(1)).await.expect("the store answers");
-        assert_eq!(
-            second.renew(&key(1)).await.expect("the store answers"),
-            Renewal::Leased
-        );
-        assert_eq!(table.row(1).await["checkpoint"], text("5"));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn lease_is_taken_only_from_an_owner_that_does_not_renew() {
-    with_table(async |table| {
-        let (first, second) = (table.store(), table.store().worker("second"));
-        hold(&first, 1).await;
-        for _ in 0..4 {
-            assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
-            sleep(FAILOVER / 2).await;
-            // A renewal invalidates what the second store has observed.
-            assert_eq!(
-                first.renew(&key(1)).await.expect("the store answers"),
-                Renewal::Leased
-            );
-        }
-        assert!(matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { .. }));
-        sleep(FAILOVER + Duration::from_millis(10)).await;
-        assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
-        assert_eq!(table.row(1).await["ownerSwitchesSinceCheckpoint"], number(1));
-        assert_eq!(
-            first.renew(&key(1)).await.expect("the store answers"),
-            Renewal::Lost
-        );
-        let late = save(&first, 1, at(5, 0)).await;
-        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn holders_reports_the_owner_without_taking_the_lease() {
-    with_table(async |table| {
-        let (first, second) = (table.store().worker("first"), table.store());
-        let holders = async || second.holders(&[key(1), key(2), key(3)]).await;
-        hold(&first, 1).await;
-        create(&first, &[begun(2)]).await;
-        let before = table.row(1).await;
-        let seen: Vec<_> = holders()
-            .await
-            .into_iter()
-            .map(|it| it.expect("the store answers"))
-            .collect();
-        let holder = seen[0].clone().expect("leased");
-        assert!(holder.name.starts_with("first-"), "{holder:?}");
-        assert_eq!(seen[1..], [None, None]);
-        assert_eq!(table.row(1).await, before);
-        // A renewal is visible.
-        assert_eq!(
-            first.renew(&key(1)).await.expect("the store answers"),
-            Renewal::Leased
-        );
-        let again = holders()
-            .await
-            .remove(0)
-            .expect("the store answers")
-            .expect("leased");
-        assert_eq!(again.name, holder.name);
-        assert_ne!(again.sign, holder.sign);
-        // `holders` counts as an observation of the lease.
-        sleep(FAILOVER + Duration::from_millis(10)).await;
-        assert!(matches!(take(&second, 1).await, LeaseOutcome::Leased(_)));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn operator_seizes_a_shard_from_a_live_owner() {
+async fn row_follows_the_lease() {
     with_table(async |table| {
         let (first, second) = (table.store().worker("first"), table.store().worker("second"));
         hold(&first, 1).await;
-        save(&first, 1, at(5, 0)).await.expect("leased");
-        let taken = second.seize(&key(1)).await.expect("the store answers");
-        assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(at(5, 0))));
-        let late = save(&first, 1, at(6, 0)).await;
-        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-        assert_eq!(
-            first.renew(&key(1)).await.expect("the store answers"),
-            Renewal::Lost
+        save(&first, 1, at(5)).await.expect("leased");
+        let before = table.row(1).await;
+        let holder = second.holders(&[key(1)]).await.remove(0);
+        let holder = holder.expect("the store answers").expect("leased");
+        assert!(holder.name.starts_with("first-"), "{holder:?}");
+        assert!(
+            matches!(take(&second, 1).await, LeaseOutcome::Elsewhere { owner } if owner.starts_with("first-"))
         );
-        save(&second, 1, at(2, 0)).await.expect("leased");
-        second.give_up(&key(1)).await.expect("the store answers");
-        // The first store cannot save either once the lease is given up.
-        let late = save(&first, 1, at(6, 0)).await;
-        assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
-        assert_eq!(
-            take(&first, 1).await,
-            LeaseOutcome::Leased(Checkpoint::at(at(2, 0)))
-        );
+        assert_eq!(table.row(1).await, before);
+        first.give_up(&key(1)).await.expect("the store answers");
+        let row = table.row(1).await;
+        assert!(!row.contains_key("leaseOwner"), "{row:?}");
+        assert_eq!(row["checkpoint"], text("5"));
+        // A shard that was given up is no switch of owners, and a shard that was abandoned is.
+        for (store, switches) in [(&second, 0), (&first, 1)] {
+            let _ = take(store, 1).await;
+            sleep(FAILOVER + Duration::from_millis(10)).await;
+            assert!(matches!(take(store, 1).await, LeaseOutcome::Leased(_)));
+            assert_eq!(
+                table.row(1).await["ownerSwitchesSinceCheckpoint"],
+                number(switches)
+            );
+        }
+    })
+    .await;
+}
 
-        // Seizing also works while the owner writes, during a requested handover, and on an ended shard.
-        let writes = async {
-            for _ in 0..5 {
-                let _ = save(&first, 1, at(3, 0)).await;
-            }
-        };
-        let shard = key(1);
-        let (taken, ()) = tokio::join!(second.seize(&shard), writes);
-        assert!(matches!(taken, Ok(LeaseOutcome::Leased(_))), "{taken:?}");
+#[tokio::test]
+async fn shard_is_seized_during_a_requested_handover() {
+    with_table(async |table| {
+        let (first, second) = (table.store(), table.store());
+        hold(&second, 1).await;
         let owner = table.row(1).await["leaseOwner"].clone();
         table
             .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", owner)])
@@ -348,15 +215,6 @@ async fn operator_seizes_a_shard_from_a_live_owner() {
         let taken = first.seize(&key(1)).await;
         assert!(matches!(taken, Ok(LeaseOutcome::Leased(_))), "{taken:?}");
         assert!(!table.row(1).await.contains_key("checkpointOwner"));
-        let end = NewShard::new(key(2), Checkpoint::at(Position::ShardEnd));
-        create(&first, &[end]).await;
-        assert_eq!(take(&second, 2).await, LeaseOutcome::Ended);
-        let taken = second.seize(&key(2)).await.expect("the store answers");
-        assert_eq!(taken, LeaseOutcome::Leased(Checkpoint::at(Position::ShardEnd)));
-        assert_eq!(
-            second.seize(&key(3)).await.expect("the store answers"),
-            LeaseOutcome::Missing
-        );
     })
     .await;
 }
@@ -376,7 +234,7 @@ async fn lost_answer_of_a_write_does_not_lose_the_lease() {
         );
         assert_eq!(table.row(1).await["leaseCounter"], number(3));
         table.put(1, &[("leaseCounter", number(4))]).await;
-        save(&store, 1, at(9, 0)).await.expect("leased");
+        save(&store, 1, at(9)).await.expect("leased");
         table.put(1, &[("leaseCounter", number(6))]).await;
         store.give_up(&key(1)).await.expect("the store answers");
         let row = table.row(1).await;
@@ -403,7 +261,7 @@ async fn reassigned_lease_is_lost_to_its_earlier_owner() {
                     &[("leaseCounter", number(counter)), ("checkpoint", text("8"))],
                 )
                 .await;
-            assert!(lost(save(&store, counter, at(5, 0)).await), "{counter}");
+            assert!(lost(save(&store, counter, at(5)).await), "{counter}");
             assert_eq!(
                 store.renew(&key(counter)).await.expect("the store answers"),
                 Renewal::Lost
@@ -433,7 +291,7 @@ async fn requested_shard_is_handed_over() {
             store.renew(&key(1)).await.expect("the store answers"),
             Renewal::Wanted
         );
-        save(&store, 1, at(12, 0))
+        save(&store, 1, at(12))
             .await
             .expect("the store still has the lease");
         store.give_up(&key(1)).await.expect("the store answers");
@@ -443,7 +301,7 @@ async fn requested_shard_is_handed_over() {
             (&text("kcl"), None)
         );
         assert_eq!(row["checkpoint"], text("12"));
-        let late = save(&store, 1, at(13, 0)).await;
+        let late = save(&store, 1, at(13)).await;
         assert!(matches!(late, Err(CheckpointError::LeaseLost { .. })), "{late:?}");
     })
     .await;
@@ -475,7 +333,7 @@ async fn columns_and_rows_of_other_programs_are_kept() {
         table.put_item(leader.clone()).await;
 
         assert!(matches!(take(&store, 1).await, LeaseOutcome::Leased(_)));
-        save(&store, 1, at(5, 0)).await.expect("leased");
+        save(&store, 1, at(5)).await.expect("leased");
         store.give_up(&key(1)).await.expect("the store answers");
         let after = table.row(1).await;
         for (name, value) in own {
@@ -507,8 +365,8 @@ async fn settled_ahead_is_bound_to_its_checkpoint() {
     with_table(async |table| {
         let store = table.store();
         hold(&store, 1).await;
-        let ahead: SettledAhead = stores::ahead(&at(100, 0), &[(103, 105)], 110);
-        let checkpoint = Checkpoint::at(at(100, 0)).with_ahead(ahead);
+        let ahead = settled_ahead(at(100), &[103..=105], 110);
+        let checkpoint = Checkpoint::at(at(100)).with_ahead(ahead);
         let saved = store.save(&[(key(1), checkpoint.clone())]).await.remove(0);
         saved.expect("leased");
         let loaded = store.load(&[key(1)]).await.remove(0).expect("the store answers");
@@ -519,7 +377,7 @@ async fn settled_ahead_is_bound_to_its_checkpoint() {
             assert_eq!(loaded.and_then(|loaded| loaded.ahead().cloned()), None);
         }
         // A save without it clears the column.
-        save(&store, 1, at(100, 0)).await.expect("leased");
+        save(&store, 1, at(100)).await.expect("leased");
         assert!(!table.row(1).await.contains_key("redriveAhead"));
     })
     .await;

@@ -5,25 +5,47 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::conformance::idempotency::{claim, key};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use redrive::idempotency::{
     Claimed, Completion, DynamoDb, IdempotencyStore, Memory, Redb, Status, StoreError,
 };
+use redrive::idempotency_conformance;
+use redrive::testing::idempotency::{Harness, claim, key};
 use serde_json::{Value, json};
 use support::dynamodb::{DynamoDbLocal, client as dynamodb_client};
 use support::emulator::unique;
 use support::proxy::{Fault, Proxy};
 use tempfile::TempDir;
 
-crate::idempotency_conformance!(memory, async { Some((Memory::new(), ())) });
-crate::idempotency_conformance!(shared, async { Some((Arc::new(Memory::new()), ())) });
-crate::idempotency_conformance!(redb, async { Some(redb_in_a_new_folder()) });
-crate::idempotency_conformance!(dynamodb, async {
-    let table = Table::new().await?;
-    Some((table.store.clone(), ()))
-});
+idempotency_conformance!(memory, async { InMemory(Memory::new()) });
+idempotency_conformance!(shared, async { InMemory(Arc::new(Memory::new())) });
+idempotency_conformance!(redb, async { InAFolder(tempfile::tempdir().expect("a folder")) });
+idempotency_conformance!(dynamodb, optional Table::new());
+
+struct InMemory<S>(S);
+
+impl<S: IdempotencyStore + Clone> Harness for InMemory<S> {
+    type Store = S;
+
+    async fn open(&self) -> S {
+        self.0.clone()
+    }
+
+    fn survives_restart(&self) -> bool {
+        false
+    }
+}
+
+struct InAFolder(TempDir);
+
+impl Harness for InAFolder {
+    type Store = Redb;
+
+    async fn open(&self) -> Redb {
+        Redb::open(self.0.path().join("seen.redb")).expect("the store opens")
+    }
+}
 
 fn redb_in_a_new_folder() -> (Redb, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -89,6 +111,14 @@ impl Table {
     }
 }
 
+impl Harness for Table {
+    type Store = DynamoDb;
+
+    async fn open(&self) -> DynamoDb {
+        DynamoDb::new(self.client.clone(), self.name.as_str())
+    }
+}
+
 fn text(text: &str) -> AttributeValue {
     AttributeValue::S(text.to_owned())
 }
@@ -102,7 +132,7 @@ fn since_1970(time: SystemTime) -> Duration {
 }
 
 async fn claimed(store: &impl IdempotencyStore, owner: u128, now: SystemTime) -> Result<Claimed, StoreError> {
-    store.claim(&[claim(1, owner, now)]).await.remove(0)
+    store.claim(&[claim(key(1), owner, now)]).await.remove(0)
 }
 
 /// A file belongs to one process. After a crash the next process finds the completed keys, but no claims.
@@ -110,14 +140,14 @@ async fn claimed(store: &impl IdempotencyStore, owner: u128, now: SystemTime) ->
 async fn redb_keeps_completed_keys_but_no_claims_over_a_restart() {
     let now = SystemTime::now();
     let (store, folder) = redb_in_a_new_folder();
-    let begun = [claim(1, 1, now), claim(2, 1, now)];
+    let begun = [claim(key(1), 1, now), claim(key(2), 1, now)];
     assert!(store.claim(&begun).await.iter().all(Result::is_ok));
     let done = store.complete(&begun[1..]).await.remove(0);
     assert_eq!(done.expect("the store answers"), Completion::Stored);
     drop(store);
 
     let store = Redb::open(folder.path().join("seen.redb")).expect("the store opens again");
-    let answers = store.claim(&[claim(1, 2, now), claim(2, 2, now)]).await;
+    let answers = store.claim(&[claim(key(1), 2, now), claim(key(2), 2, now)]).await;
     let answers: Vec<Claimed> = answers.into_iter().flatten().collect();
     assert_eq!(
         answers,
@@ -132,11 +162,11 @@ async fn redb_keeps_completed_keys_but_no_claims_over_a_restart() {
 async fn redb_forgets_expired_keys() {
     let now = SystemTime::now();
     let (store, folder) = redb_in_a_new_folder();
-    let claims: Vec<_> = (0..100).map(|number| claim(number, 1, now)).collect();
+    let claims: Vec<_> = (0..100).map(|number| claim(key(number), 1, now)).collect();
     assert!(store.complete(&claims).await.iter().all(Result::is_ok));
     let later = now + Duration::from_secs(3 * 24 * 60 * 60);
     for number in 100..110 {
-        let completed = store.complete(&[claim(number, 1, later)]).await;
+        let completed = store.complete(&[claim(key(number), 1, later)]).await;
         assert!(completed[0].is_ok());
     }
     drop(store);
@@ -156,7 +186,7 @@ async fn memory_forgets_the_earliest_expiring_key_first() {
     let now = SystemTime::now();
     let store = Memory::new().keys(const { NonZeroUsize::new(2).expect("not zero") });
     for number in [3, 1, 2] {
-        let mut claim = claim(number, 1, now);
+        let mut claim = claim(key(number), 1, now);
         claim.keep_until = now + Duration::from_secs(number);
         assert!(store.complete(&[claim]).await[0].is_ok());
     }
@@ -171,7 +201,7 @@ async fn memory_forgets_the_earliest_expiring_key_first() {
 async fn powertools_can_read_items_of_redrive() {
     let Some(table) = Table::new().await else { return };
     let now = SystemTime::now();
-    let claim = claim(1, 1, now);
+    let claim = claim(key(1), 1, now);
     assert!(table.store.claim(std::slice::from_ref(&claim)).await[0].is_ok());
     let item = table.item(1).await;
     assert_eq!(item["status"], text("INPROGRESS"));
@@ -232,7 +262,7 @@ async fn unreadable_item_is_reported_with_its_key() {
 async fn unprocessed_keys_are_requested_again() {
     let Some(table) = Table::new().await else { return };
     let now = SystemTime::now();
-    let claims: Vec<_> = (1..=3).map(|number| claim(number, 1, now)).collect();
+    let claims: Vec<_> = (1..=3).map(|number| claim(key(number), 1, now)).collect();
     for result in table.store.claim(&claims).await {
         result.expect("claimed");
     }
@@ -295,7 +325,10 @@ async fn table_of_another_program_is_refused() {
     assert!(redrive::checkpoint::CheckpointStore::load(&leases, &[shard]).await[0].is_ok());
     let (now, claims) = (
         SystemTime::now(),
-        [claim(1, 1, SystemTime::now()), claim(2, 1, SystemTime::now())],
+        [
+            claim(key(1), 1, SystemTime::now()),
+            claim(key(2), 1, SystemTime::now()),
+        ],
     );
     let errors = [
         table
@@ -364,7 +397,7 @@ async fn existing_table_costs_one_check() {
     let (proxy, store) = table.behind_proxy().await;
     let now = SystemTime::now();
     assert!(claimed(&store, 1, now).await.is_ok());
-    assert!(store.complete(&[claim(1, 1, now)]).await[0].is_ok());
+    assert!(store.complete(&[claim(key(1), 1, now)]).await[0].is_ok());
     assert_eq!(proxy.calls("DescribeTable").len(), 1);
     assert!(proxy.calls("CreateTable").is_empty());
     // The settings of an existing table stay as they are.
@@ -383,7 +416,7 @@ async fn role_with_item_permissions_uses_an_existing_table() {
     let now = SystemTime::now();
     let granted = claimed(&store, 1, now).await.expect("the store answers");
     assert_eq!(granted, Claimed::Granted { abandoned: 0 });
-    assert!(store.complete(&[claim(1, 1, now)]).await[0].is_ok());
+    assert!(store.complete(&[claim(key(1), 1, now)]).await[0].is_ok());
     assert_eq!(proxy.calls("DescribeTable").len(), 1);
 
     // A table that does not exist is named by the calls for its items.

@@ -3,8 +3,8 @@
 
 mod bucket_sink;
 mod checkpoint_stores;
-mod conformance;
 mod dead_letter_sinks;
+mod dead_letter_sources;
 mod dead_letter_stream;
 mod dynamodb;
 mod idempotency_stores;

@@ -1,129 +1,94 @@
 //! Tests of the replay ledgers: a conformance suite for all ledgers, and tests of single ledgers.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::AttributeValue;
 use bytes::Bytes;
+use redrive::ledger_conformance;
 use redrive::replay::Ledger;
-use redrive::replay::ledger::{DynamoDb, Entry, Key, LedgerError, Memory, Redb, State};
-use redrive::testing::sinks::letter;
+use redrive::replay::ledger::{DynamoDb, Key, LedgerError, Memory, Redb, State};
+use redrive::testing::ledgers::{Harness, entry, key};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
 use tempfile::TempDir;
+
+ledger_conformance!(memory, async { InMemory(Memory::new()) });
+ledger_conformance!(shared, async { InMemory(Arc::new(Memory::new())) });
+ledger_conformance!(redb_file, async {
+    InAFolder(tempfile::tempdir().expect("a folder"))
+});
+ledger_conformance!(dynamodb_table, optional async { Table::new() });
+
+struct InMemory<L>(L);
+
+impl<L: Ledger + Clone> Harness for InMemory<L> {
+    type Ledger = L;
+
+    async fn open(&self) -> L {
+        self.0.clone()
+    }
+
+    fn survives_restart(&self) -> bool {
+        false
+    }
+}
+
+struct InAFolder(TempDir);
+
+impl Harness for InAFolder {
+    type Ledger = Redb;
+
+    async fn open(&self) -> Redb {
+        Redb::open(self.0.path().join("replay.redb")).expect("the ledger opens")
+    }
+}
+
+/// A table that belongs to one test, on the shared server. The first use of a ledger creates the table.
+struct Table {
+    client: Client,
+    name: String,
+}
+
+impl Table {
+    fn new() -> Option<Self> {
+        Some(Table {
+            client: DynamoDbLocal::shared()?.client(),
+            name: unique("replay-ledger"),
+        })
+    }
+}
+
+impl Harness for Table {
+    type Ledger = DynamoDb;
+
+    async fn open(&self) -> DynamoDb {
+        DynamoDb::new(self.client.clone(), self.name.as_str())
+    }
+
+    /// Moves the expiry times of the locks into the past.
+    async fn pass(&self, time: Duration) {
+        let items = self.client.scan().table_name(&self.name).send().await;
+        for mut item in items.expect("the table").items.unwrap_or_default() {
+            if !item["id"].as_s().expect("a text").starts_with("lock/") {
+                continue;
+            }
+            let until = item["expiration"].as_n().expect("a number");
+            let until: u64 = until.parse().expect("seconds");
+            let earlier = AttributeValue::N((until - time.as_secs()).to_string());
+            item.insert("expiration".to_owned(), earlier);
+            let put = self.client.put_item().table_name(&self.name).set_item(Some(item));
+            put.send().await.expect("written");
+        }
+    }
+}
 
 fn redb() -> (Redb, TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let ledger = Redb::open(folder.path().join("replay.redb")).expect("the ledger opens");
     (ledger, folder)
 }
-
-/// Creates a ledger on the shared server. Its first use creates the table.
-async fn dynamodb() -> Option<DynamoDb> {
-    let client = DynamoDbLocal::shared()?.client();
-    Some(DynamoDb::new(client, unique("replay-ledger")))
-}
-
-fn key(number: u64) -> Key {
-    Key::letter("kinesis:orders", letter(number, None, "").id)
-}
-
-fn entry(number: u64, state: State) -> Entry {
-    let origin = letter(number, None, "").origin;
-    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123 + number);
-    Entry {
-        state,
-        origin,
-        count: number as u32,
-        letter_at: at - Duration::from_secs(5),
-        run: format!("run-{number}"),
-        at,
-    }
-}
-
-async fn last_written_entry_is_returned(ledger: impl Ledger) {
-    assert_eq!(
-        ledger
-            .look_up(&[key(1), key(2)])
-            .await
-            .expect("the ledger answers"),
-        [None, None]
-    );
-    let entries: Vec<_> = (0..250).map(|i| (key(i), entry(i, State::Begun))).collect();
-    ledger.write(&entries).await.expect("written");
-    ledger
-        .write(&[(key(7), entry(8, State::Done))])
-        .await
-        .expect("written");
-    // The results follow the order of the request. One key is requested twice.
-    let keys: Vec<Key> = (0..260).rev().map(key).chain([key(7)]).collect();
-    let known = ledger.look_up(&keys).await.expect("the ledger answers");
-    assert_eq!(known.len(), 261);
-    for (number, known) in (0..260).rev().zip(&known) {
-        let expected = match number {
-            7 => Some(entry(8, State::Done)),
-            250.. => None,
-            _ => Some(entry(number, State::Begun)),
-        };
-        assert_eq!(*known, expected, "{number}");
-    }
-    assert_eq!(known[260], Some(entry(8, State::Done)));
-    ledger.write(&[]).await.expect("nothing to write");
-    assert!(ledger.look_up(&[]).await.expect("the ledger answers").is_empty());
-}
-
-async fn source_has_one_owner(ledger: impl Ledger) {
-    ledger.lock("file:a", "one").await.expect("the lock is free");
-    ledger
-        .lock("file:a", "one")
-        .await
-        .expect("the owner may lock again");
-    let held = ledger
-        .lock("file:a", "two")
-        .await
-        .expect_err("another owner has the lock");
-    assert!(
-        matches!(&held, LedgerError::Locked { owner, .. } if owner == "one"),
-        "{held:?}"
-    );
-    ledger.lock("file:b", "two").await.expect("another source");
-    // Only the owner releases a lock.
-    ledger.unlock("file:a", "two").await.expect("nothing happens");
-    ledger
-        .lock("file:a", "two")
-        .await
-        .expect_err("the first owner still has the lock");
-    ledger.unlock("file:a", "one").await.expect("released");
-    ledger.lock("file:a", "two").await.expect("the lock is free");
-}
-
-macro_rules! ledger_conformance {
-    ($name:ident, $fresh:expr) => {
-        mod $name {
-            use super::*;
-
-            #[tokio::test]
-            async fn last_written_entry_is_returned() {
-                let Some((ledger, _kept)) = $fresh else {
-                    return;
-                };
-                super::last_written_entry_is_returned(ledger).await;
-            }
-
-            #[tokio::test]
-            async fn source_has_one_owner() {
-                let Some((ledger, _kept)) = $fresh else {
-                    return;
-                };
-                super::source_has_one_owner(ledger).await;
-            }
-        }
-    };
-}
-
-ledger_conformance!(memory, Some((Memory::new(), ())));
-ledger_conformance!(shared, Some((Arc::new(Memory::new()), ())));
-ledger_conformance!(redb_file, Some(redb()));
-ledger_conformance!(dynamodb_table, dynamodb().await.map(|ledger| (ledger, ())));
 
 #[tokio::test]
 async fn file_has_one_process_and_survives_a_restart() {
@@ -180,7 +145,8 @@ async fn table_of_another_program_is_refused() {
 
 #[tokio::test]
 async fn lock_in_a_table_has_a_lock_time() {
-    let Some(ledger) = dynamodb().await else { return };
+    let Some(table) = Table::new() else { return };
+    let ledger = table.open().await;
     let time = ledger.lock_time().expect("the lock of a table expires");
     assert!(time >= Duration::from_secs(30));
     ledger.lock("file:a", "one").await.expect("the lock is free");

@@ -16,12 +16,12 @@ use redrive::idempotency::{Claim, Claimed, Completion, IdempotencyStore, Key, St
 use redrive::kpl::Aggregator;
 use redrive::lambda::{Event, Function, InvocationError, ParseEventError, Response};
 use redrive::processor::{Attempt, BatchFailure, Handler};
+use redrive::testing::Script;
 use redrive::{
     BatchProcessor, BoxError, DeadLetterGuard, Idempotency, Jitter, Record, Resilient, ResilientBuilder,
     RetryPolicy, SequenceNumber, dead_letter::DeadLetterPolicy, idempotency,
 };
 use serde_json::{Value, json};
-use support::script::Script;
 use support::sink::ScriptedSink;
 use tokio::time::{Instant, sleep};
 

@@ -22,11 +22,11 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use redrive::testing::Script;
 use redrive::testing::kinesis::{self, KinesisServer};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator;
 use support::kcl::Pace;
-use support::script::Script;
 use support::stream::{self, Sent};
 use support::{kcl, waiting};
 

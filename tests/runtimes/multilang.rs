@@ -7,9 +7,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use redrive::dead_letter;
 use redrive::multilang::{MultiLangError, Worker};
 use redrive::pipeline::Pipeline;
+use redrive::testing::Script;
 use redrive::{Jitter, Resilient, RetryPolicy};
 use serde_json::{Value, json};
-use support::script::Script;
 use tokio::io::{
     AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, ReadHalf, WriteHalf, duplex, split,
 };

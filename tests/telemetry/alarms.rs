@@ -10,12 +10,13 @@ use aws_sdk_cloudwatch::Client;
 use aws_sdk_cloudwatch::types::{ComparisonOperator, Dimension, StateValue, Statistic};
 use redrive::lambda::{Event, Function};
 use redrive::telemetry::{CloudWatch, Emf, Kind, Metric, Metrics};
+use redrive::testing::Script;
 use redrive::{Resilient, RetryPolicy, dead_letter};
 use serde_json::Value;
 use support::cloudwatch;
 use support::emulator::{home, repository};
 use support::localstack::{LocalStack, endpoint_of_user};
-use support::script::{Script, record};
+use support::script::record;
 
 fn read(name: &str) -> String {
     let path = repository().join("deploy").join(name);

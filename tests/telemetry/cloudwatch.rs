@@ -9,10 +9,11 @@ use aws_sdk_cloudwatch::types::{Dimension, Statistic};
 use axum::Router;
 use axum::http::StatusCode;
 use redrive::telemetry::CloudWatch;
+use redrive::testing::Script;
 use redrive::{Record, Resilient, RetryPolicy, dead_letter};
 use support::cloudwatch;
 use support::localstack::LocalStack;
-use support::script::{Script, record};
+use support::script::record;
 
 fn client(endpoint: &str) -> Client {
     support::local_client!(aws_sdk_cloudwatch, endpoint)

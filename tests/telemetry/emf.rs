@@ -10,10 +10,10 @@ use futures_util::stream;
 use redrive::lambda::{Event as Invocation, Function};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::telemetry::{Emf, Metric, Unit};
+use redrive::testing::Script;
 use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, Jitter, Record, Resilient, RetryPolicy, checkpoint, dead_letter};
 use serde_json::{Value, json};
-use support::script::Script;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -9,11 +9,12 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshot};
 use redrive::pipeline::{Batch, Pipeline};
 use redrive::processor::{Attempt, BatchFailure};
 use redrive::telemetry::{Metric, Metrics, Monitor, Rate, Threshold, alert};
+use redrive::testing::Script;
 use redrive::{
     BatchProcessor, DeadLetterGuard, Failure, Record, Resilient, ResilientBuilder, RetryPolicy, Settled,
     dead_letter, processor_fn,
 };
-use support::script::{Script, record};
+use support::script::record;
 use tokio::time::{Instant, advance};
 
 /// Returns the values by name and labels, in the notation of Prometheus.

@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName;
 use redrive::telemetry::alert::{self, Alert, AlertSink, AlertState, Webhook};
 use redrive::telemetry::{Monitor, MonitorBuilder, Rate, Threshold};
+use redrive::testing::Script;
 use redrive::{BoxError, Class, Record, Resilient, RetryPolicy, dead_letter};
 use support::localstack::LocalStack;
-use support::script::{Script, record};
+use support::script::record;
 use tokio::time::sleep;
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -126,6 +126,12 @@ pub(super) fn new(shard: &NewShard) -> Item {
     if let Some(millis) = shard.checkpoint.stream_created_millis() {
         item.insert(STREAM_CREATED.into(), numeral(millis));
     }
+    if let Some(ahead) = shard.checkpoint.ahead() {
+        item.insert(AHEAD.into(), blob(ahead.to_bytes()));
+    }
+    if let Some(starts) = shard.checkpoint.starts() {
+        item.insert(STARTS.into(), string(&starts.to_string()));
+    }
     if let Some(parents) = names(&shard.parents) {
         item.insert(PARENTS.into(), parents);
     }

@@ -112,7 +112,12 @@ impl Ledger for DynamoDb {
 
     async fn write(&self, entries: &[(Key, Entry)]) -> Result<(), LedgerError> {
         self.table.ready().await?;
-        let calls: Vec<_> = entries.iter().map(|(key, entry)| self.put(key, entry)).collect();
+        // The calls run concurrently, so that only the last entry of a key is written.
+        let last: HashMap<&Key, &Entry> = entries.iter().map(|(key, entry)| (key, entry)).collect();
+        let calls: Vec<_> = last
+            .into_iter()
+            .map(|(key, entry)| self.put(key, entry))
+            .collect();
         let written = stream::iter(calls).buffer_unordered(CALLS);
         written.try_collect().await
     }

@@ -52,8 +52,9 @@ pub trait DeadLetterSource: Send + Sync + fmt::Debug {
     /// Returns the next messages, a bounded number of bytes. An empty result is the end of the source.
     async fn read(&mut self) -> Result<Vec<Message>, SourceError>;
 
-    /// Removes these messages. Returns one result for each, in their order. Default: the messages stay, which
-    /// is correct for a source that does not [remove](DeadLetterSource::removes) messages.
+    /// Removes these messages, which the last [`read`](DeadLetterSource::read) has returned. Returns one result
+    /// for each, in their order. Default: the messages stay, which is correct for a source that does not
+    /// [remove](DeadLetterSource::removes) messages.
     async fn remove(&mut self, messages: &[Handle]) -> Vec<Result<(), SourceError>> {
         messages.iter().map(|_| Ok(())).collect()
     }

@@ -29,6 +29,7 @@ use crate::failure::BoxError;
 ///   match) are not reached.
 /// - A standard queue keeps no order. The source collects up to 10,000 messages or 64 MiB and sorts them by
 ///   the positions of their records. Among the collected messages, the dead letters of a key are in order.
+///   The source ends when the queue is empty, and not while dead letters are written as fast as it is read.
 /// - A message that was read is hidden from other readers for a minute, which is renewed while the message is
 ///   in flight. A message that was not removed becomes visible again at the end. A queue with a redrive
 ///   policy (`maxReceiveCount`) counts these receives.

@@ -13,7 +13,8 @@ use redrive::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use support::script::{Script, record};
+use redrive::testing::Script;
+use support::script::record;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Interval between two records. No record settles at a full second.

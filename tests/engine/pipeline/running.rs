@@ -13,11 +13,12 @@ use redrive::dead_letter;
 use redrive::observer::{Bound, Event, Observer, RecordEvent, ShardEvent};
 use redrive::pipeline::{Batch, Capacity, Finished, Pipeline, RecordOrder, ShardHalted};
 use redrive::processor::Attempt;
+use redrive::testing::Script;
 use redrive::{
     Backoff, BoxError, Halt, Jitter, Position, Record, RecordProcessor, Resilient, RetryPolicy,
     dead_letter::DeadLetterPolicy,
 };
-use support::script::{Script, record};
+use support::script::{first_calls, record};
 use support::sink::{Answer, ScriptedSink, unavailable};
 use tokio::time::Instant;
 
@@ -68,7 +69,7 @@ async fn failing_record_delays_only_its_own_key() {
     let calls = script.calls();
     let at = |number: u64, attempt| {
         let wanted =
-            |call: &&support::script::Call| call.sequence_number == number.into() && call.attempt == attempt;
+            |call: &&redrive::testing::Call| call.sequence_number == number.into() && call.attempt == attempt;
         calls.iter().find(wanted).expect("called").at
     };
     let start = at(0, 1);
@@ -95,7 +96,7 @@ async fn failing_record_delays_all_in_shard_order() {
         )
     });
     let (script, _, took) = run(RecordOrder::Shard, records.collect()).await;
-    assert_eq!(script.first_calls(), [0, 1, 2, 3, 4]);
+    assert_eq!(first_calls(&script), [0, 1, 2, 3, 4]);
     assert_eq!(took, Duration::from_millis(100));
     let calls: Vec<u32> = script.calls().iter().map(|call| call.attempt).collect();
     assert_eq!(calls, [1, 1, 2, 1, 1, 1]);
@@ -118,7 +119,7 @@ async fn records_without_a_key_keep_their_order() {
         })
         .collect();
     let (script, _, _) = run(RecordOrder::PartitionKey, records).await;
-    assert_eq!(script.first_calls(), (0..10).collect::<Vec<_>>());
+    assert_eq!(first_calls(&script), (0..10).collect::<Vec<_>>());
 }
 
 /// Counts the running calls, and keeps the maximum.
@@ -439,7 +440,7 @@ async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
     );
     assert_eq!(halted.checkpoint.position(), &position(10));
     assert_eq!((halted.unsettled, &halted.first_unsettled), (89, &11.into()));
-    assert_eq!(script.first_calls().len(), 11);
+    assert_eq!(first_calls(&script).len(), 11);
 
     // A new run continues from there.
     let stopping = build(DeadLetterPolicy::Stop);
@@ -453,7 +454,7 @@ async fn stop_policy_halts_the_shard_behind_a_dead_letter() {
         )
         .await;
     assert!(finished.expect("no other is bad").complete);
-    assert_eq!((script.first_calls().len(), letters.letters().len()), (100, 1));
+    assert_eq!((first_calls(&script).len(), letters.letters().len()), (100, 1));
 
     let finished = Pipeline::default()
         .run(

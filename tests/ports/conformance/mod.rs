@@ -1,4 +1,0 @@
-//! Conformance suites that every adapter of a port passes.
-
-pub mod idempotency;
-pub mod stores;
