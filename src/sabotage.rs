@@ -1,6 +1,6 @@
 //! Deliberate faults. Each breaks a promise, to show that the tests detect the broken promise.
 //!
-//! The faults exist only with the feature `sabotage`, which is for this crate's own tests, and are switched
+//! The faults exist only with the feature `__sabotage`, which is for this crate's own tests, and are switched
 //! on for one thread. Without the feature the check is a constant, and no code of it is left.
 
 /// A fault that the code commits on demand.

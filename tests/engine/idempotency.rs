@@ -17,7 +17,7 @@ use redrive::{
     Idempotency, Jitter, Record, Resilient, ResilientBuilder, RetryBudget, RetryPolicy, Settled, Unsettled,
     processor_with,
 };
-use support::events::name;
+use support::events::{known, name};
 use support::script::record;
 use support::sink::{Answer, ScriptedSink};
 use tokio::time::{Instant, sleep};
@@ -213,7 +213,7 @@ impl Scene {
     }
 
     fn told(&self, event: &str) -> usize {
-        let events = self.events.lock().expect("no panic while locked");
+        let (event, events) = (known(event), self.events.lock().expect("no panic while locked"));
         events.iter().filter(|name| *name == event).count()
     }
 

@@ -13,7 +13,7 @@ use redrive::testing::kinesis::{self, KinesisServer};
 use redrive::{Consumer, ConsumerError, Record, Resilient, dead_letter, processor_with};
 use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
-use support::events::name;
+use support::events::{known, name};
 use support::kcl::{self, Kcl, Pace};
 use support::stream;
 use support::waiting::finished;
@@ -166,7 +166,7 @@ impl Redrive {
     }
 
     fn events(&self, name: &str) -> usize {
-        let events = self.seen.events.lock().expect("no panic");
+        let (name, events) = (known(name), self.seen.events.lock().expect("no panic"));
         events.iter().filter(|event| *event == name).count()
     }
 

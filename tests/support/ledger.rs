@@ -20,7 +20,7 @@ use redrive::{Position, Record, RecordProcessor, ShardId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::events::name;
+use super::events::{known, name};
 use super::stream::{Place, Sent};
 use super::waiting::{PATIENCE, eventually};
 
@@ -68,7 +68,7 @@ impl Ledger {
 
     /// Returns the number of events of this kind.
     pub fn events(&self, name: &str) -> usize {
-        self.book().events.get(name).copied().unwrap_or(0)
+        self.book().events.get(known(name)).copied().unwrap_or(0)
     }
 
     /// Wraps a handler whose calls are noted.

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use redrive::testing::kinesis::{self, KinesisServer};
-use support::events::name;
+use support::events::{known, name};
 use support::stream::{self, Sent};
 use support::waiting::{eventually, finished};
 
@@ -153,6 +153,7 @@ impl Handler {
 
     pub async fn hears(&self, event: &str) {
         let events = || self.events.lock().expect("no panic while locked").clone();
+        let event = known(event);
         eventually(event, || events().iter().any(|name| name == event)).await;
     }
 }
