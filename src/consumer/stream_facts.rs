@@ -111,22 +111,40 @@ impl StreamFacts {
 
     /// Returns whether a checkpoint belongs to an earlier stream of this name.
     pub(in crate::consumer) fn is_outdated(&self, checkpoint: &Checkpoint) -> bool {
+        // A timestamp is a position in any stream.
+        let is_time = matches!(checkpoint.position(), Position::AtTimestamp { .. });
+        let read_until = checkpoint.read_until().filter(|_| !is_time);
+        self.is_another_stream(checkpoint.stream_created(), read_until)
+    }
+
+    /// Returns whether the stream is another one than the stream with this creation time, from which
+    /// everything was read up to this time.
+    pub(in crate::consumer) fn is_another_stream(
+        &self,
+        of: Option<SystemTime>,
+        read_until: Option<SystemTime>,
+    ) -> bool {
         let Some(created) = self.created() else {
             return false;
         };
-        match (checkpoint.stream_created(), checkpoint.read_until()) {
+        match (of, read_until) {
             (Some(of), _) => of
                 .max(created)
                 .duration_since(of.min(created))
                 .is_ok_and(|apart| apart > PRECISION),
             // Everything that arrived before `read_until` was read, which is impossible if the stream was
-            // created later. A timestamp is a position in any stream, and 1970 stands for an unknown time.
+            // created later. 1970 stands for an unknown time.
             (None, Some(read_until)) => {
-                let is_time = matches!(checkpoint.position(), Position::AtTimestamp { .. });
-                !is_time && read_until > SystemTime::UNIX_EPOCH && read_until + CLOCK_SKEW < created
+                read_until > SystemTime::UNIX_EPOCH && read_until + CLOCK_SKEW < created
             }
             (None, None) => false,
         }
+    }
+
+    /// Returns true if Kinesis has described the stream after this time.
+    pub(in crate::consumer) fn is_described_since(&self, time: Instant) -> bool {
+        let known = self.known();
+        known.is_described && known.asked.is_some_and(|asked| asked > time)
     }
 
     /// Notes that Kinesis does not have the shard any more.

@@ -3,6 +3,8 @@
 //!
 //! The consumer also refreshes the stream's description while it runs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::{Checkpoint, CheckpointStore, DynamoDb, Leases, NewShard, ShardKey};
@@ -75,6 +77,32 @@ async fn recreated_stream_is_read_from_its_beginning() {
         running.stop().await.expect("nothing halted");
     }
     assert_eq!(scene.reported(), (1, 1), "one report of each over all starts");
+}
+
+/// The shard has no records, so that Kinesis accepts its position in the new stream too.
+#[tokio::test]
+async fn stream_recreated_during_a_pause_is_reported() {
+    let scene = Scene::new(1).await;
+    let running = scene.start();
+    eventually("the shard is read", || {
+        scene.ledger.events("ShardEvent::Fetched") > 0
+    })
+    .await;
+    let paused = Arc::new(AtomicBool::new(true));
+    let is_paused = paused.clone();
+    scene.proxy.script(move |call| match &*call.target {
+        "GetRecords" | "GetShardIterator" | "DescribeStreamSummary" if is_paused.load(Relaxed) => {
+            Fault::error(400, "ExpiredIteratorException")
+        }
+        _ => Fault::None,
+    });
+    scene.create_again(1).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    paused.store(false, Relaxed);
+    scene.put(records(20, 3, |_| "ok")).await;
+    scene.ledger.settled(20).await;
+    running.stop().await.expect("nothing halted");
+    assert_eq!(scene.reported(), (1, 1));
 }
 
 /// Reads the open shard of a new stream although a shard of the same name has ended.

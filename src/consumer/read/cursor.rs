@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
+use super::incarnation::{Incarnation, Recreated};
 use super::read_from::ReadFrom;
 use super::read_until::{Page, ReadUntil};
 use crate::aws::{FailedCall, Located};
@@ -49,6 +50,7 @@ pub(in crate::consumer) struct Reading {
     pub(in crate::consumer) expected: Option<Expected>,
     pub(in crate::consumer) on_data_loss: OnDataLoss,
     pub(in crate::consumer) facts: Arc<StreamFacts>,
+    pub(in crate::consumer) incarnation: Incarnation,
     pub(in crate::consumer) read_until: ReadUntil,
     /// The time at which the last page was read.
     pub(in crate::consumer) last_page: Option<Instant>,
@@ -77,7 +79,7 @@ pub(in crate::consumer) enum ReadingEnded {
     NotFound(BoxError),
     /// Records are lost, and the user's policy halts the shard.
     Lost(Box<DataLoss>),
-    /// Kinesis refuses the position. The shard restarts at this one.
+    /// Kinesis refuses the position, or the stream was created again. The shard restarts at this one.
     PositionRefused(Position),
     /// Kinesis refused the calls, and no shard was read since the consumer started.
     Refused(BoxError),
@@ -161,6 +163,8 @@ impl Reading {
     /// records, reading resumes at the last record instead of after it: if that record is gone, others may be
     /// gone too.
     pub(in crate::consumer) fn resume(&mut self) {
+        self.incarnation
+            .resume(self.last_page, self.read_until.stated_time());
         let read_until = self.read_until.time();
         // Directly after a recent page nothing is verified, just as nothing is while an iterator is valid.
         let is_recent = self.last_page.is_some_and(|at| at.elapsed() < ITERATOR_LIFE);
@@ -190,6 +194,9 @@ impl Reading {
         behind_millis: Option<i64>,
     ) -> Result<(), ReadingEnded> {
         self.last_page = Some(Instant::now());
+        if let Some(recreated) = self.incarnation.verify(&self.facts, &self.observers).await {
+            return Err(self.recreated(&recreated));
+        }
         let Some(expected) = &mut self.expected else {
             return self.verify_lag().await;
         };
@@ -316,6 +323,21 @@ impl Reading {
             sequence_number: number,
         });
         let loss = self.loss(self.read_until.time(), wall_clock::now(), false);
+        match self.report_loss(loss) {
+            Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
+            Err(lost) => lost,
+        }
+    }
+
+    /// Reports that the stream was deleted and created again during a pause. Returns how reading ends.
+    fn recreated(&self, recreated: &Recreated) -> ReadingEnded {
+        let created = recreated.created;
+        self.report(|| ShardEvent::StreamRecreated { created });
+        let loss = self.loss(
+            recreated.read_until,
+            created.unwrap_or_else(wall_clock::now),
+            false,
+        );
         match self.report_loss(loss) {
             Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
             Err(lost) => lost,

@@ -3,6 +3,7 @@
 pub(in crate::consumer) mod cursor;
 pub(in crate::consumer) mod failures;
 pub(in crate::consumer) mod fan_out;
+pub(in crate::consumer) mod incarnation;
 pub(in crate::consumer) mod polling;
 pub(in crate::consumer) mod read_from;
 pub(in crate::consumer) mod read_until;

@@ -41,6 +41,11 @@ impl ReadUntil {
         self.time
     }
 
+    /// Returns the time, if a page has stated it: not only the checkpoint at which reading started.
+    pub(in crate::consumer) fn stated_time(&self) -> Option<SystemTime> {
+        self.time.filter(|_| self.stated.is_some())
+    }
+
     /// Returns the time up to which everything that arrived is read with this page. Pages without records
     /// return the time only once a minute.
     ///

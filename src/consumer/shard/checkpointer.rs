@@ -122,7 +122,8 @@ impl Checkpointer {
 
     async fn save(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let mut checkpoint = checkpoint.clone();
-        if let Some(created) = self.stream_created {
+        // The position after a change of the stream has the creation time of the new one.
+        if let (None, Some(created)) = (checkpoint.stream_created(), self.stream_created) {
             checkpoint = checkpoint.with_stream_created(created);
         }
         let rows = [(self.key.clone(), checkpoint)];

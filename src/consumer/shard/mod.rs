@@ -67,7 +67,7 @@ impl<P: Handler> ShardTask<P> {
             None => shutdown,
         };
         let (stream, shard) = (reading.stream.shared_name(), reading.shard.clone());
-        let observers = reading.observers.clone();
+        let (observers, facts) = (reading.observers.clone(), reading.facts.clone());
         let report = |event: ShardEvent<'_>| {
             if observers.want(Interest::SHARDS) {
                 observers.tell(&Event::Shard {
@@ -130,7 +130,7 @@ impl<P: Handler> ShardTask<P> {
                 Ok(ReadingEnded::Refused(error)) => (ShardEnd::Refused(error), finished.checkpoint),
                 Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
                 Ok(ReadingEnded::PositionRefused(position)) => {
-                    (ShardEnd::PositionRefused, Checkpoint::at(position))
+                    (ShardEnd::PositionRefused, facts.tag(Checkpoint::at(position)))
                 }
                 Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),

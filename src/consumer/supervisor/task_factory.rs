@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::consumer::data_loss::Expected;
 use crate::consumer::read::cursor::Reading;
 use crate::consumer::read::fan_out::FanOut;
+use crate::consumer::read::incarnation::Incarnation;
 use crate::consumer::read::polling::Poller;
 use crate::consumer::read::read_from::ReadFrom;
 use crate::consumer::read::read_until::ReadUntil;
@@ -84,6 +85,7 @@ impl<P: Handler> TaskFactory<P> {
         let capacity = settings.pipeline.shared_capacity();
         let progress = Arc::new(Progress::new().counting(self.settled.clone()));
         let lease_state = taken.map(|_| Arc::new(LeaseState::new(&self.shutdown)));
+        let stream_created = facts.created().or(from.stream_created());
         let (crash_loop, mark, marks) = CrashLoop::new(&from, self.turns.clone());
         ShardTask {
             resilient: self.resilient.clone(),
@@ -104,6 +106,7 @@ impl<P: Handler> TaskFactory<P> {
                 expected: Expected::of(&from),
                 on_data_loss: settings.on_data_loss.clone(),
                 facts: facts.clone(),
+                incarnation: Incarnation::new(stream_created),
             },
             poller: Poller {
                 polling: settings.polling.clone(),
@@ -121,7 +124,7 @@ impl<P: Handler> TaskFactory<P> {
                 progress: progress.clone(),
                 retries: RetryTimer::new(Backoff::exponential(), storing_rng),
                 lease: lease_state.clone(),
-                stream_created: facts.created().or(from.stream_created()),
+                stream_created,
                 from: from.clone(),
                 mark,
                 marks,
