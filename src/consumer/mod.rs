@@ -9,6 +9,8 @@ mod builder;
 mod calls;
 mod data_loss;
 mod error;
+#[cfg(test)]
+mod fleet;
 mod health;
 mod read;
 mod settings;
