@@ -1,5 +1,6 @@
 //! A checkpoint store in memory, for tests.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -56,5 +57,9 @@ impl CheckpointStore for Memory {
                 Ok(())
             })
             .collect()
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        "memory".into()
     }
 }

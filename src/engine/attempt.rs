@@ -89,7 +89,6 @@ impl<P: Handler> AttemptRunner<P> {
 
     /// Returns whether the processor works on another thread than the one that polls it. This is known once
     /// the processor has been called.
-    #[cfg(feature = "kinesis")]
     pub(super) fn runs_elsewhere(&self) -> bool {
         self.context.runs_elsewhere()
     }

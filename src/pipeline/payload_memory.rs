@@ -14,6 +14,7 @@ const SHARED: u32 = u32::MAX;
 pub(crate) const OVERHEAD: usize = 256;
 
 /// Returns the bytes that a record counts for.
+#[cfg(any(feature = "kinesis", test))]
 pub(super) fn weight(record: &Record) -> usize {
     record.payload().len() + OVERHEAD
 }
