@@ -141,10 +141,11 @@ impl StreamFacts {
         }
     }
 
-    /// Returns true if Kinesis has described the stream after this time.
-    pub(in crate::consumer) fn is_described_since(&self, time: Instant) -> bool {
+    /// Returns whether Kinesis has described the stream after this time, or refused to. `None`: neither yet.
+    pub(in crate::consumer) fn described_since(&self, time: Instant) -> Option<bool> {
         let known = self.known();
-        known.is_described && known.asked.is_some_and(|asked| asked > time)
+        let has_answered = known.asked.is_some_and(|asked| asked > time);
+        has_answered.then_some(known.is_described)
     }
 
     /// Notes that Kinesis does not have the shard any more.
@@ -288,7 +289,7 @@ impl StreamFacts {
     }
 
     /// Asks Kinesis once. A failure is reported, and the known facts stay.
-    async fn refresh(&self, observers: &Observers) {
+    pub(in crate::consumer) async fn refresh(&self, observers: &Observers) {
         if let Err(
             NotDescribed::NotFound(error) | NotDescribed::Passing(error) | NotDescribed::Refused(error),
         ) = self.describe().await

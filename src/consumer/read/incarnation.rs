@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::consumer::stream_facts::{NotDescribed, StreamFacts};
+use crate::consumer::stream_facts::StreamFacts;
 use crate::observer::Observers;
 
 /// The shortest pause after which the stream is checked. To delete and create a stream takes longer.
@@ -72,28 +72,20 @@ impl Incarnation {
         observers: &Observers,
     ) -> Option<Recreated> {
         let unverified = self.unverified.as_mut()?;
-        if !facts.is_described_since(unverified.since) {
-            if unverified
-                .asked
-                .is_some_and(|asked| asked.elapsed() < ASK_AGAIN_AFTER)
-            {
-                return None;
-            }
+        let since = unverified.since;
+        let is_due = unverified
+            .asked
+            .is_none_or(|asked| asked.elapsed() >= ASK_AGAIN_AFTER);
+        if facts.described_since(since).is_none() && is_due {
             unverified.asked = Some(Instant::now());
-            match Box::pin(facts.describe()).await {
-                Ok(_) => {}
-                Err(NotDescribed::Refused(error)) => {
-                    facts.report(&error, observers);
-                    self.unverified = None;
-                    return None;
-                }
-                Err(NotDescribed::NotFound(error) | NotDescribed::Passing(error)) => {
-                    facts.report(&error, observers);
-                    return None;
-                }
-            }
+            Box::pin(facts.refresh(observers)).await;
         }
+        let is_described = facts.described_since(since)?;
         let read_until = self.unverified.take()?.read_until;
+        if !is_described {
+            // The permission is missing: this cannot be known.
+            return None;
+        }
         facts
             .is_another_stream(self.created, read_until)
             .then(|| Recreated {
