@@ -158,6 +158,13 @@ fn stored_names_and_values_are_documented() {
         assert!(found.len() >= 4, "{path}: {found:?}");
         names.extend(found);
     }
+    // The codes that the engine itself gives to failures.
+    for path in ["src/engine/classifiers.rs", "src/engine/retry.rs"] {
+        let source = read(path);
+        let codes = source.split(".with_code(\"").skip(1);
+        names.extend(codes.filter_map(|rest| rest.split('"').next()).map(str::to_owned));
+    }
+    assert!(names.contains("payload_mismatch"), "{names:?}");
     let page = read("docs/formats.md");
     let missing: Vec<_> = names
         .iter()
