@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::types::Shard;
 
-use crate::StreamId;
 use crate::aws::Located;
 use crate::failure::BoxError;
+use crate::record::StreamId;
 use crate::sabotage::Sabotage;
 
 /// Counts the answers of GetRecords that claim the end of a shard, with no record in between. Kinesis names

@@ -8,11 +8,10 @@ use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
 use aws_sdk_kinesis::types::{self, ShardIteratorType};
 use tokio::time::{Instant, sleep_until};
 
-use crate::StreamId;
 use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::aws::{FailedCall, Located};
 use crate::failure::BoxError;
-use crate::record::{ParseSequenceNumberError, Record, Source};
+use crate::record::{ParseSequenceNumberError, Record, Source, StreamId};
 use crate::wall_clock;
 
 /// The pause between calls. A shard takes five calls of a kind per second (Kinesis API reference), and other

@@ -44,10 +44,9 @@ use std::sync::Arc;
 
 use aws_sdk_kinesis::Client;
 
-use crate::StreamId;
 use crate::aws::{self, Located};
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, ShardKey};
-use crate::record::ShardId;
+use crate::record::{ShardId, StreamId};
 
 mod error;
 mod list;

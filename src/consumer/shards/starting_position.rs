@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::lineage::{Lineage, parents_first};
 use crate::checkpoint::Checkpoint;
 use crate::record::{Position, SequenceNumber, ShardId};
-use crate::{rfc3339, wall_clock};
+use crate::rfc3339;
+use crate::wall_clock;
 
 /// The position of shards without a checkpoint when an application starts for the first time.
 ///

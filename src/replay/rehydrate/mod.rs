@@ -17,13 +17,12 @@ use self::on_failure::{OnFailure, ParseOnFailureError};
 use super::reader::{Found, Reader};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
-use crate::StreamId;
 use crate::aws::shard_pages::{self, PAUSE, ShardPages};
 use crate::aws::{self, Located};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
-use crate::record::{Record, SequenceNumber, ShardId, Source};
+use crate::record::{Record, SequenceNumber, ShardId, Source, StreamId};
 
 /// Creates dead letters from the messages that Lambda writes to an on-failure destination. Such a message
 /// states only where a batch was, so the records are read from the stream again, from the first to the last.

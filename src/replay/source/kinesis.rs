@@ -11,12 +11,12 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use bytes::Bytes;
 
 use super::{DeadLetterSource, Handle, Message, SourceError};
-use crate::StreamId;
 use crate::aws::shard_list;
 use crate::aws::shard_pages::{Page, ShardPages};
 use crate::aws::{self, FailedCall, Located};
 use crate::dead_letter::Storage;
 use crate::failure::BoxError;
+use crate::record::StreamId;
 
 /// Reads what a [`dead_letter::Kinesis`](crate::dead_letter::Kinesis) has written, from the oldest record
 /// that the stream holds, or from a [time](Kinesis::since), up to the newest.
