@@ -180,4 +180,5 @@ pub use wall_clock::WallClock;
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/guide.md")]
 #[doc = include_str!("../docs/migration.md")]
+#[doc = include_str!("../docs/fleet.md")]
 struct Documents;

@@ -50,6 +50,21 @@ pub enum Sabotage {
     /// Records that the stream has dropped are not reported.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     HideDataLoss,
+    /// A worker takes up a row that is not assigned to it.
+    #[cfg_attr(not(feature = "dynamodb"), allow(dead_code))]
+    AdoptAnyRow,
+    /// A worker takes up a row although another worker still works on the shard.
+    #[cfg_attr(not(feature = "dynamodb"), allow(dead_code))]
+    ReadDuringHandOver,
+    /// A worker keeps a shard that it is asked to hand over.
+    #[cfg_attr(not(feature = "dynamodb"), allow(dead_code))]
+    IgnoreRequest,
+    /// The plan moves a lease as soon as two loads differ.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    PlanWithoutHysteresis,
+    /// A leader assigns a shard that is being handed over.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    LeaderIgnoresHandOver,
 }
 
 #[cfg(feature = "__sabotage")]
@@ -64,7 +79,7 @@ mod switch {
 
     impl Sabotage {
         /// All faults.
-        pub const ALL: [Sabotage; 17] = [
+        pub const ALL: [Sabotage; 22] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
@@ -82,6 +97,11 @@ mod switch {
             Sabotage::TrustPartialListing,
             Sabotage::TrustRefusal,
             Sabotage::HideDataLoss,
+            Sabotage::AdoptAnyRow,
+            Sabotage::ReadDuringHandOver,
+            Sabotage::IgnoreRequest,
+            Sabotage::PlanWithoutHysteresis,
+            Sabotage::LeaderIgnoresHandOver,
         ];
 
         /// Commits this fault, and no other, on this thread from now on.

@@ -6,9 +6,8 @@ use std::time::SystemTime;
 #[inline]
 pub(crate) fn now() -> SystemTime {
     #[cfg(feature = "__sabotage")]
-    if let Some(now) = simulated::now() {
-        return now;
-    }
+    return WallClock::now();
+    #[cfg(not(feature = "__sabotage"))]
     SystemTime::now()
 }
 
@@ -34,10 +33,12 @@ mod simulated {
         pub fn set(time: SystemTime) {
             SET.set(Some((time, Instant::now())));
         }
-    }
 
-    pub(super) fn now() -> Option<SystemTime> {
-        SET.get().map(|(time, since)| time + since.elapsed())
+        /// Returns the time of day, which is the machine's until it is set.
+        pub fn now() -> SystemTime {
+            let set = SET.get().map(|(time, since)| time + since.elapsed());
+            set.unwrap_or_else(SystemTime::now)
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod bare_loop;
 pub mod handlers;
+pub mod meter;
 pub mod records;
 pub mod retries;
 pub mod server;

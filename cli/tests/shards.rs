@@ -4,7 +4,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use redrive::checkpoint::{
-    Checkpoint, CheckpointStore, DynamoDb, LeaseOutcome, Leases as _, NewShard, Redb, ShardKey,
+    Checkpoint, CheckpointStore, DynamoDb, Leadership, LeaseOutcome, Leases as _, NewShard, Redb, ShardKey,
+    Sharing,
 };
 use redrive::dead_letter::{self, Reason};
 use redrive::testing::kinesis::{self, KinesisServer};
@@ -257,4 +258,121 @@ async fn an_owner_that_lives_keeps_its_shard_unless_it_is_forced() {
     assert_eq!(forced.code, Some(0), "{forced:?}");
     assert_eq!(position(&owner).await, Position::TrimHorizon);
     lives.abort();
+}
+
+/// Returns the names of the tables that begin with this name.
+async fn tables(server: &DynamoDbLocal, name: &str) -> Vec<String> {
+    let client = server.client();
+    let mut pages = client.list_tables().into_paginator().items().send();
+    let mut found = Vec::new();
+    while let Some(table) = pages.next().await {
+        found.push(table.expect("listed"));
+    }
+    found.retain(|table| table.starts_with(name));
+    found
+}
+
+#[tokio::test]
+async fn workers_are_listed_and_a_shard_moves_between_them() {
+    let Some(server) = DynamoDbLocal::shared() else {
+        return;
+    };
+    let mut scene = Scene::new().await;
+    scene.dynamodb = Some(server.endpoint().to_owned());
+    let table = unique("billing");
+    let address = format!("dynamodb:{table}");
+    let worker = |name: &str| DynamoDb::new(server.client(), table.as_str()).worker(name);
+    let (first, second) = (worker("web-1"), worker("web-2"));
+    let begun = NewShard::new(key(), Checkpoint::at(Position::TrimHorizon));
+    first.create(&[begun]).await.remove(0).expect("it is created");
+
+    // A table whose workers stand by has no other tables, and the command creates none.
+    let listed = scene.run(&address, &["list"]).await;
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    assert_eq!(listed.out.lines().count(), 1, "{listed:?}");
+    let refused = scene.run(&address, &["move", SHARD, "web"]).await;
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(
+        refused.err.contains("no worker takes shards now; start one"),
+        "{refused:?}"
+    );
+    assert_eq!(tables(server, &table).await, std::slice::from_ref(&table));
+
+    for store in [&first, &second] {
+        store.announce().await.expect("announced");
+    }
+    let lead = first.lead(Duration::ZERO).await.expect("the store answers");
+    assert_eq!(lead, Leadership::Leader);
+    for (name, said) in [
+        ("db", "there is no worker \"db\"; choose one of web-1-"),
+        ("web", "\"web\" is the beginning of several names: web-1-"),
+    ] {
+        let refused = scene.run(&address, &["move", SHARD, name]).await;
+        assert_eq!(refused.code, Some(3), "{refused:?}");
+        assert!(refused.err.contains(said), "{refused:?}");
+    }
+    let assigned = scene.run(&address, &["move", SHARD, "web-1"]).await;
+    assert_eq!(assigned.code, Some(0), "{assigned:?}");
+    assert!(
+        assigned.out.contains("had no owner, assigned to web-1-"),
+        "{assigned:?}"
+    );
+    let adopted = first.adopt(&[key()]).await.remove(0);
+    assert!(matches!(adopted, Ok(LeaseOutcome::Leased(_))), "{adopted:?}");
+    let again = scene.run(&address, &["move", SHARD, "web-1"]).await;
+    assert_eq!(again.code, Some(3), "{again:?}");
+    assert!(again.err.contains("is owned by web-1-"), "{again:?}");
+
+    let asked = scene.run(&address, &["move", SHARD, "web-2", "--json"]).await;
+    assert_eq!(asked.code, Some(0), "{asked:?}");
+    let asked = lines(&asked.out).remove(0);
+    assert_eq!(
+        (&asked["from"], &asked["to"]),
+        (&Sharing::worker(&first).into(), &Sharing::worker(&second).into())
+    );
+    let listed = scene.run(&address, &["list"]).await;
+    for said in [
+        format!(
+            "leased by {}  being handed over to {}",
+            Sharing::worker(&first),
+            Sharing::worker(&second)
+        ),
+        format!(
+            "worker {}  open shards: 1  redrive  announced: recent  leader",
+            Sharing::worker(&first)
+        ),
+        format!(
+            "worker {}  open shards: 0  redrive  announced: recent\n",
+            Sharing::worker(&second)
+        ),
+    ] {
+        assert!(listed.out.contains(&said), "{said}: {listed:?}");
+    }
+    first.give_up(&key()).await.expect("handed over");
+    let listed = lines(&scene.run(&address, &["list", "--json"]).await.out);
+    assert_eq!(listed[0]["leased_by"], Sharing::worker(&second));
+    assert_eq!(listed[0]["handed_over_to"], Value::Null);
+    assert_eq!(
+        (&listed[2]["worker"], &listed[2]["open_shards"]),
+        (&Sharing::worker(&second).into(), &1.into())
+    );
+    assert_eq!((&listed[1]["leader"], listed.len()), (&true.into(), 3));
+
+    // The command is neither a worker nor the leader.
+    assert_eq!(first.workers().await.expect("listed").len(), 2);
+    let leader = second.leader().await.expect("the store answers");
+    assert_eq!(leader.as_deref(), Some(Sharing::worker(&first)));
+}
+
+#[tokio::test]
+async fn file_has_no_workers_to_move_a_shard_to() {
+    let scene = Scene::new().await;
+    save(&scene.redb(), scene.position(0)).await;
+    let store = format!("redb:{}", scene.file("checkpoints.redb"));
+    let refused = scene.run(&store, &["move", SHARD, "web"]).await;
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(
+        refused.err.contains("does not share shards among workers"),
+        "{refused:?}"
+    );
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Checkpoint, CheckpointError, ShardKey};
+use super::{Checkpoint, CheckpointError, ShardKey, Sharing};
 use crate::record::ShardId;
 
 /// The leases of a store whose shards several processes share.
@@ -48,12 +48,26 @@ pub trait Leases: Send + Sync + fmt::Debug {
     /// Renews the lease of this shard, which shows the other processes that the owner lives.
     async fn renew(&self, shard: &ShardKey) -> Result<Renewal, CheckpointError>;
 
+    /// Returns the last confirmed write with which this store renewed the lease of this shard. A saved checkpoint
+    /// is such a write. The consumer calls [`renew`](Leases::renew) a third of the failover time after it. This
+    /// method makes no call to the store. Default: `None`, the store does not remember its writes, and the
+    /// consumer renews every third of the failover time.
+    fn last_renewal(&self, _shard: &ShardKey) -> Option<LastRenewal> {
+        None
+    }
+
     /// Stores the names of the shard's children in its row. This store must own the shard.
     async fn name_children(&self, shard: &ShardKey, children: &[ShardId]) -> Result<(), CheckpointError>;
 
     /// Releases the shard, so that another worker can take it at once. If a worker has requested the shard,
     /// this call hands the shard over to that worker. Does nothing if this store does not own the shard.
     async fn give_up(&self, shard: &ShardKey) -> Result<(), CheckpointError>;
+
+    /// Returns the part of the store that shares the shards evenly among the workers. Default: `None`: the
+    /// worker that starts first takes all shards, and the others stand by.
+    fn sharing(&self) -> Option<&dyn Sharing> {
+        None
+    }
 }
 
 const _: Option<&dyn Leases> = None;
@@ -132,4 +146,24 @@ pub enum Renewal {
     Wanted,
     /// Another worker owns the shard, or the shard's row is gone.
     Lost,
+}
+
+/// The last confirmed write that renewed a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LastRenewal {
+    /// The time since the store sent the write.
+    pub age: Duration,
+    /// True if another worker waited for the shard at the time of the write: see [`Renewal::Wanted`].
+    pub is_wanted: bool,
+}
+
+impl LastRenewal {
+    /// Creates a write that was sent this long ago, when no other worker waited for the shard.
+    pub fn new(age: Duration) -> Self {
+        LastRenewal {
+            age,
+            is_wanted: false,
+        }
+    }
 }

@@ -9,7 +9,7 @@
 )]
 #![cfg_attr(
     feature = "dynamodb",
-    doc = "| [`DynamoDb`] | several processes that take over each other's shards; KCL's own lease table |"
+    doc = "| [`DynamoDb`] | several processes that share the shards evenly; KCL's own lease table |"
 )]
 
 use std::borrow::Cow;
@@ -32,15 +32,17 @@ mod lease;
 mod memory;
 #[cfg(feature = "redb")]
 mod redb;
+mod sharing;
 mod starts;
 
 pub use ahead::{ParseSettledAheadError, SettledAhead};
 #[cfg(feature = "dynamodb")]
 pub use dynamodb::DynamoDb;
-pub use lease::{Holder, LeaseOutcome, Leases, NewShard, Renewal};
+pub use lease::{Holder, LastRenewal, LeaseOutcome, Leases, NewShard, Renewal};
 pub use memory::Memory;
 #[cfg(feature = "redb")]
 pub use redb::Redb;
+pub use sharing::{AnnouncedWorker, AssignedShards, Assigner, Leadership, SharedLease, Sharing};
 pub use starts::{CrashCount, InFlightRecord, ParseCrashCountError};
 
 /// Keeps the checkpoints of an application's shards.
@@ -98,6 +100,12 @@ const FAILOVER_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1
 #[cfg(feature = "kinesis")]
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Returns the part of a store that shares the shards among workers, if it has one.
+#[cfg(feature = "kinesis")]
+pub(crate) fn sharing(store: &dyn CheckpointStore) -> Option<&dyn Sharing> {
+    store.leases()?.sharing()
+}
+
 /// Checks the times of a store. Called before a store is used.
 #[cfg(feature = "kinesis")]
 pub(crate) fn validate(store: &dyn CheckpointStore) -> Result<(), ConfigError> {
@@ -106,6 +114,10 @@ pub(crate) fn validate(store: &dyn CheckpointStore) -> Result<(), ConfigError> {
     {
         let problem = format!("the checkpoint store's failover time must be 1 s to 24 h, not {time:?}");
         return Err(ConfigError::new("failover_time", problem));
+    }
+    let sharing = sharing(store);
+    if sharing.is_some_and(|sharing| sharing.max_leases() == 0) {
+        return Err(ConfigError::new("max_leases", "must be at least 1, not 0"));
     }
     let interval = store.write_interval();
     if interval > DAY {

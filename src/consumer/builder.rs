@@ -9,8 +9,9 @@ use tokio::sync::Semaphore;
 
 use super::data_loss::OnDataLoss;
 use super::read::polling::PollingSettings;
+use super::read::wire::ActiveWire;
 use super::settings::Settings;
-use super::{Consumer, DataLoss, DataLossPolicy, Health, Retrieval, StartingPosition};
+use super::{Consumer, DataLoss, DataLossPolicy, Health, Retrieval, StartingPosition, Wire};
 use crate::aws;
 use crate::checkpoint::{self, CheckpointStore};
 use crate::config::ConfigError;
@@ -32,6 +33,7 @@ const ITERATOR_LIFE: Duration = Duration::from_secs(5 * 60);
 /// | [`pipeline`](ConsumerBuilder::pipeline) | [`Pipeline::default()`](Pipeline): order per key, 4,096 records in flight per shard |
 /// | [`starting_position`](ConsumerBuilder::starting_position) | [`StartingPosition::TrimHorizon`] |
 /// | [`retrieval`](ConsumerBuilder::retrieval) | [`Retrieval::Polling`] |
+/// | [`wire`](ConsumerBuilder::wire) | [`Wire::Json`] |
 /// | [`calls_per_second`](ConsumerBuilder::calls_per_second) | 5 for each shard (limit of all its readers) |
 /// | [`records_per_call`](ConsumerBuilder::records_per_call) | 10,000, the service's limit |
 /// | [`idle_interval`](ConsumerBuilder::idle_interval) | 1 s |
@@ -50,6 +52,7 @@ pub struct ConsumerBuilder {
     pipeline: Pipeline,
     start: StartingPosition,
     retrieval: Retrieval,
+    wire: Wire,
     calls_per_second: f64,
     idle_interval: Duration,
     records_per_call: u32,
@@ -70,6 +73,7 @@ impl ConsumerBuilder {
             pipeline: Pipeline::default(),
             start: StartingPosition::TrimHorizon,
             retrieval: Retrieval::Polling,
+            wire: Wire::Json,
             calls_per_second: 5.0,
             idle_interval: Duration::from_secs(1),
             records_per_call: 10_000,
@@ -105,6 +109,12 @@ impl ConsumerBuilder {
     /// Sets how shards are read. The polling settings also apply to a shard that cannot be subscribed to.
     pub fn retrieval(mut self, retrieval: Retrieval) -> Self {
         self.retrieval = retrieval;
+        self
+    }
+
+    /// Sets the encoding in which records are polled.
+    pub fn wire(mut self, wire: Wire) -> Self {
+        self.wire = wire;
         self
     }
 
@@ -244,6 +254,7 @@ impl ConsumerBuilder {
             pipeline: self.pipeline.drain(self.shutdown_timeout - last_calls),
             start: self.start,
             retrieval: self.retrieval,
+            wire: Arc::new(ActiveWire::new(self.wire, &self.client)),
             polling: PollingSettings {
                 interval,
                 idle: self.idle_interval,
@@ -283,6 +294,7 @@ mod tests {
         assert!(builder.checkpoints.is_none());
         assert_eq!(builder.start, StartingPosition::TrimHorizon);
         assert_eq!(builder.retrieval, Retrieval::Polling);
+        assert_eq!(builder.wire, Wire::Json);
         assert_eq!(builder.calls_per_second, 5.0);
         assert_eq!(builder.records_per_call, 10_000);
         assert_eq!(builder.idle_interval, Duration::from_secs(1));

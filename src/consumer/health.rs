@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::engine::Dependencies;
-use crate::observer::{Bound, Event, Interest, Observer, Observers, ShardEvent, StreamEvent};
+use crate::observer::{Bound, Event, FleetEvent, Interest, Observer, Observers, ShardEvent, StreamEvent};
 use crate::pipeline::Progress;
 use crate::record::{Position, ShardId};
 use crate::wall_clock;
@@ -50,8 +50,24 @@ pub struct HealthReport {
     pub ready: bool,
     /// The stores, services and actions that all shards wait for.
     pub waits_for: Vec<WaitsFor>,
-    /// The shards that are known and not settled to their end.
+    /// The shards that are known and not settled to their end. If workers share the shards evenly: the shards
+    /// of this worker.
     pub shards: Vec<ShardHealth>,
+    /// This worker's part in the fleet. `None` if the checkpoint store does not share the shards evenly.
+    pub fleet: Option<FleetHealth>,
+}
+
+/// A worker's part in the fleet: the workers that share the shards of a stream evenly.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct FleetHealth {
+    /// The number of leases that are assigned to this worker, as of its last check. It includes the leases of
+    /// shards that wait for their parents, have ended, or are still being handed over to this worker.
+    pub leases: usize,
+    /// True if this worker is the leader, which assigns the shards.
+    pub is_leader: bool,
+    /// The number of living workers, if this worker is the leader. The other workers do not know it.
+    pub workers: Option<usize>,
 }
 
 /// A dependency or an action that all shards of a consumer may wait for.
@@ -130,6 +146,7 @@ struct Board {
     dependencies: Option<Dependencies>,
     looked: Option<Instant>,
     discovery_fails: bool,
+    fleet: Option<FleetHealth>,
     shards: BTreeMap<ShardId, Entry>,
 }
 
@@ -170,6 +187,7 @@ impl Health {
             ready: waits_for.iter().all(|it| *it == WaitsFor::RetryBudget) && shards.iter().all(is_fine),
             waits_for,
             shards,
+            fleet: board.fleet.clone(),
         }
     }
 
@@ -204,6 +222,11 @@ impl Health {
     /// Notes that the stream's shards and their checkpoints were found.
     pub(super) fn discovered(&self) {
         self.board().discovery_fails = false;
+    }
+
+    /// Notes the number of leases that the fleet assigns to this worker.
+    pub(super) fn assigned(&self, leases: usize) {
+        self.board().fleet.get_or_insert_default().leases = leases;
     }
 
     /// Notes that the shard has a task.
@@ -307,6 +330,19 @@ impl Board {
     }
 }
 
+impl FleetHealth {
+    fn note(&mut self, event: &FleetEvent<'_>) {
+        match event {
+            FleetEvent::LeaderGained { .. } => (self.is_leader, self.workers) = (true, Some(0)),
+            FleetEvent::LeaderLost { .. } => (self.is_leader, self.workers) = (false, None),
+            FleetEvent::WorkerJoined { workers, .. } | FleetEvent::WorkerLeft { workers, .. } => {
+                self.workers = self.is_leader.then_some(*workers);
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Entry {
     fn health(&self, shard: &ShardId, now: Instant) -> ShardHealth {
         let progress = self.task.as_ref().map(|task| &task.progress);
@@ -352,6 +388,10 @@ impl Observer for Health {
                 board.discovery_fails = true;
                 return;
             }
+            Event::Fleet { event, .. } => {
+                board.fleet.get_or_insert_default().note(event);
+                return;
+            }
             Event::Shard { shard, event, .. } => (*shard, event),
             _ => return,
         };
@@ -377,6 +417,12 @@ impl Observer for Health {
                 }
             }
             ShardEvent::CheckpointFailed { .. } => board.entry(shard).storing_fails = true,
+            // In a fleet the shard may never come back.
+            ShardEvent::LeasedElsewhere { .. } | ShardEvent::LeaseLost | ShardEvent::HandedOver
+                if board.fleet.is_some() =>
+            {
+                board.shards.remove(shard);
+            }
             ShardEvent::LeasedElsewhere { .. } | ShardEvent::LeaseLost | ShardEvent::HandedOver => {
                 board.entry(shard).state = ShardState::StandingBy;
             }

@@ -9,7 +9,6 @@ mod builder;
 mod calls;
 mod data_loss;
 mod error;
-#[cfg(test)]
 mod fleet;
 mod health;
 mod read;
@@ -22,9 +21,10 @@ mod supervisor;
 pub use self::data_loss::{DataLoss, DataLossPolicy};
 pub use self::error::ConsumerError;
 pub use self::read::retrieval::{FanOutConsumer, Retrieval};
+pub use self::read::wire::Wire;
 pub use self::shards::starting_position::StartingPosition;
 pub use builder::ConsumerBuilder;
-pub use health::{Health, HealthReport, ShardHealth, ShardState, WaitsFor};
+pub use health::{FleetHealth, Health, HealthReport, ShardHealth, ShardState, WaitsFor};
 
 use self::settings::Settings;
 use crate::engine::Resilient;

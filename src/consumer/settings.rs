@@ -12,6 +12,7 @@ use crate::consumer::data_loss::OnDataLoss;
 use crate::consumer::health::Health;
 use crate::consumer::read::polling::PollingSettings;
 use crate::consumer::read::retrieval::Retrieval;
+use crate::consumer::read::wire::ActiveWire;
 use crate::consumer::shards::starting_position::StartingPosition;
 use crate::kpl::Deaggregator;
 use crate::pipeline::Pipeline;
@@ -25,6 +26,7 @@ pub(in crate::consumer) struct Settings {
     pub(in crate::consumer) pipeline: Pipeline,
     pub(in crate::consumer) start: StartingPosition,
     pub(in crate::consumer) retrieval: Retrieval,
+    pub(in crate::consumer) wire: Arc<ActiveWire>,
     pub(in crate::consumer) polling: PollingSettings,
     pub(in crate::consumer) on_data_loss: OnDataLoss,
     pub(in crate::consumer) refresh_interval: Duration,

@@ -11,7 +11,7 @@ use aws_sdk_kinesis::types::StreamDescriptionSummary;
 use rand::rngs::SmallRng;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::aws::Located;
+use crate::aws::{Located, stream_summary};
 use crate::checkpoint::Checkpoint;
 use crate::consumer::calls::ANSWER_TIMEOUT;
 use crate::consumer::data_loss::{CLOCK_SKEW, SHORTEST_RETENTION};
@@ -38,6 +38,7 @@ pub(in crate::consumer) struct StreamFacts {
 #[derive(Debug, Default)]
 struct Known {
     created: Option<SystemTime>,
+    open_shards: Option<usize>,
     /// The time at which Kinesis last described the stream, or refused to.
     asked: Option<Instant>,
     /// True if Kinesis described the stream at that time.
@@ -109,6 +110,11 @@ impl StreamFacts {
         self.known().created
     }
 
+    /// Returns the number of open shards in the last description.
+    pub(in crate::consumer) fn open_shards(&self) -> Option<usize> {
+        self.known().open_shards
+    }
+
     /// Returns whether a checkpoint belongs to an earlier stream of this name.
     pub(in crate::consumer) fn is_outdated(&self, checkpoint: &Checkpoint) -> bool {
         // A timestamp is a position in any stream.
@@ -166,6 +172,16 @@ impl StreamFacts {
         }
     }
 
+    /// Returns the checkpoint at the oldest record that the stream has now. The loss of earlier records has been
+    /// reported. The checkpoint states the time, so that the loss of later ones is noticed.
+    pub(in crate::consumer) fn beginning(&self) -> Checkpoint {
+        let beginning = self.tag(Checkpoint::at(Position::TrimHorizon));
+        match self.kept_since(wall_clock::now()) {
+            Some(time) => beginning.with_read_until(time),
+            None => beginning,
+        }
+    }
+
     /// Makes the next discovery ask Kinesis again.
     pub(in crate::consumer) fn doubt(&self) {
         self.known().asked = None;
@@ -203,15 +219,9 @@ impl StreamFacts {
                 return Err(NotDescribed::Passing(silent.into()));
             }
         };
-        let Some(stream) = reply.stream_description_summary else {
-            let empty = "DescribeStreamSummary returned an empty answer";
-            return Err(NotDescribed::Passing(empty.into()));
-        };
-        let hours = u64::try_from(stream.retention_period_hours).unwrap_or(0);
-        // No stream keeps its records for less than a day: 0 is an answer without the field.
-        if hours > 0 {
-            self.retention.set(Duration::from_secs(hours * 60 * 60));
-        }
+        let stream = stream_summary(reply).map_err(|incomplete| NotDescribed::Passing(incomplete.into()))?;
+        let hours = u64::try_from(stream.retention_period_hours).unwrap_or_default();
+        self.retention.set(Duration::from_secs(hours * 60 * 60));
         let mut known = self.known();
         (known.asked, known.is_described) = (Some(Instant::now()), true);
         let created = SystemTime::try_from(stream.stream_creation_timestamp).ok();
@@ -221,17 +231,24 @@ impl StreamFacts {
             known.absent.clear();
         }
         known.created = created;
+        known.open_shards = usize::try_from(stream.open_shard_count).ok();
         drop(known);
         Ok(stream)
     }
 
-    /// Returns the same as [`horizon`](StreamFacts::horizon), but uses an answer of Kinesis if one is at
-    /// most 5 s old.
-    pub(in crate::consumer) async fn recent_horizon(&self, tries: u32, observers: &Observers) -> Horizon {
-        let is_recent = self.known().asked.is_some_and(|asked| asked.elapsed() < RECENT);
-        match is_recent {
-            true => self.known_horizon(),
-            false => self.horizon(tries, observers).await,
+    /// Returns the same as [`horizon`](StreamFacts::horizon), but uses an answer of Kinesis if one is at most
+    /// 5 s old. Also returns whether the answer was given after `page`: the retention may have been lowered
+    /// between an earlier answer and the page.
+    pub(in crate::consumer) async fn recent_horizon(
+        &self,
+        page: Instant,
+        tries: u32,
+        observers: &Observers,
+    ) -> (Horizon, bool) {
+        let asked = self.known().asked;
+        match asked.filter(|asked| asked.elapsed() < RECENT) {
+            Some(asked) => (self.known_horizon(), asked > page),
+            None => (self.horizon(tries, observers).await, true),
         }
     }
 

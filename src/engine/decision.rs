@@ -82,7 +82,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
         let scope = verdict.scope();
         let breaker = self.protection.blamed(verdict);
         let is_closed = breaker.is_none_or(|breaker| breaker.is_closed_for(failed.took));
-        state.meets(breaker);
+        state.meets(breaker, scope);
         if !permission.is_free() {
             state.probed = permission.rounds();
         }
@@ -110,7 +110,7 @@ impl<E: Into<BoxError> + 'static> Decisions<E> {
             // The breaker that held the record is closed again.
             state.begin_again();
             state.forget_breaker();
-            state.meets(breaker);
+            state.meets(breaker, scope);
         }
         state.counted += 1;
         // A process that was suspended meanwhile is not the record's fault.
@@ -276,7 +276,7 @@ fn is_outage_suspected(record: &Record, scope: Scope, breaker: &CircuitBreaker, 
     }
     match scope {
         // The error blames the dependency, and is believed as long as no other record succeeds there.
-        Scope::Dependency => !state.have_others_succeeded(breaker),
+        Scope::Dependency => state.is_dependency_blamed(),
         _ => breaker.has_failed_beside(record),
     }
 }

@@ -55,6 +55,15 @@ struct Failing {
     breaker: CircuitBreaker,
     /// The breaker's successes when the record first failed in this count of attempts.
     successes: u64,
+    /// The breaker's successes when the record first failed with [`Scope::Dependency`]. `None`: it has not.
+    successes_when_blamed: Option<u64>,
+}
+
+impl Failing {
+    fn none_has_succeeded(&self) -> bool {
+        let blamed = self.successes_when_blamed;
+        blamed.is_some_and(|successes| self.breaker.successes() <= successes)
+    }
 }
 
 /// The state of a record's breaker when an attempt begins. An attempt that hangs may end long after an
@@ -63,7 +72,7 @@ struct Failing {
 struct Began {
     /// Another record had failed since the last success.
     others_had_failed: bool,
-    /// No other record had succeeded since this record first failed.
+    /// No other record had succeeded since this record first failed with [`Scope::Dependency`].
     none_had_succeeded: bool,
 }
 
@@ -224,19 +233,25 @@ impl RetryState {
         self.probed.iter().any(|round| rounds.contains(round))
     }
 
-    /// Notes that a failure counts for this breaker. A change of the breaker ends the hold.
-    pub(super) fn meets(&mut self, breaker: Option<&CircuitBreaker>) {
+    /// Notes that a failure of this scope counts for this breaker. A change of the breaker ends the hold.
+    pub(super) fn meets(&mut self, breaker: Option<&CircuitBreaker>, scope: Scope) {
         let is_same = |failing: &Failing| breaker.is_some_and(|breaker| failing.breaker.is(breaker));
-        if self.failing.as_ref().is_some_and(is_same) {
-            return;
+        if !self.failing.as_ref().is_some_and(is_same) {
+            if self.failing.is_some() {
+                self.hold = None;
+            }
+            self.failing = breaker.map(|breaker| Failing {
+                breaker: breaker.clone(),
+                successes: breaker.successes(),
+                successes_when_blamed: None,
+            });
         }
-        if self.failing.is_some() {
-            self.hold = None;
+        // Failures for another reason say nothing about the dependency: the record may have been the first to
+        // fail in an outage that began after them.
+        if let (Some(failing), Scope::Dependency) = (&mut self.failing, scope) {
+            let successes = failing.breaker.successes();
+            failing.successes_when_blamed.get_or_insert(successes);
         }
-        self.failing = breaker.map(|breaker| Failing {
-            breaker: breaker.clone(),
-            successes: breaker.successes(),
-        });
     }
 
     /// Begins a hold, because an outage is suspected.
@@ -256,7 +271,7 @@ impl RetryState {
             None => Began::default(),
             Some(failing) => Began {
                 others_had_failed: failing.breaker.has_failed_beside(record),
-                none_had_succeeded: failing.breaker.successes() <= failing.successes,
+                none_had_succeeded: failing.none_has_succeeded(),
             },
         };
     }
@@ -274,6 +289,12 @@ impl RetryState {
     pub(super) fn have_others_succeeded(&self, breaker: &CircuitBreaker) -> bool {
         let failing = self.failing.as_ref();
         failing.is_some_and(|failing| breaker.successes() > failing.successes)
+    }
+
+    /// Returns true if no other record has succeeded at the record's breaker since the record first failed with
+    /// [`Scope::Dependency`].
+    pub(super) fn is_dependency_blamed(&self) -> bool {
+        self.failing.as_ref().is_some_and(Failing::none_has_succeeded)
     }
 
     /// Returns true if the record is held although its breaker is closed. Its calls then do not count.

@@ -60,6 +60,7 @@ const KIND: Kind = Kind {
     what: "table of idempotency keys",
     key: ID,
     expiration: Some(EXPIRATION),
+    index: None,
 };
 const ID: &str = "id";
 const STATUS: &str = "status";

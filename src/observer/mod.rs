@@ -14,7 +14,8 @@ mod log;
 mod trace_context;
 
 pub use event::{
-    Bound, DeadLetterEvent, Event, ProtectionEvent, RecordEvent, Redacted, ShardEvent, StreamEvent,
+    Bound, DeadLetterEvent, Event, FleetEvent, ProtectionEvent, RecordEvent, Redacted, ShardEvent,
+    StreamEvent,
 };
 pub use log::Log;
 pub use trace_context::TraceContext;

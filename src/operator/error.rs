@@ -1,5 +1,6 @@
 //! Errors of operator actions on a shard.
 
+use super::HandOverRefusal;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::dead_letter::{SinkError, TargetError};
@@ -69,6 +70,9 @@ pub enum OperatorError {
         /// The shard.
         shard: ShardId,
     },
+    /// The shard is not handed over.
+    #[error(transparent)]
+    Refused(#[from] HandOverRefusal),
     /// The sink has not confirmed all dead letters. Retry: a dead letter that is written twice is harmless.
     #[error(
         "the dead-letter sink confirmed {confirmed} of {letters} dead letters; the checkpoint is unchanged"

@@ -5,7 +5,7 @@ use aws_sdk_kinesis::types::Shard;
 use super::{OperatorError, Shards};
 use crate::aws::FailedCall;
 use crate::aws::shard_list::{is_closed, list_shards, parents};
-use crate::checkpoint::{Checkpoint, CheckpointError, Holder, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointError, Holder, ShardKey, SharedLease};
 use crate::record::ShardId;
 
 /// A shard of the stream, with the application's position in it.
@@ -23,6 +23,24 @@ pub struct ShardStatus {
     /// The owner of the lease, running or not. `None` if no worker owns the lease, or the store has no
     /// leases.
     pub holder: Option<Holder>,
+    /// The worker to which the owner is handing the shard over.
+    pub handed_over_to: Option<String>,
+}
+
+/// The workers that a row names.
+#[derive(Debug, Default)]
+struct Owners {
+    holder: Option<Holder>,
+    handed_over_to: Option<String>,
+}
+
+impl Owners {
+    fn of(row: &SharedLease) -> Self {
+        Owners {
+            holder: row.holder().map(|holder| Holder::new(holder, row.counter)),
+            handed_over_to: row.handed_over_by.as_ref().and(row.owner.clone()),
+        }
+    }
 }
 
 impl Shards {
@@ -33,31 +51,52 @@ impl Shards {
             .iter()
             .map(|shard| self.key(shard.shard_id().into()))
             .collect();
-        let stored = self.store.load(&keys).await;
-        let holders = match self.store.leases() {
-            Some(leases) => leases.holders(&keys).await,
-            None => keys.iter().map(|_| Ok(None)).collect(),
-        };
-        if stored.len() != keys.len() || holders.len() != keys.len() {
+        let rows = self.rows(&keys).await;
+        if rows.len() != keys.len() {
             let error = "the store did not return one result for each shard";
             return Err(CheckpointError::unavailable(error).into());
         }
-        let rows = shards.iter().zip(keys).zip(stored.into_iter().zip(holders));
-        rows.map(|((shard, key), (stored, holder))| {
-            let (checkpoint, holder) = match (stored, holder) {
+        let rows = shards.iter().zip(keys).zip(rows);
+        rows.map(|((shard, key), row)| {
+            let (checkpoint, lease) = match row {
                 // An error of the store as a whole, not of this row.
-                (Err(error @ CheckpointError::Unavailable(_)), _)
-                | (_, Err(error @ CheckpointError::Unavailable(_))) => return Err(error.into()),
-                (Err(error), _) | (_, Err(error)) => (Err(error), None),
-                (Ok(checkpoint), Ok(holder)) => (Ok(checkpoint), holder),
+                Err(error @ CheckpointError::Unavailable(_)) => return Err(error.into()),
+                Err(error) => (Err(error), Owners::default()),
+                Ok((checkpoint, lease)) => (Ok(checkpoint), lease),
             };
             Ok(ShardStatus {
                 shard: key.shard,
                 parents: parents(shard).map(ShardId::from).collect(),
                 closed: is_closed(shard),
                 checkpoint,
-                holder,
+                holder: lease.holder,
+                handed_over_to: lease.handed_over_to,
             })
+        })
+        .collect()
+    }
+
+    /// Returns the checkpoint and the owners of each of these shards.
+    async fn rows(&self, keys: &[ShardKey]) -> Vec<Result<(Option<Checkpoint>, Owners), CheckpointError>> {
+        if let Some(sharing) = self.sharing() {
+            let rows = sharing.rows(keys).await.into_iter();
+            let row = |row: SharedLease| (Some(row.checkpoint.clone()), Owners::of(&row));
+            return rows
+                .map(|found| Ok(found?.map(row).unwrap_or_default()))
+                .collect();
+        }
+        let stored = self.store.load(keys).await;
+        let holders = match self.store.leases() {
+            Some(leases) => leases.holders(keys).await,
+            None => keys.iter().map(|_| Ok(None)).collect(),
+        };
+        let rows = stored.into_iter().zip(holders);
+        rows.map(|(stored, holder)| {
+            let owners = Owners {
+                holder: holder?,
+                handed_over_to: None,
+            };
+            Ok((stored?, owners))
         })
         .collect()
     }

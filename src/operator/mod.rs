@@ -1,4 +1,4 @@
-//! Operator actions on a shard: show its position, skip records, rewind.
+//! Operator actions on a shard: show its position, skip records, rewind, hand it over to another worker.
 //!
 //! ```no_run
 //! # async fn example(
@@ -32,6 +32,8 @@
 //!   refused.
 //! - Both actions first return what they would do. `carry_out` makes the change, and checks again if the
 //!   shard has moved in the meantime.
+//! - [`hand_over`](Shards::hand_over) asks the owner of a shard to hand the shard over to another worker. No
+//!   record is lost or repeated. The other actions move the position of a shard; this one does not.
 //!
 //! A halted shard resumes once its consumer is restarted.
 //!
@@ -49,6 +51,8 @@ use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, Holder, Sh
 use crate::record::{ShardId, StreamId};
 
 mod error;
+mod fleet;
+mod hand_over;
 mod list;
 mod owner;
 mod rewind;
@@ -56,11 +60,13 @@ mod skip;
 mod unsettled;
 
 pub use error::OperatorError;
+pub use fleet::{Announcement, FleetStatus, WorkerStatus};
+pub use hand_over::{HandOver, HandOverRefusal};
 pub use list::ShardStatus;
 pub use rewind::Rewind;
 pub use skip::{Skip, Skipped, SkippedByOperator};
 
-/// The shards of a stream as one application reads them: lists, skips and rewinds.
+/// The shards of a stream as one application reads them: lists, skips, rewinds and hands over.
 #[derive(Clone)]
 pub struct Shards {
     client: Located<Client>,

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::failure::Class;
-use crate::observer::{DeadLetterEvent, Event, ProtectionEvent, RecordEvent, ShardEvent, StreamEvent};
+use crate::observer::{
+    DeadLetterEvent, Event, FleetEvent, ProtectionEvent, RecordEvent, ShardEvent, StreamEvent,
+};
 use crate::settlement::Settled;
 
 #[cfg(all(test, any(feature = "cloudwatch", feature = "emf", feature = "metrics")))]
@@ -82,6 +84,10 @@ metrics! {
     DiscoveryFailures: Sum, Count, "Failed attempts to list the stream's shards, to load their checkpoints, or to check a store or sink.";
     ShardFailures: Sum, Count, "Shard tasks that failed and were restarted.";
     LeasesLost: Sum, Count, "Leases that another worker took, or may have taken.";
+    LeasesExpired: Sum, Count, "Leases that their owners have not renewed for the failover time. The leader counts them.";
+    HandOversForced: Sum, Count, "Shards that their owners have not handed over in time. The leader counts them.";
+    LeadershipChanges: Sum, Count, "Times that a worker became the leader.";
+    FleetFailures: Sum, Count, "Calls of the checkpoint store for sharing the shards that failed and were retried.";
     CheckpointsUnreadable: Sum, Count, "Checks that found an unreadable checkpoint; its shard waits.";
     HashKeysUncovered: Sum, Count, "Checks that found hash keys which no shard of the stream covers.";
     RecordsExpiring: Sum, Count, "Reports of an unsettled record that the stream will drop soon.";
@@ -222,6 +228,13 @@ pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
         Event::Stream { event, .. } => match event {
             StreamEvent::DiscoveryFailed { .. } => Metric::DiscoveryFailures,
             StreamEvent::HashKeysUncovered { .. } => Metric::HashKeysUncovered,
+            _ => return,
+        },
+        Event::Fleet { event, .. } => match event {
+            FleetEvent::LeaseExpired { .. } => Metric::LeasesExpired,
+            FleetEvent::HandOverForced { .. } => Metric::HandOversForced,
+            FleetEvent::LeaderGained { .. } => Metric::LeadershipChanges,
+            FleetEvent::Failed { .. } => Metric::FleetFailures,
             _ => return,
         },
         Event::DeadLetter(DeadLetterEvent::WriteDelayed { .. }) => Metric::LetterFailures,

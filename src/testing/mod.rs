@@ -13,6 +13,7 @@
 //! | [`DeadLetterSource`](crate::replay::DeadLetterSource) | [`sources`] | [`source_conformance!`](crate::source_conformance) |
 //! | [`CheckpointStore`](crate::checkpoint::CheckpointStore) | [`checkpoints`] | [`checkpoint_conformance!`](crate::checkpoint_conformance) |
 //! | [`Leases`](crate::checkpoint::Leases) | [`leases`] | [`lease_conformance!`](crate::lease_conformance) |
+//! | [`Sharing`](crate::checkpoint::Sharing) | [`sharing`] | [`sharing_conformance!`](crate::sharing_conformance) |
 //! | [`IdempotencyStore`](crate::idempotency::IdempotencyStore) | [`idempotency`] | [`idempotency_conformance!`](crate::idempotency_conformance) |
 //! | [`Ledger`](crate::replay::Ledger) | [`ledgers`] | [`ledger_conformance!`](crate::ledger_conformance) |
 //!
@@ -76,7 +77,7 @@
 //! # }
 //! ```
 //!
-//! A checkpoint store. A store with leases passes both suites with the same harness:
+//! A checkpoint store. A store with leases, and one that shares them, passes each suite with the same harness:
 //!
 //! ```no_run
 //! # #[cfg(feature = "dynamodb")]
@@ -107,6 +108,7 @@
 //!
 //! redrive::checkpoint_conformance!(mine, async { new_table() });
 //! redrive::lease_conformance!(my_leases, async { new_table() });
+//! redrive::sharing_conformance!(my_fleet, async { new_table() });
 //! # }
 //! ```
 //!
@@ -183,6 +185,7 @@ pub mod leases;
 pub mod ledgers;
 pub mod payloads;
 mod script;
+pub mod sharing;
 pub mod sinks;
 pub mod sources;
 

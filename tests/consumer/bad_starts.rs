@@ -7,9 +7,6 @@ use std::sync::{Arc, Mutex};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, future};
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config};
 use redrive::checkpoint::{self, Checkpoint, CheckpointStore as _, Leases as _, NewShard, ShardKey};
@@ -18,7 +15,7 @@ use redrive::replay::ledger;
 use redrive::{Consumer, ConsumerError, Position, StartingPosition, dead_letter, idempotency};
 
 use crate::scene::{Scene, records};
-use support::dynamodb::{DynamoDbLocal, client as dynamodb_client, patient};
+use support::dynamodb::{DynamoDbLocal, client as dynamodb_client, create_table, patient};
 use support::emulator::unique;
 use support::proxy::{Fault, Proxy};
 use support::waiting::eventually;
@@ -498,21 +495,4 @@ async fn start_and_stop_are_reported_with_settled_counts() {
         "{heard:?}"
     );
     assert_eq!(heard[1], "15 0 5");
-}
-
-async fn create_table(client: &aws_sdk_dynamodb::Client, name: &str, key: &str) {
-    let column = AttributeDefinition::builder()
-        .attribute_name(key)
-        .attribute_type(ScalarAttributeType::S);
-    let schema = KeySchemaElement::builder()
-        .attribute_name(key)
-        .key_type(KeyType::Hash);
-    let created = client
-        .create_table()
-        .table_name(name)
-        .billing_mode(BillingMode::PayPerRequest)
-        .attribute_definitions(column.build().expect("complete"))
-        .key_schema(schema.build().expect("complete"))
-        .send();
-    created.await.expect("created");
 }

@@ -402,19 +402,27 @@ async fn delayed_shard_reports_records_trimmed_meanwhile() {
 /// may be the shortest possible, so one loss is reported, and no further loss with each page.
 #[tokio::test]
 async fn day_of_lag_is_reported_once_if_retention_is_unknown() {
+    let denied = || Fault::error(400, "AccessDeniedException");
+    let empty = || Fault::Reply(200, json!({}));
     let losses = tokio::join!(
-        losses_of_a_lag(20, |_| false),
-        losses_of_a_lag(30, |_| true),
-        losses_of_a_lag(30, |_| false),
+        losses_of_a_lag(20, |_| false, denied),
+        losses_of_a_lag(30, |_| true, denied),
+        losses_of_a_lag(30, |_| false, denied),
         // The retention was a week when the consumer started, and may have been lowered.
-        losses_of_a_lag(30, |call| call == 1),
+        losses_of_a_lag(30, |call| call == 1, denied),
+        losses_of_a_lag(30, |call| call == 1, empty),
     );
-    assert_eq!(losses, (0, 0, 1, 1));
+    assert_eq!(losses, (0, 0, 1, 1, 1));
 }
 
 /// Reads records that arrived `hours` ago, page by page, from a stream with a retention of a week. Only the
-/// calls that `states` selects state the retention. Returns the number of reported losses.
-async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Sync + 'static) -> usize {
+/// calls that `states` selects state the retention, the others get another answer. Returns the number of
+/// reported losses.
+async fn losses_of_a_lag(
+    hours: u32,
+    states: impl Fn(usize) -> bool + Send + Sync + 'static,
+    other: fn() -> Fault,
+) -> usize {
     let scene = Scene::new(1).await;
     let arrival = SystemTime::now() - hours * HOUR;
     let arrival = arrival
@@ -431,7 +439,7 @@ async fn losses_of_a_lag(hours: u32, states: impl Fn(usize) -> bool + Send + Syn
         "DescribeStreamSummary" if states(call.number) => Fault::Rewrite(Box::new(|reply: &mut Value| {
             reply["StreamDescriptionSummary"]["RetentionPeriodHours"] = json!(168);
         })),
-        "DescribeStreamSummary" => Fault::error(400, "AccessDeniedException"),
+        "DescribeStreamSummary" => other(),
         _ => Fault::None,
     });
     let running = scene.run(scene.consumer().records_per_call(10), scene.resilient());

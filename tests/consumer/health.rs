@@ -8,6 +8,7 @@ use redrive::pipeline::Pipeline;
 use tokio::time::sleep;
 
 use crate::scene::{Scene, records};
+use crate::shared::Shared;
 use support::ledger::SinkState;
 use support::proxy::Fault;
 use support::waiting::{eventually, finished};
@@ -163,4 +164,40 @@ async fn age_grows_without_a_read(scene: &Scene, health: &Health) {
     eventually("the age grows", || shard().oldest.is_some_and(|age| age > grown)).await;
     assert_eq!(reads(), read);
     assert_eq!(shard().lag, before.lag);
+}
+
+/// Two workers share three shards. Each reports its own leases and shards, and the leader the number of workers.
+#[tokio::test]
+async fn health_shows_the_part_of_each_worker_in_the_fleet() {
+    let Some(shared) = Shared::new(3).await else {
+        return;
+    };
+    let start = |name: &str| {
+        let consumer = shared.scene.consumer();
+        let consumer = consumer.checkpoints(shared.store(name, &shared.dynamo));
+        let consumer = consumer.build().expect("valid");
+        let health = consumer.health();
+        let resilient = shared.scene.resilient().build().expect("valid");
+        (health, tokio::spawn(consumer.run(resilient)))
+    };
+    let fleet = |health: &Health| health.report().fleet.unwrap_or_default();
+    let (first, running_first) = start("first");
+    eventually("the first worker leads and has all shards", || {
+        let report = first.report();
+        let fleet = fleet(&first);
+        fleet.is_leader && fleet.workers == Some(1) && (fleet.leases, report.shards.len()) == (3, 3)
+    })
+    .await;
+    let (second, running_second) = start("second");
+    eventually("the shards are shared", || {
+        let leases = (fleet(&first).leases, fleet(&second).leases);
+        let read = (first.report().shards.len(), second.report().shards.len());
+        leases == (2, 1) && read == (2, 1) && first.report().ready && second.report().ready
+    })
+    .await;
+    assert_eq!(fleet(&first).workers, Some(2));
+    let second = fleet(&second);
+    assert!(!second.is_leader && second.workers.is_none(), "{second:?}");
+    running_first.abort();
+    running_second.abort();
 }

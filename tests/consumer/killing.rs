@@ -49,20 +49,42 @@ async fn waiting_record_is_not_blamed_for_kills() {
     assert_eq!(scene.letters.letters().len(), 0);
 }
 
-/// Lets three consumers share a stream. They are killed, or suspended for longer than the failover time, one
-/// after the other.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_and_suspended_fleet_loses_nothing() {
+/// Runs a scenario with processes that share a stream.
+async fn with_processes(scenario: impl AsyncFnOnce(chaos::Scene<'_>)) {
     let Some(dynamo) = DynamoDbLocal::shared() else {
         return;
     };
     let server = KinesisServer::start().await.expect("a free port");
-    let places = (server.endpoint(), dynamo.endpoint());
-    let chaos = Chaos {
-        kills: support::volume(10, 100),
-        stops: support::volume(3, 30),
+    let table = unique("fleet");
+    let scene = chaos::Scene {
+        kinesis: server.endpoint(),
+        dynamodb: dynamo.endpoint(),
+        table: &table,
+        test: "killing::child_of_a_fleet",
     };
-    chaos::a_fleet_survives(places, &unique("fleet"), "killing::child_of_a_fleet", chaos).await;
+    scenario(scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_suspended_fleet_loses_nothing() {
+    let chaos = Chaos {
+        workers: support::volume(3, 10) as usize,
+        shards: 6,
+        kills: support::volume(10, 300),
+        stops: support::volume(3, 100),
+        splits: support::volume(1, 3),
+    };
+    with_processes(async |scene| chaos::a_fleet_survives(scene, chaos).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_share_the_shards_through_each_change() {
+    with_processes(async |scene| chaos::processes_share(scene).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rolling_restart_keeps_the_shares_even() {
+    with_processes(async |scene| chaos::processes_are_replaced(scene).await).await;
 }
 
 #[test]

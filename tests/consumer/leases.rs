@@ -1,122 +1,18 @@
 //! Several consumers on one lease table: each shard is read by one consumer, and another one takes over when
 //! that consumer is gone.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::types::AttributeValue;
 use redrive::checkpoint::DynamoDb;
 use serde_json::json;
 
-use crate::scene::{Running, Scene, records};
+use crate::scene::records;
+use crate::shared::{FAILOVER, Shared, counter, set, text};
 use support::dynamodb::{self, DynamoDbLocal};
-use support::emulator::unique;
 use support::ledger::{Note, Store};
 use support::proxy::{Fault, Proxy};
 use support::waiting::eventually;
-
-/// The failover time. It is long enough for a busy machine to renew its leases in time, and no test expects
-/// an event within it.
-const FAILOVER: Duration = Duration::from_secs(4);
-
-type Item = HashMap<String, AttributeValue>;
-
-/// A scene with a lease table on DynamoDB Local.
-struct Shared {
-    scene: Scene,
-    dynamo: Client,
-    table: String,
-}
-
-impl Shared {
-    /// Creates a scene. Returns `None` without DynamoDB Local.
-    async fn new(shards: i32) -> Option<Self> {
-        let server = DynamoDbLocal::shared()?;
-        Some(Shared {
-            scene: Scene::new(shards).await,
-            dynamo: server.client(),
-            table: unique("billing"),
-        })
-    }
-
-    /// Starts a consumer with this worker name.
-    fn start(&self, name: &str) -> Running {
-        self.start_on(name, &self.dynamo)
-    }
-
-    fn start_on(&self, name: &str, dynamo: &Client) -> Running {
-        let store = DynamoDb::new(dynamo.clone(), self.table.as_str())
-            .worker(name)
-            .failover_time(FAILOVER);
-        let store = Store::over(&self.scene.ledger, store);
-        self.scene
-            .run(self.scene.consumer().checkpoints(store), self.scene.resilient())
-    }
-
-    async fn rows(&self) -> HashMap<String, Item> {
-        let call = self.dynamo.scan().table_name(&self.table).consistent_read(true);
-        let Ok(reply) = call.send().await else {
-            return HashMap::new();
-        };
-        let items = reply.items.unwrap_or_default().into_iter();
-        items
-            .map(|item| (text(&item, "leaseKey").to_owned(), item))
-            .collect()
-    }
-
-    /// Waits until the rows satisfy the condition.
-    async fn rows_become(&self, what: &str, holds: impl Fn(&HashMap<String, Item>) -> bool) {
-        let start = tokio::time::Instant::now();
-        while !holds(&self.rows().await) {
-            assert!(
-                start.elapsed() < Duration::from_secs(90),
-                "{what}: {:?}",
-                self.rows().await
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Waits until this worker has leased all shards.
-    async fn held_by(&self, name: &str, shards: usize) {
-        self.rows_become(name, |rows| {
-            rows.len() == shards && rows.values().all(|row| text(row, "leaseOwner").starts_with(name))
-        })
-        .await;
-    }
-
-    /// Writes to a row as another worker would, whatever the row's counter is.
-    async fn write(&self, row: &str, update: &str, values: &[(&str, &str)]) {
-        let call = self.dynamo.update_item().table_name(&self.table);
-        let mut call = call.key("leaseKey", AttributeValue::S(row.to_owned()));
-        for (name, value) in values {
-            call = call.expression_attribute_values(*name, AttributeValue::S((*value).to_owned()));
-        }
-        let one = AttributeValue::N("1".to_owned());
-        let call = call.expression_attribute_values(":one", one);
-        let call = call.update_expression(format!("{update} ADD leaseCounter :one"));
-        call.send().await.expect("written");
-    }
-}
-
-fn text<'a>(row: &'a Item, name: &str) -> &'a str {
-    row.get(name)
-        .and_then(|value| value.as_s().ok())
-        .map_or("", String::as_str)
-}
-
-fn counter(row: &Item) -> u64 {
-    let counter = row["leaseCounter"].as_n().expect("a number");
-    counter.parse().expect("a number")
-}
-
-fn set<'a>(row: &'a Item, name: &str) -> &'a [String] {
-    row.get(name)
-        .and_then(|value| value.as_ss().ok())
-        .map_or(&[], Vec::as_slice)
-}
 
 const SHARD: &str = "shardId-000000000000";
 
@@ -241,7 +137,43 @@ async fn stolen_lease_is_respected_and_taken_back_when_free() {
     scene.ledger.check(&sent);
 }
 
-/// Requests a shard as KCL 3 does.
+/// A shard whose checkpoints are stored often needs no other renewal, and gets them again once it is idle.
+#[tokio::test]
+async fn stored_checkpoint_counts_as_a_renewal() {
+    let Some(shared) = Shared::new(1).await else {
+        return;
+    };
+    let scene = &shared.scene;
+    let server = DynamoDbLocal::shared().expect("DynamoDB Local runs");
+    let proxy = Proxy::start(server.endpoint()).await.expect("a free port");
+    // A renewal changes nothing but the counter.
+    let renewals = || {
+        let is_renewal = |update: &str| update.starts_with("SET #leaseCounter") && !update.contains(',');
+        let calls = proxy.calls("UpdateItem");
+        let updates = calls
+            .iter()
+            .filter_map(|call| call.body["UpdateExpression"].as_str());
+        updates.filter(|update| is_renewal(update)).count()
+    };
+    scene.put(records(1_000, 1, |_| "sleep:10")).await;
+    let running = shared.start_on("first", &dynamodb::client(proxy.endpoint()));
+    scene.ledger.settled(1).await;
+    let start = Instant::now();
+    scene.ledger.settled(1_000).await;
+    let due = start.elapsed().as_secs_f64() / (FAILOVER / 3).as_secs_f64();
+    let while_busy = renewals();
+    println!(
+        "{while_busy} renewals in {:?}, {due:.0} without checkpoints",
+        start.elapsed()
+    );
+    // A busy machine may store a checkpoint late.
+    assert!((while_busy as f64) < due / 3.0, "{while_busy} renewals");
+    eventually("an idle shard is renewed", || renewals() >= while_busy + 3).await;
+    assert_eq!(scene.ledger.events("ShardEvent::LeaseLost"), 0);
+    scene.settle_all(running).await;
+}
+
+/// Requests a shard as KCL 3 does. The shard stores checkpoints often, so nothing else renews its lease.
 #[tokio::test]
 async fn requested_shard_is_stored_and_handed_over() {
     let Some(shared) = Shared::new(1).await else {
@@ -249,7 +181,7 @@ async fn requested_shard_is_stored_and_handed_over() {
     };
     let scene = &shared.scene;
     let steps = |number: usize| if number < 10 { "ok" } else { "sleep:50" };
-    scene.put(records(300, 3, steps)).await;
+    scene.put(records(1_500, 3, steps)).await;
     let running = shared.start("first");
     scene.ledger.settled(20).await;
     let ours = text(&shared.rows().await[SHARD], "leaseOwner").to_owned();
@@ -261,6 +193,11 @@ async fn requested_shard_is_stored_and_handed_over() {
         scene.ledger.events("ShardEvent::HandedOver") == 1
     })
     .await;
+    let settled = scene.ledger.book().settled.len();
+    assert!(
+        settled < 1_500,
+        "the request was noticed only when the shard was idle"
+    );
     let row = &shared.rows().await[SHARD];
     assert_eq!(
         (text(row, "leaseOwner"), text(row, "checkpointOwner")),
@@ -324,26 +261,8 @@ async fn child_rows_exist_before_their_parent_ends() {
         return;
     };
     let scene = &shared.scene;
-    let put = || {
-        scene.put(records(300, 30, |number| {
-            if number % 50 == 5 { "sleep:150" } else { "ok" }
-        }))
-    };
-    put().await;
-    let (first, second) = (shared.start("first"), shared.start("second"));
-    let open = scene.open_shards().await;
-    scene.split(&open[0]).await;
-    put().await;
-    let open = scene.open_shards().await;
-    scene.merge(&open[1], &open[2]).await;
-    put().await;
-    scene.ledger.settled(900).await;
-    // The split ended one shard, and the merge ended two.
-    shared
-        .rows_become("all ends are stored", |rows| {
-            let ended = rows.values().filter(|row| text(row, "checkpoint") == "SHARD_END");
-            rows.len() == 5 && ended.count() == 3
-        })
+    let running = shared
+        .resharded(|| vec![shared.start("first"), shared.start("second")])
         .await;
     let rows = shared.rows().await;
     for shard in scene.list().await {
@@ -361,7 +280,7 @@ async fn child_rows_exist_before_their_parent_ends() {
         assert_eq!(text(row, "startingHashKey"), range.starting_hash_key());
         assert_eq!(text(row, "endingHashKey"), range.ending_hash_key());
     }
-    for running in [first, second] {
+    for running in running {
         running.stop().await.expect("nothing halted");
     }
     let sent = scene.read().await;
@@ -475,7 +394,8 @@ async fn slow_takeover_of_many_leases_loses_none() {
     });
     let store = DynamoDb::new(dynamodb::client(proxy.endpoint()), shared.table.as_str())
         .worker("first")
-        .failover_time(failover);
+        .failover_time(failover)
+        .standby();
     let scene = &shared.scene;
     let consumer = scene.consumer().idle_interval(Duration::from_secs(10));
     let consumer = consumer.checkpoints(Store::over(&scene.ledger, store));

@@ -335,3 +335,42 @@ async fn held_record_gets_all_attempts_once_another_succeeds() {
         );
     }
 }
+
+/// A record fails for a reason of its own, and then, before its next attempt, an outage begins whose error names
+/// the dependency. The records that succeeded before the outage say nothing about it.
+#[tokio::test(start_paused = true)]
+async fn outage_that_begins_between_two_attempts_costs_no_dead_letter() {
+    let start = Instant::now();
+    let (down, sink) = (
+        start + Duration::from_secs(2)..start + Duration::from_secs(60),
+        Memory::new(),
+    );
+    let is_first = Arc::new(AtomicU32::new(1));
+    let processor = processor_fn(move |record: Record| {
+        let (down, is_first) = (down.clone(), is_first.clone());
+        async move {
+            sleep(Duration::from_millis(5)).await;
+            if record.payload() == "slow" && is_first.swap(0, Atomic::Relaxed) == 1 {
+                // The next attempt is made during the outage.
+                return Err(Failure::transient("slow").with_retry_after(Duration::from_secs(3)));
+            }
+            match down.contains(&Instant::now()) {
+                true => Err(Failure::transient("refused").with_scope(redrive::Scope::Dependency)),
+                false => Ok(()),
+            }
+        }
+    });
+    let builder = Resilient::builder("billing", processor).dead_letters(sink.clone());
+    let resilient = builder.retry(policy(3)).build().expect("valid");
+    let slow = tokio::spawn({
+        let resilient = resilient.clone();
+        async move { resilient.settle(&record(1, "1", "slow")).await }
+    });
+    sleep(Duration::from_secs(1)).await;
+    let other = resilient.settle(&record(2, "2", "other")).await;
+    assert!(matches!(other, Ok(Settled::Processed)), "{other:?}");
+    let settled = slow.await.expect("no panic");
+    assert!(matches!(settled, Ok(Settled::Processed)), "{settled:?}");
+    assert!(start.elapsed() > Duration::from_secs(60), "after the outage");
+    assert_eq!(sink.letters().len(), 0);
+}

@@ -1,9 +1,9 @@
 """A record processor as KCL's MultiLangDaemon runs one for each shard: notes what it is given, and checkpoints it.
 
-usage: processor.py NOTES
+usage: processor.py NOTES [WORKER]
 
 Each record becomes a line of NOTES: its shard, sequence number, sub-sequence number and data, with tabs between.
-Ends of shards and lost leases are noted too. The protocol: one JSON object a line on standard input and output,
+Ends of shards and lost leases are noted too. Each line starts with WORKER, if that is given. The protocol: one JSON object a line on standard input and output,
 as in `software.amazon.kinesis.multilang.messages`.
 """
 
@@ -31,11 +31,12 @@ def checkpoint(incoming, sequence=None, sub=None):
 
 def main():
     notes = open(sys.argv[1], "a", encoding="utf-8")
+    worker = sys.argv[2:]
     shard = None
     incoming = messages()
 
     def note(*columns):
-        notes.write("\t".join(map(str, columns)) + "\n")
+        notes.write("\t".join(map(str, [*worker, *columns])) + "\n")
         notes.flush()
 
     for message in incoming:

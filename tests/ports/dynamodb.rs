@@ -11,8 +11,8 @@ use redrive::checkpoint::{
     Checkpoint, CheckpointError, CheckpointStore, DynamoDb, LeaseOutcome, Leases, NewShard, Renewal, ShardKey,
 };
 use redrive::testing::checkpoints::{Harness, at, key, settled_ahead};
-use redrive::{checkpoint_conformance, lease_conformance};
-use support::dynamodb::{DynamoDbLocal, client, patient};
+use redrive::{checkpoint_conformance, lease_conformance, sharing_conformance};
+use support::dynamodb::{DynamoDbLocal, client, create_table, patient};
 use support::emulator::unique;
 use support::proxy::{Fault, Proxy};
 use tokio::time::sleep;
@@ -21,13 +21,13 @@ use tokio::time::sleep;
 const FAILOVER: Duration = Duration::from_millis(300);
 
 /// A table that belongs to one test.
-struct Table {
-    client: Client,
-    name: String,
+pub(crate) struct Table {
+    pub(crate) client: Client,
+    pub(crate) name: String,
 }
 
 /// Runs a test on the shared server, or skips it without a server.
-async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
+pub(crate) async fn with_table<T: Future<Output = ()>>(test: impl FnOnce(Table) -> T) {
     if let Some(table) = Table::new() {
         test(table).await;
     }
@@ -41,7 +41,7 @@ impl Table {
         })
     }
 
-    fn store(&self) -> DynamoDb {
+    pub(crate) fn store(&self) -> DynamoDb {
         DynamoDb::new(self.client.clone(), self.name.as_str()).failover_time(FAILOVER)
     }
 
@@ -83,18 +83,19 @@ impl Harness for Table {
 
 checkpoint_conformance!(table, optional async { Table::new() });
 lease_conformance!(leases, optional async { Table::new() });
+sharing_conformance!(sharing, optional async { Table::new() });
 
-fn begun(number: u64) -> NewShard {
+pub(crate) fn begun(number: u64) -> NewShard {
     NewShard::new(key(number), Checkpoint::at(Position::TrimHorizon))
 }
 
-async fn create(store: &DynamoDb, shards: &[NewShard]) {
+pub(crate) async fn create(store: &DynamoDb, shards: &[NewShard]) {
     for created in store.create(shards).await {
         created.expect("the row is created");
     }
 }
 
-async fn take(store: &DynamoDb, shard: u64) -> LeaseOutcome {
+pub(crate) async fn take(store: &DynamoDb, shard: u64) -> LeaseOutcome {
     let mut taken = store.take(&[key(shard)]).await;
     taken.remove(0).expect("the store answers")
 }
@@ -109,7 +110,7 @@ async fn save(store: &DynamoDb, shard: u64, position: Position) -> Result<(), Ch
     saved.remove(0)
 }
 
-fn text(value: &str) -> AttributeValue {
+pub(crate) fn text(value: &str) -> AttributeValue {
     AttributeValue::S(value.to_owned())
 }
 
@@ -307,6 +308,28 @@ async fn requested_shard_is_handed_over() {
     .await;
 }
 
+/// A worker that stores checkpoints often need not renew its lease to see a request.
+#[tokio::test]
+async fn saved_checkpoint_shows_a_request() {
+    with_table(async |table| {
+        let store = table.store();
+        let is_wanted = || store.last_renewal(&key(1)).map(|last| last.is_wanted);
+        assert_eq!(is_wanted(), None);
+        hold(&store, 1).await;
+        save(&store, 1, at(12)).await.expect("the store has the lease");
+        assert_eq!(is_wanted(), Some(false));
+        let ours = table.row(1).await["leaseOwner"].clone();
+        table
+            .put(1, &[("leaseOwner", text("kcl")), ("checkpointOwner", ours)])
+            .await;
+        save(&store, 1, at(13)).await.expect("the store has the lease");
+        assert_eq!(is_wanted(), Some(true));
+        store.give_up(&key(1)).await.expect("the store answers");
+        assert_eq!(is_wanted(), None);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn columns_and_rows_of_other_programs_are_kept() {
     with_table(async |table| {
@@ -427,7 +450,7 @@ async fn foreign_rows_and_tables_are_refused() {
 
         // A table of another program.
         let other = DynamoDb::new(table.client.clone(), "seen");
-        make_another_programs_table(&table.client, "seen").await;
+        create_table(&table.client, "seen", "id").await;
         let loaded = other.load(&[key(1)]).await.remove(0).expect_err("refused");
         let text = format!("{:?}", anyhow::Error::from(loaded));
         assert!(text.contains("is not a lease table"), "{text}");
@@ -451,23 +474,4 @@ async fn role_with_item_permissions_uses_an_existing_table() {
         assert_eq!(proxy.calls("DescribeTable").len(), 1);
     })
     .await;
-}
-
-async fn make_another_programs_table(client: &Client, name: &str) {
-    use aws_sdk_dynamodb::types::{
-        AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-    };
-    let key = KeySchemaElement::builder()
-        .attribute_name("id")
-        .key_type(KeyType::Hash);
-    let id = AttributeDefinition::builder()
-        .attribute_name("id")
-        .attribute_type(ScalarAttributeType::S);
-    let call = client
-        .create_table()
-        .table_name(name)
-        .billing_mode(BillingMode::PayPerRequest);
-    let call = call.key_schema(key.build().expect("complete"));
-    let call = call.attribute_definitions(id.build().expect("complete"));
-    call.send().await.expect("a table");
 }

@@ -7,6 +7,7 @@ mod dead_letter_sinks;
 mod dead_letter_sources;
 mod dead_letter_stream;
 mod dynamodb;
+mod dynamodb_fleet;
 mod idempotency_stores;
 mod kinesis_sink;
 mod payload_stores;

@@ -88,7 +88,9 @@ impl World {
             .expect("valid");
         let consumer = Consumer::builder(self.kinesis.client(), STREAM)
             .checkpoints(
-                DynamoDb::new(self.dynamo.client(), self.application.as_str()).failover_time(failover),
+                DynamoDb::new(self.dynamo.client(), self.application.as_str())
+                    .failover_time(failover)
+                    .standby(),
             )
             .calls_per_second(50.0)
             .idle_interval(Duration::from_millis(100))

@@ -2,6 +2,7 @@
 
 mod daemons;
 mod kcl;
+mod kcl_fleet;
 mod lambda;
 mod lambda_crashes;
 mod lambda_emulator;

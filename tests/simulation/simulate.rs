@@ -1,4 +1,5 @@
-//! Runs the consumer in a simulated world, one seed after the other.
+//! Runs the consumer in a simulated world, one seed after the other. With `--fleet`, several consumers share the
+//! shards of one stream.
 //!
 //! Kinesis, the stores, the processor and the clock are simulated. Faults of every kind are injected. An
 //! oracle checks the promises after every step.
@@ -6,6 +7,7 @@
 //! ```sh
 //! cargo run --release -p redrive-simulation -- --seeds 100000
 //! cargo run --release -p redrive-simulation -- --seed 4711 --print
+//! cargo run --release -p redrive-simulation -- --fleet --seeds 10000
 //! ```
 
 use std::collections::BTreeSet;
@@ -18,7 +20,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use redrive::Sabotage;
 
-use simulator::{Counts, Fault, Options, Outcome, Violation, minimise, simulate};
+use simulator::{Counts, Fault, Options, Outcome, Violation, minimise, simulate, simulate_fleet};
 
 /// Run the consumer under simulated faults
 #[derive(Parser)]
@@ -38,6 +40,9 @@ struct Arguments {
     /// Maximum number of records that the seed plans
     #[arg(long)]
     records: Option<usize>,
+    /// Run several consumers that share the shards of one stream
+    #[arg(long)]
+    fleet: bool,
     /// Print the plan, the steps and the events
     #[arg(long)]
     print: bool,
@@ -54,6 +59,14 @@ fn sabotage(name: &str) -> Result<Sabotage, String> {
 }
 
 impl Arguments {
+    /// Returns the function that runs a seed.
+    fn simulate(&self) -> fn(&Options, bool) -> Outcome {
+        match self.fleet {
+            true => simulate_fleet,
+            false => simulate,
+        }
+    }
+
     fn options(&self, seed: u64) -> Options {
         Options {
             seed,
@@ -68,6 +81,7 @@ impl Arguments {
 struct Totals {
     counts: Counts,
     seeds: u64,
+    workers: u64,
     records: u64,
     calls: u64,
     letters: u64,
@@ -80,6 +94,7 @@ impl Totals {
     fn add(&mut self, seed: u64, outcome: Outcome) {
         self.counts.add_all(&outcome.counts);
         self.seeds += 1;
+        self.workers += outcome.workers;
         self.records += outcome.records;
         self.calls += outcome.calls;
         self.letters += outcome.letters;
@@ -91,8 +106,8 @@ impl Totals {
 
     fn print(&self) {
         println!(
-            "{} seeds, {} records, {} processor calls, {} dead letters, {:.0} hours of simulated time",
-            self.seeds, self.records, self.calls, self.letters, self.hours
+            "{} seeds, {} workers, {} records, {} processor calls, {} dead letters, {:.0} hours of simulated time",
+            self.seeds, self.workers, self.records, self.calls, self.letters, self.hours
         );
         for (fault, count) in self.counts.iter() {
             println!("{count:>12} {fault}");
@@ -134,7 +149,7 @@ fn main() -> ExitCode {
                     if seed >= end {
                         return;
                     }
-                    let outcome = simulate(&arguments.options(seed), arguments.print);
+                    let outcome = arguments.simulate()(&arguments.options(seed), arguments.print);
                     if let Some(violation) = &outcome.violation {
                         progress.suspend(|| println!("seed {seed}: {violation}"));
                     }
@@ -152,13 +167,13 @@ fn main() -> ExitCode {
     let Some((seed, violation)) = totals.broken.first() else {
         return ExitCode::SUCCESS;
     };
-    print_least(&arguments.options(*seed), violation, arguments.sabotage);
+    print_least(&arguments, *seed, violation);
     ExitCode::FAILURE
 }
 
 /// Minimises a failing seed. Prints its violation, and the command that replays the minimised seed.
-fn print_least(options: &Options, violation: &Violation, sabotage: Option<Sabotage>) {
-    let (least, outcome) = minimise(options, violation);
+fn print_least(arguments: &Arguments, seed: u64, violation: &Violation) {
+    let (least, outcome) = minimise(&arguments.options(seed), violation, arguments.simulate());
     let without: BTreeSet<&str> = least.without.iter().map(|fault| fault.name()).collect();
     let without: Vec<&str> = without.into_iter().collect();
     println!("\nminimised seed {}, which breaks the same promise:", least.seed);
@@ -173,7 +188,10 @@ fn print_least(options: &Options, violation: &Violation, sabotage: Option<Sabota
     if !without.is_empty() {
         command += &format!(" --without {}", without.join(","));
     }
-    if let Some(sabotage) = sabotage {
+    if arguments.fleet {
+        command += " --fleet";
+    }
+    if let Some(sabotage) = arguments.sabotage {
         command += &format!(" --sabotage {sabotage:?}");
     }
     println!("{command}");

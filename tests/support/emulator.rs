@@ -104,6 +104,22 @@ impl Supervised {
         self.supervisor.try_wait().expect("the status of a child")
     }
 
+    /// Asks the command to shut down (SIGTERM).
+    pub fn terminate(&self) {
+        let pid = self.supervisor.id().to_string();
+        let sent = Command::new("kill").args(["-USR1", &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "no signal sent");
+    }
+
+    /// Returns the command's whole log.
+    pub fn log(&self) -> String {
+        let mut log = &self.log;
+        let mut bytes = Vec::new();
+        let _ = log.seek(SeekFrom::Start(0));
+        let _ = log.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Returns the end of the command's log.
     pub fn log_tail(&self) -> String {
         const LENGTH: u64 = 4096;

@@ -14,6 +14,7 @@ pub fn name(event: &Event<'_>) -> String {
         Event::Record { event, .. } => ("RecordEvent", format!("{event:?}")),
         Event::Shard { event, .. } => ("ShardEvent", format!("{event:?}")),
         Event::Stream { event, .. } => ("StreamEvent", format!("{event:?}")),
+        Event::Fleet { event, .. } => ("FleetEvent", format!("{event:?}")),
         Event::DeadLetter(event) => ("DeadLetterEvent", format!("{event:?}")),
         Event::Protection(event) => ("ProtectionEvent", format!("{event:?}")),
         _ => panic!("a new family: name it here: {event:?}"),
@@ -36,7 +37,7 @@ pub fn known(name: &str) -> &str {
 /// The names of all variants, from the sources of the families.
 fn all() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for file in ["record", "shard", "stream", "dead_letter", "protection"] {
+    for file in ["record", "shard", "stream", "fleet", "dead_letter", "protection"] {
         let path = repository().join(format!("src/observer/event/{file}.rs"));
         let source = fs::read_to_string(path).expect("the file of a family");
         let mut family = "";

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::{
@@ -27,6 +28,47 @@ pub enum Pace {
     Patient,
     /// Assigns leases every 2 s, with a failover time of 6 s.
     Fast,
+    /// Assigns leases every 4 s, with a failover time of [`FLEET_FAILOVER`]. A worker counts as alive for 40 s
+    /// after each report, because redrive reports every 30 s.
+    Fleet,
+}
+
+/// The failover time of [`Pace::Fleet`], which is KCL's default. It is long enough for a busy machine to renew its
+/// leases in time.
+pub const FLEET_FAILOVER: Duration = Duration::from_secs(10);
+
+/// The behaviour of a worker in a mixed fleet.
+#[derive(Debug, Clone, Copy)]
+pub enum Role {
+    /// Balances the shards in every run in which it leads.
+    Balances,
+    /// Balances the shards once, when it becomes the leader.
+    BalancesOnce,
+    /// Takes shards for itself, as KCL 2 does, and obeys no leader.
+    Takes,
+}
+
+impl Pace {
+    fn settings(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Pace::Patient => &[
+                ("failoverTimeMillis", "20000"),
+                ("leaseAssignmentIntervalMillis", "10000"),
+                ("workerMetricsReporterFreqInMillis", "5000"),
+            ],
+            Pace::Fast => &[
+                ("failoverTimeMillis", "6000"),
+                ("leaseAssignmentIntervalMillis", "2000"),
+                ("workerMetricsReporterFreqInMillis", "2000"),
+            ],
+            Pace::Fleet => &[
+                ("failoverTimeMillis", "10000"),
+                ("leaseAssignmentIntervalMillis", "4000"),
+                ("workerMetricsReporterFreqInMillis", "20000"),
+                ("shutdownGraceMillis", "20000"),
+            ],
+        }
+    }
 }
 
 /// A running KCL application. Dropping this value kills the process, as a crash would.
@@ -74,6 +116,42 @@ impl Kcl {
         Some(Kcl { notes, process })
     }
 
+    /// Starts a worker of a mixed fleet, with this name and this role. Its processors write into the journal,
+    /// after the worker's name. Returns `None` if the test is to be skipped, after printing the reason.
+    pub fn join(
+        places: (&str, &str),
+        application: &str,
+        stream: &str,
+        (worker, role): (&str, Role),
+        journal: &Path,
+    ) -> Option<Self> {
+        let (python, jars) = install()?;
+        let executable = format!("{} {PROCESSOR} {} {worker}", python.display(), journal.display());
+        let role = match role {
+            Role::Balances => ("varianceBalancingFrequency", "1"),
+            Role::BalancesOnce => ("varianceBalancingFrequency", "1000"),
+            Role::Takes => ("clientVersionConfig", "CLIENT_VERSION_CONFIG_COMPATIBLE_WITH_2X"),
+        };
+        let more = [("workerId", worker), role];
+        let process = spawn(
+            places,
+            application,
+            stream,
+            &executable,
+            (&jars, Pace::Fleet, &more),
+        );
+        Some(Kcl {
+            notes: journal.to_owned(),
+            process,
+        })
+    }
+
+    /// Stops the daemon in an orderly way, and waits for its end.
+    pub fn stop(mut self) {
+        self.process.terminate();
+        self.process.wait();
+    }
+
     /// Returns the records that KCL has passed to its processors so far.
     pub fn given(&self) -> Vec<Given> {
         let given = |line: &Vec<String>| match &line[..] {
@@ -97,6 +175,11 @@ impl Kcl {
         whole.lines().map(columns).collect()
     }
 
+    /// Returns the daemon's whole log.
+    pub fn whole_log(&self) -> String {
+        self.process.log()
+    }
+
     /// Returns the end of the daemon's log.
     pub fn log(&self) -> String {
         self.process.log_tail()
@@ -105,11 +188,27 @@ impl Kcl {
 
 /// Starts a MultiLangDaemon, which runs one child of this command for each leased shard.
 pub fn daemon(
-    (kinesis, dynamodb): (&str, &str),
+    kinesis_and_dynamodb: (&str, &str),
     application: &str,
     stream: &str,
     executable: &str,
     (jars, pace): (&Path, Pace),
+) -> Supervised {
+    spawn(
+        kinesis_and_dynamodb,
+        application,
+        stream,
+        executable,
+        (jars, pace, &[]),
+    )
+}
+
+fn spawn(
+    (kinesis, dynamodb): (&str, &str),
+    application: &str,
+    stream: &str,
+    executable: &str,
+    (jars, pace, more): (&Path, Pace, &[(&str, &str)]),
 ) -> Supervised {
     Supervised::spawn(&home("kcl"), |scratch| {
         let settings = [
@@ -128,21 +227,10 @@ pub fn daemon(
             ("parentShardPollIntervalMillis", "1000"),
             ("callProcessRecordsEvenForEmptyRecordList", "true"),
         ];
-        let pace = match pace {
-            Pace::Patient => [
-                ("failoverTimeMillis", "20000"),
-                ("leaseAssignmentIntervalMillis", "10000"),
-                ("workerMetricsReporterFreqInMillis", "5000"),
-            ],
-            Pace::Fast => [
-                ("failoverTimeMillis", "6000"),
-                ("leaseAssignmentIntervalMillis", "2000"),
-                ("workerMetricsReporterFreqInMillis", "2000"),
-            ],
-        };
         let settings: Vec<String> = settings
             .into_iter()
-            .chain(pace)
+            .chain(pace.settings().iter().copied())
+            .chain(more.iter().copied())
             .map(|(name, value)| format!("{name} = {value}\n"))
             .collect();
         let properties = scratch.join("kcl.properties");

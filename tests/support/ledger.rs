@@ -14,7 +14,7 @@ use redrive::checkpoint::{self, Checkpoint, CheckpointError, CheckpointStore, Le
 use redrive::dead_letter::{
     DeadLetter, DeadLetterSink, Receipt, SinkError, SourceStream, TargetError, Warning,
 };
-use redrive::observer::{Event, Observer};
+use redrive::observer::{Event, FleetEvent, Observer, StreamEvent};
 use redrive::processor::Attempt;
 use redrive::{Position, Record, RecordProcessor, ShardId};
 use tokio::time::{Instant, sleep};
@@ -245,6 +245,18 @@ fn covered(checkpoint: &Checkpoint, record: &Record) -> bool {
 impl Observer for Ledger {
     fn on(&self, event: &Event<'_>) {
         *self.book().events.entry(name(event)).or_default() += 1;
+        // Shown if the test fails.
+        match event {
+            Event::Stream {
+                event: event @ StreamEvent::DiscoveryFailed { .. },
+                ..
+            } => println!("{event:?}"),
+            Event::Fleet {
+                event: event @ FleetEvent::Failed { .. },
+                ..
+            } => println!("{event:?}"),
+            _ => {}
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod dynamodb;
 pub mod emulator;
 pub mod events;
 pub mod faulty;
+pub mod journal;
 pub mod kcl;
 pub mod kill;
 pub mod ledger;

@@ -34,6 +34,8 @@ pub struct Call {
     pub target: String,
     /// The number of this call among the calls of its operation, from 1.
     pub number: usize,
+    pub content_type: String,
+    /// The body, or null if it is not JSON.
     pub body: Value,
     pub at: Instant,
 }
@@ -178,8 +180,10 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, mut body: Byt
         .rsplit_once('.')
         .map_or(target, |(_, operation)| operation)
         .to_owned();
+    let content_type = headers.get("content-type").and_then(|kind| kind.to_str().ok());
+    let content_type = content_type.expect("a Kinesis call names its content type");
     let _under_way = UnderWay::new(&desk.under_way);
-    let mut fault = desk.consult(operation, &body);
+    let mut fault = desk.consult(operation, content_type, &body);
     match fault {
         Fault::None => {}
         Fault::Forward(other) => {
@@ -198,12 +202,12 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, mut body: Byt
         | Fault::Rewrite(_) => {}
     }
     if target.ends_with("SubscribeToShard") {
-        return match desk.subscribe(target, &body, fault).await {
+        return match desk.subscribe(target, content_type, &body, fault).await {
             Ok(events) => events,
             Err(error) => panic!("the server behind the proxy does not respond: {error}"),
         };
     }
-    let (status, mut answer) = match desk.forward(target, &body).await {
+    let (status, mut answer) = match desk.forward(target, content_type, &body).await {
         Ok(answered) => answered,
         Err(error) => panic!("the server behind the proxy does not respond: {error}"),
     };
@@ -237,12 +241,13 @@ impl Drop for UnderWay<'_> {
 }
 
 impl Desk {
-    fn consult(&self, target: String, body: &[u8]) -> Fault {
+    fn consult(&self, target: String, content_type: &str, body: &[u8]) -> Fault {
         let call = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             let call = Call {
                 number: calls.iter().filter(|call| call.target == target).count() + 1,
                 target,
+                content_type: content_type.to_owned(),
                 body: serde_json::from_slice(body).unwrap_or_default(),
                 at: Instant::now(),
             };
@@ -254,9 +259,15 @@ impl Desk {
     }
 
     /// Forwards a subscription, whose response is an open stream of events.
-    async fn subscribe(&self, target: &str, body: &[u8], fault: Fault) -> io::Result<Response> {
+    async fn subscribe(
+        &self,
+        target: &str,
+        content_type: &str,
+        body: &[u8],
+        fault: Fault,
+    ) -> io::Result<Response> {
         // The response to an HTTP/1.0 request is not chunked and lasts until the connection closes.
-        let mut upstream = self.call("HTTP/1.0", target, body).await?;
+        let mut upstream = self.call("HTTP/1.0", target, content_type, body).await?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(upstream.read_u8().await?);
@@ -299,8 +310,8 @@ impl Desk {
     }
 
     /// Forwards one call on its own connection, and returns the status and body of the response.
-    async fn forward(&self, target: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-        let mut upstream = self.call("HTTP/1.1", target, body).await?;
+    async fn forward(&self, target: &str, content_type: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+        let mut upstream = self.call("HTTP/1.1", target, content_type, body).await?;
         let mut answer = Vec::new();
         upstream.read_to_end(&mut answer).await?;
         let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
@@ -312,11 +323,17 @@ impl Desk {
         }
     }
 
-    async fn call(&self, version: &str, target: &str, body: &[u8]) -> io::Result<TcpStream> {
+    async fn call(
+        &self,
+        version: &str,
+        target: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> io::Result<TcpStream> {
         let mut upstream = TcpStream::connect(&self.upstream).await?;
         let head = format!(
             "POST / {version}\r\nHost: {}\r\nConnection: close\r\nX-Amz-Target: {target}\r\n\
-             Content-Type: application/x-amz-json-1.1\r\nAuthorization: AWS4-HMAC-SHA256 Credential=test/\
+             Content-Type: {content_type}\r\nAuthorization: AWS4-HMAC-SHA256 Credential=test/\
              20250101/us-east-1/kinesis/aws4_request, SignedHeaders=host, Signature=0\r\n\
              X-Amz-Date: 20250101T000000Z\r\nContent-Length: {}\r\n\r\n",
             self.upstream,

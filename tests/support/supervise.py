@@ -4,6 +4,8 @@ usage: supervise.py [--until-exit-of PID] DIRECTORY COMMAND...
 
 The owner is the process PID, or the process that holds the other end of standard input. The command therefore ends with
 its owner, even if the owner is killed. The command's working directory is DIRECTORY, which is removed at the end.
+
+SIGUSR1 asks the command to shut down (SIGTERM).
 """
 
 import ctypes
@@ -95,6 +97,7 @@ def main():
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = None
     try:
+        signal.signal(signal.SIGUSR1, lambda *_: child and child.terminate())
         child = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, start_new_session=True)
         wait(child, owner)
         code = child.returncode

@@ -11,20 +11,21 @@ use crate::Ended;
 use crate::clients::Clients;
 use crate::output;
 
+mod hand_over;
 mod list;
 mod place;
 mod rewind;
 mod skip;
 
-/// List an application's shard positions, skip records, rewind shards
+/// List an application's shards and workers, skip records, rewind shards, move shards to another worker
 ///
-/// A shard is not moved while its owner is alive: stop the consumer first, or use --force. With a lease
-/// table, detecting a dead owner takes up to the failover time. A halted shard resumes when its consumer
-/// restarts.
+/// Skip and rewind refuse while the shard's owner is alive: stop the consumer first, or use --force. With a
+/// lease table, detecting a dead owner takes up to the failover time. A halted shard resumes when its consumer
+/// restarts. Move works with living owners.
 ///
 /// Exit codes: 0, success; 1, failure (the reason is on standard error); 2, invalid usage; 3, nothing moved,
-/// because there is nothing to move, or a record or checkpoint is not as expected; 4, nothing moved, because
-/// the owner is alive; 130, not confirmed.
+/// because there is nothing to move, or a record, checkpoint, owner or worker is not as expected; 4, nothing
+/// moved, because the owner is alive; 130, not confirmed.
 #[derive(Debug, Args)]
 pub(crate) struct Shards {
     #[command(subcommand)]
@@ -36,6 +37,7 @@ enum What {
     List(list::List),
     Skip(skip::Skip),
     Rewind(rewind::Rewind),
+    Move(hand_over::Move),
 }
 
 /// The options that select an application's shards.
@@ -75,6 +77,7 @@ impl Shards {
             What::List(list) => list.run(json).await,
             What::Skip(skip) => skip.run(json).await,
             What::Rewind(rewind) => rewind.run(json).await,
+            What::Move(hand_over) => hand_over.run(json).await,
         };
         let error = match ended {
             Ok(ended) => return Ok(ended),
@@ -86,7 +89,8 @@ impl Shards {
                 OperatorError::NothingToSkip { .. }
                 | OperatorError::Forward { .. }
                 | OperatorError::NoSuchRecord { .. }
-                | OperatorError::Moved { .. },
+                | OperatorError::Moved { .. }
+                | OperatorError::Refused(_),
             ) => Ended::Left,
             _ => return Err(error),
         };

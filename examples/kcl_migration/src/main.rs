@@ -1,6 +1,7 @@
 //! Moves a service from the Kinesis Client Library (KCL) to redrive, or back. Both use the same lease table.
 //!
-//! 1. Stop the KCL application. (Or leave it running. This program stands by and takes over when it stops.)
+//! 1. Stop the KCL application. (Or leave it running. This program takes its share of the shards, and the rest
+//!    when the KCL application stops.)
 //! 2. Start this program with the name of KCL's lease table, by default the name of the KCL application. Every
 //!    shard resumes after the last record that KCL has checkpointed.
 //! 3. To return to KCL, stop this program with Ctrl-C and start KCL.
@@ -42,7 +43,7 @@ impl Observer for Progress {
         match event {
             ShardEvent::Started { position, .. } => println!("{shard} resumes after {position}"),
             ShardEvent::LeasedElsewhere { owner, .. } => {
-                println!("{shard} is leased by {owner}; standing by")
+                println!("{shard} is leased by {owner}")
             }
             ShardEvent::LeaseLost { .. } => println!("{shard}: lease lost"),
             ShardEvent::HandedOver { .. } => println!("{shard} was handed over to another worker"),

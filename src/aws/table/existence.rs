@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::types::{
-    AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType, TableDescription,
-    TableStatus,
+    AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection,
+    ProjectionType, ScalarAttributeType, TableDescription, TableStatus,
 };
 use tokio::time::{sleep, timeout};
 
@@ -38,6 +38,30 @@ impl Table {
             })
         };
         self.ready.get_or_try_init(made).await.copied()
+    }
+
+    /// Returns false if there is no such table. Creates none, unlike [`ready`](Table::ready).
+    pub(crate) async fn exists(&self) -> Result<bool, TableError> {
+        if self.ready.initialized() {
+            return Ok(true);
+        }
+        let described = self.client.describe_table().table_name(&*self.name).send().await;
+        match described {
+            Ok(reply) => {
+                if let Some(table) = &reply.table {
+                    self.check(table)?;
+                }
+                Ok(true)
+            }
+            Err(error) if error.code() == Some("ResourceNotFoundException") => Ok(false),
+            Err(error) => {
+                let failed = self.failed_call("describe", "dynamodb:DescribeTable", error);
+                match failed.is_denied() {
+                    true => Ok(true),
+                    false => Err(TableError::Unavailable(failed.into())),
+                }
+            }
+        }
     }
 
     async fn wait_for(&self) -> Result<(), TableError> {
@@ -100,25 +124,41 @@ impl Table {
 
     /// Creates the table, unless another process is creating it.
     async fn create(&self) -> Result<(), BoxError> {
-        let schema = KeySchemaElement::builder()
-            .attribute_name(self.kind.key)
-            .key_type(KeyType::Hash);
-        let column = AttributeDefinition::builder()
-            .attribute_name(self.kind.key)
-            .attribute_type(ScalarAttributeType::S);
-        let created = self
+        let mut call = self
             .client
             .create_table()
             .table_name(&*self.name)
             .billing_mode(BillingMode::PayPerRequest)
-            .key_schema(schema.build()?)
-            .attribute_definitions(column.build()?)
-            .send()
-            .await;
+            .key_schema(key(self.kind.key, KeyType::Hash)?)
+            .attribute_definitions(column(self.kind.key)?);
+        if let Some(index) = self.kind.index {
+            let keys_only = Projection::builder().projection_type(ProjectionType::KeysOnly);
+            let described = GlobalSecondaryIndex::builder()
+                .index_name(index.name)
+                .key_schema(key(index.key, KeyType::Hash)?)
+                .key_schema(key(self.kind.key, KeyType::Range)?)
+                .projection(keys_only.build());
+            call = call
+                .attribute_definitions(column(index.key)?)
+                .global_secondary_indexes(described.build()?);
+        }
+        let created = call.send().await;
         match created {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("ResourceInUseException") => Ok(()),
             Err(error) => Err(self.failed_call("create", "dynamodb:CreateTable", error).into()),
         }
     }
+}
+
+fn key(name: &str, kind: KeyType) -> Result<KeySchemaElement, BoxError> {
+    Ok(KeySchemaElement::builder()
+        .attribute_name(name)
+        .key_type(kind)
+        .build()?)
+}
+
+fn column(name: &str) -> Result<AttributeDefinition, BoxError> {
+    let column = AttributeDefinition::builder().attribute_name(name);
+    Ok(column.attribute_type(ScalarAttributeType::S).build()?)
 }

@@ -17,10 +17,12 @@ use crate::protection::Backoff;
 pub(crate) mod attribute;
 mod existence;
 mod items;
+mod pages;
 mod time_to_live;
 
 pub(crate) use attribute::Item;
 pub(crate) use items::MOST_KEYS;
+pub(crate) use pages::Query;
 
 /// The delay between checks of a table that is being created, and between reads of unprocessed keys.
 const LOOKS: Backoff = Backoff::exponential()
@@ -36,6 +38,16 @@ pub(crate) struct Kind {
     pub(crate) key: &'static str,
     /// The attribute with the time, in seconds since 1970, after which DynamoDB may delete an item.
     pub(crate) expiration: Option<&'static str>,
+    /// The index that a new table gets.
+    pub(crate) index: Option<Index>,
+}
+
+/// A global secondary index with the keys alone. Its sort key is the table's key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Index {
+    pub(crate) name: &'static str,
+    /// The partition key, a string.
+    pub(crate) key: &'static str,
 }
 
 /// A table, as one store and its clones use it.

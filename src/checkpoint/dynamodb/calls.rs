@@ -11,8 +11,8 @@ use tokio::sync::Semaphore;
 
 use super::row::{self, Item, KEY, Row};
 use crate::aws;
-use crate::aws::table::{Kind, MOST_KEYS, Table, TableError, is_condition_failure};
-use crate::checkpoint::{CheckpointError, NewShard, ShardKey};
+use crate::aws::table::{Index, Kind, MOST_KEYS, Query, Table, TableError, is_condition_failure};
+use crate::checkpoint::{CheckpointError, NewShard, ShardKey, SharedLease};
 use crate::record::ShardId;
 
 /// The maximum number of concurrent calls. A process may own a thousand shards, and must not open as many
@@ -23,7 +23,14 @@ const KIND: Kind = Kind {
     what: "lease table",
     key: KEY,
     expiration: None,
+    // KCL 3 reads it under this name.
+    index: Some(Index {
+        name: OWNER_INDEX,
+        key: row::OWNER,
+    }),
 };
+
+const OWNER_INDEX: &str = "LeaseOwnerToLeaseKeyIndex";
 
 /// The lease table, as this worker uses it.
 #[derive(Debug)]
@@ -82,35 +89,39 @@ impl LeaseTable {
         rows
     }
 
-    /// Reads all rows of a stream's shards, in one pass over the table.
-    pub(super) async fn scan(&self, stream: &ShardKey) -> Result<Vec<(ShardId, Row)>, CheckpointError> {
+    /// Returns the keys of the rows that are assigned to this worker, from the index. Returns `None` if the
+    /// table has no such index.
+    pub(super) async fn assigned(&self) -> Result<Option<Vec<ShardId>>, CheckpointError> {
+        let query = Query {
+            index: OWNER_INDEX,
+            key: row::OWNER,
+            value: &self.worker,
+        };
         let mut found = Vec::new();
-        let mut from: Option<Item> = None;
-        loop {
-            let call = self.table.client().scan().table_name(self.table.name());
-            let call = call.consistent_read(true).set_exclusive_start_key(from.clone());
-            let reply = call.send().await;
-            let reply = reply.map_err(|error| self.table.failed("read", "dynamodb:Scan", error))?;
-            for item in reply.items.unwrap_or_default() {
-                // KCL keeps rows of other kinds in the table, and rows of other streams under names with a
-                // colon.
-                let name = row::text(&item, KEY).filter(|name| !name.contains(':'));
-                let Some(name) = name else { continue };
-                let shard = ShardId::from(name);
-                let key = ShardKey::new(stream.application.clone(), stream.stream.clone(), shard.clone());
-                if let Ok(row) = Row::read(&key, &item) {
-                    found.push((shard, row));
-                }
-            }
-            let next = reply.last_evaluated_key.filter(|next| !next.is_empty());
-            match next {
-                None => return Ok(found),
-                next if next == from => {
-                    return Err(CheckpointError::unavailable("Scan returned the same key twice"));
-                }
-                next => from = next,
-            }
-        }
+        let has_index = self
+            .table
+            .query(query, |item| found.extend(shard_of(&item)))
+            .await?;
+        Ok(has_index.then_some(found))
+    }
+
+    /// Reads all rows of a stream's shards, in one pass over the table. `consistent`: the rows contain every
+    /// write that was confirmed before.
+    pub(super) async fn scan(
+        &self,
+        stream: &ShardKey,
+        consistent: bool,
+    ) -> Result<Vec<(ShardId, Row)>, CheckpointError> {
+        let mut found = Vec::new();
+        let row = |item: Item| {
+            let shard = shard_of(&item)?;
+            let key = ShardKey::new(stream.application.clone(), stream.stream.clone(), shard.clone());
+            Some((shard, Row::read(&key, &item).ok()?))
+        };
+        self.table
+            .scan(consistent, |item| found.extend(row(item)))
+            .await?;
+        Ok(found)
     }
 
     /// Reads one row with strong consistency.
@@ -151,6 +162,28 @@ impl LeaseTable {
         }
     }
 
+    /// Deletes the row of a shard that has ended, if the row is still as it was read.
+    pub(super) async fn delete(&self, lease: &SharedLease) -> Result<bool, CheckpointError> {
+        let _turn = self.calls.acquire().await;
+        let mut change = Change::if_counter_is(lease.counter);
+        change.only_if_owners_are(lease);
+        change.only_if_still(row::CHECKPOINT, Some(row::string(row::SHARD_END)));
+        let call = self.table.client().delete_item().table_name(self.table.name());
+        let call = call
+            .set_key(Some(key(&lease.key)))
+            .condition_expression(change.condition)
+            .set_expression_attribute_names(Some(change.names))
+            .set_expression_attribute_values(Some(change.values));
+        match call.send().await {
+            Ok(_) => Ok(true),
+            Err(error) if is_condition_failure(&error) => Ok(false),
+            Err(error) => Err(self
+                .table
+                .failed("delete from", "dynamodb:DeleteItem", error)
+                .into()),
+        }
+    }
+
     /// Changes a row if the condition of the change holds.
     pub(super) async fn write(&self, shard: &ShardKey, change: Change) -> Result<Written, CheckpointError> {
         let _turn = self.calls.acquire().await;
@@ -168,6 +201,13 @@ impl LeaseTable {
             Err(error) => Err(self.table.failed("write to", "dynamodb:UpdateItem", error).into()),
         }
     }
+}
+
+/// Returns the shard of a row. KCL keeps rows of other kinds in the table, and rows of other streams under names
+/// with a colon.
+fn shard_of(item: &Item) -> Option<ShardId> {
+    let name = row::text(item, KEY).filter(|name| !name.contains(':'));
+    name.map(ShardId::from)
 }
 
 /// Returns true if `shards` contains a parent of `child`.
@@ -195,11 +235,51 @@ impl Change {
     /// Creates a change of a row whose counter is `counter`. The change raises the counter, as every write
     /// does.
     pub(super) fn of(counter: u64) -> Self {
+        let mut change = Change::if_counter_is(counter);
+        change.set(row::COUNTER, row::numeral(counter.saturating_add(1)));
+        change
+    }
+
+    fn if_counter_is(counter: u64) -> Self {
         let mut change = Change::default();
         let (column, before) = (change.name(row::COUNTER), change.value(row::numeral(counter)));
         change.condition = format!("{column} = {before}");
-        change.set(row::COUNTER, row::numeral(counter.saturating_add(1)));
         change
+    }
+
+    /// Creates a change that makes `worker` the owner of a row, if the row is still as it was read.
+    pub(super) fn assignment(lease: &SharedLease, worker: &str) -> Self {
+        let mut change = Change::of(lease.counter);
+        change.only_if_owners_are(lease);
+        change.set(row::OWNER, row::string(worker));
+        change.remove(row::CHECKPOINT_OWNER);
+        // As KCL counts: a hand-off that ends normally is no switch.
+        if lease.owner.as_deref() != Some(worker) || lease.handed_over_by.as_deref() == Some(worker) {
+            change.add(row::SWITCHES, 1);
+        }
+        change
+    }
+
+    /// Creates a change that asks the owner of a row to hand it over to `worker`, if the row still has this
+    /// owner. The counter stays: the change is no sign of life of the owner.
+    pub(super) fn request(lease: &SharedLease, worker: &str) -> Self {
+        let mut change = Change::default();
+        let key = change.name(KEY);
+        change.condition = format!("attribute_exists({key})");
+        change.only_if_owners_are(lease);
+        change.set(row::OWNER, row::string(worker));
+        if let Some(owner) = &lease.owner {
+            change.set(row::CHECKPOINT_OWNER, row::string(owner));
+        }
+        change
+    }
+
+    fn only_if_owners_are(&mut self, lease: &SharedLease) {
+        self.only_if_still(row::OWNER, lease.owner.as_deref().map(row::string));
+        self.only_if_still(
+            row::CHECKPOINT_OWNER,
+            lease.handed_over_by.as_deref().map(row::string),
+        );
     }
 
     pub(super) fn set(&mut self, column: &str, value: AttributeValue) {

@@ -1,22 +1,35 @@
 //! The rows that this worker owns, and its observations of the rows that other workers own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::calls::{Change, LeaseTable, Written};
+use super::leader::LeaderLock;
 use super::row::{self, Row};
-use crate::checkpoint::{Checkpoint, CheckpointError, Holder, LeaseOutcome, Renewal, ShardKey};
+use super::throughput::Throughput;
+use super::workers::Workers;
+use crate::checkpoint::{Checkpoint, CheckpointError, Holder, LastRenewal, LeaseOutcome, Renewal, ShardKey};
 use crate::record::{Position, ShardId};
+use crate::sabotage::Sabotage;
 
 /// The state that all clones of a store share.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     pub(super) table: OnceLock<LeaseTable>,
+    pub(super) fleet: OnceCell<FleetTables>,
     shards: Mutex<HashMap<ShardId, Arc<Shard>>>,
+}
+
+/// The tables of a fleet.
+#[derive(Debug)]
+pub(super) struct FleetTables {
+    pub(super) workers: Workers,
+    pub(super) leader: LeaderLock,
 }
 
 #[derive(Debug, Default)]
@@ -24,7 +37,18 @@ struct Shard {
     /// The row's counter while this worker owns the row. The lock admits one write at a time, because the
     /// condition of each write is the counter that the previous write left.
     held: tokio::sync::Mutex<Option<u64>>,
+    /// The last confirmed write of this worker while it owns the row.
+    renewed: Mutex<Option<Renewed>>,
+    /// The throughput of the shard since this worker took the row.
+    throughput: Mutex<Option<Throughput>>,
     seen: Mutex<Option<Seen>>,
+}
+
+/// A confirmed write to a row that this worker owns. Every such write raises the counter, which renews the lease.
+#[derive(Debug, Clone, Copy)]
+struct Renewed {
+    sent: Instant,
+    is_wanted: bool,
 }
 
 /// Another worker's row, and the time at which this store first saw it in this state.
@@ -102,18 +126,52 @@ impl Holding {
         let mut held = shard.held.lock().await;
         let mut change = Change::of(row.counter);
         change.only_if_still(row::OWNER, row.owner.as_deref().map(row::string));
+        change.only_if_still(
+            row::CHECKPOINT_OWNER,
+            row.checkpoint_owner.as_deref().map(row::string),
+        );
         change.set(row::OWNER, row::string(&table.worker));
         change.remove(row::CHECKPOINT_OWNER);
         change.set(row::STREAM, row::string(&key.stream));
         if row.owner.as_deref().is_some_and(|owner| owner != &*table.worker) {
             change.add(row::SWITCHES, 1);
         }
+        let sent = Instant::now();
         let Written::Done(item) = table.write(key, change).await? else {
             return Ok(None);
         };
         let row = Row::read(key, &item)?;
         *held = Some(row.counter);
+        shard.note_renewal(sent, &row);
+        *shard.throughput() = Some(Throughput::continued(row.throughput, sent));
         Ok(Some(row.checkpoint))
+    }
+
+    /// Takes up the rows that are assigned to this worker and that no other worker works on.
+    pub(super) async fn adopt(
+        &self,
+        table: &LeaseTable,
+        shards: &[ShardKey],
+    ) -> Vec<Result<LeaseOutcome, CheckpointError>> {
+        let rows = table.read(shards).await;
+        join_all(shards.iter().zip(rows).map(|(key, row)| async move {
+            let Some(row) = row? else {
+                return Ok(LeaseOutcome::Missing);
+            };
+            let is_free = row.checkpoint_owner.is_none() || Sabotage::ReadDuringHandOver.is_committed();
+            let is_ours = row.owner.as_deref() == Some(&*table.worker) && is_free;
+            let claimed = match is_ours || Sabotage::AdoptAnyRow.is_committed() {
+                true => self.claim(table, key, &row).await?,
+                false => None,
+            };
+            Ok(match claimed {
+                Some(checkpoint) => LeaseOutcome::Leased(checkpoint),
+                None => LeaseOutcome::Elsewhere {
+                    owner: row.holder().unwrap_or("none").to_owned(),
+                },
+            })
+        }))
+        .await
     }
 
     pub(super) async fn seize(
@@ -155,10 +213,26 @@ impl Holding {
 
     pub(super) async fn renew(&self, table: &LeaseTable, key: &ShardKey) -> Result<Renewal, CheckpointError> {
         match self.write(table, key, Change::of).await {
+            Ok(_) if Sabotage::IgnoreRequest.is_committed() => Ok(Renewal::Leased),
             Ok(row) if row.checkpoint_owner.is_some() => Ok(Renewal::Wanted),
             Ok(_) => Ok(Renewal::Leased),
             Err(CheckpointError::LeaseLost { .. }) => Ok(Renewal::Lost),
             Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn last_renewal(&self, key: &ShardKey) -> Option<LastRenewal> {
+        let shard = self.shard(key);
+        let renewed = *shard.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.map(|renewed| LastRenewal {
+            age: renewed.sent.elapsed(),
+            is_wanted: renewed.is_wanted && !Sabotage::IgnoreRequest.is_committed(),
+        })
+    }
+
+    pub(super) fn note_fetched(&self, key: &ShardKey, bytes: usize) {
+        if let Some(throughput) = &mut *self.shard(key).throughput() {
+            throughput.note_fetched(bytes);
         }
     }
 
@@ -237,6 +311,7 @@ impl Holding {
             let mut held = shard.held.lock().await;
             if let Written::Done(_) = table.write(key, change).await? {
                 *held = None;
+                shard.forget_renewal();
                 return Ok(());
             }
         }
@@ -279,9 +354,18 @@ impl Holding {
             // During a hand-over, `leaseOwner` is the other worker already.
             let ours = [row::OWNER, row::CHECKPOINT_OWNER];
             change.only_if_any(&ours, row::string(&table.worker));
+            let sent = Instant::now();
+            let average = shard
+                .throughput()
+                .as_mut()
+                .and_then(|throughput| throughput.average(sent));
+            if let Some(average) = average {
+                change.set(row::THROUGHPUT, row::kib_per_second(average));
+            }
             if let Written::Done(item) = table.write(key, change).await? {
                 let row = Row::read(key, &item)?;
                 *held = Some(row.counter);
+                shard.note_renewal(sent, &row);
                 return Ok(row);
             }
             // An earlier write under this lease may have taken effect although its answer was lost: that
@@ -292,7 +376,9 @@ impl Holding {
                 |row: &Row| row.holder() == Some(&*table.worker) && row.counter == counter.saturating_add(1);
             if !row.as_ref().is_some_and(is_lost_answer) {
                 let found = row.as_ref().map(|row| (row.holder(), row.counter));
-                tracing::warn!(shard = %key.shard, counter, ?found, "lease lost: its row changed");
+                // The consumer reports the loss of a lease whose shard it reads.
+                tracing::debug!(shard = %key.shard, counter, ?found, "lease lost: its row changed");
+                shard.forget_renewal();
             }
             *held = row.filter(is_lost_answer).map(|row| row.counter);
         }
@@ -301,6 +387,20 @@ impl Holding {
 }
 
 impl Shard {
+    fn throughput(&self) -> MutexGuard<'_, Option<Throughput>> {
+        self.throughput.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_renewal(&self, sent: Instant, row: &Row) {
+        let is_wanted = row.checkpoint_owner.is_some();
+        let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        *renewed = Some(Renewed { sent, is_wanted });
+    }
+
+    fn forget_renewal(&self) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Returns true if the row has not changed for the failover time. A change restarts the time.
     fn has_left(&self, holder: &str, counter: u64, failover_time: Duration) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

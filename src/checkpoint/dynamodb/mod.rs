@@ -10,17 +10,27 @@ use aws_sdk_dynamodb::Client;
 use rand::RngExt;
 
 use super::{
-    Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, NewShard, Renewal, ShardKey,
+    Checkpoint, CheckpointError, CheckpointStore, Holder, LastRenewal, LeaseOutcome, Leases, NewShard,
+    Renewal, ShardKey, Sharing,
 };
 use crate::external::failed_alike;
 use crate::record::ShardId;
 
 mod calls;
+mod cpu;
 mod holding;
+mod layout;
+mod leader;
 mod row;
+mod sharing;
+mod throughput;
+mod workers;
 
 use calls::LeaseTable;
-use holding::Holding;
+use holding::{FleetTables, Holding};
+use layout::Layout;
+use leader::LeaderLock;
+use workers::Workers;
 
 /// Keeps checkpoints in a DynamoDB table with the rows of KCL's own lease table. A service can move from KCL
 /// to redrive and back; each continues where the other has stopped.
@@ -42,26 +52,50 @@ use holding::Holding;
 ///
 /// # Several processes
 ///
-/// One process owns each shard, and renews it every third of the [failover time](DynamoDb::failover_time).
-/// The other processes stand by. They take a shard without an owner at once. They take a dead owner's shard
-/// when its row has not changed for the failover time.
+/// The processes that use a table share the shards of the stream evenly, also with workers of KCL 3. Each
+/// process is a worker. A worker renews its leases every third of the [failover time](DynamoDb::failover_time),
+/// and announces itself every 30 s. One worker leads: it assigns shards without a living owner, and requests
+/// shards from workers that have more than their share. An owner that is asked for a shard finishes the records
+/// in flight, stores the checkpoint and hands the shard over. No record is processed twice.
 ///
-/// redrive neither steals nor balances shards: to spread a stream over several machines, use KCL or Lambda.
-/// KCL 3 leaves the shards of redrive alone, because it balances only among workers that publish its metrics.
-/// If KCL requests a shard (`checkpointOwner`), redrive finishes the records in flight, stores the checkpoint
-/// and hands the shard over. A shard that is taken without a request ends as a lost lease.
+/// A shard of a worker that stops is read elsewhere within seconds. A shard of a worker that fails is read
+/// elsewhere after the failover time and a few seconds. After the failure of the leader this takes up to five
+/// failover times.
 ///
-/// Clones share their leases. Create one store for each consumer.
+/// With [`standby`](DynamoDb::standby) the worker that starts first takes all shards instead.
+///
+/// Clones share their leases. Create one store for each consumer. `docs/fleet.md` in the repository describes
+/// deployments, mixed fleets and migrations.
+///
+/// # Tables
+///
+/// The leases are in the table itself. A fleet also uses the table `TABLE-WorkerMetricStats` for announcements
+/// and `TABLE-CoordinatorState` for the leader, as KCL 3 does. A new lease table gets the index
+/// `LeaseOwnerToLeaseKeyIndex`. Without the index each worker reads all rows to find its own, which costs more
+/// and is [reported](crate::observer::FleetEvent::IndexMissing).
 ///
 /// # Cost
 ///
-/// Each owned shard costs one write every third of the failover time, and one for each checkpoint. Standing
-/// by costs two strongly consistent reads per shard every half failover time.
+/// For a failover time of `F` seconds:
+/// - Each lease costs 3/F writes per second, and one write for each checkpoint. A lease is renewed F/3 after the
+///   last write, so a checkpoint saves a renewal if the [write interval](DynamoDb::write_interval) is shorter: 3 s
+///   cost fewer writes than 5 s.
+/// - Each worker costs one write and one eventually consistent read every 30 s, and about 3 eventually consistent
+///   reads of the index and one consistent read every F seconds.
+/// - The leader writes once every F seconds, and reads all rows of the three tables about every F/4 seconds.
+///
+/// With `standby` each owned shard costs the same writes. Standing by costs two strongly consistent reads per
+/// shard every half failover time.
 ///
 /// # Permissions
 ///
-/// `dynamodb:GetItem`, `BatchGetItem`, `Scan` (once at a start), `PutItem`, `UpdateItem`; also `DescribeTable`
-/// if redrive is to check the table, and `CreateTable` if redrive is to create it.
+/// - On the table: `dynamodb:GetItem`, `BatchGetItem`, `Scan`, `PutItem`, `UpdateItem`, `DeleteItem`; on its
+///   index: `Query`.
+/// - On `TABLE-WorkerMetricStats`: `GetItem`, `UpdateItem`, `Scan`, `DeleteItem`.
+/// - On `TABLE-CoordinatorState`: `GetItem`, `PutItem`, `UpdateItem`.
+/// - On each: `DescribeTable` if redrive is to check the table, and `CreateTable` if redrive is to create it.
+///
+/// With `standby` the permissions on the table suffice.
 #[derive(Clone)]
 pub struct DynamoDb {
     client: Client,
@@ -69,6 +103,8 @@ pub struct DynamoDb {
     worker: Arc<str>,
     failover_time: Duration,
     write_interval: Duration,
+    max_leases: usize,
+    shares: bool,
     holding: Arc<Holding>,
 }
 
@@ -81,6 +117,8 @@ impl DynamoDb {
             worker: unique(&gethostname::gethostname().to_string_lossy()),
             failover_time: Duration::from_secs(10),
             write_interval: Duration::from_secs(5),
+            max_leases: usize::MAX,
+            shares: true,
             holding: Arc::default(),
         }
     }
@@ -110,6 +148,37 @@ impl DynamoDb {
     pub fn write_interval(mut self, interval: Duration) -> Self {
         self.write_interval = interval;
         self
+    }
+
+    /// Sets the maximum number of open shards that this process takes. If all processes have as many, the other
+    /// shards are not read until another process joins. At least 1, which
+    /// [`ConsumerBuilder::build`](crate::consumer::ConsumerBuilder::build) checks. Default: no limit.
+    #[must_use]
+    pub fn max_leases(mut self, most: usize) -> Self {
+        self.max_leases = most;
+        self
+    }
+
+    /// Stops this process from sharing shards evenly: the process that starts first takes all shards, and the
+    /// others stand by until it stops or fails. Use the same setting for all processes of an application.
+    #[must_use]
+    pub fn standby(mut self) -> Self {
+        self.shares = false;
+        self
+    }
+
+    /// Returns the tables of the fleet. The first call finds out which tables the application uses.
+    async fn fleet(&self) -> Result<&FleetTables, CheckpointError> {
+        let tables = || async {
+            let layout = Layout::find(&self.client, &self.table, self.failover_time).await?;
+            let (client, leases, worker) = (&self.client, &self.table, &self.worker);
+            let failover_time = self.failover_time;
+            Ok(FleetTables {
+                workers: Workers::new(client, leases, layout, worker, self.max_leases, failover_time),
+                leader: LeaderLock::new(client, leases, layout, worker, failover_time),
+            })
+        };
+        self.holding.fleet.get_or_try_init(tables).await
     }
 
     /// Returns the table. The first call checks the table, and creates a missing one.
@@ -156,7 +225,7 @@ impl CheckpointStore for DynamoDb {
     ) -> Result<Option<Vec<(ShardId, Checkpoint)>>, CheckpointError> {
         // The scan reads the whole table, so its key names no shard.
         let stream = ShardKey::new(application, stream, ShardId::from(""));
-        let rows = self.table().await?.scan(&stream).await?.into_iter();
+        let rows = self.table().await?.scan(&stream, true).await?.into_iter();
         Ok(Some(rows.map(|(shard, row)| (shard, row.checkpoint)).collect()))
     }
 
@@ -216,6 +285,10 @@ impl Leases for DynamoDb {
         self.holding.renew(self.table().await?, shard).await
     }
 
+    fn last_renewal(&self, shard: &ShardKey) -> Option<LastRenewal> {
+        self.holding.last_renewal(shard)
+    }
+
     async fn name_children(&self, shard: &ShardKey, children: &[ShardId]) -> Result<(), CheckpointError> {
         self.holding
             .name_children(self.table().await?, shard, children)
@@ -224,6 +297,10 @@ impl Leases for DynamoDb {
 
     async fn give_up(&self, shard: &ShardKey) -> Result<(), CheckpointError> {
         self.holding.give_up(self.table().await?, shard).await
+    }
+
+    fn sharing(&self) -> Option<&dyn Sharing> {
+        self.shares.then_some(self as &dyn Sharing)
     }
 }
 

@@ -1,9 +1,11 @@
 //! A row of the lease table, with the names and types of KCL's `DynamoDBLeaseSerializer`.
 
+use std::ops::RangeInclusive;
+
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, NewShard, SettledAhead, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointError, NewShard, SettledAhead, ShardKey, SharedLease};
 use crate::failure::BoxError;
 use crate::record::{Position, ShardId};
 
@@ -24,12 +26,13 @@ pub(super) const PENDING: [&str; 3] = [
 ];
 const PARENTS: &str = "parentShardId";
 pub(super) const CHILDREN: &str = "childShardIds";
+pub(super) const THROUGHPUT: &str = "throughputKBps";
 const FIRST_HASH_KEY: &str = "startingHashKey";
 const LAST_HASH_KEY: &str = "endingHashKey";
 /// The worker that releases the shard during a hand-over (KCL 3).
 pub(super) const CHECKPOINT_OWNER: &str = "checkpointOwner";
 /// The kind of a row: KCL 3.5 keeps rows that are not leases in the same table.
-const ENTITY: &str = "entityType";
+pub(super) const ENTITY: &str = "entityType";
 const LEASE: &str = "LEASE";
 
 // redrive's own columns: KCL leaves unknown columns unchanged.
@@ -47,19 +50,37 @@ pub(super) const STREAM: &str = "redriveStream";
 const TRIM_HORIZON: &str = "TRIM_HORIZON";
 const LATEST: &str = "LATEST";
 const AT_TIMESTAMP: &str = "AT_TIMESTAMP";
-const SHARD_END: &str = "SHARD_END";
+pub(super) const SHARD_END: &str = "SHARD_END";
 
 /// The part of a row that redrive reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Row {
     pub(super) owner: Option<String>,
     pub(super) counter: u64,
     pub(super) checkpoint: Checkpoint,
     /// The worker that still works on the shard during a hand-over to `owner`.
     pub(super) checkpoint_owner: Option<String>,
+    parents: Vec<ShardId>,
+    children: Vec<ShardId>,
+    hash_keys: Option<RangeInclusive<u128>>,
+    pub(super) throughput: Option<f64>,
 }
 
 impl Row {
+    pub(super) fn into_lease(self, key: ShardKey) -> SharedLease {
+        SharedLease {
+            key,
+            checkpoint: self.checkpoint,
+            parents: self.parents,
+            children: self.children,
+            hash_keys: self.hash_keys,
+            owner: self.owner,
+            handed_over_by: self.checkpoint_owner,
+            counter: self.counter,
+            throughput: self.throughput,
+        }
+    }
+
     /// Returns the worker that works on the shard.
     pub(super) fn holder(&self) -> Option<&str> {
         self.checkpoint_owner.as_deref().or(self.owner.as_deref())
@@ -105,8 +126,34 @@ impl Row {
                 None => checkpoint,
             },
             checkpoint_owner: text(item, CHECKPOINT_OWNER).map(str::to_owned),
+            parents: shards(item, PARENTS),
+            children: shards(item, CHILDREN),
+            hash_keys: hash_keys(item),
+            throughput: throughput(item),
         })
     }
+}
+
+fn shards(item: &Item, column: &str) -> Vec<ShardId> {
+    let names = item.get(column).and_then(|names| names.as_ss().ok());
+    let names = names.into_iter().flatten();
+    names.map(|name| ShardId::from(name.as_str())).collect()
+}
+
+/// Returns the range of hash keys; `None` if it is missing or malformed, which concerns no record.
+fn hash_keys(item: &Item) -> Option<RangeInclusive<u128>> {
+    let key = |column| text(item, column)?.parse().ok();
+    Some(key(FIRST_HASH_KEY)?..=key(LAST_HASH_KEY)?)
+}
+
+fn throughput(item: &Item) -> Option<f64> {
+    let throughput: f64 = item.get(THROUGHPUT)?.as_n().ok()?.parse().ok()?;
+    (throughput.is_finite() && throughput >= 0.0).then_some(throughput)
+}
+
+/// Returns a throughput with as many decimals as KCL writes.
+pub(super) fn kib_per_second(throughput: f64) -> AttributeValue {
+    AttributeValue::N(format!("{throughput:.6}"))
 }
 
 /// Returns a new row with the columns that KCL writes, and the name of the stream.
@@ -341,6 +388,8 @@ mod tests {
             string("340282366920938463463374607431768211455")
         );
         let read = Row::read(&key(), &row).expect("well formed");
-        assert_eq!((read.counter, read.checkpoint), (0, shard.checkpoint));
+        let lease = read.into_lease(key());
+        assert_eq!((lease.counter, lease.checkpoint), (0, shard.checkpoint));
+        assert_eq!((lease.parents, lease.hash_keys), (shard.parents, shard.hash_keys));
     }
 }

@@ -1,12 +1,12 @@
 //! The plan: which worker reads which shard. A pure function of what the leader has seen.
 //!
 //! Each open lease weighs 1, and its throughput relative to the average lease in addition: a fleet shares the
-//! number of leases and the traffic alike. A lease at the shard's end weighs nothing.
+//! number of leases and the traffic alike. Little traffic weighs little. A lease at the shard's end weighs nothing.
 //!
 //! The plan assigns leases without an owner first, all of them. Then it moves leases from the worker with the
 //! highest load to the worker with the lowest. Each move costs a hand-off, so moves are rare:
-//! - A lease moves only if the loads stay apart by more than one average lease without the move. Two workers
-//!   with 3 and 2 leases are even.
+//! - A lease moves only if the loads differ by half an average lease more than the lease weighs. Two workers with
+//!   3 and 2 leases are even, and two with 3 and 1 are not, although no two leases weigh the same.
 //! - At most 10 % of the leases move in one run.
 //! - A lease that moved stays where it is for three runs.
 //! - Workers without live metrics neither give nor receive a lease.
@@ -15,11 +15,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::record::ShardId;
+use crate::sabotage::Sabotage;
 
 /// The number of runs during which a lease does not move again.
 const REST: u64 = 3;
 /// The smallest limit on the moves of one run.
 const FEWEST_MOVES: usize = 2;
+/// The throughput in KiB per second below which an average lease counts as quiet: 1 % of what a shard takes. The
+/// difference between one record per second and none moves no lease.
+const QUIET: f64 = 10.0;
 /// The difference by which two loads still count as equal. Throughputs are sums of fractions.
 const ROUNDING: f64 = 1e-9;
 
@@ -44,7 +48,7 @@ pub(super) enum Owner {
     None,
     /// This worker renews the lease.
     Live(WorkerName),
-    /// The lease is being handed over to this worker.
+    /// The lease is on its way to this worker: it is being handed over, or the worker has not taken it up yet.
     Receiving(WorkerName),
 }
 
@@ -78,6 +82,11 @@ pub(super) struct Planner {
 }
 
 impl Planner {
+    /// Assigns the leases without an owner, and moves none.
+    pub(super) fn assign(&self, leases: &[PlannedLease], workers: &[PlannedWorker]) -> Vec<Step> {
+        Fleet::new(leases, workers).assign_orphans()
+    }
+
     /// Returns the steps towards an even share. The result does not depend on the order of the arguments.
     pub(super) fn plan(&mut self, leases: &[PlannedLease], workers: &[PlannedWorker]) -> Vec<Step> {
         self.run += 1;
@@ -145,27 +154,29 @@ impl Share<'_> {
 
 impl<'a> Fleet<'a> {
     fn new(leases: &'a [PlannedLease], workers: &[PlannedWorker]) -> Self {
-        let known: Vec<f64> = open(leases).filter_map(|lease| lease.throughput).collect();
+        // Sums of fractions depend on the order of the summands.
+        let mut leases: Vec<&PlannedLease> = leases.iter().collect();
+        leases.sort_by(|a, b| a.shard.cmp(&b.shard));
+        let is_open = |lease: &&&PlannedLease| !lease.is_ended;
+        let open = leases.iter().filter(is_open);
+        let known: Vec<f64> = open.clone().filter_map(|lease| lease.throughput).collect();
         let average = known.iter().sum::<f64>() / known.len().max(1) as f64;
-        let weight = |lease: &PlannedLease| match lease.throughput {
-            _ if lease.is_ended => 0.0,
+        let weight_at = |throughput: f64| 1.0 + throughput / average.max(QUIET);
+        let weight = |lease: &PlannedLease| match lease.is_ended {
+            true => 0.0,
             // A lease whose throughput is unknown counts as an average one.
-            Some(throughput) if average > 0.0 => 1.0 + throughput / average,
-            None if average > 0.0 => 2.0,
-            _ => 1.0,
+            false => weight_at(lease.throughput.unwrap_or(average)),
         };
         let mut fleet = Fleet {
             workers: BTreeMap::new(),
             orphans: Vec::new(),
-            average: if average > 0.0 { 2.0 } else { 1.0 },
-            open: open(leases).count(),
+            average: weight_at(average),
+            open: open.count(),
         };
         for worker in workers {
             let share = fleet.workers.entry(worker.name.clone()).or_default();
             share.max_leases = worker.max_leases;
         }
-        let mut leases: Vec<&PlannedLease> = leases.iter().collect();
-        leases.sort_by(|a, b| a.shard.cmp(&b.shard));
         for lease in leases {
             let weighed = Weighed {
                 shard: &lease.shard,
@@ -229,10 +240,14 @@ impl<'a> Fleet<'a> {
         // The worker with the highest load may have nothing to give, because its leases moved lately.
         let mut givers: Vec<&WorkerName> = self.workers.keys().filter(|name| **name != to).collect();
         givers.sort_by_key(|name| std::cmp::Reverse(Load(self.workers[*name].load)));
+        let hysteresis = match Sabotage::PlanWithoutHysteresis.is_committed() {
+            true => 0.0,
+            false => self.average / 2.0,
+        };
         let found = givers.into_iter().find_map(|from| {
             let share = &self.workers[from];
             let gap = share.load - low;
-            let is_worth = |lease: &Weighed<'_>| gap - lease.weight >= self.average - ROUNDING;
+            let is_worth = |lease: &Weighed<'_>| gap - lease.weight >= hysteresis - ROUNDING;
             let movable = share.movable.iter().enumerate();
             let movable = movable.filter(|(_, lease)| is_worth(lease) && !rests(lease.shard));
             let left = |lease: &Weighed<'_>| Load((gap - 2.0 * lease.weight).abs());
@@ -248,10 +263,6 @@ impl<'a> Fleet<'a> {
         self.workers.get_mut(&to)?.add(lease);
         Some((lease.shard.clone(), from, to))
     }
-}
-
-fn open(leases: &[PlannedLease]) -> impl Iterator<Item = &PlannedLease> {
-    leases.iter().filter(|lease| !lease.is_ended)
 }
 
 /// A load that has an order.

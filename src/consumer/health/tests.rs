@@ -9,6 +9,53 @@ use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Batch, NoGate, Pipeline};
 use crate::{Resilient, dead_letter, processor_fn};
 
+#[test]
+fn fleet_is_reported_as_far_as_this_worker_knows_it() {
+    let health = Health::default();
+    let shard = &ShardId::from("shardId-0");
+    let of_fleet = |event| {
+        health.on(&Event::Fleet {
+            stream: "orders",
+            event,
+        })
+    };
+    let of_shard = |event| {
+        let stream = "orders";
+        health.on(&Event::Shard { stream, shard, event });
+    };
+    let position = &Position::TrimHorizon;
+    of_shard(ShardEvent::Started { position });
+    of_shard(ShardEvent::HandedOver);
+    let report = health.report();
+    assert_eq!(report.fleet, None);
+    assert_eq!(report.shards[0].state, ShardState::StandingBy);
+
+    health.assigned(3);
+    let fleet = |health: &Health| health.report().fleet.expect("a fleet");
+    let follower = FleetHealth {
+        leases: 3,
+        ..FleetHealth::default()
+    };
+    assert_eq!(fleet(&health), follower);
+    of_fleet(FleetEvent::LeaderGained { worker: "a" });
+    of_fleet(FleetEvent::WorkerJoined {
+        worker: "a",
+        workers: 1,
+    });
+    of_fleet(FleetEvent::WorkerJoined {
+        worker: "b",
+        workers: 2,
+    });
+    let leader = fleet(&health);
+    assert_eq!((leader.is_leader, leader.workers), (true, Some(2)));
+    of_fleet(FleetEvent::LeaderLost { worker: "a" });
+    assert_eq!(fleet(&health), follower);
+    // The shards of other workers are theirs to report.
+    of_shard(ShardEvent::Started { position });
+    of_shard(ShardEvent::HandedOver);
+    assert_eq!(health.report().shards, []);
+}
+
 /// A stream without batches that ends at once.
 struct Ended;
 

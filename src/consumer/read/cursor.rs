@@ -9,15 +9,18 @@ use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types;
+use aws_smithy_runtime_api::http::Response;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Span, debug_span};
 
+use super::fetched_bytes::FetchedBytes;
 use super::incarnation::{Incarnation, Recreated};
 use super::read_from::ReadFrom;
 use super::read_until::{Page, ReadUntil};
 use crate::aws::{FailedCall, Located};
+use crate::checkpoint::Checkpoint;
 use crate::consumer::calls::CALLS_BEFORE_LOSS;
 use crate::consumer::data_loss::{
     CLOCK_SKEW, DataLoss, DataLossPolicy, Expected, OnDataLoss, Refused, is_older_than_shortest,
@@ -26,7 +29,7 @@ use crate::consumer::stream_facts::StreamFacts;
 use crate::failure::BoxError;
 use crate::kpl::Deaggregator;
 use crate::kpl::expand::{count, unpack};
-use crate::observer::{Event, Interest, Observers, ShardEvent};
+use crate::observer::{Event, Interest, Observers, ShardEvent, StreamEvent};
 use crate::record::StreamId;
 use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
 use crate::sabotage::Sabotage;
@@ -51,12 +54,23 @@ pub(in crate::consumer) struct Reading {
     pub(in crate::consumer) on_data_loss: OnDataLoss,
     pub(in crate::consumer) facts: Arc<StreamFacts>,
     pub(in crate::consumer) incarnation: Incarnation,
+    pub(in crate::consumer) fetched_bytes: FetchedBytes,
     pub(in crate::consumer) read_until: ReadUntil,
     /// The time at which the last page was read.
     pub(in crate::consumer) last_page: Option<Instant>,
     /// True if a loss was reported without knowing the stream's retention, and the shard is still a day
     /// behind.
     pub(in crate::consumer) is_lag_reported: bool,
+    /// The first page of a shard that was far behind, since Kinesis last stated the retention.
+    pub(in crate::consumer) unverified: Option<UnverifiedPage>,
+}
+
+/// A page before which the stream may have dropped records, because the shard was more than a day behind.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::consumer) struct UnverifiedPage {
+    at: Instant,
+    /// The time up to which everything was read before the page.
+    read_until: SystemTime,
 }
 
 /// The most by which this machine's clock is expected to be ahead.
@@ -79,8 +93,9 @@ pub(in crate::consumer) enum ReadingEnded {
     NotFound(BoxError),
     /// Records are lost, and the user's policy halts the shard.
     Lost(Box<DataLoss>),
-    /// Kinesis refuses the position, or the stream was created again. The shard restarts at this one.
-    PositionRefused(Position),
+    /// Kinesis refuses the position, or the stream was created again. The shard restarts at this
+    /// checkpoint.
+    PositionRefused(Box<Checkpoint>),
     /// Kinesis refused the calls, and no shard was read since the consumer started.
     Refused(BoxError),
     /// The pipeline takes no more records.
@@ -114,7 +129,8 @@ fn earlier(time: DateTime) -> Refusal {
     let earlier = time.checked_sub(CLOCK_SKEW).unwrap_or(SystemTime::UNIX_EPOCH);
     let since = earlier.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-    Refusal::Ends(ReadingEnded::PositionRefused(Position::AtTimestamp { millis }))
+    let earlier = Checkpoint::at(Position::AtTimestamp { millis });
+    Refusal::Ends(ReadingEnded::PositionRefused(Box::new(earlier)))
 }
 
 impl Reading {
@@ -234,38 +250,61 @@ impl Reading {
     }
 
     /// Reports records that may have been trimmed since the last page, if the shard's lag exceeds the
-    /// retention.
+    /// retention. Only an answer about the retention that was given after the page proves that nothing is lost:
+    /// the retention may be lowered at any time. A page may be verified with a later one, because a shard that
+    /// is days behind has many pages.
     async fn verify_lag(&mut self) -> Result<(), ReadingEnded> {
-        let Some(read_until) = self
-            .read_until
-            .time()
-            .filter(|time| is_older_than_shortest(*time))
-        else {
+        let read_until = self.read_until.time();
+        let read_until = read_until.filter(|time| is_older_than_shortest(*time));
+        let this = read_until.map(|read_until| UnverifiedPage {
+            at: Instant::now(),
+            read_until,
+        });
+        if this.is_none() {
             self.is_lag_reported = false;
+        }
+        let Some(page) = self.unverified.or(this) else {
             return Ok(());
         };
+        self.unverified = Some(page);
+        self.verify_page(page).await
+    }
+
+    async fn verify_page(&mut self, page: UnverifiedPage) -> Result<(), ReadingEnded> {
         // After such a report each page makes one call: a shard that is days behind still has to catch up.
         let tries = if self.is_lag_reported {
             1
         } else {
             CALLS_BEFORE_LOSS
         };
-        let horizon = Box::pin(self.facts.recent_horizon(tries, &self.observers)).await;
-        if read_until >= horizon.since {
+        let asked = self.facts.recent_horizon(page.at, tries, &self.observers);
+        let (horizon, is_final) = Box::pin(asked).await;
+        let is_lost = page.read_until < horizon.since;
+        if is_lost || is_final {
+            self.unverified = None;
+        }
+        if !is_lost {
             return Ok(());
         }
         // While the retention is unknown, each page of a shard that is a day behind would cause a report.
         if !horizon.is_known && std::mem::replace(&mut self.is_lag_reported, true) {
             return Ok(());
         }
-        self.report_loss(self.loss(Some(read_until), horizon.since, false))
+        self.report_loss(self.loss(Some(page.read_until), horizon.since, false))
     }
 
     /// Checks at the end of a shard for an expected record, which can no longer come.
     pub(in crate::consumer) async fn verify_end(&mut self) -> Result<(), ReadingEnded> {
-        match self.expected {
-            Some(_) => self.first_is(None).await,
-            None => Ok(()),
+        if self.expected.is_some() {
+            self.first_is(None).await?;
+        }
+        let Some(page) = self.unverified.take() else {
+            return Ok(());
+        };
+        let horizon = Box::pin(self.facts.horizon(CALLS_BEFORE_LOSS, &self.observers)).await;
+        match page.read_until >= horizon.since {
+            true => Ok(()),
+            false => self.report_loss(self.loss(Some(page.read_until), horizon.since, false)),
         }
     }
 
@@ -302,7 +341,7 @@ impl Reading {
             ReadFrom::TrimHorizon => return Refusal::None,
         };
         if Sabotage::TrustRefusal.is_committed() {
-            return Refusal::Ends(ReadingEnded::PositionRefused(Position::TrimHorizon));
+            return Refusal::Ends(ReadingEnded::PositionRefused(Box::new(self.facts.beginning())));
         }
         let expected = Expected {
             number: Some(number.clone()),
@@ -324,7 +363,7 @@ impl Reading {
         });
         let loss = self.loss(self.read_until.time(), wall_clock::now(), false);
         match self.report_loss(loss) {
-            Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
+            Ok(()) => ReadingEnded::PositionRefused(Box::new(self.facts.beginning())),
             Err(lost) => lost,
         }
     }
@@ -339,7 +378,7 @@ impl Reading {
             false,
         );
         match self.report_loss(loss) {
-            Ok(()) => ReadingEnded::PositionRefused(Position::TrimHorizon),
+            Ok(()) => ReadingEnded::PositionRefused(Box::new(self.facts.beginning())),
             Err(lost) => lost,
         }
     }
@@ -397,6 +436,7 @@ impl Reading {
         span.record("records", count(records));
         span.record("behind_ms", behind_millis);
         self.facts.note_read();
+        self.fetched_bytes.note(records);
         let behind = behind_millis.and_then(|millis| u64::try_from(millis).ok());
         let behind = behind.map(Duration::from_millis);
         self.report(|| ShardEvent::Fetched {
@@ -415,6 +455,20 @@ impl Reading {
     {
         let task = format!("read {} of {:?}", self.shard, self.stream.to_string());
         self.client.failed(task, action, error)
+    }
+
+    /// Reports that a call in CBOR failed because of its encoding.
+    pub(in crate::consumer) fn cbor_refused<E>(&self, error: SdkError<E, Response>)
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        if self.observers.want(Interest::SHARDS) {
+            let error = self.failed("kinesis:GetRecords", error);
+            self.observers.tell(&Event::Stream {
+                stream: self.stream.name(),
+                event: StreamEvent::CborRefused { error: &error },
+            });
+        }
     }
 
     pub(in crate::consumer) fn report<'a>(&'a self, event: impl FnOnce() -> ShardEvent<'a>) {

@@ -140,7 +140,7 @@ impl FanOut {
             };
             let closed = is_end(&event);
             let span = reading.span();
-            let behind = Some(event.millis_behind_latest);
+            let behind = behind_millis(&event);
             if let Err(ended) = reading.verify(&event.records, behind).await {
                 return End::Ended(ended);
             }
@@ -211,4 +211,47 @@ fn is_end(event: &SubscribeToShardEvent) -> bool {
         .as_ref()
         .is_some_and(|children| !children.is_empty());
     has_children && (event.continuation_sequence_number.is_empty() || event.records.is_empty())
+}
+
+/// Returns how far the event is behind the tip of the shard. Returns `None` for an incomplete event, which would
+/// claim to be at the tip: the SDK replaces a missing field by 0 or an empty text.
+fn behind_millis(event: &SubscribeToShardEvent) -> Option<i64> {
+    let is_complete = is_end(event) || !event.continuation_sequence_number.is_empty();
+    is_complete.then_some(event.millis_behind_latest)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_kinesis::types::{ChildShard, HashKeyRange};
+
+    use super::*;
+
+    fn event(continuation: &str, children: &[&str]) -> SubscribeToShardEvent {
+        let child = |name: &&str| {
+            let child = ChildShard::builder()
+                .shard_id(*name)
+                .set_parent_shards(Some(Vec::new()));
+            let range = HashKeyRange::builder()
+                .starting_hash_key("0")
+                .ending_hash_key("1");
+            let child = child.hash_key_range(range.build().expect("complete"));
+            child.build().expect("complete")
+        };
+        SubscribeToShardEvent::builder()
+            .set_records(Some(Vec::new()))
+            .continuation_sequence_number(continuation)
+            .millis_behind_latest(0)
+            .set_child_shards(Some(children.iter().map(child).collect()))
+            .build()
+            .expect("complete")
+    }
+
+    #[test]
+    fn incomplete_event_does_not_claim_to_be_at_the_tip() {
+        assert_eq!(behind_millis(&event("", &[])), None);
+        assert_eq!(behind_millis(&event("495", &[])), Some(0));
+        let end = event("", &["shardId-000000000001"]);
+        assert!(is_end(&end));
+        assert_eq!(behind_millis(&end), Some(0));
+    }
 }

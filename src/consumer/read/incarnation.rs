@@ -1,4 +1,4 @@
-//! Checks, after a pause, whether the stream is still the one that was read before.
+//! Checks, after a pause and at a start, whether the stream is still the one that was read before.
 //!
 //! A stream may be deleted and created again while this process stands still. Kinesis refuses the sequence
 //! number of an earlier stream, but accepts any other position: a shard without records would be read on in
@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::checkpoint::Checkpoint;
 use crate::consumer::stream_facts::StreamFacts;
 use crate::observer::Observers;
 
@@ -24,12 +25,12 @@ pub(in crate::consumer) struct Incarnation {
     unverified: Option<Unverified>,
 }
 
-/// A pause after which the stream has not been verified.
+/// A pause or a start after which the stream has not been verified.
 #[derive(Debug)]
 struct Unverified {
-    /// The end of the pause.
+    /// The end of the pause, or the start.
     since: Instant,
-    /// The time up to which everything was read before the pause.
+    /// The time up to which everything was read before.
     read_until: Option<SystemTime>,
     asked: Option<Instant>,
 }
@@ -44,12 +45,23 @@ pub(in crate::consumer) struct Recreated {
 }
 
 impl Incarnation {
-    /// Creates the incarnation with this creation time, if it is known.
-    pub(in crate::consumer) fn new(created: Option<SystemTime>) -> Self {
+    /// Creates the incarnation that a checkpoint belongs to. While Kinesis has not described the stream, the
+    /// checkpoint may belong to an earlier one.
+    pub(in crate::consumer) fn of(checkpoint: &Checkpoint, facts: &StreamFacts) -> Self {
+        let is_unverified = facts.created().is_none() && checkpoint.stream_created().is_some();
         Incarnation {
-            created,
-            unverified: None,
+            created: facts.created().or(checkpoint.stream_created()),
+            unverified: is_unverified.then(|| Unverified {
+                since: Instant::now(),
+                read_until: checkpoint.read_until(),
+                asked: None,
+            }),
         }
+    }
+
+    /// Returns the creation time of the stream, if it was known when the shard was started.
+    pub(in crate::consumer) fn created(&self) -> Option<SystemTime> {
+        self.created
     }
 
     /// Notes, before each new iterator or subscription, when the last page was read, and up to which time
@@ -80,12 +92,11 @@ impl Incarnation {
             unverified.asked = Some(Instant::now());
             Box::pin(facts.refresh(observers)).await;
         }
-        let is_described = facts.described_since(since)?;
-        let read_until = self.unverified.take()?.read_until;
-        if !is_described {
-            // The permission is missing: this cannot be known.
+        if !facts.described_since(since)? {
+            // The permission is missing: this cannot be known before it is granted.
             return None;
         }
+        let read_until = self.unverified.take()?.read_until;
         facts
             .is_another_stream(self.created, read_until)
             .then(|| Recreated {

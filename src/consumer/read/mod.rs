@@ -3,12 +3,14 @@
 pub(in crate::consumer) mod cursor;
 pub(in crate::consumer) mod failures;
 pub(in crate::consumer) mod fan_out;
+pub(in crate::consumer) mod fetched_bytes;
 pub(in crate::consumer) mod incarnation;
 pub(in crate::consumer) mod polling;
 pub(in crate::consumer) mod read_from;
 pub(in crate::consumer) mod read_until;
 pub(in crate::consumer) mod registration;
 pub(in crate::consumer) mod retrieval;
+pub(in crate::consumer) mod wire;
 
 use std::time::Duration;
 

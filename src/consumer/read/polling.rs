@@ -11,6 +11,7 @@ use tracing::Instrument as _;
 use super::cursor::{Reading, ReadingEnded, Refusal};
 use super::failures::Failures;
 use super::read_until::Page;
+use super::wire::{ActiveWire, is_of_encoding};
 use crate::aws::FailedCall;
 use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::failure::BoxError;
@@ -37,6 +38,7 @@ pub(in crate::consumer) struct PollingSettings {
 /// The polling reader of a shard.
 pub(in crate::consumer) struct Poller {
     pub(in crate::consumer) polling: PollingSettings,
+    pub(in crate::consumer) wire: Arc<ActiveWire>,
     pub(in crate::consumer) calls: Arc<Semaphore>,
     pub(in crate::consumer) capacity: Capacity,
 }
@@ -84,17 +86,30 @@ impl Poller {
             let memory = self.capacity.reserve(MAX_PAGE_BYTES + records * OVERHEAD).await;
             let called = wall_clock::now();
             let span = reading.span();
+            let encoded = self.wire.config();
+            let has_encoding = encoded.is_some();
             let page = {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
                 let call = reading.client.get_records().shard_iterator(&token);
+                let mut call = call.limit(self.polling.page).customize();
+                if let Some(config) = encoded {
+                    call = call.config_override(config);
+                }
                 // Boxed, like all SDK calls: a shard has room for the call only while it runs.
-                Box::pin(call.limit(self.polling.page).send().instrument(span.clone())).await
+                Box::pin(call.send().instrument(span.clone())).await
             };
             let page = match page {
                 Ok(page) => page,
                 Err(error) => {
                     drop((room, memory));
+                    if has_encoding && is_of_encoding(&error) {
+                        iterator = Some(token);
+                        if self.wire.refuse() {
+                            reading.cbor_refused(error);
+                        }
+                        continue;
+                    }
                     match error.code() {
                         Some("ExpiredIteratorException") => {
                             reading.report(|| ShardEvent::IteratorExpired);

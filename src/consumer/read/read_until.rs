@@ -65,7 +65,13 @@ impl ReadUntil {
         let arrival = arrival.and_then(|time| SystemTime::try_from(time).ok());
         let Some(time) = tip.max(arrival) else {
             let is_unknown = page.is_end && self.time.is_none();
-            return is_unknown.then(|| kept_since(page.called)).flatten();
+            if is_unknown {
+                // The page may come from an error of the service instead. Then the shard continues, and records
+                // that are trimmed before its next page must be noticed.
+                self.time = kept_since(page.called);
+                return self.time;
+            }
+            return None;
         };
         self.time = self.time.max(Some(time));
         let now = Instant::now();
@@ -144,8 +150,8 @@ mod tests {
             read.advance(&end(&[]), |called| Some(called - Duration::from_secs(1))),
             Some(at(499))
         );
-        assert_eq!(read.time(), None);
-        assert_eq!(read.advance(&end(&last), unknown), Some(at(7)));
+        assert_eq!(read.time(), Some(at(499)));
+        assert_eq!(read.advance(&end(&last), unknown), Some(at(499)));
         assert_eq!(read.advance(&end(&[]), unknown), None);
     }
 }

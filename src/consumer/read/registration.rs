@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::retrieval::FanOutConsumer;
+use crate::aws::stream_summary;
 use crate::failure::BoxError;
 use crate::record::StreamId;
 
@@ -98,7 +99,9 @@ impl Registration {
             let call = client.describe_stream_consumer().stream_arn(&stream);
             let reply = call.consumer_name(name).send().await?;
             match reply.consumer_description {
-                Some(found) if found.consumer_status == ConsumerStatus::Active => {
+                Some(found)
+                    if found.consumer_status == ConsumerStatus::Active && !found.consumer_arn.is_empty() =>
+                {
                     return Ok(found.consumer_arn.into());
                 }
                 _ if start.elapsed() > CREATED_WITHIN => {
@@ -116,7 +119,6 @@ impl Registration {
         }
         let call = client.describe_stream_summary();
         let reply = call.stream_name(self.stream.name()).send().await?;
-        let summary = reply.stream_description_summary;
-        Ok(summary.ok_or("the stream has no description")?.stream_arn)
+        Ok(stream_summary(reply)?.stream_arn)
     }
 }

@@ -108,8 +108,9 @@ impl Lease {
         }
     }
 
-    /// Renews the lease until it is lost. A lease that could not be renewed for two thirds of the failover
-    /// time counts as lost: this process starts nothing new before another worker may take the lease.
+    /// Renews the lease until it is lost, a third of the failover time after each write to its row. A lease that
+    /// could not be renewed for two thirds of the failover time counts as lost: this process starts nothing new
+    /// before another worker may take the lease.
     async fn keep_renewed(self: Arc<Self>) {
         let Some(leases) = self.store.leases() else { return };
         let mut retries = RetryTimer::new(BACKOFF, self.rng.clone());
@@ -119,6 +120,19 @@ impl Lease {
         loop {
             sleep_until(next).await;
             let asked = Instant::now();
+            // A stored checkpoint is a renewal, too. The row that it returned also names a worker that waits for
+            // the shard, so the owner notices a request within the same time.
+            if let Some(last) = leases.last_renewal(&self.key)
+                && last.age < every
+                && let Some(sent) = asked.checked_sub(last.age)
+            {
+                (renewed, next) = (sent, sent + every);
+                retries.reset();
+                if last.is_wanted {
+                    self.state.mark_wanted();
+                }
+                continue;
+            }
             let answer = timeout_at(renewed + limit, self.renew(leases)).await;
             let error = match answer {
                 Ok(Ok(renewal @ (Renewal::Leased | Renewal::Wanted))) => {
@@ -188,7 +202,11 @@ impl RenewedLease {
         let Lease {
             state, key, store, ..
         } = &*self.lease;
-        if let Some(leases) = store.leases() {
+        // A shard that restarts here stays here, if a leader would otherwise have to assign it again.
+        let restarts = matches!(end, ShardEnd::CrashLoopOver | ShardEnd::PositionRefused);
+        let shares = store.leases().is_some_and(|leases| leases.sharing().is_some());
+        let stays = restarts && shares && !state.ends().is_cancelled();
+        if let Some(leases) = store.leases().filter(|_| !stays) {
             // If this fails, another worker takes the lease after the failover time.
             let given_up = timeout(within, answer(STORE, leases.give_up(key))).await;
             if let Ok(Ok(Err(error))) = given_up {

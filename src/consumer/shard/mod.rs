@@ -129,8 +129,12 @@ impl<P: Handler> ShardTask<P> {
                 },
                 Ok(ReadingEnded::Refused(error)) => (ShardEnd::Refused(error), finished.checkpoint),
                 Ok(ReadingEnded::NotFound(error)) => (ShardEnd::Failed(error), finished.checkpoint),
-                Ok(ReadingEnded::PositionRefused(position)) => {
-                    (ShardEnd::PositionRefused, facts.tag(Checkpoint::at(position)))
+                Ok(ReadingEnded::PositionRefused(checkpoint)) => {
+                    let checkpoint = match checkpoint.stream_created() {
+                        Some(_) => *checkpoint,
+                        None => facts.tag(*checkpoint),
+                    };
+                    (ShardEnd::PositionRefused, checkpoint)
                 }
                 Ok(ReadingEnded::Lost(loss)) => (ShardEnd::DataLost(loss), finished.checkpoint),
                 Ok(ReadingEnded::NotWanted) => (ShardEnd::Stopped, finished.checkpoint),

@@ -1,7 +1,7 @@
 //! Discovery before the first read: the stream, its shards, their checkpoints, and whether the dead-letter
 //! sink and the idempotency store may be used.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use aws_sdk_kinesis::Client;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::lineage::Lineage;
 use crate::aws::shard_list::{list_shards, parents};
 use crate::aws::{FailedCall, Located};
-use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey};
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointStore, ShardKey, Sharing};
 use crate::consumer::calls::{REFUSALS, STORE, answer};
 use crate::consumer::error::ConsumerError;
 use crate::consumer::shards::starting_position::StartingPosition;
@@ -41,7 +41,7 @@ pub(in crate::consumer) struct Discovery<'a> {
 }
 
 /// The reason why a step of discovery failed.
-enum Problem {
+pub(in crate::consumer) enum Problem {
     /// A retry gives the same answer.
     Final(ConsumerError),
     /// Only an operator can fix the problem. An exception is a permission that was granted a moment ago, as
@@ -263,14 +263,20 @@ impl Discovery<'_> {
         result
     }
 
-    async fn find(&self) -> Result<Lineage, Problem> {
-        if !self.facts.is_fresh() {
-            match self.facts.describe().await {
-                Ok(_) | Err(NotDescribed::Refused(_)) => {}
-                Err(NotDescribed::NotFound(error)) => return Err(self.not_found(error)),
-                Err(NotDescribed::Passing(error)) => return Err(Problem::of_call(error)),
-            }
+    /// Asks Kinesis for the description of the stream, unless the last one is fresh.
+    pub(in crate::consumer) async fn refresh_facts(&self) -> Result<(), Problem> {
+        if self.facts.is_fresh() {
+            return Ok(());
         }
+        match self.facts.describe().await {
+            Ok(_) | Err(NotDescribed::Refused(_)) => Ok(()),
+            Err(NotDescribed::NotFound(error)) => Err(self.not_found(error)),
+            Err(NotDescribed::Passing(error)) => Err(Problem::of_call(error)),
+        }
+    }
+
+    async fn find(&self) -> Result<Lineage, Problem> {
+        self.refresh_facts().await?;
         let listed = list_shards(self.client, self.stream).await;
         let shards = listed.map_err(|error| match FailedCall::code(&*error) {
             Some("ResourceNotFoundException") => self.not_found(error),
@@ -283,43 +289,44 @@ impl Discovery<'_> {
         let stored = answer(STORE, self.checkpoints.load(&keys)).await;
         let stored = stored.and_then(|stored| all_of(stored, keys.len()));
         let stored = stored.map_err(Problem::Passing)?;
-        let mut checkpoints = HashMap::new();
-        let mut unreadable = HashSet::new();
-        let mut of_other_stream = None;
+        let mut found = Lineage::new(shards);
         for (key, stored) in keys.into_iter().zip(stored) {
-            match stored {
-                Ok(Some(checkpoint)) => drop(checkpoints.insert(key.shard, checkpoint)),
-                Ok(None) => {}
-                // The error concerns this shard alone: the others must not wait until an operator fixes its
-                // checkpoint.
-                Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
-                    self.report(|stream| Event::Shard {
-                        stream,
-                        shard: &key.shard,
-                        event: ShardEvent::CheckpointUnreadable { error: &error },
-                    });
-                    unreadable.insert(key.shard);
-                    if let CheckpointError::OtherStream { .. } = error {
-                        of_other_stream = Some(error);
-                    }
-                }
-                Err(error) => return Err(Problem::of_store(error)),
+            if let Some(checkpoint) = self.readable(&key.shard, stored, &mut found)? {
+                found.checkpoints.insert(key.shard, checkpoint);
             }
         }
-        let mut found = Lineage {
-            shards,
-            checkpoints,
-            unreadable,
-            of_other_stream,
-            outdated: HashMap::new(),
-            hidden: HashMap::new(),
-        };
         found.set_aside(|checkpoint| self.facts.is_outdated(checkpoint));
         self.find_hidden(&mut found).await;
         if self.checkpoints.leases().is_some() {
             found.finish_deleted();
         }
         Ok(found)
+    }
+
+    /// Returns what a store has for a shard. A row that cannot be read is reported: it concerns this shard
+    /// alone, and the others must not wait until an operator fixes its checkpoint.
+    pub(in crate::consumer) fn readable<T>(
+        &self,
+        shard: &ShardId,
+        stored: Result<Option<T>, CheckpointError>,
+        found: &mut Lineage,
+    ) -> Result<Option<T>, Problem> {
+        match stored {
+            Ok(stored) => Ok(stored),
+            Err(error @ (CheckpointError::Corrupt { .. } | CheckpointError::OtherStream { .. })) => {
+                self.report(|stream| Event::Shard {
+                    stream,
+                    shard,
+                    event: ShardEvent::CheckpointUnreadable { error: &error },
+                });
+                found.unreadable.insert(shard.clone());
+                if let CheckpointError::OtherStream { .. } = error {
+                    found.of_other_stream = Some(error);
+                }
+                Ok(None)
+            }
+            Err(error) => Err(Problem::of_store(error)),
+        }
     }
 
     /// Asks Kinesis whether it has the parents that are neither listed nor known by a row. If Kinesis has
@@ -354,6 +361,20 @@ impl Discovery<'_> {
 
     pub(in crate::consumer) fn key(&self, shard: ShardId) -> ShardKey {
         ShardKey::new(self.application.clone(), self.stream.shared_name(), shard)
+    }
+
+    /// Announces this worker to the others when it starts: repeated refusals end the start.
+    pub(in crate::consumer) async fn announce(&self, sharing: &dyn Sharing) -> Result<(), ConsumerError> {
+        let mut retries = StartRetries::at_start(self);
+        loop {
+            let announced = answer(STORE, sharing.announce()).await;
+            let problem = match announced {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => Problem::of_store(error),
+                Err(error) => Problem::Passing(error),
+            };
+            retries.wait(self, problem).await?;
+        }
     }
 
     fn not_found(&self, source: BoxError) -> Problem {

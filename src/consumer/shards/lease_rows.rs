@@ -22,6 +22,24 @@ pub(in crate::consumer) struct TakenLease {
     pub(in crate::consumer) outcome: Result<LeaseOutcome, CheckpointError>,
 }
 
+impl TakenLease {
+    /// Assigns the answers of a store, which come in the order of the shards.
+    pub(super) fn each(
+        shards: Vec<ShardId>,
+        asked: Instant,
+        outcomes: Vec<Result<LeaseOutcome, CheckpointError>>,
+    ) -> Result<Vec<Self>, BoxError> {
+        let outcomes = all_of(outcomes, shards.len())?;
+        let each = shards.into_iter().zip(outcomes);
+        let each = each.map(|(shard, outcome)| TakenLease {
+            shard,
+            asked,
+            outcome,
+        });
+        Ok(each.collect())
+    }
+}
+
 impl Discovery<'_> {
     /// Creates rows for those of these shards that have none, and takes the available leases.
     pub(in crate::consumer) async fn take(
@@ -36,14 +54,7 @@ impl Discovery<'_> {
         let keys: Vec<ShardKey> = shards.iter().map(|shard| self.key(shard.clone())).collect();
         let asked = Instant::now();
         let taken = answer(STORE, leases.take(&keys)).await?;
-        let taken = all_of(taken, keys.len())?;
-        let each = shards.into_iter().zip(taken);
-        let each = each.map(|(shard, outcome)| TakenLease {
-            shard,
-            asked,
-            outcome,
-        });
-        Ok(each.collect())
+        TakenLease::each(shards, asked, taken)
     }
 
     /// Stores a checkpoint of a shard. If the store has leases, this process owns the shard's lease.
@@ -65,7 +76,11 @@ impl Discovery<'_> {
         let Some(leases) = self.checkpoints.leases() else {
             return Ok(LeaseOutcome::Leased(Checkpoint::at(Position::TrimHorizon)));
         };
-        let taken = answer(STORE, leases.take(&[self.key(shard.clone())])).await?;
+        let key = [self.key(shard.clone())];
+        let taken = match leases.sharing() {
+            Some(sharing) => answer(STORE, sharing.adopt(&key)).await?,
+            None => answer(STORE, leases.take(&key)).await?,
+        };
         let taken = all_of(taken, 1)?.pop();
         Ok(taken.unwrap_or(Ok(LeaseOutcome::Missing))?)
     }
@@ -84,7 +99,7 @@ impl Discovery<'_> {
     }
 
     /// Creates these rows, parents before children.
-    async fn create(
+    pub(in crate::consumer) async fn create(
         &self,
         leases: &dyn Leases,
         found: &Lineage,

@@ -36,6 +36,18 @@ pub(in crate::consumer) struct Hole {
 }
 
 impl Lineage {
+    /// Creates the lineage of a listing, without checkpoints.
+    pub(in crate::consumer) fn new(shards: Vec<Shard>) -> Self {
+        Lineage {
+            shards,
+            checkpoints: HashMap::new(),
+            unreadable: HashSet::new(),
+            outdated: HashMap::new(),
+            hidden: HashMap::new(),
+            of_other_stream: None,
+        }
+    }
+
     /// Returns the shards that may be read: they have not ended, all their parents have, and their
     /// checkpoints are readable.
     pub(in crate::consumer) fn ready(&self) -> Vec<ShardId> {
@@ -54,6 +66,18 @@ impl Lineage {
             if listed.contains(shard.as_str()) && is_outdated(checkpoint) {
                 let row = std::mem::replace(checkpoint, Checkpoint::at(Position::TrimHorizon));
                 self.outdated.insert(shard.clone(), row);
+            }
+        }
+    }
+
+    /// Moves the rows of these shards to `outdated` if the rows say that the shards have ended.
+    pub(in crate::consumer) fn set_aside_ends(&mut self, shards: &HashSet<ShardId>) {
+        for shard in shards {
+            if has_ended(shard.as_str(), &self.checkpoints) {
+                let beginning = Checkpoint::at(Position::TrimHorizon);
+                if let Some(row) = self.checkpoints.insert(shard.clone(), beginning) {
+                    self.outdated.insert(shard.clone(), row);
+                }
             }
         }
     }
@@ -318,12 +342,8 @@ pub(in crate::consumer) mod tests {
             .iter()
             .map(|&name| (name.into(), Checkpoint::at(Position::ShardEnd)));
         Lineage {
-            shards,
             checkpoints: ended.collect(),
-            unreadable: HashSet::new(),
-            outdated: HashMap::new(),
-            hidden: HashMap::new(),
-            of_other_stream: None,
+            ..Lineage::new(shards)
         }
     }
 

@@ -2,6 +2,7 @@
 //! that fail.
 
 mod context;
+mod fleet;
 mod hash_key_audit;
 mod known_shards;
 mod next_check;
@@ -98,16 +99,22 @@ where
         next_check: NextCheck::default(),
         listed: HashSet::new(),
         halted: HashSet::new(),
+        outdated_ends: HashSet::new(),
         leased_elsewhere: HashMap::new(),
         refused: None,
         since: None,
         has_begun: false,
     };
     let mut shutdown = pin!(shutdown);
+    let mut fleet = None;
     let running = async {
         supervisor.check_start().await?;
         let _refreshing = AbortOnDropHandle::new(tokio::spawn(refreshing));
-        supervisor.supervise().await
+        fleet = supervisor.join_fleet().await?;
+        match &mut fleet {
+            Some(fleet) => supervisor.supervise_member(fleet).await,
+            None => supervisor.supervise().await,
+        }
     };
     let result = tokio::select! {
         biased;
@@ -115,7 +122,19 @@ where
         () = &mut shutdown => Ok(()),
     };
     token.cancel();
-    supervisor.stop().await;
+    let last_call = supervisor.context.settings.last_call;
+    let stopping = Instant::now();
+    let withdrawing = async {
+        if let Some(fleet) = &mut fleet {
+            fleet.withdraw(last_call).await;
+        }
+    };
+    tokio::join!(withdrawing, supervisor.stop());
+    if let Some(fleet) = fleet {
+        let left = supervisor.context.settings.shutdown_timeout;
+        let left = left.saturating_sub(stopping.elapsed());
+        fleet.leave(last_call.min(left)).await;
+    }
     supervisor.report_stopped();
     match supervisor.context.failed {
         Some(error) => result.and(Err(error)),
@@ -134,8 +153,11 @@ struct Supervisor<P: Handler> {
     next_check: NextCheck,
     /// The shards that ListShards returned last.
     listed: HashSet<ShardId>,
-    /// The shards whose checkpoints belong to an earlier stream, and that the user's policy halts.
+    /// The shards that have halted, and those that the user's policy does not let start. No restart helps.
     halted: HashSet<ShardId>,
+    /// The open shards whose rows say that they have ended, because the rows belong to an earlier stream. Known to
+    /// the leader of a fleet.
+    outdated_ends: HashSet<ShardId>,
     /// The owners of the shards that other processes have leased.
     leased_elsewhere: HashMap<ShardId, String>,
     /// The error that ends the consumer: Kinesis refused to let a shard be read, and no shard was read
@@ -298,7 +320,7 @@ impl<P: Handler + 'static> Supervisor<P> {
     ) {
         let context = &mut self.context;
         let created = context.facts.created();
-        let beginning = context.facts.tag(Checkpoint::at(Position::TrimHorizon));
+        let beginning = context.facts.beginning();
         context.report(|stream| Event::Shard {
             stream,
             shard: &shard,
@@ -365,6 +387,7 @@ impl<P: Handler + 'static> Supervisor<P> {
         unlisted.dedup();
         // The task of a shard that is being read finds the loss itself.
         unlisted.retain(|shard| !self.tasks.contains(shard) && !self.known.has_ended(shard));
+        unlisted.retain(|shard| !self.halted.contains(shard));
         for shard in unlisted {
             let is_there = self.context.discovery().exists(&shard).await;
             let ended = match is_there {
@@ -478,14 +501,15 @@ impl<P: Handler + 'static> Supervisor<P> {
                 return false;
             }
         };
-        let Some(StartedShard { shard, .. }) = self.tasks.get(id) else {
+        let Some(StartedShard { shard, .. }) = self.tasks.remove(id) else {
             return false;
         };
         self.context.report(|stream| Event::Shard {
             stream,
-            shard,
+            shard: &shard,
             event: ShardEvent::Halted { error: &error },
         });
+        self.halted.insert(shard);
         self.context.failed.get_or_insert(error);
         false
     }

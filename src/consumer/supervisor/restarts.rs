@@ -54,6 +54,11 @@ impl Restarts {
         }
     }
 
+    /// Returns true if the last task of the shard has failed.
+    pub(super) fn has_failed(&self, shard: &ShardId) -> bool {
+        self.failed.contains_key(shard)
+    }
+
     /// Removes the shards that are not listed, and returns them.
     pub(super) fn take_unlisted(&mut self, is_listed: impl Fn(&ShardId) -> bool) -> Vec<ShardId> {
         let unlisted = self.failed.extract_if(|shard, _| !is_listed(shard));

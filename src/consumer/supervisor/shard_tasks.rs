@@ -12,7 +12,6 @@ use crate::record::ShardId;
 #[derive(Default)]
 pub(super) struct ShardTasks {
     tasks: JoinSet<ShardEnd>,
-    /// A shard that has halted stays here, so that it is not started again.
     started: HashMap<Id, StartedShard>,
 }
 
@@ -29,9 +28,14 @@ impl ShardTasks {
         self.started.insert(id, StartedShard { shard, since });
     }
 
-    /// Returns true if the shard has a task, or has halted.
+    /// Returns true if the shard has a task.
     pub(super) fn contains(&self, shard: &ShardId) -> bool {
         self.started.values().any(|started| started.shard == *shard)
+    }
+
+    /// Returns true if no task runs.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
     }
 
     /// Waits for the end of a task. Returns `None` if no task runs. Nothing is lost if the future is dropped.

@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::consumer::data_loss::Expected;
 use crate::consumer::read::cursor::Reading;
 use crate::consumer::read::fan_out::FanOut;
+use crate::consumer::read::fetched_bytes::FetchedBytes;
 use crate::consumer::read::incarnation::Incarnation;
 use crate::consumer::read::polling::Poller;
 use crate::consumer::read::read_from::ReadFrom;
@@ -85,7 +86,8 @@ impl<P: Handler> TaskFactory<P> {
         let capacity = settings.pipeline.shared_capacity();
         let progress = Arc::new(Progress::new().counting(self.settled.clone()));
         let lease_state = taken.map(|_| Arc::new(LeaseState::new(&self.shutdown)));
-        let stream_created = facts.created().or(from.stream_created());
+        let incarnation = Incarnation::of(&from, facts);
+        let stream_created = incarnation.created();
         let (crash_loop, mark, marks) = CrashLoop::new(&from, self.turns.clone());
         ShardTask {
             resilient: self.resilient.clone(),
@@ -103,13 +105,16 @@ impl<P: Handler> TaskFactory<P> {
                 read_until: ReadUntil::of(Expected::of(&from).as_ref()),
                 last_page: None,
                 is_lag_reported: false,
+                unverified: None,
                 expected: Expected::of(&from),
                 on_data_loss: settings.on_data_loss.clone(),
                 facts: facts.clone(),
-                incarnation: Incarnation::new(stream_created),
+                incarnation,
+                fetched_bytes: FetchedBytes::new(&settings.checkpoints, &key),
             },
             poller: Poller {
                 polling: settings.polling.clone(),
+                wire: settings.wire.clone(),
                 calls: self.calls.clone(),
                 capacity: capacity.clone(),
             },

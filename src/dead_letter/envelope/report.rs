@@ -9,6 +9,7 @@ use super::bounded::{cut, json_bytes, json_prefix};
 use super::{MAX_CODE_BYTES, MAX_NAME_BYTES};
 use crate::failure::{Class, Failure};
 use crate::rfc3339::{self, to_millis};
+use crate::wall_clock;
 
 /// An error with its sources, bounded in size.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +91,7 @@ impl Attempts {
         self.add_one(counts);
         let report = AttemptReport {
             number: self.calls(),
-            ended_at: to_millis(SystemTime::now()),
+            ended_at: to_millis(wall_clock::now()),
             duration_ms: took.as_millis().try_into().unwrap_or(u64::MAX),
             class: failure.verdict().class(),
             code: failure.verdict().code().map(|code| cut(code, MAX_CODE_BYTES)),

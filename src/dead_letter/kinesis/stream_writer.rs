@@ -9,7 +9,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, PutRecordsResultEntry, StreamDescriptionSummary};
 use bytes::Bytes;
 
-use crate::aws::{self, Located};
+use crate::aws::{self, Located, stream_summary};
 use crate::dead_letter::aws_writer::{
     Answers, AwsWriter, CallError, Entry, EntryError, Limits, Request, Schedule, Service, SharedError,
     SizeLimit, has_code,
@@ -123,9 +123,7 @@ impl StreamWriter {
             self.read_client
                 .failed(task, "kinesis:DescribeStreamSummary", error)
         })?;
-        let summary = output
-            .stream_description_summary
-            .ok_or("the answer contains no summary")?;
+        let summary = stream_summary(output)?;
         self.writer.limit().report(record_limit(&summary));
         Ok(summary)
     }

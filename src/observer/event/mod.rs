@@ -4,12 +4,14 @@ use super::Interest;
 use crate::record::{Record, ShardId};
 
 mod dead_letter;
+mod fleet;
 mod protection;
 mod record;
 mod shard;
 mod stream;
 
 pub use dead_letter::DeadLetterEvent;
+pub use fleet::FleetEvent;
 pub use protection::ProtectionEvent;
 pub use record::{RecordEvent, Redacted};
 pub use shard::{Bound, ShardEvent};
@@ -42,6 +44,13 @@ pub enum Event<'a> {
         /// The event.
         event: StreamEvent<'a>,
     },
+    /// An event of the workers that share the shards of a stream.
+    Fleet {
+        /// The stream's name.
+        stream: &'a str,
+        /// The event.
+        event: FleetEvent<'a>,
+    },
     /// An event of a dead-letter sink.
     DeadLetter(DeadLetterEvent<'a>),
     /// An event of what all records share: a circuit breaker, the idempotency store or user code.
@@ -64,7 +73,7 @@ impl<'a> Event<'a> {
                 ShardEvent::Status { .. } => Interest::STATUS,
                 _ => Interest::SHARDS,
             },
-            Event::Stream { .. } => Interest::SHARDS,
+            Event::Stream { .. } | Event::Fleet { .. } => Interest::SHARDS,
             Event::DeadLetter(event) => match event {
                 DeadLetterEvent::WriteDelayed { .. } => Interest::FAILURES,
                 DeadLetterEvent::TargetWarning { .. } => Interest::SHARDS,
@@ -77,7 +86,9 @@ impl<'a> Event<'a> {
     pub fn stream(&self) -> Option<&'a str> {
         match *self {
             Event::Record { record, .. } => Some(record.stream()),
-            Event::Shard { stream, .. } | Event::Stream { stream, .. } => Some(stream),
+            Event::Shard { stream, .. } | Event::Stream { stream, .. } | Event::Fleet { stream, .. } => {
+                Some(stream)
+            }
             Event::DeadLetter(_) | Event::Protection(_) => None,
         }
     }
@@ -87,7 +98,7 @@ impl<'a> Event<'a> {
         match *self {
             Event::Record { record, .. } => Some(record.shard()),
             Event::Shard { shard, .. } => Some(shard),
-            Event::Stream { .. } | Event::DeadLetter(_) | Event::Protection(_) => None,
+            Event::Stream { .. } | Event::Fleet { .. } | Event::DeadLetter(_) | Event::Protection(_) => None,
         }
     }
 }
@@ -142,6 +153,8 @@ mod tests {
             since_progress: delay,
         };
         assert_eq!(of_shard(status), Interest::STATUS);
+        let event = FleetEvent::IndexMissing;
+        assert_eq!(Event::Fleet { stream, event }.kind(), Interest::SHARDS);
         let event = StreamEvent::NotDescribed { error };
         assert_eq!(Event::Stream { stream, event }.kind(), Interest::SHARDS);
 

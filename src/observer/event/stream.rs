@@ -56,6 +56,14 @@ pub enum StreamEvent<'a> {
         /// The time since the start.
         duration: Duration,
     },
+    /// A call in [CBOR](crate::consumer::Wire::Cbor) failed because of its encoding: the endpoint does not know
+    /// CBOR, or its answer could not be decoded. The consumer repeats the call in JSON, and uses JSON until it is
+    /// restarted. No record is skipped.
+    #[non_exhaustive]
+    CborRefused {
+        /// The error.
+        error: &'a (dyn Error + Send + Sync + 'static),
+    },
     /// The stream could not be described. Values of an earlier call are used until a later call succeeds.
     /// While the retention is unknown, no
     /// [`RecordEvent::Expiring`](crate::observer::RecordEvent::Expiring) is reported.

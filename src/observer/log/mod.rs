@@ -33,6 +33,7 @@ macro_rules! of_shard {
 }
 
 mod dead_letter;
+mod fleet;
 mod protection;
 mod record;
 mod shard;
@@ -70,6 +71,7 @@ impl Observer for Log {
             Event::Record { record, event } => record::write(*self, record, event),
             Event::Shard { stream, shard, event } => shard::write(stream, shard, event),
             Event::Stream { stream, event } => stream::write(stream, event),
+            Event::Fleet { stream, event } => fleet::write(stream, event),
             Event::DeadLetter(event) => dead_letter::write(event),
             Event::Protection(event) => protection::write(event),
         }

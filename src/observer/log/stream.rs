@@ -60,6 +60,12 @@ pub(super) fn write(stream: &str, event: &StreamEvent<'_>) {
             last = %last,
             "hash keys not covered by any shard; records written to them are not read"
         ),
+        StreamEvent::CborRefused { error } => warn!(
+            target: TARGET,
+            stream,
+            error = full(*error),
+            "records cannot be read in CBOR; reading in JSON until the next start"
+        ),
         StreamEvent::NotDescribed { error } => warn!(
             target: TARGET,
             stream,

@@ -47,6 +47,7 @@ const KIND: Kind = Kind {
     what: "replay ledger",
     key: ID,
     expiration: Some(EXPIRATION),
+    index: None,
 };
 const ID: &str = "id";
 const ENTRY: &str = "entry";

@@ -18,7 +18,7 @@ use super::reader::{Found, Reader};
 use super::report::Outcome;
 use super::source::{Message, SourceError};
 use crate::aws::shard_pages::{self, PAUSE, ShardPages};
-use crate::aws::{self, Located};
+use crate::aws::{self, Located, stream_summary};
 use crate::dead_letter::{Attempts, DeadLetter, Reason};
 use crate::failure::{BoxError, Failure, Scope};
 use crate::kpl::{Deaggregator, Expanded};
@@ -223,9 +223,10 @@ impl Rehydrate {
     ) -> Result<Option<String>, Unread> {
         let (name, arn) = stream.name_or_arn();
         let call = self.client.describe_stream_summary();
-        match call.set_stream_name(name).set_stream_arn(arn).send().await {
-            Ok(_) => Ok(None),
-            Err(_) => Err(Unread::Unreachable(error.into())),
+        let answer = call.set_stream_name(name).set_stream_arn(arn).send().await;
+        match answer.is_ok_and(|answer| stream_summary(answer).is_ok()) {
+            true => Ok(None),
+            false => Err(Unread::Unreachable(error.into())),
         }
     }
 

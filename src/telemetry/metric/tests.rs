@@ -210,6 +210,27 @@ fn every_metric_is_of_some_event() {
             stream,
             event: StreamEvent::HashKeysUncovered { first: 0, last: 1 },
         },
+        Event::Fleet {
+            stream,
+            event: FleetEvent::LeaseExpired { shard, owner: "a" },
+        },
+        Event::Fleet {
+            stream,
+            event: FleetEvent::HandOverForced { shard, from: "a" },
+        },
+        Event::Fleet {
+            stream,
+            event: FleetEvent::LeaderGained { worker: "a" },
+        },
+        Event::Fleet {
+            stream,
+            event: FleetEvent::Failed {
+                task: "",
+                failures,
+                error,
+                delay,
+            },
+        },
         Event::Record {
             record,
             event: RecordEvent::Expiring {

@@ -1,6 +1,7 @@
 //! A lease table in memory, and the stores of several workers that share it.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,8 +11,10 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
+use super::fleet_table::Fleet;
 use crate::checkpoint::{
     Checkpoint, CheckpointError, CheckpointStore, Holder, LeaseOutcome, Leases, NewShard, Renewal, ShardKey,
+    Sharing,
 };
 use crate::record::{Position, ShardId};
 use crate::testing::checkpoints::Harness;
@@ -42,21 +45,61 @@ pub(super) enum Fault {
     /// Checks the lease before a write. The write of a cancelled call arrives a moment later.
     WritesLate,
     ReversesResults,
+    // Faults of the part that shares the shards.
+    FindsNoShards,
+    AdoptsAnyShard,
+    AdoptsDuringHandOvers,
+    AdoptsNoEndedShards,
+    IgnoresRequests,
+    RequestsAsTheOwner,
+    RequestsAgain,
+    AssignsOldRows,
+    AssignsInTwoSteps,
+    AssignsNothing,
+    LeavesHandOversOpen,
+    DeletesChangedRows,
+    DeletesNothing,
+    ForgetsParents,
+    ReversesRows,
+    AnnouncesNothing,
+    WithdrawsNothing,
+    ForgetsNewAnnouncements,
+    ManyLead,
+    LeadsInTwoSteps,
+    ResignsNever,
+    LeadsForEver,
+    LeadsTooBriefly,
+    IsNeverLate,
+    IsAlwaysLate,
+    HasNoPatience,
 }
 
 pub(super) const FAILOVER: Duration = Duration::from_millis(60);
 
 #[derive(Debug, Clone)]
-struct Row {
-    owner: Option<String>,
-    counter: u64,
-    checkpoint: Checkpoint,
+pub(super) struct Row {
+    pub(super) owner: Option<String>,
+    /// The worker that hands the shard over to `owner`.
+    pub(super) handed_over_by: Option<String>,
+    pub(super) counter: u64,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) parents: Vec<ShardId>,
+    pub(super) children: Vec<ShardId>,
+    pub(super) hash_keys: Option<RangeInclusive<u128>>,
+}
+
+impl Row {
+    /// Returns the worker that works on the shard.
+    fn holder(&self) -> Option<&str> {
+        self.handed_over_by.as_deref().or(self.owner.as_deref())
+    }
 }
 
 /// The table that the workers of a test share.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Arc<Mutex<HashMap<ShardKey, Row>>>,
+    fleet: Arc<Mutex<Fleet>>,
     workers: AtomicU64,
     fault: Fault,
 }
@@ -64,6 +107,7 @@ pub(super) struct Table {
 pub(super) fn table(fault: Fault) -> Table {
     Table {
         rows: Arc::default(),
+        fleet: Arc::default(),
         workers: AtomicU64::new(0),
         fault,
     }
@@ -79,8 +123,10 @@ impl Harness for Table {
         };
         Worker {
             rows: self.rows.clone(),
+            fleet: self.fleet.clone(),
             name: format!("worker-{number}"),
             seen: Mutex::default(),
+            free_since: Mutex::default(),
             fault: self.fault,
         }
     }
@@ -90,14 +136,17 @@ impl Harness for Table {
 #[derive(Debug)]
 pub(super) struct Worker {
     rows: Arc<Mutex<HashMap<ShardKey, Row>>>,
-    name: String,
+    pub(super) fleet: Arc<Mutex<Fleet>>,
+    pub(super) name: String,
+    /// The time since when this worker sees no leader.
+    pub(super) free_since: Mutex<Option<Instant>>,
     /// The owner and the counter of other workers' rows, and the time since when they are unchanged.
     seen: Mutex<HashMap<ShardKey, (String, u64, Instant)>>,
-    fault: Fault,
+    pub(super) fault: Fault,
 }
 
 impl Worker {
-    fn rows(&self) -> MutexGuard<'_, HashMap<ShardKey, Row>> {
+    pub(super) fn rows(&self) -> MutexGuard<'_, HashMap<ShardKey, Row>> {
         self.rows.lock().expect("no panic while locked")
     }
 
@@ -109,8 +158,8 @@ impl Worker {
 
     fn owns(&self, shard: &ShardKey) -> bool {
         let rows = self.rows();
-        let owner = rows.get(shard).and_then(|row| row.owner.as_deref());
-        owner == Some(&*self.name)
+        let holder = rows.get(shard).and_then(Row::holder);
+        holder == Some(&*self.name)
     }
 
     /// Changes the row if this worker owns it.
@@ -149,12 +198,13 @@ impl Worker {
     }
 
     /// Makes this worker the owner of a row.
-    fn claim(&self, shard: &ShardKey) -> LeaseOutcome {
+    pub(super) fn claim(&self, shard: &ShardKey) -> LeaseOutcome {
         let mut rows = self.rows();
         let Some(row) = rows.get_mut(shard) else {
             return LeaseOutcome::Missing;
         };
         row.owner = Some(self.name.clone());
+        row.handed_over_by = None;
         row.counter += 1;
         LeaseOutcome::Leased(match self.fault {
             Fault::StartsAtTheHorizon => Checkpoint::at(Position::TrimHorizon),
@@ -249,8 +299,12 @@ impl Leases for Worker {
         for shard in order {
             let row = Row {
                 owner: None,
+                handed_over_by: None,
                 counter: 0,
                 checkpoint: shard.checkpoint.clone(),
+                parents: shard.parents.clone(),
+                children: Vec::new(),
+                hash_keys: shard.hash_keys.clone(),
             };
             match self.fault {
                 Fault::CreateOverwrites => {
@@ -303,16 +357,19 @@ impl Leases for Worker {
     }
 
     async fn renew(&self, shard: &ShardKey) -> Result<Renewal, CheckpointError> {
-        match self.write(shard, |_| {}) {
-            Ok(()) => Ok(Renewal::Leased),
-            Err(_) => Ok(Renewal::Lost),
-        }
+        let mut is_wanted = false;
+        let renewed = self.write(shard, |row| is_wanted = row.handed_over_by.is_some());
+        Ok(match renewed {
+            Ok(()) if is_wanted && self.fault != Fault::IgnoresRequests => Renewal::Wanted,
+            Ok(()) => Renewal::Leased,
+            Err(_) => Renewal::Lost,
+        })
     }
 
-    async fn name_children(&self, shard: &ShardKey, _: &[ShardId]) -> Result<(), CheckpointError> {
+    async fn name_children(&self, shard: &ShardKey, children: &[ShardId]) -> Result<(), CheckpointError> {
         match self.fault {
             Fault::NamesChildrenWithoutALease => Ok(()),
-            _ => self.write(shard, |_| {}),
+            _ => self.write(shard, |row| row.children = children.to_vec()),
         }
     }
 
@@ -325,9 +382,17 @@ impl Leases for Worker {
             }
             Fault::KeepsWhatIsGivenUp => {}
             _ => {
-                let _ = self.write(shard, |row| row.owner = None);
+                let _ = self.write(shard, |row| {
+                    if row.handed_over_by.take().is_none() {
+                        row.owner = None;
+                    }
+                });
             }
         }
         Ok(())
+    }
+
+    fn sharing(&self) -> Option<&dyn Sharing> {
+        Some(self)
     }
 }

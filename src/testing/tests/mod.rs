@@ -1,10 +1,12 @@
 //! Adapters with one deliberate fault each: the suites must catch the fault, and pass the adapter without it.
 
 mod checkpoints;
+mod fleet_table;
 mod idempotency;
 mod lease_table;
 mod leases;
 mod ledgers;
+mod sharing;
 mod sources;
 
 /// Generates a test for each fault: the check panics with this text.

@@ -1,5 +1,6 @@
-//! Operator commands on shards: listing them, skipping records and rewinding.
+//! Operator commands on shards: listing them, skipping records, rewinding, and handing shards over.
 
+mod fleet;
 mod owner;
 mod rewind;
 mod scene;

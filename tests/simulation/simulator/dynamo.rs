@@ -36,7 +36,12 @@ pub const TABLE: &str = "leases";
 
 /// Creates a client of the simulated table.
 pub fn client(world: &World) -> Client {
-    let connector = SharedHttpConnector::new(Dynamo(world.clone()));
+    client_of(Dynamo(world.clone()))
+}
+
+/// Creates a client of simulated tables. The SDK's retries are disabled, because their jitter has no seed.
+pub fn client_of(tables: impl HttpConnector + 'static) -> Client {
+    let connector = SharedHttpConnector::new(tables);
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -50,10 +55,11 @@ pub fn client(world: &World) -> Client {
 #[derive(Clone)]
 struct Dynamo(World);
 
-type Refusal = (u16, &'static str);
+/// An error of the service: its HTTP status and its code.
+pub type Refusal = (u16, &'static str);
 
-const CONDITION: Refusal = (400, "ConditionalCheckFailedException");
-const INVALID: Refusal = (400, "ValidationException");
+pub const CONDITION: Refusal = (400, "ConditionalCheckFailedException");
+pub const INVALID: Refusal = (400, "ValidationException");
 
 impl Dynamo {
     async fn call(&self, operation: &str, body: Value) -> Result<Result<Value, Refusal>, ConnectorError> {
@@ -177,21 +183,30 @@ fn row_key(key: &Value) -> Option<&str> {
 }
 
 /// The condition and update expressions of a request. Supports the subset that a lease table needs.
-struct Expressions<'a> {
+pub struct Expressions<'a> {
     condition: &'a str,
     update: &'a str,
+    /// The key condition of a query.
+    key: &'a str,
     names: &'a Value,
     values: &'a Value,
 }
 
 impl<'a> Expressions<'a> {
-    fn of(body: &'a Value) -> Self {
+    pub fn of(body: &'a Value) -> Self {
         Expressions {
             condition: body["ConditionExpression"].as_str().unwrap_or_default(),
             update: body["UpdateExpression"].as_str().unwrap_or_default(),
+            key: body["KeyConditionExpression"].as_str().unwrap_or_default(),
             names: &body["ExpressionAttributeNames"],
             values: &body["ExpressionAttributeValues"],
         }
+    }
+
+    /// Returns the text that the key of a query has.
+    pub fn equated(&self) -> Option<&str> {
+        let (_, value) = self.key.split_once('=')?;
+        self.value(value)["S"].as_str()
     }
 
     fn name(&self, name: &str) -> &str {
@@ -206,8 +221,12 @@ impl<'a> Expressions<'a> {
 
     /// Returns whether a row meets the condition, such as
     /// `a = :v AND (b = :w OR c = :w) AND attribute_not_exists(d)`.
-    fn hold(&self, row: &Item) -> bool {
-        self.condition.split(" AND ").all(|term| {
+    pub fn hold(&self, row: &Item) -> bool {
+        let mut terms = self.condition.split(" AND ").filter(|term| !term.is_empty());
+        terms.all(|term| {
+            if let Some(name) = term.strip_prefix("attribute_exists(") {
+                return row.contains_key(self.name(name.trim_end_matches(')')));
+            }
             if let Some(name) = term.strip_prefix("attribute_not_exists(") {
                 return !row.contains_key(self.name(name.trim_end_matches(')')));
             }
@@ -220,7 +239,7 @@ impl<'a> Expressions<'a> {
     }
 
     /// Returns the row after the update, such as `SET a = :v, b = :w ADD c :x REMOVE d, e`.
-    fn updated(&self, row: &Item) -> Item {
+    pub fn updated(&self, row: &Item) -> Item {
         let mut row = row.clone();
         let update = self.update;
         let (update, removed) = update.split_once(" REMOVE ").unwrap_or((update, ""));
@@ -248,6 +267,11 @@ fn number(value: &Value) -> Option<u64> {
 
 pub fn text<'a>(row: &'a Item, name: &str) -> Option<&'a str> {
     row.get(name)?["S"].as_str()
+}
+
+/// Returns the lease counter of a row; 0 if it has none.
+pub fn counter(row: &Item) -> u64 {
+    row.get("leaseCounter").and_then(number).unwrap_or(0)
 }
 
 /// Returns the checkpoint in a row.
@@ -342,7 +366,7 @@ fn change(world: &World, shard: usize, change: impl FnOnce(&mut Item) -> bool) -
     };
     let changed = change(&mut row);
     if changed {
-        let counter = row.get("leaseCounter").and_then(number).unwrap_or(0) + 1;
+        let counter = counter(&row) + 1;
         row.insert("leaseCounter".into(), json!({"N": counter.to_string()}));
         world.write_row(row);
     }
@@ -388,23 +412,31 @@ impl fmt::Debug for Dynamo {
 
 impl HttpConnector for Dynamo {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let target = request.headers().get("x-amz-target").unwrap_or_default();
-        let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
-        let body = request.body().bytes().unwrap_or_default();
-        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let (operation, body) = self::request(&request);
         let dynamo = self.clone();
         HttpConnectorFuture::new(async move {
             let (status, body) = match dynamo.call(&operation, body).await? {
                 Ok(answer) => (200, answer),
                 Err((status, code)) => (status, json!({"__type": code, "message": "simulated"})),
             };
-            let status =
-                StatusCode::try_from(status).map_err(|error| ConnectorError::other(error.into(), None))?;
-            let mut response = HttpResponse::new(status, SdkBody::from(body.to_string()));
-            response
-                .headers_mut()
-                .insert("content-type", "application/x-amz-json-1.0");
-            Ok(response)
+            response(status, &body)
         })
     }
+}
+
+/// Returns the operation and the body of a request.
+pub fn request(request: &HttpRequest) -> (String, Value) {
+    let target = request.headers().get("x-amz-target").unwrap_or_default();
+    let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
+    let body = request.body().bytes().unwrap_or_default();
+    (operation, serde_json::from_slice(body).unwrap_or_default())
+}
+
+/// Returns a response as DynamoDB sends it.
+pub fn response(status: u16, body: &Value) -> Result<HttpResponse, ConnectorError> {
+    let status = StatusCode::try_from(status).map_err(|error| ConnectorError::other(error.into(), None))?;
+    let mut response = HttpResponse::new(status, SdkBody::from(body.to_string()));
+    let headers = response.headers_mut();
+    headers.insert("content-type", "application/x-amz-json-1.0");
+    Ok(response)
 }

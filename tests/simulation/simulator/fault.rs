@@ -124,6 +124,37 @@ faults! {
     SubscribedEarly = "subscribed-early",
     /// Another actor deregisters the fan-out consumer.
     Deregistered = "deregistered",
+    /// A worker of a fleet makes no progress for a while.
+    Paused = "paused",
+    /// A worker of a fleet is killed.
+    Killed = "killed",
+    /// A worker of a fleet is shut down.
+    Stopped = "stopped",
+    /// A worker joins a running fleet.
+    Joined = "joined",
+    /// The wall clock of a worker is wrong by up to minutes.
+    ClockSkew = "clock-skew",
+    /// Another actor deletes the leader's item.
+    LeaderDeleted = "leader-deleted",
+    /// Another actor takes the leadership, and never renews it.
+    LeaderReplaced = "leader-replaced",
+    /// Another actor marks the leadership as released.
+    LeaderReleased = "leader-released",
+    /// One of the tables of a fleet refuses calls for a while.
+    TableOutage = "table-outage",
+    /// A read without strong consistency returns old rows.
+    StaleRead = "stale-read",
+    /// The index learns seconds later about a new owner.
+    IndexLate = "index-late",
+    /// The table has no index of the owners.
+    IndexMissing = "index-missing",
+}
+
+impl Fault {
+    /// Returns whether the fault happens only to a fleet.
+    pub fn is_of_fleet(self) -> bool {
+        self >= Fault::Paused
+    }
 }
 
 impl fmt::Display for Fault {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 mod dynamo;
 mod fault;
+mod fleet;
 mod handler;
 mod kinesis;
 mod lineage;
@@ -29,6 +30,7 @@ mod subscription;
 mod world;
 
 pub use fault::{Counts, Fault};
+pub use fleet::simulate_fleet;
 pub use minimise::minimise;
 pub use oracle::{Promise, Violation};
 pub use plan::Options;
@@ -67,6 +69,8 @@ pub struct Outcome {
     pub records: u64,
     pub calls: u64,
     pub letters: u64,
+    /// The number of workers that a fleet had.
+    pub workers: u64,
 }
 
 /// Runs a seed to its end, or to the first broken promise.
@@ -105,6 +109,7 @@ pub fn simulate(options: &Options, print: bool) -> Outcome {
         records: state.oracle.shards.iter().map(|shard| shard.len() as u64).sum(),
         calls: state.oracle.calls,
         letters: state.oracle.letters,
+        workers: 1,
     }
 }
 
@@ -205,7 +210,9 @@ impl Life {
         let consumer = Consumer::builder(kinesis::client(world), STREAM);
         let consumer = match plan.leases {
             true => consumer.checkpoints(
-                DynamoDb::new(dynamo::client(world), dynamo::TABLE).write_interval(plan.write_interval),
+                DynamoDb::new(dynamo::client(world), dynamo::TABLE)
+                    .write_interval(plan.write_interval)
+                    .standby(),
             ),
             false => consumer.checkpoints(Store(world.clone())),
         };

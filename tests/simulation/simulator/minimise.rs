@@ -2,10 +2,14 @@
 
 use super::fault::Fault;
 use super::plan::Options;
-use super::{Outcome, Violation, simulate};
+use super::{Outcome, Violation};
 
-/// Returns the smallest options that still break the same promise, and their outcome.
-pub fn minimise(options: &Options, violation: &Violation) -> (Options, Outcome) {
+/// Returns the smallest options that still break the same promise, and their outcome. `simulate` runs a seed.
+pub fn minimise(
+    options: &Options,
+    violation: &Violation,
+    simulate: fn(&Options, bool) -> Outcome,
+) -> (Options, Outcome) {
     let breaks = |options: &Options| {
         let outcome = simulate(options, false);
         let same = outcome

@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use redrive::checkpoint::Checkpoint;
 use redrive::dead_letter::{Attempts, DeadLetter};
-use redrive::{Position, Record, RecordOrder};
+use redrive::{Position, Record, RecordOrder, WallClock};
 
 use super::lineage::PlannedShard;
 use super::plan::{Behaviour, Outage, Plan, Planned};
@@ -61,6 +61,12 @@ pub enum Promise {
     Fenced,
     /// Each unsettled record that the stream drops is reported. No other loss is reported as certain.
     LossReported,
+    /// After the last fault, every open shard of a fleet is soon read by a living worker.
+    AllRead,
+    /// After the last fault, the workers of a fleet soon have the same number of open shards, or one more.
+    Even,
+    /// A fleet with even shares moves no shard.
+    Stable,
 }
 
 impl fmt::Display for Violation {
@@ -116,6 +122,8 @@ struct InRun {
     /// This run has certainly sent the dead letter.
     verdict: bool,
     failed: u32,
+    /// The time at which the record failed first, by the clock of its process.
+    failed_since: Option<SystemTime>,
     failed_alone: u32,
     /// The number of failures because of an outage while a breaker was not closed.
     failed_as_probe: u32,
@@ -152,7 +160,7 @@ impl Fate {
         is_settled || self.dropped.is_some()
     }
 
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         format!(
             "{}#{} ({})",
             self.record.shard(),
@@ -220,9 +228,9 @@ const MANY: usize = 20;
 /// The number of calls that do not count: a probe, and a call that ended just after the breaker closed.
 const UNCOUNTED: u32 = 2;
 
-type Checked = Result<(), Violation>;
+pub type Checked = Result<(), Violation>;
 
-fn ensure(promise: Promise, holds: bool, what: impl FnOnce() -> String) -> Checked {
+pub fn ensure(promise: Promise, holds: bool, what: impl FnOnce() -> String) -> Checked {
     if holds {
         Ok(())
     } else {
@@ -301,6 +309,16 @@ impl Oracle {
         self.refused.is_empty() && self.outdated.is_empty() && self.fates().all(Fate::is_known_in_run)
     }
 
+    /// Checks that all records of the plan are settled, in this run or in another. Ignores the records that keep
+    /// the stream alive.
+    pub fn check_settled(&self, alive: &str) -> Checked {
+        let planned = |fate: &&Fate| !fate.planned.key.starts_with(alive);
+        let open = self.fates().filter(planned).find(|fate| !fate.is_settled());
+        ensure(Promise::AllSettled, open.is_none(), || {
+            format!("{} is not settled", open.map_or(String::new(), Fate::name))
+        })
+    }
+
     /// Starts a run of the consumer.
     pub fn run_begins(&mut self) {
         self.shards.iter_mut().flatten().for_each(Fate::begins_anew);
@@ -333,15 +351,15 @@ impl Oracle {
         }
     }
 
-    /// Records that the run has read the checkpoint of a shard.
+    /// Records that the run has read the checkpoint of a shard. The last one before the shard is read counts: a
+    /// late write may have replaced an earlier one.
     pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
         if self.reading.contains(&shard) || self.refused.contains(&shard) {
             return;
         }
         self.loaded.insert(shard);
         for fate in &mut self.shards[shard] {
-            // A record that was covered once in this run stays covered, whatever a late write stores.
-            fate.run.covered |= checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
+            fate.run.covered = checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
         }
     }
 
@@ -485,6 +503,7 @@ impl Oracle {
             fate.own_failures += 1;
         }
         fate.run.failed += 1;
+        fate.run.failed_since.get_or_insert_with(WallClock::now);
         fate.run.failed_in = step;
         fate.run.failed_as_only_one = match is_only_one && is_alone && fate.began_as_only_one {
             true => fate.run.failed_as_only_one + 1,
@@ -539,7 +558,12 @@ impl Oracle {
             .count() as u64;
         let fate = &mut self.shards[shard][index];
         // A dead letter of an earlier run.
-        let foreign = fate.run.failed != attempts;
+        let is_earlier = |since| {
+            let first = letter.first.first();
+            // A dead letter states times in milliseconds.
+            first.is_some_and(|first| first.ended_at + Duration::from_millis(1) <= since)
+        };
+        let foreign = fate.run.failed != attempts || fate.run.failed_since.is_some_and(is_earlier);
         if foreign || std::mem::replace(&mut fate.run.letter_sent, true) {
             return Ok(());
         }

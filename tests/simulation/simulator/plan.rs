@@ -196,12 +196,12 @@ pub fn stream(seed: u64, concern: &str) -> SmallRng {
     SmallRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ hash)
 }
 
-fn millis(rng: &mut SmallRng, range: Range<u64>) -> Duration {
+pub fn millis(rng: &mut SmallRng, range: Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
 }
 
 /// Draws a number from the range. All orders of magnitude are equally likely.
-fn log_uniform(rng: &mut SmallRng, range: Range<f64>) -> f64 {
+pub fn log_uniform(rng: &mut SmallRng, range: Range<f64>) -> f64 {
     (range.start.ln() + rng.random::<f64>() * (range.end.ln() - range.start.ln())).exp()
 }
 

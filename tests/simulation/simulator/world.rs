@@ -42,7 +42,7 @@ struct Shared {
 const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
 /// The interval of the records that keep the stream alive when no faults are injected any more.
 const BEAT: Duration = Duration::from_secs(5);
-const BEAT_KEY: &str = "beat";
+pub const BEAT_KEY: &str = "beat";
 /// The sequence number of a shard's first record.
 const FIRST: usize = 100;
 /// The difference between the sequence numbers of two consecutive records.
@@ -51,6 +51,20 @@ pub const GAP: usize = 7;
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// The failover time of leases.
 const FAILOVER: Duration = Duration::from_secs(10);
+
+/// The difference between the wall clock of a machine and the true time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skew {
+    Ahead(Duration),
+    Behind(Duration),
+}
+
+impl Skew {
+    pub fn is_wrong(self) -> bool {
+        let (Skew::Ahead(by) | Skew::Behind(by)) = self;
+        by > Duration::ZERO
+    }
+}
 
 pub struct State {
     pub oracle: Oracle,
@@ -82,6 +96,8 @@ pub struct State {
     /// The shards whose row was last written by a late write.
     put_back: HashSet<usize>,
     pub subscriptions: Subscriptions,
+    /// The time of the last read of each shard.
+    pub read_at: HashMap<usize, Duration>,
     beats: u32,
     capacity: Option<Capacity>,
     step: u64,
@@ -124,6 +140,7 @@ impl World {
                 stood_still: None,
                 put_back: HashSet::new(),
                 subscriptions: Subscriptions::default(),
+                read_at: HashMap::new(),
                 beats: 0,
                 capacity: None,
                 step: 0,
@@ -149,6 +166,24 @@ impl World {
         state.started = Some(Instant::now());
         state.dead = false;
         WallClock::set(SystemTime::UNIX_EPOCH + YEAR_2026 + state.clock());
+    }
+
+    /// Sets the clocks to those of a process that was started at `born`: at `since` on its own clock. Its wall
+    /// clock is ahead by `ahead`, or behind.
+    pub fn process_runs(&self, born: Duration, since: Instant, ahead: Skew) {
+        let mut state = self.state();
+        (state.epoch, state.started) = (born, Some(since));
+        let wall = SystemTime::UNIX_EPOCH + YEAR_2026 + state.clock();
+        WallClock::set(match ahead {
+            Skew::Ahead(by) => wall + by,
+            Skew::Behind(by) => wall - by,
+        });
+    }
+
+    /// Sets the clock while no process runs.
+    pub fn no_process_runs(&self, now: Duration) {
+        let mut state = self.state();
+        (state.epoch, state.started) = (now, None);
     }
 
     /// Ends the process. The next process starts after `pause`.
@@ -530,6 +565,8 @@ impl State {
 
     /// Records that a run starts to read a shard.
     pub fn reading_begins(&mut self, shard: usize) {
+        let now = self.now();
+        self.read_at.insert(shard, now);
         let stored = self.stored.get(&shard).cloned();
         self.oracle.reading_begins(shard, stored.as_ref());
     }
@@ -554,6 +591,16 @@ impl State {
         };
         let old = self.oracle.shards[shard].partition_point(|fate| fate.planned.at < at);
         old > 0 && *number <= sequence_number(old - 1)
+    }
+
+    /// Prints steps and events from now on.
+    pub fn prints_from_now_on(&mut self, print: bool) {
+        self.print = print;
+    }
+
+    /// Returns whether steps and events are printed.
+    pub fn prints(&self) -> bool {
+        self.print
     }
 
     /// Returns the number of the last step.

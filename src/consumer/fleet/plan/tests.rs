@@ -30,6 +30,10 @@ fn lease(number: usize, owner: Owner) -> PlannedLease {
     }
 }
 
+fn open(leases: &[PlannedLease]) -> impl Iterator<Item = &PlannedLease> {
+    leases.iter().filter(|lease| !lease.is_ended)
+}
+
 impl World {
     fn new(leases: usize, workers: usize) -> Self {
         World {
@@ -168,6 +172,31 @@ fn a_hot_shard_is_not_joined_by_as_many_others() {
     let hot = world.leases[3].owner.clone();
     let with_it = world.leases.iter().filter(|lease| lease.owner == hot).count();
     assert_eq!(with_it, 1, "{:?}", world.counts());
+}
+
+#[test]
+fn little_traffic_does_not_outweigh_the_number_of_leases() {
+    let mut world = World::new(6, 3);
+    for lease in &mut world.leases {
+        lease.throughput = Some(0.0);
+    }
+    // One record of 1 KiB per second.
+    world.leases[2].throughput = Some(1.0);
+    world.run();
+    assert_eq!(world.counts(), [2, 2, 2]);
+    assert_eq!(world.settle().iter().sum::<usize>(), 0);
+}
+
+#[test]
+fn unequal_leases_are_shared_evenly_from_one_worker() {
+    for scale in [1.0, 1_000.0] {
+        let mut world = World::new(6, 3).owned(|_| 0);
+        for (number, lease) in world.leases.iter_mut().enumerate() {
+            lease.throughput = Some(scale * (1.0 + number as f64 / 10.0));
+        }
+        world.settle();
+        assert_eq!(world.counts(), [2, 2, 2], "{scale}");
+    }
 }
 
 #[test]
