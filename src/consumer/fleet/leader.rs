@@ -82,9 +82,10 @@ impl Leader {
             };
             let interval = jittered(interval, &mut self.rng);
             tokio::select! {
-                () = sleep(interval) => {}
-                () = shared.run.notified() => {}
+                biased;
                 () = leaving.cancelled() => {}
+                () = shared.run.notified() => {}
+                () = sleep(interval) => {}
             }
         }
         if self.term.is_some() {

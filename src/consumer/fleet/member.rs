@@ -58,8 +58,9 @@ impl Member {
             self.delete_finished(sharing).await;
             let interval = jittered(shared.failover_time / 3, &mut self.rng);
             tokio::select! {
-                () = sleep(interval) => {}
+                biased;
                 () = shared.look.notified() => {}
+                () = sleep(interval) => {}
             }
         }
     }

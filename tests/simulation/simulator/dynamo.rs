@@ -5,6 +5,7 @@ use std::future::pending;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::config::StalledStreamProtectionConfig;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Config, Region};
 use aws_smithy_runtime_api::client::http::{
@@ -48,6 +49,8 @@ pub fn client_of(tables: impl HttpConnector + 'static) -> Client {
         .allow_no_auth()
         .endpoint_url("http://simulated")
         .retry_config(RetryConfig::disabled())
+        // It measures by the machine's clock, which does not advance with the simulated one.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .http_client(http_client_fn(move |_, _| connector.clone()));
     Client::from_conf(config.build())
 }

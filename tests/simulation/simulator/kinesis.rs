@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::pending;
 
 use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::config::StalledStreamProtectionConfig;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::{BehaviorVersion, Config, Region};
 use aws_smithy_runtime_api::client::http::{
@@ -37,6 +38,8 @@ pub fn client(world: &World) -> Client {
         .allow_no_auth()
         .endpoint_url("http://simulated")
         .retry_config(RetryConfig::disabled())
+        // It measures by the machine's clock, which does not advance with the simulated one.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .http_client(http_client_fn(move |_, _| connector.clone()));
     Client::from_conf(config.build())
 }

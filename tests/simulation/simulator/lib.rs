@@ -34,6 +34,7 @@ pub use fleet::simulate_fleet;
 pub use minimise::minimise;
 pub use oracle::{Promise, Violation};
 pub use plan::Options;
+pub use world::Step;
 
 use handler::Handler;
 use plan::{Absence, Away, End, Plan, stream};
@@ -61,7 +62,7 @@ pub struct Outcome {
     pub violation: Option<Violation>,
     pub counts: Counts,
     /// A hash of all steps and their times.
-    pub trace: u64,
+    pub trace: Vec<Step>,
     /// The simulated time that the seed took.
     pub took: Duration,
     /// The seed ended with held records, and no record was left that could succeed.

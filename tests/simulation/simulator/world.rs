@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -101,9 +100,12 @@ pub struct State {
     beats: u32,
     capacity: Option<Capacity>,
     step: u64,
-    trace: DefaultHasher,
+    trace: Vec<Step>,
     print: bool,
 }
+
+/// A step of the simulation: its time in microseconds, what happened, and to what.
+pub type Step = (u128, &'static str, usize, usize);
 
 impl World {
     pub fn new(plan: Plan, print: bool) -> Self {
@@ -144,7 +146,7 @@ impl World {
                 beats: 0,
                 capacity: None,
                 step: 0,
-                trace: DefaultHasher::new(),
+                trace: Vec::new(),
                 print,
             }),
             plan,
@@ -611,7 +613,7 @@ impl State {
     pub fn note(&mut self, what: &'static str, a: usize, b: usize) {
         self.step += 1;
         let now = self.now().as_micros();
-        (now, what, a, b).hash(&mut self.trace);
+        self.trace.push((now, what, a, b));
         if self.print {
             println!("{:>12.3} {what} {a} {b}", now as f64 / 1e6);
         }
@@ -634,9 +636,9 @@ impl State {
         }
     }
 
-    /// Returns the hash of all steps and their times.
-    pub fn trace(&self) -> u64 {
-        self.trace.finish()
+    /// Returns all steps.
+    pub fn trace(&self) -> Vec<Step> {
+        self.trace.clone()
     }
 
     fn apply_late(&mut self) {
