@@ -323,7 +323,17 @@ async fn workers_are_listed_and_a_shard_moves_between_them() {
     assert_eq!(again.code, Some(3), "{again:?}");
     assert!(again.err.contains("is owned by web-1-"), "{again:?}");
 
-    let asked = scene.run(&address, &["move", SHARD, "web-2", "--json"]).await;
+    let moved = key();
+    let renewing = async {
+        loop {
+            first.renew(&moved).await.expect("renewed");
+            sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let asked = tokio::select! {
+        asked = scene.run(&address, &["move", SHARD, "web-2", "--json"]) => asked,
+        () = renewing => unreachable!("renews until the command has ended"),
+    };
     assert_eq!(asked.code, Some(0), "{asked:?}");
     let asked = lines(&asked.out).remove(0);
     assert_eq!(

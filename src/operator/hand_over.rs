@@ -1,10 +1,20 @@
 //! Hands a shard over to another worker.
 
 use std::slice;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::fleet::FleetStatus;
 use super::{OperatorError, Shards, only};
+use crate::checkpoint::{SharedLease, Sharing};
 use crate::record::{Position, ShardId};
+
+/// The time within which an owner must renew its lease. Workers renew three times in their failover time, which is 10 s
+/// by default.
+const RENEWED_WITHIN: Duration = Duration::from_secs(60);
+/// Interval between two looks at a row.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The outcome of a [hand-over](Shards::hand_over).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +86,17 @@ pub enum HandOverRefusal {
         /// The owner.
         owner: String,
     },
+    /// The owner has not renewed its lease. It may have been assigned the shard a moment ago, or may have failed.
+    #[error(
+        "the owner of shard {shard}, {owner}, has not renewed its lease within {:?}; check it with `redrive shards list`, and retry",
+        RENEWED_WITHIN
+    )]
+    OwnerDoesNotRenew {
+        /// The shard.
+        shard: ShardId,
+        /// The owner.
+        owner: String,
+    },
     /// The worker owns the shard already.
     #[error("nothing to move: shard {shard} is owned by {worker}")]
     AlreadyOwned {
@@ -126,6 +147,9 @@ impl Shards {
     /// The leader keeps the shares even. If the hand-over makes them uneven, the leader moves a shard in
     /// return, which may be the same one. The worker's `max_leases` is not checked.
     ///
+    /// Waits until the owner renews its lease, for 60 s at most. A worker that has been assigned a shard and has not
+    /// taken it up yet would not learn of the request.
+    ///
     /// Fails with [`Refused`](OperatorError::Refused) or [`NotBegun`](OperatorError::NotBegun), or if the store
     /// cannot be used.
     pub async fn hand_over(&self, shard: &ShardId, worker: &str) -> Result<HandOver, OperatorError> {
@@ -175,8 +199,32 @@ impl Shards {
             }
             .into());
         }
+        let row = self.renewed(sharing, row).await?;
         changed(sharing.request(&row, &to).await?)?;
         Ok(HandOver::Requested { from, to })
+    }
+
+    /// Waits until the owner renews its lease, and returns the renewed row. A worker finds its shards by its name in
+    /// their rows, which a request replaces: only a worker that has taken the shard up looks at the row itself.
+    async fn renewed(&self, sharing: &dyn Sharing, seen: SharedLease) -> Result<SharedLease, OperatorError> {
+        let until = Instant::now() + RENEWED_WITHIN;
+        while Instant::now() < until {
+            sleep(LOOK_INTERVAL).await;
+            let row = only(sharing.rows(slice::from_ref(&seen.key)).await)?;
+            let row = row.ok_or_else(|| self.not_begun(&seen.key))?;
+            if row.owner != seen.owner || row.handed_over_by.is_some() {
+                let shard = seen.key.shard;
+                return Err(HandOverRefusal::OwnerChanged { shard }.into());
+            }
+            if row.counter != seen.counter {
+                return Ok(row);
+            }
+        }
+        Err(HandOverRefusal::OwnerDoesNotRenew {
+            shard: seen.key.shard,
+            owner: seen.owner.unwrap_or_default(),
+        }
+        .into())
     }
 }
 

@@ -14,7 +14,8 @@ use crate::output;
 ///
 /// The owner finishes the records in flight, stores the checkpoint and releases the shard. Then WORKER takes
 /// the shard up. No record is lost or repeated. A shard without an owner is assigned to WORKER. The command
-/// does not wait for the hand-over: "redrive shards list" shows its progress.
+/// asks when the owner next renews its lease, which takes a few seconds. It does not wait for the hand-over:
+/// "redrive shards list" shows its progress.
 ///
 /// The leader keeps the shares of the workers even. If this hand-over makes them uneven, the leader moves a
 /// shard in return, which may be the same one.

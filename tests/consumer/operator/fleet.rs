@@ -139,10 +139,19 @@ async fn shard_without_an_owner_is_assigned() {
     let adopted = worker.adopt(&[key()]).await.remove(0).expect("adopted");
     assert!(matches!(adopted, LeaseOutcome::Leased(_)), "{adopted:?}");
 
-    // The owner is asked, and another request has to wait.
+    // The owner is asked once it has renewed its lease, and another request has to wait.
     let other = store("other");
     other.announce().await.expect("announced");
-    let asked = shards.hand_over(&shard(), "other").await.expect("requested");
+    let moved = shard();
+    let asked = shards.hand_over(&moved, "other");
+    let renewed = async {
+        sleep(Duration::from_secs(1)).await;
+        let listed = shards.list().await.expect("listed").remove(0);
+        assert_eq!(listed.handed_over_to, None, "asked before the owner has renewed");
+        worker.renew(&key()).await.expect("renewed");
+    };
+    let (asked, ()) = tokio::join!(asked, renewed);
+    let asked = asked.expect("requested");
     assert!(matches!(asked, HandOver::Requested { .. }), "{asked:?}");
     let listed = shards.list().await.expect("listed").remove(0);
     assert_eq!(listed.holder.expect("a holder").name, Sharing::worker(&worker));
