@@ -175,6 +175,13 @@ pub use shutdown_signal::shutdown_signal;
 #[doc(hidden)]
 pub use wall_clock::WallClock;
 
+/// The functions that only fuzz targets call.
+#[cfg(all(fuzzing, feature = "kinesis"))]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::aws::wire::read_page;
+}
+
 /// Compiles the code blocks of the README and of `docs/`.
 #[cfg(all(doctest, feature = "kinesis", feature = "redb"))]
 #[doc = include_str!("../README.md")]

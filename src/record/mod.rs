@@ -212,7 +212,7 @@ impl Record {
     pub(crate) fn aggregate(&self) -> Aggregate {
         Aggregate {
             source: self.meta.source.clone(),
-            sequence_number: self.meta.sequence_number.clone().into_shared(),
+            sequence_number: self.meta.sequence_number.clone(),
             arrival: self.meta.arrival,
         }
     }
@@ -303,6 +303,13 @@ impl RecordBuilder {
     /// Sets the partition key. Default: none.
     pub fn partition_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.meta.partition_key = Some(key.into().into());
+        self
+    }
+
+    /// Sets the partition key. Records of the same key share its text.
+    #[cfg(feature = "kinesis")]
+    pub(crate) fn shared_key(mut self, key: Arc<str>) -> Self {
+        self.meta.partition_key = Some(key.into());
         self
     }
 

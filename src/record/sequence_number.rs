@@ -1,21 +1,46 @@
 //! Sequence numbers, which order the records of a shard.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
-#[cfg(feature = "kpl")]
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-
-use super::text::Text;
 
 /// A Kinesis sequence number: up to 129 decimal digits, so no integer holds it.
 ///
 /// Sequence numbers sort by numeric value. (The API's pattern is `0|([1-9]\d{0,128})`, see `SequenceNumber`
 /// in the Kinesis API reference.)
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SequenceNumber(Text);
+pub struct SequenceNumber(Digits);
+
+/// Decimal digits without leading zeros. The numbers of Kinesis have 56 and need no allocation of their own.
+#[derive(Clone)]
+enum Digits {
+    Inline { length: u8, digits: [u8; INLINE] },
+    Shared(Arc<str>),
+}
+
+/// As many digits as make the type 64 bytes long.
+const INLINE: usize = 62;
+
+impl Digits {
+    fn of(text: &str) -> Self {
+        let mut digits = [0; INLINE];
+        match digits.get_mut(..text.len()) {
+            Some(inline) => {
+                inline.copy_from_slice(text.as_bytes());
+                Digits::Inline {
+                    length: text.len() as u8,
+                    digits,
+                }
+            }
+            None => Digits::Shared(text.into()),
+        }
+    }
+}
 
 impl SequenceNumber {
     /// The maximum number of digits in a sequence number.
@@ -23,13 +48,17 @@ impl SequenceNumber {
 
     /// Returns the decimal digits.
     pub fn as_str(&self) -> &str {
-        &self.0
+        match &self.0 {
+            Digits::Shared(digits) => digits,
+            Digits::Inline { .. } => str::from_utf8(self.digits()).unwrap_or_default(),
+        }
     }
 
-    /// Returns the same number in shared form, so that clones share its text.
-    #[cfg(feature = "kpl")]
-    pub(crate) fn into_shared(self) -> Self {
-        SequenceNumber(Arc::<str>::from(String::from(self.0)).into())
+    fn digits(&self) -> &[u8] {
+        match &self.0 {
+            Digits::Shared(digits) => digits.as_bytes(),
+            Digits::Inline { length, digits } => &digits[..usize::from(*length)],
+        }
     }
 }
 
@@ -48,63 +77,78 @@ fn is_sequence_number(text: &str) -> bool {
         && (digits[0] != b'0' || digits.len() == 1)
 }
 
-impl TryFrom<String> for SequenceNumber {
-    type Error = ParseSequenceNumberError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if is_sequence_number(&text) {
-            Ok(SequenceNumber(text.into_boxed_str().into()))
-        } else {
-            // Truncated, as the text may be anything and the error must stay readable.
-            Err(ParseSequenceNumberError {
-                text: text.chars().take(160).collect(),
-            })
-        }
-    }
-}
-
 impl FromStr for SequenceNumber {
     type Err = ParseSequenceNumberError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.to_owned().try_into()
+        if !is_sequence_number(text) {
+            // Truncated, as the text may be anything and the error must stay readable.
+            return Err(ParseSequenceNumberError {
+                text: text.chars().take(160).collect(),
+            });
+        }
+        Ok(SequenceNumber(Digits::of(text)))
+    }
+}
+
+impl TryFrom<String> for SequenceNumber {
+    type Error = ParseSequenceNumberError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
 impl From<u64> for SequenceNumber {
     fn from(number: u64) -> Self {
-        SequenceNumber(number.to_string().into_boxed_str().into())
+        let text = number.to_string();
+        SequenceNumber(Digits::of(&text))
     }
 }
 
 impl From<SequenceNumber> for String {
     fn from(number: SequenceNumber) -> Self {
-        number.0.into()
+        number.as_str().to_owned()
+    }
+}
+
+impl PartialEq for SequenceNumber {
+    fn eq(&self, other: &Self) -> bool {
+        self.digits() == other.digits()
+    }
+}
+
+impl Eq for SequenceNumber {}
+
+impl Hash for SequenceNumber {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digits().hash(state);
     }
 }
 
 impl Ord for SequenceNumber {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         // Without leading zeros more digits mean a larger number.
-        (self.0.len(), &self.0).cmp(&(other.0.len(), &other.0))
+        let (digits, others) = (self.digits(), other.digits());
+        (digits.len(), digits).cmp(&(others.len(), others))
     }
 }
 
 impl PartialOrd for SequenceNumber {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for SequenceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for SequenceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -121,6 +165,21 @@ mod tests {
         assert!(number("9") < number("10"));
         assert!(number("0") < number("1"));
         assert!(number(&"9".repeat(56)) < number(&format!("1{}", "0".repeat(56))));
+    }
+
+    #[test]
+    fn numbers_of_each_length_keep_their_text() {
+        assert_eq!(size_of::<SequenceNumber>(), 64);
+        for length in 1..=SequenceNumber::MAX_DIGITS {
+            let text = "7".repeat(length);
+            let (shorter, read) = (&text[..length - 1], number(&text));
+            assert_eq!(read.as_str(), text);
+            assert_eq!(String::from(read.clone()), text);
+            assert_eq!(read, read.clone());
+            assert!(shorter.is_empty() || number(shorter) < read);
+        }
+        assert_eq!(SequenceNumber::from(u64::MAX).as_str(), u64::MAX.to_string());
+        assert_eq!(SequenceNumber::from(0).as_str(), "0");
     }
 
     #[test]

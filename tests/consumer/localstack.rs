@@ -21,6 +21,7 @@ use support::localstack::LocalStack;
 use support::proxy::{Fault, Proxy};
 use support::stream::{self, Sent};
 use support::waiting::{eventually, finished};
+use support::wire::wire;
 use tokio_util::sync::CancellationToken;
 
 /// Creates a stream with this many shards and returns its name.
@@ -40,6 +41,7 @@ async fn consume(client: &Client, source: &str, count: usize, sink: impl DeadLet
         .build()
         .expect("a valid processor");
     let consumer = Consumer::builder(client.clone(), source)
+        .wire(wire())
         .checkpoints(Store::new(&ledger))
         .idle_interval(Duration::from_millis(200))
         .build()
@@ -209,6 +211,7 @@ async fn a_stream_is_read_by_enhanced_fan_out() {
     let resilient = Resilient::builder("billing", ledger.handler(Script::default()));
     let resilient = resilient.without_dead_letters().observer(ledger.clone());
     let consumer = Consumer::builder(proxy.client(), &*source)
+        .wire(wire())
         .checkpoints(Store::new(&ledger))
         .retrieval(Retrieval::fan_out())
         .build()
@@ -266,6 +269,7 @@ async fn latest_starts_at_the_time_of_the_first_start() {
             let resilient = Resilient::builder("billing", ledger.handler(Script::default()));
             let resilient = resilient.without_dead_letters().observer(ledger.clone());
             let consumer = Consumer::builder(client.clone(), &*source)
+                .wire(wire())
                 .checkpoints(store.clone())
                 .retrieval(retrieval.clone())
                 .starting_position(StartingPosition::Latest)

@@ -17,6 +17,7 @@ use support::ledger::{Handler, Ledger, Note, Sink, Store};
 use support::proxy::Proxy;
 use support::stream::{self, Sent};
 use support::waiting::finished;
+use support::wire::wire;
 
 pub const STREAM: &str = "orders";
 
@@ -87,6 +88,7 @@ impl Scene {
 
     pub fn consumer_of(&self, client: Client) -> ConsumerBuilder {
         Consumer::builder(client, STREAM)
+            .wire(wire())
             .checkpoints(self.store.clone())
             .calls_per_second(200.0)
             .idle_interval(Duration::from_millis(20))

@@ -20,9 +20,11 @@ use support::ledger::{Note, Sink};
 use support::proxy::Fault;
 use support::stream::Sent;
 use support::waiting::eventually;
+use support::wire::wire;
 
 fn consumer(scene: &Scene, stream: &str) -> ConsumerBuilder {
-    Consumer::builder(scene.proxy.client(), stream).checkpoints(scene.store.clone())
+    let consumer = Consumer::builder(scene.proxy.client(), stream);
+    consumer.wire(wire()).checkpoints(scene.store.clone())
 }
 
 #[tokio::test]

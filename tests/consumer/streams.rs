@@ -18,6 +18,7 @@ use redrive::testing::kinesis::create_stream;
 use support::proxy::by_arn;
 use support::stream;
 use support::waiting::{eventually, finished};
+use support::wire::wire;
 
 #[derive(Default)]
 struct Seen {
@@ -63,6 +64,7 @@ async fn consumer_of_an_arn_reports_the_stream_name() {
         .await;
     let (named, store) = (Named::default(), checkpoint::Memory::new());
     let consumer = Consumer::builder(scene.proxy.client(), &arn)
+        .wire(wire())
         .checkpoints(store.clone())
         .calls_per_second(200.0)
         .idle_interval(Duration::from_millis(20));
@@ -108,6 +110,7 @@ async fn streams_of_one_process_share_only_bounds_and_store() {
             let resilient = Resilient::builder("billing", processor_with(seen.clone(), see));
             let resilient = resilient.dead_letters(dead_letter::Memory::new()).build();
             let consumer = Consumer::builder(client.clone(), stream)
+                .wire(wire())
                 .checkpoints(store.clone())
                 .pipeline(
                     Pipeline::builder()

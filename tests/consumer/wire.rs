@@ -1,9 +1,10 @@
 //! Records are read in CBOR, and in JSON where CBOR is not understood.
 
+use redrive::Consumer;
 use redrive::consumer::Wire;
 use serde_json::json;
 
-use crate::scene::{Scene, records};
+use crate::scene::{STREAM, Scene, records};
 use support::proxy::Fault;
 
 const CBOR: &str = "application/x-amz-cbor-1.1";
@@ -40,7 +41,8 @@ async fn records_are_read_in_cbor() {
 async fn json_is_the_default() {
     let scene = Scene::new(1).await;
     scene.put(records(50, 5, |_| "ok")).await;
-    let running = scene.start();
+    let consumer = Consumer::builder(scene.proxy.client(), STREAM).checkpoints(scene.store.clone());
+    let running = scene.run(consumer, scene.resilient());
     scene.settle_all(running).await;
     assert_eq!(calls(&scene).0, 0);
 }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 use super::dynamodb;
 use super::kill::{Journal, end_of_input, processed_lines, ranks};
 use super::stream::{self, Place, Sent};
+use super::wire::wire;
 
 const TASK: &str = "REDRIVE_TEST_FLEET";
 const APPLICATION: &str = "billing";
@@ -71,6 +72,7 @@ async fn consume(task: Task) {
     let capacity = Capacity::builder().running(8).bytes(256 * 1024 * 1024).build();
     let pipeline = Pipeline::builder().capacity(capacity.expect("valid")).build();
     let consumer = Consumer::builder(client, STREAM)
+        .wire(wire())
         .checkpoints(store)
         .pipeline(pipeline.expect("valid"))
         .records_per_call(200)

@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use super::ledger::covers;
 use super::stream::{self, Place, Sent};
 use super::waiting::{eventually, finished};
+use super::wire::wire;
 
 const TASK: &str = "REDRIVE_TEST_CONSUMER";
 const APPLICATION: &str = "billing";
@@ -71,6 +72,7 @@ async fn consume(task: Task) {
     let store = checkpoint::Redb::open(task.checkpoints()).expect("a checkpoint file");
     // The consumer is slow enough that a kill interrupts it.
     let consumer = Consumer::builder(client, &*task.stream)
+        .wire(wire())
         .checkpoints(Noted {
             store,
             journal,

@@ -17,6 +17,7 @@ pub mod script;
 pub mod sink;
 pub mod stream;
 pub mod waiting;
+pub mod wire;
 
 /// Returns `usual`, or `large` if `REDRIVE_TEST_LARGE=1` is set.
 ///

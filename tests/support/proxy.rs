@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::wire;
+
 /// A running proxy. Dropping it stops the proxy.
 #[derive(Debug)]
 pub struct Proxy {
@@ -35,7 +37,7 @@ pub struct Call {
     /// The number of this call among the calls of its operation, from 1.
     pub number: usize,
     pub content_type: String,
-    /// The body, or null if it is not JSON.
+    /// The body, or null if it is neither JSON nor CBOR.
     pub body: Value,
     pub at: Instant,
 }
@@ -181,13 +183,14 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, mut body: Byt
         .map_or(target, |(_, operation)| operation)
         .to_owned();
     let content_type = headers.get("content-type").and_then(|kind| kind.to_str().ok());
-    let content_type = content_type.expect("a Kinesis call names its content type");
+    let mut content_type = content_type.expect("a Kinesis call names its content type");
     let _under_way = UnderWay::new(&desk.under_way);
     let mut fault = desk.consult(operation, content_type, &body);
     match fault {
         Fault::None => {}
         Fault::Forward(other) => {
             body = other.to_string().into();
+            content_type = "application/x-amz-json-1.1";
             fault = Fault::None;
         }
         Fault::Reply(status, body) => return reply(status, &body),
@@ -215,7 +218,7 @@ async fn handle(State(desk): State<Arc<Desk>>, headers: HeaderMap, mut body: Byt
         Fault::LoseReply => close_connection(),
         Fault::CutReply => return cut(status, answer),
         Fault::Rewrite(change) => {
-            let mut value = serde_json::from_slice(&answer).expect("a reply in JSON");
+            let mut value = wire::to_json(&answer);
             change(&mut value);
             answer = value.to_string().into_bytes();
         }
@@ -248,7 +251,7 @@ impl Desk {
                 number: calls.iter().filter(|call| call.target == target).count() + 1,
                 target,
                 content_type: content_type.to_owned(),
-                body: serde_json::from_slice(body).unwrap_or_default(),
+                body: wire::to_json(body),
                 at: Instant::now(),
             };
             calls.push(call.clone());

@@ -1,30 +1,34 @@
-//! Reads an answer of Kinesis for the SDK, which fills its own types.
+//! Reads an answer of Kinesis for the SDK, which fills its own types. Only the records are not read by the SDK.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use aws_smithy_schema::Schema;
 use aws_smithy_schema::serde::{SerdeError, ShapeDeserializer};
 use aws_smithy_types::{BigDecimal, BigInteger, Blob, DateTime, Document};
 
+use super::page::{Page, twice};
 use super::source::Source;
 
-/// The members without which a record is none. The SDK would fill them in: a record without its payload would be
-/// processed as an empty one.
-const REQUIRED: [&str; 2] = ["SequenceNumber", "Data"];
+/// The member that holds the records of an answer.
+const RECORDS: &str = "Records";
 
 /// Reads the values of a body by their schemas.
 pub(super) struct Answer<'a, S> {
     source: S,
     body: PhantomData<&'a [u8]>,
+    page: Arc<Page>,
     /// The number of structures around the current value.
     depth: u32,
 }
 
 impl<S> Answer<'_, S> {
-    pub(super) fn new(source: S) -> Self {
+    /// Starts to read an answer. Its records go to `page`, and not to the SDK.
+    pub(super) fn new(source: S, page: &Arc<Page>) -> Self {
         Answer {
             source,
             body: PhantomData,
+            page: page.clone(),
             depth: 0,
         }
     }
@@ -46,18 +50,15 @@ impl<'a, S: Source<'a>> ShapeDeserializer for Answer<'a, S> {
             };
             let bit = member.member_index().map_or(0, |index| 1 << (index % 64));
             if read & bit != 0 {
-                return Err(SerdeError::invalid_input(format!("the answer has {key} twice")));
+                return Err(twice(&key));
             }
             read |= bit;
-            consumer(member, self)?;
-        }
-        self.depth -= 1;
-        for name in REQUIRED {
-            let member = schema.member_schema(name).and_then(Schema::member_index);
-            if member.is_some_and(|index| read & 1 << (index % 64) == 0) {
-                return Err(SerdeError::missing_member(name));
+            match self.depth == 1 && *key == *RECORDS && !self.source.is_null() {
+                true => self.page.read(&mut self.source)?,
+                false => consumer(member, self)?,
             }
         }
+        self.depth -= 1;
         match self.depth {
             0 => self.source.end(),
             _ => Ok(()),
@@ -164,5 +165,5 @@ fn small<T: TryFrom<i64>>(integer: i64) -> Result<T, SerdeError> {
 }
 
 fn unused() -> SerdeError {
-    SerdeError::unsupported("a type that no answer to GetRecords has")
+    SerdeError::unsupported("a type that no answer with records has")
 }

@@ -10,7 +10,7 @@ use aws_smithy_schema::serde::SerdeError;
 use aws_smithy_types::DateTime;
 
 use super::source::{
-    Rest, Source, decode_base64, integral, mismatch, skip_list, skip_map, time_of_millis, time_of_seconds,
+    Rest, Source, decode_base64, integral, mismatch, skip_list, skip_map, time_of_integer, time_of_seconds,
     truncated,
 };
 
@@ -31,10 +31,6 @@ const HALF: u8 = 25;
 const SINGLE: u8 = 26;
 const DOUBLE: u8 = 27;
 const BREAK: u8 = 0xff;
-
-/// The smallest integer that counts as milliseconds. As milliseconds it is a time in 1973, as seconds one in the
-/// year 5138.
-const SMALLEST_MILLIS: u64 = 100_000_000_000;
 
 /// A position in a body of CBOR.
 #[derive(Debug, Clone)]
@@ -188,6 +184,14 @@ fn half(bits: u16) -> f64 {
 
 impl<'a> Source<'a> for Cbor<'a> {
     fn is_null(&self) -> bool {
+        // Quick, as each value passes here: only a tag hides what follows.
+        if self
+            .rest
+            .first()
+            .is_some_and(|first| !matches!(first >> 5, SIMPLE | TAG))
+        {
+            return false;
+        }
         let head = self.clone().head();
         matches!(
             head,
@@ -267,11 +271,7 @@ impl<'a> Source<'a> for Cbor<'a> {
 
     fn read_time(&mut self) -> Result<DateTime, SerdeError> {
         match self.head()?.number() {
-            Some(Number::Integer(integer)) if integer.unsigned_abs() < u128::from(SMALLEST_MILLIS) => {
-                time_of_seconds(integer as f64)
-            }
-            // Exact: the largest time is below 2^53.
-            Some(Number::Integer(integer)) => time_of_millis(integer as f64),
+            Some(Number::Integer(integer)) => time_of_integer(integer as f64),
             Some(Number::Float(float)) => time_of_seconds(float),
             None => Err(mismatch("a time")),
         }

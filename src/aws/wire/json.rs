@@ -6,7 +6,8 @@ use aws_smithy_schema::serde::SerdeError;
 use aws_smithy_types::DateTime;
 
 use super::source::{
-    Rest, Source, decode_base64, integral, mismatch, skip_list, skip_map, time_of_seconds, truncated,
+    Rest, Source, decode_base64, integral, mismatch, skip_list, skip_map, time_of_integer, time_of_seconds,
+    truncated,
 };
 
 /// A position in a body of JSON.
@@ -240,7 +241,11 @@ impl<'a> Source<'a> for Json<'a> {
     }
 
     fn read_time(&mut self) -> Result<DateTime, SerdeError> {
-        time_of_seconds(float(self.number()?)?)
+        let number = self.number()?;
+        match number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
+            true => time_of_integer(float(number)?),
+            false => time_of_seconds(float(number)?),
+        }
     }
 
     fn skip(&mut self, depth: u32) -> Result<(), SerdeError> {

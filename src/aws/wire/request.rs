@@ -1,7 +1,9 @@
-//! Writes a request: a map of texts, integers and booleans.
+//! Writes a request: texts, integers, booleans, times, and structures of them.
 
 use aws_smithy_schema::Schema;
+use aws_smithy_schema::codec::FinishSerializer;
 use aws_smithy_schema::serde::{SerdeError, SerializableStruct, ShapeSerializer};
+use aws_smithy_types::date_time::Format;
 use aws_smithy_types::{BigDecimal, BigInteger, Blob, DateTime, Document};
 
 use super::Encoding;
@@ -10,27 +12,39 @@ use super::Encoding;
 pub(super) struct Body {
     encoding: Encoding,
     bytes: Vec<u8>,
+    /// True before the first member of a structure.
     is_empty: bool,
 }
 
 impl Body {
-    pub(super) fn of(encoding: Encoding, input: &dyn SerializableStruct) -> Result<Vec<u8>, SerdeError> {
-        let mut body = Body {
+    pub(super) fn new(encoding: Encoding) -> Self {
+        Body {
             encoding,
             bytes: Vec::with_capacity(512),
             is_empty: true,
-        };
+        }
+    }
+
+    pub(super) fn of(encoding: Encoding, input: &dyn SerializableStruct) -> Result<Vec<u8>, SerdeError> {
+        let mut body = Body::new(encoding);
+        body.structure(input)?;
+        Ok(body.bytes)
+    }
+
+    fn structure(&mut self, value: &dyn SerializableStruct) -> Result<(), SerdeError> {
         // A map of indefinite length, as the AWS SDK for Java writes it.
-        body.bytes.push(match encoding {
+        self.bytes.push(match self.encoding {
             Encoding::Cbor => 0xbf,
             Encoding::Json => b'{',
         });
-        input.serialize_members(&mut body)?;
-        body.bytes.push(match encoding {
+        self.is_empty = true;
+        value.serialize_members(self)?;
+        self.is_empty = false;
+        self.bytes.push(match self.encoding {
             Encoding::Cbor => 0xff,
             Encoding::Json => b'}',
         });
-        Ok(body.bytes)
+        Ok(())
     }
 
     fn key(&mut self, schema: &Schema<'_>) -> Result<(), SerdeError> {
@@ -85,7 +99,13 @@ impl Body {
 }
 
 fn unused() -> SerdeError {
-    SerdeError::unsupported("a type that no request for GetRecords has")
+    SerdeError::unsupported("a type that no request for records has")
+}
+
+impl FinishSerializer for Body {
+    fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
 impl ShapeSerializer for Body {
@@ -123,8 +143,16 @@ impl ShapeSerializer for Body {
         Ok(())
     }
 
-    fn write_struct(&mut self, _: &Schema<'_>, _: &dyn SerializableStruct) -> Result<(), SerdeError> {
-        Err(unused())
+    fn write_struct(
+        &mut self,
+        schema: &Schema<'_>,
+        value: &dyn SerializableStruct,
+    ) -> Result<(), SerdeError> {
+        // The request itself is no member.
+        if schema.member_name().is_some() {
+            self.key(schema)?;
+        }
+        self.structure(value)
     }
 
     fn write_list(
@@ -163,8 +191,16 @@ impl ShapeSerializer for Body {
         Err(unused())
     }
 
-    fn write_timestamp(&mut self, _: &Schema<'_>, _: &DateTime) -> Result<(), SerdeError> {
-        Err(unused())
+    fn write_timestamp(&mut self, schema: &Schema<'_>, value: &DateTime) -> Result<(), SerdeError> {
+        // Emulators read times in CBOR in different units, and only SubscribeToShard has one, which is JSON.
+        if self.encoding == Encoding::Cbor {
+            return Err(unused());
+        }
+        self.key(schema)?;
+        let seconds = value.fmt(Format::EpochSeconds);
+        let seconds = seconds.map_err(|_| SerdeError::custom("the time is out of range"))?;
+        self.bytes.extend_from_slice(seconds.as_bytes());
+        Ok(())
     }
 
     fn write_document(&mut self, _: &Schema<'_>, _: &Document) -> Result<(), SerdeError> {

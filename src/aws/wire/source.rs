@@ -100,12 +100,26 @@ pub(super) fn integral(number: f64) -> Result<i64, SerdeError> {
     }
 }
 
+/// The smallest integer that counts as milliseconds. As milliseconds it is a time in 1973, as seconds one in the
+/// year 5138.
+const SMALLEST_MILLIS: f64 = 100_000_000_000.0;
+
+/// Returns the time that an integer means. Kinesis has seconds in JSON and milliseconds in CBOR; emulators mix them
+/// up.
+pub(super) fn time_of_integer(integer: f64) -> Result<DateTime, SerdeError> {
+    match integer.abs() < SMALLEST_MILLIS {
+        true => time_of_seconds(integer),
+        // Exact: the largest time is below 2^53.
+        false => time_of_millis(integer),
+    }
+}
+
 /// Returns the time that is this number of seconds after 1970, to the millisecond.
 pub(super) fn time_of_seconds(seconds: f64) -> Result<DateTime, SerdeError> {
     time_of_millis((seconds * 1_000.0).round())
 }
 
-pub(super) fn time_of_millis(millis: f64) -> Result<DateTime, SerdeError> {
+fn time_of_millis(millis: f64) -> Result<DateTime, SerdeError> {
     // The largest time that the SDK formats is in the year 9999.
     match millis.abs() <= 253_402_300_799_999.0 {
         true => Ok(DateTime::from_millis(millis as i64)),

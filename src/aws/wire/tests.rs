@@ -1,16 +1,23 @@
 //! Reads the same pages with the readers of this crate and with that of the SDK.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_kinesis::config::{BehaviorVersion, Region, retry::RetryConfig};
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::operation::get_records::{GetRecordsError, GetRecordsOutput};
 use aws_sdk_kinesis::primitives::DateTime;
+use aws_sdk_kinesis::types::{self, ShardIteratorType, StartingPosition, SubscribeToShardEvent};
 use aws_sdk_kinesis::{Client, Config};
+use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
 };
+use aws_smithy_runtime_api::client::interceptors::Intercept;
+use aws_smithy_runtime_api::client::interceptors::context::BeforeSerializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -57,8 +64,7 @@ fn ok(body: impl Into<Vec<u8>>) -> Server {
     }
 }
 
-/// Calls GetRecords; `None`: with the protocol of the SDK.
-fn get_records(server: Server, encoding: Option<Encoding>) -> Result<GetRecordsOutput, Failed> {
+fn client(server: Server) -> Client {
     let connector = SharedHttpConnector::new(server);
     let config = Config::builder()
         .behavior_version(BehaviorVersion::latest())
@@ -66,16 +72,81 @@ fn get_records(server: Server, encoding: Option<Encoding>) -> Result<GetRecordsO
         .allow_no_auth()
         .retry_config(RetryConfig::disabled())
         .http_client(http_client_fn(move |_, _| connector.clone()));
-    let call = Client::from_conf(config.build()).get_records();
-    let mut call = call.shard_iterator("it\"erator").limit(10_000).customize();
-    if let Some(encoding) = encoding {
-        call = call.config_override(Config::builder().protocol(GetRecords { encoding }));
-    }
+    Client::from_conf(config.build())
+}
+
+fn block_on<T>(call: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime
-        .expect("a runtime")
-        .block_on(call.send())
-        .map_err(Box::new)
+    runtime.expect("a runtime").block_on(call)
+}
+
+/// What a call returned, and the records that were read.
+#[derive(Debug, PartialEq)]
+struct Answered<T> {
+    without_records: T,
+    records: Vec<Fields>,
+}
+
+/// The sequence number, the partition key, the arrival and the payload of a record.
+type Fields = (String, Option<String>, Option<SystemTime>, Bytes);
+
+fn shard() -> Arc<Source> {
+    Arc::new(Source {
+        stream: "orders".into(),
+        shard: "shardId-000000000000".into(),
+    })
+}
+
+fn fields(records: Vec<Record>) -> Vec<Fields> {
+    let fields = |record: Record| {
+        (
+            record.sequence_number().to_string(),
+            record.partition_key().map(str::to_owned),
+            record.arrival(),
+            record.payload().clone(),
+        )
+    };
+    records.into_iter().map(fields).collect()
+}
+
+/// Returns the fields of records that the SDK has read.
+fn sdk_fields(records: &mut Vec<types::Record>) -> Vec<Fields> {
+    let records = std::mem::take(records).into_iter().map(|mut record| {
+        // Its reader of JSON loses a part of a millisecond.
+        let time = &mut record.approximate_arrival_timestamp;
+        *time =
+            time.map(|time| DateTime::from_millis((time.as_nanos() + 500_000).div_euclid(1_000_000) as i64));
+        crate::aws::shard_pages::record(&shard(), record).expect("a valid number")
+    });
+    fields(records.collect())
+}
+
+/// Calls GetRecords with this protocol, or with that of the SDK.
+async fn call(server: Server, protocol: Option<&SharedClientProtocol>) -> Result<GetRecordsOutput, Failed> {
+    let call = client(server).get_records();
+    let mut call = call.shard_iterator("it\"erator").limit(10_000).customize();
+    if let Some(protocol) = protocol {
+        let mut config = Config::builder();
+        config.set_protocol(Some(protocol.clone()));
+        call = call.config_override(config);
+    }
+    call.send().await.map_err(Box::new)
+}
+
+/// Calls GetRecords; `None`: with the protocol of the SDK.
+fn get_records(server: Server, encoding: Option<Encoding>) -> Result<Answered<GetRecordsOutput>, Failed> {
+    let own = ShardRecords::new(shard());
+    let protocol = encoding.map(|encoding| own.protocol(encoding));
+    let mut without_records = block_on(call(server, protocol))?;
+    let records = match protocol {
+        Some(_) => fields(own.take()),
+        None => sdk_fields(&mut without_records.records),
+    };
+    assert!(without_records.records.is_empty(), "records for the SDK");
+    Ok(Answered {
+        without_records,
+        records,
+    })
 }
 
 /// A page, as a test writes it.
@@ -114,7 +185,7 @@ fn text() -> impl Strategy<Value = String> {
 fn page() -> impl Strategy<Value = Page> {
     let data = prop_oneof![vec(any::<u8>(), 0..300), vec(any::<u8>(), 250..70_000)];
     let record = (
-        "[0-9]{1,56}",
+        "[1-9][0-9]{0,128}",
         proptest::option::of(1_300_000_000_000..4_000_000_000_000_i64),
         data,
         proptest::option::of(text()),
@@ -150,6 +221,15 @@ fn page() -> impl Strategy<Value = Page> {
 
 impl Page {
     fn to_json(&self) -> Vec<u8> {
+        self.to_json_with("NextShardIterator")
+    }
+
+    /// Writes the page as an event of a subscription.
+    fn to_event(&self) -> Vec<u8> {
+        self.to_json_with("ContinuationSequenceNumber")
+    }
+
+    fn to_json_with(&self, next_name: &str) -> Vec<u8> {
         use base64::Engine as _;
         let encode = |data: &[u8]| base64::engine::general_purpose::STANDARD.encode(data);
         let records = self.records.iter().map(|record| {
@@ -167,7 +247,7 @@ impl Page {
         });
         let mut page = json!({"Records": records.collect::<Vec<Value>>()});
         if let Some(next) = &self.next {
-            page["NextShardIterator"] = json!(next);
+            page[next_name] = json!(next);
         }
         if let Some(behind) = self.behind {
             page["MillisBehindLatest"] = json!(behind);
@@ -437,23 +517,60 @@ impl Writer {
     }
 }
 
-/// Rounds the times to milliseconds: the SDK's reader of JSON loses a part of one.
-fn rounded(mut output: GetRecordsOutput) -> GetRecordsOutput {
-    for record in &mut output.records {
-        let time = &mut record.approximate_arrival_timestamp;
-        *time =
-            time.map(|time| DateTime::from_millis((time.as_nanos() + 500_000).div_euclid(1_000_000) as i64));
+/// Returns the protocol that the SDK uses by itself.
+fn protocol_of_the_sdk() -> SharedClientProtocol {
+    #[derive(Debug, Clone, Default)]
+    struct Capture(Arc<Mutex<Option<SharedClientProtocol>>>);
+
+    #[aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint]
+    impl Intercept for Capture {
+        fn name(&self) -> &'static str {
+            "Capture"
+        }
+
+        fn read_before_serialization(
+            &self,
+            _: &BeforeSerializationInterceptorContextRef<'_>,
+            _: &RuntimeComponents,
+            cfg: &mut ConfigBag,
+        ) -> Result<(), BoxError> {
+            *self.0.lock().expect("no panic") = cfg.load::<SharedClientProtocol>().cloned();
+            Ok(())
+        }
     }
-    output
+
+    let capture = Capture::default();
+    let call = client(ok("{}")).get_records().customize();
+    block_on(call.interceptor(capture.clone()).send()).expect("valid");
+    capture.0.lock().expect("no panic").take().expect("a protocol")
+}
+
+/// Reads an event of a subscription.
+fn event(protocol: &SharedClientProtocol, event: &[u8]) -> Result<SubscribeToShardEvent, SerdeError> {
+    let codec = protocol.payload_codec().expect("a codec");
+    SubscribeToShardEvent::deserialize(&mut *codec.create_deserializer(event))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
+    fn events_are_read_as_by_the_sdk(page in page(), at: prop::sample::Index) {
+        let own = ShardRecords::new(shard());
+        let json = own.protocol(Encoding::Json);
+        let body = page.to_event();
+        let mut expected = event(&protocol_of_the_sdk(), &body).expect("valid");
+        let records = sdk_fields(&mut expected.records);
+        prop_assert_eq!(event(json, &body).expect("valid"), expected);
+        prop_assert_eq!(fields(own.take()), records);
+        let cut = at.index(body.len());
+        prop_assert!(event(json, &body[..cut]).is_err(), "{cut} of {} bytes", body.len());
+    }
+
+    #[test]
     fn readers_agree_with_the_sdk(page in page(), forms: u64) {
         let (json, cbor) = (page.to_json(), page.to_cbor(Forms(forms)));
-        let expected = rounded(get_records(ok(json.clone()), None).expect("valid"));
+        let expected = get_records(ok(json.clone()), None).expect("valid");
         prop_assert_eq!(expected.records.len(), page.records.len());
         let read = |body: &[u8], encoding| get_records(ok(body), Some(encoding)).expect("valid");
         prop_assert_eq!(&read(&json, Encoding::Json), &expected);
@@ -556,8 +673,11 @@ fn record_without_a_number_or_a_payload_is_an_error() {
 fn escapes_are_decoded() {
     let body = r#" { "Next\u0053hardIterator" : "\u00e4\n\ud83d\ude00\/" , "MillisBehindLatest" : 1e3 } "#;
     let read = get_records(ok(body), Some(Encoding::Json)).expect("valid");
-    assert_eq!(read.next_shard_iterator(), Some("\u{e4}\n\u{1f600}/"));
-    assert_eq!(read.millis_behind_latest(), Some(1_000));
+    assert_eq!(
+        read.without_records.next_shard_iterator(),
+        Some("\u{e4}\n\u{1f600}/")
+    );
+    assert_eq!(read.without_records.millis_behind_latest(), Some(1_000));
 }
 
 #[test]
@@ -588,12 +708,24 @@ fn small_integers_are_seconds_and_large_ones_milliseconds() {
             value,
         ];
         let read = get_records(ok(record.concat()), Some(Encoding::Cbor));
-        read.map(|read| read.records[0].approximate_arrival_timestamp.expect("a time"))
+        read.map(|read| read.records[0].2.expect("a time"))
     };
-    let is = |value: &[u8], millis| assert_eq!(time(value).expect("a time"), DateTime::from_millis(millis));
+    let at = |millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+    let is = |value: &[u8], millis| assert_eq!(time(value).expect("a time"), at(millis));
     is(b"\x1b\x00\x00\x01\x8b\xcf\xe5\x68\x7b", 1_700_000_000_123);
     is(b"\xc1\x1a\x65\x53\xf1\x00", 1_700_000_000_000);
     is(b"\xfb\x41\xd9\x54\xfc\x40\x07\xdf\x3b", 1_700_000_000_123);
+    let in_json = |time: &str| {
+        let body = format!(
+            r#"{{"Records":[{{"Data":"","SequenceNumber":"1","ApproximateArrivalTimestamp":{time}}}]}}"#
+        );
+        let read = get_records(ok(body), Some(Encoding::Json)).expect("valid");
+        read.records[0].2.expect("a time")
+    };
+    assert_eq!(in_json("1700000000.123"), at(1_700_000_000_123));
+    assert_eq!(in_json("1.700000000123E9"), at(1_700_000_000_123));
+    assert_eq!(in_json("1700000000"), at(1_700_000_000_000));
+    assert_eq!(in_json("1700000000123"), at(1_700_000_000_123));
     assert!(time(b"\xfb\x7f\xf0\x00\x00\x00\x00\x00\x00").is_err(), "infinity");
     assert!(time(b"\xf9\x7e\x00").is_err(), "not a number");
     assert!(time(b"\x1b\xff\xff\xff\xff\xff\xff\xff\xff").is_err());
@@ -632,6 +764,22 @@ fn code_of_an_error_is_read_in_each_form() {
     }
 }
 
+/// An answer without records must not bring those of the answer before.
+#[test]
+fn records_are_returned_once() {
+    let own = ShardRecords::new(shard());
+    let json = own.protocol(Encoding::Json);
+    let with = r#"{"Records":[{"SequenceNumber":"1","Data":""}]}"#;
+    block_on(async {
+        call(ok(with), Some(json)).await.expect("valid");
+        call(ok("{}"), Some(json)).await.expect("valid");
+        assert_eq!(own.take().len(), 0);
+        call(ok(with), Some(json)).await.expect("valid");
+        assert_eq!(own.take().len(), 1);
+        assert_eq!(own.take().len(), 0);
+    });
+}
+
 #[test]
 fn requests_are_written_in_each_encoding() {
     let asked = |encoding| {
@@ -647,4 +795,45 @@ fn requests_are_written_in_each_encoding() {
     );
     let (kind, json) = asked(Some(Encoding::Json));
     assert_eq!((kind, json), asked(None));
+}
+
+#[test]
+fn request_for_a_subscription_is_written_as_by_the_sdk() {
+    let asked = |protocol: Option<&SharedClientProtocol>| {
+        let server = ok("");
+        let from = StartingPosition::builder()
+            .r#type(ShardIteratorType::AtTimestamp)
+            .timestamp(DateTime::from_millis(1_700_000_000_120));
+        let call = client(server.clone()).subscribe_to_shard();
+        let call = call
+            .consumer_arn("arn:aws:kinesis:us-east-1:123456789012:stream/orders/consumer/billing:1")
+            .shard_id("shardId-000000000000");
+        let call = call.starting_position(from.build().expect("complete"));
+        let mut call = call.customize();
+        if let Some(protocol) = protocol {
+            let mut config = Config::builder();
+            config.set_protocol(Some(protocol.clone()));
+            call = call.config_override(config);
+        }
+        block_on(call.send()).expect("valid");
+        server.asked.lock().expect("no panic").remove(0)
+    };
+    let own = ShardRecords::new(shard());
+    assert_eq!(asked(Some(own.protocol(Encoding::Json))), asked(None));
+}
+
+/// An exception in a subscription has its code in a header of its frame, and its message in the body.
+#[test]
+fn message_of_an_exception_is_read() {
+    let own = ShardRecords::new(shard());
+    let json = own.protocol(Encoding::Json);
+    let read = |body: &[u8]| {
+        json.parse_event_stream_error_metadata(body)
+            .expect("read")
+            .build()
+    };
+    let error = read(br#"{"message":"throttled","__type":"InternalFailureException"}"#);
+    assert_eq!(error.message(), Some("throttled"));
+    assert_eq!(error.code(), Some("InternalFailureException"));
+    assert_eq!(read(b"").message(), None);
 }

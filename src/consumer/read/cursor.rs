@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kinesis::primitives::DateTime;
-use aws_sdk_kinesis::types;
 use aws_smithy_runtime_api::http::Response;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
@@ -19,6 +18,7 @@ use super::fetched_bytes::FetchedBytes;
 use super::incarnation::{Incarnation, Recreated};
 use super::read_from::ReadFrom;
 use super::read_until::{Page, ReadUntil};
+use super::wire::ShardWire;
 use crate::aws::{FailedCall, Located};
 use crate::checkpoint::Checkpoint;
 use crate::consumer::calls::CALLS_BEFORE_LOSS;
@@ -31,13 +31,14 @@ use crate::kpl::Deaggregator;
 use crate::kpl::expand::{count, unpack};
 use crate::observer::{Event, Interest, Observers, ShardEvent, StreamEvent};
 use crate::record::StreamId;
-use crate::record::{Position, Record, SequenceNumber, ShardId, Source};
+use crate::record::{Position, Record, SequenceNumber, ShardId};
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
 /// A shard, and the position from which reading continues.
 pub(in crate::consumer) struct Reading {
     pub(in crate::consumer) client: Located<Client>,
+    pub(in crate::consumer) wire: ShardWire,
     pub(in crate::consumer) stream: StreamId,
     pub(in crate::consumer) shard: ShardId,
     pub(in crate::consumer) deaggregator: Deaggregator,
@@ -134,43 +135,31 @@ fn earlier(time: DateTime) -> Refusal {
 }
 
 impl Reading {
-    /// Converts a page of Kinesis records to the users' records, which share one source. Also returns the
+    /// Returns the records of a page that were not read before, with the records inside aggregates. Also returns the
     /// number of the last Kinesis record.
     pub(in crate::consumer) fn records(
         &self,
-        read: Vec<types::Record>,
+        read: Vec<Record>,
     ) -> Result<(Vec<Record>, Option<SequenceNumber>), BoxError> {
-        let source = Arc::new(Source {
-            stream: self.stream.shared_name(),
-            shard: self.shard.clone(),
-        });
         let mut records = Vec::with_capacity(read.len());
-        let last = read.last().map(|last| last.sequence_number.parse()).transpose()?;
+        let last = read.last().map(|last| last.sequence_number().clone());
         let mut newest = self.newest.as_ref();
-        let mut since = self.from.time();
+        let mut since = self.from.time().and_then(|time| SystemTime::try_from(time).ok());
         for record in read {
-            let number: SequenceNumber = record.sequence_number.try_into()?;
             match newest {
-                Some(newest) if number <= *newest => continue,
+                Some(newest) if record.sequence_number() <= newest => continue,
                 _ => newest = None,
             }
             // Emulators of Kinesis start at the oldest record if nothing has arrived since the requested
             // time.
-            match (since, record.approximate_arrival_timestamp) {
+            match (since, record.arrival()) {
                 (Some(since), Some(arrival)) if arrival < since => continue,
                 _ => since = None,
             }
-            let mut builder = Record::read_from(source.clone(), number).payload(record.data.into_bytes());
-            match record.partition_key {
-                Some(key) => builder = builder.partition_key(key),
-                None if self.needs_keys => return Err(NoPartitionKey.into()),
-                None => {}
+            if self.needs_keys && record.partition_key().is_none() {
+                return Err(NoPartitionKey.into());
             }
-            let arrival = record.approximate_arrival_timestamp;
-            if let Some(arrival) = arrival.and_then(|time| SystemTime::try_from(time).ok()) {
-                builder = builder.arrival(arrival);
-            }
-            unpack(&self.deaggregator, builder.build(), &self.observers, &mut records);
+            unpack(&self.deaggregator, record, &self.observers, &mut records);
         }
         Ok((records, last))
     }
@@ -206,7 +195,7 @@ impl Reading {
     /// records may be gone than the expected one. Returns an error if reading must end.
     pub(in crate::consumer) async fn verify(
         &mut self,
-        read: &[types::Record],
+        read: &[Record],
         behind_millis: Option<i64>,
     ) -> Result<(), ReadingEnded> {
         self.last_page = Some(Instant::now());
@@ -219,11 +208,9 @@ impl Reading {
         let Some(number) = &expected.number else {
             return self.first_is(None).await;
         };
-        let numbers = read
-            .iter()
-            .filter_map(|record| record.sequence_number.parse().ok());
-        let (below, rest): (Vec<SequenceNumber>, Vec<_>) = numbers.partition(|read| read < number);
-        let first = rest.into_iter().min();
+        let numbers = read.iter().map(Record::sequence_number);
+        let (below, rest): (Vec<&SequenceNumber>, Vec<_>) = numbers.partition(|read| *read < number);
+        let first = rest.into_iter().min().cloned();
         if let Some(refused) = &mut expected.refused {
             refused.seen_below |= !below.is_empty();
         }

@@ -18,6 +18,7 @@ use crate::consumer::calls::ANSWER_TIMEOUT;
 use crate::failure::BoxError;
 use crate::failure::classify::StandardClassifier;
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
+use crate::record::Record;
 use crate::sabotage::Sabotage;
 use crate::wall_clock;
 
@@ -109,6 +110,7 @@ impl FanOut {
         };
         let call = reading.client.subscribe_to_shard().consumer_arn(&*consumer);
         let call = call.shard_id(reading.shard.as_str()).starting_position(from);
+        let call = call.customize().config_override(reading.wire.of_events());
         let mut events = match timeout(ANSWER_TIMEOUT, Box::pin(call.send())).await {
             Ok(Ok(reply)) => reply.event_stream,
             Ok(Err(error)) => match reading.refused(error.code()) {
@@ -124,7 +126,7 @@ impl FanOut {
                 return End::Ended(ReadingEnded::NotWanted);
             };
             // The silence counts only while events are read: without room none is received.
-            let event = match timeout(SILENCE, events.recv()).await {
+            let mut event = match timeout(SILENCE, events.recv()).await {
                 Ok(Ok(Some(SubscribeToShardEventStream::SubscribeToShardEvent(event)))) => event,
                 // An event type of a newer service, which is not needed here.
                 Ok(Ok(Some(_))) => continue,
@@ -138,19 +140,23 @@ impl FanOut {
                 Err(_) if Sabotage::TrustSilence.is_committed() => pending().await,
                 Err(_) => return End::Failed(Silent.into()),
             };
-            let closed = is_end(&event);
+            let read = match reading.wire.records(std::mem::take(&mut event.records)) {
+                Ok(read) => read,
+                Err(error) => return End::Failed(error.into()),
+            };
+            let closed = is_end(&event, &read);
             let span = reading.span();
-            let behind = behind_millis(&event);
-            if let Err(ended) = reading.verify(&event.records, behind).await {
+            let behind = behind_millis(&event, &read);
+            if let Err(ended) = reading.verify(&read, behind).await {
                 return End::Ended(ended);
             }
             let read_until = reading.read_until(&Page {
                 called: wall_clock::now(),
                 behind_millis: behind,
                 is_end: closed,
-                records: &event.records,
+                records: &read,
             });
-            let (records, last) = match reading.records(event.records) {
+            let (records, last) = match reading.records(read) {
                 Ok(records) => records,
                 Err(error) => return End::Failed(error),
             };
@@ -205,18 +211,18 @@ impl FanOut {
 
 /// Returns true for the last event of a closed shard: it names child shards, and has no continuation number
 /// or no records.
-fn is_end(event: &SubscribeToShardEvent) -> bool {
+fn is_end(event: &SubscribeToShardEvent, read: &[Record]) -> bool {
     let has_children = event
         .child_shards
         .as_ref()
         .is_some_and(|children| !children.is_empty());
-    has_children && (event.continuation_sequence_number.is_empty() || event.records.is_empty())
+    has_children && (event.continuation_sequence_number.is_empty() || read.is_empty())
 }
 
 /// Returns how far the event is behind the tip of the shard. Returns `None` for an incomplete event, which would
 /// claim to be at the tip: the SDK replaces a missing field by 0 or an empty text.
-fn behind_millis(event: &SubscribeToShardEvent) -> Option<i64> {
-    let is_complete = is_end(event) || !event.continuation_sequence_number.is_empty();
+fn behind_millis(event: &SubscribeToShardEvent, read: &[Record]) -> Option<i64> {
+    let is_complete = is_end(event, read) || !event.continuation_sequence_number.is_empty();
     is_complete.then_some(event.millis_behind_latest)
 }
 
@@ -248,10 +254,10 @@ mod tests {
 
     #[test]
     fn incomplete_event_does_not_claim_to_be_at_the_tip() {
-        assert_eq!(behind_millis(&event("", &[])), None);
-        assert_eq!(behind_millis(&event("495", &[])), Some(0));
+        assert_eq!(behind_millis(&event("", &[]), &[]), None);
+        assert_eq!(behind_millis(&event("495", &[]), &[]), Some(0));
         let end = event("", &["shardId-000000000001"]);
-        assert!(is_end(&end));
-        assert_eq!(behind_millis(&end), Some(0));
+        assert!(is_end(&end, &[]));
+        assert_eq!(behind_millis(&end, &[]), Some(0));
     }
 }

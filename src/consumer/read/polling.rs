@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use super::cursor::{Reading, ReadingEnded, Refusal};
 use super::failures::Failures;
 use super::read_until::Page;
-use super::wire::{ActiveWire, is_of_encoding};
+use super::wire::is_of_encoding;
 use crate::aws::FailedCall;
 use crate::aws::shard_list::{EndAnswers, is_closed, list_shards};
 use crate::failure::BoxError;
@@ -38,7 +38,6 @@ pub(in crate::consumer) struct PollingSettings {
 /// The polling reader of a shard.
 pub(in crate::consumer) struct Poller {
     pub(in crate::consumer) polling: PollingSettings,
-    pub(in crate::consumer) wire: Arc<ActiveWire>,
     pub(in crate::consumer) calls: Arc<Semaphore>,
     pub(in crate::consumer) capacity: Capacity,
 }
@@ -86,16 +85,13 @@ impl Poller {
             let memory = self.capacity.reserve(MAX_PAGE_BYTES + records * OVERHEAD).await;
             let called = wall_clock::now();
             let span = reading.span();
-            let encoded = self.wire.config();
-            let has_encoding = encoded.is_some();
+            let is_cbor = reading.wire.is_cbor();
             let page = {
                 let _call = self.calls.acquire().await;
                 next_call = Instant::now() + self.polling.interval;
                 let call = reading.client.get_records().shard_iterator(&token);
-                let mut call = call.limit(self.polling.page).customize();
-                if let Some(config) = encoded {
-                    call = call.config_override(config);
-                }
+                let call = call.limit(self.polling.page).customize();
+                let call = call.config_override(reading.wire.of_pages(is_cbor));
                 // Boxed, like all SDK calls: a shard has room for the call only while it runs.
                 Box::pin(call.send().instrument(span.clone())).await
             };
@@ -103,9 +99,9 @@ impl Poller {
                 Ok(page) => page,
                 Err(error) => {
                     drop((room, memory));
-                    if has_encoding && is_of_encoding(&error) {
+                    if is_cbor && is_of_encoding(&error) {
                         iterator = Some(token);
-                        if self.wire.refuse() {
+                        if reading.wire.refuse_cbor() {
                             reading.cbor_refused(error);
                         }
                         continue;
@@ -134,7 +130,15 @@ impl Poller {
                 }
             };
             let names_children = page.child_shards.as_ref().is_some_and(|it| !it.is_empty());
-            let is_empty = page.records.is_empty();
+            let read = match reading.wire.records(page.records) {
+                Ok(read) => read,
+                Err(error) => {
+                    drop((room, memory));
+                    failures.wait(reading, error.into()).await;
+                    continue;
+                }
+            };
+            let is_empty = read.is_empty();
             // An empty response (`{}`) proves nothing. A complete one states a lag, which need not be 0 at
             // the end of a closed shard.
             let is_complete = is_empty && page.millis_behind_latest.is_some();
@@ -142,7 +146,7 @@ impl Poller {
             if page.next_shard_iterator.is_some() {
                 failures.reset();
             }
-            if let Err(ended) = reading.verify(&page.records, page.millis_behind_latest).await {
+            if let Err(ended) = reading.verify(&read, page.millis_behind_latest).await {
                 return ended;
             }
             let is_end = page.next_shard_iterator.is_none();
@@ -150,9 +154,9 @@ impl Poller {
                 called,
                 behind_millis: page.millis_behind_latest,
                 is_end,
-                records: &page.records,
+                records: &read,
             });
-            let (records, last) = match reading.records(page.records) {
+            let (records, last) = match reading.records(read) {
                 Ok(records) => records,
                 Err(error) => {
                     drop((room, memory));

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_kinesis::types::Record;
 use tokio::time::Instant;
 
 use crate::consumer::data_loss::{CLOCK_SKEW, Expected};
+use crate::record::Record;
 
 /// The time up to which everything that arrived was read.
 #[derive(Debug, Default)]
@@ -60,9 +60,7 @@ impl ReadUntil {
     ) -> Option<SystemTime> {
         let at_tip = page.behind_millis == Some(0) && !page.is_end;
         let tip = page.called.checked_sub(CLOCK_SKEW).filter(|_| at_tip);
-        let last = page.records.last();
-        let arrival = last.and_then(|record| record.approximate_arrival_timestamp);
-        let arrival = arrival.and_then(|time| SystemTime::try_from(time).ok());
+        let arrival = page.records.last().and_then(Record::arrival);
         let Some(time) = tip.max(arrival) else {
             let is_unknown = page.is_end && self.time.is_none();
             if is_unknown {
@@ -86,8 +84,6 @@ impl ReadUntil {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_kinesis::primitives::{Blob, DateTime};
-
     use super::*;
 
     fn at(secs: u64) -> SystemTime {
@@ -95,12 +91,8 @@ mod tests {
     }
 
     fn arrived(secs: u64) -> Record {
-        let record = Record::builder()
-            .sequence_number("1")
-            .partition_key("key")
-            .data(Blob::new(""))
-            .approximate_arrival_timestamp(DateTime::from(at(secs)));
-        record.build().expect("complete")
+        let record = Record::builder("orders", "shardId-0".into(), 1.into());
+        record.arrival(at(secs)).build()
     }
 
     fn page(called: u64, behind_millis: i64, records: &[Record]) -> Page<'_> {

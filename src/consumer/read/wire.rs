@@ -1,75 +1,121 @@
-//! The encoding of GetRecords, for all shards of a consumer.
+//! The encoding of the calls that read records, for all shards of a consumer.
 
 use std::env;
 use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::config::{self, Builder};
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::types;
 use aws_smithy_runtime_api::http::Response;
-use aws_smithy_schema::protocol::SharedClientProtocol;
 use aws_smithy_schema::serde::SerdeError;
 
-use crate::aws::wire::{Encoding, GetRecords};
+use crate::aws::shard_pages::record;
+use crate::aws::wire::{Encoding, ShardRecords};
+use crate::record::{ParseSequenceNumberError, Record, Source};
 
 /// The encoding in which a [`Consumer`](crate::Consumer) asks for records.
 ///
 /// It applies to GetRecords. All other calls, and the events of
 /// [enhanced fan-out](crate::consumer::Retrieval::FanOut), are JSON.
+///
+/// The consumer writes and reads these calls itself: that takes less CPU time than the SDK. The client's connections,
+/// retries, timeouts and interceptors stay, but an interceptor sees the answers without their records. A client with a
+/// [protocol](aws_sdk_kinesis::config::Builder::protocol) of its own keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Wire {
-    /// JSON, read by the SDK.
+    /// JSON.
     #[default]
     Json,
     /// CBOR, the default of the AWS SDK for Java and so of KCL. It takes less CPU time and fewer bytes than JSON.
     ///
     /// An endpoint that does not know CBOR, or whose answer cannot be decoded, is asked in JSON from then on
-    /// ([`CborRefused`](crate::observer::StreamEvent::CborRefused)). JSON is also used if the client has a
-    /// [protocol](aws_sdk_kinesis::config::Builder::protocol) of its own, if `AWS_CBOR_DISABLE` is set to anything
-    /// but `false` or `0`, and if `CBOR_ENABLED` is `false` or `0`: the AWS SDKs for Java read these environment
-    /// variables.
+    /// ([`CborRefused`](crate::observer::StreamEvent::CborRefused)). JSON is also used if `AWS_CBOR_DISABLE` is set
+    /// to anything but `false` or `0`, and if `CBOR_ENABLED` is `false` or `0`: the AWS SDKs for Java read these
+    /// environment variables.
     Cbor,
 }
 
 /// The encoding that a consumer uses now.
 #[derive(Debug)]
 pub(in crate::consumer) struct ActiveWire {
-    /// `None`: the client's own protocol.
-    protocol: Option<SharedClientProtocol>,
-    is_refused: AtomicBool,
+    has_own_protocol: bool,
+    is_cbor: AtomicBool,
 }
 
 impl ActiveWire {
     pub(in crate::consumer) fn new(wire: Wire, client: &Client) -> Self {
-        let has_protocol = client.config().protocol().is_some();
-        let uses_cbor = wire == Wire::Cbor && !has_protocol && !is_disabled(|name| env::var(name).ok());
-        let protocol = || {
-            SharedClientProtocol::new(GetRecords {
-                encoding: Encoding::Cbor,
-            })
-        };
+        let has_own_protocol = client.config().protocol().is_some();
+        let is_cbor = wire == Wire::Cbor && !has_own_protocol && !is_disabled(|name| env::var(name).ok());
         ActiveWire {
-            protocol: uses_cbor.then(protocol),
-            is_refused: AtomicBool::new(false),
+            has_own_protocol,
+            is_cbor: AtomicBool::new(is_cbor),
+        }
+    }
+}
+
+/// The calls that read one shard, and the records in their answers.
+pub(in crate::consumer) struct ShardWire {
+    active: Arc<ActiveWire>,
+    shard: Arc<Source>,
+    /// `None`: the client has a protocol of its own.
+    own: Option<ShardRecords>,
+}
+
+impl ShardWire {
+    pub(in crate::consumer) fn new(active: &Arc<ActiveWire>, shard: Source) -> Self {
+        let shard = Arc::new(shard);
+        ShardWire {
+            own: (!active.has_own_protocol).then(|| ShardRecords::new(shard.clone())),
+            active: active.clone(),
+            shard,
         }
     }
 
-    /// Returns the settings of a call in another protocol than the client's.
-    pub(in crate::consumer) fn config(&self) -> Option<Builder> {
-        let protocol = self.protocol.as_ref()?;
-        if self.is_refused.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut config = config::Config::builder();
-        config.set_protocol(Some(protocol.clone()));
-        Some(config)
+    /// Returns true if the next page is asked for in CBOR.
+    pub(in crate::consumer) fn is_cbor(&self) -> bool {
+        self.active.is_cbor.load(Ordering::Relaxed)
     }
 
-    /// Uses the client's own protocol from now on. Returns true for the first call.
-    pub(in crate::consumer) fn refuse(&self) -> bool {
-        !self.is_refused.swap(true, Ordering::Relaxed)
+    /// Asks for the pages of all shards in JSON from now on. Returns true for the first call.
+    pub(in crate::consumer) fn refuse_cbor(&self) -> bool {
+        self.active.is_cbor.swap(false, Ordering::Relaxed)
+    }
+
+    /// Returns the settings of a call of GetRecords.
+    pub(in crate::consumer) fn of_pages(&self, is_cbor: bool) -> Builder {
+        self.settings(if is_cbor { Encoding::Cbor } else { Encoding::Json })
+    }
+
+    /// Returns the settings of a call of SubscribeToShard, which Kinesis answers in JSON only.
+    pub(in crate::consumer) fn of_events(&self) -> Builder {
+        self.settings(Encoding::Json)
+    }
+
+    fn settings(&self, encoding: Encoding) -> Builder {
+        let mut settings = config::Config::builder();
+        if let Some(own) = &self.own {
+            settings.set_protocol(Some(own.protocol(encoding).clone()));
+        }
+        settings
+    }
+
+    /// Returns the records of the last answer or event. `from_sdk` has those that the SDK has read: all of them, if the
+    /// client has a protocol of its own, or none.
+    pub(in crate::consumer) fn records(
+        &self,
+        from_sdk: Vec<types::Record>,
+    ) -> Result<Vec<Record>, ParseSequenceNumberError> {
+        match &self.own {
+            Some(own) => Ok(own.take()),
+            None => from_sdk
+                .into_iter()
+                .map(|read| record(&self.shard, read))
+                .collect(),
+        }
     }
 }
 
@@ -126,28 +172,39 @@ mod tests {
         assert!(!disabled(&[("CBOR_ENABLED", "true")]));
     }
 
+    fn config() -> Builder {
+        config::Config::builder().behavior_version(config::BehaviorVersion::latest())
+    }
+
+    fn of_client(wire: Wire, client: &Client) -> ShardWire {
+        let shard = Source {
+            stream: "orders".into(),
+            shard: "shardId-000000000000".into(),
+        };
+        ShardWire::new(&Arc::new(ActiveWire::new(wire, client)), shard)
+    }
+
     #[test]
     fn protocol_of_the_client_stays() {
-        let version = aws_sdk_kinesis::config::BehaviorVersion::latest();
-        let config = config::Config::builder().behavior_version(version);
-        let plain = Client::from_conf(config.clone().build());
-        assert!(ActiveWire::new(Wire::Cbor, &plain).protocol.is_some());
-        assert!(ActiveWire::new(Wire::Json, &plain).protocol.is_none());
-        let protocol = GetRecords {
-            encoding: Encoding::Json,
-        };
-        let own = Client::from_conf(config.protocol(protocol).build());
-        assert!(ActiveWire::new(Wire::Cbor, &own).protocol.is_none());
+        let plain = Client::from_conf(config().build());
+        assert!(of_client(Wire::Cbor, &plain).is_cbor());
+        let json = of_client(Wire::Json, &plain);
+        assert!(!json.is_cbor());
+        let protocol = json.of_pages(false).build();
+        let protocol = protocol.protocol().expect("one of this crate").clone();
+        let mut own = config();
+        own.set_protocol(Some(protocol));
+        let own = of_client(Wire::Cbor, &Client::from_conf(own.build()));
+        assert!(!own.is_cbor());
+        assert!(own.of_pages(false).build().protocol().is_none());
     }
 
     #[test]
     fn refused_encoding_is_not_used_again() {
-        let version = aws_sdk_kinesis::config::BehaviorVersion::latest();
-        let config = config::Config::builder().behavior_version(version);
-        let wire = ActiveWire::new(Wire::Cbor, &Client::from_conf(config.build()));
-        assert!(wire.config().is_some());
-        assert!(wire.refuse());
-        assert!(!wire.refuse(), "reported once");
-        assert!(wire.config().is_none());
+        let wire = of_client(Wire::Cbor, &Client::from_conf(config().build()));
+        assert!(wire.is_cbor());
+        assert!(wire.refuse_cbor());
+        assert!(!wire.refuse_cbor(), "reported once");
+        assert!(!wire.is_cbor());
     }
 }

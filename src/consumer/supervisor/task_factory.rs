@@ -19,6 +19,7 @@ use crate::consumer::read::read_from::ReadFrom;
 use crate::consumer::read::read_until::ReadUntil;
 use crate::consumer::read::registration::Registration;
 use crate::consumer::read::retrieval::Retrieval;
+use crate::consumer::read::wire::ShardWire;
 use crate::consumer::shard::ShardTask;
 use crate::consumer::shard::checkpointer::Checkpointer;
 use crate::consumer::shard::crash_loop::{CrashLoop, Turns};
@@ -27,7 +28,7 @@ use crate::engine::Resilient;
 use crate::pipeline::{Progress, RecordOrder, SettledCounts};
 use crate::processor::Handler;
 use crate::protection::{Backoff, RetryTimer};
-use crate::record::ShardId;
+use crate::record::{ShardId, Source};
 
 /// The parts that the tasks of all shards share.
 pub(super) struct TaskFactory<P: Handler> {
@@ -88,12 +89,17 @@ impl<P: Handler> TaskFactory<P> {
         let lease_state = taken.map(|_| Arc::new(LeaseState::new(&self.shutdown)));
         let incarnation = Incarnation::of(&from, facts);
         let stream_created = incarnation.created();
+        let source = Source {
+            stream: settings.stream.shared_name(),
+            shard: shard.clone(),
+        };
         let (crash_loop, mark, marks) = CrashLoop::new(&from, self.turns.clone());
         ShardTask {
             resilient: self.resilient.clone(),
             pipeline: settings.pipeline.clone(),
             reading: Reading {
                 client: settings.client.clone(),
+                wire: ShardWire::new(&settings.wire, source),
                 stream: settings.stream.clone(),
                 shard,
                 deaggregator: settings.deaggregator.clone().hash_keys(hash_keys),
@@ -114,7 +120,6 @@ impl<P: Handler> TaskFactory<P> {
             },
             poller: Poller {
                 polling: settings.polling.clone(),
-                wire: settings.wire.clone(),
                 calls: self.calls.clone(),
                 capacity: capacity.clone(),
             },

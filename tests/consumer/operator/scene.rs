@@ -18,6 +18,7 @@ use redrive::testing::kinesis::{self, KinesisServer};
 use support::events::{known, name};
 use support::stream::{self, Sent};
 use support::waiting::{eventually, finished};
+use support::wire::wire;
 
 pub const STREAM: &str = "orders";
 pub const ONE: NonZeroUsize = NonZeroUsize::MIN;
@@ -81,6 +82,7 @@ impl Scene {
             .dead_letters(dead_letter::Memory::new())
             .observer(handler.clone());
         let consumer = Consumer::builder(self.client.clone(), STREAM)
+            .wire(wire())
             .checkpoints(store.clone())
             .calls_per_second(200.0)
             .idle_interval(Duration::from_millis(20))
