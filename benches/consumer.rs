@@ -1,15 +1,15 @@
 //! The cost of a `Consumer` compared with a bare GetRecords loop:
 //! `cargo bench -p redrive-benches --bench consumer`.
 //!
-//! Both read the same 500,000 records of 200 bytes from the same 4 shards of the embedded Kinesis
-//! server, as fast as they can. Both use the same client: the same HTTP stack, no retries, an attempt
-//! timeout of 30 s, and the same limit per call. Both hand each record to a function that only counts. The
-//! consumer has key order, checkpoints and dead letters in memory, a page read ahead, and its window.
-//! The loop has none of these.
+//! All read the same 500,000 records of 200 bytes from the same 4 shards of the embedded Kinesis server, as fast as
+//! they can: the loop with the SDK as it is, the consumer in JSON and in CBOR. All use the same client: the same HTTP
+//! stack, no retries, an attempt timeout of 30 s, and the same limit per call. All hand each record to a function
+//! that only counts. The consumer has key order, checkpoints and dead letters in memory, a page read ahead, and its
+//! window. The loop has none of these.
 //!
-//! The bench measures **this process's CPU time** per record. The server runs in its own process, where it
-//! uses most of the machine and sets the pace. Runs alternate. Single runs are noisy, so the result is the
-//! median of the paired differences.
+//! The bench measures **this process's CPU time** per record. The server runs in its own process, where it uses most
+//! of the machine and sets the pace. Runs alternate. Single runs are noisy, so the result is the median of the
+//! ratios to the loop of the same round. Allocations are counted in a run on one thread.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -27,6 +27,7 @@ use bench::median;
 use bench::server;
 use bench::server::Server;
 use bench::stream;
+use redrive::consumer::Wire;
 use redrive::observer::{Event, Interest, Observer, ShardEvent};
 use redrive::processor::Attempt;
 use redrive::testing::kinesis::{self, KinesisServer};
@@ -37,9 +38,41 @@ use tokio::task::JoinSet;
 
 const STREAM: &str = "orders";
 const SHARDS: i32 = 4;
-/// The maximum extra CPU time of the consumer per record, in microseconds.
-const TARGET: f64 = 0.4;
+/// The maximum CPU time of the consumer per record, compared with the loop, at the largest limit.
+const TARGETS: [(Reader, f64); 2] = [(Reader::Consumer(Wire::Json), 1.0), (Reader::Consumer(Wire::Cbor), 0.8)];
+/// The maximum number of allocations of the consumer per record.
+const ALLOCATIONS: f64 = 2.1;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A way to read the records.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Reader {
+    Loop,
+    Consumer(Wire),
+}
+
+const READERS: [Reader; 3] = [
+    Reader::Loop,
+    Reader::Consumer(Wire::Json),
+    Reader::Consumer(Wire::Cbor),
+];
+
+impl Reader {
+    fn name(self) -> &'static str {
+        match self {
+            Reader::Loop => "loop, JSON",
+            Reader::Consumer(Wire::Cbor) => "consumer, CBOR",
+            Reader::Consumer(_) => "consumer, JSON",
+        }
+    }
+
+    async fn run(self, server: &Server, records: u64, limit: u32) -> Result<Run> {
+        match self {
+            Reader::Loop => bare_loop(server, records, limit).await,
+            Reader::Consumer(wire) => consumer(server, records, limit, wire).await,
+        }
+    }
+}
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -57,51 +90,67 @@ async fn main() -> Result<ExitCode> {
     kinesis::create_stream(&kinesis::client(&server.endpoint), STREAM, SHARDS).await?;
     stream::fill(&kinesis::client(&server.endpoint), STREAM, records).await?;
     println!(
-        "{records} records of {} bytes, {SHARDS} shards, {rounds} pairs of runs; µs are client CPU per record",
+        "{records} records of {} bytes, {SHARDS} shards, {rounds} rounds; µs are client CPU per record",
         stream::PAYLOAD_BYTES
     );
     println!(
-        "{:>7} {:>9} {:>12} {:>13} {:>18} {:>16} {:>13} {:>13}",
-        "limit", "raw", "consumer", "difference", "all differences", "calls", "raw", "consumer"
+        "{:>7}  {:<15} {:>8} {:>9} {:>17} {:>7} {:>12}",
+        "limit", "reader", "CPU", "ratio", "all ratios", "calls", "rate"
     );
     let mut missed = false;
     for limit in [10_000, 1_000] {
-        let (mut raw, mut whole) = (Vec::new(), Vec::new());
+        let mut runs: [Vec<Run>; READERS.len()] = Default::default();
         for round in 0..rounds {
-            // Alternate the order, because the first run of a pair changes the state of the server.
-            if round % 2 == 0 {
-                raw.push(bare_loop(&server, records, limit).await?);
-                whole.push(consumer(&server, records, limit).await?);
-            } else {
-                whole.push(consumer(&server, records, limit).await?);
-                raw.push(bare_loop(&server, records, limit).await?);
+            // Another one begins in each round, because each run changes the state of the server.
+            for place in 0..READERS.len() {
+                let place = (place + round) % READERS.len();
+                runs[place].push(READERS[place].run(&server, records, limit).await?);
             }
         }
-        let mut differences: Vec<f64> = whole
-            .iter()
-            .zip(&raw)
-            .map(|(whole, raw)| whole.cpu - raw.cpu)
-            .collect();
-        let difference = median(&mut differences);
-        let middle = |runs: &[Run], of: fn(&Run) -> f64| median(&mut runs.iter().map(of).collect::<Vec<_>>());
-        println!(
-            "{limit:>7} {:>6.2} µs {:>9.2} µs {difference:>+10.2} µs {:>+8.2} to {:<+6.2} {:>7} and {:<5} {:>11.0}/s {:>11.0}/s",
-            middle(&raw, |run| run.cpu),
-            middle(&whole, |run| run.cpu),
-            differences[0],
-            differences[differences.len() - 1],
-            middle(&raw, |run| run.calls as f64),
-            middle(&whole, |run| run.calls as f64),
-            middle(&raw, |run| run.rate),
-            middle(&whole, |run| run.rate),
-        );
-        missed |= difference > TARGET;
+        let [of_loop, ..] = &runs;
+        for (reader, runs) in READERS.iter().zip(&runs) {
+            let ratios = runs.iter().zip(of_loop).map(|(run, of_loop)| run.cpu / of_loop.cpu);
+            let mut ratios: Vec<f64> = ratios.collect();
+            let ratio = median(&mut ratios);
+            let middle = |of: fn(&Run) -> f64| median(&mut runs.iter().map(of).collect::<Vec<_>>());
+            println!(
+                "{limit:>7}  {:<15} {:>5.2} µs {ratio:>9.2} {:>8.2} to {:<5.2} {:>7} {:>10.0}/s",
+                reader.name(),
+                middle(|run| run.cpu),
+                ratios[0],
+                ratios[ratios.len() - 1],
+                middle(|run| run.calls as f64),
+                middle(|run| run.rate),
+            );
+            let target = TARGETS.iter().find(|(of, _)| of == reader && limit == 10_000);
+            missed |= target.is_some_and(|(_, target)| ratio > *target);
+        }
+    }
+    for reader in READERS {
+        let allocations = allocations(&server, reader, records)?;
+        println!("{:<15} {allocations:.2} allocations per record", reader.name());
+        missed |= reader != Reader::Loop && allocations > ALLOCATIONS;
     }
     if bench::is_bench() && missed {
-        println!("the consumer costs more than {TARGET} µs per record");
+        println!("the consumer costs more than {TARGETS:?} of the loop, or more than {ALLOCATIONS} allocations");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Counts the allocations per record, on a thread that does everything.
+fn allocations(server: &Server, reader: Reader, records: u64) -> Result<f64> {
+    std::thread::scope(|scope| {
+        let counting = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let mut result = Ok(());
+            let counted = allocation_counter::measure(|| {
+                result = runtime.block_on(reader.run(server, records, 10_000)).map(drop);
+            });
+            result.map(|()| counted.count_total as f64 / records as f64)
+        });
+        counting.join().map_err(|_| "the run panicked")?
+    })
 }
 
 fn client(server: &Server) -> Client {
@@ -216,7 +265,7 @@ async fn read(client: Client, shard: String, limit: i32, counter: Arc<Counter>) 
     Ok(calls)
 }
 
-async fn consumer(server: &Server, records: u64, limit: u32) -> Result<Run> {
+async fn consumer(server: &Server, records: u64, limit: u32, wire: Wire) -> Result<Run> {
     let client = client(server);
     let counter = Counter::new(records);
     let calls = Arc::new(Calls::default());
@@ -225,6 +274,7 @@ async fn consumer(server: &Server, records: u64, limit: u32) -> Result<Run> {
         .observer(calls.clone())
         .build()?;
     let consumer = Consumer::builder(client, STREAM)
+        .wire(wire)
         .checkpoints(checkpoint::Memory::new())
         .calls_per_second(1e6)
         .records_per_call(limit)
