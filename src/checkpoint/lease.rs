@@ -121,6 +121,7 @@ impl Holder {
 /// The outcome of an attempt to take a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a worker takes few shards at a time")]
 pub enum LeaseOutcome {
     /// This store owns the shard from now on. The shard continues at this checkpoint.
     Leased(Checkpoint),

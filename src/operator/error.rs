@@ -51,9 +51,9 @@ pub enum OperatorError {
         /// The shard.
         shard: ShardId,
         /// The position of the shard's checkpoint.
-        position: Position,
+        position: Box<Position>,
         /// The requested position.
-        to: Position,
+        to: Box<Position>,
     },
     /// The shard has no such record, and the records that follow it are unknown. Rewind to a time or to the
     /// trim horizon.

@@ -82,8 +82,8 @@ impl Shards {
         if !is_back {
             return Err(OperatorError::Forward {
                 shard: shard.clone(),
-                position: stands.clone(),
-                to: to.clone(),
+                position: Box::new(stands.clone()),
+                to: Box::new(to.clone()),
             });
         }
         match to {

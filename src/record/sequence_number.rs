@@ -23,7 +23,7 @@ enum Digits {
     Shared(Arc<str>),
 }
 
-/// As many digits as make the type 64 bytes long.
+/// The number of digits that makes the type 64 bytes long.
 const INLINE: usize = 62;
 
 impl Digits {

@@ -80,7 +80,7 @@ fn block_on<T>(call: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(call)
 }
 
-/// What a call returned, and the records that were read.
+/// The answer to a call, and the records that were read.
 #[derive(Debug, PartialEq)]
 struct Answered<T> {
     without_records: T,
