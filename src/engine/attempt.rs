@@ -51,6 +51,25 @@ struct Call<'a> {
     began: Option<Instant>,
 }
 
+impl Call<'_> {
+    /// Returns the time of the call, which ends now, if an observer wants it.
+    #[inline(always)]
+    fn time(&self) -> Option<CallTime> {
+        self.began.map(|began| {
+            let ended = Instant::now();
+            let took = ended.duration_since(began);
+            CallTime { took, ended }
+        })
+    }
+}
+
+/// The time of a call that ended.
+#[derive(Clone, Copy)]
+pub(super) struct CallTime {
+    pub(super) took: Duration,
+    pub(super) ended: Instant,
+}
+
 /// A failed attempt.
 pub(super) struct FailedAttempt<E> {
     pub(super) error: AttemptError<E>,
@@ -99,7 +118,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         deadline: Option<Instant>,
-    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<Option<CallTime>, FailedAttempt<P::Error>>> + Send {
         self.call(record, Attempt::new(1, &self.context, deadline, None))
     }
 
@@ -109,7 +128,7 @@ impl<P: Handler> AttemptRunner<P> {
         record: &Record,
         number: u32,
         term: Term<'_>,
-    ) -> Result<(), FailedAttempt<P::Error>> {
+    ) -> Result<Option<CallTime>, FailedAttempt<P::Error>> {
         let attempt = Attempt::new(number, &self.context, term.deadline, term.cancelled);
         spans::attempted(self.call(record, attempt), spans::of_attempt(number)).await
     }
@@ -117,23 +136,23 @@ impl<P: Handler> AttemptRunner<P> {
     /// Returns the current time if an observer wants the duration of attempts.
     #[inline(always)]
     fn now_if_asked(&self) -> Option<Instant> {
-        let asked = self.observers.want(Interest::ATTEMPTS);
+        let asked = self.observers.want(Interest::SETTLEMENTS);
         asked.then(Instant::now)
     }
 
-    #[inline(always)]
-    fn tell_ended(&self, call: &Call<'_>, succeeded: bool) {
-        if let Some(began) = call.began {
+    /// Reports the end of a call that is not reported with the settlement of its only record.
+    fn tell_ended(&self, call: &Call<'_>, time: Option<CallTime>, succeeded: bool) {
+        if let Some(CallTime { took, .. }) = time {
             let event = Event::Record {
                 record: call.first,
                 event: RecordEvent::AttemptEnded {
                     records: call.records,
                     attempt: call.attempt.number(),
-                    took: began.elapsed(),
+                    took,
                     succeeded,
                 },
             };
-            self.observers.tell_of(Interest::ATTEMPTS, &event);
+            self.observers.tell_of(Interest::SETTLEMENTS, &event);
         }
     }
 
@@ -145,7 +164,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         attempt: Attempt<'_>,
-    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<Option<CallTime>, FailedAttempt<P::Error>>> + Send {
         async move {
             let attempt = &attempt;
             let this = Call {
@@ -185,7 +204,10 @@ impl<P: Handler> AttemptRunner<P> {
             let mut call = pin!(async move { self.processor.handle_batch(batch, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-                Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
+                Poll::Ready(result) => {
+                    let ended = self.ended(&this, result);
+                    Poll::Ready(ended.map(|time| self.tell_ended(&this, time, true)))
+                }
                 Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
             })
             .await
@@ -199,28 +221,25 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         call: &Call<'_>,
         result: Result<Result<(), E>, Panicked>,
-    ) -> Result<(), FailedAttempt<E>> {
+    ) -> Result<Option<CallTime>, FailedAttempt<E>> {
         let error = match result {
-            Ok(Ok(())) => {
-                self.tell_ended(call, true);
-                return Ok(());
-            }
+            Ok(Ok(())) => return Ok(call.time()),
             Ok(Err(error)) => AttemptError::Returned(error),
             Err(panicked) => AttemptError::Panicked(panicked),
         };
-        self.tell_ended(call, false);
+        self.tell_ended(call, call.time(), false);
         let took = call.attempt.took();
         Err(FailedAttempt { error, took })
     }
 
     /// Handles an attempt that has not ended: ends the attempt if its time is over.
     #[inline]
-    fn poll_late<E>(
+    fn poll_late<T, E>(
         &self,
         call: &Call<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), FailedAttempt<E>>> {
+    ) -> Poll<Result<T, FailedAttempt<E>>> {
         let attempt = call.attempt;
         // Only a processor that waits can be late, so the timer is armed after the first `Pending`.
         if timer.is_none() {
@@ -235,7 +254,7 @@ impl<P: Handler> AttemptRunner<P> {
                         event: RecordEvent::HandlerStuck { attempt },
                     });
                 }
-                self.tell_ended(call, false);
+                self.tell_ended(call, call.time(), false);
                 Poll::Ready(Err(FailedAttempt {
                     error: if attempt.is_cut_short() {
                         AttemptError::Interrupted

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::protection::{Protection, Run};
 use super::retry_state::RetryState;
 use super::spans::{Traces, trace_id};
+use super::tell_settled;
 use crate::dead_letter::outbox::{Outbox, Refused};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;
@@ -84,10 +85,7 @@ impl DeadLetterWriter {
                     },
                 });
                 let settled = Settled::DeadLettered(letter.id);
-                observers.report(Interest::SETTLEMENTS, || Event::Record {
-                    record,
-                    event: RecordEvent::Settled { settled, attempts },
-                });
+                tell_settled(observers, record, settled, attempts, None);
                 Ok(settled)
             }
             Err(Refused { size, limit, source }) => {

@@ -20,6 +20,7 @@ use crate::protection::guard::{DeadLetterGuard, Watch};
 use crate::protection::sliding_window::SuccessCounter;
 use crate::record::Record;
 use crate::retention::Retention;
+use crate::wall_clock;
 
 /// The protections of one processor.
 #[derive(Debug)]
@@ -259,7 +260,7 @@ impl Run {
             .settings
             .lets_expire
             .then(|| self.retention.give_up_age())??;
-        Some(give_up_age.saturating_sub(record.age()?))
+        Some(give_up_age.saturating_sub(record.age_at(wall_clock::now())?))
     }
 }
 

@@ -62,8 +62,7 @@ impl<'a> Event<'a> {
     pub fn kind(&self) -> Interest {
         match self {
             Event::Record { event, .. } => match event {
-                RecordEvent::Settled { .. } => Interest::SETTLEMENTS,
-                RecordEvent::AttemptEnded { .. } => Interest::ATTEMPTS,
+                RecordEvent::Settled { .. } | RecordEvent::AttemptEnded { .. } => Interest::SETTLEMENTS,
                 RecordEvent::AggregateDamaged { .. }
                 | RecordEvent::AggregateOutOfRange { .. }
                 | RecordEvent::Expiring { .. } => Interest::SHARDS,
@@ -123,6 +122,8 @@ mod tests {
         let settled = RecordEvent::Settled {
             settled: Settled::Processed,
             attempts: 1,
+            took: None,
+            age: None,
         };
         assert_eq!(of_record(settled), Interest::SETTLEMENTS);
         let ended = RecordEvent::AttemptEnded {
@@ -131,7 +132,7 @@ mod tests {
             took: delay,
             succeeded: true,
         };
-        assert_eq!(of_record(ended), Interest::ATTEMPTS);
+        assert_eq!(of_record(ended), Interest::SETTLEMENTS);
         for of_reading in [
             RecordEvent::AggregateDamaged { error },
             RecordEvent::AggregateOutOfRange {

@@ -24,7 +24,12 @@ fn every_metric_is_of_some_event() {
     let letter = DeadLetterId::new([7; 32]);
     let settled = |settled| Event::Record {
         record,
-        event: RecordEvent::Settled { settled, attempts: 1 },
+        event: RecordEvent::Settled {
+            settled,
+            attempts: 1,
+            took: None,
+            age: Some(delay),
+        },
     };
     let events = [
         settled(Settled::Processed),
