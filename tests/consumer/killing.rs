@@ -9,6 +9,7 @@ use support::dynamodb::DynamoDbLocal;
 use support::emulator::unique;
 use support::kill;
 use support::waiting::eventually;
+use tokio::sync::Semaphore;
 
 use crate::scene::{Scene, records};
 
@@ -49,11 +50,16 @@ async fn waiting_record_is_not_blamed_for_kills() {
     assert_eq!(scene.letters.letters().len(), 0);
 }
 
+/// The scenarios that run at the same time. Each has up to six processes, and those of other tests need the machine,
+/// too: a process that gets no time loses its leases.
+static SCENARIOS: Semaphore = Semaphore::const_new(2);
+
 /// Runs a scenario with processes that share a stream.
 async fn with_processes(scenario: impl AsyncFnOnce(chaos::Scene<'_>)) {
     let Some(dynamo) = DynamoDbLocal::shared() else {
         return;
     };
+    let _turn = SCENARIOS.acquire().await.expect("never closed");
     let server = KinesisServer::start().await.expect("a free port");
     let table = unique("fleet");
     let scene = chaos::Scene {
