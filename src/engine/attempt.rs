@@ -51,25 +51,6 @@ struct Call<'a> {
     began: Option<Instant>,
 }
 
-impl Call<'_> {
-    /// Returns the time of the call, which ends now, if an observer wants it.
-    #[inline(always)]
-    fn time(&self) -> Option<CallTime> {
-        self.began.map(|began| {
-            let ended = Instant::now();
-            let took = ended.duration_since(began);
-            CallTime { took, ended }
-        })
-    }
-}
-
-/// The time of a call that ended.
-#[derive(Clone, Copy)]
-pub(super) struct CallTime {
-    pub(super) took: Duration,
-    pub(super) ended: Instant,
-}
-
 /// A failed attempt.
 pub(super) struct FailedAttempt<E> {
     pub(super) error: AttemptError<E>,
@@ -118,7 +99,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         deadline: Option<Instant>,
-    ) -> impl Future<Output = Result<Option<CallTime>, FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
         self.call(record, Attempt::new(1, &self.context, deadline, None))
     }
 
@@ -128,7 +109,7 @@ impl<P: Handler> AttemptRunner<P> {
         record: &Record,
         number: u32,
         term: Term<'_>,
-    ) -> Result<Option<CallTime>, FailedAttempt<P::Error>> {
+    ) -> Result<(), FailedAttempt<P::Error>> {
         let attempt = Attempt::new(number, &self.context, term.deadline, term.cancelled);
         spans::attempted(self.call(record, attempt), spans::of_attempt(number)).await
     }
@@ -136,23 +117,23 @@ impl<P: Handler> AttemptRunner<P> {
     /// Returns the current time if an observer wants the duration of attempts.
     #[inline(always)]
     fn now_if_asked(&self) -> Option<Instant> {
-        let asked = self.observers.want(Interest::SETTLEMENTS);
+        let asked = self.observers.want(Interest::ATTEMPTS);
         asked.then(Instant::now)
     }
 
-    /// Reports the end of a call that is not reported with the settlement of its only record.
-    fn tell_ended(&self, call: &Call<'_>, time: Option<CallTime>, succeeded: bool) {
-        if let Some(CallTime { took, .. }) = time {
+    #[inline(always)]
+    fn tell_ended(&self, call: &Call<'_>, succeeded: bool) {
+        if let Some(began) = call.began {
             let event = Event::Record {
                 record: call.first,
                 event: RecordEvent::AttemptEnded {
                     records: call.records,
                     attempt: call.attempt.number(),
-                    took,
+                    took: began.elapsed(),
                     succeeded,
                 },
             };
-            self.observers.tell_of(Interest::SETTLEMENTS, &event);
+            self.observers.tell_of(Interest::ATTEMPTS, &event);
         }
     }
 
@@ -164,7 +145,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         attempt: Attempt<'_>,
-    ) -> impl Future<Output = Result<Option<CallTime>, FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
         async move {
             let attempt = &attempt;
             let this = Call {
@@ -204,10 +185,7 @@ impl<P: Handler> AttemptRunner<P> {
             let mut call = pin!(async move { self.processor.handle_batch(batch, attempt).await });
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
-                Poll::Ready(result) => {
-                    let ended = self.ended(&this, result);
-                    Poll::Ready(ended.map(|time| self.tell_ended(&this, time, true)))
-                }
+                Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
                 Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
             })
             .await
@@ -221,25 +199,28 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         call: &Call<'_>,
         result: Result<Result<(), E>, Panicked>,
-    ) -> Result<Option<CallTime>, FailedAttempt<E>> {
+    ) -> Result<(), FailedAttempt<E>> {
         let error = match result {
-            Ok(Ok(())) => return Ok(call.time()),
+            Ok(Ok(())) => {
+                self.tell_ended(call, true);
+                return Ok(());
+            }
             Ok(Err(error)) => AttemptError::Returned(error),
             Err(panicked) => AttemptError::Panicked(panicked),
         };
-        self.tell_ended(call, call.time(), false);
+        self.tell_ended(call, false);
         let took = call.attempt.took();
         Err(FailedAttempt { error, took })
     }
 
     /// Handles an attempt that has not ended: ends the attempt if its time is over.
     #[inline]
-    fn poll_late<T, E>(
+    fn poll_late<E>(
         &self,
         call: &Call<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<T, FailedAttempt<E>>> {
+    ) -> Poll<Result<(), FailedAttempt<E>>> {
         let attempt = call.attempt;
         // Only a processor that waits can be late, so the timer is armed after the first `Pending`.
         if timer.is_none() {
@@ -254,7 +235,7 @@ impl<P: Handler> AttemptRunner<P> {
                         event: RecordEvent::HandlerStuck { attempt },
                     });
                 }
-                self.tell_ended(call, call.time(), false);
+                self.tell_ended(call, false);
                 Poll::Ready(Err(FailedAttempt {
                     error: if attempt.is_cut_short() {
                         AttemptError::Interrupted

@@ -254,7 +254,7 @@ impl<'a, P: Handler> BatchStep<'a, P> {
         for member in members {
             let attempts = member.attempts.calls() + 1;
             self.engine
-                .tell_settled(&member.record, Settled::Processed, attempts, None);
+                .tell_settled(&member.record, Settled::Processed, attempts);
             self.parting.leaves(member, Step::Done(Ok(Settled::Processed)));
         }
     }

@@ -8,7 +8,6 @@ use tokio::time::timeout;
 use super::protection::{Protection, Run};
 use super::retry_state::RetryState;
 use super::spans::{Traces, trace_id};
-use super::tell_settled;
 use crate::dead_letter::outbox::{Outbox, Refused};
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::failure::Failure;
@@ -85,7 +84,10 @@ impl DeadLetterWriter {
                     },
                 });
                 let settled = Settled::DeadLettered(letter.id);
-                tell_settled(observers, record, settled, attempts, None);
+                observers.report(Interest::SETTLEMENTS, || Event::Record {
+                    record,
+                    event: RecordEvent::Settled { settled, attempts },
+                });
                 Ok(settled)
             }
             Err(Refused { size, limit, source }) => {

@@ -38,14 +38,13 @@ use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
-use crate::observer::{Event, Interest, Observers, RecordEvent};
+use crate::observer::{Event, Interest, RecordEvent};
 use crate::processor::{Bounds, Handler};
 use crate::protection::{CircuitBreaker, DeadLetterGuard, RetryBudget};
 use crate::record::Record;
 use crate::retention::Retention;
 use crate::settlement::{Settled, Unsettled};
-use crate::wall_clock;
-use attempt::{AttemptRunner, CallTime, Term};
+use attempt::{AttemptRunner, Term};
 use batch::BatchStep;
 use claims::Claims;
 use decision::Decisions;
@@ -154,7 +153,7 @@ impl<P: Handler> Resilient<P> {
             return Box::pin(engine.settle_slowly(record, engine.term(deadline))).await;
         }
         match engine.attempts.run_first(record, deadline).await {
-            Ok(time) => Ok(engine.processed(record, 1, &engine.run, time)),
+            Ok(()) => Ok(engine.processed(record, 1, &engine.run)),
             Err(failed) => {
                 Box::pin(engine.recover(record, failed, Permission::FREE, engine.term(deadline))).await
             }
@@ -180,8 +179,8 @@ impl<P: Handler> Resilient<P> {
                 return Stepped::Otherwise(Box::new(steps));
             }
             let step = match engine.attempts.run_first(&record, run.deadline()).await {
-                Ok(time) => {
-                    let _ = engine.processed(&record, 1, run, time);
+                Ok(()) => {
+                    let _ = engine.processed(&record, 1, run);
                     return Stepped::Processed;
                 }
                 Err(failed) => engine.attempt_failed(&record, None, failed, Permission::FREE, run),
@@ -367,49 +366,27 @@ impl<P: Handler> Engine<P> {
     }
 
     #[inline(always)]
-    fn processed(&self, record: &Record, attempts: u32, run: &Run, time: Option<CallTime>) -> Settled {
+    fn processed(&self, record: &Record, attempts: u32, run: &Run) -> Settled {
         run.tally.add();
-        self.tell_settled(record, Settled::Processed, attempts, time);
+        self.tell_settled(record, Settled::Processed, attempts);
         Settled::Processed
     }
 
     /// Settles a record that was processed before. The processor was not called, so no breaker counts a
     /// success.
     fn duplicate(&self, record: &Record, attempts: u32) -> Settled {
-        self.tell_settled(record, Settled::Duplicate, attempts, None);
+        self.tell_settled(record, Settled::Duplicate, attempts);
         Settled::Duplicate
     }
 
-    #[inline(always)]
-    fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32, time: Option<CallTime>) {
-        tell_settled(&self.protection.observers, record, settled, attempts, time);
+    fn tell_settled(&self, record: &Record, settled: Settled, attempts: u32) {
+        self.protection
+            .observers
+            .report(Interest::SETTLEMENTS, || Event::Record {
+                record,
+                event: RecordEvent::Settled { settled, attempts },
+            });
     }
-}
-
-/// Reports the settlement of a record. `time`: the call that processed this record alone, just now.
-#[inline(always)]
-fn tell_settled(
-    observers: &Observers,
-    record: &Record,
-    settled: Settled,
-    attempts: u32,
-    time: Option<CallTime>,
-) {
-    observers.report(Interest::SETTLEMENTS, || {
-        let now = match time {
-            Some(time) => wall_clock::at(time.ended),
-            None => wall_clock::now(),
-        };
-        Event::Record {
-            record,
-            event: RecordEvent::Settled {
-                settled,
-                attempts,
-                took: time.map(|time| time.took),
-                age: record.age_at(now),
-            },
-        }
-    });
 }
 
 impl<P: Handler> Clone for Resilient<P> {

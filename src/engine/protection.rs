@@ -20,7 +20,6 @@ use crate::protection::guard::{DeadLetterGuard, Watch};
 use crate::protection::sliding_window::SuccessCounter;
 use crate::record::Record;
 use crate::retention::Retention;
-use crate::wall_clock;
 
 /// The protections of one processor.
 #[derive(Debug)]
@@ -260,7 +259,7 @@ impl Run {
             .settings
             .lets_expire
             .then(|| self.retention.give_up_age())??;
-        Some(give_up_age.saturating_sub(record.age_at(wall_clock::now())?))
+        Some(give_up_age.saturating_sub(record.age()?))
     }
 }
 

@@ -278,12 +278,12 @@ impl<P: Handler> Engine<P> {
             state.attempt_begins(record);
         }
         match self.attempts.run_in_span(record, number, term).await {
-            Ok(time) => {
+            Ok(()) => {
                 self.protection.succeeded(record, permission);
                 if let Some((claims, claim)) = claim {
                     claims.complete(slice::from_ref(record), vec![claim], term).await;
                 }
-                Step::Done(Ok(self.processed(record, number, term.run, time)))
+                Step::Done(Ok(self.processed(record, number, term.run)))
             }
             Err(failed) => {
                 let step = self.attempt_failed(record, state, failed, permission, term.run);

@@ -85,18 +85,19 @@ impl Interest {
     pub const NONE: Interest = Interest(0);
     /// Failed attempts, retries, dead letters and releases: no events on the success path.
     pub const FAILURES: Interest = Interest(1);
-    /// Every settlement, and the duration of every call of the processor. This kind costs one event and two
-    /// clock reads for each record that succeeds.
+    /// Every settlement. This kind costs one event for each record that succeeds.
     pub const SETTLEMENTS: Interest = Interest(2);
     /// Fetching, checkpoints and the life of shards.
     pub const SHARDS: Interest = Interest(4);
+    /// Every call of the processor with its duration. This kind costs two clock reads for each call.
+    pub const ATTEMPTS: Interest = Interest(8);
     /// The status of each shard of a consumer, every ten seconds.
-    pub const STATUS: Interest = Interest(8);
+    pub const STATUS: Interest = Interest(16);
     /// All events.
     pub const ALL: Interest = Interest((1 << Interest::KINDS) - 1);
 
     /// The number of kinds. Each kind has one bit.
-    const KINDS: usize = 4;
+    const KINDS: usize = 5;
 
     /// Returns true if this set contains all kinds of `other`.
     pub const fn contains(self, other: Interest) -> bool {

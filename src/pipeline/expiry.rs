@@ -12,7 +12,6 @@ use super::window::{Ordinal, Window};
 use crate::engine::{HELD_AT_LEAST, Run};
 use crate::observer::{Event, Interest, RecordEvent};
 use crate::retention::Retention;
-use crate::wall_clock;
 
 /// The interval between checks of the oldest record. Records that settle in time cost nothing.
 const LOOK: Duration = Duration::from_secs(60);
@@ -82,7 +81,7 @@ impl Expiring {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
         while timer.as_mut().poll(cx).is_ready() {
             timer.as_mut().reset(Instant::now() + LOOK);
-            let age = oldest.age_at(wall_clock::now()).unwrap_or_default();
+            let age = oldest.age().unwrap_or_default();
             let (_, since) = *self.oldest.insert(match self.oldest {
                 Some((known, since)) if known == ordinal => (known, since),
                 _ => (ordinal, Instant::now()),

@@ -23,6 +23,8 @@ pub use stream_id::{ParseStreamIdError, StreamId};
 
 use self::text::Text;
 
+use crate::wall_clock;
+
 /// One user record, as the processor sees it.
 ///
 /// A clone copies two pointers: the payload is shared, never copied. `Debug` shows the record's position and
@@ -177,10 +179,9 @@ impl Record {
         }
     }
 
-    /// Returns the time from the arrival of the record in Kinesis to `now`.
-    #[inline]
-    pub(crate) fn age_at(&self, now: SystemTime) -> Option<Duration> {
-        now.duration_since(self.meta.arrival?).ok()
+    /// Returns how long ago Kinesis received the record, by the clock of this machine.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        wall_clock::now().duration_since(self.meta.arrival?).ok()
     }
 
     /// Returns the payload. A clone, for use after the processor's call, shares the bytes.

@@ -159,15 +159,10 @@ impl Metric {
 #[inline(always)]
 pub(super) fn measure(event: &Event<'_>, mut each: impl FnMut(Metric, f64)) {
     let once = match event {
-        Event::Record { event, .. } => match event {
-            RecordEvent::Settled {
-                settled, took, age, ..
-            } => {
-                if let Some(took) = took {
-                    each(Metric::AttemptLatency, millis(*took));
-                }
-                if let Some(age) = age {
-                    each(Metric::EndToEndLatency, millis(*age));
+        Event::Record { record, event } => match event {
+            RecordEvent::Settled { settled, .. } => {
+                if let Some(age) = record.age() {
+                    each(Metric::EndToEndLatency, millis(age));
                 }
                 match settled {
                     Settled::Processed => Metric::RecordsProcessed,

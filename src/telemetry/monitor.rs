@@ -203,7 +203,7 @@ impl Observer for Monitor {
 impl Rate {
     /// Returns whether the event is a bad one. `None`: the event does not count for this rate.
     fn counts(self, event: &Event<'_>) -> Option<bool> {
-        let Event::Record { event, .. } = event else {
+        let Event::Record { record, event } = event else {
             return None;
         };
         match (self, event) {
@@ -217,7 +217,7 @@ impl Rate {
             (Rate::DeadLetters, RecordEvent::Settled { settled, .. }) => {
                 Some(matches!(settled, Settled::DeadLettered(_)))
             }
-            (Rate::SlowerThan(limit), RecordEvent::Settled { age, .. }) => Some((*age)? > limit),
+            (Rate::SlowerThan(limit), RecordEvent::Settled { .. }) => Some(record.age()? > limit),
             _ => None,
         }
     }

@@ -417,34 +417,36 @@ fn invalid_settings_are_refused_by_name() {
     assert!(text.contains("max_attempts"), "{text}");
 }
 
-/// An observer that is interested in settlements gets the duration of each call.
+/// An observer that is interested in attempts gets the duration of each attempt.
 #[tokio::test(start_paused = true)]
-async fn observer_of_settlements_gets_the_durations_of_calls() {
-    struct Calls(Mutex<Vec<(u32, Duration, bool)>>);
-    impl Observer for Calls {
+async fn observer_of_attempts_gets_their_durations() {
+    struct Attempts(Mutex<Vec<(u32, Duration, bool)>>);
+    impl Observer for Attempts {
         fn interest(&self) -> Interest {
-            Interest::SETTLEMENTS
+            Interest::ATTEMPTS
         }
 
         fn on(&self, event: &Event<'_>) {
-            let Event::Record { event, .. } = event else {
-                return;
-            };
-            let call = match event {
-                RecordEvent::AttemptEnded {
-                    attempt,
-                    took,
-                    succeeded,
-                    records: 1,
-                    ..
-                } => (*attempt, *took, *succeeded),
-                RecordEvent::Settled { attempts, took, .. } => (*attempts, took.expect("one call"), true),
-                _ => return,
-            };
-            self.0.lock().expect("no panic").push(call);
+            if let Event::Record {
+                event:
+                    RecordEvent::AttemptEnded {
+                        attempt,
+                        took,
+                        succeeded,
+                        records: 1,
+                        ..
+                    },
+                ..
+            } = event
+            {
+                self.0
+                    .lock()
+                    .expect("no panic")
+                    .push((*attempt, *took, *succeeded));
+            }
         }
     }
-    let told = Arc::new(Calls(Mutex::default()));
+    let told = Arc::new(Attempts(Mutex::default()));
     let slow = processor_with(
         Arc::new(AtomicU32::new(0)),
         async |calls: Arc<AtomicU32>, _: Record| {

@@ -62,7 +62,8 @@ impl<'a> Event<'a> {
     pub fn kind(&self) -> Interest {
         match self {
             Event::Record { event, .. } => match event {
-                RecordEvent::Settled { .. } | RecordEvent::AttemptEnded { .. } => Interest::SETTLEMENTS,
+                RecordEvent::Settled { .. } => Interest::SETTLEMENTS,
+                RecordEvent::AttemptEnded { .. } => Interest::ATTEMPTS,
                 RecordEvent::AggregateDamaged { .. }
                 | RecordEvent::AggregateOutOfRange { .. }
                 | RecordEvent::Expiring { .. } => Interest::SHARDS,
@@ -122,8 +123,6 @@ mod tests {
         let settled = RecordEvent::Settled {
             settled: Settled::Processed,
             attempts: 1,
-            took: None,
-            age: None,
         };
         assert_eq!(of_record(settled), Interest::SETTLEMENTS);
         let ended = RecordEvent::AttemptEnded {
@@ -132,7 +131,7 @@ mod tests {
             took: delay,
             succeeded: true,
         };
-        assert_eq!(of_record(ended), Interest::SETTLEMENTS);
+        assert_eq!(of_record(ended), Interest::ATTEMPTS);
         for of_reading in [
             RecordEvent::AggregateDamaged { error },
             RecordEvent::AggregateOutOfRange {

@@ -25,9 +25,7 @@ pub enum RecordEvent<'a> {
         /// The Rust type of the processor's error.
         error_type: &'static str,
     },
-    /// A call of the processor ended, and the call failed or had several records. A call that succeeds with a
-    /// single record is reported by [`Settled`](RecordEvent::Settled) alone. The event's record is the first
-    /// record of the call.
+    /// A call of the processor ended. The event's record is the first record of the call.
     #[non_exhaustive]
     AttemptEnded {
         /// The number of records in the call.
@@ -120,12 +118,6 @@ pub enum RecordEvent<'a> {
         settled: Settled,
         /// The number of calls of the processor.
         attempts: u32,
-        /// The duration of the call that processed the record, if the call had no other record. All other
-        /// calls are reported by [`AttemptEnded`](RecordEvent::AttemptEnded).
-        took: Option<Duration>,
-        /// The time since the record arrived in Kinesis, by the clock of this machine. `None`: the arrival time
-        /// is not known. A change of the machine's clock shows within 100 ms.
-        age: Option<Duration>,
     },
     /// A record was released unsettled and will be redelivered.
     #[non_exhaustive]

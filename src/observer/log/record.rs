@@ -128,9 +128,7 @@ pub(super) fn write(log: Log, record: &Record, event: &RecordEvent<'_>) {
                 "record dead-lettered"
             );
         }
-        RecordEvent::Settled {
-            settled, attempts, ..
-        } => {
+        RecordEvent::Settled { settled, attempts } => {
             of_record!(trace, record, ?settled, attempts, "record settled");
         }
         RecordEvent::Unsettled { reason } => {

@@ -24,12 +24,7 @@ fn every_metric_is_of_some_event() {
     let letter = DeadLetterId::new([7; 32]);
     let settled = |settled| Event::Record {
         record,
-        event: RecordEvent::Settled {
-            settled,
-            attempts: 1,
-            took: None,
-            age: Some(delay),
-        },
+        event: RecordEvent::Settled { settled, attempts: 1 },
     };
     let events = [
         settled(Settled::Processed),
