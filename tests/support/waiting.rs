@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 /// A limit far above the time that anything takes on an idle machine. Only a failing test waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until the condition holds.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
