@@ -228,7 +228,7 @@ async fn an_owner_that_lives_keeps_its_shard_unless_it_is_forced() {
     let missing = described.expect_err("none is made").into_service_error();
     assert!(missing.is_resource_not_found_exception(), "{missing:?}");
 
-    let owner = DynamoDb::new(server.client(), table.as_str()).worker("first");
+    let owner = DynamoDb::new(server.patient_client(), table.as_str()).worker("first");
     let begun = NewShard::new(key(), Checkpoint::at(Position::TrimHorizon));
     owner.create(&[begun]).await.remove(0).expect("it is made");
     let taken = owner.take(&[key()]).await.remove(0);
@@ -281,7 +281,7 @@ async fn workers_are_listed_and_a_shard_moves_between_them() {
     scene.dynamodb = Some(server.endpoint().to_owned());
     let table = unique("billing");
     let address = format!("dynamodb:{table}");
-    let worker = |name: &str| DynamoDb::new(server.client(), table.as_str()).worker(name);
+    let worker = |name: &str| DynamoDb::new(server.patient_client(), table.as_str()).worker(name);
     let (first, second) = (worker("web-1"), worker("web-2"));
     let begun = NewShard::new(key(), Checkpoint::at(Position::TrimHorizon));
     first.create(&[begun]).await.remove(0).expect("it is created");
