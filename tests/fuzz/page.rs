@@ -21,7 +21,7 @@ fuzz_target!(|body: &[u8]| {
 });
 
 fn same_as_sdk(body: &[u8], records: &[Record]) {
-    let protocol = AwsJsonRpcProtocol::aws_json_1_1("Kinesis_20131202");
+    let protocol = AwsJsonRpcProtocol::aws_json_1_1();
     let codec = protocol.payload_codec().expect("a codec");
     // The SDK may refuse what is no valid JSON, such as a control character in a text.
     let Ok(expected) = GetRecordsOutput::deserialize(&mut *codec.create_deserializer(body)) else {
