@@ -16,7 +16,7 @@ use crate::scene::{Scene, records};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_consumer_loses_nothing_and_repeats_only_unstored() {
     let server = KinesisServer::start().await.expect("a free port");
-    kill::survives_kills(server.endpoint(), "killing::child_consumer", "orders", 4, 1_800).await;
+    kill::survives_kills(server.endpoint(), "killing::child_consumer", "orders", 4, 360).await;
 }
 
 /// Processes a record that aborts the process, which no panic catch can stop. Only that record is

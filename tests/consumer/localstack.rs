@@ -486,7 +486,7 @@ async fn killed_consumer_loses_nothing_and_repeats_only_unstored() {
         "localstack::child_consumer",
         &source,
         3,
-        900,
+        180,
     )
     .await;
 }
