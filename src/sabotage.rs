@@ -65,6 +65,9 @@ pub enum Sabotage {
     /// A leader assigns a shard that is being handed over.
     #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
     LeaderIgnoresHandOver,
+    /// A leader asks for a lease that its owner has not taken up.
+    #[cfg_attr(not(feature = "kinesis"), allow(dead_code))]
+    RequestUnseen,
 }
 
 #[cfg(feature = "__sabotage")]
@@ -79,7 +82,7 @@ mod switch {
 
     impl Sabotage {
         /// All faults.
-        pub const ALL: [Sabotage; 22] = [
+        pub const ALL: [Sabotage; 23] = [
             Sabotage::CheckpointEarly,
             Sabotage::SettleUnconfirmed,
             Sabotage::DropWhenFull,
@@ -102,6 +105,7 @@ mod switch {
             Sabotage::IgnoreRequest,
             Sabotage::PlanWithoutHysteresis,
             Sabotage::LeaderIgnoresHandOver,
+            Sabotage::RequestUnseen,
         ];
 
         /// Commits this fault, and no other, on this thread from now on.

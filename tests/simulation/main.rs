@@ -160,7 +160,8 @@ fn simulation(sabotage: Sabotage) -> Simulate {
         | Sabotage::ReadDuringHandOver
         | Sabotage::IgnoreRequest
         | Sabotage::PlanWithoutHysteresis
-        | Sabotage::LeaderIgnoresHandOver => simulate_fleet,
+        | Sabotage::LeaderIgnoresHandOver
+        | Sabotage::RequestUnseen => simulate_fleet,
         _ => simulate,
     }
 }
@@ -190,6 +191,7 @@ fn promises(sabotage: Sabotage) -> &'static [Promise] {
         Sabotage::IgnoreRequest => &[Promise::Fenced],
         Sabotage::PlanWithoutHysteresis => &[Promise::Stable],
         Sabotage::LeaderIgnoresHandOver => &[Promise::Fenced],
+        Sabotage::RequestUnseen => &[Promise::Renewed],
     }
 }
 

@@ -224,6 +224,7 @@ impl Sightings {
             Some(_) if self.is_stuck(lease, now) => Owner::None,
             Some(_) if Sabotage::LeaderIgnoresHandOver.is_committed() => Owner::None,
             Some(_) => Owner::Receiving(owner.as_str().into()),
+            None if Sabotage::RequestUnseen.is_committed() => Owner::Live(owner.as_str().into()),
             None if !seen.is_taken_up => Owner::Receiving(owner.as_str().into()),
             None => Owner::Live(owner.as_str().into()),
         }

@@ -67,6 +67,8 @@ pub enum Promise {
     Even,
     /// A fleet with even shares moves no shard.
     Stable,
+    /// The lease of a living worker expires only if a fault keeps the worker from renewing it.
+    Renewed,
 }
 
 impl fmt::Display for Violation {

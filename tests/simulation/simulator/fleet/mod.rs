@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redrive::BoxError;
-use redrive::observer::Event;
+use redrive::observer::{Event, FleetEvent};
 use serde_json::{Value, json};
 
 pub use self::run::simulate_fleet;
@@ -132,6 +132,15 @@ impl Fleet {
     }
 
     fn observed(&self, worker: usize, event: &Event<'_>) {
+        if let Event::Fleet {
+            event: FleetEvent::LeaseExpired { shard, owner, .. },
+            ..
+        } = event
+            && self.plan().is_undisturbed()
+        {
+            let checked = self.state().oracle.expired(worker, shard, owner);
+            self.world().check(checked);
+        }
         let state = self.world().state();
         if state.prints() && !matches!(event, Event::Record { .. }) {
             println!("{:>12.3}     w{worker:02} {event:?}", state.now().as_secs_f64());

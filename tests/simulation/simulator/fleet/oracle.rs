@@ -1,8 +1,9 @@
 //! The promises of a fleet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use redrive::ShardId;
 use redrive::checkpoint::Checkpoint;
 
 use super::tables::{Kind, OWNER, Tables, Written, holder};
@@ -45,6 +46,8 @@ pub struct Oracle {
     taken: HashMap<Claim, Checkpoint>,
     /// The time of the end of each worker's last pause.
     pub awake: HashMap<usize, Duration>,
+    /// The workers that were asked to stop.
+    pub leaving: HashSet<usize>,
     /// The number of changes of the owner of a row.
     pub moves: u64,
     /// The records of each partition key, in the order in which they were put.
@@ -167,6 +170,14 @@ impl Oracle {
             format!("shard {shard}: {checkpoint:?} after {earlier:?}")
         })?;
         Ok(Some((shard, checkpoint)))
+    }
+
+    /// Checks a lease that a leader reports as expired, in a seed without a fault that delays renewals.
+    pub fn expired(&self, leader: usize, shard: &ShardId, owner: &str) -> Checked {
+        let is_leaving = worker_index(owner).is_some_and(|owner| self.leaving.contains(&owner));
+        ensure(Promise::Renewed, is_leaving, || {
+            format!("the lease of {owner} for {shard} has expired, as w{leader:02} sees it")
+        })
     }
 
     /// Learns what a worker knows once it has the answer to a call for a row.

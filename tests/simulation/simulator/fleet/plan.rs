@@ -97,9 +97,29 @@ const CALL_FAULTS: [Fault; 13] = [
     Fault::NoNextIterator,
 ];
 
+/// The faults that can keep a worker from renewing its leases. Some seeds have none of them.
+const DISTURBANCES: [Fault; 11] = [
+    Fault::Throttled,
+    Fault::ServerError,
+    Fault::RequestLost,
+    Fault::ResponseLost,
+    Fault::Silence,
+    Fault::RequestDoubled,
+    Fault::SlowResponse,
+    Fault::LateWrite,
+    Fault::TableOutage,
+    Fault::Killed,
+    Fault::Paused,
+];
+
 impl FleetPlan {
     pub fn new(options: &Options) -> Self {
         let seed = options.seed;
+        let mut options = options.clone();
+        if stream(seed, "disturbed").random_bool(0.2) {
+            options.without.extend(DISTURBANCES);
+        }
+        let options = &options;
         let wanted = |fault: Fault| !options.without.contains(&fault);
         let mut rng = stream(seed, "fleet");
         let workers = rng.random_range(3..=8);
@@ -161,6 +181,12 @@ impl FleetPlan {
                 self.outages.push((kind, how, from..(from + length).min(calm)));
             }
         }
+    }
+
+    /// Returns true if nothing keeps a worker from renewing its leases.
+    pub fn is_undisturbed(&self) -> bool {
+        let without = &self.base.options.without;
+        DISTURBANCES.iter().all(|fault| without.contains(fault))
     }
 
     /// Returns the reply of a table that is down now.

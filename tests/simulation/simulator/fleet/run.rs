@@ -168,8 +168,7 @@ impl Run {
                 End::Stopped => {
                     fleet.world().count(Fault::Stopped);
                     fleet.world().state().note("stops", worker.index, 0);
-                    worker.stop.cancel();
-                    worker.stopping = Some(now);
+                    Self::stop(fleet, worker, now);
                 }
             }
         }
@@ -189,6 +188,13 @@ impl Run {
             slot.worker = Worker::start(fleet, index, machine, now);
             slot.ends = life.ends;
         }
+    }
+
+    /// Asks a worker to stop.
+    fn stop(fleet: &Fleet, worker: &mut Worker, now: Duration) {
+        fleet.state().oracle.leaving.insert(worker.index);
+        worker.stop.cancel();
+        worker.stopping = Some(now);
     }
 
     /// Removes a worker whose run has ended.
@@ -296,8 +302,7 @@ impl Run {
                 if now >= since + WATCHED && world.state().oracle.check_settled(BEAT_KEY).is_ok() =>
             {
                 for worker in self.slots.iter_mut().filter_map(|slot| slot.worker.as_mut()) {
-                    worker.stop.cancel();
-                    worker.stopping = Some(now);
+                    Self::stop(&fleet, worker, now);
                 }
                 self.phase = Phase::Stopping;
             }
