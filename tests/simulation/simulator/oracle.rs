@@ -210,6 +210,9 @@ pub struct Oracle {
     outdated: HashSet<usize>,
     /// The shards whose row this run has read.
     loaded: HashSet<usize>,
+    /// The shards whose rows said that they had ended when the run read them. The run does not read these shards
+    /// any more, even if a late write of an earlier run replaces such a row.
+    ended: HashSet<usize>,
     /// The shards that this run reads. The run does not use their rows any more.
     reading: HashSet<usize>,
     /// The shards whose row a late write has replaced by an older one, in a store without leases. The
@@ -263,6 +266,7 @@ impl Oracle {
             refused: HashSet::new(),
             outdated: HashSet::new(),
             loaded: HashSet::new(),
+            ended: HashSet::new(),
             reading: HashSet::new(),
             misled: HashSet::new(),
             losses: Vec::new(),
@@ -329,6 +333,7 @@ impl Oracle {
         self.refused.clear();
         self.outdated.clear();
         self.loaded.clear();
+        self.ended.clear();
         self.reading.clear();
     }
 
@@ -344,10 +349,12 @@ impl Oracle {
         self.saved_in_run.remove(&shard);
         self.reading.remove(&shard);
         self.outdated.remove(&shard);
+        self.ended.remove(&shard);
     }
 
     /// Records that the run has read a row of an earlier stream.
     pub fn outdated_loaded(&mut self, shard: usize) {
+        self.ended.remove(&shard);
         if !self.reading.contains(&shard) {
             self.outdated.insert(shard);
         }
@@ -356,8 +363,14 @@ impl Oracle {
     /// Records that the run has read the checkpoint of a shard. The last one before the shard is read counts: a
     /// late write may have replaced an earlier one.
     pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
-        if self.reading.contains(&shard) || self.refused.contains(&shard) {
+        if [&self.reading, &self.refused, &self.ended]
+            .iter()
+            .any(|shards| shards.contains(&shard))
+        {
             return;
+        }
+        if checkpoint.is_some_and(|checkpoint| *checkpoint.position() == Position::ShardEnd) {
+            self.ended.insert(shard);
         }
         self.loaded.insert(shard);
         for fate in &mut self.shards[shard] {
