@@ -14,6 +14,7 @@ use super::give_up::DeadLetterWriter;
 use super::protection::{Named, Protection, Run, RunSettings};
 use super::released::ReleasedRecords;
 use super::spans::Traces;
+use super::workers::WorkerSetting;
 use super::{Engine, Resilient};
 use crate::config::ConfigError;
 use crate::dead_letter::outbox::Outbox;
@@ -45,6 +46,7 @@ use crate::retention::Retention;
 /// | [`trace_context`](ResilientBuilder::trace_context) | none |
 /// | [`name`](ResilientBuilder::name) | the processor's Rust type |
 /// | [`version`](ResilientBuilder::version) | none |
+/// | [`workers`](ResilientBuilder::workers) | 1 |
 /// | [`seed`](ResilientBuilder::seed) | random |
 #[must_use]
 pub struct ResilientBuilder<P: Handler> {
@@ -65,6 +67,7 @@ pub struct ResilientBuilder<P: Handler> {
     observers: Vec<Watcher>,
     trace_context: Option<Box<dyn TraceContext>>,
     log_error_text: bool,
+    workers: Option<WorkerSetting<P>>,
     seed: Option<u64>,
 }
 
@@ -109,6 +112,7 @@ impl<P: Handler> ResilientBuilder<P> {
             observers: Vec::new(),
             trace_context: None,
             log_error_text: false,
+            workers: None,
             seed: None,
         }
     }
@@ -281,6 +285,9 @@ impl<P: Handler> ResilientBuilder<P> {
             ));
         }
         self.policy.validate()?;
+        if let Some(workers) = &self.workers {
+            workers.validate()?;
+        }
         if let Some(idempotency) = &self.idempotency {
             idempotency.validate()?;
         }
@@ -333,6 +340,7 @@ impl<P: Handler> ResilientBuilder<P> {
                 },
                 Retention::default(),
             ),
+            workers: self.workers,
             attempts: AttemptRunner::new(self.processor, self.policy.timeout(), observers),
             decisions: Decisions::new(self.policy, classifiers, protection.clone(), rng),
             dead_letters: outbox.map(|outbox| DeadLetterWriter {
@@ -351,6 +359,25 @@ impl<P: Handler> ResilientBuilder<P> {
             protection,
             application,
         })))
+    }
+}
+
+impl<P: Handler + 'static> ResilientBuilder<P> {
+    /// Sets the number of tasks per shard that call the processor: 1 to 1,024.
+    ///
+    /// With one, the shard's own task makes all calls. It makes them concurrently, so one task is enough for a
+    /// processor that waits for I/O. A processor that computes, such as one that decompresses or decrypts, keeps
+    /// that task busy, and a single shard then uses one core. With several workers its calls run on as many cores
+    /// of tokio's multi-threaded runtime. Each call goes to the worker that has the fewest.
+    ///
+    /// - The order of records is kept as with one worker. With
+    ///   [`RecordOrder::Shard`](crate::RecordOrder::Shard) one call runs at a time, so more workers change nothing.
+    /// - A call on a worker costs about a microsecond more, as its record goes to another task and back.
+    /// - If the shard's run is dropped, a call that computes at that time goes on to its next `.await`.
+    /// - [`settle`](Resilient::settle) calls the processor on the task of its caller.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = Some(WorkerSetting::new(workers));
+        self
     }
 }
 

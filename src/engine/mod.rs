@@ -23,7 +23,9 @@ mod protection;
 mod released;
 mod retry;
 mod retry_state;
+mod slots;
 mod spans;
+mod workers;
 
 pub use builder::ResilientBuilder;
 
@@ -32,6 +34,8 @@ pub(crate) use dependencies::Dependencies;
 pub(crate) use give_up::HELD_AT_LEAST;
 pub(crate) use group::{Group, Member, MemberStep};
 pub(crate) use protection::{Permission, Run, Within};
+pub(crate) use slots::Slots;
+pub(crate) use workers::{Tag, Workers};
 
 use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 #[cfg(feature = "kinesis")]
@@ -53,6 +57,7 @@ use protection::{Protection, RunSettings};
 use released::ReleasedRecords;
 use retry_state::RetryState;
 use spans::Traces;
+use workers::WorkerSetting;
 
 /// A processor made resilient: every record that it receives is settled, or released to be delivered again.
 ///
@@ -89,6 +94,7 @@ struct Engine<P: Handler> {
     traces: Arc<Traces>,
     interrupted: Arc<ReleasedRecords>,
     protection: Arc<Protection>,
+    workers: Option<WorkerSetting<P>>,
     /// The run of the records that are settled by hand. Lambda invocations are parts of this run.
     run: Run,
 }
@@ -250,6 +256,11 @@ impl<P: Handler> Resilient<P> {
     /// Returns true if a call has shown that the processor works on another thread than the one that polls it.
     pub(crate) fn runs_elsewhere(&self) -> bool {
         self.0.attempts.runs_elsewhere()
+    }
+
+    /// Starts the workers of a run, each with room for `in_flight` steps, if steps are taken on several tasks.
+    pub(crate) fn start_workers(&self, in_flight: usize, run: &Arc<Run>) -> Option<Workers> {
+        self.0.workers.as_ref()?.start(in_flight, self, run)
     }
 
     /// Returns the bounds of a batch, if the processor takes several records at once.

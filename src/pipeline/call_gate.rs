@@ -11,6 +11,9 @@ pub(crate) trait CallGate: Send + Sync {
     /// A guard that is dropped when the attempt ends.
     type Turn: Send;
 
+    /// True if the gate admits every call at once.
+    const ADMITS_ALL: bool = false;
+
     fn take(&self, record: &Record) -> impl Future<Output = Admission<Self::Turn>> + Send;
 
     /// Makes the call. `runs_elsewhere` returns whether the processor works on another thread, which is known
@@ -73,6 +76,8 @@ pub(crate) struct NoGate;
 
 impl CallGate for NoGate {
     type Turn = ();
+
+    const ADMITS_ALL: bool = true;
 
     async fn take(&self, _: &Record) -> Admission<()> {
         Admission::Attempt(())

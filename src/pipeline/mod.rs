@@ -41,7 +41,6 @@ mod progress;
 mod run_queue;
 mod settled_counts;
 mod shard;
-mod slots;
 mod stall;
 mod turn_budget;
 mod unread;

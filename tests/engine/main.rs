@@ -14,3 +14,4 @@ mod retry_limit;
 mod settling;
 mod tower;
 mod user_code;
+mod workers;

@@ -15,6 +15,7 @@ mod queue;
 mod scheduling;
 mod settling;
 mod setup;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod wakers;
@@ -24,17 +25,17 @@ pub(super) use setup::run;
 use self::intake::Intake;
 use self::queue::Queue;
 use self::settling::Settling;
+use self::steps::Steps;
 use self::wakers::Wakers;
 use super::capacity::Permits;
 use super::expiry::Expiring;
 use super::progress::Progress;
-use super::slots::Slots;
 use super::stall::StallDetector;
 use super::turn_budget::TurnBudget;
 use super::unread::NextRecord;
 use super::window::{Earlier, Ordinal};
 use crate::dead_letter::DeadLetterPolicy;
-use crate::engine::{Group, MemberStep, Permission, Run, Stepped};
+use crate::engine::{Group, MemberStep, Permission, Run, Stepped, Tag};
 use crate::observer::{Bound, Event, Interest, RecordEvent};
 use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
 use crate::record::Record;
@@ -63,18 +64,10 @@ struct Shard<'a, S, F, M> {
 
 /// The running steps of records, and the permits for them.
 struct Running<F, M> {
-    slots: Slots<F, Tag>,
+    steps: Steps<F, M>,
     permits: Permits,
-    /// Creates the future of one step.
-    step: M,
     /// The steps that ended in this turn. Kept between turns only to reuse its allocation.
     ended: Vec<(Tag, Stepped)>,
-}
-
-#[derive(Clone, Copy)]
-struct Tag {
-    ordinal: Ordinal,
-    permit: bool,
 }
 
 /// A stop in progress: nothing new begins, and running steps may end until the timer fires.
@@ -94,27 +87,27 @@ where
         if self.stop.is_none() && self.shutdown.as_mut().poll(cx).is_ready() {
             self.stop();
         }
-        self.running.slots.stop_listening();
+        self.running.steps.stop_listening();
         let mut work = TurnBudget::new();
         let bound = loop {
-            self.go_on(&mut work);
+            self.go_on(cx, &mut work);
             let bound = self.begin(cx, &mut work);
             // Attempts that were woken meanwhile are polled in this turn of the task.
-            if work.is_used_up() || !self.running.slots.has_woken() || !has_budget_remaining() {
+            if work.is_used_up() || !self.running.steps.has_woken() || !has_budget_remaining() {
                 break bound;
             }
         };
-        self.running.slots.listen(cx);
+        self.running.steps.listen(cx);
         self.wakers.listen(self.run, cx);
         self.end_turn(cx, bound);
 
         if let Some(stop) = &mut self.stop {
-            if self.running.slots.is_empty() || stop.timer.as_mut().poll(cx).is_ready() {
+            if self.running.steps.is_empty() || stop.timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
             return Poll::Pending;
         }
-        let idle = self.running.slots.is_empty() && self.queue.is_empty();
+        let idle = self.running.steps.is_empty() && self.queue.is_empty();
         // Idle behind a full bound: every lane in the window has stopped.
         if idle && (self.intake.is_over() || bound.is_some()) {
             Poll::Ready(())
@@ -123,10 +116,10 @@ where
         }
     }
 
-    /// Polls the attempts that were woken.
-    fn go_on(&mut self, work: &mut TurnBudget) {
+    /// Polls the attempts that were woken, and handles the steps that have ended.
+    fn go_on(&mut self, cx: &mut Context<'_>, work: &mut TurnBudget) {
         let mut ended = std::mem::take(&mut self.running.ended);
-        work.did(self.running.slots.poll_woken(&mut ended));
+        work.did(self.running.steps.go_on(cx, &mut ended));
         for (tag, step) in ended.drain(..) {
             self.stepped(tag, step);
         }

@@ -7,7 +7,7 @@ use futures_core::Stream;
 use crate::dead_letter::Reason;
 use crate::engine::{Group, Member, Permission, Stepped};
 use crate::pipeline::run_queue::Next;
-use crate::pipeline::shard::{Shard, Tag};
+use crate::pipeline::shard::Shard;
 use crate::pipeline::window::Ordinal;
 use crate::record::Record;
 
@@ -153,8 +153,7 @@ where
     #[inline]
     pub(super) fn start(&mut self, ordinal: Ordinal, record: Record, again: Option<Box<Group>>) {
         let permit = again.as_ref().is_none_or(|group| group.calls_handler());
-        let step = || (self.running.step)(ordinal, record, again);
-        if let Some((tag, step)) = self.running.slots.start(Tag { ordinal, permit }, step) {
+        if let Some((tag, step)) = self.running.steps.begin(ordinal, permit, record, again) {
             self.stepped(tag, step);
         }
     }

@@ -1,20 +1,21 @@
 //! The start of a shard's run, and the parts that the run is made of.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 
 use futures_core::Stream;
 
 use super::intake::Intake;
 use super::queue::Queue;
 use super::settling::Settling;
+use super::steps::Steps;
 use super::wakers::Wakers;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Resilient, Run};
+use crate::engine::{Resilient, Run, Slots};
 use crate::pipeline::CallGate;
 use crate::pipeline::expiry::Expiring;
 use crate::pipeline::progress::Progress;
 use crate::pipeline::shard::{Running, Shard};
-use crate::pipeline::slots::Slots;
 use crate::pipeline::stall::StallDetector;
 use crate::pipeline::{Batch, Finished, Pipeline, ShardHalted};
 use crate::processor::Handler;
@@ -36,6 +37,16 @@ where
     G: CallGate,
 {
     let (run, expiring) = begin(pipeline, resilient);
+    let run = Arc::new(run);
+    let has_workers = G::ADMITS_ALL && !pipeline.one_by_one;
+    let workers = has_workers.then(|| resilient.start_workers(pipeline.in_flight, &run));
+    let steps = match workers.flatten() {
+        Some(workers) => Steps::OnWorkers(workers),
+        None => Steps::Here {
+            slots: Slots::new(pipeline.in_flight),
+            step: |ordinal, record, again| gate.step(resilient, &run, ordinal, record, again),
+        },
+    };
     let _running = progress.run();
     let batch_bounds = resilient.batches().filter(|_| !pipeline.one_by_one);
     let mut shard = Shard {
@@ -46,9 +57,8 @@ where
         intake: Intake::new(batches),
         queue: Queue::new(batch_bounds),
         running: Running {
-            slots: Slots::new(pipeline.in_flight),
+            steps,
             permits: pipeline.capacity.permits(),
-            step: |ordinal, record, again| gate.step(resilient, &run, ordinal, record, again),
             ended: Vec::new(),
         },
         settling: Settling::new(from, pipeline.ordering, &pipeline.capacity),
@@ -58,6 +68,7 @@ where
         stop: None,
     };
     poll_fn(|cx| shard.turn(cx)).await;
+    shard.running.steps.close().await;
     shard.finish()
 }
 

@@ -175,6 +175,7 @@ impl Life {
         let plan = self.world.plan();
         let client = kinesis::client(&self.world);
         let builder = Resilient::builder(APPLICATION, Handler::planned(&self.world))
+            .workers(plan.workers)
             .retry(plan.policy.clone())
             .guard(
                 DeadLetterGuard::builder()

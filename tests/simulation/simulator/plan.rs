@@ -160,6 +160,8 @@ pub struct Plan {
     pub running: usize,
     pub bytes: usize,
     pub held: usize,
+    /// The number of tasks of a shard that call the processor.
+    pub workers: usize,
     pub page: u32,
     pub calls_per_second: f64,
     pub idle: Duration,
@@ -245,6 +247,7 @@ impl Plan {
             running: if small { rng.random_range(1..=4) } else { 64 },
             bytes: if small { 11 << 20 } else { 64 << 20 },
             held: if small { rng.random_range(1..=20) } else { 4_096 },
+            workers: *[1, 1, 1, 2, 3].choose(&mut stream(seed, "workers")).unwrap_or(&1),
             page: rng.random_range(1..=60),
             calls_per_second: *[0.5, 2.0, 5.0].choose(&mut rng).unwrap_or(&5.0),
             idle: millis(&mut rng, 1_000..10_000),

@@ -115,6 +115,7 @@ fn resilient(fleet: &Fleet, index: usize) -> Resilient<BoxProcessor> {
         worker: index,
     };
     Resilient::builder(APPLICATION, part.clone().boxed())
+        .workers(fleet.plan().base.workers)
         .retry(fleet.plan().base.policy.clone())
         .breaker(
             CircuitBreaker::builder()
