@@ -56,7 +56,7 @@ impl<P: Handler> WorkerSetting<P> {
     }
 }
 
-/// What the shard knows about a running step.
+/// The identity of a running step.
 #[derive(Clone, Copy)]
 pub(crate) struct Tag {
     pub(crate) ordinal: u64,
@@ -179,7 +179,7 @@ async fn work<P: Handler>(
 ) {
     let mut slots = Slots::new(in_flight);
     let mut ended = Vec::new();
-    // Nobody receives the results of a run that is over.
+    // A run that is over receives no results.
     let send = |result| drop(results.send(result));
     poll_fn(|cx| {
         slots.stop_listening();

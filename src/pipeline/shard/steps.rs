@@ -53,7 +53,7 @@ where
         }
     }
 
-    /// Goes on with the steps that were woken, and takes the steps that have ended. Returns the amount of work.
+    /// Polls the steps that were woken, and takes the steps that have ended. Returns the amount of work.
     pub(super) fn go_on(&mut self, cx: &mut Context<'_>, ended: &mut Vec<(Tag, Stepped)>) -> usize {
         match self {
             Steps::Here { slots, .. } => slots.poll_woken(ended),
