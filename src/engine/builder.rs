@@ -372,7 +372,7 @@ impl<P: Handler + 'static> ResilientBuilder<P> {
     ///
     /// - The order of records is kept as with one worker. With
     ///   [`RecordOrder::Shard`](crate::RecordOrder::Shard) one call runs at a time, so more workers change nothing.
-    /// - A call on a worker costs about a microsecond more, as its record goes to another task and back.
+    /// - A call on a worker costs more, as its record goes to another task and back.
     /// - If the shard's run is dropped, a call that computes at that time continues to its next `.await`.
     /// - [`settle`](Resilient::settle) calls the processor on the task of its caller.
     pub fn workers(mut self, workers: usize) -> Self {
