@@ -244,8 +244,10 @@ pub async fn survives_kills(endpoint: &str, test: &str, stream: &str, shards: i3
                 // A child that runs out of records stores nothing more. On a busy machine it can process
                 // many before this task runs again.
                 if processed(&done).count() + part > sent.len() {
-                    put_part(&client, stream, sent.len()..sent.len() + 2 * part).await;
+                    let count = sent.len() + 2 * part;
+                    put_part(&client, stream, sent.len()..count).await;
                     sent = stream::read(&client, stream).await;
+                    assert_eq!(sent.len(), count);
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
