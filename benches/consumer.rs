@@ -24,6 +24,7 @@ use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use bench::median;
+use bench::report::Table;
 use bench::server;
 use bench::server::Server;
 use bench::stream;
@@ -92,19 +93,19 @@ async fn main() -> Result<ExitCode> {
     let server = Server::start()?;
     kinesis::create_stream(&kinesis::client(&server.endpoint), STREAM, SHARDS).await?;
     stream::fill(&kinesis::client(&server.endpoint), STREAM, records).await?;
-    println!(
-        "{records} records of {} bytes, {SHARDS} shards, {rounds} rounds; µs are client CPU per record",
-        stream::PAYLOAD_BYTES
-    );
     let mut missed = false;
-    for reader in READERS {
-        let allocations = allocations(&server, reader, records)?;
-        println!("{:<15} {allocations:.2} allocations per record", reader.name());
-        missed |= reader != Reader::Loop && allocations > ALLOCATIONS;
-    }
-    println!(
-        "{:>7}  {:<15} {:>8} {:>9} {:>17} {:>7} {:>12}",
-        "limit", "reader", "CPU", "ratio", "all ratios", "calls", "rate"
+    let mut table = Table::new(
+        "consumer",
+        &[
+            "records per call",
+            "reader         ",
+            "CPU per record",
+            "compared with the loop",
+            "all rounds  ",
+            "calls  ",
+            "records/s",
+            "allocations per record",
+        ],
     );
     for limit in [10_000, 1_000] {
         let mut runs: [Vec<Run>; READERS.len()] = Default::default();
@@ -116,7 +117,7 @@ async fn main() -> Result<ExitCode> {
             }
         }
         let [of_loop, ..] = &runs;
-        for (reader, runs) in READERS.iter().zip(&runs) {
+        for (reader, runs) in READERS.into_iter().zip(&runs) {
             let ratios = runs
                 .iter()
                 .zip(of_loop)
@@ -124,19 +125,35 @@ async fn main() -> Result<ExitCode> {
             let mut ratios: Vec<f64> = ratios.collect();
             let ratio = median(&mut ratios);
             let middle = |of: fn(&Run) -> f64| median(&mut runs.iter().map(of).collect::<Vec<_>>());
-            println!(
-                "{limit:>7}  {:<15} {:>5.2} µs {ratio:>9.2} {:>8.2} to {:<5.2} {:>7} {:>10.0}/s",
-                reader.name(),
-                middle(|run| run.cpu),
-                ratios[0],
-                ratios[ratios.len() - 1],
-                middle(|run| run.calls as f64),
-                middle(|run| run.rate),
-            );
-            let target = TARGETS.iter().find(|(of, _)| of == reader && limit == 10_000);
-            missed |= target.is_some_and(|(_, target)| ratio > *target);
+            let cpu = middle(|run| run.cpu);
+            let allocations = allocations(&server, reader, records, limit)?;
+            table.row([
+                limit.to_string(),
+                reader.name().to_owned(),
+                format!("{cpu:.2} µs"),
+                format!("{ratio:.2}"),
+                format!("{:.2} to {:.2}", ratios[0], ratios[ratios.len() - 1]),
+                format!("{:.0}", middle(|run| run.calls as f64)),
+                format!("{:.0}", middle(|run| run.rate)),
+                format!("{allocations:.2}"),
+            ]);
+            if limit == 10_000 {
+                table.bar(
+                    "client CPU per record in µs, 10,000 records per call",
+                    reader.name(),
+                    cpu,
+                );
+                let target = TARGETS.iter().find(|(of, _)| *of == reader);
+                missed |= target.is_some_and(|(_, target)| ratio > *target);
+                missed |= reader != Reader::Loop && allocations > ALLOCATIONS;
+            }
         }
     }
+    table.note(format!(
+        "{records} records of {} bytes in {SHARDS} shards, medians of {rounds} rounds.",
+        stream::PAYLOAD_BYTES
+    ));
+    table.finish();
     if bench::is_bench() && missed {
         println!(
             "the consumer costs more than {TARGETS:?} of the loop, or more than {ALLOCATIONS} allocations"
@@ -147,7 +164,7 @@ async fn main() -> Result<ExitCode> {
 }
 
 /// Counts the allocations per record, on a thread that does everything.
-fn allocations(server: &Server, reader: Reader, records: u64) -> Result<f64> {
+fn allocations(server: &Server, reader: Reader, records: u64, limit: u32) -> Result<f64> {
     std::thread::scope(|scope| {
         let counting = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -155,7 +172,7 @@ fn allocations(server: &Server, reader: Reader, records: u64) -> Result<f64> {
                 .build()?;
             let mut result = Ok(());
             let counted = allocation_counter::measure(|| {
-                result = runtime.block_on(reader.run(server, records, 10_000)).map(drop);
+                result = runtime.block_on(reader.run(server, records, limit)).map(drop);
             });
             result.map(|()| counted.count_total as f64 / records as f64)
         });

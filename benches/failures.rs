@@ -13,6 +13,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bench::report::Table;
 use bench::{median, records};
 use futures_util::stream;
 use redrive::pipeline::{Batch, Capacity, Pipeline, RecordOrder};
@@ -64,13 +65,16 @@ fn main() -> ExitCode {
         .enable_time()
         .build()
         .expect("a runtime");
-    println!(
-        "1 of {FAILING} records fails {FAILURES} times, {BACKOFF:?} apart; a call takes {WORK:?}; \
-         {RUNNING} running, {HELD} in flight, {KEYS} keys"
-    );
-    println!(
-        "{:14} {:>10} {:>12} {:>12} {:>8} {:>16}",
-        "order", "records", "without", "with", "kept", "all pairs"
+    let mut table = Table::new(
+        "failures",
+        &[
+            "order         ",
+            "records ",
+            "records/s without failures",
+            "records/s with failures",
+            "throughput kept",
+            "all pairs      ",
+        ],
     );
     let mut kept_by_key = 0.0;
     for (ordering, count) in [
@@ -92,19 +96,28 @@ fn main() -> ExitCode {
         }
         kept.sort_by(f64::total_cmp);
         let share = median(&mut kept.clone());
-        println!(
-            "{:14} {count:>10} {:>10.0}/s {:>10.0}/s {:>7.1}% {:>7.1}-{:.1}%",
+        table.row([
+            format!("`{ordering:?}`"),
+            count.to_string(),
+            format!("{:.0}", median(&mut without)),
+            format!("{:.0}", median(&mut with)),
+            format!("{:.1} %", share * 100.0),
+            format!("{:.1} to {:.1} %", kept[0] * 100.0, kept[kept.len() - 1] * 100.0),
+        ]);
+        table.bar(
+            "throughput kept with 1 % of failing records, in %",
             format!("{ordering:?}"),
-            median(&mut without),
-            median(&mut with),
             share * 100.0,
-            kept[0] * 100.0,
-            kept[kept.len() - 1] * 100.0,
         );
         if ordering == RecordOrder::PartitionKey {
             kept_by_key = share;
         }
     }
+    table.note(format!(
+        "1 of {FAILING} records fails {FAILURES} times, {BACKOFF:?} apart. A call takes {WORK:?}, {RUNNING} run at once, \
+         {HELD} records are in flight, with {KEYS} keys. Medians of {rounds} rounds."
+    ));
+    table.finish();
     if bench::is_bench() && kept_by_key < TARGET {
         println!(
             "PartitionKey order keeps less than {:.0} % of its throughput",

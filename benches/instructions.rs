@@ -4,8 +4,8 @@
 //! what to install.
 //!
 //! `settle` counts 1,000 records. `pipeline` counts 20,000 records of 1,000 keys in batches of 5,000, from
-//! start to end. The records are kept alive, so that the cost of freeing them is not counted. settle.rs and
-//! support/bare_loop.rs describe the contestants.
+//! start to end, and `pipeline_measured` the same with metrics. The records are kept alive, so that the cost
+//! of freeing them is not counted. settle.rs and support/bare_loop.rs describe the contestants.
 
 use std::env;
 use std::path::Path;
@@ -62,7 +62,7 @@ mod counted {
     use gungraun::prelude::*;
     use gungraun::{Callgrind, EntryPoint};
     use redrive::pipeline::{Batch, Pipeline, RecordOrder};
-    use redrive::{RecordProcessor, processor_fn};
+    use redrive::{RecordProcessor, Resilient, processor_fn};
     use tokio::runtime::Runtime;
 
     use bench::handlers::{Noop, YieldOnce, handle, handle_owned, measured, resilient, unprotected};
@@ -172,7 +172,15 @@ mod counted {
     #[bench::partition_key(RecordOrder::PartitionKey)]
     #[bench::unordered(RecordOrder::Unordered)]
     fn pipeline(ordering: RecordOrder) {
-        count_pipeline(ordering, Noop);
+        count_pipeline(ordering, &resilient(Noop));
+    }
+
+    #[library_benchmark]
+    #[bench::shard(RecordOrder::Shard)]
+    #[bench::partition_key(RecordOrder::PartitionKey)]
+    #[bench::unordered(RecordOrder::Unordered)]
+    fn pipeline_measured(ordering: RecordOrder) {
+        count_pipeline(ordering, &measured(Noop));
     }
 
     #[library_benchmark]
@@ -188,7 +196,7 @@ mod counted {
     #[bench::partition_key(RecordOrder::PartitionKey)]
     #[bench::unordered(RecordOrder::Unordered)]
     fn pipeline_yields(ordering: RecordOrder) {
-        count_pipeline(ordering, YieldOnce);
+        count_pipeline(ordering, &resilient(YieldOnce));
     }
 
     #[library_benchmark]
@@ -199,13 +207,12 @@ mod counted {
         count_bare_loop(ordering, YieldOnce);
     }
 
-    fn count_pipeline(ordering: RecordOrder, processor: impl RecordProcessor) {
-        let resilient = resilient(processor);
+    fn count_pipeline(ordering: RecordOrder, resilient: &Resilient<impl RecordProcessor>) {
         let pipeline = Pipeline::builder().ordering(ordering).build().expect("valid");
         let batches = records::batches(RECORDS, KEYS, BATCH);
         let copy = stream::iter(batches.clone().into_iter().map(Batch::from));
         let work = async {
-            let finished = pipeline.run(&resilient, copy).await;
+            let finished = pipeline.run(resilient, copy).await;
             assert!(finished.expect("nothing halts").complete);
         };
         count(&runtime(), pin!(work));
@@ -227,6 +234,7 @@ mod counted {
         name = of_20000_records,
         benchmarks = [
             pipeline,
+            pipeline_measured,
             futures_unordered,
             pipeline_yields,
             futures_unordered_yields

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::primitives::Blob;
+use bench::report::Table;
 use bench::server;
 use bench::server::Server;
 use redrive::observer::{Event, Interest, Observer, ShardEvent};
@@ -62,12 +63,22 @@ async fn main() -> Result<ExitCode> {
     }
     let (one, many) = (bench::median(&mut one), bench::median(&mut many));
     let each = (many - one) / f64::from(shards - 1);
-    println!(
-        "{shards} idle shards: {:.1} MiB resident, {:.1} MiB with one shard, {:.1} KiB per shard (medians of {rounds})",
-        many / 1_048_576.0,
-        one / 1_048_576.0,
-        each / 1_024.0,
+    let mut table = Table::new(
+        "shards",
+        &["measured                                       ", "result      "],
     );
+    table.row([
+        format!("peak resident memory, {shards} idle shards"),
+        format!("{:.1} MiB", many / 1_048_576.0),
+    ]);
+    table.row([
+        "peak resident memory, one idle shard".to_owned(),
+        format!("{:.1} MiB", one / 1_048_576.0),
+    ]);
+    table.row([
+        "memory per additional idle shard".to_owned(),
+        format!("{:.1} KiB", each / 1_024.0),
+    ]);
     let mut missed = each > MOST_BYTES;
 
     if let Some(dynamo) = DynamoDbLocal::shared() {
@@ -76,12 +87,18 @@ async fn main() -> Result<ExitCode> {
             times.push(first_record(&server, dynamo, round).await?.as_secs_f64());
         }
         let longest = times.iter().copied().fold(0.0, f64::max);
-        println!(
-            "4 shards, a new lease table: first record after {:.0} ms (median of {rounds}, longest {longest:.2} s)",
-            bench::median(&mut times) * 1_000.0
-        );
+        table.row([
+            "4 shards, a new lease table: first record after".to_owned(),
+            format!("{:.0} ms", bench::median(&mut times) * 1_000.0),
+        ]);
+        table.row([
+            "the same, longest of all rounds".to_owned(),
+            format!("{:.0} ms", longest * 1_000.0),
+        ]);
         missed |= longest > SOON.as_secs_f64();
     }
+    table.note(format!("Medians of {rounds} rounds."));
+    table.finish();
     if bench::is_bench() && missed {
         println!(
             "more than {} KiB per shard, or a first record later than {SOON:?}",

@@ -10,6 +10,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bench::report::Table;
 use bench::{median, records};
 use futures_util::stream;
 use redrive::pipeline::{Batch, Pipeline};
@@ -68,10 +69,15 @@ fn main() -> ExitCode {
         .enable_time()
         .build()
         .expect("a runtime");
-    println!("one shard, {KEYS} keys, order per key; wall-clock time of a plain loop compared");
-    println!(
-        "{:>10} {:>10} {:>12} {:>12} {:>12} {:>20}",
-        "call", "records", "loop", "1 worker", "2 workers", "speed-up of 2 to 1"
+    let mut table = Table::new(
+        "workers",
+        &[
+            "a call computes",
+            "records  ",
+            "1 worker, compared with a loop",
+            "2 workers",
+            "2 workers, compared with 1",
+        ],
     );
     let mut last = 0.0;
     for (time, count) in [(1, 500_000), (10, 100_000), (100, 10_000)] {
@@ -90,15 +96,23 @@ fn main() -> ExitCode {
             faster.push(by_one / by_two);
         }
         last = median(&mut faster);
-        println!(
-            "{:>7} µs {count:>10} {:>9.2} µs {:>11.2}x {:>11.2}x {:>19.2}x",
-            time,
-            median(&mut plain),
-            median(&mut one),
-            median(&mut two),
+        table.row([
+            format!("{:.1} µs", median(&mut plain)),
+            count.to_string(),
+            format!("{:.2} times as fast", median(&mut one)),
+            format!("{:.2}", median(&mut two)),
+            format!("{last:.2}"),
+        ]);
+        table.bar(
+            "speed of 2 workers, compared with 1",
+            format!("{time} µs per call"),
             last,
         );
     }
+    table.note(format!(
+        "One shard, {KEYS} keys, order per key, medians of {rounds} rounds."
+    ));
+    table.finish();
     if bench::is_bench() && last < TARGET {
         println!("two workers are less than {TARGET} times as fast as one");
         return ExitCode::FAILURE;

@@ -16,6 +16,7 @@ use support::python;
 use axum::Router;
 use axum::routing::get;
 use bench::median;
+use bench::report::Table;
 use support::emulator::target;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -56,15 +57,25 @@ async fn main() -> Result<ExitCode> {
     let (first, theirs_first) = (ours[0], theirs[0]);
     let (ours, theirs) = (median(&mut ours), median(&mut theirs));
     let bytes = std::fs::metadata(&function)?.len();
-    println!("from the start of the process to its request for the first event, medians of {RUNS}");
-    println!(
-        "redrive {ours:.1} ms (first start {first:.1}), {:.1} MB",
+    let mut table = Table::new(
+        "cold_start",
+        &["process               ", "median  ", "first start"],
+    );
+    for (name, median, first) in [
+        ("redrive", ours, first),
+        ("Python with Powertools", theirs, theirs_first),
+    ] {
+        table.row([
+            name.to_owned(),
+            format!("{median:.1} ms"),
+            format!("{first:.1} ms"),
+        ]);
+    }
+    table.note(format!(
+        "From the start of the process to its request for the first event, medians of {RUNS}. The program has {:.1} MB.",
         bytes as f64 / 1e6
-    );
-    println!(
-        "Python with Powertools {theirs:.0} ms (first start {theirs_first:.0}): {:.0} times as long",
-        theirs / ours
-    );
+    ));
+    table.finish();
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bench::median;
+use bench::report::Table;
 use redrive::lambda::{Event, Function};
 use redrive::processor::Attempt;
 use redrive::{Record, RecordProcessor, Resilient, dead_letter};
@@ -94,9 +95,14 @@ async fn main() -> Result<ExitCode> {
             }
         }
     }
-    println!(
-        "{RECORDS} records of {PAYLOAD_BYTES} bytes, an event of {} bytes; CPU per record, medians of {runs}",
-        bytes.len()
+    let mut table = Table::new(
+        "lambda",
+        &[
+            "measured             ",
+            "redrive per record",
+            "Powertools per record",
+            "Powertools, compared with redrive",
+        ],
     );
     let mut missed = false;
     for (index, what) in ["from the parsed event", "from bytes to bytes"]
@@ -105,9 +111,21 @@ async fn main() -> Result<ExitCode> {
     {
         let (ours, theirs) = (median(&mut ours[index]), median(&mut theirs[index]));
         let times = theirs / ours;
-        println!("{what:<22} {ours:>7.0} ns, Powertools {theirs:>7.0} ns: {times:.1} times lower");
+        table.row([
+            (*what).to_owned(),
+            format!("{ours:.0} ns"),
+            format!("{theirs:.0} ns"),
+            format!("{times:.1} times"),
+        ]);
+        table.bar("CPU per record in ns", format!("redrive, {what}"), ours);
+        table.bar("CPU per record in ns", format!("Powertools, {what}"), theirs);
         missed |= times < TARGETS[index];
     }
+    table.note(format!(
+        "An event of {RECORDS} records of {PAYLOAD_BYTES} bytes, {} bytes in all, medians of {runs} runs.",
+        bytes.len()
+    ));
+    table.finish();
     if bench::is_bench() && missed {
         println!("below the target factors {TARGETS:?}");
         return Ok(ExitCode::FAILURE);

@@ -5,6 +5,7 @@ pub mod bare_loop;
 pub mod handlers;
 pub mod meter;
 pub mod records;
+pub mod report;
 pub mod retries;
 pub mod server;
 pub mod stream;

@@ -1,5 +1,7 @@
 //! Records as in a shard, made before the measurement.
 
+use std::time::SystemTime;
+
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use redrive::Record;
@@ -39,6 +41,7 @@ fn record(number: usize, keys: u64, rng: &mut SmallRng) -> Record {
         sequence_number.parse().expect("digits"),
     )
     .partition_key(format!("customer-{key:06}"))
+    .arrival(SystemTime::now())
     .payload(payload)
     .build()
 }
