@@ -23,7 +23,7 @@ pub struct Results {
 /// A bar chart.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Chart {
-    /// What the bars show, with the unit.
+    /// The title, which names what the bars show and its unit.
     pub title: String,
     pub bars: Vec<(String, f64)>,
 }
