@@ -381,8 +381,8 @@ impl World {
     fn row_read(&self, row: &Item) {
         if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
             let mut state = self.state();
-            state.oracle.checkpoint_loaded(shard, Some(&checkpoint));
-            state.row_loaded(self.plan(), shard, Some(&checkpoint));
+            let is_outdated = state.is_outdated(self.plan(), shard, Some(&checkpoint));
+            state.oracle.row_loaded(shard, Some(&checkpoint), is_outdated);
             drop(state);
             self.changed();
         }
@@ -391,7 +391,10 @@ impl World {
     /// Records that redrive has taken the lease of a shard, perhaps again.
     fn row_taken(&self, row: &Item) {
         if let (Some(shard), Some(checkpoint)) = (shard_of(row), checkpoint(row)) {
-            self.state().oracle.shard_taken(shard, &checkpoint);
+            let mut state = self.state();
+            let is_outdated = state.is_outdated(self.plan(), shard, Some(&checkpoint));
+            state.oracle.shard_taken(shard, &checkpoint, is_outdated);
+            drop(state);
             self.changed();
         }
     }

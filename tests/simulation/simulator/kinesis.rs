@@ -222,7 +222,7 @@ impl Kinesis {
         let mut state = world.state();
         let now = state.now();
         state.subscriptions.subscribe(shard, now)?;
-        state.reading_begins(shard);
+        state.shard_read(shard);
         drop(state);
         world.changed();
         let first = if early { first.saturating_sub(3) } else { first };
@@ -250,9 +250,8 @@ impl Kinesis {
         if expired || self.0.strikes(Fault::ExpiredIterator) {
             return Err(EXPIRED);
         }
-        // Reading begins here and not with the iterator. The consumer also requests an iterator to find out
-        // whether a shard exists.
-        self.0.state().reading_begins(shard);
+        // Not with the iterator: the consumer also requests an iterator to find out whether a shard exists.
+        self.0.state().shard_read(shard);
         self.0.changed();
         let page = Page::of(&self.0, shard, index, limit);
         Ok(json!({

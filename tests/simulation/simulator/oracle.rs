@@ -208,13 +208,14 @@ pub struct Oracle {
     refused: HashSet<usize>,
     /// The shards whose row belongs to an earlier stream, which this run will detect.
     outdated: HashSet<usize>,
-    /// The shards whose row this run has read.
-    loaded: HashSet<usize>,
+    /// The row of each shard, as this run has read or written it last before it started the shard. `None`: there
+    /// was no row, or the row belongs to an earlier stream.
+    rows: HashMap<usize, Option<Checkpoint>>,
     /// The shards whose rows said that they had ended when the run read them. The run does not read these shards
     /// any more, even if a late write of an earlier run replaces such a row.
     ended: HashSet<usize>,
-    /// The shards that this run reads. The run does not use their rows any more.
-    reading: HashSet<usize>,
+    /// The shards that this run has started. The run does not use their rows any more.
+    started: HashSet<usize>,
     /// The shards whose row a late write has replaced by an older one, in a store without leases. The
     /// consumer uses the older row.
     misled: HashSet<usize>,
@@ -265,9 +266,9 @@ impl Oracle {
             saved_in_run: HashMap::new(),
             refused: HashSet::new(),
             outdated: HashSet::new(),
-            loaded: HashSet::new(),
+            rows: HashMap::new(),
             ended: HashSet::new(),
-            reading: HashSet::new(),
+            started: HashSet::new(),
             misled: HashSet::new(),
             losses: Vec::new(),
             held: false,
@@ -332,54 +333,59 @@ impl Oracle {
         self.saved_in_run.clear();
         self.refused.clear();
         self.outdated.clear();
-        self.loaded.clear();
+        self.rows.clear();
         self.ended.clear();
-        self.reading.clear();
+        self.started.clear();
     }
 
-    /// Records that the run has taken the lease of a shard. The shard starts from its checkpoint.
-    pub fn shard_taken(&mut self, shard: usize, checkpoint: &Checkpoint) {
+    /// Records that the run has taken the lease of a shard. The shard starts from its row.
+    pub fn shard_taken(&mut self, shard: usize, row: &Checkpoint, is_outdated: bool) {
         self.shard_begins_anew(shard);
-        self.checkpoint_loaded(shard, Some(checkpoint));
+        self.row_loaded(shard, Some(row), is_outdated);
     }
 
     /// Resets the state of a shard, which restarts from its checkpoint in the same run.
     pub fn shard_begins_anew(&mut self, shard: usize) {
         self.shards[shard].iter_mut().for_each(Fate::begins_anew);
         self.saved_in_run.remove(&shard);
-        self.reading.remove(&shard);
+        self.started.remove(&shard);
         self.outdated.remove(&shard);
         self.ended.remove(&shard);
     }
 
-    /// Records that the run has read a row of an earlier stream.
-    pub fn outdated_loaded(&mut self, shard: usize) {
-        self.ended.remove(&shard);
-        if !self.reading.contains(&shard) {
+    /// Records that the run has read the row of a shard. The last row before the shard starts counts: a late
+    /// write may replace a row at any time. `is_outdated`: the row belongs to an earlier stream.
+    pub fn row_loaded(&mut self, shard: usize, row: Option<&Checkpoint>, is_outdated: bool) {
+        let restarts = self.refused.contains(&shard);
+        if self.started.contains(&shard) && !restarts {
+            return;
+        }
+        self.rows.insert(shard, row.filter(|_| !is_outdated).cloned());
+        if is_outdated {
+            self.ended.remove(&shard);
             self.outdated.insert(shard);
+        }
+        if !restarts {
+            self.follow(shard, row, is_outdated);
         }
     }
 
-    /// Records that the run has read the checkpoint of a shard. The last one before the shard is read counts: a
-    /// late write may have replaced an earlier one.
-    pub fn checkpoint_loaded(&mut self, shard: usize, checkpoint: Option<&Checkpoint>) {
-        if [&self.reading, &self.refused, &self.ended]
-            .iter()
-            .any(|shards| shards.contains(&shard))
-        {
+    /// Assumes that the run starts a shard from this row.
+    fn follow(&mut self, shard: usize, row: Option<&Checkpoint>, is_outdated: bool) {
+        if self.ended.contains(&shard) {
             return;
         }
-        if checkpoint.is_some_and(|checkpoint| *checkpoint.position() == Position::ShardEnd) {
+        let is_end = row.is_some_and(|row| *row.position() == Position::ShardEnd);
+        if is_end && !is_outdated {
             self.ended.insert(shard);
         }
-        self.loaded.insert(shard);
         for fate in &mut self.shards[shard] {
-            fate.run.covered = checkpoint.is_some_and(|checkpoint| covers(checkpoint, &fate.record));
+            fate.run.covered = row.is_some_and(|row| covers(row, &fate.record));
         }
     }
 
     pub fn has_loaded(&self, shard: usize) -> bool {
-        self.loaded.contains(&shard)
+        self.rows.contains_key(&shard)
     }
 
     /// Records that the stream has removed a shard, which is not read again.
@@ -388,14 +394,15 @@ impl Oracle {
         self.outdated.remove(&shard);
     }
 
-    /// Records that the run starts to read a shard, with its stored checkpoint.
-    pub fn reading_begins(&mut self, shard: usize, stored: Option<&Checkpoint>) {
+    /// Records that the run starts a shard, from the row that it has read last.
+    pub fn shard_started(&mut self, shard: usize) {
         if self.refused.remove(&shard) {
             self.shard_begins_anew(shard);
-            self.checkpoint_loaded(shard, stored);
+            let row = self.rows.get(&shard).cloned().flatten();
+            self.follow(shard, row.as_ref(), false);
         }
         self.outdated.remove(&shard);
-        self.reading.insert(shard);
+        self.started.insert(shard);
     }
 
     /// Ends the process, and with it all running calls.
@@ -688,6 +695,10 @@ impl Oracle {
     pub fn checkpoint_sent(&mut self, shard: usize, checkpoint: &Checkpoint) -> Checked {
         if *checkpoint.position() == Position::TrimHorizon && self.refused.contains(&shard) {
             self.saved_in_run.remove(&shard);
+        }
+        if self.refused.contains(&shard) {
+            // The run may start the shard from what it has written.
+            self.rows.insert(shard, Some(checkpoint.clone()));
         }
         let before = self.saved_in_run.insert(shard, checkpoint.clone());
         let back = before.filter(|before| before.position() > checkpoint.position());

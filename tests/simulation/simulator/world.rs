@@ -365,8 +365,8 @@ impl World {
         let mut state = self.state();
         state.apply_late();
         let stored = state.stored.get(&shard).cloned();
-        state.oracle.checkpoint_loaded(shard, stored.as_ref());
-        state.row_loaded(self.plan(), shard, stored.as_ref());
+        let is_outdated = state.is_outdated(self.plan(), shard, stored.as_ref());
+        state.oracle.row_loaded(shard, stored.as_ref(), is_outdated);
         drop(state);
         self.changed();
         stored
@@ -518,14 +518,12 @@ impl State {
         }
     }
 
-    /// Tells the oracle that a run has read the row of a shard, if the row belongs to an earlier stream.
-    pub fn row_loaded(&mut self, plan: &Plan, shard: usize, stored: Option<&Checkpoint>) {
+    /// Returns whether a run that reads this row of a shard recognizes it as one of an earlier stream.
+    pub fn is_outdated(&self, plan: &Plan, shard: usize, row: Option<&Checkpoint>) -> bool {
         let created = Duration::from_secs(self.created(plan).as_secs());
         let created = SystemTime::UNIX_EPOCH + created;
         let is_there = !plan.is_gone(self.now()) && !self.has_vanished(plan, shard);
-        if stored.is_some_and(|row| is_of_another_stream(row, created)) && is_there {
-            self.oracle.outdated_loaded(shard);
-        }
+        is_there && row.is_some_and(|row| is_of_another_stream(row, created))
     }
 
     /// Drops the records that are older than the retention, or belong to the deleted stream.
@@ -565,12 +563,10 @@ impl State {
         self.is_recreated
     }
 
-    /// Records that a run starts to read a shard.
-    pub fn reading_begins(&mut self, shard: usize) {
+    /// Records that a shard is read.
+    pub fn shard_read(&mut self, shard: usize) {
         let now = self.now();
         self.read_at.insert(shard, now);
-        let stored = self.stored.get(&shard).cloned();
-        self.oracle.reading_begins(shard, stored.as_ref());
     }
 
     /// Returns the creation time of the stream, as time since 1970.
@@ -836,6 +832,17 @@ impl World {
                 if let Some(shard) = shard_index(shard.as_str()) {
                     state.oracle.position_refused(shard);
                 }
+            }
+            Event::Shard {
+                shard,
+                event: ShardEvent::Started { .. },
+                ..
+            } => {
+                if let Some(shard) = shard_index(shard.as_str()) {
+                    state.oracle.shard_started(shard);
+                }
+                drop(state);
+                self.changed();
             }
             Event::Shard {
                 shard,

@@ -80,6 +80,9 @@ pub struct FleetPlan {
 const TURNS: [Duration; 3] = [Duration::from_millis(40), Duration::from_millis(80), LONGEST_TURN];
 const LONGEST_TURN: Duration = Duration::from_millis(120);
 
+/// The largest delay of the index in a seed without disturbances, in milliseconds: a quarter of the failover time.
+const INDEX_DELAY_OF_UNDISTURBED: u64 = 2_500;
+
 /// The faults of single calls that a fleet meets.
 const CALL_FAULTS: [Fault; 13] = [
     Fault::Throttled,
@@ -141,6 +144,10 @@ impl FleetPlan {
         }
         if !wanted(Fault::IndexLate) {
             plan.index_delay = 0;
+        }
+        if plan.is_undisturbed() {
+            // A worker finds a new lease in the index, and must do so before the lease expires.
+            plan.index_delay = plan.index_delay.min(INDEX_DELAY_OF_UNDISTURBED);
         }
         plan.has_index = !(rng.random_bool(0.1) && wanted(Fault::IndexMissing));
         plan.machines = (0..workers)
