@@ -171,7 +171,7 @@ impl Dynamo {
             .and_then(|key| self.0.row(key))
             .unwrap_or_default();
         let after = Expressions::of(body).updated(&row);
-        if row.get("checkpoint") == after.get("checkpoint") {
+        if !moves(&row, &after) {
             return;
         }
         if let (Some(shard), Some(checkpoint)) = (shard_of(&after), checkpoint(&after)) {
@@ -289,9 +289,16 @@ pub fn checkpoint(row: &Item) -> Option<Checkpoint> {
         },
     };
     let checkpoint = Checkpoint::at(position);
-    let millis = row.get("redriveReadUntil").and_then(number);
-    let checkpoint = match millis {
-        Some(millis) => checkpoint.with_read_until(SystemTime::UNIX_EPOCH + Duration::from_millis(millis)),
+    let time = |column: &str| {
+        let millis = row.get(column).and_then(number)?;
+        Some(SystemTime::UNIX_EPOCH + Duration::from_millis(millis))
+    };
+    let checkpoint = match time("redriveReadUntil") {
+        Some(time) => checkpoint.with_read_until(time),
+        None => checkpoint,
+    };
+    let checkpoint = match time("redriveStreamCreated") {
+        Some(time) => checkpoint.with_stream_created(time),
         None => checkpoint,
     };
     let ahead = row.get("redriveAhead").and_then(|ahead| ahead["B"].as_str());
@@ -398,6 +405,13 @@ impl World {
             self.changed();
         }
     }
+}
+
+/// Returns whether a write changes the position or the settled-ahead set of a row.
+pub fn moves(before: &Item, after: &Item) -> bool {
+    ["checkpoint", "redriveAhead"]
+        .iter()
+        .any(|column| before.get(*column) != after.get(*column))
 }
 
 /// Returns the shard of a row.

@@ -431,9 +431,7 @@ impl World {
                 true => drop(state.foreign_since.entry(shard).or_insert(now)),
                 false => drop(state.foreign_since.remove(&shard)),
             }
-            ["checkpoint", "redriveAhead"]
-                .iter()
-                .any(|column| before.get(*column) != row.get(*column))
+            dynamo::moves(&before, &row)
         };
         if moved {
             self.save(shard, checkpoint);
