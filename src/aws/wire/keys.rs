@@ -2,36 +2,38 @@
 
 use std::sync::Arc;
 
-/// The number of places for keys. A power of two.
-const PLACES: usize = 1 << PLACE_BITS;
-const PLACE_BITS: u32 = 9;
+/// The number of sets of places for keys. A power of two.
+const SETS: usize = 1 << SET_BITS;
+const SET_BITS: u32 = 8;
+/// The number of places of a set.
+const WAYS: usize = 4;
 
-/// The partition keys that were read last. Each place keeps the last two of its keys.
+/// The partition keys that were read last. Each key has one set, and may be in any of its places.
 #[derive(Default)]
 pub(super) struct SharedKeys {
     /// Empty until the first key: an idle shard needs no memory.
-    places: Vec<[Option<Arc<str>>; 2]>,
+    sets: Vec<[Option<Arc<str>>; WAYS]>,
+    /// The place that the next new key takes in its set.
+    next: usize,
 }
 
 impl SharedKeys {
     /// Returns this text, shared with the earlier records of the same key.
     pub(super) fn share(&mut self, key: &str) -> Arc<str> {
-        if self.places.is_empty() {
-            self.places.resize(PLACES, [None, None]);
+        if self.sets.is_empty() {
+            self.sets.resize(SETS, [const { None }; WAYS]);
         }
-        let place = &mut self.places[place(key.as_bytes())];
-        if place[0].as_deref() != Some(key) {
-            place.swap(0, 1);
+        let set = &mut self.sets[set(key.as_bytes())];
+        if let Some(kept) = set.iter().flatten().find(|kept| ***kept == *key) {
+            return kept.clone();
         }
-        match &mut place[0] {
-            Some(kept) if **kept == *key => kept.clone(),
-            other => other.insert(key.into()).clone(),
-        }
+        self.next = (self.next + 1) % WAYS;
+        set[self.next].insert(key.into()).clone()
     }
 }
 
-/// Returns the place of a key, by the first and last eight of its bytes: keys often have a common beginning or end.
-fn place(key: &[u8]) -> usize {
+/// Returns the set of a key, by the first and last eight of its bytes: keys often have a common beginning or end.
+fn set(key: &[u8]) -> usize {
     let eight = |part: &[u8]| {
         let mut bytes = [0; 8];
         bytes[..part.len()].copy_from_slice(part);
@@ -41,7 +43,7 @@ fn place(key: &[u8]) -> usize {
     let (first, last) = (eight(&key[..length]), eight(&key[key.len() - length..]));
     // An odd constant with many bits, the golden ratio, as in a Fibonacci hash.
     let mixed = (first.rotate_left(32) ^ last ^ key.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> (u64::BITS - PLACE_BITS)) as usize
+    (mixed >> (u64::BITS - SET_BITS)) as usize
 }
 
 #[cfg(test)]
@@ -70,8 +72,8 @@ mod tests {
             .iter()
             .zip(&second)
             .filter(|(one, other)| Arc::ptr_eq(one, other));
-        // By chance alone about 20 keys would share a place with two others.
+        // By chance alone about one key would share its set with four others.
         let shared = shared.count();
-        assert!(shared > 225, "{shared}");
+        assert!(shared > 240, "{shared}");
     }
 }
