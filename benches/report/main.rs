@@ -1,5 +1,5 @@
 //! Writes `docs/performance.md` and its charts from the results of the benches:
-//! `cargo run --release -p redrive-benches --bin report`, on an idle machine.
+//! `cargo run --profile bench -p redrive-benches --bin report`, on an idle machine.
 //!
 //! With names of benches as arguments, only these run, and the page keeps the last results of the others.
 //! page.md is the text of the page. A line such as `{{consumer}}` stands for the results of that bench.
