@@ -13,7 +13,7 @@ const WAYS: usize = 4;
 pub(super) struct SharedKeys {
     /// Empty until the first key: an idle shard needs no memory.
     sets: Vec<[Option<Arc<str>>; WAYS]>,
-    /// The place that the next new key takes in its set.
+    /// The place that the last new key took in a full set.
     next: usize,
 }
 
@@ -27,8 +27,11 @@ impl SharedKeys {
         if let Some(kept) = set.iter().flatten().find(|kept| ***kept == *key) {
             return kept.clone();
         }
-        self.next = (self.next + 1) % WAYS;
-        set[self.next].insert(key.into()).clone()
+        let place = set.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.next = (self.next + 1) % WAYS;
+            self.next
+        });
+        set[place].insert(key.into()).clone()
     }
 }
 
