@@ -394,7 +394,7 @@ impl Oracle {
         self.outdated.remove(&shard);
     }
 
-    /// Records that the run starts a shard, from the row that it has read last.
+    /// Records that the run starts a shard, from the row that it has read or written last.
     pub fn shard_started(&mut self, shard: usize) {
         if self.refused.remove(&shard) {
             self.shard_begins_anew(shard);
