@@ -169,10 +169,13 @@ impl Intercept for Meter {
 
 /// Returns the kind of a write to the lease table.
 fn written(update: &str) -> Call {
+    let assignments = update.strip_prefix("SET ").unwrap_or_default().split(", ");
+    let mut columns = assignments.map(|assignment| assignment.split_whitespace().next());
+    // A renewal carries the shard's throughput, once that is known.
+    let renews = columns.all(|column| matches!(column, Some("#leaseCounter" | "#throughputKBps")));
     if update.contains("#checkpoint =") {
         Call::Checkpoint
-    } else if update.starts_with("SET #leaseCounter =") && !update.contains(',') && !update.contains("REMOVE")
-    {
+    } else if renews && !update.contains("REMOVE") {
         Call::Renewal
     } else {
         Call::Change
