@@ -75,7 +75,7 @@ fn main() -> ExitCode {
             "a call computes",
             "records  ",
             "1 worker, compared with a loop",
-            "2 workers",
+            "2 workers, compared with a loop",
             "2 workers, compared with 1",
         ],
     );
@@ -100,8 +100,8 @@ fn main() -> ExitCode {
             format!("{:.1} µs", median(&mut plain)),
             count.to_string(),
             format!("{:.2} times as fast", median(&mut one)),
-            format!("{:.2}", median(&mut two)),
-            format!("{last:.2}"),
+            format!("{:.2} times as fast", median(&mut two)),
+            format!("{last:.2} times as fast"),
         ]);
         table.bar(
             "speed of 2 workers, compared with 1",
