@@ -92,6 +92,29 @@ impl Record {
         }
     }
 
+    /// Creates a record of a page. Records of the same partition key share its text.
+    #[cfg(feature = "kinesis")]
+    #[inline]
+    pub(crate) fn of_page(
+        source: Arc<Source>,
+        sequence_number: SequenceNumber,
+        partition_key: Option<Arc<str>>,
+        arrival: Option<SystemTime>,
+        payload: Vec<u8>,
+    ) -> Record {
+        Record {
+            meta: Arc::new(Meta {
+                source,
+                sequence_number,
+                sub_sequence_number: 0,
+                partition_key: partition_key.map(Text::from),
+                arrival,
+                extra: None,
+            }),
+            payload: payload.into(),
+        }
+    }
+
     /// Returns the name of the stream.
     pub fn stream(&self) -> &str {
         &self.meta.source.stream
@@ -303,13 +326,6 @@ impl RecordBuilder {
     /// Sets the partition key. Default: none.
     pub fn partition_key(mut self, key: impl Into<Box<str>>) -> Self {
         self.meta.partition_key = Some(key.into().into());
-        self
-    }
-
-    /// Sets the partition key. Records of the same key share its text.
-    #[cfg(feature = "kinesis")]
-    pub(crate) fn shared_key(mut self, key: Arc<str>) -> Self {
-        self.meta.partition_key = Some(key.into());
         self
     }
 

@@ -27,17 +27,19 @@ enum Digits {
 const INLINE: usize = 62;
 
 impl Digits {
-    fn of(text: &str) -> Self {
+    #[inline]
+    fn of(text: &[u8]) -> Self {
         let mut digits = [0; INLINE];
         match digits.get_mut(..text.len()) {
             Some(inline) => {
-                inline.copy_from_slice(text.as_bytes());
+                inline.copy_from_slice(text);
                 Digits::Inline {
                     length: text.len() as u8,
                     digits,
                 }
             }
-            None => Digits::Shared(text.into()),
+            // Digits are ASCII.
+            None => Digits::Shared(String::from_utf8_lossy(text).into()),
         }
     }
 }
@@ -45,6 +47,12 @@ impl Digits {
 impl SequenceNumber {
     /// The maximum number of digits in a sequence number.
     pub const MAX_DIGITS: usize = 129;
+
+    /// Returns the number with these digits. `None`: they are not those of a sequence number.
+    #[inline]
+    pub(crate) fn of_digits(digits: &[u8]) -> Option<Self> {
+        is_sequence_number(digits).then(|| SequenceNumber(Digits::of(digits)))
+    }
 
     /// Returns the decimal digits.
     pub fn as_str(&self) -> &str {
@@ -69,8 +77,8 @@ pub struct ParseSequenceNumberError {
     text: String,
 }
 
-fn is_sequence_number(text: &str) -> bool {
-    let digits = text.as_bytes();
+#[inline]
+fn is_sequence_number(digits: &[u8]) -> bool {
     (1..=SequenceNumber::MAX_DIGITS).contains(&digits.len())
         // No short circuit, so that the check covers many digits at a time: every record passes here.
         && digits.iter().fold(true, |all, digit| all & digit.is_ascii_digit())
@@ -81,13 +89,11 @@ impl FromStr for SequenceNumber {
     type Err = ParseSequenceNumberError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if !is_sequence_number(text) {
-            // Truncated, as the text may be anything and the error must stay readable.
-            return Err(ParseSequenceNumberError {
-                text: text.chars().take(160).collect(),
-            });
-        }
-        Ok(SequenceNumber(Digits::of(text)))
+        // Truncated, as the text may be anything and the error must stay readable.
+        let invalid = || ParseSequenceNumberError {
+            text: text.chars().take(160).collect(),
+        };
+        SequenceNumber::of_digits(text.as_bytes()).ok_or_else(invalid)
     }
 }
 
@@ -102,7 +108,7 @@ impl TryFrom<String> for SequenceNumber {
 impl From<u64> for SequenceNumber {
     fn from(number: u64) -> Self {
         let text = number.to_string();
-        SequenceNumber(Digits::of(&text))
+        SequenceNumber(Digits::of(text.as_bytes()))
     }
 }
 

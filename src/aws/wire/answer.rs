@@ -8,7 +8,7 @@ use aws_smithy_schema::serde::{SerdeError, ShapeDeserializer};
 use aws_smithy_types::{BigDecimal, BigInteger, Blob, DateTime, Document};
 
 use super::page::{Page, twice};
-use super::source::Source;
+use super::source::{Source, text};
 
 /// The member that holds the records of an answer.
 const RECORDS: &str = "Records";
@@ -44,16 +44,17 @@ impl<'a, S: Source<'a>> ShapeDeserializer for Answer<'a, S> {
         let mut map = self.source.begin_map()?;
         let mut read = 0_u64;
         while let Some(key) = self.source.next_key(&mut map)? {
-            let Some(member) = schema.member_schema(&key) else {
+            let name = str::from_utf8(&key).unwrap_or_default();
+            let Some(member) = schema.member_schema(name) else {
                 self.source.skip(self.depth)?;
                 continue;
             };
             let bit = member.member_index().map_or(0, |index| 1 << (index % 64));
             if read & bit != 0 {
-                return Err(twice(&key));
+                return Err(twice(name));
             }
             read |= bit;
-            match self.depth == 1 && *key == *RECORDS && !self.source.is_null() {
+            match self.depth == 1 && name == RECORDS && !self.source.is_null() {
                 true => self.page.read(&mut self.source)?,
                 false => consumer(member, self)?,
             }
@@ -84,7 +85,7 @@ impl<'a, S: Source<'a>> ShapeDeserializer for Answer<'a, S> {
     ) -> Result<(), SerdeError> {
         let mut map = self.source.begin_map()?;
         while let Some(key) = self.source.next_key(&mut map)? {
-            consumer(key.into_owned(), self)?;
+            consumer(text(key)?.into_owned(), self)?;
         }
         Ok(())
     }

@@ -10,8 +10,8 @@ use aws_smithy_schema::serde::SerdeError;
 use aws_smithy_types::DateTime;
 
 use super::source::{
-    Rest, Source, decode_base64, integral, mismatch, skip_list, skip_map, time_of_integer, time_of_seconds,
-    truncated,
+    Rest, Source, decode_base64, integral, mismatch, out_of_range, skip_list, skip_map, time_of_integer,
+    time_of_seconds, truncated,
 };
 
 const UNSIGNED: u8 = 0;
@@ -59,7 +59,25 @@ impl<'a> Cbor<'a> {
     }
 
     /// Reads the head of a value, behind its tags.
+    #[inline]
     fn head(&mut self) -> Result<Head, SerdeError> {
+        match self.rest.split_first() {
+            // The head of most values is one byte.
+            Some((first, rest)) if first & 0x1f < 24 && first >> 5 != TAG => {
+                self.rest = rest;
+                let (major, info) = (first >> 5, first & 0x1f);
+                let argument = Some(u64::from(info));
+                Ok(Head {
+                    major,
+                    info,
+                    argument,
+                })
+            }
+            _ => self.long_head(),
+        }
+    }
+
+    fn long_head(&mut self) -> Result<Head, SerdeError> {
         loop {
             let (first, rest) = self.rest.split_first().ok_or_else(truncated)?;
             self.rest = rest;
@@ -97,10 +115,16 @@ impl<'a> Cbor<'a> {
     }
 
     /// Reads the bytes of a string behind its head.
+    #[inline]
     fn string(&mut self, head: Head) -> Result<Cow<'a, [u8]>, SerdeError> {
-        if let Some(length) = head.argument {
-            return Ok(Cow::Borrowed(self.take_slice(length)?));
+        match head.argument {
+            Some(length) => self.take_slice(length).map(Cow::Borrowed),
+            None => self.chunks(head),
         }
+    }
+
+    /// Reads a string that comes in chunks.
+    fn chunks(&mut self, head: Head) -> Result<Cow<'a, [u8]>, SerdeError> {
         let mut whole = Vec::new();
         while !self.take_break() {
             let chunk = self.head()?;
@@ -110,14 +134,6 @@ impl<'a> Cbor<'a> {
             }
         }
         Ok(Cow::Owned(whole))
-    }
-
-    fn text(&mut self, head: Head) -> Result<Cow<'a, str>, SerdeError> {
-        let invalid = || SerdeError::invalid_input("a text is no UTF-8");
-        Ok(match self.string(head)? {
-            Cow::Borrowed(bytes) => Cow::Borrowed(str::from_utf8(bytes).map_err(|_| invalid())?),
-            Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).map_err(|_| invalid())?),
-        })
     }
 
     fn take_break(&mut self) -> bool {
@@ -211,9 +227,10 @@ impl<'a> Source<'a> for Cbor<'a> {
         self.begin(MAP, "a map")
     }
 
-    fn next_key(&mut self, map: &mut Rest) -> Result<Option<Cow<'a, str>>, SerdeError> {
+    #[inline]
+    fn next_key(&mut self, map: &mut Rest) -> Result<Option<Cow<'a, [u8]>>, SerdeError> {
         match self.has_next(map) {
-            true => self.read_text().map(Some),
+            true => self.read_string().map(Some),
             false => Ok(None),
         }
     }
@@ -226,10 +243,11 @@ impl<'a> Source<'a> for Cbor<'a> {
         Ok(self.has_next(list))
     }
 
-    fn read_text(&mut self) -> Result<Cow<'a, str>, SerdeError> {
+    #[inline]
+    fn read_string(&mut self) -> Result<Cow<'a, [u8]>, SerdeError> {
         let head = self.head()?;
         match head.major {
-            TEXT => self.text(head),
+            TEXT => self.string(head),
             _ => Err(mismatch("a text")),
         }
     }
@@ -264,14 +282,16 @@ impl<'a> Source<'a> for Cbor<'a> {
         let head = self.head()?;
         match head.major {
             BYTES => Ok(self.string(head)?.into_owned()),
-            TEXT => decode_base64(self.text(head)?.as_bytes()),
+            TEXT => decode_base64(&self.string(head)?),
             _ => Err(mismatch("bytes")),
         }
     }
 
     fn read_time(&mut self) -> Result<DateTime, SerdeError> {
         match self.head()?.number() {
-            Some(Number::Integer(integer)) => time_of_integer(integer as f64),
+            Some(Number::Integer(integer)) => {
+                time_of_integer(i64::try_from(integer).map_err(|_| out_of_range())?)
+            }
             Some(Number::Float(float)) => time_of_seconds(float),
             None => Err(mismatch("a time")),
         }

@@ -26,9 +26,9 @@ impl<'a> Envelope<'a> {
         let mut map = source.begin_map()?;
         while let Some(key) = source.next_key(&mut map)? {
             let member = match &*key {
-                "__type" => &mut envelope.kind,
-                "code" => &mut envelope.code,
-                "message" | "Message" | "errorMessage" => &mut envelope.message,
+                b"__type" => &mut envelope.kind,
+                b"code" => &mut envelope.code,
+                b"message" | b"Message" | b"errorMessage" => &mut envelope.message,
                 _ => {
                     source.skip(1)?;
                     continue;

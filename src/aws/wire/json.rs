@@ -194,11 +194,11 @@ impl<'a> Source<'a> for Json<'a> {
         Ok(Rest::UNTIL_END)
     }
 
-    fn next_key(&mut self, map: &mut Rest) -> Result<Option<Cow<'a, str>>, SerdeError> {
+    fn next_key(&mut self, map: &mut Rest) -> Result<Option<Cow<'a, [u8]>>, SerdeError> {
         if !self.has_next(map, b'}')? {
             return Ok(None);
         }
-        let key = self.read_text()?;
+        let key = self.string()?;
         self.expect(b':')?;
         Ok(Some(key))
     }
@@ -212,12 +212,8 @@ impl<'a> Source<'a> for Json<'a> {
         self.has_next(list, b']')
     }
 
-    fn read_text(&mut self) -> Result<Cow<'a, str>, SerdeError> {
-        let invalid = || SerdeError::invalid_input("a text is no UTF-8");
-        Ok(match self.string()? {
-            Cow::Borrowed(bytes) => Cow::Borrowed(str::from_utf8(bytes).map_err(|_| invalid())?),
-            Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).map_err(|_| invalid())?),
-        })
+    fn read_string(&mut self) -> Result<Cow<'a, [u8]>, SerdeError> {
+        self.string()
     }
 
     fn read_integer(&mut self) -> Result<i64, SerdeError> {
@@ -242,9 +238,9 @@ impl<'a> Source<'a> for Json<'a> {
 
     fn read_time(&mut self) -> Result<DateTime, SerdeError> {
         let number = self.number()?;
-        match number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
-            true => time_of_integer(float(number)?),
-            false => time_of_seconds(float(number)?),
+        match number.parse() {
+            Ok(integer) => time_of_integer(integer),
+            Err(_) => time_of_seconds(float(number)?),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Shares the text of partition keys that repeat.
 
+use std::str::Utf8Error;
 use std::sync::Arc;
 
 /// The number of sets of places for keys. A power of two.
@@ -19,19 +20,24 @@ pub(super) struct SharedKeys {
 
 impl SharedKeys {
     /// Returns this text, shared with the earlier records of the same key.
-    pub(super) fn share(&mut self, key: &str) -> Arc<str> {
+    ///
+    /// # Errors
+    ///
+    /// The key is no UTF-8.
+    pub(super) fn share(&mut self, key: &[u8]) -> Result<Arc<str>, Utf8Error> {
         if self.sets.is_empty() {
             self.sets.resize(SETS, [const { None }; WAYS]);
         }
-        let set = &mut self.sets[set(key.as_bytes())];
-        if let Some(kept) = set.iter().flatten().find(|kept| ***kept == *key) {
-            return kept.clone();
+        let set = &mut self.sets[set(key)];
+        if let Some(kept) = set.iter().flatten().find(|kept| kept.as_bytes() == key) {
+            return Ok(kept.clone());
         }
+        let key: Arc<str> = str::from_utf8(key)?.into();
         let place = set.iter().position(Option::is_none).unwrap_or_else(|| {
             self.next = (self.next + 1) % WAYS;
             self.next
         });
-        set[place].insert(key.into()).clone()
+        Ok(set[place].insert(key).clone())
     }
 }
 
@@ -57,8 +63,8 @@ mod tests {
     fn repeated_keys_share_their_text() {
         let mut keys = SharedKeys::default();
         let texts = ["", "a", "customer-000001", "customer-000002", "\u{1f600}"];
-        let first = texts.map(|key| keys.share(key));
-        let second = texts.map(|key| keys.share(key));
+        let mut shared = |key: &str| keys.share(key.as_bytes()).unwrap();
+        let (first, second) = (texts.map(&mut shared), texts.map(&mut shared));
         for (index, text) in texts.into_iter().enumerate() {
             assert_eq!(&*second[index], text);
             assert!(Arc::ptr_eq(&first[index], &second[index]), "{text}");
@@ -69,7 +75,8 @@ mod tests {
     fn most_of_many_keys_share_their_text() {
         let mut keys = SharedKeys::default();
         let texts: Vec<String> = (0..250).map(|number| format!("customer-{number:06}")).collect();
-        let mut read = || texts.iter().map(|key| keys.share(key)).collect::<Vec<_>>();
+        let mut shared = |key: &String| keys.share(key.as_bytes()).unwrap();
+        let mut read = || texts.iter().map(&mut shared).collect::<Vec<_>>();
         let (first, second) = (read(), read());
         let shared = first
             .iter()
@@ -78,5 +85,10 @@ mod tests {
         // By chance alone about one key would share its set with four others.
         let shared = shared.count();
         assert!(shared > 240, "{shared}");
+    }
+
+    #[test]
+    fn key_that_is_no_utf8_is_refused() {
+        assert!(SharedKeys::default().share(b"customer-\xff").is_err());
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use aws_smithy_schema::serde::SerdeError;
 
 use super::keys::SharedKeys;
-use super::source::Source;
+use super::source::{Source, no_utf8};
 use crate::record::{Record, SequenceNumber, Source as Shard};
 
 /// The depth of a record in an answer: inside a list inside a map.
@@ -22,6 +22,8 @@ pub(super) struct Page {
 #[derive(Default)]
 struct Read {
     records: Vec<Record>,
+    /// The number of records in the last answer. The next one is often as long.
+    length: usize,
     keys: SharedKeys,
 }
 
@@ -43,11 +45,12 @@ impl Page {
     pub(super) fn read<'a>(&self, source: &mut impl Source<'a>) -> Result<(), SerdeError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         read.records = Vec::new();
-        let mut records = Vec::new();
+        let mut records = Vec::with_capacity(read.length);
         let mut list = source.begin_list()?;
         while source.next_item(&mut list)? {
             records.push(self.record(source, &mut read.keys)?);
         }
+        read.length = records.len();
         read.records = records;
         Ok(())
     }
@@ -61,30 +64,24 @@ impl Page {
                 continue;
             }
             let is_first = match &*name {
-                "SequenceNumber" => number.replace(read_number(source)?).is_none(),
-                "Data" => data.replace(source.read_bytes()?).is_none(),
-                "PartitionKey" => key.replace(keys.share(&source.read_text()?)).is_none(),
-                "ApproximateArrivalTimestamp" => arrival.replace(source.read_time()?).is_none(),
+                b"SequenceNumber" => number.replace(read_number(source)?).is_none(),
+                b"Data" => data.replace(source.read_bytes()?).is_none(),
+                b"PartitionKey" => key.replace(read_key(source, keys)?).is_none(),
+                b"ApproximateArrivalTimestamp" => arrival.replace(source.read_time()?).is_none(),
                 _ => {
                     source.skip(DEPTH)?;
                     true
                 }
             };
             if !is_first {
-                return Err(twice(&name));
+                return Err(twice(&String::from_utf8_lossy(&name)));
             }
         }
         // The SDK would fill them in: a record without its payload would be processed as an empty one.
         let number = number.ok_or_else(|| SerdeError::missing_member("SequenceNumber"))?;
         let data = data.ok_or_else(|| SerdeError::missing_member("Data"))?;
-        let mut record = Record::read_from(self.shard.clone(), number).payload(data);
-        if let Some(key) = key {
-            record = record.shared_key(key);
-        }
-        if let Some(arrival) = arrival.and_then(|arrival| SystemTime::try_from(arrival).ok()) {
-            record = record.arrival(arrival);
-        }
-        Ok(record.build())
+        let arrival = arrival.and_then(|arrival| SystemTime::try_from(arrival).ok());
+        Ok(Record::of_page(self.shard.clone(), number, key, arrival, data))
     }
 }
 
@@ -95,10 +92,12 @@ impl fmt::Debug for Page {
 }
 
 fn read_number<'a>(source: &mut impl Source<'a>) -> Result<SequenceNumber, SerdeError> {
-    source
-        .read_text()?
-        .parse()
-        .map_err(|_| SerdeError::invalid_input("a record has no valid sequence number"))
+    SequenceNumber::of_digits(&source.read_string()?)
+        .ok_or_else(|| SerdeError::invalid_input("a record has no valid sequence number"))
+}
+
+fn read_key<'a>(source: &mut impl Source<'a>, keys: &mut SharedKeys) -> Result<Arc<str>, SerdeError> {
+    keys.share(&source.read_string()?).map_err(|_| no_utf8())
 }
 
 pub(super) fn twice(name: &str) -> SerdeError {

@@ -38,12 +38,18 @@ pub(super) trait Source<'a> {
     fn is_null(&self) -> bool;
     fn read_null(&mut self) -> Result<(), SerdeError>;
     fn begin_map(&mut self) -> Result<Rest, SerdeError>;
-    /// Reads the next key of a map. Returns `None` behind the end of the map.
-    fn next_key(&mut self, map: &mut Rest) -> Result<Option<Cow<'a, str>>, SerdeError>;
+    /// Reads the next key of a map, which need not be UTF-8. Returns `None` behind the end of the map.
+    fn next_key(&mut self, map: &mut Rest) -> Result<Option<Cow<'a, [u8]>>, SerdeError>;
     fn begin_list(&mut self) -> Result<Rest, SerdeError>;
     /// Moves to the next item of a list. Returns false behind the end of the list.
     fn next_item(&mut self, list: &mut Rest) -> Result<bool, SerdeError>;
-    fn read_text(&mut self) -> Result<Cow<'a, str>, SerdeError>;
+    /// Reads the bytes of a text, which need not be UTF-8.
+    fn read_string(&mut self) -> Result<Cow<'a, [u8]>, SerdeError>;
+
+    fn read_text(&mut self) -> Result<Cow<'a, str>, SerdeError> {
+        self.read_string().and_then(text)
+    }
+
     fn read_integer(&mut self) -> Result<i64, SerdeError>;
     fn read_boolean(&mut self) -> Result<bool, SerdeError>;
     /// Reads bytes into an allocation of their own: a payload must not keep its page in memory.
@@ -53,6 +59,18 @@ pub(super) trait Source<'a> {
     fn skip(&mut self, depth: u32) -> Result<(), SerdeError>;
     /// Checks that nothing follows.
     fn end(&mut self) -> Result<(), SerdeError>;
+}
+
+/// Checks that a text is UTF-8.
+pub(super) fn text(string: Cow<'_, [u8]>) -> Result<Cow<'_, str>, SerdeError> {
+    Ok(match string {
+        Cow::Borrowed(bytes) => Cow::Borrowed(str::from_utf8(bytes).map_err(|_| no_utf8())?),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8(bytes).map_err(|_| no_utf8())?),
+    })
+}
+
+pub(super) fn no_utf8() -> SerdeError {
+    SerdeError::invalid_input("a text is no UTF-8")
 }
 
 /// Reads the rest of a map or list at this depth.
@@ -102,47 +120,47 @@ pub(super) fn integral(number: f64) -> Result<i64, SerdeError> {
 
 /// The smallest integer that counts as milliseconds. As milliseconds it is a time in 1973, as seconds one in the
 /// year 5138.
-const SMALLEST_MILLIS: f64 = 100_000_000_000.0;
+const SMALLEST_MILLIS: u64 = 100_000_000_000;
+/// The largest time that the SDK formats, in the year 9999.
+const LARGEST_MILLIS: u64 = 253_402_300_799_999;
 
 /// Returns the time that an integer means. Kinesis has seconds in JSON and milliseconds in CBOR; emulators mix them
 /// up.
-pub(super) fn time_of_integer(integer: f64) -> Result<DateTime, SerdeError> {
-    match integer.abs() < SMALLEST_MILLIS {
-        true => time_of_seconds(integer),
-        // Exact: the largest time is below 2^53.
+pub(super) fn time_of_integer(integer: i64) -> Result<DateTime, SerdeError> {
+    match integer.unsigned_abs() < SMALLEST_MILLIS {
+        true => time_of_millis(integer * 1_000),
         false => time_of_millis(integer),
     }
 }
 
 /// Returns the time that is this number of seconds after 1970, to the millisecond.
 pub(super) fn time_of_seconds(seconds: f64) -> Result<DateTime, SerdeError> {
-    time_of_millis((seconds * 1_000.0).round())
+    let millis = (seconds * 1_000.0).round();
+    // Exact: the largest time is below 2^53. No number is not within the range either.
+    match millis.abs() <= LARGEST_MILLIS as f64 {
+        true => time_of_millis(millis as i64),
+        false => Err(out_of_range()),
+    }
 }
 
-fn time_of_millis(millis: f64) -> Result<DateTime, SerdeError> {
-    // The largest time that the SDK formats is in the year 9999.
-    match millis.abs() <= 253_402_300_799_999.0 {
-        true => Ok(DateTime::from_millis(millis as i64)),
-        false => Err(SerdeError::timestamp_parse_failed("the time is out of range")),
+fn time_of_millis(millis: i64) -> Result<DateTime, SerdeError> {
+    match millis.unsigned_abs() <= LARGEST_MILLIS {
+        true => Ok(DateTime::from_millis(millis)),
+        false => Err(out_of_range()),
     }
+}
+
+pub(super) fn out_of_range() -> SerdeError {
+    SerdeError::timestamp_parse_failed("the time is out of range")
 }
 
 /// Decodes base64 text, with or without padding.
 pub(super) fn decode_base64(text: &[u8]) -> Result<Vec<u8>, SerdeError> {
-    use base64::Engine as _;
-    use base64::alphabet::STANDARD;
-    use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-
-    const BASE64: GeneralPurpose = GeneralPurpose::new(
-        &STANDARD,
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-    );
-    let invalid = || SerdeError::blob_decode_failed("a payload is no base64 text");
-    let unpadded = text.len() - text.iter().rev().take_while(|byte| **byte == b'=').count();
-    // The exact length: a vector with more room costs `Bytes` another allocation.
-    let mut data = vec![0; unpadded / 4 * 3 + unpadded % 4 * 3 / 4];
-    match BASE64.decode_slice(text, &mut data) {
-        Ok(length) if length == data.len() => Ok(data),
-        _ => Err(invalid()),
-    }
+    // The same decoder as in the SDK.
+    let decoder = match text.len() % 4 {
+        0 => base64_simd::STANDARD,
+        _ => base64_simd::STANDARD_NO_PAD,
+    };
+    let invalid = |_| SerdeError::blob_decode_failed("a payload is no base64 text");
+    decoder.decode_to_vec(text).map_err(invalid)
 }
