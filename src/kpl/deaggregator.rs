@@ -1,15 +1,9 @@
 //! Opens one aggregated record into the records inside.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
-use bytes::Bytes;
-use prost::Message as _;
-
-#[cfg(any(feature = "kinesis", feature = "lambda"))]
-use super::packed::Contents;
-use super::stamp;
-use super::wire::{CHECKSUM_BYTES, MAGIC, Message, checksum, hash_key};
+use super::packed::{Contents, Unpacking};
+use super::wire::{self, MAGIC, checksum};
 use crate::failure::BoxError;
 use crate::record::Record;
 
@@ -155,17 +149,42 @@ impl Deaggregator {
     pub(crate) fn expand_or_pack(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
         let payload = record.payload();
         let is_small = payload.len() <= SMALL && into.len() < MANY;
-        if is_small || !payload.starts_with(&MAGIC) {
+        if is_small {
             return self.expand(record, into);
         }
-        match self.pack(&record) {
-            Ok((records, out_of_range))
-                if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop =>
-            {
-                Expanded::Dropped { record, records }
-            }
-            Ok((records, out_of_range)) => {
-                into.push(record.packed(records, self.stamps));
+        self.open(record, into, |aggregate, contents, into| {
+            into.push(aggregate.packed(contents.records, self.stamps));
+        })
+    }
+
+    /// Adds the records inside `record`, or `record` itself if it cannot be opened as an aggregate.
+    ///
+    /// All records are made at once, and a megabyte can hold 170,000 of them.
+    pub fn expand(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
+        self.open(record, into, |aggregate, contents, into| {
+            into.extend(Unpacking::new(aggregate, contents, self.stamps));
+        })
+    }
+
+    /// Adds an aggregate by `deliver`, and any other record as it is.
+    #[inline]
+    fn open(
+        &self,
+        record: Record,
+        into: &mut Vec<Record>,
+        deliver: impl FnOnce(Record, Contents, &mut Vec<Record>),
+    ) -> Expanded {
+        if !record.payload().starts_with(&MAGIC) {
+            into.push(record);
+            return Expanded::Plain;
+        }
+        match self.check(&record) {
+            Ok((contents, out_of_range)) => {
+                let records = contents.records;
+                if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop {
+                    return Expanded::Dropped { record, records };
+                }
+                deliver(record, contents, into);
                 Expanded::Aggregate {
                     records,
                     out_of_range,
@@ -178,126 +197,19 @@ impl Deaggregator {
         }
     }
 
-    /// Checks an aggregate. Returns the number of its records, and the number of those that belong to another
-    /// shard.
-    #[cfg(any(feature = "kinesis", feature = "lambda"))]
-    fn pack(&self, record: &Record) -> Result<(usize, usize), DamagedAggregate> {
-        let contents = Contents::of(self.message(record.payload())?)?;
-        let hash_keys = Some(&self.hash_keys);
+    /// Checks an aggregate. Returns its contents, and the number of the records that belong to another shard.
+    fn check(&self, record: &Record) -> Result<(Contents, usize), DamagedAggregate> {
+        let (message, found) = wire::parts(record.payload()).ok_or(DamagedAggregate::Checksum)?;
+        if self.verify && checksum(&message) != *found {
+            return Err(DamagedAggregate::Checksum);
+        }
+        let contents = Contents::of(message)?;
+        let is_partial = self.hash_keys != (0..=u128::MAX);
         // Without a partition key, the stream may have put the record into any shard.
-        let hash_keys =
-            hash_keys.filter(|keys| record.partition_key().is_some() && **keys != (0..=u128::MAX));
+        let hash_keys = (is_partial && record.partition_key().is_some()).then_some(&self.hash_keys);
         let out_of_range = contents.check(hash_keys)?;
-        Ok((contents.records, out_of_range))
+        Ok((contents, out_of_range))
     }
-
-    /// Adds the records inside `record`, or `record` itself if it cannot be opened as an aggregate.
-    ///
-    /// All records are made at once, and a megabyte can hold 170,000 of them.
-    pub fn expand(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
-        if !record.payload().starts_with(&MAGIC) {
-            into.push(record);
-            return Expanded::Plain;
-        }
-        match self.open(record.payload()) {
-            Ok(opened) => self.deliver(record, opened, into),
-            Err(damage) => {
-                into.push(record);
-                Expanded::Damaged(damage)
-            }
-        }
-    }
-
-    /// Returns the message between the magic bytes and the checksum.
-    fn message(&self, payload: &Bytes) -> Result<Bytes, DamagedAggregate> {
-        let message = MAGIC.len()..payload.len().saturating_sub(CHECKSUM_BYTES);
-        let Some(bytes) = payload.get(message.clone()) else {
-            return Err(DamagedAggregate::Checksum);
-        };
-        if self.verify && checksum(bytes) != payload[message.end..] {
-            return Err(DamagedAggregate::Checksum);
-        }
-        Ok(payload.slice(message))
-    }
-
-    fn open(&self, payload: &Bytes) -> Result<Opened, DamagedAggregate> {
-        Opened::new(Message::decode(self.message(payload)?).map_err(format)?)
-    }
-
-    fn deliver(&self, record: Record, opened: Opened, into: &mut Vec<Record>) -> Expanded {
-        let records = opened.message.records.len();
-        let out_of_range = match record.partition_key() {
-            Some(_) if self.hash_keys != (0..=u128::MAX) => opened.out_of(&self.hash_keys),
-            // Without a partition key, the stream may have put the record into any shard.
-            _ => 0,
-        };
-        if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop {
-            return Expanded::Dropped { record, records };
-        }
-        let aggregate = record.aggregate();
-        into.reserve(records);
-        for (number, inner) in (0..).zip(opened.message.records) {
-            let key = index(inner.partition_key).and_then(|index| opened.partition_keys.get(index));
-            if let (Some(key), Some(data)) = (key, inner.data) {
-                let redriven = self.stamps.then(|| stamp::redriven(&inner.tags)).flatten();
-                into.push(aggregate.record(number, key.clone(), data, redriven));
-            }
-        }
-        Expanded::Aggregate {
-            records,
-            out_of_range,
-        }
-    }
-}
-
-/// A decoded aggregate that is complete.
-struct Opened {
-    message: Message,
-    partition_keys: Vec<Arc<str>>,
-}
-
-impl Opened {
-    fn new(message: Message) -> Result<Self, DamagedAggregate> {
-        if message.records.is_empty() {
-            return Err(DamagedAggregate::Empty);
-        }
-        for (number, inner) in message.records.iter().enumerate() {
-            let key = index(inner.partition_key);
-            let has_key = key.is_some_and(|key| key < message.partition_keys.len());
-            let hash_key = inner.explicit_hash_key;
-            let has_hash_key = hash_key.is_none()
-                || index(hash_key).is_some_and(|key| key < message.explicit_hash_keys.len());
-            if !has_key || !has_hash_key || inner.data.is_none() {
-                return Err(DamagedAggregate::Record { record: number });
-            }
-        }
-        let text = |key: &Bytes| Ok(std::str::from_utf8(key).map_err(format)?.into());
-        let partition_keys = message.partition_keys.iter().map(text);
-        Ok(Opened {
-            partition_keys: partition_keys.collect::<Result<_, DamagedAggregate>>()?,
-            message,
-        })
-    }
-
-    /// Returns the number of records that belong to another shard.
-    fn out_of(&self, hash_keys: &RangeInclusive<u128>) -> usize {
-        let explicit = |key: &Bytes| std::str::from_utf8(key).ok()?.parse().ok();
-        let explicit: Vec<Option<u128>> = self.message.explicit_hash_keys.iter().map(explicit).collect();
-        let keys = self.message.partition_keys.iter();
-        let keys: Vec<u128> = keys.map(|key| hash_key(key)).collect();
-        let records = self.message.records.iter();
-        let within = |key: Option<u128>| key.is_some_and(|key| hash_keys.contains(&key));
-        records
-            .filter(|inner| match inner.explicit_hash_key {
-                Some(_) => !within(index(inner.explicit_hash_key).and_then(|key| explicit[key])),
-                None => !within(index(inner.partition_key).map(|key| keys[key])),
-            })
-            .count()
-    }
-}
-
-fn index(index: Option<u64>) -> Option<usize> {
-    usize::try_from(index?).ok()
 }
 
 pub(super) fn format(error: impl Into<BoxError>) -> DamagedAggregate {

@@ -27,7 +27,7 @@
 
 mod aggregator;
 mod deaggregator;
-#[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
+mod fields;
 mod packed;
 mod stamp;
 mod wire;

@@ -1,26 +1,26 @@
-//! Packed aggregates, whose records are made one by one.
+//! The contents of an aggregate, whose records are made one by one.
 //!
 //! An aggregate of 10 MiB can hold 1.7 million records without a payload, which take 270 MB once all are
-//! made. A large aggregate is therefore checked as a whole without making any record. It stays packed until
+//! made. An aggregate is therefore checked as a whole without making any record. A large one stays packed until
 //! its records enter the window.
 
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use prost::Message as _;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::deaggregator::{DamagedAggregate, format};
+use super::fields::{Fields, Value};
 use super::stamp;
-use super::wire::{CHECKSUM_BYTES, Inside, MAGIC, Tag, hash_key};
+use super::wire::{self, Tag, hash_key};
 use crate::record::{Aggregate, Record};
 
-/// The field numbers of an aggregate's message.
+/// The field numbers of an aggregate's message, and of a record in it.
 const PARTITION_KEY: u32 = 1;
 const EXPLICIT_HASH_KEY: u32 = 2;
 const RECORD: u32 = 3;
-/// The field number of a tag in an inner record.
+const DATA: u32 = 3;
 const TAG: u32 = 4;
 /// The maximum number of partition keys that are kept as shared strings while an aggregate is opened.
 const SHARED_KEYS: usize = 16 * 1024;
@@ -42,12 +42,13 @@ impl Contents {
             explicit_hash_keys: Vec::new(),
             records: 0,
         };
-        let mut at = 0;
-        while let Some((field, place)) = next_field(&message, &mut at, RECORD)? {
-            match field {
-                PARTITION_KEY => contents.partition_keys.push(narrow(place)?),
-                EXPLICIT_HASH_KEY => contents.explicit_hash_keys.push(narrow(place)?),
-                _ => contents.records += 1,
+        for field in Fields::of(&message, 0..message.len()) {
+            match field? {
+                (PARTITION_KEY, Value::Bytes(place)) => contents.partition_keys.push(narrow(place)?),
+                (EXPLICIT_HASH_KEY, Value::Bytes(place)) => contents.explicit_hash_keys.push(narrow(place)?),
+                (RECORD, Value::Bytes(_)) => contents.records += 1,
+                (PARTITION_KEY | EXPLICIT_HASH_KEY | RECORD, _) => return Err(wrong_type()),
+                _ => {}
             }
             // A valid aggregate uses each key in a record. More keys than records fit into the message would
             // only fill the memory.
@@ -74,15 +75,13 @@ impl Contents {
         }
         let mut out_of_range = 0;
         let mut last: Option<(u64, bool)> = None;
-        let (mut at, mut number) = (0, 0);
-        while let Some(inside) = self.next(&mut at)? {
-            let inside = Inside::decode(inside).map_err(format)?;
+        for (number, place) in self.records(0).enumerate() {
+            let inside = Inside::read(&self.message, place?)?;
             let key = place_of(inside.partition_key, &self.partition_keys);
             let explicit = inside.explicit_hash_key;
             let explicit_key = place_of(explicit, &self.explicit_hash_keys);
-            let (Some(key), Some(_), true) =
-                (key, &inside.data, explicit.is_none() || explicit_key.is_some())
-            else {
+            let is_complete = inside.data.is_some() && (explicit.is_none() || explicit_key.is_some());
+            let Some(key) = key.filter(|_| is_complete) else {
                 return Err(DamagedAggregate::Record { record: number });
             };
             if let Some(hash_keys) = hash_keys {
@@ -100,25 +99,51 @@ impl Contents {
                 };
                 out_of_range += usize::from(!is_within);
             }
-            number += 1;
         }
         Ok(out_of_range)
     }
 
-    /// Returns the encoded bytes of the next inner record from `at` on.
-    fn next(&self, at: &mut usize) -> Result<Option<Bytes>, DamagedAggregate> {
-        while let Some((field, place)) = next_field(&self.message, at, RECORD)? {
-            if field == RECORD {
-                return Ok(Some(self.message.slice(place)));
-            }
-        }
-        Ok(None)
+    /// Returns the places of the records from `at` on.
+    #[inline]
+    fn records(&self, at: usize) -> impl Iterator<Item = Result<Range<usize>, DamagedAggregate>> {
+        let fields = Fields::of(&self.message, at..self.message.len());
+        fields.filter_map(|field| match field {
+            Ok((RECORD, Value::Bytes(place))) => Some(Ok(place)),
+            Ok(_) => None,
+            Err(damage) => Some(Err(damage)),
+        })
     }
 
     fn bytes(&self, place: &Range<u32>) -> &[u8] {
         self.message
             .get(place.start as usize..place.end as usize)
             .unwrap_or_default()
+    }
+}
+
+/// A record inside an aggregate, without its tags.
+#[derive(Default)]
+struct Inside {
+    partition_key: Option<u64>,
+    explicit_hash_key: Option<u64>,
+    data: Option<Range<usize>>,
+}
+
+impl Inside {
+    /// Reads the record at a place of a message.
+    #[inline]
+    fn read(message: &[u8], place: Range<usize>) -> Result<Self, DamagedAggregate> {
+        let mut inside = Inside::default();
+        for field in Fields::of(message, place) {
+            match field? {
+                (PARTITION_KEY, Value::Number(index)) => inside.partition_key = Some(index),
+                (EXPLICIT_HASH_KEY, Value::Number(index)) => inside.explicit_hash_key = Some(index),
+                (DATA, Value::Bytes(data)) => inside.data = Some(data),
+                (PARTITION_KEY | EXPLICIT_HASH_KEY | DATA, _) => return Err(wrong_type()),
+                _ => {}
+            }
+        }
+        Ok(inside)
     }
 }
 
@@ -129,6 +154,8 @@ const SMALLEST_RECORD: usize = 6;
 pub(crate) struct Unpacking {
     aggregate: Record,
     source: Aggregate,
+    /// True if redrive stamps on the records are read.
+    stamps: bool,
     contents: Contents,
     at: usize,
     made: u64,
@@ -138,21 +165,25 @@ pub(crate) struct Unpacking {
 
 impl Unpacking {
     /// Starts at the first record of a packed aggregate. Returns `None` if `aggregate` is not an aggregate.
+    #[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
     pub(crate) fn of(aggregate: Record) -> Option<Self> {
-        let payload = aggregate.payload();
-        let message = MAGIC.len()..payload.len().checked_sub(CHECKSUM_BYTES)?;
-        if message.start > message.end {
-            return None;
-        }
-        let contents = Contents::of(payload.slice(message)).ok()?;
-        Some(Unpacking {
+        let (message, _) = wire::parts(aggregate.payload())?;
+        let contents = Contents::of(message).ok()?;
+        let stamps = aggregate.has_stamps();
+        Some(Unpacking::new(aggregate, contents, stamps))
+    }
+
+    /// Starts at the first record of a checked aggregate.
+    pub(super) fn new(aggregate: Record, contents: Contents, stamps: bool) -> Self {
+        Unpacking {
             source: aggregate.aggregate(),
             keys: vec![None; contents.partition_keys.len().min(SHARED_KEYS)],
+            stamps,
             aggregate,
             contents,
             at: 0,
             made: 0,
-        })
+        }
     }
 
     /// Returns the aggregate itself.
@@ -184,25 +215,30 @@ impl Iterator for Unpacking {
 
     fn next(&mut self) -> Option<Record> {
         // No step fails, because the aggregate was checked before it was packed.
-        let bytes = self.contents.next(&mut self.at).ok()??;
-        let inside = Inside::decode(bytes.clone()).ok()?;
+        let place = self.contents.records(self.at).next()?.ok()?;
+        self.at = place.end;
+        let inside = Inside::read(&self.contents.message, place.clone()).ok()?;
         let key = self.key(inside.partition_key?)?;
-        let redriven = self.aggregate.has_stamps().then(|| redriven(&bytes)).flatten();
-        let record = self.source.record(self.made, key, inside.data?, redriven);
+        let data = self.contents.message.slice(inside.data?);
+        let redriven = self.stamps.then(|| redriven(&self.contents.message, place)).flatten();
+        let record = self.source.record(self.made, key, data, redriven);
         self.made += 1;
         Some(record)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left(), Some(self.left()))
     }
 }
 
 /// Reads the origin of a redriven record from an inner record's tags. Other tags are skipped, however many
 /// there are.
-fn redriven(inner: &Bytes) -> Option<crate::record::Redriven> {
+fn redriven(message: &Bytes, record: Range<usize>) -> Option<crate::record::Redriven> {
     let mut tags = Vec::new();
-    let mut at = 0;
-    while let Ok(Some((field, place))) = next_field(inner, &mut at, TAG) {
-        if field == TAG
+    for field in Fields::of(message, record) {
+        if let Ok((TAG, Value::Bytes(place))) = field
             && tags.len() < stamp::TAGS
-            && let Ok(tag) = Tag::decode(inner.slice(place))
+            && let Ok(tag) = Tag::decode(message.slice(place))
             && stamp::is_ours(&tag)
         {
             tags.push(tag);
@@ -211,35 +247,8 @@ fn redriven(inner: &Bytes) -> Option<crate::record::Redriven> {
     stamp::redriven(&tags)
 }
 
-/// Returns the next length-delimited field from `at` on whose number is at most `up_to`, and the place of its
-/// bytes.
-fn next_field(
-    message: &Bytes,
-    at: &mut usize,
-    up_to: u32,
-) -> Result<Option<(u32, Range<usize>)>, DamagedAggregate> {
-    loop {
-        let mut left = message.get(*at..).unwrap_or_default();
-        if left.is_empty() {
-            return Ok(None);
-        }
-        let (field, wire_type) = decode_key(&mut left).map_err(format)?;
-        if wire_type != WireType::LengthDelimited || field > up_to {
-            skip_field(wire_type, field, &mut left, DecodeContext::default()).map_err(format)?;
-            *at = message.len() - left.remaining();
-            continue;
-        }
-        let length = decode_varint(&mut left).map_err(format)?;
-        let start = message.len() - left.remaining();
-        let length = usize::try_from(length)
-            .ok()
-            .filter(|length| *length <= left.remaining());
-        let Some(length) = length else {
-            return Err(format("a field of the aggregate is longer than the aggregate"));
-        };
-        *at = start + length;
-        return Ok(Some((field, start..*at)));
-    }
+fn wrong_type() -> DamagedAggregate {
+    format("a field of the aggregate has another type than the format says")
 }
 
 fn narrow(place: Range<usize>) -> Result<Range<u32>, DamagedAggregate> {

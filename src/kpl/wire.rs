@@ -33,17 +33,6 @@ pub(super) struct Inner {
     pub(super) tags: Vec<Tag>,
 }
 
-/// A record inside an aggregate without its tags, of which a message can contain as many as it has bytes.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Inside {
-    #[prost(uint64, optional, tag = "1")]
-    pub(super) partition_key: Option<u64>,
-    #[prost(uint64, optional, tag = "2")]
-    pub(super) explicit_hash_key: Option<u64>,
-    #[prost(bytes = "bytes", optional, tag = "3")]
-    pub(super) data: Option<Bytes>,
-}
-
 /// A tag of a record inside. The KPL itself writes none.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Tag {
@@ -51,6 +40,12 @@ pub(super) struct Tag {
     pub(super) key: Bytes,
     #[prost(bytes = "bytes", optional, tag = "2")]
     pub(super) value: Option<Bytes>,
+}
+
+/// Returns the message and the checksum of an aggregate. `None`: the payload is too short for both.
+pub(super) fn parts(payload: &Bytes) -> Option<(Bytes, &[u8; CHECKSUM_BYTES])> {
+    let (rest, checksum) = payload.split_last_chunk()?;
+    (rest.len() >= MAGIC.len()).then(|| (payload.slice(MAGIC.len()..rest.len()), checksum))
 }
 
 pub(super) fn checksum(message: &[u8]) -> [u8; CHECKSUM_BYTES] {
