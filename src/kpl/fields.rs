@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_varint, skip_field};
 
 use super::deaggregator::{DamagedAggregate, format};
+use crate::failure::BoxError;
 
 /// The value of a field.
 pub(super) enum Value {
@@ -16,36 +17,61 @@ pub(super) enum Value {
 }
 
 /// The numbers and the values of the fields in a part of a message. Ends after an error.
+///
+/// What reads a field is inlined: each record inside an aggregate has several.
 pub(super) struct Fields<'a> {
-    message: &'a [u8],
     /// What is left of the part.
-    place: Range<usize>,
+    rest: &'a [u8],
+    /// The end of the part in the message.
+    end: usize,
 }
 
 impl<'a> Fields<'a> {
+    /// Starts at the beginning of a part, which ends with the message at the latest.
     #[inline]
-    pub(super) fn of(message: &'a [u8], place: Range<usize>) -> Self {
-        Fields { message, place }
+    pub(super) fn of(message: &'a [u8], part: Range<usize>) -> Self {
+        let end = part.end;
+        let rest = message.get(part).unwrap_or_default();
+        Fields { rest, end }
     }
 
+    /// Returns the place in the message of what is read next.
     #[inline]
-    fn read(&mut self, mut left: &[u8]) -> Result<(u32, Value), DamagedAggregate> {
-        let (field, wire_type) = decode_key(&mut left).map_err(format)?;
-        let value = match wire_type {
-            WireType::Varint => Value::Number(decode_varint(&mut left).map_err(format)?),
-            WireType::LengthDelimited => {
-                let length = decode_varint(&mut left).map_err(format)?;
-                let start = self.place.end - left.len();
-                let rest = usize::try_from(length).ok().and_then(|length| left.get(length..));
-                left = rest.ok_or_else(|| format("a field of the aggregate is longer than the aggregate"))?;
-                Value::Bytes(start..self.place.end - left.len())
+    fn at(&self) -> usize {
+        self.end - self.rest.len()
+    }
+
+    #[inline(always)]
+    fn varint(&mut self) -> Result<u64, BoxError> {
+        match self.rest.split_first() {
+            Some((&byte, rest)) if byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(byte))
             }
-            _ => {
-                skip_field(wire_type, field, &mut left, DecodeContext::default()).map_err(format)?;
+            _ => Ok(decode_varint(&mut self.rest)?),
+        }
+    }
+
+    #[inline(always)]
+    fn read(&mut self) -> Result<(u32, Value), BoxError> {
+        let key = self.varint()?;
+        let field = u32::try_from(key >> 3)?;
+        let value = match key & 0x7 {
+            _ if field == 0 => return Err("a field of the aggregate has the number 0".into()),
+            0 => Value::Number(self.varint()?),
+            2 => {
+                let length = usize::try_from(self.varint()?)?;
+                let start = self.at();
+                let rest = self.rest.get(length..);
+                self.rest = rest.ok_or("a field of the aggregate is longer than the aggregate")?;
+                Value::Bytes(start..self.at())
+            }
+            other => {
+                let wire_type = WireType::try_from(other)?;
+                skip_field(wire_type, field, &mut self.rest, DecodeContext::default())?;
                 Value::Other
             }
         };
-        self.place.start = self.place.end - left.len();
         Ok((field, value))
     }
 }
@@ -53,13 +79,15 @@ impl<'a> Fields<'a> {
 impl Iterator for Fields<'_> {
     type Item = Result<(u32, Value), DamagedAggregate>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
-        let left = self.message.get(self.place.clone()).filter(|left| !left.is_empty())?;
-        let read = self.read(left);
-        if read.is_err() {
-            self.place.start = self.place.end;
+        if self.rest.is_empty() {
+            return None;
         }
-        Some(read)
+        let read = self.read();
+        if read.is_err() {
+            self.rest = &[];
+        }
+        Some(read.map_err(format))
     }
 }

@@ -14,7 +14,7 @@ use super::deaggregator::{DamagedAggregate, format};
 use super::fields::{Fields, Value};
 use super::stamp;
 use super::wire::{self, Tag, hash_key};
-use crate::record::{Aggregate, Record};
+use crate::record::{Aggregate, Record, Text};
 
 /// The field numbers of an aggregate's message, and of a record in it.
 const PARTITION_KEY: u32 = 1;
@@ -159,7 +159,8 @@ pub(crate) struct Unpacking {
     contents: Contents,
     at: usize,
     made: u64,
-    /// The most recently used keys, each at its index modulo the length of this list.
+    /// The most recently used keys, each at its index modulo the length of this list. Empty if each record has a
+    /// key of its own.
     keys: Vec<Option<(u64, Arc<str>)>>,
 }
 
@@ -175,9 +176,13 @@ impl Unpacking {
 
     /// Starts at the first record of a checked aggregate.
     pub(super) fn new(aggregate: Record, contents: Contents, stamps: bool) -> Self {
+        let shared = match contents.partition_keys.len() {
+            keys if keys < contents.records => keys.min(SHARED_KEYS),
+            _ => 0,
+        };
         Unpacking {
             source: aggregate.aggregate(),
-            keys: vec![None; contents.partition_keys.len().min(SHARED_KEYS)],
+            keys: vec![None; shared],
             stamps,
             aggregate,
             contents,
@@ -197,16 +202,26 @@ impl Unpacking {
         self.contents.records.saturating_sub(made)
     }
 
-    fn key(&mut self, index: u64) -> Option<Arc<str>> {
-        let slot = usize::try_from(index).ok()? % self.keys.len().max(1);
-        match self.keys.get(slot)? {
-            Some((known, key)) if *known == index => return Some(key.clone()),
-            _ => {}
+    fn key(&mut self, index: u64) -> Option<Text> {
+        let place = usize::try_from(index).ok()?;
+        // Only an aggregate with very many keys needs the division.
+        let slot = match place < self.keys.len() {
+            true => place,
+            false => place % self.keys.len().max(1),
+        };
+        if let Some(Some((known, key))) = self.keys.get(slot)
+            && *known == index
+        {
+            return Some(key.clone().into());
         }
-        let place = place_of(Some(index), &self.contents.partition_keys)?;
-        let key: Arc<str> = std::str::from_utf8(self.contents.bytes(place)).ok()?.into();
-        self.keys[slot] = Some((index, key.clone()));
-        Some(key)
+        let bytes = self.contents.bytes(self.contents.partition_keys.get(place)?);
+        let text = std::str::from_utf8(bytes).ok()?;
+        let Some(slot) = self.keys.get_mut(slot) else {
+            return Some(Box::<str>::from(text).into());
+        };
+        let key: Arc<str> = text.into();
+        *slot = Some((index, key.clone()));
+        Some(key.into())
     }
 }
 
@@ -220,7 +235,10 @@ impl Iterator for Unpacking {
         let inside = Inside::read(&self.contents.message, place.clone()).ok()?;
         let key = self.key(inside.partition_key?)?;
         let data = self.contents.message.slice(inside.data?);
-        let redriven = self.stamps.then(|| redriven(&self.contents.message, place)).flatten();
+        let redriven = self
+            .stamps
+            .then(|| redriven(&self.contents.message, place))
+            .flatten();
         let record = self.source.record(self.made, key, data, redriven);
         self.made += 1;
         Some(record)

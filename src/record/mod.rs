@@ -21,7 +21,7 @@ pub use redriven::Redriven;
 pub use sequence_number::{ParseSequenceNumberError, SequenceNumber};
 pub use stream_id::{ParseStreamIdError, StreamId};
 
-use self::text::Text;
+pub(crate) use self::text::Text;
 
 use crate::wall_clock;
 
@@ -279,7 +279,7 @@ impl Aggregate {
     pub(crate) fn record(
         &self,
         sub_sequence_number: u64,
-        partition_key: Arc<str>,
+        partition_key: Text,
         payload: Bytes,
         redriven: Option<Redriven>,
     ) -> Record {
@@ -288,7 +288,7 @@ impl Aggregate {
                 source: self.source.clone(),
                 sequence_number: self.sequence_number.clone(),
                 sub_sequence_number,
-                partition_key: Some(partition_key.into()),
+                partition_key: Some(partition_key),
                 arrival: self.arrival,
                 extra: redriven.map(|redriven| Box::new(Extra::Redriven(redriven))),
             }),
