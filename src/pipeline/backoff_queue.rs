@@ -56,7 +56,19 @@ impl<T> BackoffQueue<T> {
     }
 
     /// Returns the next item that is due. `Pending`: no item is due, and the task is woken when one is.
+    #[inline]
     pub(crate) fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<T> {
+        // Asked for each record, and mostly empty.
+        match self.heap.is_empty() {
+            true => {
+                self.now = None;
+                Poll::Pending
+            }
+            false => self.poll_first(cx),
+        }
+    }
+
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<T> {
         loop {
             let Some(Reverse(next)) = self.heap.peek() else {
                 self.now = None;

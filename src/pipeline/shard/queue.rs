@@ -27,6 +27,7 @@ impl Queue {
     }
 
     /// Moves the records whose backoff is over to the records that may begin.
+    #[inline]
     pub(super) fn wake_due(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(group) = self.delays.poll_due(cx) {
             self.ready.push_again(group);
