@@ -64,7 +64,7 @@ impl FanOut {
     pub(in crate::consumer) async fn run(
         &self,
         reading: &mut Reading,
-        pages: &mpsc::Sender<Batch>,
+        pages: &mpsc::Sender<Box<Batch>>,
     ) -> Result<ReadingEnded, BoxError> {
         let mut failures = Failures::new(reading);
         let mut next_call = Instant::now();
@@ -88,7 +88,7 @@ impl FanOut {
     async fn subscribe(
         &self,
         reading: &mut Reading,
-        pages: &mpsc::Sender<Batch>,
+        pages: &mpsc::Sender<Box<Batch>>,
         failures: &mut Failures,
     ) -> End {
         // With a full window no subscription is made: it would expire unread.
@@ -172,9 +172,9 @@ impl FanOut {
                 false => Batch::reserved(records, self.capacity.reserve(bytes).await),
             };
             match read_until {
-                Some(time) => room.send(batch.read_until(time)),
+                Some(time) => room.send(Box::new(batch.read_until(time))),
                 None if batch.is_empty() => {}
-                None => room.send(batch),
+                None => room.send(Box::new(batch)),
             }
             match last {
                 Some(last) => reading.handed_over(last),

@@ -31,7 +31,7 @@ pub(super) async fn read(
     mut reading: Reading,
     poller: Poller,
     fan_out: Option<FanOut>,
-    pages: mpsc::Sender<Batch>,
+    pages: mpsc::Sender<Box<Batch>>,
 ) -> ReadingEnded {
     let Some(fan_out) = fan_out else {
         return poller.run(&mut reading, &pages).await;

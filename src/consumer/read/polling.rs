@@ -47,7 +47,7 @@ impl Poller {
     pub(in crate::consumer) async fn run(
         &self,
         reading: &mut Reading,
-        pages: &mpsc::Sender<Batch>,
+        pages: &mpsc::Sender<Box<Batch>>,
     ) -> ReadingEnded {
         let mut iterator: Option<String> = None;
         let mut failures = Failures::new(reading);
@@ -168,9 +168,9 @@ impl Poller {
             let behind = reading.fetched(&records, page.millis_behind_latest, &span);
             let batch = Batch::reserved(records, memory);
             match read_until {
-                Some(time) => room.send(batch.read_until(time)),
+                Some(time) => room.send(Box::new(batch.read_until(time))),
                 None if batch.is_empty() => drop((room, batch)),
-                None => room.send(batch),
+                None => room.send(Box::new(batch)),
             }
             if let Some(last) = last {
                 reading.handed_over(last);

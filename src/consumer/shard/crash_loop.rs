@@ -291,18 +291,18 @@ impl Drop for Turn {
 
 /// The reader's pages as a stream. The first page with a record waits until the start of the run is stored.
 pub(in crate::consumer) struct Pages {
-    pages: mpsc::Receiver<Batch>,
+    pages: mpsc::Receiver<Box<Batch>>,
     beginning: Beginning,
 }
 
 enum Beginning {
     NotYet(CrashLoop),
-    Stored(BoxFuture<'static, ()>, Option<Batch>),
+    Stored(BoxFuture<'static, ()>, Option<Box<Batch>>),
     Over,
 }
 
 impl Pages {
-    pub(in crate::consumer) fn new(pages: mpsc::Receiver<Batch>, crash_loop: CrashLoop) -> Self {
+    pub(in crate::consumer) fn new(pages: mpsc::Receiver<Box<Batch>>, crash_loop: CrashLoop) -> Self {
         // If one record is in flight at a time, the mark is stored for each record instead.
         let beginning = match crash_loop.is_suspected() {
             Some(_) => Beginning::Over,
@@ -319,22 +319,26 @@ impl Stream for Pages {
         let Pages { pages, beginning } = &mut *self;
         loop {
             match beginning {
-                Beginning::Over => return pages.poll_recv(cx),
+                Beginning::Over => return pages.poll_recv(cx).map(unboxed),
                 Beginning::NotYet(crash_loop) => match ready!(pages.poll_recv(cx)) {
                     Some(batch) if !batch.is_empty() => {
                         *beginning = Beginning::Stored(crash_loop.begin(), Some(batch));
                     }
-                    empty => return Poll::Ready(empty),
+                    empty => return Poll::Ready(unboxed(empty)),
                 },
                 Beginning::Stored(stored, batch) => {
                     ready!(stored.as_mut().poll(cx));
                     let batch = batch.take();
                     *beginning = Beginning::Over;
-                    return Poll::Ready(batch);
+                    return Poll::Ready(unboxed(batch));
                 }
             }
         }
     }
+}
+
+fn unboxed(batch: Option<Box<Batch>>) -> Option<Batch> {
+    batch.map(|batch| *batch)
 }
 
 #[cfg(test)]

@@ -47,7 +47,8 @@ pub(super) struct ShardTask<P: Handler> {
 }
 
 impl<P: Handler> ShardTask<P> {
-    pub(super) async fn run(self) -> ShardEnd {
+    /// Runs the shard to its end. Boxed: a future keeps the room of its arguments for as long as it lives.
+    pub(super) async fn run(self: Box<Self>) -> ShardEnd {
         let ShardTask {
             resilient,
             pipeline,
@@ -61,7 +62,7 @@ impl<P: Handler> ShardTask<P> {
             shutdown,
             lease,
             last_call,
-        } = self;
+        } = *self;
         let ends = match &lease {
             Some(lease) => lease.state.ends().clone(),
             None => shutdown,
@@ -81,6 +82,7 @@ impl<P: Handler> ShardTask<P> {
             position: from.position(),
         });
         // Reading and storing run on tasks of their own: a processor that blocks this task starves neither.
+        // Pages are boxed, as a channel allocates 32 places, whatever its bound.
         let (sender, pages) = mpsc::channel(1);
         let reading = Box::pin(read(reading, poller, fan_out, sender));
         let reading = AbortOnDropHandle::new(tokio::spawn({
