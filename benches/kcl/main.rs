@@ -132,7 +132,7 @@ async fn main() -> Result<ExitCode> {
             us.rate / them.rate,
         ];
         table.note(format!(
-            "{} compared with {}: CPU {:.1} times lower, memory {:.1} times lower, rate {:.1} times higher.",
+            "{} compared with {}: {:.1} times less CPU, {:.1} times less memory, {:.1} times the rate.",
             clients[ours].name, clients[theirs].name, times[0], times[1], times[2]
         ));
         let is_judged = (ours, theirs) == (5, 0);

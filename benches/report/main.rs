@@ -126,6 +126,17 @@ fn table(results: &Results) -> String {
     lines.join("\n")
 }
 
+/// Returns an amount of memory as `/proc/meminfo` states it, in GiB.
+fn gibibytes(amount: &str) -> String {
+    let kibibytes = amount
+        .strip_suffix(" kB")
+        .and_then(|number| number.parse::<f64>().ok());
+    kibibytes.map_or_else(
+        || amount.to_owned(),
+        |number| format!("{:.1} GiB", number / 1_048_576.0),
+    )
+}
+
 /// Returns a table of the machine and of the versions.
 fn machine() -> Result<String> {
     let read = |file: &str, key: &str| {
@@ -147,7 +158,7 @@ fn machine() -> Result<String> {
             "cores".to_owned(),
             std::thread::available_parallelism()?.to_string(),
         ),
-        ("memory".to_owned(), read("/proc/meminfo", "MemTotal")),
+        ("memory".to_owned(), gibibytes(&read("/proc/meminfo", "MemTotal"))),
         ("Linux".to_owned(), read("/proc/sys/kernel/osrelease", "")),
         ("Rust".to_owned(), output(Command::new("rustc").arg("--version"))?),
     ];
