@@ -24,6 +24,9 @@ const DATA: u32 = 3;
 const TAG: u32 = 4;
 /// The maximum number of partition keys that are kept as shared strings while an aggregate is opened.
 const SHARED_KEYS: usize = 16 * 1024;
+/// The maximum length in bytes of a partition key that records may store on their own. Kinesis allows 256 characters
+/// (PutRecord, Kinesis API reference).
+const LONGEST_KEY: usize = 256;
 
 /// The places of all parts in an aggregate's message.
 pub(super) struct Contents {
@@ -159,8 +162,8 @@ pub(crate) struct Unpacking {
     contents: Contents,
     at: usize,
     made: u64,
-    /// The most recently used keys, each at its index modulo the length of this list. Empty if each record has a
-    /// key of its own.
+    /// The most recently used keys, each at its index modulo the length of this list. Empty if the records seem to
+    /// have keys of their own.
     keys: Vec<Option<(u64, Arc<str>)>>,
 }
 
@@ -176,9 +179,12 @@ impl Unpacking {
 
     /// Starts at the first record of a checked aggregate.
     pub(super) fn new(aggregate: Record, contents: Contents, stamps: bool) -> Self {
-        let shared = match contents.partition_keys.len() {
-            keys if keys < contents.records => keys.min(SHARED_KEYS),
-            _ => 0,
+        let keys = contents.partition_keys.len();
+        // A long key that all records name must not be stored for each of them.
+        let is_short = |key: &Range<u32>| key.len() <= LONGEST_KEY;
+        let shared = match keys >= contents.records && contents.partition_keys.iter().all(is_short) {
+            true => 0,
+            false => keys.min(SHARED_KEYS),
         };
         Unpacking {
             source: aggregate.aggregate(),

@@ -81,6 +81,21 @@ fn inner_records_have_the_outer_position_and_their_own_keys() {
     assert_eq!(seen, [(0, "b", &b"x"[..]), (1, "a", b"yy"), (2, "b", b"")]);
 }
 
+/// As many keys as records do not mean that each record has its own: a copy per record of a key of a megabyte would
+/// fill the memory.
+#[test]
+fn long_key_that_all_records_name_is_stored_once() {
+    let long: &str = Box::leak("k".repeat(257).into_boxed_str());
+    for keys in [[long, "b"], ["b", long]] {
+        let named = keys.iter().position(|key| *key == long).unwrap() as u64;
+        let message = message(&keys, vec![inner(named, None, "x"), inner(named, None, "y")]);
+        let (_, records) = expand(&Deaggregator::new(), framed(&message.encode_to_vec()));
+        let [first, second] = [0, 1].map(|index: usize| records[index].partition_key().unwrap());
+        assert_eq!((first, second), (long, long));
+        assert!(std::ptr::eq(first, second), "the text is copied");
+    }
+}
+
 /// A damaged aggregate is delivered once, as it came, with the reason.
 #[test]
 fn what_cannot_be_opened_is_delivered_as_it_is() {
