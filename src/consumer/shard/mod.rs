@@ -47,8 +47,7 @@ pub(super) struct ShardTask<P: Handler> {
 }
 
 impl<P: Handler> ShardTask<P> {
-    /// Runs the shard to its end. Boxed: a future keeps the room of its arguments for as long as it lives.
-    pub(super) async fn run(self: Box<Self>) -> ShardEnd {
+    pub(super) async fn run(self) -> ShardEnd {
         let ShardTask {
             resilient,
             pipeline,
@@ -62,7 +61,7 @@ impl<P: Handler> ShardTask<P> {
             shutdown,
             lease,
             last_call,
-        } = *self;
+        } = self;
         let ends = match &lease {
             Some(lease) => lease.state.ends().clone(),
             None => shutdown,

@@ -373,7 +373,7 @@ impl<P: Handler + 'static> Supervisor<P> {
         };
         let task = self.factory.create(&mut self.context, new);
         self.context.settings.health.started(&shard, &task.progress);
-        self.tasks.start(shard, Box::new(task).run());
+        self.tasks.start(shard, task.run());
         self.has_begun = true;
     }
 
