@@ -18,9 +18,9 @@ pub(super) enum Value {
 
 /// The numbers and the values of the fields in a part of a message. Ends after an error.
 ///
-/// What reads a field is inlined: each record inside an aggregate has several.
+/// The methods that read a field are inlined: each record inside an aggregate has several fields.
 pub(super) struct Fields<'a> {
-    /// What is left of the part.
+    /// The rest of the part, which is not read yet.
     rest: &'a [u8],
     /// The end of the part in the message.
     end: usize,

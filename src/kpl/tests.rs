@@ -81,8 +81,8 @@ fn inner_records_have_the_outer_position_and_their_own_keys() {
     assert_eq!(seen, [(0, "b", &b"x"[..]), (1, "a", b"yy"), (2, "b", b"")]);
 }
 
-/// As many keys as records do not mean that each record has its own: a copy per record of a key of a megabyte would
-/// fill the memory.
+/// An aggregate with as many keys as records may name one key in all of them. A copy of a long key for each record
+/// would fill the memory.
 #[test]
 fn long_key_that_all_records_name_is_stored_once() {
     let long: &str = Box::leak("k".repeat(257).into_boxed_str());
