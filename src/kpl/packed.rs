@@ -77,7 +77,8 @@ impl Contents {
             std::str::from_utf8(self.bytes(place)).map_err(format)?;
         }
         let mut out_of_range = 0;
-        let mut last: Option<(u64, bool)> = None;
+        // Whether each key belongs to the shard, once that is known: the MD5 of a key is computed once.
+        let mut known = vec![None; hash_keys.map_or(0, |_| self.partition_keys.len())];
         for (number, place) in self.records(0).enumerate() {
             let inside = Inside::read(&self.message, place?)?;
             let key = place_of(inside.partition_key, &self.partition_keys);
@@ -88,16 +89,18 @@ impl Contents {
                 return Err(DamagedAggregate::Record { record: number });
             };
             if let Some(hash_keys) = hash_keys {
-                let is_within = match (explicit_key, inside.partition_key, last) {
-                    (Some(place), ..) => {
+                let is_within = match explicit_key {
+                    Some(place) => {
                         let text = std::str::from_utf8(self.bytes(place));
                         text.is_ok_and(|text| text.parse().is_ok_and(|key| hash_keys.contains(&key)))
                     }
-                    (None, Some(index), Some((known, is_within))) if known == index => is_within,
-                    (None, index, _) => {
-                        let is_within = hash_keys.contains(&hash_key(self.bytes(key)));
-                        last = index.map(|index| (index, is_within));
-                        is_within
+                    None => {
+                        let compute = || hash_keys.contains(&hash_key(self.bytes(key)));
+                        let index = inside.partition_key.and_then(|index| usize::try_from(index).ok());
+                        match index.and_then(|index| known.get_mut(index)) {
+                            Some(known) => *known.get_or_insert_with(compute),
+                            None => compute(),
+                        }
                     }
                 };
                 out_of_range += usize::from(!is_within);
