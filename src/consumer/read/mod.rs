@@ -33,9 +33,20 @@ pub(super) async fn read(
     fan_out: Option<FanOut>,
     pages: mpsc::Sender<Box<Batch>>,
 ) -> ReadingEnded {
-    let Some(fan_out) = fan_out else {
-        return poller.run(&mut reading, &pages).await;
-    };
+    match fan_out {
+        None => poller.run(&mut reading, &pages).await,
+        // On the heap, so that a shard that is polled reserves no room for it.
+        Some(fan_out) => Box::pin(subscribe(reading, poller, fan_out, pages)).await,
+    }
+}
+
+/// Reads a shard by subscription, and by polling while it cannot be subscribed to.
+async fn subscribe(
+    mut reading: Reading,
+    poller: Poller,
+    fan_out: FanOut,
+    pages: mpsc::Sender<Box<Batch>>,
+) -> ReadingEnded {
     loop {
         let error = match fan_out.run(&mut reading, &pages).await {
             Ok(ended) => return ended,
