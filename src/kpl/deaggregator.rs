@@ -152,8 +152,10 @@ impl Deaggregator {
         if is_small {
             return self.expand(record, into);
         }
-        self.open(record, into, |aggregate, contents, into| {
-            into.push(aggregate.packed(contents.records, self.stamps));
+        self.open(record, into, |aggregate, contents, hash_keys, into| {
+            let out_of_range = contents.check(hash_keys)?;
+            into.push(aggregate.clone().packed(contents.records, self.stamps));
+            Ok(out_of_range)
         })
     }
 
@@ -161,54 +163,61 @@ impl Deaggregator {
     ///
     /// All records are made at once, and a megabyte can hold 170,000 of them.
     pub fn expand(&self, record: Record, into: &mut Vec<Record>) -> Expanded {
-        self.open(record, into, |aggregate, contents, into| {
-            into.extend(Unpacking::new(aggregate, contents, self.stamps));
+        self.open(record, into, |aggregate, contents, hash_keys, into| {
+            Unpacking::new(aggregate.clone(), contents, self.stamps).add_all(hash_keys, into)
         })
     }
 
-    /// Adds an aggregate by `deliver`, and any other record as it is.
+    /// Adds an aggregate by `deliver`, and any other record as it is. `deliver` checks the records, and returns
+    /// the number of those that do not belong to the shard with these hash keys.
     #[inline]
     fn open(
         &self,
         record: Record,
         into: &mut Vec<Record>,
-        deliver: impl FnOnce(Record, Contents, &mut Vec<Record>),
+        deliver: impl FnOnce(
+            &Record,
+            Contents,
+            Option<&RangeInclusive<u128>>,
+            &mut Vec<Record>,
+        ) -> Result<usize, DamagedAggregate>,
     ) -> Expanded {
         if !record.payload().starts_with(&MAGIC) {
             into.push(record);
             return Expanded::Plain;
         }
-        match self.check(&record) {
-            Ok((contents, out_of_range)) => {
-                let records = contents.records;
-                if out_of_range > 0 && self.out_of_range == OutOfRangePolicy::Drop {
-                    return Expanded::Dropped { record, records };
-                }
-                deliver(record, contents, into);
-                Expanded::Aggregate {
-                    records,
-                    out_of_range,
-                }
+        let before = into.len();
+        let is_partial = self.hash_keys != (0..=u128::MAX);
+        // Without a partition key, the stream may have put the record into any shard.
+        let hash_keys = (is_partial && record.partition_key().is_some()).then_some(&self.hash_keys);
+        let delivered = self.contents(&record).and_then(|contents| {
+            let records = contents.records;
+            Ok((records, deliver(&record, contents, hash_keys, into)?))
+        });
+        match delivered {
+            Ok((records, 1..)) if self.out_of_range == OutOfRangePolicy::Drop => {
+                into.truncate(before);
+                Expanded::Dropped { record, records }
             }
+            Ok((records, out_of_range)) => Expanded::Aggregate {
+                records,
+                out_of_range,
+            },
             Err(damage) => {
+                into.truncate(before);
                 into.push(record);
                 Expanded::Damaged(damage)
             }
         }
     }
 
-    /// Checks an aggregate. Returns its contents, and the number of the records that belong to another shard.
-    fn check(&self, record: &Record) -> Result<(Contents, usize), DamagedAggregate> {
+    /// Finds the parts of an aggregate.
+    fn contents(&self, record: &Record) -> Result<Contents, DamagedAggregate> {
         let (message, found) = wire::parts(record.payload()).ok_or(DamagedAggregate::Checksum)?;
         if self.verify && checksum(&message) != *found {
             return Err(DamagedAggregate::Checksum);
         }
-        let contents = Contents::of(message)?;
-        let is_partial = self.hash_keys != (0..=u128::MAX);
-        // Without a partition key, the stream may have put the record into any shard.
-        let hash_keys = (is_partial && record.partition_key().is_some()).then_some(&self.hash_keys);
-        let out_of_range = contents.check(hash_keys)?;
-        Ok((contents, out_of_range))
+        Contents::of(message)
     }
 }
 

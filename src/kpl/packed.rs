@@ -67,46 +67,47 @@ impl Contents {
         Ok(contents)
     }
 
-    /// Checks that the aggregate is complete. Returns the number of records that belong to another shard than
-    /// the one with these hash keys.
-    pub(super) fn check(&self, hash_keys: Option<&RangeInclusive<u128>>) -> Result<usize, DamagedAggregate> {
+    /// Checks what the records have in common.
+    fn check_keys(&self) -> Result<(), DamagedAggregate> {
         if self.records == 0 {
             return Err(DamagedAggregate::Empty);
         }
         for place in &self.partition_keys {
             std::str::from_utf8(self.bytes(place)).map_err(format)?;
         }
-        let mut out_of_range = 0;
-        // Whether each key belongs to the shard, once that is known: the MD5 of a key is computed once.
-        let mut known = vec![None; hash_keys.map_or(0, |_| self.partition_keys.len())];
+        Ok(())
+    }
+
+    /// Checks that the aggregate is complete. Returns the number of records that belong to another shard than
+    /// the one with these hash keys.
+    #[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
+    pub(super) fn check(&self, hash_keys: Option<&RangeInclusive<u128>>) -> Result<usize, DamagedAggregate> {
+        self.check_keys()?;
+        let mut shard = ShardCheck::of(self, hash_keys);
         for (number, place) in self.records(0).enumerate() {
-            let inside = Inside::read(&self.message, place?)?;
-            let key = place_of(inside.partition_key, &self.partition_keys);
-            let explicit = inside.explicit_hash_key;
-            let explicit_key = place_of(explicit, &self.explicit_hash_keys);
-            let is_complete = inside.data.is_some() && (explicit.is_none() || explicit_key.is_some());
-            let Some(key) = key.filter(|_| is_complete) else {
-                return Err(DamagedAggregate::Record { record: number });
-            };
-            if let Some(hash_keys) = hash_keys {
-                let is_within = match explicit_key {
-                    Some(place) => {
-                        let text = std::str::from_utf8(self.bytes(place));
-                        text.is_ok_and(|text| text.parse().is_ok_and(|key| hash_keys.contains(&key)))
-                    }
-                    None => {
-                        let compute = || hash_keys.contains(&hash_key(self.bytes(key)));
-                        let index = inside.partition_key.and_then(|index| usize::try_from(index).ok());
-                        match index.and_then(|index| known.get_mut(index)) {
-                            Some(known) => *known.get_or_insert_with(compute),
-                            None => compute(),
-                        }
-                    }
-                };
-                out_of_range += usize::from(!is_within);
-            }
+            shard.count(self, &self.complete(number, place?)?);
         }
-        Ok(out_of_range)
+        Ok(shard.out_of_range)
+    }
+
+    /// Reads the record at a place of the message, and checks that it is complete.
+    #[inline]
+    fn complete(&self, number: usize, place: Range<usize>) -> Result<Complete<'_>, DamagedAggregate> {
+        let inside = Inside::read(&self.message, place)?;
+        let explicit_hash_key = place_of(inside.explicit_hash_key, &self.explicit_hash_keys);
+        match (inside.partition_key, inside.data) {
+            (Some(key), Some(data))
+                if place_of(Some(key), &self.partition_keys).is_some()
+                    && inside.explicit_hash_key.is_some() == explicit_hash_key.is_some() =>
+            {
+                Ok(Complete {
+                    key,
+                    explicit_hash_key,
+                    data,
+                })
+            }
+            _ => Err(DamagedAggregate::Record { record: number }),
+        }
     }
 
     /// Returns the places of the records from `at` on.
@@ -153,10 +154,63 @@ impl Inside {
     }
 }
 
+/// A record inside an aggregate that has all its parts.
+struct Complete<'a> {
+    /// The index of the partition key.
+    key: u64,
+    explicit_hash_key: Option<&'a Range<u32>>,
+    data: Range<usize>,
+}
+
+/// Counts the records that belong to another shard.
+struct ShardCheck<'a> {
+    /// The hash keys of the shard. `None`: all records belong to it.
+    hash_keys: Option<&'a RangeInclusive<u128>>,
+    /// Whether each partition key belongs to the shard, once that is known: the MD5 of a key is computed once.
+    known: Vec<Option<bool>>,
+    out_of_range: usize,
+}
+
+impl<'a> ShardCheck<'a> {
+    fn of(contents: &Contents, hash_keys: Option<&'a RangeInclusive<u128>>) -> Self {
+        ShardCheck {
+            hash_keys,
+            known: vec![None; hash_keys.map_or(0, |_| contents.partition_keys.len())],
+            out_of_range: 0,
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, contents: &Contents, record: &Complete<'_>) {
+        if let Some(hash_keys) = self.hash_keys {
+            self.count_within(hash_keys, contents, record);
+        }
+    }
+
+    fn count_within(&mut self, hash_keys: &RangeInclusive<u128>, contents: &Contents, record: &Complete<'_>) {
+        let is_within = match record.explicit_hash_key {
+            Some(place) => {
+                let text = std::str::from_utf8(contents.bytes(place));
+                text.is_ok_and(|text| text.parse().is_ok_and(|key| hash_keys.contains(&key)))
+            }
+            None => {
+                let index = usize::try_from(record.key).unwrap_or(usize::MAX);
+                let key = contents.partition_keys.get(index);
+                let compute = || key.is_some_and(|key| hash_keys.contains(&hash_key(contents.bytes(key))));
+                match self.known.get_mut(index) {
+                    Some(known) => *known.get_or_insert_with(compute),
+                    None => compute(),
+                }
+            }
+        };
+        self.out_of_range += usize::from(!is_within);
+    }
+}
+
 /// The size of the smallest complete record in bytes: its frame, its key's index, and no data.
 const SMALLEST_RECORD: usize = 6;
 
-/// The records of a checked aggregate, made one by one.
+/// The records of an aggregate, made one by one.
 pub(crate) struct Unpacking {
     aggregate: Record,
     source: Aggregate,
@@ -180,7 +234,7 @@ impl Unpacking {
         Some(Unpacking::new(aggregate, contents, stamps))
     }
 
-    /// Starts at the first record of a checked aggregate.
+    /// Starts at the first record.
     pub(super) fn new(aggregate: Record, contents: Contents, stamps: bool) -> Self {
         let keys = contents.partition_keys.len();
         // A long key that all records name must not be stored for each of them.
@@ -211,6 +265,56 @@ impl Unpacking {
         self.contents.records.saturating_sub(made)
     }
 
+    /// Adds all records. Returns the number of records that belong to another shard than the one with these hash
+    /// keys. After an error, some of the records are added.
+    pub(super) fn add_all(
+        mut self,
+        hash_keys: Option<&RangeInclusive<u128>>,
+        into: &mut Vec<Record>,
+    ) -> Result<usize, DamagedAggregate> {
+        self.contents.check_keys()?;
+        // As many as there can be: a damaged aggregate may claim more.
+        let most = self.contents.message.len() / SMALLEST_RECORD;
+        into.reserve(self.contents.records.min(most));
+        let mut shard = ShardCheck::of(&self.contents, hash_keys);
+        while let Some(record) = self.step(|contents, record| shard.count(contents, record)) {
+            into.push(record?);
+        }
+        Ok(shard.out_of_range)
+    }
+
+    /// Makes the next record, after `look` at what it is made of.
+    #[inline]
+    fn step(
+        &mut self,
+        look: impl FnOnce(&Contents, &Complete<'_>),
+    ) -> Option<Result<Record, DamagedAggregate>> {
+        let place = match self.contents.records(self.at).next()? {
+            Ok(place) => place,
+            Err(damage) => return Some(Err(damage)),
+        };
+        self.at = place.end;
+        let number = usize::try_from(self.made).unwrap_or(usize::MAX);
+        let (key, data) = match self.contents.complete(number, place.clone()) {
+            Ok(record) => {
+                look(&self.contents, &record);
+                (record.key, record.data)
+            }
+            Err(damage) => return Some(Err(damage)),
+        };
+        let Some(key) = self.key(key) else {
+            return Some(Err(DamagedAggregate::Record { record: number }));
+        };
+        let data = self.contents.message.slice(data);
+        let redriven = self
+            .stamps
+            .then(|| redriven(&self.contents.message, place))
+            .flatten();
+        let record = self.source.record(self.made, key, data, redriven);
+        self.made += 1;
+        Some(Ok(record))
+    }
+
     fn key(&mut self, index: u64) -> Option<Text> {
         let place = usize::try_from(index).ok()?;
         // Only an aggregate with very many keys needs the division.
@@ -239,18 +343,7 @@ impl Iterator for Unpacking {
 
     fn next(&mut self) -> Option<Record> {
         // No step fails, because the aggregate was checked before it was packed.
-        let place = self.contents.records(self.at).next()?.ok()?;
-        self.at = place.end;
-        let inside = Inside::read(&self.contents.message, place.clone()).ok()?;
-        let key = self.key(inside.partition_key?)?;
-        let data = self.contents.message.slice(inside.data?);
-        let redriven = self
-            .stamps
-            .then(|| redriven(&self.contents.message, place))
-            .flatten();
-        let record = self.source.record(self.made, key, data, redriven);
-        self.made += 1;
-        Some(record)
+        self.step(|_, _| {})?.ok()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
