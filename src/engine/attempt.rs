@@ -93,13 +93,14 @@ impl<P: Handler> AttemptRunner<P> {
         self.context.runs_elsewhere()
     }
 
-    /// Makes a record's first attempt, which ends at `deadline` at the latest.
+    /// Makes a record's first attempt, which ends at `deadline` at the latest. If it succeeds, the caller
+    /// reports it: the result is the time at which it began, if an observer wants its duration.
     #[inline]
     pub(super) fn run_first(
         &self,
         record: &Record,
         deadline: Option<Instant>,
-    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<Option<Instant>, FailedAttempt<P::Error>>> + Send {
         self.call(record, Attempt::new(1, &self.context, deadline, None))
     }
 
@@ -111,7 +112,12 @@ impl<P: Handler> AttemptRunner<P> {
         term: Term<'_>,
     ) -> Result<(), FailedAttempt<P::Error>> {
         let attempt = Attempt::new(number, &self.context, term.deadline, term.cancelled);
-        spans::attempted(self.call(record, attempt), spans::of_attempt(number)).await
+        let call = async {
+            let began = self.call(record, attempt).await?;
+            self.tell_ended(record, 1, number, began, true);
+            Ok(())
+        };
+        spans::attempted(call, spans::of_attempt(number)).await
     }
 
     /// Returns the current time if an observer wants the duration of attempts.
@@ -121,20 +127,30 @@ impl<P: Handler> AttemptRunner<P> {
         asked.then(Instant::now)
     }
 
-    #[inline(always)]
-    fn tell_ended(&self, call: &Call<'_>, succeeded: bool) {
-        if let Some(began) = call.began {
-            let event = Event::Record {
-                record: call.first,
-                event: RecordEvent::AttemptEnded {
-                    records: call.records,
-                    attempt: call.attempt.number(),
-                    took: began.elapsed(),
-                    succeeded,
-                },
+    fn tell_ended(
+        &self,
+        record: &Record,
+        records: usize,
+        attempt: u32,
+        began: Option<Instant>,
+        succeeded: bool,
+    ) {
+        if let Some(began) = began {
+            let event = RecordEvent::AttemptEnded {
+                records,
+                attempt,
+                took: began.elapsed(),
+                succeeded,
             };
+            let event = Event::Record { record, event };
             self.observers.tell_of(Interest::ATTEMPTS, &event);
         }
+    }
+
+    #[cold]
+    fn tell_failed(&self, call: &Call<'_>) {
+        let (record, attempt) = (call.first, call.attempt.number());
+        self.tell_ended(record, call.records, attempt, call.began, false);
     }
 
     /// Not an `async fn`: that would store every argument twice, and every running call is as large as this
@@ -145,7 +161,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         attempt: Attempt<'_>,
-    ) -> impl Future<Output = Result<(), FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<Option<Instant>, FailedAttempt<P::Error>>> + Send {
         async move {
             let attempt = &attempt;
             let this = Call {
@@ -189,26 +205,25 @@ impl<P: Handler> AttemptRunner<P> {
                 Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
             })
             .await
+            .map(|began| self.tell_ended(first, batch.len(), number, began, true))
         };
         spans::attempted(call, span).await
     }
 
-    /// Handles an attempt that has ended by itself.
+    /// Handles an attempt that has ended by itself. The caller reports a success: the result is the time at
+    /// which the attempt began.
     #[inline(always)]
     fn ended<E>(
         &self,
         call: &Call<'_>,
         result: Result<Result<(), E>, Panicked>,
-    ) -> Result<(), FailedAttempt<E>> {
+    ) -> Result<Option<Instant>, FailedAttempt<E>> {
         let error = match result {
-            Ok(Ok(())) => {
-                self.tell_ended(call, true);
-                return Ok(());
-            }
+            Ok(Ok(())) => return Ok(call.began),
             Ok(Err(error)) => AttemptError::Returned(error),
             Err(panicked) => AttemptError::Panicked(panicked),
         };
-        self.tell_ended(call, false);
+        self.tell_failed(call);
         let took = call.attempt.took();
         Err(FailedAttempt { error, took })
     }
@@ -220,7 +235,7 @@ impl<P: Handler> AttemptRunner<P> {
         call: &Call<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), FailedAttempt<E>>> {
+    ) -> Poll<Result<Option<Instant>, FailedAttempt<E>>> {
         let attempt = call.attempt;
         // Only a processor that waits can be late, so the timer is armed after the first `Pending`.
         if timer.is_none() {
@@ -235,7 +250,7 @@ impl<P: Handler> AttemptRunner<P> {
                         event: RecordEvent::HandlerStuck { attempt },
                     });
                 }
-                self.tell_ended(call, false);
+                self.tell_failed(call);
                 Poll::Ready(Err(FailedAttempt {
                     error: if attempt.is_cut_short() {
                         AttemptError::Interrupted

@@ -42,7 +42,7 @@ use crate::dead_letter::{DeadLetterPolicy, DeadLetterSink};
 use crate::idempotency::IdempotencyStore;
 #[cfg(feature = "lambda")]
 use crate::idempotency::StoreError;
-use crate::observer::{Event, Interest, RecordEvent};
+use crate::observer::{Event, Interest, RecordEvent, Success};
 use crate::processor::{Bounds, Handler};
 use crate::protection::{CircuitBreaker, DeadLetterGuard, RetryBudget};
 use crate::record::Record;
@@ -159,7 +159,7 @@ impl<P: Handler> Resilient<P> {
             return Box::pin(engine.settle_slowly(record, engine.term(deadline))).await;
         }
         match engine.attempts.run_first(record, deadline).await {
-            Ok(()) => Ok(engine.processed(record, 1, &engine.run)),
+            Ok(began) => Ok(engine.processed_first(record, began, &engine.run)),
             Err(failed) => {
                 Box::pin(engine.recover(record, failed, Permission::FREE, engine.term(deadline))).await
             }
@@ -185,8 +185,8 @@ impl<P: Handler> Resilient<P> {
                 return Stepped::Otherwise(Box::new(steps));
             }
             let step = match engine.attempts.run_first(&record, run.deadline()).await {
-                Ok(()) => {
-                    let _ = engine.processed(&record, 1, run);
+                Ok(began) => {
+                    let _ = engine.processed_first(&record, began, run);
                     return Stepped::Processed;
                 }
                 Err(failed) => engine.attempt_failed(&record, None, failed, Permission::FREE, run),
@@ -374,6 +374,19 @@ impl<P: Handler> Engine<P> {
             after_dead_letter: self.after_dead_letter,
         };
         Run::begin(self.protection.clone(), settings, retention)
+    }
+
+    /// Settles a record that succeeded at its first attempt. `began`: the start of the attempt, if an observer
+    /// wants its duration.
+    #[inline(always)]
+    fn processed_first(&self, record: &Record, began: Option<Instant>, run: &Run) -> Settled {
+        let Some(began) = began else {
+            return self.processed(record, 1, run);
+        };
+        run.tally.add();
+        let took = began.elapsed();
+        self.protection.observers.tell_success(&Success { record, took });
+        Settled::Processed
     }
 
     #[inline(always)]

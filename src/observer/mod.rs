@@ -15,7 +15,7 @@ mod trace_context;
 
 pub use event::{
     Bound, DeadLetterEvent, Event, FleetEvent, ProtectionEvent, RecordEvent, Redacted, ShardEvent,
-    StreamEvent,
+    StreamEvent, Success,
 };
 pub use log::Log;
 pub use trace_context::TraceContext;
@@ -28,7 +28,7 @@ pub use trace_context::TraceContext;
 /// event contains no payload, no partition key and no text of a user's error.
 pub trait Observer: Send + Sync {
     /// Returns the kinds of events that the observer wants. redrive calls this method once, when the
-    /// [`Resilient`](crate::Resilient) is built, and creates no events of a kind that no observer wants.
+    /// observer is added, and creates no events of a kind that no observer wants.
     /// Default: all.
     fn interest(&self) -> Interest {
         Interest::ALL
@@ -50,6 +50,14 @@ pub trait Observer: Send + Sync {
     /// Receives an event of a wanted kind.
     fn on(&self, event: &Event<'_>);
 
+    /// Receives the two events of a record that succeeds at its first attempt in one call. Most records cause no
+    /// other events. redrive calls this method if the observer wants both kinds. If the method returns false,
+    /// redrive calls [`on`](Observer::on) for each of the two events. Default: returns false.
+    fn on_success(&self, success: &Success<'_>) -> bool {
+        let _ = success;
+        false
+    }
+
     /// Sends what the observer has gathered. redrive calls this method before each answer of a Lambda
     /// function, because no task runs after it, and when a consumer or a MultiLang child ends. Default: does
     /// nothing.
@@ -69,6 +77,10 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
 
     fn on(&self, event: &Event<'_>) {
         (**self).on(event);
+    }
+
+    fn on_success(&self, success: &Success<'_>) -> bool {
+        (**self).on_success(success)
     }
 
     fn flush(&self) {
@@ -96,8 +108,16 @@ impl Interest {
     /// All events.
     pub const ALL: Interest = Interest((1 << Interest::KINDS) - 1);
 
+    /// The kinds of the events in [`Success`].
+    const SUCCESS: Interest = Interest(Interest::SETTLEMENTS.0 | Interest::ATTEMPTS.0);
+
     /// The number of kinds. Each kind has one bit.
     const KINDS: usize = 5;
+
+    /// Returns true if this set and `other` have a kind in common.
+    const fn intersects(self, other: Interest) -> bool {
+        self.0 & other.0 != 0
+    }
 
     /// Returns true if this set contains all kinds of `other`.
     pub const fn contains(self, other: Interest) -> bool {
@@ -139,12 +159,14 @@ impl UserCode {
 #[derive(Clone)]
 pub(crate) struct Watcher {
     observer: Arc<dyn Observer>,
+    interest: Interest,
     code: Arc<UserCode>,
 }
 
 impl Watcher {
     pub(crate) fn new<O: Observer + 'static>(observer: O) -> Self {
         Watcher {
+            interest: observer.interest(),
             observer: Arc::new(observer),
             code: Arc::new(UserCode::new(format!("observer {}", type_name::<O>()))),
         }
@@ -155,27 +177,41 @@ impl Watcher {
 #[derive(Clone)]
 pub(crate) struct Observers {
     all: Arc<[Watcher]>,
-    /// The observers that want each kind.
-    by_kind: Arc<[Vec<Watcher>; Interest::KINDS]>,
+    wanted: Arc<Wanted>,
     interest: Interest,
+}
+
+/// The observers that want each event.
+#[derive(Default)]
+struct Wanted {
+    by_kind: [Vec<Watcher>; Interest::KINDS],
+    /// The observers that want both events of a [`Success`].
+    successes: Vec<Watcher>,
+    /// The observers that want one of them.
+    halves: Vec<Watcher>,
 }
 
 impl Observers {
     pub(crate) fn new(observers: Vec<Watcher>) -> Self {
-        let mut by_kind: [Vec<Watcher>; Interest::KINDS] = Default::default();
+        let mut wanted = Wanted::default();
         let mut all_interests = Interest::NONE;
         for observer in &observers {
-            let interest = observer.observer.interest();
+            let interest = observer.interest;
             all_interests = all_interests | interest;
-            for (place, list) in by_kind.iter_mut().enumerate() {
+            for (place, list) in wanted.by_kind.iter_mut().enumerate() {
                 if interest.contains(Interest(1 << place)) {
                     list.push(observer.clone());
                 }
             }
+            if interest.contains(Interest::SUCCESS) {
+                wanted.successes.push(observer.clone());
+            } else if interest.intersects(Interest::SUCCESS) {
+                wanted.halves.push(observer.clone());
+            }
         }
         Observers {
             all: observers.into(),
-            by_kind: Arc::new(by_kind),
+            wanted: Arc::new(wanted),
             interest: all_interests,
         }
     }
@@ -228,11 +264,35 @@ impl Observers {
     pub(crate) fn tell_of(&self, kind: Interest, event: &Event<'_>) {
         debug_assert_eq!(kind, event.kind());
         let place = kind.0.trailing_zeros() as usize;
-        let Some(wanted_by) = self.by_kind.get(place) else {
+        let Some(wanted_by) = self.wanted.by_kind.get(place) else {
             return;
         };
         for watcher in wanted_by {
             if caught(|| watcher.observer.on(event)).is_none() {
+                self.tell_panicked(&watcher.code);
+            }
+        }
+    }
+
+    /// Reports the success of a record at its first attempt.
+    #[inline]
+    pub(crate) fn tell_success(&self, success: &Success<'_>) {
+        for watcher in &self.wanted.successes {
+            match caught(|| watcher.observer.on_success(success)) {
+                Some(true) => {}
+                Some(false) => self.tell_each(watcher, success),
+                None => self.tell_panicked(&watcher.code),
+            }
+        }
+        for watcher in &self.wanted.halves {
+            self.tell_each(watcher, success);
+        }
+    }
+
+    /// Reports the events of a success, one by one, as far as this observer wants them.
+    fn tell_each(&self, watcher: &Watcher, success: &Success<'_>) {
+        for event in success.events() {
+            if watcher.interest.contains(event.kind()) && caught(|| watcher.observer.on(&event)).is_none() {
                 self.tell_panicked(&watcher.code);
             }
         }
@@ -256,7 +316,7 @@ impl Observers {
             count: code.panicked(),
         });
         let place = event.kind().0.trailing_zeros() as usize;
-        for watcher in self.by_kind.get(place).into_iter().flatten() {
+        for watcher in self.wanted.by_kind.get(place).into_iter().flatten() {
             let is_it = std::ptr::eq(&*watcher.code, code);
             if !is_it && caught(|| watcher.observer.on(&event)).is_none() {
                 watcher.code.panicked();

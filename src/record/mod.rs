@@ -120,6 +120,12 @@ impl Record {
         &self.meta.source.stream
     }
 
+    /// Returns the name of the stream, shared by all records of a reader.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn shared_stream(&self) -> &Arc<str> {
+        &self.meta.source.stream
+    }
+
     /// Returns the shard that the record was read from.
     pub fn shard(&self) -> &ShardId {
         &self.meta.source.shard

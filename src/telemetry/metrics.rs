@@ -12,7 +12,7 @@ use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
 use crate::config::ConfigError;
-use crate::observer::{Event, Observer, ProtectionEvent, RecordEvent, ShardEvent};
+use crate::observer::{Event, Observer, ProtectionEvent, RecordEvent, ShardEvent, Success};
 use crate::record::{Record, ShardId};
 
 /// Records metrics with the recorder that the process has installed for the
@@ -30,7 +30,8 @@ use crate::record::{Record, ShardId};
 /// - `redrive_breakers_open`: 0 or 1 for each `dependency`,
 /// - `redrive_shards_stopped`: the number of shards of a stream that the dead-letter guard has stopped.
 ///
-/// The observer neither allocates nor takes a lock for a record that succeeds.
+/// The observer allocates nothing for a record that succeeds. It takes no lock for such a record either, unless
+/// the process reads several streams or [`shard_label`](Metrics::shard_label) is on.
 ///
 /// | setting | default |
 /// |---|---|
@@ -55,6 +56,9 @@ const LONGEST_CODE: usize = 64;
 /// The counters and histograms of a stream, or of a shard of it.
 struct Handles {
     stream: Option<String>,
+    /// The name as the records of a reader share it. A record with this name belongs to the stream, which a
+    /// comparison of two pointers shows.
+    shared: OnceLock<Arc<str>>,
     shard: Option<ShardId>,
     each: [Handle; Metric::COUNT],
 }
@@ -123,6 +127,7 @@ impl Metrics {
         let labels = self.labels(stream, shard);
         Handles {
             stream: stream.map(str::to_owned),
+            shared: OnceLock::new(),
             shard: shard.cloned(),
             each: std::array::from_fn(|place| Metric::ALL[place]).map(|metric| match metric.kind() {
                 _ if is_gauge(metric) || has_own_labels(metric) => Handle::Elsewhere,
@@ -161,7 +166,9 @@ impl Metrics {
     #[inline]
     fn usual(&self, record: &Record) -> Option<&Handles> {
         let first = self.first.get().filter(|_| !self.shard_label)?;
-        (first.stream.as_deref() == Some(record.stream())).then_some(first)
+        let shared = first.shared.get();
+        let is_known = shared.is_some_and(|shared| Arc::ptr_eq(shared, record.shared_stream()));
+        (is_known || first.has_records_like(record)).then_some(first)
     }
 
     /// Counts failed attempts and dead letters, whose labels differ from event to event.
@@ -315,6 +322,33 @@ impl Handles {
         self.stream.as_deref() == stream && self.shard.as_ref() == shard
     }
 
+    /// Compares the name of the record's stream.
+    #[cold]
+    #[inline(never)]
+    fn has_records_like(&self, record: &Record) -> bool {
+        let is_of = self.stream.as_deref() == Some(record.stream());
+        if is_of {
+            self.shared.get_or_init(|| record.shared_stream().clone());
+        }
+        is_of
+    }
+
+    /// Records the metrics of the two events of a success.
+    #[inline]
+    fn record_success(&self, success: &Success<'_>) {
+        if let Handle::Histogram(latency) = &self.each[Metric::AttemptLatency as usize] {
+            latency.record(success.took.as_secs_f64());
+        }
+        if let (Handle::Histogram(latency), Some(age)) =
+            (&self.each[Metric::EndToEndLatency as usize], success.record.age())
+        {
+            latency.record(age.as_secs_f64());
+        }
+        if let Handle::Counter(processed) = &self.each[Metric::RecordsProcessed as usize] {
+            processed.increment(1);
+        }
+    }
+
     #[inline(always)]
     fn record_all(&self, event: &Event<'_>) {
         measure(event, |metric, value| self.record(metric, value));
@@ -345,8 +379,7 @@ impl Observer for Metrics {
     }
 
     fn on(&self, event: &Event<'_>) {
-        // A record that succeeds causes only these two events. They change neither gauges nor additional
-        // labels.
+        // Records that succeed cause only these two events. They change neither gauges nor additional labels.
         match event {
             Event::Record {
                 record,
@@ -357,6 +390,11 @@ impl Observer for Metrics {
             },
             _ => self.on_other(event),
         }
+    }
+
+    fn on_success(&self, success: &Success<'_>) -> bool {
+        let usual = self.usual(success.record);
+        usual.map(|handles| handles.record_success(success)).is_some()
     }
 }
 

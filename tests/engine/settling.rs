@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redrive::dead_letter::{self, DeadLetter, Reason, SinkError};
-use redrive::observer::{Event, Interest, Observer, RecordEvent};
+use redrive::observer::{Event, Interest, Observer, ProtectionEvent, RecordEvent, Success};
 use redrive::processor::Attempt;
 use redrive::testing::Script;
 use redrive::{
@@ -471,4 +471,101 @@ async fn observer_of_attempts_gets_their_durations() {
     let told = told.0.lock().expect("no panic").clone();
     let ms = Duration::from_millis;
     assert_eq!(told, [(1, ms(10), false), (2, ms(20), true)]);
+}
+
+/// The names of events that an observer of these kinds got.
+struct Names {
+    interest: Interest,
+    /// Whether the observer panics when it takes a success in one call. `None`: it takes each event on its own.
+    takes_successes: Option<bool>,
+    got: Mutex<Vec<&'static str>>,
+}
+
+impl Names {
+    fn new(interest: Interest, takes_successes: Option<bool>) -> Arc<Self> {
+        let got = Mutex::default();
+        Arc::new(Names {
+            interest,
+            takes_successes,
+            got,
+        })
+    }
+
+    fn add(&self, name: &'static str) {
+        self.got.lock().expect("no panic").push(name);
+    }
+
+    fn take(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.got.lock().expect("no panic"))
+    }
+}
+
+impl Observer for Names {
+    fn interest(&self) -> Interest {
+        self.interest
+    }
+
+    fn on(&self, event: &Event<'_>) {
+        self.add(match event {
+            Event::Record { event, .. } => match event {
+                RecordEvent::AttemptEnded {
+                    attempt: 1,
+                    records: 1,
+                    ..
+                } => "ended",
+                RecordEvent::Settled {
+                    settled: Settled::Processed,
+                    attempts: 1,
+                    ..
+                } => "settled",
+                _ => "another event of a record",
+            },
+            Event::Protection(ProtectionEvent::UserCodePanicked { .. }) => "panicked",
+            _ => "another event",
+        });
+    }
+
+    fn on_success(&self, _: &Success<'_>) -> bool {
+        self.takes_successes.is_some_and(|panics| {
+            self.add("success");
+            assert!(!panics, "the observer is broken");
+            true
+        })
+    }
+}
+
+/// The success of a first attempt is two events. An observer of both kinds may take them in one call, and its
+/// panic harms nobody else.
+#[tokio::test]
+async fn observers_get_the_events_of_a_success_that_they_want() {
+    let both = Interest::ATTEMPTS | Interest::SETTLEMENTS;
+    let quick = Names::new(both, Some(false));
+    let broken = Names::new(both, Some(true));
+    let whole = Names::new(Interest::ALL, None);
+    let ended = Names::new(Interest::ATTEMPTS, Some(false));
+    let settled = Names::new(Interest::SETTLEMENTS | Interest::SHARDS, Some(false));
+    let nothing = Names::new(Interest::FAILURES, Some(false));
+    let resilient = Resilient::builder("billing", Script::default())
+        .dead_letters(dead_letter::Memory::new())
+        .observer(quick.clone())
+        .observer(broken.clone())
+        .observer(whole.clone())
+        .observer(ended.clone())
+        .observer(settled.clone())
+        .observer(nothing.clone())
+        .build()
+        .expect("valid");
+    whole.take();
+    settled.take();
+    let record = record(1, "key", "ok");
+    assert_eq!(
+        resilient.settle(&record).await.expect("settled"),
+        Settled::Processed
+    );
+    assert_eq!(quick.take(), ["success"]);
+    assert_eq!(broken.take(), ["success"]);
+    assert_eq!(whole.take(), ["panicked", "ended", "settled"]);
+    assert_eq!(ended.take(), ["ended"]);
+    assert_eq!(settled.take(), ["settled"]);
+    assert_eq!(nothing.take(), ["panicked"]);
 }

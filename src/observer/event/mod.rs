@@ -9,6 +9,7 @@ mod protection;
 mod record;
 mod shard;
 mod stream;
+mod success;
 
 pub use dead_letter::DeadLetterEvent;
 pub use fleet::FleetEvent;
@@ -16,6 +17,7 @@ pub use protection::ProtectionEvent;
 pub use record::{RecordEvent, Redacted};
 pub use shard::{Bound, ShardEvent};
 pub use stream::StreamEvent;
+pub use success::Success;
 
 /// An event that observers receive, in the family of what the event concerns. New families may be added.
 #[derive(Debug)]
