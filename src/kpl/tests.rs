@@ -40,8 +40,10 @@ fn message(partition_keys: &[&'static str], records: Vec<Inner>) -> Message {
 }
 
 fn expand(deaggregator: &Deaggregator, payload: Bytes) -> (Expanded, Vec<Record>) {
-    let mut records = Vec::new();
+    // What is there before stays, whatever becomes of the aggregate.
+    let mut records = vec![record("before")];
     let expanded = deaggregator.expand(record(payload), &mut records);
+    assert_eq!(records.remove(0).payload(), "before");
     (expanded, records)
 }
 
