@@ -67,7 +67,7 @@ impl Contents {
         Ok(contents)
     }
 
-    /// Checks what the records have in common.
+    /// Checks that there are records, and that each partition key is UTF-8.
     fn check_keys(&self) -> Result<(), DamagedAggregate> {
         if self.records == 0 {
             return Err(DamagedAggregate::Empty);
@@ -166,7 +166,8 @@ struct Complete<'a> {
 struct ShardCheck<'a> {
     /// The hash keys of the shard. `None`: all records belong to it.
     hash_keys: Option<&'a RangeInclusive<u128>>,
-    /// Whether each partition key belongs to the shard, once that is known: the MD5 of a key is computed once.
+    /// Whether a partition key belongs to the shard, by the key's index. `None`: the MD5 of the key is not computed
+    /// yet.
     known: Vec<Option<bool>>,
     out_of_range: usize,
 }
@@ -195,12 +196,13 @@ impl<'a> ShardCheck<'a> {
             }
             None => {
                 let index = usize::try_from(record.key).unwrap_or(usize::MAX);
-                let key = contents.partition_keys.get(index);
-                let compute = || key.is_some_and(|key| hash_keys.contains(&hash_key(contents.bytes(key))));
-                match self.known.get_mut(index) {
-                    Some(known) => *known.get_or_insert_with(compute),
-                    None => compute(),
-                }
+                let place = contents.partition_keys.get(index);
+                place
+                    .zip(self.known.get_mut(index))
+                    .is_some_and(|(place, known)| {
+                        let compute = || hash_keys.contains(&hash_key(contents.bytes(place)));
+                        *known.get_or_insert_with(compute)
+                    })
             }
         };
         self.out_of_range += usize::from(!is_within);

@@ -476,7 +476,7 @@ async fn observer_of_attempts_gets_their_durations() {
 /// The names of events that an observer of these kinds got.
 struct Names {
     interest: Interest,
-    /// Whether the observer panics when it takes a success in one call. `None`: it takes each event on its own.
+    /// `None`: the observer does not take successes in one call. `Some(true)`: it panics when it does.
     takes_successes: Option<bool>,
     got: Mutex<Vec<&'static str>>,
 }
@@ -534,8 +534,8 @@ impl Observer for Names {
     }
 }
 
-/// The success of a first attempt is two events. An observer of both kinds may take them in one call, and its
-/// panic harms nobody else.
+/// A record that succeeds at once causes two events. An observer of both kinds may take them in one call. If it
+/// panics there, the other observers still get their events.
 #[tokio::test]
 async fn observers_get_the_events_of_a_success_that_they_want() {
     let both = Interest::ATTEMPTS | Interest::SETTLEMENTS;
