@@ -7,9 +7,9 @@
 //! that only counts. The consumer has key order, checkpoints and dead letters in memory, a page read ahead, and its
 //! window. The loop has none of these.
 //!
-//! The bench measures **this process's CPU time** per record. The server runs in its own process, where it uses most
-//! of the machine and sets the pace. Runs alternate. Single runs are noisy, so the result is the median of the
-//! ratios to the loop of the same round. Allocations are counted in a run on one thread.
+//! The bench measures **this process's CPU time** per record. The server runs in its own process. Runs
+//! alternate. Single runs are noisy, so the result is the median of the ratios to the loop of the same round.
+//! Allocations are counted in a run on one thread.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -25,13 +25,12 @@ use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::types::ShardIteratorType;
 use bench::median;
 use bench::report::Table;
-use bench::server;
 use bench::server::Server;
 use bench::stream;
 use redrive::consumer::Wire;
 use redrive::observer::{Event, Interest, Observer, ShardEvent};
 use redrive::processor::Attempt;
-use redrive::testing::kinesis::{self, KinesisServer};
+use redrive::testing::kinesis;
 use redrive::{Consumer, Record, RecordProcessor, Resilient, checkpoint, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
@@ -80,17 +79,12 @@ impl Reader {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    if server::is_wanted() {
-        let embedded = KinesisServer::start().await?;
-        server::serve(embedded.endpoint()).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let (records, rounds) = if bench::is_bench() {
         (500_000, 21)
     } else {
         (2_000, 1)
     };
-    let server = Server::start()?;
+    let server = bench::start_server!("kinesis")?;
     kinesis::create_stream(&kinesis::client(&server.endpoint), STREAM, SHARDS).await?;
     stream::fill(&kinesis::client(&server.endpoint), STREAM, records).await?;
     let mut missed = false;

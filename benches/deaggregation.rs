@@ -1,9 +1,9 @@
 //! The cost of de-aggregating KPL records: `cargo bench -p redrive-benches --bench deaggregation`.
 //!
 //! The aggregates have 51,200 bytes, the KPL's default, and contain records of 50 and of 200 bytes. The
-//! partition keys of the records are all different (each then costs an allocation) or few. An aggregate ends
-//! with the MD5 of its bytes. Computing it is the floor: no implementation that verifies it can be faster. The
-//! public Python implementation reads and writes base64, as in Lambda, which is a part of its time.
+//! partition keys of the records are all different or few. An aggregate ends with the MD5 of its bytes.
+//! Computing it is the floor: no implementation that verifies it can be faster. The public Python
+//! implementation reads and writes base64, as in Lambda, which is a part of its time.
 //!
 //! Each figure is the best of a few rounds, in which floor and ours alternate.
 

@@ -18,10 +18,9 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::primitives::Blob;
 use bench::report::Table;
-use bench::server;
 use bench::server::Server;
 use redrive::observer::{Event, Interest, Observer, ShardEvent};
-use redrive::testing::kinesis::{self, KinesisServer};
+use redrive::testing::kinesis;
 use redrive::{Consumer, Record, Resilient, ShardId, checkpoint, dead_letter, processor_with};
 use support::dynamodb::DynamoDbLocal;
 use tokio::sync::{Notify, mpsc};
@@ -39,11 +38,6 @@ const SOON: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    if server::is_wanted() {
-        let embedded = KinesisServer::start().await?;
-        server::serve(embedded.endpoint()).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
     if let Ok(what) = env::var(CONSUME) {
         let (endpoint, stream) = what
             .split_once(' ')
@@ -52,7 +46,7 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let (shards, rounds) = if bench::is_bench() { (1_000, 5) } else { (10, 1) };
-    let server = Server::start()?;
+    let server = bench::start_server!("kinesis")?;
     let client = kinesis::client(&server.endpoint);
     kinesis::create_stream(&client, "one", 1).await?;
     kinesis::create_stream(&client, "many", shards).await?;

@@ -23,10 +23,7 @@ use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_sns::types::PublishBatchRequestEntry;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
-use bench::answers;
 use bench::median;
-use bench::server;
-use bench::server::Server;
 use futures_util::future::try_join_all;
 use redrive::dead_letter::{DeadLetter, DeadLetterSink, Kinesis, Memory, S3, Sns, SourceStream, Sqs};
 use redrive::processor::Attempt;
@@ -68,10 +65,6 @@ macro_rules! client {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
-    if server::is_wanted() {
-        server::serve(&answers::start().await?).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let (puts, rounds) = if bench::is_bench() { (4, 41) } else { (1, 1) };
     let letters = letters().await?;
     let mut beside = Beside {
@@ -80,7 +73,7 @@ async fn main() -> Result<ExitCode> {
         rounds,
         ratios: Vec::new(),
     };
-    let server = Server::start()?;
+    let server = bench::start_server!("answers")?;
     let kinesis = client!(aws_sdk_kinesis, &server.endpoint);
     let sqs = client!(aws_sdk_sqs, &server.endpoint);
     let sns = client!(aws_sdk_sns, &server.endpoint);

@@ -5,7 +5,8 @@
 //! Both write their checkpoints every 5 s to a new lease table on DynamoDB Local. Both hand each record to a
 //! processor that only counts. KCL's processor is written in Java and runs in KCL's process, which is the
 //! cheapest form. Client, server and table each run in their own process. Each client measures its CPU time
-//! when its first and its last record arrive. The bench also reads the peak memory of each client.
+//! when its first and its last record arrive. The bench also reads the peak memory of each client, and the CPU time of
+//! the server, which limits a fast client.
 //!
 //! KCL polls every 200 ms, the shortest interval that it accepts. redrive runs with its default interval, which
 //! is the same, and as fast as it can; the latter in JSON and in CBOR, which is what KCL reads. KCL's heap grows
@@ -27,13 +28,12 @@ use std::time::Instant;
 
 use bench::median;
 use bench::report::Table;
-use bench::server;
 use bench::server::Server;
 use bench::stream;
 use redrive::checkpoint::DynamoDb;
 use redrive::consumer::Wire;
 use redrive::processor::Attempt;
-use redrive::testing::kinesis::{self, KinesisServer};
+use redrive::testing::kinesis;
 use redrive::{Consumer, Record, RecordProcessor, Resilient, dead_letter};
 use rustix::time::{ClockId, clock_gettime};
 use support::dynamodb;
@@ -54,11 +54,6 @@ const TARGETS: [f64; 3] = [7.0, 10.0, 3.0];
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    if server::is_wanted() {
-        let embedded = KinesisServer::start().await?;
-        server::serve(embedded.endpoint()).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
     if let Ok(what) = env::var(CONSUME) {
         consume(&what).await?;
         return Ok(ExitCode::SUCCESS);
@@ -72,11 +67,11 @@ async fn main() -> Result<ExitCode> {
     };
     let python = python::with("benches/kcl/kcl_rs/requirements.txt").ok_or("Python is needed")?;
     let classes = compile(&jars)?;
-    let server = Server::start()?;
+    let server = bench::start_server!("kinesis")?;
     let client = kinesis::client(&server.endpoint);
     kinesis::create_stream(&client, STREAM, SHARDS).await?;
     stream::fill(&client, STREAM, RECORDS).await?;
-    let places = [server.endpoint.as_str(), dynamo.endpoint()];
+    let dynamodb = dynamo.endpoint();
     let clients = [
         Client::kcl("KCL 3", &classes, &[]),
         Client::kcl("KCL 3, 512 MiB of heap", &classes, &["-Xmx512m"]),
@@ -90,7 +85,8 @@ async fn main() -> Result<ExitCode> {
         for (client, runs) in clients.iter().zip(&mut runs) {
             eprintln!("run {} of {ROUNDS}: {}", round + 1, client.name);
             runs.push(client.run(
-                places,
+                &server,
+                dynamodb,
                 &format!("{}-{round}", client.name.replace([' ', ','], "-")),
             )?);
         }
@@ -104,6 +100,7 @@ async fn main() -> Result<ExitCode> {
             "with the start",
             "peak memory",
             "records/s",
+            "server CPU s per million",
             "first record after",
         ],
     );
@@ -114,6 +111,7 @@ async fn main() -> Result<ExitCode> {
             format!("{:.2}", run.cpu_with_start),
             format!("{:.0} MiB", run.mebibytes),
             format!("{:.0}", run.rate),
+            format!("{:.2}", run.server_cpu),
             format!("{:.1} s", run.first_after),
         ]);
         table.bar("seconds of client CPU per million records", client.name, run.cpu);
@@ -207,8 +205,15 @@ impl Client {
     }
 
     /// Runs the program from its start to the last record.
-    fn run(&self, places: [&str; 2], application: &str) -> Result<Run> {
-        let what = [places[0], places[1], application, STREAM, &RECORDS.to_string()].map(str::to_owned);
+    fn run(&self, server: &Server, dynamodb: &str, application: &str) -> Result<Run> {
+        let what = [
+            &server.endpoint,
+            dynamodb,
+            application,
+            STREAM,
+            &RECORDS.to_string(),
+        ]
+        .map(str::to_owned);
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
         if self.settings.is_empty() {
@@ -223,12 +228,16 @@ impl Client {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut said = BufReader::new(child.stdout.take().ok_or("the client has no output")?).lines();
-        let mut until = |what: &str| -> Result<(Instant, f64)> {
+        let mut until = |what: &str| -> Result<Moment> {
             let line = said.next().ok_or("the client ended before the last record")??;
             let cpu = line
                 .strip_prefix(what)
                 .ok_or_else(|| format!("unexpected output of the client: {line:?}"))?;
-            Ok((Instant::now(), cpu.trim().parse()?))
+            Ok(Moment {
+                time: Instant::now(),
+                cpu: cpu.trim().parse()?,
+                server_cpu: server.cpu()?,
+            })
         };
         let first = until("first")?;
         let last = until("last")?;
@@ -237,13 +246,23 @@ impl Client {
         child.wait()?;
         let millions = RECORDS as f64 / 1e6;
         Ok(Run {
-            cpu: (last.1 - first.1) / millions,
-            cpu_with_start: last.1 / millions,
+            cpu: (last.cpu - first.cpu) / millions,
+            cpu_with_start: last.cpu / millions,
             mebibytes,
-            rate: RECORDS as f64 / (last.0 - first.0).as_secs_f64(),
-            first_after: (first.0 - start).as_secs_f64(),
+            rate: RECORDS as f64 / (last.time - first.time).as_secs_f64(),
+            server_cpu: (last.server_cpu - first.server_cpu) / millions,
+            first_after: (first.time - start).as_secs_f64(),
         })
     }
+}
+
+/// The arrival of a client's first or last record.
+struct Moment {
+    time: Instant,
+    /// Seconds of CPU time that the client has used.
+    cpu: f64,
+    /// Seconds of CPU time that the server has used.
+    server_cpu: f64,
 }
 
 /// The measurements of one run.
@@ -254,6 +273,8 @@ struct Run {
     mebibytes: f64,
     /// Records per second, from the first record to the last.
     rate: f64,
+    /// Seconds of the server's CPU time per million records, from the first record to the last.
+    server_cpu: f64,
     /// Seconds from the start of the client to its first record.
     first_after: f64,
 }
@@ -266,6 +287,7 @@ impl Run {
             cpu_with_start: middle(|run| run.cpu_with_start),
             mebibytes: middle(|run| run.mebibytes),
             rate: middle(|run| run.rate),
+            server_cpu: middle(|run| run.server_cpu),
             first_after: middle(|run| run.first_after),
         }
     }

@@ -1,26 +1,22 @@
-//! Runs a server in a second process of the same program. In the measured process, the server would set the
-//! pace and its CPU time would count.
+//! Runs a server in a second process. In the measured process, the server would set the pace and its CPU time
+//! would count.
 
-use std::env;
 use std::error::Error;
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+
+use rustix::param::clock_ticks_per_second;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The environment variable that makes this program the server.
-const SERVE: &str = "REDRIVE_BENCH_SERVE";
-
-/// Returns true if this process must be the server.
-pub fn is_wanted() -> bool {
-    env::var_os(SERVE).is_some()
-}
-
-/// Reports the server's endpoint on standard output, and waits until the parent closes standard input.
-pub async fn serve(endpoint: &str) -> Result<()> {
-    println!("{endpoint}");
-    tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new())).await??;
-    Ok(())
+/// Starts the bench's server, which answers as named: `kinesis` or `answers`.
+#[macro_export]
+macro_rules! start_server {
+    ($answers:literal) => {
+        // Cargo sets the variable only for the benches themselves.
+        $crate::server::Server::start(env!("CARGO_BIN_EXE_bench_server"), $answers)
+    };
 }
 
 /// A running server, which stops when dropped.
@@ -30,9 +26,10 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start() -> Result<Self> {
-        let mut child = Command::new(env::current_exe()?)
-            .env(SERVE, "1")
+    /// Starts the program, and waits for its endpoint.
+    pub fn start(program: &str, answers: &str) -> Result<Self> {
+        let mut child = Command::new(program)
+            .arg(answers)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -43,6 +40,16 @@ impl Server {
             child,
             endpoint: endpoint.trim().to_owned(),
         })
+    }
+
+    /// Returns the seconds of CPU time that the server has used.
+    pub fn cpu(&self) -> Result<f64> {
+        // Of all threads, in ticks: user and system time are the fields 14 and 15.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, after_name) = stat.rsplit_once(')').ok_or("no name")?;
+        let times = after_name.split_whitespace().skip(11).take(2);
+        let ticks: Vec<f64> = times.map(str::parse).collect::<std::result::Result<_, _>>()?;
+        Ok(ticks.iter().sum::<f64>() / clock_ticks_per_second() as f64)
     }
 }
 
