@@ -18,7 +18,7 @@ use super::gauges::Standing;
 use super::metric::{Kind, Metric, Unit, measure};
 use crate::aws::{self, Located};
 use crate::config::ConfigError;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observer, Success};
 
 /// Sends metrics to CloudWatch with PutMetricData. The process aggregates the values and makes one call a
 /// minute for up to 1,000 metrics, regardless of the number of records. Distributions are sent as values with
@@ -212,6 +212,25 @@ impl Shared {
     }
 }
 
+impl All {
+    fn hear(&mut self, event: &Event<'_>) {
+        let All { each, standing } = self;
+        standing.hear(event);
+        let mut at = None;
+        measure(event, |metric, value| {
+            let at = *at.get_or_insert_with(|| {
+                let stream = event.stream();
+                let known = each.iter().position(|known| known.stream.as_deref() == stream);
+                known.unwrap_or_else(|| {
+                    each.push(Gathered::new(stream));
+                    each.len() - 1
+                })
+            });
+            each[at].add(metric, value);
+        });
+    }
+}
+
 impl Gathered {
     fn new(stream: Option<&str>) -> Self {
         Gathered {
@@ -297,20 +316,16 @@ impl Observer for CloudWatch {
 
     fn on(&self, event: &Event<'_>) {
         self.ensure_running();
-        let All { each, standing } = &mut *self.shared.gathered();
-        standing.hear(event);
-        let mut at = None;
-        measure(event, |metric, value| {
-            let at = *at.get_or_insert_with(|| {
-                let stream = event.stream();
-                let known = each.iter().position(|known| known.stream.as_deref() == stream);
-                known.unwrap_or_else(|| {
-                    each.push(Gathered::new(stream));
-                    each.len() - 1
-                })
-            });
-            each[at].add(metric, value);
-        });
+        self.shared.gathered().hear(event);
+    }
+
+    fn on_success(&self, success: &Success<'_>) -> bool {
+        self.ensure_running();
+        let mut gathered = self.shared.gathered();
+        for event in success.events() {
+            gathered.hear(&event);
+        }
+        true
     }
 
     fn flush(&self) {

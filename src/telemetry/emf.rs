@@ -16,7 +16,7 @@ use super::application::Application;
 use super::gauges::Standing;
 use super::metric::{Kind, Metric, measure};
 use crate::config::ConfigError;
-use crate::observer::{Event, Observer, ShardEvent};
+use crate::observer::{Event, Observer, ShardEvent, Success};
 
 /// The maximum number of values of a metric in a line.
 const VALUES: usize = 100;
@@ -117,6 +117,40 @@ impl Emf {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, state: &mut State, event: &Event<'_>) {
+        let State {
+            streams,
+            standing,
+            rng,
+            ..
+        } = state;
+        standing.hear(event);
+        let mut at = None;
+        measure(event, |metric, value| {
+            let at = *at.get_or_insert_with(|| {
+                let stream = event.stream();
+                let known = streams.iter().position(|(known, _)| known.as_deref() == stream);
+                known.unwrap_or_else(|| {
+                    streams.push((stream.map(ToOwned::to_owned), Gathered::new()));
+                    streams.len() - 1
+                })
+            });
+            streams[at].1.add(metric, value, rng);
+        });
+        state.heard += 1;
+        // Reading the clock for every event would be too costly for records that succeed.
+        let looks = matches!(
+            event,
+            Event::Shard {
+                event: ShardEvent::Fetched { .. },
+                ..
+            }
+        ) || state.heard.is_multiple_of(256);
+        if looks && state.written.elapsed() >= self.interval {
+            self.write(state);
+        }
     }
 
     fn write(&self, state: &mut State) {
@@ -248,38 +282,15 @@ impl Observer for Emf {
     }
 
     fn on(&self, event: &Event<'_>) {
+        self.hear(&mut self.state(), event);
+    }
+
+    fn on_success(&self, success: &Success<'_>) -> bool {
         let mut state = self.state();
-        let State {
-            streams,
-            standing,
-            rng,
-            ..
-        } = &mut *state;
-        standing.hear(event);
-        let mut at = None;
-        measure(event, |metric, value| {
-            let at = *at.get_or_insert_with(|| {
-                let stream = event.stream();
-                let known = streams.iter().position(|(known, _)| known.as_deref() == stream);
-                known.unwrap_or_else(|| {
-                    streams.push((stream.map(ToOwned::to_owned), Gathered::new()));
-                    streams.len() - 1
-                })
-            });
-            streams[at].1.add(metric, value, rng);
-        });
-        state.heard += 1;
-        // Reading the clock for every event would be too costly for records that succeed.
-        let looks = matches!(
-            event,
-            Event::Shard {
-                event: ShardEvent::Fetched { .. },
-                ..
-            }
-        ) || state.heard.is_multiple_of(256);
-        if looks && state.written.elapsed() >= self.interval {
-            self.write(&mut state);
+        for event in success.events() {
+            self.hear(&mut state, &event);
         }
+        true
     }
 
     fn flush(&self) {
