@@ -22,15 +22,14 @@ const EXPLICIT_HASH_KEY: u32 = 2;
 const RECORD: u32 = 3;
 const DATA: u32 = 3;
 const TAG: u32 = 4;
-/// The maximum number of partition keys that are kept as shared strings while an aggregate is opened.
-const SHARED_KEYS: usize = 16 * 1024;
-/// The maximum length in bytes of a partition key that records may store on their own. Kinesis allows 256 characters
-/// (PutRecord, Kinesis API reference).
-const LONGEST_KEY: usize = 256;
 
 /// The places of all parts in an aggregate's message.
 pub(super) struct Contents {
     message: Bytes,
+    /// All partition keys in one text, which the records share. It is a copy of a part of the message, so it
+    /// takes less memory than the message, which the records keep as well.
+    keys: Arc<str>,
+    /// The places of the partition keys in this text.
     partition_keys: Vec<Range<u32>>,
     explicit_hash_keys: Vec<Range<u32>>,
     pub(super) records: usize,
@@ -41,13 +40,19 @@ impl Contents {
     pub(super) fn of(message: Bytes) -> Result<Self, DamagedAggregate> {
         let mut contents = Contents {
             message: Bytes::new(),
+            keys: Arc::default(),
             partition_keys: Vec::new(),
             explicit_hash_keys: Vec::new(),
             records: 0,
         };
+        let mut text = Vec::new();
         for field in Fields::of(&message, 0..message.len()) {
             match field? {
-                (PARTITION_KEY, Value::Bytes(place)) => contents.partition_keys.push(narrow(place)?),
+                (PARTITION_KEY, Value::Bytes(place)) => {
+                    let start = text.len();
+                    text.extend_from_slice(message.get(place).unwrap_or_default());
+                    contents.partition_keys.push(narrow(start..text.len())?);
+                }
                 (EXPLICIT_HASH_KEY, Value::Bytes(place)) => contents.explicit_hash_keys.push(narrow(place)?),
                 (RECORD, Value::Bytes(_)) => contents.records += 1,
                 (PARTITION_KEY | EXPLICIT_HASH_KEY | RECORD, _) => return Err(wrong_type()),
@@ -63,26 +68,23 @@ impl Contents {
                 return Err(format("the aggregate has more keys than it has room for records"));
             }
         }
-        contents.message = message;
-        Ok(contents)
-    }
-
-    /// Checks that there are records, and that each partition key is UTF-8.
-    fn check_keys(&self) -> Result<(), DamagedAggregate> {
-        if self.records == 0 {
+        if contents.records == 0 {
             return Err(DamagedAggregate::Empty);
         }
-        for place in &self.partition_keys {
-            std::str::from_utf8(self.bytes(place)).map_err(format)?;
+        contents.keys = std::str::from_utf8(&text).map_err(format)?.into();
+        // Two halves of a character make a valid text, but not two valid keys.
+        let mut ends = contents.partition_keys.iter().map(|key| key.end as usize);
+        if !ends.all(|end| contents.keys.is_char_boundary(end)) {
+            return Err(format("a partition key of the aggregate is not UTF-8"));
         }
-        Ok(())
+        contents.message = message;
+        Ok(contents)
     }
 
     /// Checks that the aggregate is complete. Returns the number of records that belong to another shard than
     /// the one with these hash keys.
     #[cfg_attr(not(any(feature = "kinesis", feature = "lambda")), allow(dead_code))]
     pub(super) fn check(&self, hash_keys: Option<&RangeInclusive<u128>>) -> Result<usize, DamagedAggregate> {
-        self.check_keys()?;
         let mut shard = ShardCheck::of(self, hash_keys);
         for (number, place) in self.records(0).enumerate() {
             shard.count(self, &self.complete(number, place?)?);
@@ -94,15 +96,16 @@ impl Contents {
     #[inline]
     fn complete(&self, number: usize, place: Range<usize>) -> Result<Complete<'_>, DamagedAggregate> {
         let inside = Inside::read(&self.message, place)?;
-        let explicit_hash_key = place_of(inside.explicit_hash_key, &self.explicit_hash_keys);
-        match (inside.partition_key, inside.data) {
-            (Some(key), Some(data))
-                if place_of(Some(key), &self.partition_keys).is_some()
-                    && inside.explicit_hash_key.is_some() == explicit_hash_key.is_some() =>
+        let key = of_index(inside.partition_key, &self.partition_keys);
+        let explicit_hash_key = of_index(inside.explicit_hash_key, &self.explicit_hash_keys);
+        match (key, inside.data) {
+            (Some((index, key)), Some(data))
+                if inside.explicit_hash_key.is_some() == explicit_hash_key.is_some() =>
             {
                 Ok(Complete {
+                    index,
                     key,
-                    explicit_hash_key,
+                    explicit_hash_key: explicit_hash_key.map(|(_, place)| place),
                     data,
                 })
             }
@@ -121,10 +124,18 @@ impl Contents {
         })
     }
 
-    fn bytes(&self, place: &Range<u32>) -> &[u8] {
-        self.message
-            .get(place.start as usize..place.end as usize)
-            .unwrap_or_default()
+    /// Returns a partition key.
+    #[inline]
+    fn key(&self, place: &Range<u32>) -> Text {
+        Text::Part {
+            of: self.keys.clone(),
+            place: place.clone(),
+        }
+    }
+
+    fn explicit_hash_key(&self, place: &Range<u32>) -> Option<u128> {
+        let bytes = self.message.get(place.start as usize..place.end as usize)?;
+        std::str::from_utf8(bytes).ok()?.parse().ok()
     }
 }
 
@@ -157,7 +168,8 @@ impl Inside {
 /// A record inside an aggregate that has all its parts.
 struct Complete<'a> {
     /// The index of the partition key.
-    key: u64,
+    index: usize,
+    key: &'a Range<u32>,
     explicit_hash_key: Option<&'a Range<u32>>,
     data: Range<usize>,
 }
@@ -191,19 +203,13 @@ impl<'a> ShardCheck<'a> {
     fn count_within(&mut self, hash_keys: &RangeInclusive<u128>, contents: &Contents, record: &Complete<'_>) {
         let is_within = match record.explicit_hash_key {
             Some(place) => {
-                let text = std::str::from_utf8(contents.bytes(place));
-                text.is_ok_and(|text| text.parse().is_ok_and(|key| hash_keys.contains(&key)))
+                let key = contents.explicit_hash_key(place);
+                key.is_some_and(|key| hash_keys.contains(&key))
             }
-            None => {
-                let index = usize::try_from(record.key).unwrap_or(usize::MAX);
-                let place = contents.partition_keys.get(index);
-                place
-                    .zip(self.known.get_mut(index))
-                    .is_some_and(|(place, known)| {
-                        let compute = || hash_keys.contains(&hash_key(contents.bytes(place)));
-                        *known.get_or_insert_with(compute)
-                    })
-            }
+            None => self.known.get_mut(record.index).is_some_and(|known| {
+                let compute = || hash_keys.contains(&hash_key(contents.key(record.key).as_bytes()));
+                *known.get_or_insert_with(compute)
+            }),
         };
         self.out_of_range += usize::from(!is_within);
     }
@@ -221,9 +227,6 @@ pub(crate) struct Unpacking {
     contents: Contents,
     at: usize,
     made: u64,
-    /// The most recently used keys, each at its index modulo the length of this list. Empty if the records seem to
-    /// have keys of their own.
-    keys: Vec<Option<(u64, Arc<str>)>>,
 }
 
 impl Unpacking {
@@ -238,16 +241,8 @@ impl Unpacking {
 
     /// Starts at the first record.
     pub(super) fn new(aggregate: Record, contents: Contents, stamps: bool) -> Self {
-        let keys = contents.partition_keys.len();
-        // A long key that all records name must not be stored for each of them.
-        let is_short = |key: &Range<u32>| key.len() <= LONGEST_KEY;
-        let shared = match keys >= contents.records && contents.partition_keys.iter().all(is_short) {
-            true => 0,
-            false => keys.min(SHARED_KEYS),
-        };
         Unpacking {
             source: aggregate.aggregate(),
-            keys: vec![None; shared],
             stamps,
             aggregate,
             contents,
@@ -274,7 +269,6 @@ impl Unpacking {
         hash_keys: Option<&RangeInclusive<u128>>,
         into: &mut Vec<Record>,
     ) -> Result<usize, DamagedAggregate> {
-        self.contents.check_keys()?;
         // As many as there can be: a damaged aggregate may claim more.
         let most = self.contents.message.len() / SMALLEST_RECORD;
         into.reserve(self.contents.records.min(most));
@@ -300,12 +294,9 @@ impl Unpacking {
         let (key, data) = match self.contents.complete(number, place.clone()) {
             Ok(record) => {
                 look(&self.contents, &record);
-                (record.key, record.data)
+                (self.contents.key(record.key), record.data)
             }
             Err(damage) => return Some(Err(damage)),
-        };
-        let Some(key) = self.key(key) else {
-            return Some(Err(DamagedAggregate::Record { record: number }));
         };
         let data = self.contents.message.slice(data);
         let redriven = self
@@ -315,28 +306,6 @@ impl Unpacking {
         let record = self.source.record(self.made, key, data, redriven);
         self.made += 1;
         Some(Ok(record))
-    }
-
-    fn key(&mut self, index: u64) -> Option<Text> {
-        let place = usize::try_from(index).ok()?;
-        // Only an aggregate with very many keys needs the division.
-        let slot = match place < self.keys.len() {
-            true => place,
-            false => place % self.keys.len().max(1),
-        };
-        if let Some(Some((known, key))) = self.keys.get(slot)
-            && *known == index
-        {
-            return Some(key.clone().into());
-        }
-        let bytes = self.contents.bytes(self.contents.partition_keys.get(place)?);
-        let text = std::str::from_utf8(bytes).ok()?;
-        let Some(slot) = self.keys.get_mut(slot) else {
-            return Some(Box::<str>::from(text).into());
-        };
-        let key: Arc<str> = text.into();
-        *slot = Some((index, key.clone()));
-        Some(key.into())
     }
 }
 
@@ -378,6 +347,9 @@ fn narrow(place: Range<usize>) -> Result<Range<u32>, DamagedAggregate> {
     Ok(narrow(place.start)?..narrow(place.end)?)
 }
 
-fn place_of(index: Option<u64>, places: &[Range<u32>]) -> Option<&Range<u32>> {
-    places.get(usize::try_from(index?).ok()?)
+/// Returns the index and the place that it stands for.
+#[inline]
+fn of_index(index: Option<u64>, places: &[Range<u32>]) -> Option<(usize, &Range<u32>)> {
+    let index = usize::try_from(index?).ok()?;
+    Some((index, places.get(index)?))
 }

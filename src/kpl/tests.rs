@@ -83,8 +83,7 @@ fn inner_records_have_the_outer_position_and_their_own_keys() {
     assert_eq!(seen, [(0, "b", &b"x"[..]), (1, "a", b"yy"), (2, "b", b"")]);
 }
 
-/// An aggregate with as many keys as records may name one key in all of them. A copy of a long key for each record
-/// would fill the memory.
+/// All records of an aggregate may name one long key. A copy of it for each record would fill the memory.
 #[test]
 fn long_key_that_all_records_name_is_stored_once() {
     let long: &str = Box::leak("k".repeat(257).into_boxed_str());
@@ -130,6 +129,13 @@ fn what_cannot_be_opened_is_delivered_as_it_is() {
         }),
         (
             without(|message| message.partition_keys[0] = Bytes::from_static(b"\xff")),
+            |damage| matches!(damage, DamagedAggregate::Format(_)),
+        ),
+        // The halves of an "é" in two keys.
+        (
+            without(|message| {
+                message.partition_keys = vec![Bytes::from_static(b"\xc3"), Bytes::from_static(b"\xa9")]
+            }),
             |damage| matches!(damage, DamagedAggregate::Format(_)),
         ),
         (

@@ -1,16 +1,21 @@
-//! A text that a record owns, or shares with the other records of an aggregate.
+//! A text that a record owns, or shares with other records.
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// A text, owned or shared. It compares, sorts and hashes as a `str`, in either form.
+/// A text, owned or shared. It compares, sorts and hashes as a `str`, in each form.
 #[derive(Clone)]
 pub(crate) enum Text {
     /// The text as it came with the record. A plain record needs no other allocation.
     Own(Box<str>),
     Shared(Arc<str>),
+    /// A part of a longer text, such as the one with all keys of an aggregate.
+    Part {
+        of: Arc<str>,
+        place: Range<u32>,
+    },
 }
 
 impl Deref for Text {
@@ -20,6 +25,10 @@ impl Deref for Text {
         match self {
             Text::Own(text) => text,
             Text::Shared(text) => text,
+            // Whoever makes a part has checked its place.
+            Text::Part { of, place } => of
+                .get(place.start as usize..place.end as usize)
+                .unwrap_or_default(),
         }
     }
 }
@@ -40,7 +49,7 @@ impl From<Text> for String {
     fn from(text: Text) -> Self {
         match text {
             Text::Own(text) => text.into_string(),
-            Text::Shared(text) => text.as_ref().to_owned(),
+            shared => (*shared).to_owned(),
         }
     }
 }
