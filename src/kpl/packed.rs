@@ -178,8 +178,8 @@ struct Complete<'a> {
 struct ShardCheck<'a> {
     /// The hash keys of the shard. `None`: all records belong to it.
     hash_keys: Option<&'a RangeInclusive<u128>>,
-    /// Whether a partition key belongs to the shard, by the key's index. `None`: the MD5 of the key is not computed
-    /// yet.
+    /// Tells for each partition key, by its index, whether the key belongs to the shard. `None`: the MD5 of the key is
+    /// not computed yet.
     known: Vec<Option<bool>>,
     out_of_range: usize,
 }

@@ -143,6 +143,7 @@ impl Record {
     }
 
     /// Returns the partition key; `None` on a stream with AUTO record distribution.
+    #[inline]
     pub fn partition_key(&self) -> Option<&str> {
         self.meta.partition_key.as_deref()
     }

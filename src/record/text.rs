@@ -21,16 +21,22 @@ pub(crate) enum Text {
 impl Deref for Text {
     type Target = str;
 
+    #[inline]
     fn deref(&self) -> &str {
         match self {
             Text::Own(text) => text,
             Text::Shared(text) => text,
-            // Whoever makes a part has checked its place.
-            Text::Part { of, place } => of
-                .get(place.start as usize..place.end as usize)
-                .unwrap_or_default(),
+            Text::Part { of, place } => part(of, place),
         }
     }
+}
+
+/// Returns a part of a text. It is not inlined, so that the match above stays small.
+#[inline(never)]
+fn part<'a>(of: &'a str, place: &Range<u32>) -> &'a str {
+    // A part is made only of a place that was checked.
+    of.get(place.start as usize..place.end as usize)
+        .unwrap_or_default()
 }
 
 impl From<Box<str>> for Text {
