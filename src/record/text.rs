@@ -12,6 +12,7 @@ pub(crate) enum Text {
     Own(Box<str>),
     Shared(Arc<str>),
     /// A part of a longer text, such as the one with all keys of an aggregate.
+    #[cfg_attr(not(feature = "kpl"), allow(dead_code))]
     Part {
         of: Arc<str>,
         place: Range<u32>,
