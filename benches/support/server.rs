@@ -42,7 +42,7 @@ impl Server {
         })
     }
 
-    /// Returns the seconds of CPU time that the server has used.
+    /// Returns the seconds of CPU time that the server has used. Only on Linux.
     pub fn cpu(&self) -> Result<f64> {
         // Of all threads, in ticks: user and system time are the fields 14 and 15.
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
