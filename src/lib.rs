@@ -145,6 +145,7 @@ mod settlement;
 mod shutdown_signal;
 #[cfg(any(feature = "kinesis", feature = "lambda"))]
 mod start_check;
+mod stopwatch;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -15,6 +15,7 @@ use crate::external::{Panicked, poll_caught};
 use crate::observer::{Event, Interest, Observers, RecordEvent};
 use crate::processor::{Attempt, AttemptContext, BatchFailure, Handler};
 use crate::record::Record;
+use crate::stopwatch::Stopwatch;
 
 /// The outer limits within which a record is settled.
 #[derive(Clone, Copy)]
@@ -48,7 +49,7 @@ struct Call<'a> {
     records: usize,
     attempt: &'a Attempt<'a>,
     /// The start of the call, if an observer wants its duration.
-    began: Option<Instant>,
+    began: Option<Stopwatch>,
 }
 
 /// A failed attempt.
@@ -100,7 +101,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         deadline: Option<Instant>,
-    ) -> impl Future<Output = Result<Option<Instant>, FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<Option<Stopwatch>, FailedAttempt<P::Error>>> + Send {
         self.call(record, Attempt::new(1, &self.context, deadline, None))
     }
 
@@ -122,9 +123,9 @@ impl<P: Handler> AttemptRunner<P> {
 
     /// Returns the current time if an observer wants the duration of attempts.
     #[inline(always)]
-    fn now_if_asked(&self) -> Option<Instant> {
+    fn now_if_asked(&self) -> Option<Stopwatch> {
         let asked = self.observers.want(Interest::ATTEMPTS);
-        asked.then(Instant::now)
+        asked.then(Stopwatch::start)
     }
 
     fn tell_ended(
@@ -132,7 +133,7 @@ impl<P: Handler> AttemptRunner<P> {
         record: &Record,
         records: usize,
         attempt: u32,
-        began: Option<Instant>,
+        began: Option<Stopwatch>,
         succeeded: bool,
     ) {
         if let Some(began) = began {
@@ -161,10 +162,10 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         record: &Record,
         attempt: Attempt<'_>,
-    ) -> impl Future<Output = Result<Option<Instant>, FailedAttempt<P::Error>>> + Send {
+    ) -> impl Future<Output = Result<Option<Stopwatch>, FailedAttempt<P::Error>>> + Send {
         async move {
             let attempt = &attempt;
-            let this = Call {
+            let mut this = Call {
                 first: record,
                 records: 1,
                 attempt,
@@ -175,7 +176,7 @@ impl<P: Handler> AttemptRunner<P> {
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
                 Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
-                Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
+                Poll::Pending => self.poll_late(&mut this, timer.as_mut(), cx),
             })
             .await
         }
@@ -192,7 +193,7 @@ impl<P: Handler> AttemptRunner<P> {
     ) -> Result<(), FailedAttempt<BatchFailure<P::Error>>> {
         let attempt = &Attempt::new(number, &self.context, term.deadline, term.cancelled);
         let call = async move {
-            let this = Call {
+            let mut this = Call {
                 first,
                 records: batch.len(),
                 attempt,
@@ -202,7 +203,7 @@ impl<P: Handler> AttemptRunner<P> {
             let mut timer = pin!(None);
             poll_fn(move |cx| match poll_caught(call.as_mut(), cx) {
                 Poll::Ready(result) => Poll::Ready(self.ended(&this, result)),
-                Poll::Pending => self.poll_late(&this, timer.as_mut(), cx),
+                Poll::Pending => self.poll_late(&mut this, timer.as_mut(), cx),
             })
             .await
             .map(|began| self.tell_ended(first, batch.len(), number, began, true))
@@ -217,7 +218,7 @@ impl<P: Handler> AttemptRunner<P> {
         &self,
         call: &Call<'_>,
         result: Result<Result<(), E>, Panicked>,
-    ) -> Result<Option<Instant>, FailedAttempt<E>> {
+    ) -> Result<Option<Stopwatch>, FailedAttempt<E>> {
         let error = match result {
             Ok(Ok(())) => return Ok(call.began),
             Ok(Err(error)) => AttemptError::Returned(error),
@@ -232,13 +233,16 @@ impl<P: Handler> AttemptRunner<P> {
     #[inline]
     fn poll_late<E>(
         &self,
-        call: &Call<'_>,
+        call: &mut Call<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Instant>, FailedAttempt<E>>> {
+    ) -> Poll<Result<Option<Stopwatch>, FailedAttempt<E>>> {
         let attempt = call.attempt;
         // Only a processor that waits can be late, so the timer is armed after the first `Pending`.
         if timer.is_none() {
+            if let Some(began) = &mut call.began {
+                began.wait();
+            }
             timer.set(Some(sleep_until(attempt.deadline())));
         }
         match timer.as_pin_mut().map(|timer| timer.poll(cx)) {

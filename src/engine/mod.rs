@@ -48,6 +48,7 @@ use crate::protection::{CircuitBreaker, DeadLetterGuard, RetryBudget};
 use crate::record::Record;
 use crate::retention::Retention;
 use crate::settlement::{Settled, Unsettled};
+use crate::stopwatch::Stopwatch;
 use attempt::{AttemptRunner, Term};
 use batch::BatchStep;
 use claims::Claims;
@@ -379,13 +380,13 @@ impl<P: Handler> Engine<P> {
     /// Settles a record that succeeded at its first attempt. `began`: the start of the attempt, if an observer
     /// wants its duration.
     #[inline(always)]
-    fn processed_first(&self, record: &Record, began: Option<Instant>, run: &Run) -> Settled {
+    fn processed_first(&self, record: &Record, began: Option<Stopwatch>, run: &Run) -> Settled {
         let Some(began) = began else {
             return self.processed(record, 1, run);
         };
         run.tally.add();
-        let took = began.elapsed();
-        self.protection.observers.tell_success(&Success { record, took });
+        let success = Success::new(record, began.elapsed_nanos());
+        self.protection.observers.tell_success(&success);
         Settled::Processed
     }
 

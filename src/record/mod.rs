@@ -23,7 +23,7 @@ pub use stream_id::{ParseStreamIdError, StreamId};
 
 pub(crate) use self::text::Text;
 
-use crate::wall_clock;
+use crate::wall_clock::UnixTime;
 
 /// One user record, as the processor sees it.
 ///
@@ -40,7 +40,7 @@ struct Meta {
     sequence_number: SequenceNumber,
     sub_sequence_number: u64,
     partition_key: Option<Text>,
-    arrival: Option<SystemTime>,
+    arrival: Option<UnixTime>,
     /// On the heap, as hardly any record has extra data.
     extra: Option<Box<Extra>>,
 }
@@ -99,7 +99,7 @@ impl Record {
         source: Arc<Source>,
         sequence_number: SequenceNumber,
         partition_key: Option<Arc<str>>,
-        arrival: Option<SystemTime>,
+        arrival: Option<UnixTime>,
         payload: Vec<u8>,
     ) -> Record {
         Record {
@@ -150,7 +150,7 @@ impl Record {
 
     /// Returns the time at which Kinesis received the record, to the millisecond.
     pub fn arrival(&self) -> Option<SystemTime> {
-        self.meta.arrival
+        self.meta.arrival.map(SystemTime::from)
     }
 
     /// Returns the origin of a record that was a dead letter and was replayed. The origin is known if the
@@ -211,7 +211,15 @@ impl Record {
 
     /// Returns how long ago Kinesis received the record, by the clock of this machine.
     pub(crate) fn age(&self) -> Option<Duration> {
-        wall_clock::now().duration_since(self.meta.arrival?).ok()
+        self.age_nanos()
+            .map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
+    }
+
+    /// Returns the [age](Record::age) in nanoseconds, which is never negative.
+    #[inline]
+    pub(crate) fn age_nanos(&self) -> Option<i64> {
+        let arrival = self.meta.arrival?;
+        UnixTime::now().nanos_since(arrival)
     }
 
     /// Returns the payload. A clone, for use after the processor's call, shares the bytes.
@@ -276,7 +284,7 @@ impl Record {
 pub(crate) struct Aggregate {
     source: Arc<Source>,
     sequence_number: SequenceNumber,
-    arrival: Option<SystemTime>,
+    arrival: Option<UnixTime>,
 }
 
 #[cfg(feature = "kpl")]
@@ -338,7 +346,7 @@ impl RecordBuilder {
 
     /// Sets the time at which Kinesis received the record. Default: unknown.
     pub fn arrival(mut self, at: SystemTime) -> Self {
-        self.meta.arrival = Some(at);
+        self.meta.arrival = Some(at.into());
         self
     }
 

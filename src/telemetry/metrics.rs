@@ -165,7 +165,7 @@ impl Metrics {
     /// Returns the handles of the first stream, if the record belongs to it and there is no label `shard`.
     #[inline]
     fn usual(&self, record: &Record) -> Option<&Handles> {
-        let first = self.first.get().filter(|_| !self.shard_label)?;
+        let first = self.first.get()?;
         let shared = first.shared.get();
         let is_known = shared.is_some_and(|shared| Arc::ptr_eq(shared, record.shared_stream()));
         (is_known || first.has_records_like(record)).then_some(first)
@@ -326,7 +326,7 @@ impl Handles {
     #[cold]
     #[inline(never)]
     fn has_records_like(&self, record: &Record) -> bool {
-        let is_of = self.stream.as_deref() == Some(record.stream());
+        let is_of = self.is_of(Some(record.stream()), None);
         if is_of {
             self.shared.get_or_init(|| record.shared_stream().clone());
         }
@@ -336,13 +336,15 @@ impl Handles {
     /// Records the metrics of the two events of a success.
     #[inline]
     fn record_success(&self, success: &Success<'_>) {
+        let seconds = |nanos: i64| nanos as f64 / 1_000_000_000.0;
         if let Handle::Histogram(latency) = &self.each[Metric::AttemptLatency as usize] {
-            latency.record(success.took.as_secs_f64());
+            latency.record(seconds(success.nanos()));
         }
-        if let (Handle::Histogram(latency), Some(age)) =
-            (&self.each[Metric::EndToEndLatency as usize], success.record.age())
-        {
-            latency.record(age.as_secs_f64());
+        if let (Handle::Histogram(latency), Some(age)) = (
+            &self.each[Metric::EndToEndLatency as usize],
+            success.record().age_nanos(),
+        ) {
+            latency.record(seconds(age));
         }
         if let Handle::Counter(processed) = &self.each[Metric::RecordsProcessed as usize] {
             processed.increment(1);
@@ -393,7 +395,7 @@ impl Observer for Metrics {
     }
 
     fn on_success(&self, success: &Success<'_>) -> bool {
-        let usual = self.usual(success.record);
+        let usual = self.usual(success.record());
         usual.map(|handles| handles.record_success(success)).is_some()
     }
 }

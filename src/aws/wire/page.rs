@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use aws_smithy_schema::serde::SerdeError;
 
 use super::keys::SharedKeys;
 use super::source::{Source, no_utf8};
 use crate::record::{Record, SequenceNumber, Source as Shard};
+use crate::wall_clock::UnixTime;
 
 /// The depth of a record in an answer: inside a list inside a map.
 const DEPTH: u32 = 2;
@@ -80,7 +80,7 @@ impl Page {
         // The SDK would fill them in: a record without its payload would be processed as an empty one.
         let number = number.ok_or_else(|| SerdeError::missing_member("SequenceNumber"))?;
         let data = data.ok_or_else(|| SerdeError::missing_member("Data"))?;
-        let arrival = arrival.and_then(|arrival| SystemTime::try_from(arrival).ok());
+        let arrival = arrival.map(|at| UnixTime::new(at.secs(), at.subsec_nanos().into()));
         Ok(Record::of_page(self.shard.clone(), number, key, arrival, data))
     }
 }

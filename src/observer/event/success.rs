@@ -9,21 +9,42 @@ use crate::settlement::Settled;
 /// The success of a record at its first attempt. It stands for two events: [`RecordEvent::AttemptEnded`] and
 /// [`RecordEvent::Settled`].
 #[derive(Debug)]
-#[non_exhaustive]
 pub struct Success<'a> {
-    /// The record.
-    pub record: &'a Record,
-    /// The duration of the attempt.
-    pub took: Duration,
+    record: &'a Record,
+    /// The duration of the attempt in nanoseconds. A `Duration` is made only for an observer that wants one.
+    nanos: i64,
 }
 
 impl<'a> Success<'a> {
+    /// Creates the success of an attempt that took this number of nanoseconds.
+    #[inline]
+    pub(crate) fn new(record: &'a Record, nanos: i64) -> Self {
+        Success { record, nanos }
+    }
+
+    /// Returns the record.
+    pub fn record(&self) -> &'a Record {
+        self.record
+    }
+
+    /// Returns the duration of the attempt.
+    pub fn took(&self) -> Duration {
+        Duration::from_nanos(self.nanos.unsigned_abs())
+    }
+
+    /// Returns the duration of the attempt in nanoseconds, which is never negative.
+    #[cfg(feature = "metrics")]
+    #[inline]
+    pub(crate) fn nanos(&self) -> i64 {
+        self.nanos
+    }
+
     /// Returns the two events, in their order.
     pub fn events(&self) -> [Event<'a>; 2] {
         let ended = RecordEvent::AttemptEnded {
             records: 1,
             attempt: 1,
-            took: self.took,
+            took: self.took(),
             succeeded: true,
         };
         let settled = RecordEvent::Settled {
@@ -43,10 +64,8 @@ mod tests {
 
     #[test]
     fn success_is_an_ended_attempt_and_a_settlement() {
-        let success = Success {
-            record: &Record::builder("orders", "shardId-0".into(), 1.into()).build(),
-            took: Duration::from_millis(2),
-        };
+        let record = Record::builder("orders", "shardId-0".into(), 1.into()).build();
+        let success = Success::new(&record, 2_000_000);
         let kinds = success.events().map(|event| event.kind());
         assert_eq!(kinds, [Interest::ATTEMPTS, Interest::SETTLEMENTS]);
     }
