@@ -33,6 +33,7 @@ impl UnixTime {
     }
 
     /// Creates the time that is these seconds and nanoseconds after 1970.
+    #[cfg(any(test, feature = "kinesis"))]
     #[inline]
     pub(crate) fn new(seconds: i64, nanos: i64) -> Self {
         UnixTime(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
