@@ -22,14 +22,24 @@ impl UnixTime {
     /// Returns the time of day.
     #[inline]
     pub(crate) fn now() -> Self {
-        #[cfg(all(unix, not(feature = "__sabotage")))]
+        #[cfg(feature = "__sabotage")]
+        return UnixTime::from(WallClock::now());
+        #[cfg(not(feature = "__sabotage"))]
+        UnixTime::of_system()
+    }
+
+    /// Returns the time of day of the machine.
+    #[cfg(any(test, not(feature = "__sabotage")))]
+    #[inline]
+    fn of_system() -> Self {
+        #[cfg(unix)]
         {
             let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
             // A machine's clock does not show a year after 2262.
             UnixTime(now.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec))
         }
-        #[cfg(not(all(unix, not(feature = "__sabotage"))))]
-        UnixTime::from(self::now())
+        #[cfg(not(unix))]
+        UnixTime::from(SystemTime::now())
     }
 
     /// Creates the time that is these seconds and nanoseconds after 1970.
@@ -144,9 +154,9 @@ mod tests {
 
     #[test]
     fn both_readings_show_the_same_time() {
-        let before = UnixTime::from(now());
-        let read = UnixTime::now();
-        let after = UnixTime::from(now());
+        let before = UnixTime::from(SystemTime::now());
+        let read = UnixTime::of_system();
+        let after = UnixTime::from(SystemTime::now());
         assert!(before.0 <= read.0 && read.0 <= after.0);
     }
 }

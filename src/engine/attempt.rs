@@ -48,7 +48,7 @@ struct Call<'a> {
     first: &'a Record,
     records: usize,
     attempt: &'a Attempt<'a>,
-    /// The start of the call, if an observer wants its duration.
+    /// Measures the call from its start, if an observer wants its duration.
     began: Option<Stopwatch>,
 }
 
@@ -95,7 +95,7 @@ impl<P: Handler> AttemptRunner<P> {
     }
 
     /// Makes a record's first attempt, which ends at `deadline` at the latest. If it succeeds, the caller
-    /// reports it: the result is the time at which it began, if an observer wants its duration.
+    /// reports it: the result measures it from its start, if an observer wants its duration.
     #[inline]
     pub(super) fn run_first(
         &self,
@@ -121,9 +121,9 @@ impl<P: Handler> AttemptRunner<P> {
         spans::attempted(call, spans::of_attempt(number)).await
     }
 
-    /// Returns the current time if an observer wants the duration of attempts.
+    /// Starts to measure a call if an observer wants the duration of attempts.
     #[inline(always)]
-    fn now_if_asked(&self) -> Option<Stopwatch> {
+    fn start_if_asked(&self) -> Option<Stopwatch> {
         let asked = self.observers.want(Interest::ATTEMPTS);
         asked.then(Stopwatch::start)
     }
@@ -169,7 +169,7 @@ impl<P: Handler> AttemptRunner<P> {
                 first: record,
                 records: 1,
                 attempt,
-                began: self.now_if_asked(),
+                began: self.start_if_asked(),
             };
             // The call is inside the async block, so that a panic before the first await is caught as well.
             let mut call = pin!(async move { self.processor.handle(record, attempt).await });
@@ -197,7 +197,7 @@ impl<P: Handler> AttemptRunner<P> {
                 first,
                 records: batch.len(),
                 attempt,
-                began: self.now_if_asked(),
+                began: self.start_if_asked(),
             };
             let mut call = pin!(async move { self.processor.handle_batch(batch, attempt).await });
             let mut timer = pin!(None);
@@ -211,8 +211,8 @@ impl<P: Handler> AttemptRunner<P> {
         spans::attempted(call, span).await
     }
 
-    /// Handles an attempt that has ended by itself. The caller reports a success: the result is the time at
-    /// which the attempt began.
+    /// Handles an attempt that has ended by itself. The caller reports a success: the result
+    /// measures the attempt from its start.
     #[inline(always)]
     fn ended<E>(
         &self,
