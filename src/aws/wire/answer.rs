@@ -54,7 +54,12 @@ impl<'a, S: Source<'a>> ShapeDeserializer for Answer<'a, S> {
                 return Err(twice(name));
             }
             read |= bit;
-            match self.depth == 1 && name == RECORDS && !self.source.is_null() {
+            // As in the SDK, a member without a value is absent, also if it is required.
+            if self.source.is_null() {
+                self.source.read_null()?;
+                continue;
+            }
+            match self.depth == 1 && name == RECORDS {
                 true => self.page.read(&mut self.source)?,
                 false => consumer(member, self)?,
             }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use aws_smithy_schema::serde::SerdeError;
 use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
 
 use super::source::{
     Rest, Source, decode_base64, integral, mismatch, skip_list, skip_map, time_of_integer, time_of_seconds,
@@ -237,6 +238,11 @@ impl<'a> Source<'a> for Json<'a> {
     }
 
     fn read_time(&mut self) -> Result<DateTime, SerdeError> {
+        if self.token() == Some(b'"') {
+            // Of an emulator: Kinesis sends a number.
+            return DateTime::from_str(&self.read_text()?, Format::DateTimeWithOffset)
+                .map_err(|_| mismatch("a time"));
+        }
         let number = self.number()?;
         match number.parse() {
             Ok(integer) => time_of_integer(integer),

@@ -149,6 +149,10 @@ impl Pusher {
             let mut pushed = json!({"Records": page.records, "MillisBehindLatest": page.behind});
             if page.is_last {
                 pushed["ChildShards"] = self.children();
+                // A member without a value may be left out, or `null`.
+                if self.world.state().timing.random_bool(0.5) {
+                    pushed["ContinuationSequenceNumber"] = Value::Null;
+                }
             } else {
                 pushed["ContinuationSequenceNumber"] = self.continuation(is_empty).into();
             }
