@@ -22,7 +22,8 @@ use crate::record::{ParseSequenceNumberError, Record, Source};
 /// [enhanced fan-out](crate::consumer::Retrieval::FanOut), are JSON.
 ///
 /// The consumer writes and reads these calls itself: that takes less CPU time than the SDK. The client's connections,
-/// retries, timeouts and interceptors stay, but an interceptor sees the answers without their records. A client with a
+/// retries, timeouts and interceptors stay, but an interceptor sees the answers without their records. Records that an
+/// interceptor puts into an answer take the place of those that Kinesis sent. A client with a
 /// [protocol](aws_sdk_kinesis::config::Builder::protocol) of its own keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -103,15 +104,15 @@ impl ShardWire {
         settings
     }
 
-    /// Returns the records of the last answer or event. `from_sdk` has those that the SDK has read: all of them, if the
-    /// client has a protocol of its own, or none.
+    /// Returns the records of the last answer or event. `from_sdk` has those of the SDK's answer: all of them if the
+    /// client has a protocol of its own, and otherwise none, unless an interceptor has put its own answer there.
     pub(in crate::consumer) fn records(
         &self,
         from_sdk: Vec<types::Record>,
     ) -> Result<Vec<Record>, ParseSequenceNumberError> {
         match &self.own {
-            Some(own) => Ok(own.take()),
-            None => from_sdk
+            Some(own) if from_sdk.is_empty() => Ok(own.take()),
+            _ => from_sdk
                 .into_iter()
                 .map(|read| record(&self.shard, read))
                 .collect(),
@@ -126,8 +127,9 @@ fn is_disabled(variable: impl Fn(&str) -> Option<String>) -> bool {
         || variable("CBOR_ENABLED").is_some_and(|value| is_false(&value))
 }
 
-/// Returns true if a call in CBOR failed because of the encoding: the endpoint does not know it, or its answer
-/// cannot be decoded.
+/// Returns true if a call in CBOR may have failed because of the encoding: the endpoint does not know it, or its
+/// answer cannot be decoded. Kinesis states a code with each error. An error without one is of a proxy or of an
+/// emulator, which may reject the body or the content type with almost any status.
 pub(in crate::consumer) fn is_of_encoding<E>(error: &SdkError<E, Response>) -> bool
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -135,7 +137,9 @@ where
     let status = error.raw_response().map(|response| response.status().as_u16());
     match (status, error.code()) {
         (_, Some("SerializationException" | "UnknownOperationException")) => true,
-        (Some(404 | 415), None) => true,
+        // Of a busy proxy: the same call may succeed later.
+        (Some(408 | 429 | 502..=504), None) => false,
+        (Some(_), None) if matches!(error, SdkError::ServiceError(_)) => true,
         _ => is_undecodable(error),
     }
 }
@@ -153,6 +157,10 @@ fn is_undecodable(error: &(dyn Error + 'static)) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_kinesis::error::ErrorMetadata;
+    use aws_sdk_kinesis::operation::get_records::GetRecordsError;
+    use aws_smithy_types::body::SdkBody;
+
     use super::*;
 
     #[test]
@@ -197,6 +205,51 @@ mod tests {
         let own = of_client(Wire::Cbor, &Client::from_conf(own.build()));
         assert!(!own.is_cbor());
         assert!(own.of_pages(false).build().protocol().is_none());
+    }
+
+    /// An interceptor can replace an answer, as mocks of the SDK do.
+    #[test]
+    fn records_of_an_interceptor_are_returned() {
+        let wire = of_client(Wire::Json, &Client::from_conf(config().build()));
+        let record = types::Record::builder()
+            .sequence_number("7")
+            .data(b"payload".to_vec().into())
+            .partition_key("key");
+        let read = wire
+            .records(vec![record.build().expect("complete")])
+            .expect("valid");
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].payload(), "payload");
+    }
+
+    #[test]
+    fn encoding_is_at_fault_without_a_code_unless_a_proxy_is_busy() {
+        let failed = |status: u16, code: Option<&str>| {
+            let mut meta = ErrorMetadata::builder();
+            if let Some(code) = code {
+                meta = meta.code(code);
+            }
+            let error = GetRecordsError::generic(meta.build());
+            let status = status.try_into().expect("a status");
+            is_of_encoding(&SdkError::service_error(
+                error,
+                Response::new(status, SdkBody::empty()),
+            ))
+        };
+        for status in [400, 403, 404, 406, 415, 500, 501] {
+            assert!(failed(status, None), "{status}");
+        }
+        for status in [408, 429, 502, 503, 504] {
+            assert!(!failed(status, None), "{status}");
+        }
+        assert!(failed(400, Some("SerializationException")));
+        for code in [
+            "ExpiredIteratorException",
+            "InternalFailure",
+            "AccessDeniedException",
+        ] {
+            assert!(!failed(400, Some(code)), "{code}");
+        }
     }
 
     #[test]
