@@ -4,7 +4,8 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_kinesis::error::ProvideErrorMetadata;
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
 use aws_sdk_kinesis::types::{StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -136,7 +137,9 @@ impl FanOut {
                 Ok(Ok(None)) if has_sent => return End::Expired,
                 // An open subscription sends an event every five seconds, even without records.
                 Ok(Ok(None)) => return End::Failed(NoEvent.into()),
-                Ok(Err(error)) => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
+                Ok(Err(error)) => {
+                    return self.end(&consumer, event_code(&error).map(str::to_owned), error.into());
+                }
                 Err(_) if Sabotage::TrustSilence.is_committed() => pending().await,
                 Err(_) => return End::Failed(Silent.into()),
             };
@@ -209,6 +212,16 @@ impl FanOut {
     }
 }
 
+/// Returns the code of an exception in a subscription. The code is in the header of its frame: the SDK keeps it as the
+/// type of the exception only.
+fn event_code<R>(error: &SdkError<SubscribeToShardEventStreamError, R>) -> Option<&str> {
+    match error.as_service_error()? {
+        SubscribeToShardEventStreamError::ResourceInUseException(_) => Some("ResourceInUseException"),
+        SubscribeToShardEventStreamError::ResourceNotFoundException(_) => Some("ResourceNotFoundException"),
+        other => other.code(),
+    }
+}
+
 /// Returns true for the last event of a closed shard: it names child shards, and has no continuation number
 /// or no records.
 fn is_end(event: &SubscribeToShardEvent, read: &[Record]) -> bool {
@@ -231,6 +244,24 @@ mod tests {
     use aws_sdk_kinesis::types::{ChildShard, HashKeyRange};
 
     use super::*;
+
+    #[test]
+    fn exception_in_a_subscription_has_the_code_of_its_type() {
+        use SubscribeToShardEventStreamError as Event;
+        use aws_sdk_kinesis::types::error::{ResourceInUseException, ResourceNotFoundException};
+
+        let code = |error| event_code(&SdkError::service_error(error, ())).map(str::to_owned);
+        let in_use = ResourceInUseException::builder().build();
+        let gone = ResourceNotFoundException::builder().build();
+        assert_eq!(
+            code(Event::ResourceInUseException(in_use)).as_deref(),
+            Some("ResourceInUseException")
+        );
+        assert_eq!(
+            code(Event::ResourceNotFoundException(gone)).as_deref(),
+            Some("ResourceNotFoundException")
+        );
+    }
 
     fn event(continuation: &str, children: &[&str]) -> SubscribeToShardEvent {
         let child = |name: &&str| {

@@ -180,7 +180,11 @@ where
 fn event_stream(error: &(dyn Error + 'static)) -> Option<Verdict> {
     type Event = kinesis::SubscribeToShardEventStreamError;
     if let Some(error) = error.downcast_ref::<SdkError<Event, RawMessage>>() {
-        return Some(sdk_error(error));
+        return match error {
+            // The code is in the header of the frame: the SDK keeps it as the type of the exception only.
+            SdkError::ServiceError(event) => metadata(event.err().meta()),
+            _ => Some(sdk_error(error)),
+        };
     }
     metadata(error.downcast_ref::<Event>()?.meta())
 }

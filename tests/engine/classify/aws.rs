@@ -219,7 +219,9 @@ async fn verdict_has_the_code_and_the_delay_of_the_service() {
 
 #[test]
 fn event_stream_errors_are_classified_by_code() {
-    use aws_sdk_kinesis::types::error::{KmsThrottlingException, SubscribeToShardEventStreamError as Event};
+    use aws_sdk_kinesis::types::error::{
+        KmsAccessDeniedException, KmsThrottlingException, SubscribeToShardEventStreamError as Event,
+    };
     use aws_smithy_runtime_api::client::result::SdkError;
     use aws_smithy_types::error::ErrorMetadata;
     use aws_smithy_types::event_stream::RawMessage;
@@ -233,6 +235,16 @@ fn event_stream_errors_are_classified_by_code() {
     );
     assert_eq!(pair(&sdk_error(&error)), TRANSIENT);
     assert_eq!(standard(&error).as_ref().map(pair), Some(TRANSIENT));
+
+    // The SDK reads the code of a real event from its header, and keeps only the type of the exception.
+    let denied = KmsAccessDeniedException::builder().message("no access").build();
+    let error = SdkError::service_error(
+        Event::KmsAccessDeniedException(denied.clone()),
+        RawMessage::Invalid(None),
+    );
+    let verdict = standard(&error).expect("known");
+    assert_eq!(Some(pair(&verdict)), standard(&denied).as_ref().map(pair));
+    assert_eq!(verdict.class(), Class::Permanent);
 }
 
 /// An operation error of another service, as its SDK crate generates it.
