@@ -203,7 +203,6 @@ async fn application_starts_at_a_time_or_after_given_records() {
     scene.put(records(50, 20, |_| "ok")).await;
     a_moment().await;
     let time = std::time::SystemTime::now();
-    a_moment().await;
     scene.put(records(50, 20, |_| "ok")).await;
     let sent = scene.read().await;
     let (before, after) = sent.split_at(50);

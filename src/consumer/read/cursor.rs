@@ -114,6 +114,16 @@ pub(in crate::consumer) enum Refusal {
     Ends(ReadingEnded),
 }
 
+/// Returns the latest time at which a record with this arrival may have arrived. Kinesis states milliseconds, emulators
+/// whole seconds.
+fn latest(arrival: SystemTime) -> SystemTime {
+    let since_epoch = arrival.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    match since_epoch.subsec_nanos() {
+        0 => arrival + Duration::from_millis(999),
+        _ => arrival,
+    }
+}
+
 /// Handles a start time that Kinesis refuses. If the time is not long past, this machine's clock is ahead:
 /// the shard restarts a minute earlier.
 fn earlier(time: DateTime) -> Refusal {
@@ -153,7 +163,7 @@ impl Reading {
             // Emulators of Kinesis start at the oldest record if nothing has arrived since the requested
             // time.
             match (since, record.arrival()) {
-                (Some(since), Some(arrival)) if arrival < since => continue,
+                (Some(since), Some(arrival)) if latest(arrival) < since => continue,
                 _ => since = None,
             }
             if self.needs_keys && record.partition_key().is_none() {
