@@ -50,8 +50,10 @@ async fn json_is_the_default() {
 /// The third call in CBOR fails. The same page is read in JSON.
 #[tokio::test]
 async fn endpoint_that_refuses_cbor_is_asked_in_json() {
-    let faults: [fn() -> Fault; 4] = [
+    let faults: [fn() -> Fault; 5] = [
         || Fault::Reply(415, json!({})),
+        // Of a server that reads each body as JSON.
+        || Fault::Reply(500, json!({})),
         || Fault::Reply(404, json!("not found")),
         || Fault::error(400, "SerializationException"),
         // An answer that cannot be decoded.

@@ -139,7 +139,7 @@ where
         (_, Some("SerializationException" | "UnknownOperationException")) => true,
         // Of a busy proxy: the same call may succeed later.
         (Some(408 | 429 | 502..=504), None) => false,
-        (Some(_), None) if matches!(error, SdkError::ServiceError(_)) => true,
+        (Some(400..), None) => true,
         _ => is_undecodable(error),
     }
 }
