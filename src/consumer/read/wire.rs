@@ -225,16 +225,15 @@ mod tests {
     #[test]
     fn encoding_is_at_fault_without_a_code_unless_a_proxy_is_busy() {
         let failed = |status: u16, code: Option<&str>| {
-            let mut meta = ErrorMetadata::builder();
-            if let Some(code) = code {
-                meta = meta.code(code);
-            }
-            let error = GetRecordsError::generic(meta.build());
-            let status = status.try_into().expect("a status");
-            is_of_encoding(&SdkError::service_error(
-                error,
-                Response::new(status, SdkBody::empty()),
-            ))
+            let response = Response::new(status.try_into().expect("a status"), SdkBody::empty());
+            let meta = ErrorMetadata::builder();
+            // As the SDK: an error without a code is not one of the service.
+            is_of_encoding(&match code {
+                Some(code) => {
+                    SdkError::service_error(GetRecordsError::generic(meta.code(code).build()), response)
+                }
+                None => SdkError::response_error(GetRecordsError::generic(meta.build()), response),
+            })
         };
         for status in [400, 403, 404, 406, 415, 500, 501] {
             assert!(failed(status, None), "{status}");
