@@ -4,8 +4,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError;
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::types::{StartingPosition, SubscribeToShardEvent, SubscribeToShardEventStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -16,8 +15,8 @@ use super::read_from::ReadFrom;
 use super::read_until::Page;
 use super::registration::Registration;
 use crate::consumer::calls::ANSWER_TIMEOUT;
-use crate::failure::BoxError;
-use crate::failure::classify::StandardClassifier;
+use crate::failure::classify::{Classify, StandardClassifier};
+use crate::failure::{BoxError, Verdict};
 use crate::pipeline::{Batch, Capacity, OVERHEAD};
 use crate::record::Record;
 use crate::sabotage::Sabotage;
@@ -117,7 +116,7 @@ impl FanOut {
             Ok(Err(error)) => match reading.refused(error.code()) {
                 Refusal::Ends(ended) => return End::Ended(ended),
                 Refusal::Earlier => return End::Failed(error.into()),
-                Refusal::None => return self.end(&consumer, error.code().map(str::to_owned), error.into()),
+                Refusal::None => return self.end(&consumer, error.into()),
             },
             Err(elapsed) => return End::Failed(elapsed.into()),
         };
@@ -137,9 +136,7 @@ impl FanOut {
                 Ok(Ok(None)) if has_sent => return End::Expired,
                 // An open subscription sends an event every five seconds, even without records.
                 Ok(Ok(None)) => return End::Failed(NoEvent.into()),
-                Ok(Err(error)) => {
-                    return self.end(&consumer, event_code(&error).map(str::to_owned), error.into());
-                }
+                Ok(Err(error)) => return self.end(&consumer, error.into()),
                 Err(_) if Sabotage::TrustSilence.is_committed() => pending().await,
                 Err(_) => return End::Failed(Silent.into()),
             };
@@ -199,8 +196,10 @@ impl FanOut {
         }
     }
 
-    fn end(&self, consumer: &str, code: Option<String>, error: BoxError) -> End {
-        match code.as_deref() {
+    fn end(&self, consumer: &str, error: BoxError) -> End {
+        // The SDK gives an exception inside a subscription no code, only a type. The classifier knows both.
+        let verdict = StandardClassifier.classify(&*error);
+        match verdict.as_ref().and_then(Verdict::code) {
             Some("ResourceInUseException") => End::InUse(error),
             Some("ResourceNotFoundException") => {
                 self.registration.forget(consumer);
@@ -209,16 +208,6 @@ impl FanOut {
             _ if StandardClassifier::is_passing(&*error) => End::Failed(error),
             _ => End::Refused(error),
         }
-    }
-}
-
-/// Returns the code of an exception in a subscription. The code is in the header of its frame: the SDK keeps it as the
-/// type of the exception only.
-fn event_code<R>(error: &SdkError<SubscribeToShardEventStreamError, R>) -> Option<&str> {
-    match error.as_service_error()? {
-        SubscribeToShardEventStreamError::ResourceInUseException(_) => Some("ResourceInUseException"),
-        SubscribeToShardEventStreamError::ResourceNotFoundException(_) => Some("ResourceNotFoundException"),
-        other => other.code(),
     }
 }
 
@@ -244,24 +233,6 @@ mod tests {
     use aws_sdk_kinesis::types::{ChildShard, HashKeyRange};
 
     use super::*;
-
-    #[test]
-    fn exception_in_a_subscription_has_the_code_of_its_type() {
-        use SubscribeToShardEventStreamError as Event;
-        use aws_sdk_kinesis::types::error::{ResourceInUseException, ResourceNotFoundException};
-
-        let code = |error| event_code(&SdkError::service_error(error, ())).map(str::to_owned);
-        let in_use = ResourceInUseException::builder().build();
-        let gone = ResourceNotFoundException::builder().build();
-        assert_eq!(
-            code(Event::ResourceInUseException(in_use)).as_deref(),
-            Some("ResourceInUseException")
-        );
-        assert_eq!(
-            code(Event::ResourceNotFoundException(gone)).as_deref(),
-            Some("ResourceNotFoundException")
-        );
-    }
 
     fn event(continuation: &str, children: &[&str]) -> SubscribeToShardEvent {
         let child = |name: &&str| {

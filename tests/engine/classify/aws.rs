@@ -220,7 +220,8 @@ async fn verdict_has_the_code_and_the_delay_of_the_service() {
 #[test]
 fn event_stream_errors_are_classified_by_code() {
     use aws_sdk_kinesis::types::error::{
-        KmsAccessDeniedException, KmsThrottlingException, SubscribeToShardEventStreamError as Event,
+        KmsAccessDeniedException, KmsThrottlingException, ResourceInUseException, ResourceNotFoundException,
+        SubscribeToShardEventStreamError as Event,
     };
     use aws_smithy_runtime_api::client::result::SdkError;
     use aws_smithy_types::error::ErrorMetadata;
@@ -245,6 +246,20 @@ fn event_stream_errors_are_classified_by_code() {
     let verdict = standard(&error).expect("known");
     assert_eq!(Some(pair(&verdict)), standard(&denied).as_ref().map(pair));
     assert_eq!(verdict.class(), Class::Permanent);
+    let code = |event| {
+        let error = SdkError::service_error(event, RawMessage::Invalid(None));
+        standard(&error)?.code().map(str::to_owned)
+    };
+    let in_use = ResourceInUseException::builder().build();
+    let gone = ResourceNotFoundException::builder().build();
+    assert_eq!(
+        code(Event::ResourceInUseException(in_use)).as_deref(),
+        Some("ResourceInUseException")
+    );
+    assert_eq!(
+        code(Event::ResourceNotFoundException(gone)).as_deref(),
+        Some("ResourceNotFoundException")
+    );
 }
 
 /// An operation error of another service, as its SDK crate generates it.
