@@ -297,7 +297,7 @@ impl Page {
             cbor.bytes.extend([0xd9, 0xd9, 0xf7]);
         }
         cbor.map(|page| {
-            match self.records.is_empty() && self.has_nulls {
+            match self.records.is_empty() && page.forms.draw(2) == 0 {
                 true => page.absent("Records"),
                 false => page.member("Records", |page| {
                     page.list(self.records.len(), |page, index| {
@@ -528,7 +528,7 @@ impl Writer {
     fn child(&mut self, child: &Child) {
         self.map(|written| {
             written.member("ShardId", |it| it.text(&child.shard));
-            match child.parents.is_empty() {
+            match child.parents.is_empty() && written.forms.draw(2) == 0 {
                 true => written.absent("ParentShards"),
                 false => written.member("ParentShards", |it| {
                     it.list(child.parents.len(), |it, index| it.text(&child.parents[index]));
